@@ -1,0 +1,123 @@
+/* engine.h - the engine thread: continuous batching over a group of workers.
+ *
+ * The engine thread is the only owner of sequences, slots and pages. gRPC workers meet it in two places only: a
+ * bounded inbox (submit, cancel, finish) and one bounded ring of tokens per stream. The engine never calls gRPC; it
+ * pokes a gRPC worker through a callback, at most once per step and worker, when a ring of that worker went from
+ * empty to not empty.
+ *
+ *   gRPC worker --engine_submit / engine_cancel / engine_finish--> inbox --> engine thread
+ *   engine thread --stream ring + poke--> gRPC worker
+ */
+#pragma once
+
+#include "base/error.h"
+#include "base/limits.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct engine;
+struct engine_stream; /* reference counted: one held by the engine while it works, one by the caller of submit */
+
+/* What the engine needs of a gRPC worker: called from the engine thread, must not block. */
+struct engine_poke {
+    void (*fn)(void *user);
+    void *user;
+};
+
+struct engine_options {
+    uint32_t max_num_seqs;           /* clamped to the workers' slots */
+    uint32_t max_num_batched_tokens; /* rows of a step */
+    uint32_t max_model_len;          /* 0 = what the workers allow */
+    uint32_t max_queue;              /* waiting requests; more is -EAGAIN at submit */
+    uint32_t prefill_target_ms;      /* CPU: prompt rows of a step are limited so that a step takes about this long; 0 = off */
+    int control_fd;                  /* launcher's control socket; channels arrive here (see proto/step/control.h) */
+};
+
+int engine_create(const struct engine_options *options, struct engine **ret, struct error *e);
+int engine_start(struct engine *g, struct error *e); /* starts the thread */
+/* Stops taking requests; running ones go on. Then stop: ends the thread; streams still alive finish with ABORTED. */
+void engine_drain(struct engine *g);
+struct engine *engine_free(struct engine *g);
+
+struct engine_sampling {
+    float temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
+    uint32_t top_k;
+    uint64_t seed;
+};
+
+struct engine_request { /* arrays are copied by submit */
+    const uint32_t *prompt_ids;
+    uint32_t n_prompt;             /* 1 .. max_model_len - 1 */
+    struct engine_sampling sampling;
+    uint32_t max_tokens, min_tokens; /* max_tokens >= 1 and n_prompt + max_tokens <= max_model_len */
+    const uint32_t *bias_ids;
+    const float *bias;
+    uint32_t n_bias;
+    const uint32_t *stop_ids;      /* model's own (unless ignore_eos) and the request's, merged by the caller */
+    uint32_t n_stop_ids;
+    bool logprobs;
+    uint32_t top_logprobs;
+    int32_t priority;
+    uint64_t deadline_ns;          /* CLOCK_MONOTONIC; 0 = none */
+    char request_id[REQUEST_ID_BYTES_MAX + 1];
+    struct engine_poke poke;
+    void *user;                    /* for the caller: engine_stream_user() */
+};
+
+enum engine_finish {
+    ENGINE_RUNNING = 0,
+    ENGINE_FINISH_STOP_ID,   /* the last token is the stop id */
+    ENGINE_FINISH_LENGTH,
+    ENGINE_FINISH_REQUESTED, /* engine_finish(): stop string */
+    ENGINE_FINISH_CANCELLED, /* engine_cancel() */
+    ENGINE_FINISH_ABORTED,   /* shutdown */
+    ENGINE_FINISH_DEADLINE,
+    ENGINE_FINISH_FAULT,     /* suspect of two group deaths, or a fault the workers reported; text in stream_error */
+    ENGINE_FINISH_SLOW,      /* the reader left its ring full for too long */
+};
+
+struct engine_token {
+    uint32_t id;
+    float logprob;
+    uint32_t n_top;
+    uint32_t top_ids[TOP_LOGPROBS_MAX];
+    float top_logprobs[TOP_LOGPROBS_MAX];
+};
+
+/* 0; -EAGAIN: queue full (retryable); -ESHUTDOWN: draining; -EEXIST: request_id is running; -E2BIG: does not fit the
+ * model or the pools; -EINVAL. The sentence is fit for a client. */
+int engine_submit(struct engine *g, const struct engine_request *request, struct engine_stream **ret, struct error *e);
+/* The client went away or its deadline passed: leaves the next plan, frees all when the steps in flight retire. */
+void engine_cancel(struct engine *g, struct engine_stream *s);
+/* The gRPC worker found a stop string after n_tokens tokens: the rest is not wanted. */
+void engine_finish(struct engine *g, struct engine_stream *s, uint32_t n_tokens);
+/* Cancels by request id with ENGINE_FINISH_ABORTED; returns whether it was found. Any thread. */
+bool engine_abort(struct engine *g, const char *request_id);
+uint32_t engine_abort_all(struct engine *g);
+
+/* gRPC worker side of the ring: takes up to max tokens. Returns the count; *ret_finish is set (not RUNNING) once the
+ * stream has ended and every token was taken. */
+uint32_t engine_stream_take(struct engine_stream *s, struct engine_token *tokens, uint32_t max, enum engine_finish *ret_finish);
+void *engine_stream_user(const struct engine_stream *s);
+const char *engine_stream_error(const struct engine_stream *s); /* after ENGINE_FINISH_FAULT */
+struct engine_timing {
+    uint64_t received_ns, first_step_ns, first_token_ns; /* CLOCK_MONOTONIC; 0 = not yet */
+};
+void engine_stream_timing(const struct engine_stream *s, struct engine_timing *ret);
+struct engine_stream *engine_stream_unref(struct engine_stream *s); /* caller's reference; NULL ok */
+/* A snapshot for GetServerInfo and /metrics; any thread. */
+struct engine_stats {
+    const char *state; /* "loading" "serving" "recovering" "draining" */
+    uint32_t tp, max_num_seqs, max_num_batched_tokens, max_model_len, max_queue, vocab_size;
+    uint32_t pages_total, pages_free, running, waiting;
+    uint64_t requests_total, prompt_tokens_total, generated_tokens_total, steps_total, preemptions_total;
+    uint64_t replays_total, dropped_records_total, step_errors_total;
+    uint64_t step_plan_ns_total; /* time of the engine thread per step, planning and completion handling */
+    uint64_t group_epoch, coord_epoch, weight_fingerprint, weight_bytes;
+    bool has_mtp;
+    char devices[RANKS_MAX][96];
+};
+void engine_stats(struct engine *g, struct engine_stats *ret);
+/* Blocks until the workers have answered the first RESET or timeout. */
+int engine_wait_ready(struct engine *g, uint64_t timeout_ns);

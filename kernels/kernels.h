@@ -1,0 +1,349 @@
+/* kernels.h - the contract between tp/ (what a rank does) and a kernels library (how it is computed).
+ *
+ * Called by tp/ only. kernels/cpu implements it in C and is the readable statement of what each operation means;
+ * kernels/cuda implements the same contract on a GPU. A program links exactly one of them.
+ *
+ * Letters, fixed here once (all per rank unless "full" is said):
+ *   R rows (tokens) of a step      H hidden_size (full)          V vocabulary (full)   P = tp (ranks)
+ *   I intermediate_size / P        D attention head_dim          Hq, Hkv local query / kv heads
+ *   Hk, Hv local GDN key / value heads     dk, dv their sizes     W conv_kernel (4)     C = GDN_BLOCK (16)
+ *
+ * Asynchrony. Operations take a stream and return when queued; arrays they name must stay alive until the stream
+ * has passed them. All activations are fp32, row-major [R][columns], in device memory from k_alloc(). Row and
+ * sequence counts given by the host are upper bounds: the true ones are in the batch on the device, so a captured
+ * graph replays with new contents. Nothing allocates after creation; nothing here logs.
+ *
+ * Errors. Functions that can fail at creation return negative errno and fill struct error. Operations return
+ * nothing: a fault is kept in the stream and fetched with k_stream_error().
+ *
+ * Numbers. A row's result depends on its sequence's earlier rows and the weights only: not on other rows, row
+ * count, step boundaries, tp or threads, and is bit-identical on every instruction set:
+ *   - A linear product splits its full K into 8 equal leaves. A leaf is one fp32 accumulator, k ascending, fma.
+ *     Leaves are added as ((0+1)+(2+3))+((4+5)+(6+7)). A row-parallel linear at tp P holds 8/P consecutive leaves
+ *     and computes that subtree; k_reduce_residual() adds the top of the tree in rank order.
+ *   - Attention reduces leaves of 256 positions counted from 0, each from a fresh maximum, combined in index order.
+ *   - Norm sums, softmax sums and all others have one written order; exp and log are our own.
+ * Every operation states where it rounds; what is not stated stays fp32. */
+#pragma once
+
+#include "base/error.h"
+#include "base/limits.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum k_dtype { K_F32 = 0, K_BF16 = 1, K_F16 = 2 };
+static inline size_t k_dtype_bytes(enum k_dtype t) {
+    return t == K_F32 ? 4 : 2;
+}
+
+/* ------------------------------------------------------------------ context, streams, events, graphs ---------- */
+
+struct k_context; /* one device (or one set of CPU threads) as one rank sees it; no process globals */
+struct k_stream;  /* an ordered queue of operations; used by one host thread at a time */
+struct k_event;
+struct k_graph;
+
+struct k_context_options {
+    uint32_t device;  /* CUDA ordinal; ignored on the CPU */
+    uint32_t threads; /* CPU threads of this rank, the calling one included; 0 = all this process may use */
+    const char *isa;  /* CPU: NULL = best of "avx512" "avx2" "plain"; naming one that is absent is -ENOTSUP */
+};
+
+int k_context_create(const struct k_context_options *options, struct k_context **ret, struct error *e);
+struct k_context *k_context_free(struct k_context *c); /* NULL ok; returns NULL */
+const char *k_context_describe(const struct k_context *c); /* "cpu avx512, 2 threads"; owned by c */
+uint64_t k_memory_free(const struct k_context *c);         /* bytes that k_alloc could still hand out */
+
+int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e);
+struct k_stream *k_stream_free(struct k_stream *s);
+/* Waits until all that is queued has run. 0, -ETIMEDOUT after timeout_ns (0 = no limit), or the stream's fault. */
+int k_stream_wait(struct k_stream *s, uint64_t timeout_ns, struct error *e);
+int k_stream_error(struct k_stream *s, struct error *e); /* 0 or the first fault; never blocks */
+
+int k_event_create(struct k_context *c, struct k_event **ret, struct error *e);
+struct k_event *k_event_free(struct k_event *ev);
+void k_event_record(struct k_stream *s, struct k_event *ev);
+bool k_event_done(const struct k_event *ev);
+int k_event_wait(struct k_event *ev, uint64_t timeout_ns);
+
+/* Between begin and end operations are recorded, not run. A graph replays the recorded calls with the same
+ * pointers; the CPU library records and replays too, so that a host decision taken inside a step shows in CI. */
+int k_capture_begin(struct k_stream *s, struct error *e);
+int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e);
+void k_graph_launch(struct k_stream *s, struct k_graph *g);
+struct k_graph *k_graph_free(struct k_graph *g);
+
+void *k_alloc(struct k_context *c, size_t bytes); /* device memory, zeroed, 64-byte aligned; NULL = out of memory */
+void k_free(struct k_context *c, void *p);
+void *k_host_alloc(struct k_context *c, size_t bytes); /* pinned host memory, zeroed */
+void k_host_free(struct k_context *c, void *p);
+void k_upload(struct k_stream *s, void *device_to, const void *host_from, size_t bytes);
+void k_download(struct k_stream *s, void *host_to, const void *device_from, size_t bytes);
+
+/* ------------------------------------------------------------------ weights ----------------------------------- */
+
+/* A block of rows of a checkpoint matrix as it lies in the mapped file: element (r, k) is at
+ * data + (r * row_stride + k) * size(dtype). The caller has applied the shard's first row and first column to data. */
+struct k_matrix_view {
+    const void *data;
+    uint64_t row_stride; /* elements */
+    uint32_t rows;
+    enum k_dtype dtype;
+};
+
+/* One linear: pieces stacked along the output, all with the same K. Output columns are the pieces' rows in order,
+ * unpadded. leaves = K-leaves this rank holds (8 column-parallel, 8/P row-parallel); columns % leaves == 0. */
+struct k_linear_spec {
+    const struct k_matrix_view *pieces;
+    uint32_t n_pieces; /* 1..8 */
+    uint32_t columns;  /* local K */
+    uint32_t leaves;   /* 1, 2, 4 or 8 */
+    const char *name;  /* for errors; copied */
+};
+
+struct k_linear; /* an opaque weight pack: canonical tiles of 16 output rows, [leaf][strip][k][16] on the CPU */
+
+size_t k_linear_bytes(const struct k_linear_spec *spec); /* packed size; no allocation */
+int k_linear_pack(struct k_context *c, const struct k_linear_spec *spec, struct k_linear **ret, struct error *e);
+/* Seeded weights straight in the packed form, uniform in [-scale, scale], views' data ignored. */
+int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64_t seed, float scale,
+        struct k_linear **ret, struct error *e);
+struct k_linear *k_linear_free(struct k_linear *l);
+uint32_t k_linear_rows(const struct k_linear *l);
+
+/* A vector of weights, turned into fp32 on the device (norms, A_log, dt_bias, conv taps). offset is added in fp32
+ * to every element: 1.0f for zero-centred norms. */
+int k_vector_load(struct k_context *c, const void *data, enum k_dtype dtype, uint32_t n, float offset, float **ret,
+        struct error *e); /* release with k_free */
+
+/* ------------------------------------------------------------------ geometry and pools ------------------------ */
+
+struct k_shape { /* what one rank holds; filled by tp/ from the model and the sharding table */
+    uint32_t tp, rank;
+    uint32_t hidden_size, vocab_size;   /* full */
+    uint32_t vocab_first, vocab_rows;   /* this rank's rows of lm_head: whole 64ths of the vocabulary */
+    uint32_t q_heads, kv_heads, head_dim, rotary_dim;
+    uint32_t gdn_k_heads, gdn_v_heads, gdn_k_dim, gdn_v_dim, conv_kernel;
+    uint32_t intermediate_size;
+    uint32_t n_attention_layers;        /* KV layers, the MTP layer last if the model has one */
+    uint32_t n_gdn_layers;
+    float rms_eps;
+    double rope_theta;
+};
+
+/* Pool: everything that belongs to sequences. Slot 0 and page 0 are dummies for padded rows and never opened.
+ *   KV      [layer][page][kv_head][K|V][64][head_dim] in kv_dtype (rounded to nearest even when written)
+ *   GDN     per slot and layer: S0 [Hv][dk][dv], ring of C rows (k after L2 norm [Hk][dk], Delta [Hv][dv], G [Hv]),
+ *           conv window: the W-1 last pre-conv rows [W-1][2*Hk*dk + Hv*dv]; all fp32
+ *   slots   length, last sampled id, sample index, page table, sampling parameters, token counts, MTP hidden [H]
+ *   units   host memory units for SWAP and SNAPSHOT, each as large as one slot's GDN state or one page */
+struct k_pool;
+struct k_pool_options {
+    uint32_t slots;          /* without the dummy; 1..SEQS_MAX */
+    uint32_t pages;          /* without the dummy */
+    uint32_t pages_per_slot; /* page table length: ceil(max_model_len / 64) */
+    uint32_t slot_units;     /* host units for slot snapshots; may be 0 */
+    uint32_t page_units;     /* host units for pages; may be 0 */
+    enum k_dtype kv_dtype;   /* K_F32 or K_BF16 */
+};
+
+/* Bytes of one slot, one page and the fixed part, so that the caller can print a budget before creating. */
+struct k_pool_cost {
+    uint64_t slot_bytes, page_bytes, fixed_bytes;
+};
+void k_pool_cost(const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret);
+int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct k_pool_options *options,
+        struct k_pool **ret, struct error *e);
+struct k_pool *k_pool_free(struct k_pool *p);
+
+/* ------------------------------------------------------------------ communicator ------------------------------ */
+
+struct k_comm;
+/* region is shared by all ranks of the group (same bytes mapped in each, zeroed once before the first create),
+ * k_comm_region_bytes() long. tp == 1 needs no region (NULL, 0). rows_max bounds R. */
+size_t k_comm_region_bytes(const struct k_shape *shape, uint32_t rows_max);
+int k_comm_create(struct k_context *c, const struct k_shape *shape, uint32_t rows_max, void *region,
+        size_t region_bytes, struct k_comm **ret, struct error *e);
+struct k_comm *k_comm_free(struct k_comm *m);
+/* Makes every rank that waits, now or later, in a collective give up: the streams get -ECANCELED. Any thread. */
+void k_comm_abort(struct k_comm *m);
+
+/* ------------------------------------------------------------------ the batch of a step ----------------------- */
+
+enum k_entry_kind {
+    K_ENTRY_PROMPT = 0,   /* ids and positions are given */
+    K_ENTRY_CONTINUE = 1, /* row 0 is the slot's last sampled id at the slot's length */
+};
+enum k_entry_flags {
+    K_ENTRY_SAMPLE = 1u << 0,       /* sample after the last row; the id becomes the slot's last id */
+    K_ENTRY_LOGITS = 1u << 1,       /* copy the last row's raw logits to the logits buffer (tests, offline use) */
+    K_ENTRY_LOGITS_ALL = 1u << 2,   /* ... of every row (needs k_workspace_options.logits_rows) */
+};
+
+/* One entry of the plan, in device memory. Rows of an entry are consecutive. Entries are in plan order. */
+struct k_entry {
+    uint32_t slot;
+    uint32_t kind;       /* enum k_entry_kind */
+    uint32_t flags;
+    uint32_t n_rows;     /* PROMPT: >= 1; CONTINUE: 1 (drafts come with speculation) */
+    uint32_t row_begin;  /* first row in the batch */
+    uint32_t first_pos;  /* PROMPT: KV index of the first row; ignored for CONTINUE */
+    uint32_t ids_at;     /* PROMPT: index of its first id in ids[] */
+    uint32_t id_after;   /* PROMPT: the id after the chunk, for the MTP layer; UINT32_MAX = not known yet */
+    uint32_t rope_at;    /* index of 3*n_rows rope positions in rope[]; UINT32_MAX = same as KV index */
+    uint32_t top_logprobs; /* 0..TOP_LOGPROBS_MAX, reported beside the sampled id; UINT32_MAX = no logprobs at all */
+    uint32_t sample_index; /* which sample of the sequence this is (0 = first generated token): keys the noise */
+    uint32_t sample_at;    /* index of its result in the results array; set iff K_ENTRY_SAMPLE */
+};
+
+/* The device arrays that tp/ uploads for a step; capacities were fixed at creation. */
+struct k_plan {
+    uint32_t n_entries, n_rows, n_samples; /* the true counts, on the device */
+    uint32_t reserved;
+};
+
+struct k_batch; /* device-resident: plan, entries, ids, rope, and the per-row arrays that k_begin_step derives */
+int k_batch_create(struct k_context *c, uint32_t entries_max, uint32_t rows_max, struct k_batch **ret, struct error *e);
+struct k_batch *k_batch_free(struct k_batch *b);
+/* Queues the upload of one step's plan; the host arrays must stay alive until the stream has passed it. */
+void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *plan, const struct k_entry *entries,
+        const uint32_t *ids, uint32_t n_ids, const uint32_t *rope, uint32_t n_rope);
+
+/* ------------------------------------------------------------------ slots and memory operations --------------- */
+
+struct k_sampling {      /* a slot's parameters; every field is valid (validated by the coordinator and by tp/) */
+    float temperature;   /* 0 = greedy */
+    uint32_t top_k;      /* 0 = off */
+    float top_p;         /* (0, 1]; 1 = off */
+    float min_p;         /* [0, 1]; 0 = off */
+    float repetition_penalty;                   /* > 0; 1 = off; over prompt and output */
+    float presence_penalty, frequency_penalty;  /* 0 = off; over output */
+    uint64_t seed;
+    uint32_t min_tokens; /* ids in suppress[] have logit -inf while sample_index < min_tokens */
+    uint32_t n_bias, n_suppress;
+    const uint32_t *bias_ids; /* [n_bias] host pointers, copied when the call returns */
+    const float *bias;        /* [n_bias] added to the logit */
+    const uint32_t *suppress; /* [n_suppress] */
+};
+
+enum k_memory_kind {
+    K_MEM_ZERO_SLOT,       /* a: slot; state zero, length 0 */
+    K_MEM_COPY_SLOT,       /* a -> b: state, length, counts; not the page table */
+    K_MEM_COPY_PAGE,       /* a -> b: all layers */
+    K_MEM_SNAPSHOT_SLOT,   /* slot a -> slot unit b */
+    K_MEM_RESTORE_SLOT,    /* slot unit a -> slot b */
+    K_MEM_PAGE_OUT,        /* page a -> page unit b */
+    K_MEM_PAGE_IN,         /* page unit a -> page b */
+};
+struct k_memory_op {
+    uint32_t kind, a, b;
+};
+
+/* Each is queued on the stream in order. Arguments were checked by tp/: slots, pages and units exist. */
+void k_slot_open(struct k_stream *s, struct k_pool *p, uint32_t slot, const struct k_sampling *sampling);
+void k_slot_close(struct k_stream *s, struct k_pool *p, uint32_t slot);
+/* Sets page table entries [first, first + n) of the slot. Host array copied when the call returns. */
+void k_slot_grant(struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t first, uint32_t n,
+        const uint32_t *pages);
+void k_memory(struct k_stream *s, struct k_pool *p, const struct k_memory_op *ops, uint32_t n);
+
+/* ------------------------------------------------------------------ the operations of a step ------------------ */
+
+/* Derives per-row ids, positions, slot and sequence from the entries; CONTINUE rows take id and position from the
+ * slot. Counts PROMPT ids for the repetition penalty. Must be first. */
+void k_begin_step(struct k_stream *s, struct k_pool *p, struct k_batch *b);
+
+/* x[R][H] = table[id][H] (full table, row-major in the checkpoint's dtype, mapped or device memory). */
+void k_embed(struct k_stream *s, const struct k_batch *b, const void *table, enum k_dtype dtype, uint32_t hidden_size,
+        float *x);
+
+/* y[R][n] = W (x * rsqrt(mean(x^2) + eps) * w), w already carries the +1 of zero-centred norms. */
+void k_norm_project(struct k_stream *s, const struct k_batch *b, const float *x, const float *norm, float eps,
+        const struct k_linear *w, float *y);
+
+/* One GDN mixer after its projections. in[R][qkv | z | b | a] with qkv = 2*Hk*dk + Hv*dv, z = Hv*dv, b = Hv, a = Hv
+ * (columns in that order, as the pieces of the projection). Convolution + SiLU, L2 norms, the block form of
+ * docs/architecture.md (C = 16 counted from position 0), gated RMS norm. out[R][Hv*dv], input of out_proj. */
+struct k_gdn_weights {
+    const float *conv;     /* [2*Hk*dk + Hv*dv][W] taps, newest last */
+    const float *a_log;    /* [Hv] */
+    const float *dt_bias;  /* [Hv] */
+    const float *norm;     /* [dv], plain (not zero-centred) */
+};
+void k_gdn_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, uint32_t gdn_layer,
+        const struct k_gdn_weights *w, const float *in, float *out);
+
+/* One full-attention mixer after its projections. in[R][q+gate | k | v]: per query head D query then D gate columns
+ * (Hq * 2D), then Hkv * D, then Hkv * D. q/k norm, partial rope (cos and sin in fp32), write K and V to the pages,
+ * causal attention, times sigmoid(gate). out[R][Hq*D], input of o_proj. kv_shift: 0 for main layers; 1 for the MTP
+ * layer, whose entry made from (h_t, x_{t+1}) is stored and roped at index t+1 and attends to indices 1..t+1. */
+struct k_attention_weights {
+    const float *q_norm, *k_norm; /* [D], +1 applied */
+};
+void k_attention_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, uint32_t attention_layer,
+        uint32_t kv_shift, const struct k_attention_weights *w, const float *in, float *out);
+
+/* y[R][I] = silu(G n) * (U n), n = norm(x); w stacks gate rows then up rows (2 pieces of I rows). */
+void k_norm_gate_up(struct k_stream *s, const struct k_batch *b, const float *x, const float *norm, float eps,
+        const struct k_linear *w, float *y);
+
+/* part[R][H]: this rank's subtree of the row-parallel product W in. */
+void k_project_partial(struct k_stream *s, const struct k_batch *b, const struct k_linear *w, const float *in,
+        float *part);
+
+/* x[R][H] += top of the tree over ranks of part. Collective: every rank calls it with the same batch. */
+void k_reduce_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part, float *x,
+        uint32_t hidden_size);
+
+/* y[R][H] = norm(x). For the final norm; also keeps the last row of each entry as the slot's MTP hidden. */
+void k_final_norm(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const float *x, const float *norm,
+        float eps, float *y);
+
+struct k_result;
+
+/* MTP input: y[R][2H] = [norm_e(E[x_{t+1}]) ; norm_h(h_t)] where x_{t+1} of a row is the next row's id, or the
+ * entry's id_after for its last row (UINT32_MAX: the id in results just sampled for that entry, id 0 where it did not
+ * sample). hidden is post-final-norm. */
+void k_mtp_input(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const void *table,
+        enum k_dtype dtype, const float *hidden, const float *norm_embedding, const float *norm_hidden, float eps,
+        const struct k_result *results, float *y);
+/* y[R][n] = W x, no norm (mtp.fc). */
+void k_project(struct k_stream *s, const struct k_batch *b, const float *x, const struct k_linear *w, float *y);
+
+/* ------------------------------------------------------------------ head and sampling ------------------------- */
+
+struct k_result { /* one per sampled entry, device memory, downloaded by tp/ */
+    uint32_t id;
+    float logprob;  /* natural log, of the raw model distribution (before penalties, temperature and filters) */
+    uint32_t n_top; /* top_logprobs filled */
+    uint32_t reserved;
+    uint32_t top_ids[TOP_LOGPROBS_MAX];
+    float top_logprobs[TOP_LOGPROBS_MAX];
+};
+
+/* logits = head(hidden) for the last row of each sampling entry (and the rows whose logits were asked for); each
+ * rank multiplies its vocabulary rows. Then per sample, in this order: bias; penalties; suppress; temperature;
+ * top_k; top_p; min_p; token = argmax(logit/T + Gumbel(seed, sample_index, position, token id)), ties to the lower
+ * id. logsumexp over 64 fixed vocabulary segments in a fixed tree; top_p mass in 64-bit fixed point. Every rank
+ * ends with the same results[].
+ * logits, if not NULL: [logits_rows_max][vocab_rows] raw local logits of the rows that asked, in row order.
+ * A NaN or infinite logit is a fault of that stream: -EBADMSG naming the slot. */
+void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,
+        const struct k_linear *head, const float *hidden, struct k_result *results, float *logits,
+        uint32_t logits_rows_max);
+
+/* Commits the step to the slots: length += rows; where the entry sampled, last id and token counts from results
+ * (NULL when no entry samples). Always the last operation of a step. */
+void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results);
+
+/* Scratch that the operations above need for rows_max rows; asked once, handed over once. */
+size_t k_workspace_bytes(const struct k_shape *shape, uint32_t rows_max, uint32_t samples_max);
+void k_stream_set_workspace(struct k_stream *s, void *device_memory, size_t bytes);
+
+/* ------------------------------------------------------------------ looking in (tests, inspect) --------------- */
+
+/* Copies a slot's recurrent state at its current length, folded (S after the last position), [Hv][dk][dv] fp32, and
+ * its conv window [2*Hk*dk + Hv*dv][W-1], oldest first. Synchronous. */
+int k_pool_read_gdn(struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t gdn_layer, float *state, float *conv);

@@ -1,0 +1,41 @@
+/* control.h - the control socket between the launcher and each of its children (SOCK_SEQPACKET pair, fd 3).
+ *
+ * Small fixed messages, file descriptors beside them by SCM_RIGHTS. The launcher speaks first; a child that reads
+ * end-of-file on it exits: the launcher is gone. Every message names the epochs it belongs to. */
+#pragma once
+
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define CONTROL_FD        3 /* of a child, set up before exec */
+#define CONTROL_FDS_MAX   8
+#define CONTROL_TEXT_MAX  512
+
+enum control_kind {
+    CONTROL_CHANNEL = 1,  /* launcher -> child: epochs and the step ring's memfd (1 fd). Replaces an older channel */
+    CONTROL_LISTENERS,    /* launcher -> coordinator: n listening sockets (fds), text = their names, one per line */
+    CONTROL_READY,        /* child -> launcher: weights loaded / serving. text = one line for people */
+    CONTROL_LOADING,      /* child -> launcher: a = done, b = total (bytes), text = what */
+    CONTROL_FAULT,        /* child -> launcher: cannot go on; text = why. The child exits after it */
+    CONTROL_PING,         /* launcher -> child, a = number */
+    CONTROL_PONG,         /* child -> launcher, same a */
+    CONTROL_STOP,         /* launcher -> child: drain and exit; a = grace in ms */
+    CONTROL_GROUP_LOST,   /* launcher -> coordinator: a = dead rank; a new CHANNEL follows when the group is back */
+    CONTROL_STUCK,        /* coordinator -> launcher: a = rank that makes no progress */
+};
+
+struct control_message {
+    uint32_t kind;
+    uint32_t n_fds;
+    uint64_t group_epoch, coord_epoch;
+    uint64_t a, b;
+    char text[CONTROL_TEXT_MAX];
+    int fds[CONTROL_FDS_MAX]; /* received ones are O_CLOEXEC and the receiver's to close */
+};
+
+int control_send(int fd, const struct control_message *m, struct error *e);
+/* One message. 0; -EAGAIN when none waits (non-blocking); -EPIPE at end-of-file; -EBADMSG for a malformed one. */
+int control_receive(int fd, bool block, struct control_message *ret, struct error *e);
+void control_close_fds(struct control_message *m);

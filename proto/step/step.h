@@ -1,0 +1,175 @@
+/* step.h - the step protocol, version 1: what the coordinator tells the workers, and what comes back.
+ *
+ * Shared by daemon/ (writer) and tp/ (reader); neither knows anything else of the other. A record is one
+ * self-contained little-endian byte string:
+ *
+ *   struct step_header | section | section | ... | blob
+ *
+ * A section is struct step_section followed by `bytes` bytes of `count` fixed-size items; sections start at
+ * multiples of 8. The blob area is the last section; items point into it by byte offset. Unknown section types,
+ * unknown flags and sizes that do not add up are refused with a sentence (step_decode).
+ *
+ * Every rank reads the same record. Reading validates everything that does not need the pools (tp/ checks slots and
+ * pages against its own). Nothing read from a record is trusted before step_decode() has returned 0. */
+#pragma once
+
+#include "base/error.h"
+#include "base/limits.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define STEP_PROTOCOL      1u
+#define STEP_RECORD_MAX    (4u << 20) /* bytes of one record, header to blob end */
+#define STEP_NONE          UINT32_MAX
+
+enum step_type {
+    STEP_TYPE_RESET = 1, /* finish what was committed, empty slots and pages, answer with geometry */
+    STEP_TYPE_PLAN = 2,  /* one engine step */
+    STEP_TYPE_PING = 3,  /* answer with an empty completion */
+    STEP_TYPE_STOP = 4,  /* finish and exit 0 */
+};
+
+struct step_header {
+    uint32_t magic; /* "SHST" little-endian */
+    uint16_t protocol, type;
+    uint32_t record_bytes; /* of the whole record */
+    uint32_t n_sections;
+    uint64_t group_epoch, coord_epoch;
+    uint64_t step; /* 1, 2, 3 ... per coord_epoch; RESET is step 0 */
+};
+
+enum step_section_type {
+    STEP_SECTION_OPEN = 1,   /* struct step_open */
+    STEP_SECTION_CLOSE = 2,  /* uint32_t slot */
+    STEP_SECTION_MEMORY = 3, /* struct step_memory */
+    STEP_SECTION_ENTRY = 4,  /* struct step_entry */
+    STEP_SECTION_BLOB = 15,  /* bytes; at most one, last */
+};
+struct step_section {
+    uint32_t type, count, item_bytes, bytes;
+};
+
+/* Order within a step: CLOSE, OPEN, MEMORY, grants of ENTRY, compute. */
+
+struct step_open {
+    uint32_t slot;
+    uint32_t flags; /* none defined: must be 0 */
+    uint64_t sequence; /* for logs and checksums */
+    float temperature, top_p, min_p;
+    uint32_t top_k;
+    float repetition_penalty, presence_penalty, frequency_penalty;
+    uint32_t min_tokens;
+    uint64_t seed;
+    uint32_t n_bias, bias_at;         /* blob: n_bias x {uint32 id, float bias} */
+    uint32_t n_suppress, suppress_at; /* blob: uint32 ids */
+};
+
+enum step_memory_kind { /* same order and meaning as enum k_memory_kind of kernels.h */
+    STEP_MEMORY_ZERO_SLOT,
+    STEP_MEMORY_COPY_SLOT,
+    STEP_MEMORY_COPY_PAGE,
+    STEP_MEMORY_SNAPSHOT_SLOT,
+    STEP_MEMORY_RESTORE_SLOT,
+    STEP_MEMORY_PAGE_OUT,
+    STEP_MEMORY_PAGE_IN,
+    STEP_MEMORY_KINDS,
+};
+struct step_memory {
+    uint32_t kind, a, b, reserved;
+};
+
+enum step_entry_kind { STEP_ENTRY_PROMPT = 0, STEP_ENTRY_CONTINUE = 1 };
+enum step_entry_flags {
+    STEP_ENTRY_SAMPLE = 1u << 0,  /* sample after the last row */
+    STEP_ENTRY_LOGPROB = 1u << 1, /* report the sampled id's logprob and top_logprobs more */
+};
+struct step_entry {
+    uint32_t slot, kind, flags, n_rows;
+    uint32_t first_pos;    /* KV index of the first row. CONTINUE: ignored, the slot knows */
+    uint32_t ids_at;       /* PROMPT: blob offset of n_rows uint32 ids; CONTINUE: STEP_NONE */
+    uint32_t id_after;     /* PROMPT: id after the chunk; STEP_NONE = unknown */
+    uint32_t rope_at;      /* blob offset of 3*n_rows uint32; STEP_NONE = KV index */
+    uint32_t mask_at;      /* blob offset of a vocabulary bit mask; STEP_NONE; anything else is refused in version 1 */
+    uint32_t top_logprobs; /* 0..TOP_LOGPROBS_MAX */
+    uint32_t sample_index; /* which generated token of the sequence a sample is */
+    uint32_t page_first, n_pages, pages_at; /* grant: page table [page_first, +n_pages) = blob uint32 */
+    uint32_t replay;       /* 1: these rows were computed before the last group restart (statistics only) */
+    uint32_t reserved;
+};
+
+_Static_assert(sizeof(struct step_header) == 40, "no padding");
+_Static_assert(sizeof(struct step_open) == 72, "no padding");
+_Static_assert(sizeof(struct step_entry) == 64, "no padding");
+
+/* A decoded record: pointers into the record's own bytes. */
+struct step_plan {
+    const struct step_header *header;
+    const struct step_open *opens;
+    const uint32_t *closes;
+    const struct step_memory *memory;
+    const struct step_entry *entries;
+    const uint8_t *blob;
+    uint32_t n_opens, n_closes, n_memory, n_entries, blob_bytes;
+    uint32_t n_rows, n_samples; /* summed over the entries */
+};
+
+/* Checks a record of `bytes` bytes (8-byte aligned) completely and fills *ret. -EBADMSG with a sentence when it is
+ * malformed, -EPROTONOSUPPORT when it is of another protocol version. Limits: STEP_ROWS_MAX rows, SEQS_MAX entries,
+ * each slot at most once per section. */
+int step_decode(const void *record, uint32_t bytes, struct step_plan *ret, struct error *e);
+
+/* Builds one record in a caller's buffer. begin, then any number of add_*; blob data is copied at once. end writes
+ * the header and returns the record's size. Any add after the buffer is full makes end return -EMSGSIZE. No
+ * allocation. Items are kept in section order internally, so opens/closes/entries may be added in any order. */
+struct step_writer;
+size_t step_writer_bytes(void); /* size to allocate for a struct step_writer (64-byte aligned) */
+void step_begin(struct step_writer *w, enum step_type type, uint64_t group_epoch, uint64_t coord_epoch, uint64_t step);
+uint32_t step_blob(struct step_writer *w, const void *data, uint32_t bytes); /* returns its offset; STEP_NONE = full */
+void step_add_open(struct step_writer *w, const struct step_open *open);
+void step_add_close(struct step_writer *w, uint32_t slot);
+void step_add_memory(struct step_writer *w, enum step_memory_kind kind, uint32_t a, uint32_t b);
+void step_add_entry(struct step_writer *w, const struct step_entry *entry);
+int step_end(struct step_writer *w, void *record, uint32_t capacity);
+
+/* ------------------------------------------------------------------ completions ------------------------------- */
+
+/* What a rank answers to each record, in order. */
+enum step_status { STEP_STATUS_OK = 0, STEP_STATUS_FAULT = 1 };
+
+struct step_completion {
+    uint32_t magic; /* "SHSC" */
+    uint16_t protocol, type; /* type of the record it answers */
+    uint32_t bytes;          /* of the whole completion */
+    uint32_t rank;
+    uint64_t group_epoch, coord_epoch, step;
+    uint32_t status;         /* enum step_status; FAULT: a sentence of n_samples bytes follows instead of samples */
+    uint32_t n_samples;
+    uint64_t checksum;       /* over (slot, id) of all samples, the same on every rank */
+    uint64_t compute_ns;     /* measured on the rank */
+};
+struct step_sample { /* follows, n_samples of them, in entry order. Rank 0 sends them; other ranks send n_samples = 0 */
+    uint32_t slot, id;
+    float logprob;
+    uint32_t n_top;
+    uint32_t top_ids[TOP_LOGPROBS_MAX];
+    float top_logprobs[TOP_LOGPROBS_MAX];
+};
+_Static_assert(sizeof(struct step_completion) == 64, "no padding");
+
+struct step_geometry { /* body of the completion of RESET, from every rank; n_samples = 0 */
+    uint32_t rank, tp;
+    uint32_t slots, pages, pages_per_slot; /* usable, dummies not counted; ids run 1..slots, 1..pages */
+    uint32_t slot_units, page_units;
+    uint32_t rows_max, entries_max;
+    uint32_t vocab_size;      /* logits; ids from 0 to vocab_size-1 */
+    uint32_t max_model_len;   /* tokens of one sequence that pools and model allow */
+    uint32_t has_mtp;
+    uint64_t fingerprint;     /* of the weights and the configuration: the same on every rank */
+    uint64_t weight_bytes, pool_bytes;
+    char device[96];          /* for GetServerInfo: "cpu avx512, 2 threads" */
+};
+
+/* FNV-1a over little-endian (slot, id) pairs: what step_completion.checksum holds. Start with STEP_CHECKSUM_SEED. */
+#define STEP_CHECKSUM_SEED 0xcbf29ce484222325ull
+uint64_t step_checksum(uint64_t sum, uint32_t slot, uint32_t id);
