@@ -1,0 +1,235 @@
+#!/usr/bin/python3
+"""House rules that a program can check; run by ctest as `house_rules`.
+
+Checks every tracked or new .c/.h/.cu/.cuh/.py/.sh file of the project:
+  - files at most 800 lines, C functions at most 70 lines, lines at most 120 columns;
+  - banned calls (unbounded string functions, exit below main, alloca ...);
+  - leftover markers and commented-out code;
+  - includes that go against the arrows of docs/architecture.md;
+  - a header comment at the top of every C file, #pragma once in every header.
+Prints one line per finding, `path:line: what and what to do`, and exits 1 if there was one.
+`--self-test` proves that each rule can fail.
+"""
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+FILE_LINES_MAX = 800
+FUNCTION_LINES_MAX = 70
+COLUMNS_MAX = 120
+
+# folder -> folders whose headers it may include. proto/step and proto/shardd are both "proto".
+ARROWS = {
+    "base": {"base"},
+    "proto": {"proto", "base"},
+    "kernels": {"kernels", "base"},
+    "tp": {"tp", "kernels", "proto", "base"},
+    "daemon": {"daemon", "proto", "base"},
+    "launcher": {"launcher", "proto", "base"},
+}
+# Inside daemon: the parts that may not know of gRPC or of each other.
+DAEMON_ARROWS = {
+    "daemon/text": {"daemon/text"},
+    "daemon/engine": {"daemon/engine"},
+    "daemon/rpc": {"daemon/rpc"},
+}
+FOLDERS = set(ARROWS) | {"tests"}
+
+BANNED = {
+    r"\bstrcpy\s*\(": "use snprintf or memcpy with a checked size",
+    r"\bstrcat\s*\(": "use snprintf with a checked size",
+    r"\bsprintf\s*\(": "use snprintf",
+    r"\bvsprintf\s*\(": "use vsnprintf",
+    r"\bgets\s*\(": "use a bounded read",
+    r"\bato[ilf]\s*\(": "use strtoul/strtod and check the end and the range",
+    r"\bstrtok\s*\(": "use strtok_r or parse by hand",
+    r"\balloca\s*\(": "allocate with a checked size",
+    r"\bsystem\s*\(": "use posix_spawn with an argument vector",
+    r"\btmpnam\s*\(": "use mkstemp",
+    r"\brand\s*\(\s*\)": "use a seeded generator of our own or getrandom",
+}
+MARKERS = re.compile(r"\b(" + "|".join(["FIX" + "ME", "X" * 3, "HA" + "CK", "TO" + "DO", "place" + "holder",
+                                         "not " + "implemented"]) + r")\b")
+COMMENTED_CODE = re.compile(r"^\s*//.*[;{}]\s*$")
+INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
+
+
+def strip_code(text):
+    """The same text with comments and string contents blanked, line structure kept."""
+    out, i, n = [], 0, len(text)
+    state = None
+    while i < n:
+        c, two = text[i], text[i:i + 2]
+        if state is None:
+            if two == "/*":
+                state, out_add, step = "block", "  ", 2
+            elif two == "//":
+                state, out_add, step = "line", "  ", 2
+            elif c in "\"'":
+                state, out_add, step = c, c, 1
+            else:
+                out_add, step = c, 1
+        elif state == "block":
+            if two == "*/":
+                state, out_add, step = None, "  ", 2
+            else:
+                out_add, step = (c if c == "\n" else " "), 1
+        elif state == "line":
+            if c == "\n":
+                state = None
+            out_add, step = (c if c == "\n" else " "), 1
+        else:
+            if c == "\\":
+                out_add, step = "  ", 2
+            elif c == state or c == "\n":
+                state, out_add, step = None, c, 1
+            else:
+                out_add, step = " ", 1
+        out.append(out_add)
+        i += step
+    return "".join(out)
+
+
+def check_functions(path, code, add):
+    """A function body starts with a line ending in '{' at column 0's statement and ends with '}' at column 0."""
+    lines = code.split("\n")
+    start = None
+    depth_open = re.compile(r"^[A-Za-z_].*\)\s*\{\s*$")
+    tail_open = re.compile(r"^\s+.*\)\s*\{\s*$")
+    signature = None
+    for number, line in enumerate(lines, 1):
+        if start is None:
+            if depth_open.match(line) and not line.startswith(("struct", "enum", "union", "typedef")) or \
+                    depth_open.match(line) and "(" in line and not line.rstrip().endswith("= {"):
+                start = number
+            elif re.match(r"^[A-Za-z_].*\([^;{]*$", line) and not line.startswith("#"):
+                signature = number
+            elif signature and tail_open.match(line):
+                start, signature = signature, None
+            elif line and not line[0].isspace():
+                signature = None
+        elif line.startswith("}"):
+            if number - start + 1 > FUNCTION_LINES_MAX:
+                add(path, start, "function of %d lines: at most %d, split it by idea"
+                    % (number - start + 1, FUNCTION_LINES_MAX))
+            start = signature = None
+
+
+def check_includes(path, text, add):
+    folder = path.split("/")[0]
+    part = "/".join(path.split("/")[:2])
+    for number, line in enumerate(text.split("\n"), 1):
+        match = INCLUDE.match(line)
+        if not match:
+            continue
+        target = match.group(1)
+        top = target.split("/")[0]
+        if folder in ARROWS and top in FOLDERS and top not in ARROWS[folder]:
+            add(path, number, "%s/ may not include \"%s\" (arrows: docs/architecture.md)" % (folder, target))
+        if folder == "tp" and target.startswith("kernels/") and target != "kernels/kernels.h":
+            add(path, number, "tp/ knows kernels through kernels/kernels.h only, not \"%s\"" % target)
+        target_part = "/".join(target.split("/")[:2])
+        if part in DAEMON_ARROWS and target.startswith("daemon/") and target_part not in DAEMON_ARROWS[part]:
+            add(path, number, "%s may not include \"%s\"" % (part, target))
+
+
+def check_c(path, text, add):
+    if not text.lstrip().startswith("/*"):
+        add(path, 1, "no header comment: say what the file is for, who calls it and who owns the memory")
+    if path.endswith((".h", ".cuh")) and "#pragma once" not in text:
+        add(path, 1, "header without #pragma once")
+    code = strip_code(text)
+    for number, line in enumerate(code.split("\n"), 1):
+        for pattern, advice in BANNED.items():
+            if re.search(pattern, line):
+                add(path, number, "banned call %s: %s" % (re.search(pattern, line).group(0).strip("( "), advice))
+        if re.search(r"\b_?exit\s*\(", line) and not path.endswith("main.c") and not path.startswith("tests/"):
+            add(path, number, "exit below main: return an error")
+    for number, line in enumerate(text.split("\n"), 1):
+        if COMMENTED_CODE.match(line):
+            add(path, number, "commented-out code: delete it")
+    check_functions(path, code, add)
+    check_includes(path, text, add)
+
+
+def check_file(path, text, add):
+    lines = text.split("\n")
+    if len(lines) - 1 > FILE_LINES_MAX:
+        add(path, FILE_LINES_MAX, "file of %d lines: at most %d, split it by idea" % (len(lines) - 1, FILE_LINES_MAX))
+    for number, line in enumerate(lines, 1):
+        if len(line) > COLUMNS_MAX:
+            add(path, number, "line of %d columns: at most %d" % (len(line), COLUMNS_MAX))
+        if MARKERS.search(line):
+            add(path, number, "leftover marker '%s': finish it" % MARKERS.search(line).group(0))
+    if path.endswith((".c", ".h", ".cu", ".cuh")):
+        check_c(path, text, add)
+
+
+def files_of(root):
+    """Tracked and new files; every file but build/ where there is no git (a source archive)."""
+    try:
+        listing = subprocess.run(["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard"], cwd=root,
+                                 check=True, capture_output=True, text=True).stdout.split("\n")
+    except (OSError, subprocess.CalledProcessError):
+        listing = [os.path.relpath(os.path.join(folder, name), root) for folder, _, names in os.walk(root)
+                   if not os.path.relpath(folder, root).startswith(("build", ".git")) for name in names]
+    kinds = (".c", ".h", ".cu", ".cuh", ".py", ".sh")
+    return [f for f in listing if f.endswith(kinds) and os.path.isfile(os.path.join(root, f))]
+
+
+def check_tree(root, files):
+    findings = []
+    for path in sorted(files):
+        with open(os.path.join(root, path), encoding="utf-8") as f:
+            check_file(path, f.read(), lambda p, n, what: findings.append("%s:%d: %s" % (p, n, what)))
+    return findings
+
+
+def self_test():
+    bad = {
+        "base/a.c": ("/* a */\n" + "int f(void) {\n" + "    g();\n" * 80 + "}\n", "function of"),
+        "base/b.c": ("/* b */\n" + "\n" * 900, "file of"),
+        "base/c.c": ("/* c */\nvoid f(void) {\n    strcpy(a, b);\n}\n", "banned call strcpy"),
+        "base/d.c": ("/* d */\n#include \"daemon/x.h\"\n", "may not include"),
+        "tp/e.c": ("/* e */\n#include \"kernels/cpu/private.h\"\n", "kernels.h only"),
+        "base/f.c": ("int x;\n", "no header comment"),
+        "base/g.h": ("/* g */\nint x;\n", "pragma once"),
+        "base/h.c": ("/* h */\n/* " + "FIX" + "ME later */\n", "leftover marker"),
+        "base/i.c": ("/* i */\n// x = y;\n", "commented-out"),
+        "base/j.c": ("/* j */\nvoid f(void) {\n    exit(1);\n}\n", "exit below main"),
+        "daemon/text/k.c": ("/* k */\n#include \"daemon/rpc/x.h\"\n", "may not include"),
+        "base/l.c": ("/* l */\n/* " + "y" * 130 + " */\n", "columns"),
+        "base/m.c": ("/* m */\nint f(int a,\n        int b) {\n" + "    g();\n" * 80 + "}\n", "function of"),
+    }
+    good = {"base/ok.c": ("/* ok */\nint f(void) {\n    return puts(\"strcpy(a, b)\");\n}\n", "")}
+    failed = 0
+    for path, (text, expected) in {**bad, **good}.items():
+        with tempfile.TemporaryDirectory() as root:
+            os.makedirs(os.path.join(root, os.path.dirname(path)))
+            with open(os.path.join(root, path), "w", encoding="utf-8") as f:
+                f.write(text)
+            found = check_tree(root, [path])
+        right = any(expected in line for line in found) if expected else not found
+        if not right:
+            failed += 1
+            print("self-test: %s: expected '%s', found %s" % (path, expected, found))
+    print("house_rules self-test: %d rules shown to fail, %d wrong" % (len(bad), failed))
+    return 1 if failed else 0
+
+
+def main():
+    if sys.argv[1:] == ["--self-test"]:
+        return self_test()
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    files = files_of(root)
+    findings = check_tree(root, files)
+    for line in findings:
+        print(line)
+    print("house_rules: %d files, %d findings" % (len(files), len(findings)))
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
