@@ -1,15 +1,16 @@
 /* utf8.h - is this text UTF-8?
  *
- * Called wherever bytes come from outside: request strings (rpc), prompts (text), JSON files (json_pull). Strict:
- * overlong forms, surrogates (U+D800..DFFF) and values above U+10FFFF are not UTF-8; U+0000 is. Pure functions. */
+ * Called wherever bytes come from outside: request strings (rpc), prompts (text), JSON files (json_pull).
+ * Strict: overlong forms, surrogates (U+D800..DFFF) and values above U+10FFFF are not UTF-8; U+0000 is. Pure
+ * functions. */
 #pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-/* True if all n bytes are UTF-8 (n = 0 is; text may be NULL then). Otherwise *ret_bad_offset (if not NULL) is where
- * the first sequence that is not begins; it is left alone when the text is valid. */
+/* True if all n bytes are UTF-8 (n = 0 is; text may be NULL then). Otherwise *ret_bad_offset (if not NULL) is
+ * where the first sequence that is not begins; it is left alone when the text is valid. */
 bool utf8_valid(const char *text, size_t n, size_t *ret_bad_offset);
 
 /* Bytes (1..4) of the character at text[0], or 0 if no whole valid sequence starts there within n bytes. */
