@@ -46,19 +46,22 @@ KL_MAX_POSITION = 1.5e-3
 # states: lengths whose recurrent states are kept. bf16: lengths also run in BF16.
 MODELS = {
     "small": dict(
-        seed=11, style="text", shards=2, dense=(1, 3, 63, 64, 65), states=(1, 3, 64, 65, 200), bf16=(3, 64, 65), embed_std=0.5, out_gain=0.6, lm_gain=1.0,
+        seed=11, style="text", shards=2, dense=(1, 3, 63, 64, 65), states=(1, 3, 64, 65, 200),
+        bf16=(3, 64, 65), embed_std=0.5, out_gain=0.6, lm_gain=1.0,
         cfg=dict(vocab_size=512, hidden_size=128, intermediate_size=256, num_attention_heads=6,
                  num_key_value_heads=2, head_dim=64, linear_num_key_heads=2, linear_num_value_heads=6,
                  linear_key_head_dim=32, linear_value_head_dim=32, tie_word_embeddings=False),
         mrope=[3, 3, 2]),
     "real": dict(
-        seed=12, style="nested", shards=1, dense=(1, 3, 65), states=(65,), state_layers=(0, 2), bf16=(3, 64, 65), embed_std=0.125, out_gain=1.0, visual=True,
+        seed=12, style="nested", shards=1, dense=(1, 3, 65), states=(65,), state_layers=(0, 2),
+        bf16=(3, 64, 65), embed_std=0.125, out_gain=1.0, visual=True,
         cfg=dict(vocab_size=512, hidden_size=64, intermediate_size=256, num_attention_heads=6,
                  num_key_value_heads=1, head_dim=256, linear_num_key_heads=1, linear_num_value_heads=3,
                  linear_key_head_dim=128, linear_value_head_dim=128, tie_word_embeddings=True),
         mrope=[11, 11, 10]),
     "tp8": dict(
-        seed=13, style="nested", shards=1, dense=(1, 3), states=(3, 65), bf16=(3, 65), embed_std=0.5, out_gain=0.6, lm_gain=0.7,
+        seed=13, style="nested", shards=1, dense=(1, 3), states=(3, 65),
+        bf16=(3, 65), embed_std=0.5, out_gain=0.6, lm_gain=0.7,
         cfg=dict(vocab_size=1024, hidden_size=64, intermediate_size=256, num_attention_heads=24,
                  num_key_value_heads=4, head_dim=32, linear_num_key_heads=8, linear_num_value_heads=24,
                  linear_key_head_dim=16, linear_value_head_dim=16, tie_word_embeddings=False),
