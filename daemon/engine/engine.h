@@ -1,9 +1,9 @@
 /* engine.h - the engine thread: continuous batching over a group of workers.
  *
- * The engine thread is the only owner of sequences, slots and pages. gRPC workers meet it in two places only: a
- * bounded inbox (submit, cancel, finish) and one bounded ring of tokens per stream. The engine never calls gRPC; it
- * pokes a gRPC worker through a callback, at most once per step and worker, when a ring of that worker went from
- * empty to not empty.
+ * The engine thread is the only owner of sequences, slots and pages. gRPC workers meet it in two places only:
+ * a bounded inbox (submit, cancel, finish) and one bounded ring of tokens per stream. The engine never calls
+ * gRPC; it pokes a gRPC worker through a callback, at most once per step and worker, when a ring of that
+ * worker went from empty to not empty.
  *
  *   gRPC worker --engine_submit / engine_cancel / engine_finish--> inbox --> engine thread
  *   engine thread --stream ring + poke--> gRPC worker
@@ -17,11 +17,23 @@
 #include <stdint.h>
 
 struct engine;
-struct engine_stream; /* reference counted: one held by the engine while it works, one by the caller of submit */
+struct engine_stream; /* reference counted: one held by the engine while it works, one by the caller of submit
+                       */
 
 /* What the engine needs of a gRPC worker: called from the engine thread, must not block. */
 struct engine_poke {
     void (*fn)(void *user);
+    void *user;
+};
+
+/* The engine does not own the control socket: the coordinator's main does. It forwards CONTROL_CHANNEL and
+ * CONTROL_GROUP_LOST to engine_control(), and sends what the engine hands to this callback (kind, epochs, a,
+ * text are filled; no fds): CONTROL_STUCK a = rank (the group must be restarted), CONTROL_FAULT (the
+ * coordinator cannot go on with this group: other weights). Called from the engine thread, must not block. fn
+ * may be NULL. */
+struct control_message;
+struct engine_launcher {
+    void (*fn)(void *user, const struct control_message *m);
     void *user;
 };
 
@@ -30,14 +42,29 @@ struct engine_options {
     uint32_t max_num_batched_tokens; /* rows of a step */
     uint32_t max_model_len;          /* 0 = what the workers allow */
     uint32_t max_queue;              /* waiting requests; more is -EAGAIN at submit */
-    uint32_t prefill_target_ms;      /* CPU: prompt rows of a step are limited so that a step takes about this long; 0 = off */
-    int control_fd;                  /* launcher's control socket; channels arrive here (see proto/step/control.h) */
+    uint32_t prefill_target_ms;      /* CPU: prompt rows of a step are limited so that a step takes about this
+                                        long; 0 = off */
+    uint32_t step_timeout_ms; /* a rank without progress for this long is reported as stuck; 0 = 30000 */
+    uint32_t slow_reader_ms;  /* a stream whose ring stays full this long ends with ENGINE_FINISH_SLOW; 0 =
+                                 30000 */
+    struct engine_launcher launcher; /* where CONTROL_STUCK and CONTROL_FAULT go */
+    /* One line for the log (level: enum log_level of base/log.h), from the engine thread; NULL = nobody
+     * listens. */
+    void (*log)(void *user, int level, const char *text);
+    void *log_user;
 };
 
 int engine_create(const struct engine_options *options, struct engine **ret, struct error *e);
 int engine_start(struct engine *g, struct error *e); /* starts the thread */
-/* Stops taking requests; running ones go on. Then stop: ends the thread; streams still alive finish with ABORTED. */
+/* A message of the launcher, from any thread: CONTROL_CHANNEL (fds[0] = the step ring's memfd) or
+ * CONTROL_GROUP_LOST. The engine dups the fd at once: the caller still closes its own (control_close_fds).
+ * Other kinds are -EINVAL. The ring is attached later, by the engine thread; a bad one is reported through
+ * the launcher callback. */
+int engine_control(struct engine *g, const struct control_message *m);
+/* Stops taking requests; running ones go on. */
 void engine_drain(struct engine *g);
+/* Ends the thread; streams still alive finish with ABORTED (and are poked). Streams may be taken from and
+ * unreferenced afterwards, but nothing else may be called with g. NULL ok. */
 struct engine *engine_free(struct engine *g);
 
 struct engine_sampling {
@@ -48,33 +75,34 @@ struct engine_sampling {
 
 struct engine_request { /* arrays are copied by submit */
     const uint32_t *prompt_ids;
-    uint32_t n_prompt;             /* 1 .. max_model_len - 1 */
+    uint32_t n_prompt; /* 1 .. max_model_len - 1 */
     struct engine_sampling sampling;
     uint32_t max_tokens, min_tokens; /* max_tokens >= 1 and n_prompt + max_tokens <= max_model_len */
     const uint32_t *bias_ids;
     const float *bias;
     uint32_t n_bias;
-    const uint32_t *stop_ids;      /* model's own (unless ignore_eos) and the request's, merged by the caller */
+    const uint32_t *stop_ids; /* model's own (unless ignore_eos) and the request's, merged by the caller */
     uint32_t n_stop_ids;
     bool logprobs;
     uint32_t top_logprobs;
     int32_t priority;
-    uint64_t deadline_ns;          /* CLOCK_MONOTONIC; 0 = none */
+    uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 = none */
     char request_id[REQUEST_ID_BYTES_MAX + 1];
     struct engine_poke poke;
-    void *user;                    /* for the caller: engine_stream_user() */
+    void *user; /* for the caller: engine_stream_user() */
 };
 
 enum engine_finish {
     ENGINE_RUNNING = 0,
-    ENGINE_FINISH_STOP_ID,   /* the last token is the stop id */
+    ENGINE_FINISH_STOP_ID, /* the last token is the stop id */
     ENGINE_FINISH_LENGTH,
     ENGINE_FINISH_REQUESTED, /* engine_finish(): stop string */
     ENGINE_FINISH_CANCELLED, /* engine_cancel() */
     ENGINE_FINISH_ABORTED,   /* shutdown */
     ENGINE_FINISH_DEADLINE,
-    ENGINE_FINISH_FAULT,     /* suspect of two group deaths, or a fault the workers reported; text in stream_error */
-    ENGINE_FINISH_SLOW,      /* the reader left its ring full for too long */
+    ENGINE_FINISH_FAULT, /* suspect of two group deaths, or a fault the workers reported; text in stream_error
+                          */
+    ENGINE_FINISH_SLOW,  /* the reader left its ring full for too long */
 };
 
 struct engine_token {
@@ -85,10 +113,12 @@ struct engine_token {
     float top_logprobs[TOP_LOGPROBS_MAX];
 };
 
-/* 0; -EAGAIN: queue full (retryable); -ESHUTDOWN: draining; -EEXIST: request_id is running; -E2BIG: does not fit the
- * model or the pools; -EINVAL. The sentence is fit for a client. */
-int engine_submit(struct engine *g, const struct engine_request *request, struct engine_stream **ret, struct error *e);
-/* The client went away or its deadline passed: leaves the next plan, frees all when the steps in flight retire. */
+/* 0; -EAGAIN: queue full or still loading (retryable); -ESHUTDOWN: draining; -EEXIST: request_id is running;
+ * -E2BIG: does not fit the model or the pools; -EINVAL. The sentence is fit for a client. */
+int engine_submit(
+        struct engine *g, const struct engine_request *request, struct engine_stream **ret, struct error *e);
+/* The client went away or its deadline passed: leaves the next plan, frees all when the steps in flight
+ * retire. */
 void engine_cancel(struct engine *g, struct engine_stream *s);
 /* The gRPC worker found a stop string after n_tokens tokens: the rest is not wanted. */
 void engine_finish(struct engine *g, struct engine_stream *s, uint32_t n_tokens);
@@ -96,9 +126,12 @@ void engine_finish(struct engine *g, struct engine_stream *s, uint32_t n_tokens)
 bool engine_abort(struct engine *g, const char *request_id);
 uint32_t engine_abort_all(struct engine *g);
 
-/* gRPC worker side of the ring: takes up to max tokens. Returns the count; *ret_finish is set (not RUNNING) once the
- * stream has ended and every token was taken. */
-uint32_t engine_stream_take(struct engine_stream *s, struct engine_token *tokens, uint32_t max, enum engine_finish *ret_finish);
+/* gRPC worker side of the ring: takes up to max tokens. Returns the count; *ret_finish is set (not RUNNING)
+ * once the stream has ended and every token was taken. A poke comes when the ring was empty and is not any
+ * more, and at the end: after a poke take until the count is below max, or a token may wait with nobody told.
+ */
+uint32_t engine_stream_take(
+        struct engine_stream *s, struct engine_token *tokens, uint32_t max, enum engine_finish *ret_finish);
 void *engine_stream_user(const struct engine_stream *s);
 const char *engine_stream_error(const struct engine_stream *s); /* after ENGINE_FINISH_FAULT */
 struct engine_timing {

@@ -6,11 +6,12 @@
  *   struct step_header | section | section | ... | blob
  *
  * A section is struct step_section followed by `bytes` bytes of `count` fixed-size items; sections start at
- * multiples of 8. The blob area is the last section; items point into it by byte offset. Unknown section types,
- * unknown flags and sizes that do not add up are refused with a sentence (step_decode).
+ * multiples of 8. The blob area is the last section; items point into it by byte offset. Unknown section
+ * types, unknown flags and sizes that do not add up are refused with a sentence (step_decode).
  *
- * Every rank reads the same record. Reading validates everything that does not need the pools (tp/ checks slots and
- * pages against its own). Nothing read from a record is trusted before step_decode() has returned 0. */
+ * Every rank reads the same record. Reading validates everything that does not need the pools (tp/ checks
+ * slots and pages against its own). Nothing read from a record is trusted before step_decode() has returned
+ * 0. */
 #pragma once
 
 #include "base/error.h"
@@ -19,9 +20,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define STEP_PROTOCOL      1u
-#define STEP_RECORD_MAX    (4u << 20) /* bytes of one record, header to blob end */
-#define STEP_NONE          UINT32_MAX
+#define STEP_MAGIC            0x54534853u /* "SHST" */
+#define STEP_COMPLETION_MAGIC 0x43534853u /* "SHSC" */
+#define STEP_PROTOCOL         1u
+#define STEP_RECORD_MAX       (4u << 20) /* bytes of one record, header to blob end */
+#define STEP_NONE             UINT32_MAX
 
 enum step_type {
     STEP_TYPE_RESET = 1, /* finish what was committed, empty slots and pages, answer with geometry */
@@ -36,7 +39,7 @@ struct step_header {
     uint32_t record_bytes; /* of the whole record */
     uint32_t n_sections;
     uint64_t group_epoch, coord_epoch;
-    uint64_t step; /* 1, 2, 3 ... per coord_epoch; RESET is step 0 */
+    uint64_t step; /* RESET is step 0; then PLAN, PING and STOP count 1, 2, 3 ... until the next RESET */
 };
 
 enum step_section_type {
@@ -50,11 +53,17 @@ struct step_section {
     uint32_t type, count, item_bytes, bytes;
 };
 
-/* Order within a step: CLOSE, OPEN, MEMORY, grants of ENTRY, compute. */
+/* Order within a step: CLOSE, OPEN, MEMORY, grants of ENTRY, compute. A plan may have no entries (closes
+ * alone); its completion then has no samples. RESET, PING and STOP have no sections. Slots run 1..SEQS_MAX
+ * and pages start at 1 in every section: the dummies are never named. */
+
+#define STEP_SUPPRESS_MAX   128u  /* ids one step_open may suppress */
+#define STEP_MEMORY_MAX     4096u /* memory operations of one step */
+#define STEP_SLOT_PAGES_MAX (CONTEXT_MAX / PAGE_TOKENS)
 
 struct step_open {
     uint32_t slot;
-    uint32_t flags; /* none defined: must be 0 */
+    uint32_t flags;    /* none defined: must be 0 */
     uint64_t sequence; /* for logs and checksums */
     float temperature, top_p, min_p;
     uint32_t top_k;
@@ -82,19 +91,24 @@ struct step_memory {
 enum step_entry_kind { STEP_ENTRY_PROMPT = 0, STEP_ENTRY_CONTINUE = 1 };
 enum step_entry_flags {
     STEP_ENTRY_SAMPLE = 1u << 0,  /* sample after the last row */
-    STEP_ENTRY_LOGPROB = 1u << 1, /* report the sampled id's logprob and top_logprobs more */
+    STEP_ENTRY_LOGPROB = 1u << 1, /* with SAMPLE: report the sampled id's logprob and top_logprobs more */
+    /* PROMPT: all rows are tokens that this sequence generated itself before (replay after a preemption or a
+     * group restart). They count as output for the presence and frequency penalties, and are G positions.
+     * Rows of one entry are either all given or all generated. */
+    STEP_ENTRY_GENERATED = 1u << 2,
 };
 struct step_entry {
     uint32_t slot, kind, flags, n_rows;
-    uint32_t first_pos;    /* KV index of the first row. CONTINUE: ignored, the slot knows */
-    uint32_t ids_at;       /* PROMPT: blob offset of n_rows uint32 ids; CONTINUE: STEP_NONE */
-    uint32_t id_after;     /* PROMPT: id after the chunk; STEP_NONE = unknown */
-    uint32_t rope_at;      /* blob offset of 3*n_rows uint32; STEP_NONE = KV index */
-    uint32_t mask_at;      /* blob offset of a vocabulary bit mask; STEP_NONE; anything else is refused in version 1 */
-    uint32_t top_logprobs; /* 0..TOP_LOGPROBS_MAX */
-    uint32_t sample_index; /* which generated token of the sequence a sample is */
+    uint32_t first_pos; /* KV index of the first row. CONTINUE: ignored, the slot knows */
+    uint32_t ids_at;    /* PROMPT: blob offset of n_rows uint32 ids; CONTINUE: STEP_NONE */
+    uint32_t id_after;  /* PROMPT: id after the chunk; STEP_NONE = unknown */
+    uint32_t rope_at;   /* blob offset of 3*n_rows uint32; STEP_NONE = KV index */
+    uint32_t mask_at; /* blob offset of a vocabulary bit mask; STEP_NONE; anything else is refused in version
+                         1 */
+    uint32_t top_logprobs;                  /* 0..TOP_LOGPROBS_MAX */
+    uint32_t sample_index;                  /* which generated token of the sequence a sample is */
     uint32_t page_first, n_pages, pages_at; /* grant: page table [page_first, +n_pages) = blob uint32 */
-    uint32_t replay;       /* 1: these rows were computed before the last group restart (statistics only) */
+    uint32_t replay; /* 1: these rows were computed before the last group restart (statistics only) */
     uint32_t reserved;
 };
 
@@ -114,41 +128,49 @@ struct step_plan {
     uint32_t n_rows, n_samples; /* summed over the entries */
 };
 
-/* Checks a record of `bytes` bytes (8-byte aligned) completely and fills *ret. -EBADMSG with a sentence when it is
- * malformed, -EPROTONOSUPPORT when it is of another protocol version. Limits: STEP_ROWS_MAX rows, SEQS_MAX entries,
- * each slot at most once per section. */
+/* Checks a record of `bytes` bytes (8-byte aligned) completely and fills *ret. What only the pools know stays
+ * with the reader: ids below the vocabulary, slots and pages that exist, slots that are open. -EBADMSG with a
+ * sentence when it is malformed, -EPROTONOSUPPORT when it is of another protocol version. Limits:
+ * STEP_ROWS_MAX rows, SEQS_MAX entries, each slot at most once per section. */
 int step_decode(const void *record, uint32_t bytes, struct step_plan *ret, struct error *e);
 
-/* Builds one record in a caller's buffer. begin, then any number of add_*; blob data is copied at once. end writes
- * the header and returns the record's size. Any add after the buffer is full makes end return -EMSGSIZE. No
- * allocation. Items are kept in section order internally, so opens/closes/entries may be added in any order. */
-struct step_writer;
+/* Builds one record in a caller's buffer. begin, then any number of add_*; blob data is copied at once. end
+ * writes the header and returns the record's size. Any add after the buffer is full makes end return
+ * -EMSGSIZE. No allocation. Items are kept in section order internally, so opens/closes/entries may be added
+ * in any order. */
+struct step_writer; /* (begin keeps nothing of the record before; the memory need not be cleared) */
 size_t step_writer_bytes(void); /* size to allocate for a struct step_writer (64-byte aligned) */
-void step_begin(struct step_writer *w, enum step_type type, uint64_t group_epoch, uint64_t coord_epoch, uint64_t step);
-uint32_t step_blob(struct step_writer *w, const void *data, uint32_t bytes); /* returns its offset; STEP_NONE = full */
+void step_begin(struct step_writer *w, enum step_type type, uint64_t group_epoch, uint64_t coord_epoch,
+        uint64_t step);
+uint32_t step_blob(
+        struct step_writer *w, const void *data, uint32_t bytes); /* returns its offset; STEP_NONE = full */
 void step_add_open(struct step_writer *w, const struct step_open *open);
 void step_add_close(struct step_writer *w, uint32_t slot);
 void step_add_memory(struct step_writer *w, enum step_memory_kind kind, uint32_t a, uint32_t b);
 void step_add_entry(struct step_writer *w, const struct step_entry *entry);
+uint32_t step_writer_size(
+        const struct step_writer *w); /* bytes that step_end will write; UINT32_MAX = too many */
 int step_end(struct step_writer *w, void *record, uint32_t capacity);
 
-/* ------------------------------------------------------------------ completions ------------------------------- */
+/* ------------------------------------------------------------------ completions
+ * ------------------------------- */
 
 /* What a rank answers to each record, in order. */
 enum step_status { STEP_STATUS_OK = 0, STEP_STATUS_FAULT = 1 };
 
 struct step_completion {
-    uint32_t magic; /* "SHSC" */
+    uint32_t magic;          /* "SHSC" */
     uint16_t protocol, type; /* type of the record it answers */
     uint32_t bytes;          /* of the whole completion */
     uint32_t rank;
     uint64_t group_epoch, coord_epoch, step;
-    uint32_t status;         /* enum step_status; FAULT: a sentence of n_samples bytes follows instead of samples */
+    uint32_t status; /* enum step_status; FAULT: a sentence of n_samples bytes follows instead of samples */
     uint32_t n_samples;
-    uint64_t checksum;       /* over (slot, id) of all samples, the same on every rank */
-    uint64_t compute_ns;     /* measured on the rank */
+    uint64_t checksum;   /* over (slot, id) of all samples, the same on every rank */
+    uint64_t compute_ns; /* measured on the rank */
 };
-struct step_sample { /* follows, n_samples of them, in entry order. Rank 0 sends them; other ranks send n_samples = 0 */
+struct step_sample { /* follows, n_samples of them, in entry order. Rank 0 sends them; other ranks send
+                        n_samples = 0 */
     uint32_t slot, id;
     float logprob;
     uint32_t n_top;
@@ -162,14 +184,24 @@ struct step_geometry { /* body of the completion of RESET, from every rank; n_sa
     uint32_t slots, pages, pages_per_slot; /* usable, dummies not counted; ids run 1..slots, 1..pages */
     uint32_t slot_units, page_units;
     uint32_t rows_max, entries_max;
-    uint32_t vocab_size;      /* logits; ids from 0 to vocab_size-1 */
-    uint32_t max_model_len;   /* tokens of one sequence that pools and model allow */
+    uint32_t vocab_size;    /* logits; ids from 0 to vocab_size-1 */
+    uint32_t max_model_len; /* tokens of one sequence that pools and model allow */
     uint32_t has_mtp;
-    uint64_t fingerprint;     /* of the weights and the configuration: the same on every rank */
+    uint64_t fingerprint; /* of the weights and the configuration: the same on every rank */
     uint64_t weight_bytes, pool_bytes;
-    char device[96];          /* for GetServerInfo: "cpu avx512, 2 threads" */
+    char device[96]; /* for GetServerInfo: "cpu avx512, 2 threads" */
 };
 
-/* FNV-1a over little-endian (slot, id) pairs: what step_completion.checksum holds. Start with STEP_CHECKSUM_SEED. */
+/* FNV-1a over little-endian (slot, id) pairs: what step_completion.checksum holds. Start with
+ * STEP_CHECKSUM_SEED. */
 #define STEP_CHECKSUM_SEED 0xcbf29ce484222325ull
 uint64_t step_checksum(uint64_t sum, uint32_t slot, uint32_t id);
+const char *step_type_name(uint32_t type);
+
+/* Checks a completion of `bytes` bytes (8-byte aligned): header, sizes, that samples, sentence or geometry
+ * fit exactly. Whether it answers the right record is the coordinator's to check. 0 or -EBADMSG with a
+ * sentence. */
+int step_completion_check(const void *completion, uint32_t bytes, struct error *e);
+#define STEP_COMPLETION_MAX                                                                                  \
+    ((uint32_t)(sizeof(struct step_completion) + SEQS_MAX * sizeof(struct step_sample)))
+#define STEP_FAULT_TEXT_MAX 512u
