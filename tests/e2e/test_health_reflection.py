@@ -1,4 +1,4 @@
-"""grpc.health.v1 (Check, Watch) and reflection (v1 and v1alpha), as generic tools use them. Messages are written by hand:
+"""grpc.health.v1 (Check, Watch) and reflection (v1 and v1alpha), as generic tools use them. Messages are made by hand:
 the package name `grpc` belongs to the client library here."""
 import grpc
 import pytest
