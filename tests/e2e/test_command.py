@@ -1,5 +1,5 @@
-"""The shardd command as a person uses it: generate, chat, status, inspect, synth, help; and what it says when used wrong.
-"""
+"""The shardd command as a person uses it: generate, chat, status, inspect, synth, help; and what it says when it is
+used wrongly."""
 import json
 import os
 import shutil

@@ -1,5 +1,5 @@
-"""The traps of a gRPC C core server, each with a test: descriptors run out, a compressed bomb, deep recursion, unknown
-methods, method, pings during silence, a reader that never reads, shutdown under load."""
+"""The traps of a gRPC C core server, each with a test: descriptors run out, a compressed bomb, deep recursion,
+unknown methods, pings during silence, a reader that never reads, shutdown under load."""
 import gzip
 import os
 import resource
