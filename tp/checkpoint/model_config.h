@@ -1,8 +1,8 @@
 /* model_config.h - what config.json says of a Qwen3.5 model, checked and complete.
  *
- * Read once at load by tp/ and by the checkpoint tool. Accepts the multimodal nesting (text_config) and the text-only
- * form. A value that this code does not implement (another hidden_act, attention_bias, MoE, rope scaling, ...) is
- * refused by name. Sizes are bounded by base/limits.h. */
+ * Read once at load by tp/ and by the checkpoint tool. Accepts the multimodal nesting (text_config) and the
+ * text-only form. A value that this code does not implement (another hidden_act, attention_bias, MoE, rope
+ * scaling, ...) is refused by name. Sizes are bounded by base/limits.h. */
 #pragma once
 
 #include "base/error.h"
@@ -17,19 +17,21 @@ struct model_config {
     uint32_t q_heads, kv_heads, head_dim, rotary_dim;
     uint32_t gdn_k_heads, gdn_v_heads, gdn_k_dim, gdn_v_dim, conv_kernel;
     uint32_t max_position_embeddings;
-    uint32_t mtp_layers;              /* 0 or 1: what config.json announces */
+    uint32_t mtp_layers; /* 0 or 1: what config.json announces */
     bool tie_word_embeddings;
     bool is_attention[MODEL_LAYERS_MAX]; /* layer i is full attention, else GDN */
     float rms_eps;
     double rope_theta;
-    uint32_t eos_ids[8], n_eos_ids;   /* config.json and generation_config.json together */
+    uint32_t eos_ids[8], n_eos_ids; /* config.json and generation_config.json together */
 };
 
 /* dir/config.json (and generation_config.json's eos ids where that file is there). */
 int model_config_load(const char *dir, struct model_config *ret, struct error *e);
 /* The same from memory; file is for messages. */
-int model_config_parse(const char *json, size_t bytes, const char *file, struct model_config *ret, struct error *e);
-/* Can this model be split over tp ranks? 0 or -EINVAL with a sentence that names the size that does not divide and
- * the values of tp that work. Rules: qwen35 sharding table; vocab_size a multiple of 64; every K splits in 8 leaves. */
+int model_config_parse(
+        const char *json, size_t bytes, const char *file, struct model_config *ret, struct error *e);
+/* Can this model be split over tp ranks? 0 or -EINVAL with a sentence that names the size that does not
+ * divide and the values of tp that work. Rules: qwen35 sharding table; vocab_size a multiple of 64; every K
+ * splits in 8 leaves. */
 int model_config_check_tp(const struct model_config *m, uint32_t tp, struct error *e);
 uint64_t model_config_parameters(const struct model_config *m); /* language model, MTP not counted */

@@ -1,8 +1,14 @@
 /* safetensors.h - reads a Hugging Face checkpoint's tensors: one file, or shards with an index.
  *
- * Called by tp/ at load and by the checkpoint tool. Files are mapped read-only; tensor data are pointers into the
- * mappings, valid until free. Everything in the files is checked before it is believed: header length, JSON, dtypes,
- * shapes, overflow, offsets (in range, not overlapping, matching the shape), duplicate names, missing shards. */
+ * Called by tp/ at load and by the checkpoint tool. Files are mapped read-only; tensor data are pointers into
+ * the mappings, valid until free. Everything in the files is checked before it is believed: header length,
+ * JSON, dtypes, shapes, overflow, offsets (in range, matching the shape, without overlaps and holes),
+ * duplicate names, missing shards, tensors that the index names and the shard lacks. A refusal begins with
+ * the file's base name and names the tensor. Not checked: whether a tensor's data are aligned for its dtype
+ * (the format does not promise it).
+ *
+ * The mapping is the file: whoever truncates a shard while it is open makes reads beyond the new end raise
+ * SIGBUS. Replace model files by rename, never in place. */
 #pragma once
 
 #include "base/error.h"
@@ -13,23 +19,38 @@
 
 #define TENSOR_DIMS_MAX 8u
 
-enum tensor_dtype { TENSOR_F32, TENSOR_BF16, TENSOR_F16, TENSOR_F64, TENSOR_I64, TENSOR_I32, TENSOR_I16, TENSOR_I8,
-    TENSOR_U8, TENSOR_BOOL, TENSOR_F8_E4M3, TENSOR_F8_E5M2, TENSOR_DTYPES };
+enum tensor_dtype {
+    TENSOR_F32,
+    TENSOR_BF16,
+    TENSOR_F16,
+    TENSOR_F64,
+    TENSOR_I64,
+    TENSOR_I32,
+    TENSOR_I16,
+    TENSOR_I8,
+    TENSOR_U8,
+    TENSOR_BOOL,
+    TENSOR_F8_E4M3,
+    TENSOR_F8_E5M2,
+    TENSOR_DTYPES
+};
 const char *tensor_dtype_name(enum tensor_dtype t); /* "BF16" */
 size_t tensor_dtype_bytes(enum tensor_dtype t);
 
 struct tensor {
-    const char *name;      /* owned by the checkpoint */
-    const char *file;      /* base name of its shard, for messages */
+    const char *name; /* owned by the checkpoint */
+    const char *file; /* base name of its shard, for messages */
     enum tensor_dtype dtype;
     uint32_t n_dims;
     uint64_t dims[TENSOR_DIMS_MAX];
-    const void *data;
+    const void *data; /* at least one byte aligned; never NULL, also where bytes is 0 */
     uint64_t bytes;
 };
 
 struct checkpoint;
-/* dir: a model folder with model.safetensors, or model.safetensors.index.json and its shards. */
+/* dir: a model folder with model.safetensors, or model.safetensors.index.json and its shards. -ENOENT: no
+ * folder, no checkpoint in it, a shard or an announced tensor missing; -EBADMSG: a file is broken; -ENOTSUP:
+ * an unknown dtype; -E2BIG: a limit. */
 int checkpoint_open(const char *dir, struct checkpoint **ret, struct error *e);
 /* One safetensors file by path (tests, goldens). */
 int checkpoint_open_file(const char *path, struct checkpoint **ret, struct error *e);
@@ -39,6 +60,6 @@ size_t checkpoint_count(const struct checkpoint *c);
 const struct tensor *checkpoint_at(const struct checkpoint *c, size_t i); /* in name order */
 uint64_t checkpoint_bytes(const struct checkpoint *c);
 
-/* Walks a whole file image in memory (length, header, data) through the same checks: what open does for each shard
- * and what the fuzzer calls. */
+/* Walks a whole file image in memory (length, header, data) through the same checks: what open does for each
+ * shard and what the fuzzer calls. */
 int safetensors_check(const void *image, uint64_t bytes, const char *file, struct error *e);

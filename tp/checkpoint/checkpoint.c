@@ -1,0 +1,307 @@
+/* checkpoint.c - a model folder: one file or an index and its shards, all tensors in one sorted table. */
+#include "base/file.h"
+#include "base/json_pull.h"
+#include "tp/checkpoint/safetensors_file.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define SINGLE_FILE "model.safetensors"
+#define INDEX_FILE  "model.safetensors.index.json"
+
+struct shard {
+    char *file; /* base name */
+    struct file_map map;
+};
+
+struct checkpoint {
+    struct shard *shards; /* in name order */
+    size_t n_shards, shards_size;
+    struct tensor_list tensors;
+    uint64_t bytes;
+};
+
+/* One entry of the index's weight_map. */
+struct mapping {
+    char *tensor;
+    const char *file; /* the shard's own name */
+};
+
+struct checkpoint *checkpoint_free(struct checkpoint *c) {
+    if (!c)
+        return NULL;
+    tensor_list_done(&c->tensors);
+    for (size_t i = 0; i < c->n_shards; i++) {
+        file_unmap(&c->shards[i].map);
+        free(c->shards[i].file);
+    }
+    free(c->shards);
+    free(c);
+    return NULL;
+}
+
+const struct tensor *checkpoint_find(const struct checkpoint *c, const char *name) {
+    size_t low = 0, high = c->tensors.n;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = strcmp(name, c->tensors.at[middle].name);
+        if (order == 0)
+            return &c->tensors.at[middle];
+        if (order < 0)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return NULL;
+}
+
+size_t checkpoint_count(const struct checkpoint *c) {
+    return c->tensors.n;
+}
+
+const struct tensor *checkpoint_at(const struct checkpoint *c, size_t i) {
+    return &c->tensors.at[i];
+}
+
+uint64_t checkpoint_bytes(const struct checkpoint *c) {
+    return c->bytes;
+}
+
+/* ------------------------------------------------------------------ shards
+ * ------------------------------------ */
+
+/* Where file is, or where it belongs, among the shards. */
+static size_t shard_position(const struct checkpoint *c, const char *file, bool *ret_found) {
+    size_t low = 0, high = c->n_shards;
+    *ret_found = false;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = strcmp(file, c->shards[middle].file);
+        if (order == 0) {
+            *ret_found = true;
+            return middle;
+        }
+        if (order < 0)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+/* Notes a shard by its base name, once; the name that the checkpoint owns goes to *ret. */
+static int shard_add(struct checkpoint *c, const char *file, const char **ret, struct error *e) {
+    bool found;
+    size_t at = shard_position(c, file, &found);
+    if (!found) {
+        if (c->n_shards == SAFETENSORS_SHARDS_MAX)
+            return error_set(e, -E2BIG, "%s: names more than %u shards", INDEX_FILE, SAFETENSORS_SHARDS_MAX);
+        if (c->n_shards == c->shards_size) {
+            size_t size = c->shards_size ? c->shards_size * 2 : 16;
+            struct shard *grown = realloc(c->shards, size * sizeof(*grown));
+            if (!grown)
+                return error_set(e, -ENOMEM, "%s: out of memory for %zu shards", INDEX_FILE, size);
+            c->shards = grown;
+            c->shards_size = size;
+        }
+        char *copy = strdup(file);
+        if (!copy)
+            return error_set(e, -ENOMEM, "%s: out of memory", INDEX_FILE);
+        memmove(c->shards + at + 1, c->shards + at, (c->n_shards - at) * sizeof(*c->shards));
+        c->shards[at] = (struct shard){.file = copy};
+        c->n_shards++;
+    }
+    *ret = c->shards[at].file;
+    return 0;
+}
+
+static int shard_open(struct checkpoint *c, struct shard *s, const char *path, struct error *e) {
+    int r = file_map(path, &s->map, e);
+    if (r < 0)
+        return r;
+    r = safetensors_parse(s->map.data, s->map.bytes, s->file, &c->tensors, e);
+    c->bytes += s->map.bytes;
+    return r;
+}
+
+/* ------------------------------------------------------------------ index
+ * ------------------------------------- */
+
+struct index {
+    struct mapping *at;
+    size_t n, size;
+};
+
+static void index_done(struct index *index) {
+    for (size_t i = 0; i < index->n; i++)
+        free(index->at[i].tensor);
+    free(index->at);
+}
+
+/* A shard is a file beside the index: an index from elsewhere must not make us open another path. */
+static int check_shard_name(const struct json_pull *p, struct error *e) {
+    const char *name = p->string;
+    size_t n = p->string_bytes;
+    if (n == 0 || n > NAME_MAX || memchr(name, '\0', n) || memchr(name, '/', n) || memmem(name, n, "..", 2))
+        return json_pull_error(p, -EBADMSG, e,
+                "'%.*s' cannot be a shard: it must be the name of a file beside the index, without '/' and '..'",
+                n < 200 ? (int)n : 200, name);
+    return 0;
+}
+
+/* The entry whose key is the current event. */
+static int read_mapping(struct checkpoint *c, struct json_pull *p, struct index *index, struct error *e) {
+    char file[NAME_MAX + 1];
+    if (index->n == SAFETENSORS_TENSORS_MAX)
+        return error_set(e, -E2BIG, "%s: names more than %u tensors", INDEX_FILE, SAFETENSORS_TENSORS_MAX);
+    if (memchr(p->string, '\0', p->string_bytes))
+        return json_pull_error(p, -EBADMSG, e, "a tensor's name may not have a NUL in it");
+    if (index->n == index->size) {
+        size_t size = index->size ? index->size * 2 : 256;
+        struct mapping *grown = realloc(index->at, size * sizeof(*grown));
+        if (!grown)
+            return error_set(e, -ENOMEM, "%s: out of memory for %zu tensors", INDEX_FILE, size);
+        index->at = grown;
+        index->size = size;
+    }
+    struct mapping *m = &index->at[index->n];
+    m->tensor = strndup(p->string, p->string_bytes);
+    if (!m->tensor)
+        return error_set(e, -ENOMEM, "%s: out of memory", INDEX_FILE);
+    index->n++;
+    int r = json_pull_expect(p, JSON_STRING, e);
+    if (r >= 0)
+        r = check_shard_name(p, e);
+    if (r < 0)
+        return r;
+    memcpy(file, p->string, p->string_bytes);
+    file[p->string_bytes] = '\0';
+    return shard_add(c, file, &m->file, e);
+}
+
+static int parse_index(
+        struct checkpoint *c, const char *text, size_t bytes, struct index *index, struct error *e) {
+    struct json_pull p;
+    bool seen = false;
+    json_pull_init(&p, text, bytes, INDEX_FILE);
+    int r = json_pull_expect(&p, JSON_OBJECT_BEGIN, e);
+    while (r >= 0 && (r = json_pull_next(&p, e)) == JSON_KEY) {
+        if (!json_pull_is(&p, "weight_map")) {
+            r = json_pull_skip(&p, e);
+            continue;
+        }
+        if (seen)
+            r = json_pull_error(&p, -EBADMSG, e, "weight_map is there twice");
+        else
+            r = json_pull_expect(&p, JSON_OBJECT_BEGIN, e);
+        seen = true;
+        while (r >= 0 && (r = json_pull_next(&p, e)) == JSON_KEY)
+            r = read_mapping(c, &p, index, e);
+    }
+    if (r >= 0)
+        r = json_pull_expect(&p, JSON_DOCUMENT_END, e);
+    json_pull_done(&p);
+    if (r >= 0 && index->n == 0)
+        r = error_set(e, -EBADMSG, "%s: has no weight_map with tensors in it", INDEX_FILE);
+    return r;
+}
+
+/* Is every tensor of the index in the shard that it names? */
+static int check_index(const struct checkpoint *c, const struct index *index, struct error *e) {
+    for (size_t i = 0; i < index->n; i++) {
+        const struct mapping *m = &index->at[i];
+        const struct tensor *t = checkpoint_find(c, m->tensor);
+        if (!t)
+            return error_set(
+                    e, -ENOENT, "%s: %.200s: the index says it is here, but it is not", m->file, m->tensor);
+        if (strcmp(t->file, m->file) != 0)
+            return error_set(e, -EBADMSG, "%s: %.200s: the index says it is here, but it is in %s", m->file,
+                    m->tensor, t->file);
+    }
+    return 0;
+}
+
+static int open_sharded(struct checkpoint *c, const char *dir, struct error *e) {
+    char path[PATH_MAX], *text = NULL;
+    size_t bytes = 0;
+    struct index index = {0};
+    int r = file_path(dir, INDEX_FILE, path, e);
+    if (r >= 0)
+        r = file_read(path, CONFIG_BYTES_MAX, &text, &bytes, e);
+    if (r >= 0)
+        r = parse_index(c, text, bytes, &index, e);
+    for (size_t i = 0; i < c->n_shards && r >= 0; i++) {
+        r = file_path(dir, c->shards[i].file, path, e);
+        if (r >= 0)
+            r = shard_open(c, &c->shards[i], path, e);
+        if (r == -ENOENT)
+            error_set(e, r, "%s: this shard is missing: %s names it; fetch it again", path, INDEX_FILE);
+    }
+    if (r >= 0)
+        r = tensor_list_sort(&c->tensors, e);
+    if (r >= 0)
+        r = check_index(c, &index, e);
+    index_done(&index);
+    free(text);
+    return r;
+}
+
+/* ------------------------------------------------------------------ opening
+ * ----------------------------------- */
+
+static int open_single(struct checkpoint *c, const char *path, struct error *e) {
+    const char *slash = strrchr(path, '/'), *file;
+    int r = shard_add(c, slash ? slash + 1 : path, &file, e);
+    if (r >= 0)
+        r = shard_open(c, &c->shards[0], path, e);
+    return r < 0 ? r : tensor_list_sort(&c->tensors, e);
+}
+
+int checkpoint_open_file(const char *path, struct checkpoint **ret, struct error *e) {
+    struct checkpoint *c = calloc(1, sizeof(*c));
+    if (!c)
+        return error_set(e, -ENOMEM, "%s: out of memory", path);
+    int r = open_single(c, path, e);
+    if (r < 0) {
+        checkpoint_free(c);
+        return r;
+    }
+    *ret = c;
+    return 0;
+}
+
+static bool is_there(const char *dir, const char *name) {
+    char path[PATH_MAX];
+    struct stat st;
+    return file_path(dir, name, path, NULL) == 0 && stat(path, &st) == 0;
+}
+
+int checkpoint_open(const char *dir, struct checkpoint **ret, struct error *e) {
+    struct stat st;
+    char path[PATH_MAX];
+    if (stat(dir, &st) < 0)
+        return error_set(e, -errno, "%s: no model folder: %s", dir, strerror(errno));
+    if (!S_ISDIR(st.st_mode))
+        return error_set(
+                e, -ENOTDIR, "%s: is a file; a model is a folder with config.json and %s", dir, SINGLE_FILE);
+    if (is_there(dir, SINGLE_FILE)) {
+        int r = file_path(dir, SINGLE_FILE, path, e);
+        return r < 0 ? r : checkpoint_open_file(path, ret, e);
+    }
+    if (!is_there(dir, INDEX_FILE))
+        return error_set(e, -ENOENT, "%s: has neither %s nor %s: is this a Hugging Face model folder?", dir,
+                SINGLE_FILE, INDEX_FILE);
+    struct checkpoint *c = calloc(1, sizeof(*c));
+    if (!c)
+        return error_set(e, -ENOMEM, "%s: out of memory", dir);
+    int r = open_sharded(c, dir, e);
+    if (r < 0) {
+        checkpoint_free(c);
+        return r;
+    }
+    *ret = c;
+    return 0;
+}
