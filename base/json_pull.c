@@ -78,20 +78,20 @@ static int fail_unexpected(const struct json_pull *p, size_t at, const char *exp
 }
 
 const char *json_event_name(int event) {
-    static const char *const names[JSON_EVENTS] = {
-            [JSON_DOCUMENT_END] = "the end of the document",
-            [JSON_OBJECT_BEGIN] = "an object",
-            [JSON_OBJECT_END] = "the end of an object",
-            [JSON_ARRAY_BEGIN] = "an array",
-            [JSON_ARRAY_END] = "the end of an array",
-            [JSON_KEY] = "a key",
-            [JSON_STRING] = "a string",
-            [JSON_NUMBER] = "a number",
-            [JSON_TRUE] = "true",
-            [JSON_FALSE] = "false",
-            [JSON_NULL] = "null",
+    static const char *const names[PULL_EVENTS] = {
+            [PULL_DOCUMENT_END] = "the end of the document",
+            [PULL_OBJECT_BEGIN] = "an object",
+            [PULL_OBJECT_END] = "the end of an object",
+            [PULL_ARRAY_BEGIN] = "an array",
+            [PULL_ARRAY_END] = "the end of an array",
+            [PULL_KEY] = "a key",
+            [PULL_STRING] = "a string",
+            [PULL_NUMBER] = "a number",
+            [PULL_TRUE] = "true",
+            [PULL_FALSE] = "false",
+            [PULL_NULL] = "null",
     };
-    assert(event >= 0 && event < JSON_EVENTS);
+    assert(event >= 0 && event < PULL_EVENTS);
     return names[event];
 }
 
@@ -279,7 +279,7 @@ static int scan_number(struct json_pull *p, size_t begin, size_t *ret_after, str
 }
 
 static int require_number(const struct json_pull *p, struct error *e) {
-    if (p->event == JSON_NUMBER)
+    if (p->event == PULL_NUMBER)
         return 0;
     return json_pull_error(p, -EBADMSG, e, "expected a number, found %s", json_event_name(p->event));
 }
@@ -374,13 +374,13 @@ static int open_container(struct json_pull *p, bool is_object, struct error *e) 
         return fail_at(p, p->event_at, -E2BIG, e, "nested more than %u levels deep", JSON_DEPTH_MAX);
     uint64_t bit = 1ull << p->depth++;
     p->in_object = is_object ? p->in_object | bit : p->in_object & ~bit;
-    return emit(p, is_object ? JSON_OBJECT_BEGIN : JSON_ARRAY_BEGIN, p->event_at + 1, STATE_OPENED);
+    return emit(p, is_object ? PULL_OBJECT_BEGIN : PULL_ARRAY_BEGIN, p->event_at + 1, STATE_OPENED);
 }
 
 static int close_container(struct json_pull *p) {
     bool was_object = inside_object(p);
     p->depth--;
-    return emit(p, was_object ? JSON_OBJECT_END : JSON_ARRAY_END, p->event_at + 1, state_after_value(p));
+    return emit(p, was_object ? PULL_OBJECT_END : PULL_ARRAY_END, p->event_at + 1, state_after_value(p));
 }
 
 static int next_literal(struct json_pull *p, const char *text, enum json_event event, struct error *e) {
@@ -400,7 +400,7 @@ static int next_key(struct json_pull *p, struct error *e) {
     after = skip_space(p, after);
     if (after == p->bytes || p->text[after] != ':')
         return fail_unexpected(p, after, "':' after the key", e);
-    return emit(p, JSON_KEY, after + 1, STATE_VALUE);
+    return emit(p, PULL_KEY, after + 1, STATE_VALUE);
 }
 
 static int next_value(struct json_pull *p, struct error *e) {
@@ -415,19 +415,19 @@ static int next_value(struct json_pull *p, struct error *e) {
     case '[':
         return open_container(p, false, e);
     case 't':
-        return next_literal(p, "true", JSON_TRUE, e);
+        return next_literal(p, "true", PULL_TRUE, e);
     case 'f':
-        return next_literal(p, "false", JSON_FALSE, e);
+        return next_literal(p, "false", PULL_FALSE, e);
     case 'n':
-        return next_literal(p, "null", JSON_NULL, e);
+        return next_literal(p, "null", PULL_NULL, e);
     case '"':
         r = scan_string(p, p->event_at, &after, e);
-        return r < 0 ? r : emit(p, JSON_STRING, after, state_after_value(p));
+        return r < 0 ? r : emit(p, PULL_STRING, after, state_after_value(p));
     default:
         if (c != '-' && (c < '0' || c > '9'))
             return fail_unexpected(p, p->event_at, "a value", e);
         r = scan_number(p, p->event_at, &after, e);
-        return r < 0 ? r : emit(p, JSON_NUMBER, after, state_after_value(p));
+        return r < 0 ? r : emit(p, PULL_NUMBER, after, state_after_value(p));
     }
 }
 
@@ -457,7 +457,7 @@ int json_pull_next(struct json_pull *p, struct error *e) {
     }
     if (p->event_at < p->bytes)
         return fail_unexpected(p, p->event_at, "the end of the file", e);
-    return emit(p, JSON_DOCUMENT_END, p->event_at, STATE_COMPLETE);
+    return emit(p, PULL_DOCUMENT_END, p->event_at, STATE_COMPLETE);
 }
 
 int json_pull_expect(struct json_pull *p, enum json_event event, struct error *e) {
@@ -483,15 +483,15 @@ int json_pull_skip(struct json_pull *p, struct error *e) {
     int r = json_pull_next(p, e);
     if (r < 0)
         return r;
-    if (r == JSON_OBJECT_BEGIN || r == JSON_ARRAY_BEGIN)
+    if (r == PULL_OBJECT_BEGIN || r == PULL_ARRAY_BEGIN)
         return json_pull_leave(p, e);
-    if (r == JSON_OBJECT_END || r == JSON_ARRAY_END || r == JSON_KEY || r == JSON_DOCUMENT_END)
+    if (r == PULL_OBJECT_END || r == PULL_ARRAY_END || r == PULL_KEY || r == PULL_DOCUMENT_END)
         return json_pull_error(p, -EBADMSG, e, "expected a value, found %s", json_event_name(r));
     return 0;
 }
 
 bool json_pull_is(const struct json_pull *p, const char *text) {
     size_t length = strlen(text);
-    return (p->event == JSON_KEY || p->event == JSON_STRING) && p->string_bytes == length &&
+    return (p->event == PULL_KEY || p->event == PULL_STRING) && p->string_bytes == length &&
            memcmp(p->string, text, length) == 0;
 }

@@ -11,11 +11,11 @@
  *
  *     struct json_pull p;
  *     json_pull_init(&p, text, bytes, "tokenizer.json");
- *     r = json_pull_expect(&p, JSON_OBJECT_BEGIN, e);
- *     while (r >= 0 && (r = json_pull_next(&p, e)) == JSON_KEY)
+ *     r = json_pull_expect(&p, PULL_OBJECT_BEGIN, e);
+ *     while (r >= 0 && (r = json_pull_next(&p, e)) == PULL_KEY)
  *         r = json_pull_is(&p, "vocab") ? read_vocab(&p, e) : json_pull_skip(&p, e);
- *     if (r >= 0)                                  // r is JSON_OBJECT_END
- *         r = json_pull_expect(&p, JSON_DOCUMENT_END, e);
+ *     if (r >= 0)                                  // r is PULL_OBJECT_END
+ *         r = json_pull_expect(&p, PULL_DOCUMENT_END, e);
  *     json_pull_done(&p); */
 #pragma once
 
@@ -26,19 +26,19 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum json_event {
-    JSON_DOCUMENT_END = 0, /* the value is complete, only white space followed; given again if asked again */
-    JSON_OBJECT_BEGIN,
-    JSON_OBJECT_END,
-    JSON_ARRAY_BEGIN,
-    JSON_ARRAY_END,
-    JSON_KEY,    /* an object's key: string, string_bytes; its value is the next event */
-    JSON_STRING, /* string, string_bytes */
-    JSON_NUMBER, /* string, string_bytes: its text; json_pull_u64() and friends convert it */
-    JSON_TRUE,
-    JSON_FALSE,
-    JSON_NULL,
-    JSON_EVENTS,
+enum json_event {          /* PULL_ and not JSON_, which are jansson's */
+    PULL_DOCUMENT_END = 0, /* the value is complete, only white space followed; given again if asked again */
+    PULL_OBJECT_BEGIN,
+    PULL_OBJECT_END,
+    PULL_ARRAY_BEGIN,
+    PULL_ARRAY_END,
+    PULL_KEY,    /* an object's key: string, string_bytes; its value is the next event */
+    PULL_STRING, /* string, string_bytes */
+    PULL_NUMBER, /* string, string_bytes: its text; json_pull_u64() and friends convert it */
+    PULL_TRUE,
+    PULL_FALSE,
+    PULL_NULL,
+    PULL_EVENTS,
 };
 
 struct json_pull {

@@ -172,7 +172,7 @@ static int read_mapping(struct checkpoint *c, struct json_pull *p, struct index 
     if (!m->tensor)
         return error_set(e, -ENOMEM, "%s: out of memory", INDEX_FILE);
     index->n++;
-    int r = json_pull_expect(p, JSON_STRING, e);
+    int r = json_pull_expect(p, PULL_STRING, e);
     if (r >= 0)
         r = check_shard_name(p, e);
     if (r < 0)
@@ -187,8 +187,8 @@ static int parse_index(
     struct json_pull p;
     bool seen = false;
     json_pull_init(&p, text, bytes, INDEX_FILE);
-    int r = json_pull_expect(&p, JSON_OBJECT_BEGIN, e);
-    while (r >= 0 && (r = json_pull_next(&p, e)) == JSON_KEY) {
+    int r = json_pull_expect(&p, PULL_OBJECT_BEGIN, e);
+    while (r >= 0 && (r = json_pull_next(&p, e)) == PULL_KEY) {
         if (!json_pull_is(&p, "weight_map")) {
             r = json_pull_skip(&p, e);
             continue;
@@ -196,13 +196,13 @@ static int parse_index(
         if (seen)
             r = json_pull_error(&p, -EBADMSG, e, "weight_map is there twice");
         else
-            r = json_pull_expect(&p, JSON_OBJECT_BEGIN, e);
+            r = json_pull_expect(&p, PULL_OBJECT_BEGIN, e);
         seen = true;
-        while (r >= 0 && (r = json_pull_next(&p, e)) == JSON_KEY)
+        while (r >= 0 && (r = json_pull_next(&p, e)) == PULL_KEY)
             r = read_mapping(c, &p, index, e);
     }
     if (r >= 0)
-        r = json_pull_expect(&p, JSON_DOCUMENT_END, e);
+        r = json_pull_expect(&p, PULL_DOCUMENT_END, e);
     json_pull_done(&p);
     if (r >= 0 && index->n == 0)
         r = error_set(e, -EBADMSG, "%s: has no weight_map with tensors in it", INDEX_FILE);

@@ -16,8 +16,8 @@ struct model_config {
     uint32_t hidden_size, intermediate_size, vocab_size, n_layers;
     uint32_t q_heads, kv_heads, head_dim, rotary_dim;
     uint32_t gdn_k_heads, gdn_v_heads, gdn_k_dim, gdn_v_dim, conv_kernel;
-    uint32_t max_position_embeddings;
-    uint32_t mtp_layers; /* 0 or 1: what config.json announces */
+    uint32_t max_position_embeddings; /* at most CONTEXT_MAX, whatever the file says */
+    uint32_t mtp_layers;              /* 0 or 1: what config.json announces */
     bool tie_word_embeddings;
     bool is_attention[MODEL_LAYERS_MAX]; /* layer i is full attention, else GDN */
     float rms_eps;

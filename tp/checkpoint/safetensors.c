@@ -108,7 +108,7 @@ struct header {
 };
 
 static int read_dtype(struct header *h, struct tensor *t, struct error *e) {
-    int r = json_pull_expect(&h->json, JSON_STRING, e);
+    int r = json_pull_expect(&h->json, PULL_STRING, e);
     if (r < 0)
         return r;
     for (int i = 0; i < TENSOR_DTYPES; i++)
@@ -122,8 +122,8 @@ static int read_dtype(struct header *h, struct tensor *t, struct error *e) {
 }
 
 static int read_shape(struct header *h, struct tensor *t, struct error *e) {
-    int r = json_pull_expect(&h->json, JSON_ARRAY_BEGIN, e);
-    while (r >= 0 && (r = json_pull_next(&h->json, e)) != JSON_ARRAY_END) {
+    int r = json_pull_expect(&h->json, PULL_ARRAY_BEGIN, e);
+    while (r >= 0 && (r = json_pull_next(&h->json, e)) != PULL_ARRAY_END) {
         uint64_t dim = 0;
         if (r >= 0)
             r = json_pull_u64(&h->json, &dim, e);
@@ -138,13 +138,13 @@ static int read_shape(struct header *h, struct tensor *t, struct error *e) {
 }
 
 static int read_offsets(struct header *h, uint64_t ret[2], struct error *e) {
-    int r = json_pull_expect(&h->json, JSON_ARRAY_BEGIN, e);
+    int r = json_pull_expect(&h->json, PULL_ARRAY_BEGIN, e);
     for (int i = 0; i < 2 && r >= 0; i++) {
-        r = json_pull_expect(&h->json, JSON_NUMBER, e);
+        r = json_pull_expect(&h->json, PULL_NUMBER, e);
         if (r >= 0)
             r = json_pull_u64(&h->json, &ret[i], e);
     }
-    return r < 0 ? r : json_pull_expect(&h->json, JSON_ARRAY_END, e);
+    return r < 0 ? r : json_pull_expect(&h->json, PULL_ARRAY_END, e);
 }
 
 /* Do shape, dtype, offsets and file agree? Sets data and bytes. */
@@ -194,8 +194,8 @@ static int read_tensor(struct header *h, struct tensor_list *list, struct error 
                 p, -E2BIG, e, "a tensor's name may have %u bytes, not %zu", NAME_BYTES_MAX, p->string_bytes);
     int r = list_add(list, p->string, p->string_bytes, h->file, &t, e);
     if (r >= 0)
-        r = json_pull_expect(p, JSON_OBJECT_BEGIN, e);
-    while (r >= 0 && (r = json_pull_next(p, e)) == JSON_KEY) {
+        r = json_pull_expect(p, PULL_OBJECT_BEGIN, e);
+    while (r >= 0 && (r = json_pull_next(p, e)) == PULL_KEY) {
         int field = json_pull_is(p, "dtype")   ? DTYPE
                     : json_pull_is(p, "shape") ? SHAPE
                                                : (json_pull_is(p, "data_offsets") ? OFFSETS : 0);
@@ -287,8 +287,8 @@ int safetensors_parse(
             .file = file, .data = begin + LENGTH_BYTES + length, .data_bytes = bytes - LENGTH_BYTES - length};
     struct json_pull *p = &h.json;
     json_pull_init(p, (const char *)begin + LENGTH_BYTES, (size_t)length, file);
-    r = json_pull_expect(p, JSON_OBJECT_BEGIN, e);
-    while (r >= 0 && (r = json_pull_next(p, e)) == JSON_KEY) {
+    r = json_pull_expect(p, PULL_OBJECT_BEGIN, e);
+    while (r >= 0 && (r = json_pull_next(p, e)) == PULL_KEY) {
         if (!json_pull_is(p, "__metadata__"))
             r = read_tensor(&h, list, e);
         else if (metadata)
@@ -299,7 +299,7 @@ int safetensors_parse(
         }
     }
     if (r >= 0)
-        r = json_pull_expect(p, JSON_DOCUMENT_END, e);
+        r = json_pull_expect(p, PULL_DOCUMENT_END, e);
     json_pull_done(p);
     return r < 0 ? r : check_cover(&h, list->at + first, list->n - first, e);
 }
