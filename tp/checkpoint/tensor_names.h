@@ -3,11 +3,10 @@
  * Called by the model loader and by the checkpoint tool, once, after checkpoint_open() and
  * model_config_load(). It is the only place that knows Hugging Face's names. Accepts both prefixes
  * (model.language_model. of the multimodal files, model. of text-only ones). Every tensor that the model
- * needs is there afterwards, F32, BF16 or F16, and has exactly the shape that the configuration says; what is
- * not, is refused by file, tensor, expected and found:
+ * needs is there afterwards, F32, BF16 or F16, aligned for its dtype, and has exactly the shape that the
+ * configuration says; what is not, is refused by file, tensor, expected and found:
  *
- *     model-00003.safetensors: model.layers.12.mlp.down_proj.weight: expected [5120, 17408], found [5120,
- * 17920]
+ *     model-00003.safetensors: model.layers.12.mlp.up_proj.weight: expected [8, 4], found [8, 6]
  *
  * Pointers are into the checkpoint, which must outlive the result. Shapes below use the letters of kernels.h,
  * full (not per rank); matrices are [rows = outputs][columns = inputs]. */
