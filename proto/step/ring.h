@@ -36,7 +36,7 @@ uint64_t step_ring_coord_epoch(const struct step_ring *r);
 
 /* Coordinator. Space for a record of `bytes` in the ring, contiguous and 64-byte aligned; -EAGAIN when the
  * slowest rank has not yet read enough. -EMSGSIZE above STEP_RECORD_MAX. The record becomes visible at
- * commit. */
+ * commit, which may take fewer bytes than were reserved. */
 int step_ring_reserve(struct step_ring *r, uint32_t bytes, void **ret_record);
 void step_ring_commit(struct step_ring *r, uint32_t bytes);
 /* Rank. The next record (stays valid until release), or -EAGAIN. */

@@ -1,0 +1,170 @@
+/* control.c - small messages and file descriptors between the launcher and a child, one SOCK_SEQPACKET record
+ * each.
+ *
+ * The text travels with its length and without the terminator, so a PING is 48 bytes. Descriptors that came
+ * with a message we refuse are closed here, so a malformed message leaks nothing. */
+#include "proto/step/control.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define CONTROL_MAGIC   0x4c525443u /* "CTRL" */
+#define CONTROL_VERSION 1u
+
+struct wire {
+    uint32_t magic;
+    uint16_t version, kind;
+    uint32_t n_fds, text_bytes;
+    uint64_t group_epoch, coord_epoch, a, b;
+    char text[CONTROL_TEXT_MAX];
+};
+#define WIRE_HEAD offsetof(struct wire, text)
+_Static_assert(offsetof(struct wire, text) == 48, "no padding");
+
+union fd_space {
+    struct cmsghdr align;
+    char bytes[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))];
+};
+
+int control_pair(int ret_fds[2], struct error *e) {
+    int fds[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
+        return error_set(e, -errno, "cannot create a control socket: %s", strerror(errno));
+    ret_fds[0] = fds[0];
+    ret_fds[1] = fds[1];
+    return 0;
+}
+
+void control_close_fds(struct control_message *m) {
+    for (uint32_t i = 0; i < m->n_fds && i < CONTROL_FDS_MAX; i++)
+        close(m->fds[i]);
+    m->n_fds = 0;
+}
+
+int control_send(int fd, const struct control_message *m, struct error *e) {
+    if (m->kind == 0 || m->kind >= CONTROL_KINDS || m->n_fds > CONTROL_FDS_MAX)
+        return error_set(e, -EINVAL, "a control message of kind %u with %u descriptors", m->kind, m->n_fds);
+    struct wire w = {
+            .magic = CONTROL_MAGIC,
+            .version = CONTROL_VERSION,
+            .kind = (uint16_t)m->kind,
+            .n_fds = m->n_fds,
+            .text_bytes = (uint32_t)strnlen(m->text, CONTROL_TEXT_MAX - 1),
+            .group_epoch = m->group_epoch,
+            .coord_epoch = m->coord_epoch,
+            .a = m->a,
+            .b = m->b,
+    };
+    memcpy(w.text, m->text, w.text_bytes);
+    struct iovec iov = {.iov_base = &w, .iov_len = WIRE_HEAD + w.text_bytes};
+    union fd_space space;
+    struct msghdr h = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (m->n_fds > 0) {
+        memset(&space, 0, sizeof(space));
+        h.msg_control = &space;
+        h.msg_controllen = CMSG_SPACE(m->n_fds * sizeof(int));
+        struct cmsghdr *c = CMSG_FIRSTHDR(&h);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(m->n_fds * sizeof(int));
+        memcpy(CMSG_DATA(c), m->fds, m->n_fds * sizeof(int));
+    }
+    ssize_t n;
+    do
+        n = sendmsg(fd, &h, MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    if (n < 0) {
+        int code = errno == ECONNRESET ? -EPIPE : -errno;
+        return error_set(e, code, "cannot send on the control socket: %s", strerror(errno));
+    }
+    return 0;
+}
+
+/* Collects every descriptor of a message, so that all of them can be closed; more than fit are closed at
+ * once. */
+static void take_fds(struct msghdr *h, int *fds, uint32_t *ret_n) {
+    uint32_t n = 0;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c != NULL; c = CMSG_NXTHDR(h, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS || c->cmsg_len < CMSG_LEN(0))
+            continue;
+        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < count; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+            if (n < CONTROL_FDS_MAX)
+                fds[n++] = fd;
+            else
+                close(fd);
+        }
+    }
+    *ret_n = n;
+}
+
+static int check_wire(const struct wire *w, size_t bytes, int flags, uint32_t n_fds, struct error *e) {
+    if ((flags & (MSG_TRUNC | MSG_CTRUNC)) != 0)
+        return error_set(e, -EBADMSG, "a control message was too long for its buffer");
+    if (bytes < WIRE_HEAD || w->magic != CONTROL_MAGIC)
+        return error_set(e, -EBADMSG, "%zu bytes on the control socket are no control message", bytes);
+    if (w->version != CONTROL_VERSION)
+        return error_set(e, -EBADMSG,
+                "control message version %u, this build has %u: install the same version "
+                "everywhere",
+                w->version, CONTROL_VERSION);
+    if (w->kind == 0 || w->kind >= CONTROL_KINDS)
+        return error_set(e, -EBADMSG, "unknown control message %u", w->kind);
+    if (w->text_bytes >= CONTROL_TEXT_MAX || bytes != WIRE_HEAD + w->text_bytes ||
+            memchr(w->text, 0, w->text_bytes) != NULL)
+        return error_set(
+                e, -EBADMSG, "control message %u: its text of %u bytes is malformed", w->kind, w->text_bytes);
+    if (w->n_fds != n_fds)
+        return error_set(e, -EBADMSG,
+                "control message %u: %u descriptors announced, %u came (is the limit of open "
+                "files reached?)",
+                w->kind, w->n_fds, n_fds);
+    return 0;
+}
+
+static ssize_t receive(int fd, bool block, struct msghdr *h) {
+    for (;;) {
+        ssize_t n = recvmsg(fd, h, MSG_CMSG_CLOEXEC | (block ? 0 : MSG_DONTWAIT));
+        if (n >= 0 || (errno != EINTR && !(block && errno == EAGAIN)))
+            return n;
+        struct pollfd p = {.fd = fd, .events = POLLIN}; /* block asked for on a non-blocking socket */
+        if (errno == EAGAIN && poll(&p, 1, /* timeout= */ -1) < 0 && errno != EINTR)
+            return -1;
+    }
+}
+
+int control_receive(int fd, bool block, struct control_message *ret, struct error *e) {
+    struct wire w;
+    union fd_space space;
+    struct iovec iov = {.iov_base = &w, .iov_len = sizeof(w)};
+    struct msghdr h = {
+            .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &space, .msg_controllen = sizeof(space)};
+    ssize_t n = receive(fd, block, &h);
+    if (n < 0) {
+        int code = errno == ECONNRESET ? -EPIPE : errno == EWOULDBLOCK ? -EAGAIN : -errno;
+        return error_set(e, code, "cannot read the control socket: %s", strerror(errno));
+    }
+    struct control_message m = {0};
+    take_fds(&h, m.fds, &m.n_fds);
+    if (n == 0 && m.n_fds == 0) /* an empty record cannot be told from the end; nobody of ours sends one */
+        return error_set(e, -EPIPE, "the other end of the control socket is closed");
+    int r = check_wire(&w, (size_t)n, h.msg_flags, m.n_fds, e);
+    if (r < 0) {
+        control_close_fds(&m);
+        return r;
+    }
+    m.kind = w.kind;
+    m.group_epoch = w.group_epoch;
+    m.coord_epoch = w.coord_epoch;
+    m.a = w.a;
+    m.b = w.b;
+    memcpy(m.text, w.text, w.text_bytes);
+    *ret = m;
+    return 0;
+}

@@ -1,0 +1,400 @@
+/* codec.c - step records: what the writer builds the decoder reads, and nothing malformed passes. */
+#include "proto/step/step.h"
+
+#include <errno.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static struct step_writer *writer;
+static uint64_t record[STEP_RECORD_MAX / 8];
+
+static int setup(void **state) {
+    (void)state;
+    writer = aligned_alloc(64, step_writer_bytes());
+    return writer == NULL ? -1 : 0;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    free(writer);
+    return 0;
+}
+
+static struct step_open good_open(uint32_t slot) {
+    return (struct step_open){
+            .slot = slot, .sequence = 7, .temperature = 0.5f, .top_p = 1, .repetition_penalty = 1};
+}
+
+static struct step_entry good_continue(uint32_t slot) {
+    return (struct step_entry){.slot = slot,
+            .kind = STEP_ENTRY_CONTINUE,
+            .flags = STEP_ENTRY_SAMPLE,
+            .n_rows = 1,
+            .ids_at = STEP_NONE,
+            .id_after = STEP_NONE,
+            .rope_at = STEP_NONE,
+            .mask_at = STEP_NONE};
+}
+
+static struct step_entry good_prompt(uint32_t slot, uint32_t n) {
+    uint32_t ids[8] = {1, 2, 3, 4, 5, 6, 7, 8}, pages[2] = {3, 9};
+    struct step_entry t = good_continue(slot);
+    t.kind = STEP_ENTRY_PROMPT;
+    t.n_rows = n;
+    t.ids_at = step_blob(writer, ids, n * 4);
+    t.n_pages = 2;
+    t.pages_at = step_blob(writer, pages, sizeof(pages));
+    return t;
+}
+
+static void begin(void) {
+    step_begin(writer, STEP_TYPE_PLAN, 11, 12, 13);
+}
+
+/* Ends the record and decodes it; returns step_decode's answer. */
+static int end(struct step_plan *ret, struct error *e) {
+    int n = step_end(writer, record, sizeof(record));
+    assert_true(n > 0);
+    assert_int_equal((uint32_t)n, step_writer_size(writer));
+    return step_decode(record, (uint32_t)n, ret, e);
+}
+
+static void full_plan(void) {
+    begin();
+    step_add_entry(writer, &(struct step_entry){0});
+    begin(); /* nothing of the record before stays */
+    struct step_open o = good_open(5);
+    uint32_t suppress[2] = {100, 101};
+    struct {
+        uint32_t id;
+        float bias;
+    } bias[1] = {{4, -1.5f}};
+    o.n_suppress = 2;
+    o.suppress_at = step_blob(writer, suppress, sizeof(suppress));
+    o.n_bias = 1;
+    o.bias_at = step_blob(writer, bias, sizeof(bias));
+    step_add_open(writer, &o);
+    step_add_close(writer, 9);
+    step_add_memory(writer, STEP_MEMORY_ZERO_SLOT, 5, 0);
+    struct step_entry t = good_continue(2);
+    step_add_entry(writer, &t);
+    t = good_prompt(5, 3);
+    t.flags |= STEP_ENTRY_LOGPROB;
+    t.top_logprobs = 4;
+    step_add_entry(writer, &t);
+}
+
+static void test_round_trip(void **state) {
+    (void)state;
+    struct step_plan p;
+    struct error e;
+    full_plan();
+    assert_int_equal(end(&p, &e), 0);
+    assert_int_equal(p.header->type, STEP_TYPE_PLAN);
+    assert_int_equal(p.header->group_epoch, 11);
+    assert_int_equal(p.header->coord_epoch, 12);
+    assert_int_equal(p.header->step, 13);
+    assert_int_equal(p.n_opens, 1);
+    assert_int_equal(p.opens[0].slot, 5);
+    assert_int_equal(p.n_closes, 1);
+    assert_int_equal(p.closes[0], 9);
+    assert_int_equal(p.n_memory, 1);
+    assert_int_equal(p.memory[0].a, 5);
+    assert_int_equal(p.n_entries, 2);
+    assert_int_equal(p.entries[0].slot, 2);
+    assert_int_equal(p.n_rows, 4);
+    assert_int_equal(p.n_samples, 2);
+    const uint32_t *ids = (const uint32_t *)(const void *)(p.blob + p.entries[1].ids_at);
+    assert_int_equal(ids[2], 3);
+    const uint32_t *pages = (const uint32_t *)(const void *)(p.blob + p.entries[1].pages_at);
+    assert_int_equal(pages[1], 9);
+}
+
+static void test_bare_records(void **state) {
+    (void)state;
+    struct step_plan p;
+    const uint32_t types[] = {STEP_TYPE_RESET, STEP_TYPE_PING, STEP_TYPE_STOP};
+    for (unsigned i = 0; i < 3; i++) {
+        step_begin(writer, types[i], 1, 1, types[i] == STEP_TYPE_RESET ? 0 : 4);
+        assert_int_equal(end(&p, NULL), 0);
+        assert_int_equal(p.n_entries, 0);
+    }
+    step_begin(writer, STEP_TYPE_RESET, 1, 1, 3);
+    assert_int_equal(end(&p, NULL), -EBADMSG);
+    step_begin(writer, STEP_TYPE_PLAN, 1, 1, 0);
+    assert_int_equal(end(&p, NULL), -EBADMSG);
+    step_begin(writer, STEP_TYPE_PING, 1, 1, 3);
+    step_add_close(writer, 1);
+    assert_int_equal(end(&p, NULL), -EBADMSG);
+    step_begin(writer, STEP_TYPE_PLAN, 1, 1, 1); /* an empty plan is one */
+    assert_int_equal(end(&p, NULL), 0);
+}
+
+static void test_version(void **state) {
+    (void)state;
+    struct step_plan p;
+    struct error e;
+    full_plan();
+    assert_int_equal(end(&p, &e), 0);
+    struct step_header *h = (struct step_header *)record;
+    h->protocol = 2;
+    assert_int_equal(step_decode(record, h->record_bytes, &p, &e), -EPROTONOSUPPORT);
+    assert_non_null(strstr(e.text, "install the same version"));
+}
+
+/* Every length and alignment but the right one is refused. */
+static void test_lengths(void **state) {
+    (void)state;
+    struct step_plan p;
+    full_plan();
+    int n = step_end(writer, record, sizeof(record));
+    for (int i = 0; i < n; i++)
+        assert_int_equal(step_decode(record, (uint32_t)i, &p, NULL), -EBADMSG);
+    assert_int_equal(step_decode(record, (uint32_t)n + 8, &p, NULL), -EBADMSG);
+    assert_int_equal(step_decode((uint8_t *)record + 4, (uint32_t)n, &p, NULL), -EBADMSG);
+    assert_int_equal(step_end(writer, record, (uint32_t)n - 1), -EMSGSIZE);
+}
+
+static void expect_open_refused(struct step_open o) {
+    struct step_plan p;
+    struct error e = {0};
+    begin();
+    step_add_open(writer, &o);
+    assert_int_equal(end(&p, &e), -EBADMSG);
+    assert_true(e.text[0] != 0);
+}
+
+static void test_bad_opens(void **state) {
+    (void)state;
+    struct step_open o;
+#define REFUSED(field, value)                                                                                \
+    o = good_open(1);                                                                                        \
+    o.field = value;                                                                                         \
+    expect_open_refused(o)
+    REFUSED(slot, 0);
+    REFUSED(slot, SEQS_MAX + 1);
+    REFUSED(flags, 1);
+    REFUSED(temperature, -1);
+    REFUSED(temperature, NAN);
+    REFUSED(temperature, INFINITY);
+    REFUSED(top_p, 0);
+    REFUSED(top_p, 1.5f);
+    REFUSED(top_p, NAN);
+    REFUSED(min_p, -0.1f);
+    REFUSED(min_p, NAN);
+    REFUSED(repetition_penalty, 0);
+    REFUSED(repetition_penalty, NAN);
+    REFUSED(presence_penalty, NAN);
+    REFUSED(frequency_penalty, INFINITY);
+    REFUSED(min_tokens, NEW_TOKENS_MAX + 1);
+    REFUSED(n_bias, 1);
+    REFUSED(n_bias, LOGIT_BIAS_MAX + 1);
+    REFUSED(n_bias, UINT32_MAX / 8 + 2);
+    REFUSED(n_suppress, 1);
+    REFUSED(n_suppress, STEP_SUPPRESS_MAX + 1);
+#undef REFUSED
+    struct step_plan p;
+    begin();
+    o = good_open(3);
+    step_add_open(writer, &o);
+    step_add_open(writer, &o);
+    assert_int_equal(end(&p, NULL), -EBADMSG);
+    begin();
+    uint32_t bias[2] = {1, 0x7fc00000}; /* a NaN */
+    o.n_bias = 1;
+    o.bias_at = step_blob(writer, bias, sizeof(bias));
+    step_add_open(writer, &o);
+    assert_int_equal(end(&p, NULL), -EBADMSG);
+}
+
+static void expect_entry_refused(struct step_entry t) {
+    struct step_plan p;
+    struct error e = {0};
+    step_add_entry(writer, &t);
+    assert_int_equal(end(&p, &e), -EBADMSG);
+    assert_true(e.text[0] != 0);
+}
+
+static void test_bad_entries(void **state) {
+    (void)state;
+    struct step_entry t;
+#define REFUSED(make, field, value)                                                                          \
+    begin();                                                                                                 \
+    t = make;                                                                                                \
+    t.field = value;                                                                                         \
+    expect_entry_refused(t)
+    REFUSED(good_continue(1), slot, 0);
+    REFUSED(good_continue(1), slot, SEQS_MAX + 1);
+    REFUSED(good_continue(1), kind, 2);
+    REFUSED(good_continue(1), flags, 8);
+    REFUSED(good_continue(1), flags, STEP_ENTRY_LOGPROB);
+    REFUSED(good_continue(1), flags, STEP_ENTRY_GENERATED);
+    REFUSED(good_continue(1), n_rows, 0);
+    REFUSED(good_continue(1), n_rows, DRAFT_MAX + 2);
+    REFUSED(good_continue(1), ids_at, 0);
+    REFUSED(good_continue(1), id_after, 1);
+    REFUSED(good_continue(1), rope_at, 0);
+    REFUSED(good_continue(1), mask_at, 0);
+    REFUSED(good_continue(1), top_logprobs, 1);
+    REFUSED(good_continue(1), sample_index, NEW_TOKENS_MAX + 1);
+    REFUSED(good_continue(1), replay, 2);
+    REFUSED(good_continue(1), reserved, 1);
+    REFUSED(good_continue(1), n_pages, 1);
+    REFUSED(good_prompt(1, 3), n_rows, 9);
+    REFUSED(good_prompt(1, 3), n_rows, UINT32_MAX);
+    REFUSED(good_prompt(1, 3), n_rows, 0x40000001);
+    REFUSED(good_prompt(1, 3), ids_at, 2);
+    REFUSED(good_prompt(1, 3), ids_at, STEP_NONE);
+    REFUSED(good_prompt(1, 3), ids_at, 4096);
+    REFUSED(good_prompt(1, 3), first_pos, CONTEXT_MAX - 2);
+    REFUSED(good_prompt(1, 3), first_pos, UINT32_MAX);
+    REFUSED(good_prompt(1, 3), rope_at, 4);
+    REFUSED(good_prompt(1, 3), page_first, STEP_SLOT_PAGES_MAX - 1);
+    REFUSED(good_prompt(1, 3), page_first, UINT32_MAX);
+    REFUSED(good_prompt(1, 3), n_pages, 3);
+    REFUSED(good_prompt(1, 3), n_pages, 0x40000000);
+    REFUSED(good_prompt(1, 3), pages_at, 13);
+#undef REFUSED
+    begin();
+    uint32_t zero = 0;
+    t = good_continue(1);
+    t.n_pages = 1;
+    t.pages_at = step_blob(writer, &zero, 4);
+    expect_entry_refused(t);
+    begin();
+    t = good_continue(4);
+    step_add_entry(writer, &t);
+    expect_entry_refused(t);
+}
+
+static void test_bad_closes_and_memory(void **state) {
+    (void)state;
+    struct step_plan p;
+    begin();
+    step_add_close(writer, 0);
+    assert_int_equal(end(&p, NULL), -EBADMSG);
+    begin();
+    step_add_close(writer, 2);
+    step_add_close(writer, 2);
+    assert_int_equal(end(&p, NULL), -EBADMSG);
+    begin();
+    step_add_memory(writer, STEP_MEMORY_KINDS, 1, 1);
+    assert_int_equal(end(&p, NULL), -EBADMSG);
+    begin();
+    step_add_memory(writer, STEP_MEMORY_COPY_PAGE, 1, 0);
+    assert_int_equal(end(&p, NULL), -EBADMSG);
+    begin();
+    step_add_memory(writer, STEP_MEMORY_SNAPSHOT_SLOT, 1, 0); /* units count from 0 */
+    assert_int_equal(end(&p, NULL), 0);
+}
+
+static void test_writer_limits(void **state) {
+    (void)state;
+    begin();
+    for (uint32_t i = 0; i < SEQS_MAX; i++)
+        step_add_close(writer, i + 1);
+    assert_true(step_end(writer, record, sizeof(record)) > 0);
+    step_add_close(writer, 1);
+    assert_int_equal(step_end(writer, record, sizeof(record)), -EMSGSIZE);
+    begin();
+    static uint8_t big[STEP_RECORD_MAX];
+    assert_int_equal(step_blob(writer, big, sizeof(big)), 0);
+    assert_int_equal(step_blob(writer, big, 1), STEP_NONE);
+    assert_int_equal(step_end(writer, record, sizeof(record)), -EMSGSIZE);
+    begin();
+    assert_int_equal(step_blob(writer, big, 3), 0);
+    assert_int_equal(step_blob(writer, big, 3), 4); /* offsets are multiples of 4 */
+}
+
+/* One bit wrong anywhere: either refused, or a plan whose pointers stay inside (the sanitizers watch the
+ * reads). */
+static void test_bit_flips(void **state) {
+    (void)state;
+    full_plan();
+    int n = step_end(writer, record, sizeof(record));
+    uint64_t sum = 0;
+    for (int bit = 0; bit < n * 8; bit++) {
+        struct step_plan p;
+        uint8_t *bytes = (uint8_t *)record;
+        bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
+        if (step_decode(record, (uint32_t)n, &p, NULL) == 0) {
+            for (uint32_t i = 0; i < p.n_entries; i++) {
+                const struct step_entry *t = &p.entries[i];
+                for (uint32_t k = 0; t->kind == STEP_ENTRY_PROMPT && k < t->n_rows; k++)
+                    sum += ((const uint32_t *)(const void *)(p.blob + t->ids_at))[k];
+                assert_true(p.n_rows <= STEP_ROWS_MAX);
+            }
+        }
+        bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
+    }
+    assert_true(sum > 0);
+}
+
+static void test_completion_check(void **state) {
+    (void)state;
+    struct {
+        struct step_completion c;
+        union {
+            struct step_sample samples[2];
+            struct step_geometry geometry;
+            char text[300];
+        };
+    } m = {.c = {.magic = STEP_COMPLETION_MAGIC,
+                   .protocol = STEP_PROTOCOL,
+                   .type = STEP_TYPE_PLAN,
+                   .n_samples = 2}};
+    uint32_t good = sizeof(m.c) + 2 * sizeof(struct step_sample);
+    m.c.bytes = good;
+    assert_int_equal(step_completion_check(&m, good, NULL), 0);
+    assert_int_equal(step_completion_check(&m, good - 1, NULL), -EBADMSG);
+    m.c.n_samples = 3;
+    assert_int_equal(step_completion_check(&m, good, NULL), -EBADMSG);
+    m.c.n_samples = 268435458; /* times the size of a sample wraps to something small */
+    assert_int_equal(step_completion_check(&m, good, NULL), -EBADMSG);
+    m.c.n_samples = 2;
+    m.samples[1].n_top = TOP_LOGPROBS_MAX + 1;
+    assert_int_equal(step_completion_check(&m, good, NULL), -EBADMSG);
+    m.c.type = STEP_TYPE_RESET;
+    m.c.n_samples = 0;
+    m.c.bytes = sizeof(m.c) + sizeof(m.geometry);
+    assert_int_equal(step_completion_check(&m, m.c.bytes, NULL), 0);
+    m.c.status = STEP_STATUS_FAULT;
+    assert_int_equal(step_completion_check(&m, m.c.bytes, NULL), -EBADMSG);
+    m.c.n_samples = sizeof(m.geometry);
+    assert_int_equal(step_completion_check(&m, m.c.bytes, NULL), 0);
+    m.c.rank = RANKS_MAX;
+    assert_int_equal(step_completion_check(&m, m.c.bytes, NULL), -EBADMSG);
+}
+
+static void test_checksum(void **state) {
+    (void)state;
+    /* FNV-1a of the bytes 01 00 00 00 02 00 00 00, worked out apart from this code. */
+    uint64_t sum = 0xcbf29ce484222325ull;
+    const uint8_t bytes[] = {1, 0, 0, 0, 2, 0, 0, 0};
+    for (unsigned i = 0; i < sizeof(bytes); i++)
+        sum = (sum ^ bytes[i]) * 1099511628211ull;
+    assert_true(step_checksum(STEP_CHECKSUM_SEED, 1, 2) == sum);
+    assert_true(step_checksum(STEP_CHECKSUM_SEED, 2, 1) != sum);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+            cmocka_unit_test(test_round_trip),
+            cmocka_unit_test(test_bare_records),
+            cmocka_unit_test(test_version),
+            cmocka_unit_test(test_lengths),
+            cmocka_unit_test(test_bad_opens),
+            cmocka_unit_test(test_bad_entries),
+            cmocka_unit_test(test_bad_closes_and_memory),
+            cmocka_unit_test(test_writer_limits),
+            cmocka_unit_test(test_bit_flips),
+            cmocka_unit_test(test_completion_check),
+            cmocka_unit_test(test_checksum),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
