@@ -1,9 +1,9 @@
 /* chat_template.h - the Qwen3.5 chat format, in C, recognised by the SHA-256 of the checkpoint's template.
  *
- * Called by gRPC workers; stateless. The conversation is given as jansson values of the OpenAI shape (the gRPC layer
- * builds them from protobuf): messages [{role, content: string|null|[{type:"text", text}], reasoning_content?,
- * tool_calls?: [{function: {name, arguments: object}}]}], tools [object]. Output is a list of spans, so that only what
- * the template itself wrote may become control tokens. */
+ * Called by gRPC workers; stateless. The conversation is given as jansson values of the OpenAI shape (the
+ * gRPC layer builds them from protobuf): messages [{role, content: string|null|[{type:"text", text}],
+ * reasoning_content?, tool_calls?: [{function: {name, arguments: object}}]}], tools [object]. Output is a
+ * list of spans, so that only what the template itself wrote may become control tokens. */
 #pragma once
 
 #include "base/error.h"
@@ -15,33 +15,35 @@ enum chat_template_kind { CHAT_TEMPLATE_NONE = 0, CHAT_TEMPLATE_QWEN35, CHAT_TEM
 
 struct chat_template {
     enum chat_template_kind kind;
-    const char *name;       /* "qwen3.5"; static; "" for NONE */
+    const char *name; /* "qwen3.5"; static; "" for NONE */
     bool thinks_by_default;
 };
 
-/* template_text may be NULL (no template in the checkpoint). Unknown text gives kind NONE and 0; *e then says which
- * SHA-256 was not recognised. */
-int chat_template_recognise(const char *template_text, size_t bytes, struct chat_template *ret, struct error *e);
-/* Reads chat_template.jinja, else chat_template of tokenizer_config.json in the model folder. No such thing = NONE. */
+/* template_text may be NULL (no template in the checkpoint). Unknown text gives kind NONE and 0; *e then says
+ * which SHA-256 was not recognised. */
+int chat_template_recognise(
+        const char *template_text, size_t bytes, struct chat_template *ret, struct error *e);
+/* Reads chat_template.jinja, else chat_template of tokenizer_config.json in the model folder. No such thing =
+ * NONE. */
 int chat_template_load(const char *model_dir, struct chat_template *ret, struct error *e);
 
 struct chat_options {
-    int enable_thinking;        /* -1 = not given, 0, 1 */
+    int enable_thinking; /* -1 = not given, 0, 1 */
     bool add_generation_prompt;
-    const json_t *tools;        /* array or NULL */
+    const json_t *tools; /* array or NULL */
 };
 
 struct chat_rendered {
-    char *text;               /* the whole text, NUL-terminated, owned */
+    char *text; /* the whole text, NUL-terminated, owned */
     size_t bytes;
-    struct text_span *spans;  /* cover text in order; owned */
+    struct text_span *spans; /* cover text in order; owned */
     size_t n_spans;
-    bool thinking_open;       /* the generation prompt left a <think> block open */
+    bool thinking_open; /* the generation prompt left a <think> block open */
 };
-/* -EINVAL with the template's own sentence (e.g. "System message must be at the beginning.") on what the template
- * refuses. */
-int chat_template_render(const struct chat_template *t, const json_t *messages, const struct chat_options *options,
-        struct chat_rendered *ret, struct error *e);
+/* -EINVAL with the template's own sentence (e.g. "System message must be at the beginning.") on what the
+ * template refuses. */
+int chat_template_render(const struct chat_template *t, const json_t *messages,
+        const struct chat_options *options, struct chat_rendered *ret, struct error *e);
 void chat_rendered_done(struct chat_rendered *r);
 
 /* Python's json.dumps(value, ensure_ascii=False) with the separators of transformers' tojson. malloc'ed. */

@@ -1,9 +1,10 @@
-/* output_parser.h - splits generated text into reasoning, text and tool calls, as it streams (Qwen3.5 syntax).
+/* output_parser.h - splits generated text into reasoning, text and tool calls, as it streams (Qwen3.5
+ * syntax).
  *
- * One per stream, used by one thread at a time. Fed with whole-character UTF-8 pieces; emits events as soon as they
- * are certain, and never holds back more than a possible tag prefix. Malformed tool syntax is never lost: it comes
- * out as text. Parameter values are typed by the tool's JSON schema where there is one (integer, number, boolean,
- * null, object, array; else string), as peers' qwen3 parsers do. */
+ * One per stream, used by one thread at a time. Fed with whole-character UTF-8 pieces; emits events as soon
+ * as they are certain, and never holds back more than a possible tag prefix. Malformed tool syntax is never
+ * lost: it comes out as text. Parameter values are typed by the tool's JSON schema where there is one
+ * (integer, number, boolean, null, object, array; else string), as peers' qwen3 parsers do. */
 #pragma once
 
 #include "base/error.h"
@@ -15,20 +16,27 @@
 
 struct output_parser;
 
-enum output_event_kind { OUTPUT_TEXT, OUTPUT_REASONING, OUTPUT_TOOL_BEGIN, OUTPUT_TOOL_ARGUMENTS, OUTPUT_TOOL_END };
+enum output_event_kind {
+    OUTPUT_TEXT,
+    OUTPUT_REASONING,
+    OUTPUT_TOOL_BEGIN,
+    OUTPUT_TOOL_ARGUMENTS,
+    OUTPUT_TOOL_END
+};
 struct output_event {
     enum output_event_kind kind;
-    const char *data;  /* bytes valid during the callback only; TOOL_BEGIN: the function's name */
+    const char *data; /* bytes valid during the callback only; TOOL_BEGIN: the function's name */
     size_t bytes;
     uint32_t tool_index;
 };
 typedef int (*output_event_fn)(void *user, const struct output_event *event); /* < 0 stops and is returned */
 
-/* thinking_open: the text starts inside a think block. parse_tools: tool syntax is looked for. tools: array or NULL,
- * a reference is kept. */
+/* thinking_open: the text starts inside a think block. parse_tools: tool syntax is looked for. tools: array
+ * or NULL, a reference is kept. */
 int output_parser_new(bool thinking_open, bool parse_tools, json_t *tools, struct output_parser **ret);
 struct output_parser *output_parser_free(struct output_parser *p);
-int output_parser_feed(struct output_parser *p, const char *text, size_t bytes, output_event_fn fn, void *user);
+int output_parser_feed(
+        struct output_parser *p, const char *text, size_t bytes, output_event_fn fn, void *user);
 /* End of the stream: what was held back comes out. */
 int output_parser_end(struct output_parser *p, output_event_fn fn, void *user);
 bool output_parser_in_reasoning(const struct output_parser *p);

@@ -1,6 +1,7 @@
 /* stop_strings.h - finds any of several stop strings in streamed text, holding back only what may become one.
  *
- * One per stream. Bytes in, bytes out; a match ends the text before the string (or after it when include is set). */
+ * One per stream. Bytes in, bytes out; a match ends the text before the string (or after it when include is
+ * set). */
 #pragma once
 
 #include <stdbool.h>
@@ -9,11 +10,13 @@
 
 struct stop_strings;
 /* strings are copied; n may be 0 (then nothing is ever held back). */
-int stop_strings_new(const char *const *strings, const size_t *bytes, size_t n, bool include, struct stop_strings **ret);
+int stop_strings_new(
+        const char *const *strings, const size_t *bytes, size_t n, bool include, struct stop_strings **ret);
 struct stop_strings *stop_strings_free(struct stop_strings *s);
-/* Takes text; ret_text and ret_bytes tell what may be shown now (valid until the next call). Returns the index of the
- * string that matched (nothing may be fed after it), or -1. When several end at the same byte, the one that starts
- * first wins, then the lower index. */
-int stop_strings_feed(struct stop_strings *s, const char *text, size_t bytes, const char **ret_text, size_t *ret_bytes);
+/* Takes text; ret_text and ret_bytes tell what may be shown now (valid until the next call). Returns the
+ * index of the string that matched (nothing may be fed after it), or -1. When several end at the same byte,
+ * the one that starts first wins, then the lower index. */
+int stop_strings_feed(
+        struct stop_strings *s, const char *text, size_t bytes, const char **ret_text, size_t *ret_bytes);
 /* End of the stream: what was held back. */
 void stop_strings_end(struct stop_strings *s, const char **ret_text, size_t *ret_bytes);

@@ -1,9 +1,9 @@
 /* tokenizer.h - byte-level BPE straight from a Hugging Face tokenizer.json.
  *
- * Called by gRPC workers (many threads at once: a loaded tokenizer is immutable). Owns its tables; nothing is shared
- * with the caller. Supports what the Qwen family uses: NFC or no normalizer, Split(regex, Isolated) + ByteLevel
- * (use_regex false or true) pre-tokenizers, BPE with merges (both list forms), added tokens, ByteLevel decoder.
- * Anything else in the file is refused by name. */
+ * Called by gRPC workers (many threads at once: a loaded tokenizer is immutable). Owns its tables; nothing is
+ * shared with the caller. Supports what the Qwen family uses: NFC or no normalizer, Split(regex, Isolated) +
+ * ByteLevel (use_regex false or true) pre-tokenizers, BPE with merges (both list forms), added tokens,
+ * ByteLevel decoder. Anything else in the file is refused by name. */
 #pragma once
 
 #include "base/error.h"
@@ -21,15 +21,15 @@ struct tokenizer *tokenizer_free(struct tokenizer *t);
 uint32_t tokenizer_vocab_size(const struct tokenizer *t); /* highest id + 1, added tokens included */
 /* Id of an entry by its text ("<|im_end|>"), added tokens included; -ENOENT. */
 int tokenizer_find(const struct tokenizer *t, const char *text, uint32_t *ret_id);
-/* Bytes of a token (what it decodes to), owned by t; NULL for an id that is in no table. *ret_special: an added token
- * with special = true. */
+/* Bytes of a token (what it decodes to), owned by t; NULL for an id that is in no table. *ret_special: an
+ * added token with special = true. */
 const char *tokenizer_piece(const struct tokenizer *t, uint32_t id, size_t *ret_bytes, bool *ret_special);
 
-/* Encodes UTF-8 text. With parse_special added tokens in the text become their ids; without, they are plain text.
- * *ret_ids is malloc'ed (free()). -EILSEQ: not UTF-8 (the sentence names the byte offset); -E2BIG: more than max_ids
- * (the sentence names both counts where known); -ENOMEM. */
-int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool parse_special, size_t max_ids,
-        uint32_t **ret_ids, size_t *ret_n, struct error *e);
+/* Encodes UTF-8 text. With parse_special added tokens in the text become their ids; without, they are plain
+ * text. *ret_ids is malloc'ed (free()). -EILSEQ: not UTF-8 (the sentence names the byte offset); -E2BIG: more
+ * than max_ids (the sentence names both counts where known); -ENOMEM. */
+int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool parse_special,
+        size_t max_ids, uint32_t **ret_ids, size_t *ret_n, struct error *e);
 
 /* A piece of text with its own trust: template text may hold control tokens, user text may not. */
 struct text_span {
@@ -37,11 +37,11 @@ struct text_span {
     size_t bytes;
     bool parse_special;
 };
-/* Encodes the concatenation of spans as one text, except that added tokens are matched only where the whole match
- * lies inside spans with parse_special. Pre-tokenization runs across span borders, so that the ids of trusted text
- * are exactly those of encoding the joined text. */
-int tokenizer_encode_spans(const struct tokenizer *t, const struct text_span *spans, size_t n_spans, size_t max_ids,
-        uint32_t **ret_ids, size_t *ret_n, struct error *e);
+/* Encodes the concatenation of spans as one text, except that added tokens are matched only where the whole
+ * match lies inside spans with parse_special. Pre-tokenization runs across span borders, so that the ids of
+ * trusted text are exactly those of encoding the joined text. */
+int tokenizer_encode_spans(const struct tokenizer *t, const struct text_span *spans, size_t n_spans,
+        size_t max_ids, uint32_t **ret_ids, size_t *ret_n, struct error *e);
 
 /* Incremental detokenizer: one per stream, a value without pointers to free. */
 struct detokenizer {
@@ -50,9 +50,10 @@ struct detokenizer {
     bool show_special;
 };
 void detokenizer_init(struct detokenizer *d, bool show_special);
-/* Appends the text of one id to *buf (malloc'ed, grown with realloc; *n bytes used, *size allocated). Only whole
- * characters are appended; invalid bytes become U+FFFD exactly as Python's bytes.decode(errors="replace") has them.
- * -EINVAL: id in no table; -ENOMEM. */
-int detokenizer_add(struct detokenizer *d, const struct tokenizer *t, uint32_t id, char **buf, size_t *n, size_t *size);
+/* Appends the text of one id to *buf (malloc'ed, grown with realloc; *n bytes used, *size allocated). Only
+ * whole characters are appended; invalid bytes become U+FFFD exactly as Python's
+ * bytes.decode(errors="replace") has them. -EINVAL: id in no table; -ENOMEM. */
+int detokenizer_add(
+        struct detokenizer *d, const struct tokenizer *t, uint32_t id, char **buf, size_t *n, size_t *size);
 /* Flushes what is pending as U+FFFD at the end of the stream. */
 int detokenizer_end(struct detokenizer *d, char **buf, size_t *n, size_t *size);
