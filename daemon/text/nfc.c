@@ -7,6 +7,87 @@
 
 #define DECOMPOSED_MAX 8 /* code points of one canonical decomposition; Unicode's longest has 4 */
 
+/* Characters that Unicode gave a part in normalization after version 9: marks and halves or results of
+ * compositions. Hugging Face tokenizers has the tables of version 9, where they have none, and what a model
+ * was trained on is what counts. (Its pre-tokenizer is newer: unicode_class.c.) */
+static const struct {
+    uint32_t first, last;
+} inert[] = {
+        {0x7fd, 0x7fd},
+        {0x897, 0x89f},
+        {0x8ca, 0x8d3},
+        {0x9fe, 0x9fe},
+        {0xc3c, 0xc3c},
+        {0xd3b, 0xd3c},
+        {0xeba, 0xeba},
+        {0x1715, 0x1715},
+        {0x1abf, 0x1ace},
+        {0x1df6, 0x1dfa},
+        {0xa82c, 0xa82c},
+        {0x105c9, 0x105c9},
+        {0x105d2, 0x105d2},
+        {0x105da, 0x105da},
+        {0x105e4, 0x105e4},
+        {0x10d24, 0x10d27},
+        {0x10d69, 0x10d6d},
+        {0x10eab, 0x10eac},
+        {0x10efd, 0x10eff},
+        {0x10f46, 0x10f50},
+        {0x10f82, 0x10f85},
+        {0x11070, 0x11070},
+        {0x1133b, 0x1133b},
+        {0x11382, 0x11385},
+        {0x1138b, 0x1138b},
+        {0x1138e, 0x1138e},
+        {0x11390, 0x11391},
+        {0x113b8, 0x113b8},
+        {0x113bb, 0x113bb},
+        {0x113c2, 0x113c2},
+        {0x113c5, 0x113c5},
+        {0x113c7, 0x113c9},
+        {0x113ce, 0x113d0},
+        {0x1145e, 0x1145e},
+        {0x11839, 0x1183a},
+        {0x11930, 0x11930},
+        {0x11935, 0x11935},
+        {0x11938, 0x11938},
+        {0x1193d, 0x1193e},
+        {0x11943, 0x11943},
+        {0x119e0, 0x119e0},
+        {0x11a34, 0x11a34},
+        {0x11a47, 0x11a47},
+        {0x11a99, 0x11a99},
+        {0x11d42, 0x11d42},
+        {0x11d44, 0x11d45},
+        {0x11d97, 0x11d97},
+        {0x11f41, 0x11f42},
+        {0x1611e, 0x16129},
+        {0x1612f, 0x1612f},
+        {0x16d63, 0x16d63},
+        {0x16d67, 0x16d6a},
+        {0x16ff0, 0x16ff1},
+        {0x1e08f, 0x1e08f},
+        {0x1e130, 0x1e136},
+        {0x1e2ae, 0x1e2ae},
+        {0x1e2ec, 0x1e2ef},
+        {0x1e4ec, 0x1e4ef},
+        {0x1e5ee, 0x1e5ef},
+};
+
+static bool is_inert(uint32_t c) {
+    size_t low = 0, high = sizeof(inert) / sizeof(inert[0]);
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (c > inert[middle].last)
+            low = middle + 1;
+        else if (c < inert[middle].first)
+            high = middle;
+        else
+            return true;
+    }
+    return false;
+}
+
 static bool is_jamo_vowel_or_tail(uint32_t c) {
     return (c >= 0x1161 && c <= 0x1175) || (c >= 0x11a8 && c <= 0x11c2);
 }
@@ -23,9 +104,8 @@ static size_t decompose(uint32_t c, utf8proc_int32_t out[DECOMPOSED_MAX]) {
     return (size_t)n;
 }
 
-bool nfc_is_unstable(uint32_t c) {
-    if (c < 0x300)
-        return false;
+/* Could it by the tables of today? */
+static bool is_unstable(uint32_t c) {
     const utf8proc_property_t *p = utf8proc_get_property((utf8proc_int32_t)c);
     if (p->combining_class != 0 || is_jamo_vowel_or_tail(c))
         return true;
@@ -38,6 +118,10 @@ bool nfc_is_unstable(uint32_t c) {
     size_t n = decompose(c, parts);
     return utf8proc_normalize_utf32(parts, (utf8proc_ssize_t)n, UTF8PROC_COMPOSE | UTF8PROC_STABLE) != 1 ||
            (uint32_t)parts[0] != c;
+}
+
+bool nfc_is_unstable(uint32_t c) {
+    return c >= 0x300 && is_unstable(c) && !is_inert(c);
 }
 
 size_t nfc_stable_prefix(const char *text, size_t bytes) {
@@ -109,9 +193,17 @@ static int order_all(utf8proc_int32_t *chars, size_t n) {
     return 0;
 }
 
-/* Appends NFC of a short stretch that begins at a stable character (or at the start of the text). */
+/* Appends NFC of a stretch whose characters, but for the first, are all unstable. */
 static int append_composed(const char *text, size_t bytes, struct byte_buffer *out) {
-    size_t n = 0, len, size; /* two bytes become at most three characters, three at most four */
+    size_t n = 0, len, size;
+    if (is_inert(unicode_decode(text, &len))) { /* composes with nothing, so what follows it has no starter */
+        int r = byte_buffer_add(out, text, len);
+        if (r < 0)
+            return r;
+        text += len;
+        bytes -= len;
+    }
+    /* Two bytes become at most three characters, three at most four. */
     if (__builtin_mul_overflow(bytes, 2, &size))
         return -ENOMEM;
     utf8proc_int32_t *chars = reallocarray(NULL, size + DECOMPOSED_MAX, sizeof(*chars));
