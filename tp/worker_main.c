@@ -1,0 +1,26 @@
+/* worker_main.c - the worker program (shardd-worker-cpu): command line, log, and one of two ways to run. */
+#include "base/log.h"
+#include "tp/worker.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+int main(int argc, char **argv) {
+    struct worker_options options;
+    struct error e = {0};
+    char ident[32] = "shardd-worker";
+    int r = worker_options_parse(argc, argv, &options, &e);
+    if (r == 0 && !options.prompt && !options.help)
+        snprintf(ident, sizeof(ident), "shardd-worker[%u]", options.ranks[0]);
+    log_open(ident, r == 0 ? (enum log_level)options.log_level : LOG_LEVEL_INFO);
+    int status = EXIT_FAILURE;
+    if (r < 0)
+        log_error("%s", e.text);
+    else if (options.help) {
+        fputs(worker_help, stdout);
+        status = EXIT_SUCCESS;
+    } else
+        status = options.prompt ? worker_generate(&options) : worker_serve(&options);
+    worker_options_done(&options);
+    return status;
+}
