@@ -130,6 +130,8 @@ static size_t skip_plain(const struct json_pull *p, size_t at) {
 }
 
 static int scratch_append(struct json_pull *p, size_t *n, const char *from, size_t bytes, struct error *e) {
+    if (bytes == 0)
+        return 0; /* nothing may be allocated yet */
     if (p->scratch_size - *n < bytes) {
         /* Decoded text is never longer than the document, so this is bounded by the caller's limit on it. */
         size_t size = p->scratch_size * 2 > *n + bytes ? p->scratch_size * 2 : *n + bytes + 64;

@@ -1,9 +1,10 @@
-/* log.c - see log.h. The level and the name are the only process-wide state: set once by main, read by all. */
+/* log.c - see log.h. The level and the name are the only process-wide state: set once by main, read by all.
+ */
 #include "base/log.h"
 
 #include <errno.h>
-#include <stdatomic.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>

@@ -6,6 +6,7 @@
 #include "base/file.h"
 
 #include <errno.h>
+#include <float.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -211,9 +212,10 @@ static int read_eps(const struct reader *r, struct model_config *m) {
     int result = read_number(r, "rms_norm_eps", &eps);
     if (result < 0)
         return result;
-    if (!(eps > 0 && eps < 1))
-        return error_set(r->e, -EINVAL, "%s: %srms_norm_eps is %g, it must be above 0 and below 1", r->file,
-                r->path, eps);
+    /* As a float: 1e-46 would be 0. */
+    if (!(eps >= FLT_MIN && eps < 1))
+        return error_set(r->e, -EINVAL, "%s: %srms_norm_eps is %g, it must be a float above 0 and below 1",
+                r->file, r->path, eps);
     m->rms_eps = (float)eps;
     return 0;
 }

@@ -301,7 +301,9 @@ int safetensors_parse(
     if (r >= 0)
         r = json_pull_expect(p, PULL_DOCUMENT_END, e);
     json_pull_done(p);
-    return r < 0 ? r : check_cover(&h, list->at + first, list->n - first, e);
+    if (r < 0)
+        return r;
+    return check_cover(&h, list->n > first ? list->at + first : NULL, list->n - first, e);
 }
 
 int safetensors_check(const void *image, uint64_t bytes, const char *file, struct error *e) {
