@@ -1,0 +1,184 @@
+/* options.h - every setting of the shardd command: one table serves flags, environment, configuration file
+ * and help.
+ *
+ * A setting has one name: --max-num-seqs on the command line, SHARDD_MAX_NUM_SEQS in the environment and
+ * max-num-seqs in the [engine] section of the configuration file. The command line wins over the environment,
+ * that over the file, that over the default; each value remembers where it came from, for error messages and
+ * for
+ * --print-config. The table is in option_table.c, reading values in option_values.c, the sources in options.c
+ * and config_file.c.
+ *
+ * An object of struct options owns its texts; it does not keep argv. Nothing here logs or exits. */
+#pragma once
+
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+enum verb {
+    VERB_SERVE = 1u << 0,
+    VERB_GENERATE = 1u << 1,
+    VERB_CHAT = 1u << 2,
+    VERB_STATUS = 1u << 3,
+};
+#define VERB_CLIENTS (VERB_GENERATE | VERB_CHAT | VERB_STATUS)
+#define VERB_ASKS    (VERB_GENERATE | VERB_CHAT) /* verbs that send prompts and may start a private service */
+
+enum option_id {
+    /* [server] */
+    OPT_HOST,
+    OPT_PORT,
+    OPT_UDS,
+    OPT_SERVED_MODEL_NAME,
+    OPT_MAX_QUEUE,
+    OPT_GRPC_THREADS,
+    OPT_METRICS_LISTEN,
+    OPT_SHUTDOWN_GRACE,
+    OPT_LOG_LEVEL,
+    /* [model] */
+    OPT_MODEL,
+    OPT_MAX_MODEL_LEN,
+    OPT_LOAD_FORMAT,
+    OPT_SEED,
+    /* [engine] */
+    OPT_TENSOR_PARALLEL_SIZE,
+    OPT_DEVICE,
+    OPT_RANKS_PER_PROCESS,
+    OPT_THREADS,
+    OPT_MAX_NUM_SEQS,
+    OPT_MAX_NUM_BATCHED_TOKENS,
+    OPT_KV_CACHE_DTYPE,
+    OPT_KV_CACHE_MEMORY,
+    OPT_STEP_TIMEOUT,
+    /* command line of serve only */
+    OPT_CONFIG,
+    OPT_PRINT_CONFIG,
+    OPT_LIBEXEC_DIR,
+    /* clients */
+    OPT_SERVER,
+    OPT_TIMEOUT,
+    OPT_CHAT,
+    OPT_RAW,
+    OPT_SYSTEM,
+    OPT_THINKING,
+    OPT_MAX_TOKENS,
+    OPT_MIN_TOKENS,
+    OPT_TEMPERATURE,
+    OPT_TOP_K,
+    OPT_TOP_P,
+    OPT_MIN_P,
+    OPT_REPETITION_PENALTY,
+    OPT_PRESENCE_PENALTY,
+    OPT_FREQUENCY_PENALTY,
+    OPT_LOGIT_BIAS,
+    OPT_STOP,
+    OPT_STOP_TOKEN_ID,
+    OPT_IGNORE_EOS,
+    OPT_LOGPROBS,
+    OPT_TOKEN_IDS,
+    OPT_PROMPT_TOKEN_IDS,
+    OPT_PARSE_SPECIAL,
+    OPT_REQUEST_ID,
+    OPT_MODEL_NAME,
+    OPT_JSON,
+    OPT_QUIET,
+    OPT_HELP,
+    OPTIONS_N,
+};
+
+enum option_type {
+    OPTION_TEXT,
+    OPTION_TEXTS,    /* may be given several times */
+    OPTION_NUMBER,   /* whole, min..max */
+    OPTION_REAL,     /* min..max */
+    OPTION_BYTES,    /* 4GiB, 512M; number holds bytes. Below 1, e.g. 0.5: a part, in real; number is 0 */
+    OPTION_DURATION, /* 30s, 500ms, 2m, plain = seconds; number holds milliseconds */
+    OPTION_CHOICE,   /* one of "a|b|c" */
+    OPTION_SWITCH,   /* no value on the command line; true/false in the file. number holds 0 or 1 */
+};
+
+struct option_info {
+    enum option_id id;
+    const char *name;  /* long name, words joined by '-' */
+    const char *alias; /* another spelling after '-' or '--': "tp", "h"; NULL = none */
+    enum option_type type;
+    const char *section; /* of the file: "server", "model", "engine"; "client"/NULL = not in a file */
+    unsigned verbs;      /* enum verb bits: who takes it */
+    const char *holder;  /* what stands for the value in help: "N", "DIR" */
+    const char *preset;  /* default as text; NULL = unset */
+    double min, max;     /* NUMBER, REAL, BYTES (bytes), DURATION (milliseconds) */
+    const char *choices; /* CHOICE */
+    const char *help;    /* a sentence or two; NULL = not shown */
+};
+extern const struct option_info option_table[OPTIONS_N];
+
+enum option_source { OPTION_UNSET, OPTION_DEFAULT, OPTION_FILE, OPTION_ENVIRONMENT, OPTION_COMMAND_LINE };
+
+#define OPTION_VALUES_MAX 1024u      /* of one TEXTS option */
+#define OPTION_BYTES_MAX  (1u << 20) /* one value */
+
+struct option_value {
+    enum option_source source;
+    char *where; /* "--port", "SHARDD_PORT", "/etc/shardd.conf:12"; NULL for defaults */
+    char *text;  /* as given; the last one of TEXTS */
+    uint64_t number;
+    double real;
+    char **texts; /* TEXTS */
+    size_t n_texts;
+};
+
+struct options {
+    enum verb verb;
+    struct option_value values[OPTIONS_N];
+    char **positional;
+    size_t n_positional;
+};
+
+void options_init(struct options *o, enum verb verb);
+void options_done(struct options *o);
+
+/* argv[0..n) after the verb. Fills values with source COMMAND_LINE. -EINVAL with a sentence. */
+int options_read_arguments(struct options *o, char *const argv[], int n, struct error *e);
+/* SHARDD_NAME for every setting of the verb not given on the command line. */
+int options_read_environment(struct options *o, char *const environment[], struct error *e);
+/* Settings of a configuration file that are not yet set (config_file.c). -ENOENT and others with a sentence.
+ */
+int options_read_file(struct options *o, const char *path, struct error *e);
+void options_apply_defaults(struct options *o);
+/* All of the above in their order, then options_check. */
+int options_load(struct options *o, char *const argv[], int n, char *const environment[], struct error *e);
+/* Settings that contradict each other: -EINVAL with a sentence. */
+int options_check(struct options *o, struct error *e);
+
+/* Stores one value; a value of a stronger source stays. where is copied. A second value from the same source
+ * is an error unless the option is TEXTS. */
+int options_set(struct options *o, enum option_id id, enum option_source source, const char *where,
+        const char *text, struct error *e);
+/* Replaces a value that is only a default or computed ("auto" made concrete). */
+int options_replace(struct options *o, enum option_id id, const char *text, struct error *e);
+
+/* By name or alias, '_' and '-' alike; NULL = none. */
+const struct option_info *option_find(const char *name, size_t length, unsigned verbs);
+/* The nearest name that verbs take, or NULL when nothing is near. */
+const char *option_nearest(const char *name, size_t length, unsigned verbs);
+/* Parses text as info's type into *value (number, real). -EINVAL with a sentence that starts with `where`. */
+int option_parse(const struct option_info *info, const char *where, const char *text,
+        struct option_value *value, struct error *e);
+
+static inline bool options_given(const struct options *o, enum option_id id) {
+    return o->values[id].source > OPTION_DEFAULT;
+}
+static inline const char *options_text(const struct options *o, enum option_id id) {
+    return o->values[id].text;
+}
+static inline uint64_t options_number(const struct options *o, enum option_id id) {
+    return o->values[id].number;
+}
+
+/* Option list of a verb, in sections, and `--print-config`'s listing: a configuration file with origins in
+ * it. */
+void options_print_help(FILE *out, unsigned verb);
+void options_print_config(FILE *out, const struct options *o);

@@ -1,0 +1,17 @@
+/* session.h - what generate and chat ask: a running service, or a private one that lives as long as they do.
+ */
+#pragma once
+
+#include "launcher/client.h"
+#include "launcher/options.h"
+#include "launcher/private_service.h"
+
+struct session {
+    struct private_service service;
+    struct client *client;
+};
+
+/* Installs the SIGINT handler (client_interrupt) and connects. 0 or an exit code of verbs.h, told on stderr.
+ */
+int session_open(struct session *s, const struct options *o);
+void session_close(struct session *s);
