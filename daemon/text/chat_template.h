@@ -11,7 +11,7 @@
 
 #include <jansson.h>
 
-enum chat_template_kind { CHAT_TEMPLATE_NONE = 0, CHAT_TEMPLATE_QWEN35, CHAT_TEMPLATE_QWEN35_NO_THINK };
+enum chat_template_kind { CHAT_TEMPLATE_NONE = 0, CHAT_TEMPLATE_QWEN35 };
 
 struct chat_template {
     enum chat_template_kind kind;
@@ -46,5 +46,11 @@ int chat_template_render(const struct chat_template *t, const json_t *messages,
         const struct chat_options *options, struct chat_rendered *ret, struct error *e);
 void chat_rendered_done(struct chat_rendered *r);
 
-/* Python's json.dumps(value, ensure_ascii=False) with the separators of transformers' tojson. malloc'ed. */
+/* Python's json.dumps(value, ensure_ascii=False) with the separators of transformers' tojson. malloc'ed;
+ * NULL: no memory. */
 char *chat_json_dumps(const json_t *value);
+/* Reads JSON that a client sent (tools, arguments) so that it prints as Python would print it: integers of
+ * any length keep their digits (one beyond 64 bits is a json string with a mark that only chat_json_dumps()
+ * and chat_template_render() know), keys their order. Deeper than JSON_DEPTH_MAX, U+0000 in a string, or
+ * anything else that is not JSON: -EINVAL, and the sentence begins with what. */
+int chat_json_loads(const char *text, size_t bytes, const char *what, json_t **ret, struct error *e);
