@@ -7,18 +7,20 @@
 
 #define GB 1e9
 
-static uint64_t pool_total(const struct k_shape *shape, const struct k_pool_options *o, struct k_pool_cost *ret_cost) {
+static uint64_t pool_total(
+        const struct k_shape *shape, const struct k_pool_options *o, struct k_pool_cost *ret_cost) {
     k_pool_cost(shape, o, ret_cost);
     /* The dummies, slot 0 and page 0, take as much as the others. */
-    return ret_cost->fixed_bytes + ret_cost->slot_bytes * (o->slots + 1ull) + ret_cost->page_bytes * (o->pages + 1ull);
+    return ret_cost->fixed_bytes + ret_cost->slot_bytes * (o->slots + 1ull) +
+           ret_cost->page_bytes * (o->pages + 1ull);
 }
 
 static uint32_t pages_for(const struct budget_request *q, uint32_t tokens) {
     return (tokens + q->extra_positions + PAGE_TOKENS - 1) / PAGE_TOKENS;
 }
 
-/* The most slots and pages within `limit` bytes for sequences of o->pages_per_slot pages: state first, but never more
- * than half of the memory as long as a sequence still lacks pages. False if not one page fits. */
+/* The most slots and pages within `limit` bytes for sequences of o->pages_per_slot pages: state first, but
+ * never more than half of the memory as long as a sequence still lacks pages. False if not one page fits. */
 static bool fit(const struct k_shape *shape, const struct budget_request *q, uint64_t limit,
         struct k_pool_options *o) {
     struct k_pool_cost cost;
@@ -55,14 +57,15 @@ static void describe(const struct budget_request *q, struct budget *b) {
             b->pool.slots, (double)slots / GB, (double)q->scratch_bytes / GB,
             (double)(q->memory_bytes > used ? q->memory_bytes - used : 0) / GB);
     if (b->pool.slots < q->max_num_seqs && n > 0 && (size_t)n < sizeof(b->text))
-        n += snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-num-seqs %u clamped to %u", q->max_num_seqs,
-                b->pool.slots);
+        n += snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-num-seqs %u clamped to %u",
+                q->max_num_seqs, b->pool.slots);
     if (b->max_model_len < q->max_model_len && n > 0 && (size_t)n < sizeof(b->text))
-        snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-model-len %u clamped to %u", q->max_model_len,
-                b->max_model_len);
+        snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-model-len %u clamped to %u",
+                q->max_model_len, b->max_model_len);
 }
 
-int budget_make(const struct k_shape *shape, const struct budget_request *q, struct budget *ret, struct error *e) {
+int budget_make(
+        const struct k_shape *shape, const struct budget_request *q, struct budget *ret, struct error *e) {
     struct budget b = {.max_model_len = q->max_model_len};
     struct k_pool_options *o = &b.pool;
     *o = (struct k_pool_options){

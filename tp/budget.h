@@ -1,8 +1,8 @@
 /* budget.h - how much memory a rank's weights, pools and scratch take, decided before anything is allocated.
  *
- * Called by tp/rank.c at load. What was asked for with flags is clamped to what fits and the result is a sentence for
- * people; only a model that does not fit at all is refused. Never fails later: everything that is sized here is
- * allocated right afterwards and does not grow. */
+ * Called by tp/rank.c at load. What was asked for with flags is clamped to what fits and the result is a
+ * sentence for people; only a model that does not fit at all is refused. Never fails later: everything that
+ * is sized here is allocated right afterwards and does not grow. */
 #pragma once
 
 #include "kernels/kernels.h"

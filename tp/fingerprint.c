@@ -18,9 +18,9 @@ static uint64_t hash_u64(uint64_t h, uint64_t v) {
 }
 
 static uint64_t hash_config(uint64_t h, const struct model_config *m) {
-    const uint32_t sizes[] = {m->hidden_size, m->intermediate_size, m->vocab_size, m->n_layers, m->q_heads, m->kv_heads,
-            m->head_dim, m->rotary_dim, m->gdn_k_heads, m->gdn_v_heads, m->gdn_k_dim, m->gdn_v_dim, m->conv_kernel,
-            m->max_position_embeddings, m->mtp_layers, m->tie_word_embeddings};
+    const uint32_t sizes[] = {m->hidden_size, m->intermediate_size, m->vocab_size, m->n_layers, m->q_heads,
+            m->kv_heads, m->head_dim, m->rotary_dim, m->gdn_k_heads, m->gdn_v_heads, m->gdn_k_dim,
+            m->gdn_v_dim, m->conv_kernel, m->max_position_embeddings, m->mtp_layers, m->tie_word_embeddings};
     h = hash_bytes(h, sizes, sizeof(sizes));
     for (uint32_t i = 0; i < m->n_layers; i++)
         h = hash_u64(h, m->is_attention[i]);

@@ -1,7 +1,7 @@
 /* fingerprint.h - a number that tells whether two ranks, or two starts, hold the same model.
  *
- * Called by tp/rank.c. Cheap: configuration, and every tensor's name, type, shape and a sample of its bytes. It is of
- * the whole model, not of a shard, so it is the same on every rank. */
+ * Called by tp/rank.c. Cheap: configuration, and every tensor's name, type, shape and a sample of its bytes.
+ * It is of the whole model, not of a shard, so it is the same on every rank. */
 #pragma once
 
 #include "tp/checkpoint/model_config.h"

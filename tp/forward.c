@@ -35,8 +35,8 @@ static void queue_mixer(const struct rank *r, const struct weights_layer *w, uin
 }
 
 /* x += mixer(norm(x)); x += mlp(norm(x)) */
-static void queue_layer(const struct rank *r, const struct weights_layer *w, uint32_t layer, uint32_t kv_shift,
-        const struct forward_hooks *hooks) {
+static void queue_layer(const struct rank *r, const struct weights_layer *w, uint32_t layer,
+        uint32_t kv_shift, const struct forward_hooks *hooks) {
     uint32_t h = r->config.hidden_size;
     float eps = r->config.rms_eps;
     mark(hooks, layer, FORWARD_MIXER_IN);
@@ -58,18 +58,19 @@ static void queue_layer(const struct rank *r, const struct weights_layer *w, uin
 static void queue_embedding(const struct rank *r, const struct forward_hooks *hooks) {
     mark(hooks, 0, FORWARD_EMBED);
     k_begin_step(r->stream, r->pool, r->batch);
-    k_embed(r->stream, r->batch, r->weights.embedding, r->weights.embedding_dtype, r->config.hidden_size, r->x);
+    k_embed(r->stream, r->batch, r->weights.embedding, r->weights.embedding_dtype, r->config.hidden_size,
+            r->x);
 }
 
-/* The MTP layer's logits for the token after next. The residual stream is free by now and is used again; so is
- * hidden, once mtp_in has been made from it. */
+/* The MTP layer's logits for the token after next. The residual stream is free by now and is used again; so
+ * is hidden, once mtp_in has been made from it. */
 static void queue_mtp(const struct rank *r, const struct forward_hooks *hooks) {
     const struct weights *w = &r->weights;
     float eps = r->config.rms_eps;
     uint32_t layer = r->config.n_layers + 1;
     mark(hooks, layer, FORWARD_MTP);
-    k_mtp_input(r->stream, r->pool, r->batch, w->embedding, w->embedding_dtype, r->hidden, w->mtp_norm_embedding,
-            w->mtp_norm_hidden, eps, r->results, r->mtp_in);
+    k_mtp_input(r->stream, r->pool, r->batch, w->embedding, w->embedding_dtype, r->hidden,
+            w->mtp_norm_embedding, w->mtp_norm_hidden, eps, r->results, r->mtp_in);
     k_project(r->stream, r->batch, r->mtp_in, w->mtp_fc, r->x);
     queue_layer(r, &w->mtp, layer, 1, &no_hooks);
     k_final_norm(r->stream, r->pool, r->batch, r->x, w->mtp_norm, eps, r->hidden);

@@ -1,4 +1,5 @@
-/* offline.c - see offline.h: the ranks' threads and the records they execute. offline_run.c makes the records. */
+/* offline.c - see offline.h: the ranks' threads and the records they execute. offline_run.c makes the
+ * records. */
 #include "tp/offline.h"
 
 #include <errno.h>

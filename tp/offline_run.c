@@ -1,5 +1,5 @@
-/* offline_run.c - turns offline_sequences into step records, the way a scheduler would: every step takes one row of
- * each sequence that generates and a chunk of each prompt that is not read yet, up to rows_max. */
+/* offline_run.c - turns offline_sequences into step records, the way a scheduler would: every step takes one
+ * row of each sequence that generates and a chunk of each prompt that is not read yet, up to rows_max. */
 #include "tp/offline.h"
 
 #include <errno.h>
@@ -40,8 +40,8 @@ static uint32_t least(uint32_t a, uint32_t b) {
     return a < b ? a : b;
 }
 
-/* Rows of the prompt that the next step takes: the chunk asked for, but not across the end of what was given, nor past
- * the rows left. */
+/* Rows of the prompt that the next step takes: the chunk asked for, but not across the end of what was given,
+ * nor past the rows left. */
 static uint32_t chunk_rows(const struct run *r, const struct live *l) {
     const struct offline_sequence *s = l->sequence;
     uint32_t given = s->n_prompt - s->n_generated;
@@ -77,7 +77,8 @@ static int add_grant(struct run *r, struct live *l, struct step_entry *entry, st
         return 0;
     uint32_t n = needed - l->pages;
     if (n > r->n_free)
-        return error_set(e, -ENOSPC, "the KV cache of %u pages is too small for these sequences", r->geometry->pages);
+        return error_set(
+                e, -ENOSPC, "the KV cache of %u pages is too small for these sequences", r->geometry->pages);
     r->n_free -= n;
     entry->page_first = l->pages;
     entry->n_pages = n;
@@ -133,7 +134,8 @@ static int build_step(struct run *r, uint32_t step_of_run, uint32_t *ret_entries
     for (int prompts = 0; prompts < 2; prompts++) {
         for (uint32_t i = 0; i < r->n; i++) {
             struct live *l = &r->live[i];
-            if (l->finished || step_of_run < l->sequence->start_step || (l->at < l->sequence->n_prompt) != prompts)
+            if (l->finished || step_of_run < l->sequence->start_step ||
+                    (l->at < l->sequence->n_prompt) != prompts)
                 continue;
             if (!l->opened)
                 add_open(r, l);
@@ -159,7 +161,8 @@ static void keep_logits(struct run *r, const struct live *l, uint32_t first_row)
         for (int head = 0; head < 2; head++) {
             for (uint32_t row = 0; to[head] && from[head] && row < l->rows; row++)
                 memcpy(to[head] + (size_t)(l->first_pos + row) * v + shape->vocab_first,
-                        from[head] + (size_t)(first_row + row) * shape->vocab_rows, shape->vocab_rows * sizeof(float));
+                        from[head] + (size_t)(first_row + row) * shape->vocab_rows,
+                        shape->vocab_rows * sizeof(float));
         }
     }
 }
@@ -229,8 +232,9 @@ static int check(const struct run *r, const struct offline_sequence *s, uint32_t
     if (s->n_prompt == 0 || s->n_generated >= s->n_prompt)
         return error_set(e, -EINVAL, "sequence %u has an empty prompt", i);
     if (__builtin_add_overflow(s->n_prompt, s->max_tokens, &length) || length > r->geometry->max_model_len)
-        return error_set(e, -EINVAL, "sequence %u: %u tokens of prompt and %u to generate pass max_model_len %u", i,
-                s->n_prompt, s->max_tokens, r->geometry->max_model_len);
+        return error_set(e, -EINVAL,
+                "sequence %u: %u tokens of prompt and %u to generate pass max_model_len %u", i, s->n_prompt,
+                s->max_tokens, r->geometry->max_model_len);
     for (uint32_t k = 0; k < s->n_chunks; k++)
         if (s->chunks[k] == 0)
             return error_set(e, -EINVAL, "sequence %u: chunk %u has no rows", i, k);

@@ -1,4 +1,5 @@
-/* rank.c - see rank.h. The order of rank_create(): read and check everything, decide the budget, then allocate. */
+/* rank.c - see rank.h. The order of rank_create(): read and check everything, decide the budget, then
+ * allocate. */
 #include "tp/rank.h"
 
 #include "tp/fingerprint.h"
@@ -18,7 +19,8 @@ static int check_options(const struct rank_options *o, struct error *e) {
     if (slots_of(o) > SEQS_MAX)
         return error_set(e, -EINVAL, "--max-num-seqs %u is too many: at most %u", slots_of(o), SEQS_MAX);
     if (rows_of(o) > STEP_ROWS_MAX)
-        return error_set(e, -EINVAL, "--max-num-batched-tokens %u is too many: at most %u", rows_of(o), STEP_ROWS_MAX);
+        return error_set(
+                e, -EINVAL, "--max-num-batched-tokens %u is too many: at most %u", rows_of(o), STEP_ROWS_MAX);
     if (!(o->kv_cache_fraction >= 0 && o->kv_cache_fraction <= 1))
         return error_set(e, -EINVAL, "--kv-cache-memory as a fraction must lie between 0 and 1");
     return 0;
@@ -86,7 +88,8 @@ static int allocate_buffers(struct rank *r, struct error *e) {
             continue;
         *b[i].at = k_alloc(r->context, b[i].bytes);
         if (!*b[i].at)
-            return error_set(e, -ENOMEM, "out of memory for %llu bytes of scratch; lower --max-num-batched-tokens",
+            return error_set(e, -ENOMEM,
+                    "out of memory for %llu bytes of scratch; lower --max-num-batched-tokens",
                     (unsigned long long)b[i].bytes);
     }
     k_stream_set_workspace(r->stream, r->workspace, b[10].bytes);
@@ -113,7 +116,8 @@ static int open_model(struct rank *r, const char *dir, struct error *e) {
     return shard_make(&r->config, o->tp, o->rank, o->mtp, &r->shard, e);
 }
 
-static int decide_budget(struct rank *r, const struct weights_options *wo, uint64_t memory_free, struct error *e) {
+static int decide_budget(
+        struct rank *r, const struct weights_options *wo, uint64_t memory_free, struct error *e) {
     const struct rank_options *o = &r->options;
     const struct k_shape *s = &r->shard.shape;
     struct buffer b[RANK_BUFFERS];
@@ -181,7 +185,8 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
     rc = k_batch_create(r->context, r->entries_max, r->rows_max, &r->batch, e);
     if (rc < 0)
         return rc;
-    return k_comm_create(r->context, &r->shard.shape, r->rows_max, o->comm_region, o->comm_bytes, &r->comm, e);
+    return k_comm_create(
+            r->context, &r->shard.shape, r->rows_max, o->comm_region, o->comm_bytes, &r->comm, e);
 }
 
 int rank_create(const struct rank_options *options, struct rank **ret, struct error *e) {

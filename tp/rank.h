@@ -1,8 +1,8 @@
 /* rank.h - one rank: its device, weights, pools, communicator and buffers.
  *
- * Created by worker.c (a process of a group) or offline.c (all ranks in one process); used by one host thread, apart
- * from rank_abort(). No globals: a process may hold any number of ranks. All memory that a step needs exists when
- * rank_create() returns; rank_free() takes a half-built rank too. */
+ * Created by worker.c (a process of a group) or offline.c (all ranks in one process); used by one host
+ * thread, apart from rank_abort(). No globals: a process may hold any number of ranks. All memory that a step
+ * needs exists when rank_create() returns; rank_free() takes a half-built rank too. */
 #pragma once
 
 #include "kernels/kernels.h"
@@ -16,7 +16,8 @@
 
 #define RANK_SLOTS_DEFAULT 64u
 #define RANK_ROWS_DEFAULT  512u
-/* Of the memory that weights and scratch leave; the coordinator, the page cache and the machine's owner want some. */
+/* Of the memory that weights and scratch leave; the coordinator, the page cache and the machine's owner want
+ * some. */
 #define RANK_POOL_FRACTION_DEFAULT 0.5
 
 enum rank_kv_dtype { RANK_KV_AUTO, RANK_KV_BF16, RANK_KV_F32 };
@@ -37,8 +38,8 @@ struct rank_options {
     uint32_t slot_units, page_units;
     bool dummy; /* --load-format dummy: only config.json is read */
     uint64_t seed;
-    bool mtp;   /* load the MTP layer (if the checkpoint has it) and run it in every step */
-    bool eager; /* queue each operation instead of replaying graphs */
+    bool mtp;             /* load the MTP layer (if the checkpoint has it) and run it in every step */
+    bool eager;           /* queue each operation instead of replaying graphs */
     uint32_t logits_rows; /* rows whose raw logits can be kept (tests, offline use); 0 = none */
     void *comm_region;    /* shared by all ranks, rank_comm_bytes() long, zeroed once; NULL when tp == 1 */
     size_t comm_bytes;
@@ -65,20 +66,20 @@ struct rank {
     void *workspace;
 
     /* activations, [rows_max][...] fp32 */
-    float *x;         /* [H] residual stream */
-    float *in;        /* widest projection of a layer */
-    float *mid;       /* mixer output or MLP activation */
-    float *part;      /* [H] partial of a row-parallel product */
-    float *hidden;    /* [H] after the final norm */
-    float *mtp_in;    /* [2H], with MTP */
-    float *logits;    /* [logits_rows][vocab_rows] or NULL */
+    float *x;      /* [H] residual stream */
+    float *in;     /* widest projection of a layer */
+    float *mid;    /* mixer output or MLP activation */
+    float *part;   /* [H] partial of a row-parallel product */
+    float *hidden; /* [H] after the final norm */
+    float *mtp_in; /* [2H], with MTP */
+    float *logits; /* [logits_rows][vocab_rows] or NULL */
     float *mtp_logits;
     struct k_result *results;     /* [entries_max] */
     struct k_result *mtp_results; /* [entries_max], with MTP */
 };
 
-/* Bytes that all ranks of a group share. Depends on the configuration, tp and max_num_batched_tokens only, so every
- * rank computes the same number before any of them has loaded. 0 for tp == 1. */
+/* Bytes that all ranks of a group share. Depends on the configuration, tp and max_num_batched_tokens only, so
+ * every rank computes the same number before any of them has loaded. 0 for tp == 1. */
 int rank_comm_bytes(const struct rank_options *options, size_t *ret, struct error *e);
 
 int rank_create(const struct rank_options *options, struct rank **ret, struct error *e);

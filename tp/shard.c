@@ -1,4 +1,5 @@
-/* shard.c - see shard.h. Every first row and count of the sharding table is computed here and nowhere else. */
+/* shard.c - see shard.h. Every first row and count of the sharding table is computed here and nowhere else.
+ */
 #include "tp/shard.h"
 
 #include <assert.h>
@@ -16,8 +17,8 @@ int shard_make(const struct model_config *m, uint32_t tp, uint32_t rank, bool wi
     if (r < 0)
         return r;
     if (rank >= tp)
-        return error_set(e, -EINVAL, "rank %u does not exist: with %u ranks they are numbered 0 to %u", rank, tp,
-                tp - 1);
+        return error_set(e, -EINVAL, "rank %u does not exist: with %u ranks they are numbered 0 to %u", rank,
+                tp, tp - 1);
     struct shard s = {0};
     s.q_heads = split(m->q_heads, tp, rank);
     if (m->kv_heads >= tp)
@@ -78,7 +79,8 @@ void shard_attention_in(const struct shard *s, const struct shard_matrix *q, con
         const struct shard_matrix *v, struct shard_linear *ret) {
     uint32_t d = s->shape.head_dim;
     *ret = (struct shard_linear){0};
-    add_rows(ret, q, s->q_heads.first * 2 * d, s->q_heads.count * 2 * d); /* a head's query and gate stay together */
+    add_rows(ret, q, s->q_heads.first * 2 * d,
+            s->q_heads.count * 2 * d); /* a head's query and gate stay together */
     add_rows(ret, k, s->kv_heads.first * d, s->kv_heads.count * d);
     add_rows(ret, v, s->kv_heads.first * d, s->kv_heads.count * d);
 }

@@ -1,15 +1,16 @@
 /* shard.h - the sharding table: which part of each matrix of the model one rank holds.
  *
- * Called by tp/weights.c at load and by whoever wants to know a rank's sizes before loading. Pure arithmetic: nothing
- * here allocates or reads weights. A shard_matrix names a full checkpoint matrix (data may be NULL when only sizes
- * matter); a shard_linear is the rank's rows and columns of one fused linear, ready for k_linear_pack().
+ * Called by tp/weights.c at load and by whoever wants to know a rank's sizes before loading. Pure arithmetic:
+ * nothing here allocates or reads weights. A shard_matrix names a full checkpoint matrix (data may be NULL
+ * when only sizes matter); a shard_linear is the rank's rows and columns of one fused linear, ready for
+ * k_linear_pack().
  *
  *   column-parallel (rows split, all of K, 8 leaves): q+gate|k|v, GDN q|k|v|z|b|a, gate|up, lm_head
  *   row-parallel (K split, 8/tp leaves of the full K): o_proj, out_proj, down_proj
  *   replicated: embedding, norms, mtp.fc
  *
- * q+gate rows go by head, k and v rows by kv head (one head, shared by tp/kv_heads ranks, when there are more ranks
- * than kv heads); the q, k and v segments of in_proj_qkv and conv1d are sliced separately. */
+ * q+gate rows go by head, k and v rows by kv head (one head, shared by tp/kv_heads ranks, when there are more
+ * ranks than kv heads); the q, k and v segments of in_proj_qkv and conv1d are sliced separately. */
 #pragma once
 
 #include "kernels/kernels.h"
@@ -25,8 +26,8 @@ struct shard {
     uint32_t gdn_k_heads_full, gdn_v_heads_full; /* to find the k and v segments of in_proj_qkv */
 };
 
-/* The shard of `rank` of `tp`; -EINVAL with a sentence when the model does not divide. with_mtp counts the MTP layer
- * as the last attention layer. */
+/* The shard of `rank` of `tp`; -EINVAL with a sentence when the model does not divide. with_mtp counts the
+ * MTP layer as the last attention layer. */
 int shard_make(const struct model_config *m, uint32_t tp, uint32_t rank, bool with_mtp, struct shard *ret,
         struct error *e);
 

@@ -9,7 +9,8 @@
 #include <string.h>
 #include <time.h>
 
-#define K_ENTRY_GENERATED (1u << 3) /* PROMPT rows that the sequence generated itself: output for the penalties */
+#define K_ENTRY_GENERATED                                                                                    \
+    (1u << 3) /* PROMPT rows that the sequence generated itself: output for the penalties */
 
 struct step_exec {
     struct rank *rank;
@@ -57,8 +58,8 @@ static int allocate(struct step_exec *x, struct error *e) {
         x->logits = k_host_alloc(r->context, logits);
     if (logits && r->weights.has_mtp)
         x->mtp_logits = k_host_alloc(r->context, logits);
-    if (!x->entries || !x->ids || !x->rope || !x->results || !x->memory || !x->samples || (logits && !x->logits) ||
-            (logits && r->weights.has_mtp && !x->mtp_logits))
+    if (!x->entries || !x->ids || !x->rope || !x->results || !x->memory || !x->samples ||
+            (logits && !x->logits) || (logits && r->weights.has_mtp && !x->mtp_logits))
         return error_set(e, -ENOMEM, "out of memory for the plans of %u rows", r->rows_max);
     return 0;
 }
@@ -166,7 +167,8 @@ static void apply_slots(struct step_exec *x, const struct step_plan *p) {
     for (uint32_t i = 0; i < p->n_opens; i++)
         open_slot(x, p, &p->opens[i]);
     for (uint32_t i = 0; i < p->n_memory; i++) /* the two enums have the same order */
-        x->memory[i] = (struct k_memory_op){.kind = p->memory[i].kind, .a = p->memory[i].a, .b = p->memory[i].b};
+        x->memory[i] =
+                (struct k_memory_op){.kind = p->memory[i].kind, .a = p->memory[i].a, .b = p->memory[i].b};
     if (p->n_memory)
         k_memory(r->stream, r->pool, x->memory, p->n_memory);
     for (uint32_t i = 0; i < p->n_entries; i++) {

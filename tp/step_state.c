@@ -1,5 +1,5 @@
-/* step_state.c - see step_state.h. step_decode() has checked everything that can be seen in the record itself: sizes,
- * blob ranges, dummies that are named, parameters that are not numbers. */
+/* step_state.c - see step_state.h. step_decode() has checked everything that can be seen in the record
+ * itself: sizes, blob ranges, dummies that are named, parameters that are not numbers. */
 #include "tp/step_state.h"
 
 #include <errno.h>
@@ -45,14 +45,16 @@ uint32_t step_blob_u32(const struct step_plan *p, uint32_t at, uint32_t i) {
     return v;
 }
 
-static int check_slot(const struct step_state *s, uint32_t slot, const char *what, uint32_t i, struct error *e) {
+static int check_slot(
+        const struct step_state *s, uint32_t slot, const char *what, uint32_t i, struct error *e) {
     if (slot == 0 || slot > s->limits.slots)
-        return error_set(e, -EINVAL, "%s %u: slot %u does not exist, this rank has slots 1 to %u", what, i, slot,
-                s->limits.slots);
+        return error_set(e, -EINVAL, "%s %u: slot %u does not exist, this rank has slots 1 to %u", what, i,
+                slot, s->limits.slots);
     return 0;
 }
 
-static int check_open_slot(const struct step_state *s, uint32_t slot, const char *what, uint32_t i, struct error *e) {
+static int check_open_slot(
+        const struct step_state *s, uint32_t slot, const char *what, uint32_t i, struct error *e) {
     int r = check_slot(s, slot, what, i, e);
     if (r < 0)
         return r;
@@ -92,16 +94,18 @@ static int check_opens(struct step_state *s, const struct step_plan *p, struct e
     return 0;
 }
 
-static int check_page(const struct step_state *s, uint32_t page, const char *what, uint32_t i, struct error *e) {
+static int check_page(
+        const struct step_state *s, uint32_t page, const char *what, uint32_t i, struct error *e) {
     if (page == 0 || page > s->limits.pages)
-        return error_set(e, -EINVAL, "%s %u: page %u does not exist, this rank has pages 1 to %u", what, i, page,
-                s->limits.pages);
+        return error_set(e, -EINVAL, "%s %u: page %u does not exist, this rank has pages 1 to %u", what, i,
+                page, s->limits.pages);
     return 0;
 }
 
 static int check_unit(uint32_t unit, uint32_t n, const char *kind, uint32_t i, struct error *e) {
     if (unit >= n)
-        return error_set(e, -EINVAL, "memory %u: %s unit %u does not exist, this rank has %u", i, kind, unit, n);
+        return error_set(
+                e, -EINVAL, "memory %u: %s unit %u does not exist, this rank has %u", i, kind, unit, n);
     return 0;
 }
 
@@ -162,17 +166,17 @@ static int check_memory_op(struct step_state *s, const struct step_memory *m, ui
     }
 }
 
-static int check_grant(struct step_state *s, const struct step_plan *p, const struct step_entry *t, uint32_t i,
-        struct error *e) {
+static int check_grant(struct step_state *s, const struct step_plan *p, const struct step_entry *t,
+        uint32_t i, struct error *e) {
     struct slot_state *slot = &s->next[t->slot];
     if (!t->n_pages)
         return 0;
     if (t->page_first > slot->granted)
-        return error_set(e, -EINVAL, "entry %u: grants page table entry %u of slot %u, which has %u so far", i,
-                t->page_first, t->slot, slot->granted);
+        return error_set(e, -EINVAL, "entry %u: grants page table entry %u of slot %u, which has %u so far",
+                i, t->page_first, t->slot, slot->granted);
     if (t->n_pages > s->limits.pages_per_slot || t->page_first > s->limits.pages_per_slot - t->n_pages)
-        return error_set(e, -EINVAL, "entry %u: grants %u pages from %u, a slot has a table of %u", i, t->n_pages,
-                t->page_first, s->limits.pages_per_slot);
+        return error_set(e, -EINVAL, "entry %u: grants %u pages from %u, a slot has a table of %u", i,
+                t->n_pages, t->page_first, s->limits.pages_per_slot);
     for (uint32_t k = 0; k < t->n_pages; k++) {
         int r = check_page(s, step_blob_u32(p, t->pages_at, k), "entry", i, e);
         if (r < 0)
@@ -183,19 +187,19 @@ static int check_grant(struct step_state *s, const struct step_plan *p, const st
     return 0;
 }
 
-static int check_prompt(const struct step_state *s, const struct step_plan *p, const struct step_entry *t, uint32_t i,
-        struct error *e) {
+static int check_prompt(const struct step_state *s, const struct step_plan *p, const struct step_entry *t,
+        uint32_t i, struct error *e) {
     const struct slot_state *slot = &s->next[t->slot];
     if (t->first_pos != slot->length)
-        return error_set(e, -EINVAL, "entry %u: starts at position %u, but slot %u holds %u tokens", i, t->first_pos,
-                t->slot, slot->length);
+        return error_set(e, -EINVAL, "entry %u: starts at position %u, but slot %u holds %u tokens", i,
+                t->first_pos, t->slot, slot->length);
     for (uint32_t k = 0; k < t->n_rows; k++)
         if (step_blob_u32(p, t->ids_at, k) >= s->limits.vocab_size)
             return error_set(e, -EINVAL, "entry %u: id %u at row %u is not below the vocabulary's %u", i,
                     step_blob_u32(p, t->ids_at, k), k, s->limits.vocab_size);
     if (t->id_after != STEP_NONE && t->id_after >= s->limits.vocab_size)
-        return error_set(e, -EINVAL, "entry %u: the id after it, %u, is not below the vocabulary's %u", i, t->id_after,
-                s->limits.vocab_size);
+        return error_set(e, -EINVAL, "entry %u: the id after it, %u, is not below the vocabulary's %u", i,
+                t->id_after, s->limits.vocab_size);
     return 0;
 }
 
@@ -210,7 +214,8 @@ static int check_entry(struct step_state *s, const struct step_plan *p, uint32_t
     if (t->kind == STEP_ENTRY_PROMPT)
         r = check_prompt(s, p, t, i, e);
     else if (t->n_rows != 1)
-        r = error_set(e, -EINVAL, "entry %u: %u rows of a CONTINUE, this worker does not draft", i, t->n_rows);
+        r = error_set(
+                e, -EINVAL, "entry %u: %u rows of a CONTINUE, this worker does not draft", i, t->n_rows);
     else if (!slot->sampled || slot->length == 0)
         r = error_set(e, -EINVAL, "entry %u: slot %u has no sampled id to continue from", i, t->slot);
     if (r < 0)
@@ -224,8 +229,8 @@ static int check_entry(struct step_state *s, const struct step_plan *p, uint32_t
                 slot->length, s->limits.max_model_len);
     uint32_t positions = slot->length + t->n_rows + s->limits.extra_positions;
     if ((positions + PAGE_TOKENS - 1) / PAGE_TOKENS > slot->granted)
-        return error_set(e, -EINVAL, "entry %u: slot %u needs %u pages for %u positions and was granted %u", i, t->slot,
-                (positions + PAGE_TOKENS - 1) / PAGE_TOKENS, positions, slot->granted);
+        return error_set(e, -EINVAL, "entry %u: slot %u needs %u pages for %u positions and was granted %u",
+                i, t->slot, (positions + PAGE_TOKENS - 1) / PAGE_TOKENS, positions, slot->granted);
     slot->length += t->n_rows;
     slot->sampled = (t->flags & STEP_ENTRY_SAMPLE) != 0;
     return 0;
@@ -236,7 +241,8 @@ int step_state_check(struct step_state *s, const struct step_plan *p, struct err
     if (p->n_rows > l->rows_max)
         return error_set(e, -EINVAL, "a step of %u rows, this rank takes at most %u", p->n_rows, l->rows_max);
     if (p->n_entries > l->entries_max)
-        return error_set(e, -EINVAL, "a step of %u entries, this rank takes at most %u", p->n_entries, l->entries_max);
+        return error_set(
+                e, -EINVAL, "a step of %u entries, this rank takes at most %u", p->n_entries, l->entries_max);
     memcpy(s->next, s->slots, (l->slots + 1u) * sizeof(s->slots[0]));
     memcpy(s->units_next, s->units, (l->slot_units + 1u) * sizeof(s->units[0]));
     int r = check_closes(s, p, e);

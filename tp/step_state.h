@@ -1,7 +1,8 @@
 /* step_state.h - what a rank knows on the host about its slots, to check a plan before anything is queued.
  *
- * Used by tp/step_exec.c only. The device holds the same lengths; they follow from the plans alone, so the host can
- * keep them without reading the device. A plan is applied to a copy (next); a refused plan leaves no trace. */
+ * Used by tp/step_exec.c only. The device holds the same lengths; they follow from the plans alone, so the
+ * host can keep them without reading the device. A plan is applied to a copy (next); a refused plan leaves no
+ * trace. */
 #pragma once
 
 #include "base/error.h"
@@ -38,8 +39,8 @@ int step_state_init(const struct step_limits *limits, struct step_state *ret, st
 void step_state_done(struct step_state *s);
 void step_state_reset(struct step_state *s); /* everything closed and empty */
 
-/* Checks a decoded plan against the pools and works out the states after it, in next. 0, or -EINVAL with a sentence
- * and *s as before. */
+/* Checks a decoded plan against the pools and works out the states after it, in next. 0, or -EINVAL with a
+ * sentence and *s as before. */
 int step_state_check(struct step_state *s, const struct step_plan *p, struct error *e);
 void step_state_commit(struct step_state *s); /* after a check that returned 0 */
 

@@ -1,5 +1,5 @@
-/* weights.c - see weights.h. One walk over the model (walk_model) both counts bytes and loads, so that the budget and
- * the loading can never disagree about what there is. */
+/* weights.c - see weights.h. One walk over the model (walk_model) both counts bytes and loads, so that the
+ * budget and the loading can never disagree about what there is. */
 #include "tp/weights.h"
 
 #include <assert.h>
@@ -93,7 +93,8 @@ static int load_linear(struct loader *l, const char *prefix, const char *name, c
     int r;
     if (l->dummy) { /* uniform in +-sqrt(3/K) has variance 1/K: activations keep their size */
         uint64_t k_full = (uint64_t)x->columns * K_LEAVES / x->leaves;
-        r = k_linear_dummy(l->context, &spec, seed_of(l, full), gain * sqrtf(3.0f / (float)k_full), ret, l->e);
+        r = k_linear_dummy(
+                l->context, &spec, seed_of(l, full), gain * sqrtf(3.0f / (float)k_full), ret, l->e);
     } else
         r = k_linear_pack(l->context, &spec, ret, l->e);
     if (r < 0)
@@ -110,8 +111,8 @@ struct dummy_range { /* uniform values for a vector without a checkpoint */
 
 /* n_ranges runs of `width` consecutive elements per unit, gathered into one fp32 device vector. */
 static int load_vector(struct loader *l, const char *prefix, const char *name, const struct tensor *t,
-        const struct shard_range *ranges, uint32_t n_ranges, uint32_t width, float offset, struct dummy_range dummy,
-        float **ret) {
+        const struct shard_range *ranges, uint32_t n_ranges, uint32_t width, float offset,
+        struct dummy_range dummy, float **ret) {
     if (!l->context)
         return 0;
     uint32_t n = 0;
@@ -125,7 +126,8 @@ static int load_vector(struct loader *l, const char *prefix, const char *name, c
     if (t) {
         size_t at = 0;
         for (uint32_t i = 0; i < n_ranges; i++) {
-            size_t first = (size_t)ranges[i].first * width * size, bytes = (size_t)ranges[i].count * width * size;
+            size_t first = (size_t)ranges[i].first * width * size,
+                   bytes = (size_t)ranges[i].count * width * size;
             assert(first + bytes <= t->bytes);
             memcpy(gathered + at, (const uint8_t *)t->data + first, bytes);
             at += bytes;
@@ -142,16 +144,16 @@ static int load_vector(struct loader *l, const char *prefix, const char *name, c
 }
 
 /* A zero-centred norm, replicated: stored as w, used as 1 + w. */
-static int load_norm(struct loader *l, const char *prefix, const char *name, const struct tensor *t, uint32_t n,
-        float **ret) {
+static int load_norm(struct loader *l, const char *prefix, const char *name, const struct tensor *t,
+        uint32_t n, float **ret) {
     struct shard_range all = {0, n};
     return load_vector(l, prefix, name, t, &all, 1, 1, 1.0f, (struct dummy_range){-0.1f, 0.1f}, ret);
 }
 
 /* ---- the walk ---- */
 
-static int walk_attention(struct loader *l, const char *prefix, const struct attention_tensors *t,
-        struct weights_layer *w) {
+static int walk_attention(
+        struct loader *l, const char *prefix, const struct attention_tensors *t, struct weights_layer *w) {
     const struct model_config *m = l->m;
     uint32_t h = m->hidden_size, d = m->head_dim;
     struct shard_matrix q = matrix(t->q, m->q_heads * 2 * d, h), k = matrix(t->k, m->kv_heads * d, h),
@@ -169,8 +171,8 @@ static int walk_attention(struct loader *l, const char *prefix, const struct att
     return r < 0 ? r : load_norm(l, prefix, "self_attn.k_norm", t->k_norm, d, &w->k_norm);
 }
 
-static int walk_gdn_vectors(struct loader *l, const char *prefix, const struct gdn_tensors *t,
-        struct weights_layer *w) {
+static int walk_gdn_vectors(
+        struct loader *l, const char *prefix, const struct gdn_tensors *t, struct weights_layer *w) {
     struct shard_range channels[3], all = {0, l->m->gdn_v_dim};
     shard_gdn_channels(l->s, channels);
     int r = load_vector(l, prefix, "linear_attn.conv1d", t->conv, channels, 3, l->m->conv_kernel, 0.0f,
@@ -185,11 +187,12 @@ static int walk_gdn_vectors(struct loader *l, const char *prefix, const struct g
             (struct dummy_range){-4.0f, 2.0f}, &w->dt_bias);
     if (r < 0)
         return r;
-    return load_vector(l, prefix, "linear_attn.norm", t->norm, &all, 1, 1, 0.0f, (struct dummy_range){0.9f, 1.1f},
-            &w->gdn_norm);
+    return load_vector(l, prefix, "linear_attn.norm", t->norm, &all, 1, 1, 0.0f,
+            (struct dummy_range){0.9f, 1.1f}, &w->gdn_norm);
 }
 
-static int walk_gdn(struct loader *l, const char *prefix, const struct gdn_tensors *t, struct weights_layer *w) {
+static int walk_gdn(
+        struct loader *l, const char *prefix, const struct gdn_tensors *t, struct weights_layer *w) {
     const struct model_config *m = l->m;
     uint32_t h = m->hidden_size, v_rows = m->gdn_v_heads * m->gdn_v_dim;
     struct shard_matrix qkv = matrix(t->in_qkv, 2 * m->gdn_k_heads * m->gdn_k_dim + v_rows, h),
@@ -305,8 +308,14 @@ int weights_load(struct k_context *c, const struct model_config *m, const struct
     if (!w->layers)
         return error_set(e, -ENOMEM, "out of memory for %u layers", m->n_layers);
     w->n_layers = m->n_layers;
-    struct loader l = {
-            .context = c, .m = m, .s = s, .options = options, .dummy = !tensors, .total = total, .e = e, .w = w};
+    struct loader l = {.context = c,
+            .m = m,
+            .s = s,
+            .options = options,
+            .dummy = !tensors,
+            .total = total,
+            .e = e,
+            .w = w};
     r = walk_model(&l, tensors, w);
     if (r < 0)
         return r;
@@ -319,7 +328,8 @@ int weights_load(struct k_context *c, const struct model_config *m, const struct
 }
 
 static void layer_done(struct k_context *c, struct weights_layer *w) {
-    float *vectors[] = {w->input_norm, w->post_norm, w->q_norm, w->k_norm, w->conv, w->a_log, w->dt_bias, w->gdn_norm};
+    float *vectors[] = {
+            w->input_norm, w->post_norm, w->q_norm, w->k_norm, w->conv, w->a_log, w->dt_bias, w->gdn_norm};
     for (size_t i = 0; i < sizeof(vectors) / sizeof(vectors[0]); i++)
         k_free(c, vectors[i]);
     k_linear_free(w->mixer_in);
@@ -348,8 +358,8 @@ enum k_dtype weights_kv_dtype(const struct model_tensors *t) {
         return K_BF16;
     for (uint32_t i = 0; i < t->n_layers; i++) {
         const struct layer_tensors *l = &t->layers[i];
-        const struct tensor *matrices[] = {l->attention.q, l->attention.k, l->attention.v, l->attention.o, l->gdn.in_qkv,
-                l->gdn.in_z, l->gdn.in_b, l->gdn.in_a, l->gdn.out, l->gate, l->up, l->down};
+        const struct tensor *matrices[] = {l->attention.q, l->attention.k, l->attention.v, l->attention.o,
+                l->gdn.in_qkv, l->gdn.in_z, l->gdn.in_b, l->gdn.in_a, l->gdn.out, l->gate, l->up, l->down};
         for (size_t j = 0; j < sizeof(matrices) / sizeof(matrices[0]); j++)
             if (matrices[j] && matrices[j]->dtype != TENSOR_F32)
                 return K_BF16;

@@ -1,7 +1,8 @@
 /* weights.h - one rank's weights, on its device, in the form the operations of a step take.
  *
- * Called by tp/rank.c. Linears are packed from the mapped checkpoint (or made up: weights_dummy); the embedding table
- * is replicated and stays in the mapping, so the checkpoint must outlive the weights. Everything else is owned here. */
+ * Called by tp/rank.c. Linears are packed from the mapped checkpoint (or made up: weights_dummy); the
+ * embedding table is replicated and stays in the mapping, so the checkpoint must outlive the weights.
+ * Everything else is owned here. */
 #pragma once
 
 #include "kernels/kernels.h"
@@ -13,13 +14,13 @@
 
 struct weights_layer {
     bool attention;
-    uint32_t index; /* among the layers of its kind: KV layer or GDN layer of the pool */
+    uint32_t index;                /* among the layers of its kind: KV layer or GDN layer of the pool */
     float *input_norm, *post_norm; /* [H], +1 applied */
     struct k_linear *mixer_in;     /* q+gate|k|v or q|k|v|z|b|a */
     struct k_linear *mixer_out;    /* o_proj or out_proj, row-parallel */
     struct k_linear *gate_up, *down;
-    float *q_norm, *k_norm;                            /* attention: [D], +1 applied */
-    float *conv, *a_log, *dt_bias, *gdn_norm;          /* GDN: k_gdn_weights */
+    float *q_norm, *k_norm;                   /* attention: [D], +1 applied */
+    float *conv, *a_log, *dt_bias, *gdn_norm; /* GDN: k_gdn_weights */
 };
 
 struct weights {
@@ -41,11 +42,13 @@ struct weights_options {
     bool with_mtp;
     bool dummy;    /* no checkpoint: seeded values, not the same at another tp or rank count */
     uint64_t seed; /* dummy */
-    void (*progress)(void *user, uint64_t bytes_done, uint64_t bytes_total, const char *what); /* may be NULL */
+    void (*progress)(
+            void *user, uint64_t bytes_done, uint64_t bytes_total, const char *what); /* may be NULL */
     void *user;
 };
 
-/* Packed size of this rank's linears (and of a dummy embedding), without allocating. tensors is NULL for dummy. */
+/* Packed size of this rank's linears (and of a dummy embedding), without allocating. tensors is NULL for
+ * dummy. */
 int weights_bytes(const struct model_config *m, const struct shard *s, const struct model_tensors *tensors,
         const struct weights_options *options, uint64_t *ret, struct error *e);
 /* Fills *w, which must be zero; after a failure weights_done() releases what was loaded. */

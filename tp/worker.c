@@ -28,8 +28,8 @@ struct worker {
     void *comm;
     size_t comm_bytes;
     uint64_t group_epoch, coord_epoch;
-    bool ready;              /* told */
-    uint64_t stop_at_ns;     /* 0 = not stopping */
+    bool ready;          /* told */
+    uint64_t stop_at_ns; /* 0 = not stopping */
     uint64_t bytes_told;
 };
 
@@ -50,8 +50,8 @@ uint32_t worker_threads(const struct worker_options *o) {
 
 /* ---- set-up ---- */
 
-/* The memory that all ranks of the group share. The launcher's memfd is empty: every worker sets the same size, which
- * it computes from flags and configuration alone. */
+/* The memory that all ranks of the group share. The launcher's memfd is empty: every worker sets the same
+ * size, which it computes from flags and configuration alone. */
 static int map_comm(struct worker *w, struct error *e) {
     int r = rank_comm_bytes(&w->options->rank, &w->comm_bytes, e);
     if (r < 0 || w->comm_bytes == 0)
@@ -69,8 +69,8 @@ static int map_comm(struct worker *w, struct error *e) {
                     "--model, --tensor-parallel-size and --max-num-batched-tokens",
                     (long long)st.st_size, w->comm_bytes);
         if (ftruncate(fd, (off_t)w->comm_bytes) < 0)
-            return error_set(e, -errno, "cannot size the shared memory of the group to %zu bytes: %s", w->comm_bytes,
-                    strerror(errno));
+            return error_set(e, -errno, "cannot size the shared memory of the group to %zu bytes: %s",
+                    w->comm_bytes, strerror(errno));
     }
     void *p = mmap(NULL, w->comm_bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
     if (p == MAP_FAILED)
@@ -229,7 +229,8 @@ static int poll_timeout(const struct worker *w) {
 
 static int listen_until_end(struct worker *w) {
     for (;;) {
-        struct pollfd fds[] = {{.fd = w->options->control_fd, .events = POLLIN}, {.fd = w->event_fd, .events = POLLIN}};
+        struct pollfd fds[] = {
+                {.fd = w->options->control_fd, .events = POLLIN}, {.fd = w->event_fd, .events = POLLIN}};
         int n = poll(fds, 2, poll_timeout(w));
         if (n < 0 && errno != EINTR) {
             log_error("poll: %s", strerror(errno));
@@ -269,7 +270,8 @@ int worker_serve(const struct worker_options *options) {
         return EXIT_FAILURE;
     w->options = options;
     w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int r = w->event_fd < 0 ? error_set(&e, -errno, "cannot make an eventfd: %s", strerror(errno)) : start_ranks(w, &e);
+    int r = w->event_fd < 0 ? error_set(&e, -errno, "cannot make an eventfd: %s", strerror(errno))
+                            : start_ranks(w, &e);
     int status = EXIT_FAILURE;
     if (r < 0) {
         log_error("%s", e.text);

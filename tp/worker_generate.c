@@ -1,4 +1,5 @@
-/* worker_generate.c - `shardd-worker-cpu --generate-ids`: one prompt of ids through all ranks, in this process. */
+/* worker_generate.c - `shardd-worker-cpu --generate-ids`: one prompt of ids through all ranks, in this
+ * process. */
 #include "base/log.h"
 #include "tp/offline.h"
 #include "tp/worker.h"

@@ -1,9 +1,18 @@
 /* worker_main.c - the worker program (shardd-worker-cpu): command line, log, and one of two ways to run. */
 #include "base/log.h"
+#include "proto/step/control.h"
 #include "tp/worker.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+
+/* The launcher shows this sentence to the person who typed the flags. */
+static void tell_launcher(int fd, const char *text) {
+    struct control_message m = {.kind = CONTROL_FAULT};
+    snprintf(m.text, sizeof(m.text), "%s", text);
+    if (fd >= 0)
+        control_send(fd, &m, NULL);
+}
 
 int main(int argc, char **argv) {
     struct worker_options options;
@@ -14,9 +23,10 @@ int main(int argc, char **argv) {
         snprintf(ident, sizeof(ident), "shardd-worker[%u]", options.ranks[0]);
     log_open(ident, r == 0 ? (enum log_level)options.log_level : LOG_LEVEL_INFO);
     int status = EXIT_FAILURE;
-    if (r < 0)
+    if (r < 0) {
         log_error("%s", e.text);
-    else if (options.help) {
+        tell_launcher(options.control_fd, e.text);
+    } else if (options.help) {
         fputs(worker_help, stdout);
         status = EXIT_SUCCESS;
     } else

@@ -132,7 +132,8 @@ static int parse_real(int flag, const char *text, double low, double high, doubl
     char *end;
     double v = strtod(text, &end);
     if (end == text || *end || !(v >= low && v <= high))
-        return error_set(e, -EINVAL, "--%s '%s': a number from %g to %g is expected", name_of(flag), text, low, high);
+        return error_set(
+                e, -EINVAL, "--%s '%s': a number from %g to %g is expected", name_of(flag), text, low, high);
     *ret = v;
     return 0;
 }
@@ -146,8 +147,8 @@ static int parse_float(int flag, const char *text, double low, double high, floa
 }
 
 /* "1,2,3" into at most max numbers. */
-static int parse_list(int flag, const char *text, uint32_t max_value, uint32_t max, uint32_t *list, uint32_t *ret_n,
-        struct error *e) {
+static int parse_list(int flag, const char *text, uint32_t max_value, uint32_t max, uint32_t *list,
+        uint32_t *ret_n, struct error *e) {
     uint32_t n = 0;
     for (const char *p = text;; p++) {
         char *end;
@@ -277,8 +278,8 @@ static int check_ranks(struct worker_options *o, struct error *e) {
             o->ranks[o->n_ranks++] = i;
     for (uint32_t i = 0; i < o->n_ranks; i++) {
         if (o->ranks[i] >= o->rank.tp)
-            return error_set(e, -EINVAL, "--ranks: rank %u is not below --tensor-parallel-size %u", o->ranks[i],
-                    o->rank.tp);
+            return error_set(e, -EINVAL, "--ranks: rank %u is not below --tensor-parallel-size %u",
+                    o->ranks[i], o->rank.tp);
         for (uint32_t j = 0; j < i; j++)
             if (o->ranks[j] == o->ranks[i])
                 return error_set(e, -EINVAL, "--ranks: rank %u is there twice", o->ranks[i]);
@@ -297,11 +298,12 @@ static int check(struct worker_options *o, struct error *e) {
     if (o->prompt && o->n_ranks != o->rank.tp)
         return error_set(e, -EINVAL, "--generate-ids runs all ranks in this process; leave out --ranks");
     if (!o->prompt && o->control_fd < 0)
-        return error_set(e, -EINVAL, "this program is started by `shardd serve`; to run it by hand, add --generate-ids "
-                                     "ID,ID,... (see --help)");
+        return error_set(e, -EINVAL,
+                "this program is started by `shardd serve`; to run it by hand, add --generate-ids "
+                "ID,ID,... (see --help)");
     if (!o->prompt && o->n_ranks < o->rank.tp && o->comm_fd < 0)
-        return error_set(e, -EINVAL, "--comm-fd is missing: %u of %u ranks are elsewhere", o->rank.tp - o->n_ranks,
-                o->rank.tp);
+        return error_set(e, -EINVAL, "--comm-fd is missing: %u of %u ranks are elsewhere",
+                o->rank.tp - o->n_ranks, o->rank.tp);
     return 0;
 }
 
@@ -319,7 +321,8 @@ int worker_options_parse(int argc, char **argv, struct worker_options *ret, stru
         if (flag == -1)
             break;
         if (flag == '?' || flag == ':')
-            return error_set(e, -EINVAL, "'%s': unknown flag, or its value is missing (see --help)", argv[optind - 1]);
+            return error_set(
+                    e, -EINVAL, "'%s': unknown flag, or its value is missing (see --help)", argv[optind - 1]);
         int r = parse_flag(ret, flag, optarg, e);
         if (r < 0)
             return r;

@@ -13,8 +13,8 @@
 struct worker_options {
     struct rank_options rank; /* what all ranks of this process have in common; rank.tp is the group's size */
     uint32_t ranks[RANKS_MAX], n_ranks; /* hosted here */
-    int control_fd; /* the launcher's socket; -1 = none */
-    int comm_fd;    /* memfd shared by all workers of the group; -1 = none */
+    int control_fd;                     /* the launcher's socket; -1 = none */
+    int comm_fd;                        /* memfd shared by all workers of the group; -1 = none */
     int log_level;
     bool help;
 
@@ -27,7 +27,7 @@ struct worker_options {
 
 extern const char worker_help[];
 
-/* Fills *ret with defaults and argv. -EINVAL with a sentence that names the flag. worker_options_done() afterwards,
- * whatever came back. Strings point into argv. */
+/* Fills *ret with defaults and argv. -EINVAL with a sentence that names the flag. worker_options_done()
+ * afterwards, whatever came back. Strings point into argv. */
 int worker_options_parse(int argc, char **argv, struct worker_options *ret, struct error *e);
 void worker_options_done(struct worker_options *o);

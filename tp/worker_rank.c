@@ -76,7 +76,8 @@ static bool execute(struct worker_rank *w, struct step_exec *x, const void *reco
         atomic_fetch_add(&w->dropped, 1);
         log_warning("rank %u: dropped a record of epochs %llu/%llu, these are %llu/%llu", w->options.rank,
                 (unsigned long long)h.group_epoch, (unsigned long long)h.coord_epoch,
-                (unsigned long long)step_ring_group_epoch(w->ring), (unsigned long long)step_ring_coord_epoch(w->ring));
+                (unsigned long long)step_ring_group_epoch(w->ring),
+                (unsigned long long)step_ring_coord_epoch(w->ring));
         return true;
     }
     struct at_work at = {.ring = w->ring, .step = h.step};
@@ -89,8 +90,8 @@ static bool execute(struct worker_rank *w, struct step_exec *x, const void *reco
     complete(w, &answer);
     step_ring_progress(w->ring, h.step, 0, 0, false);
     if (answer.completion.status == STEP_STATUS_FAULT)
-        log_error("rank %u: step %llu: %.*s", w->options.rank, (unsigned long long)h.step, (int)answer.body_bytes,
-                (const char *)answer.body);
+        log_error("rank %u: step %llu: %.*s", w->options.rank, (unsigned long long)h.step,
+                (int)answer.body_bytes, (const char *)answer.body);
     if (answer.completion.status == STEP_STATUS_OK && answer.completion.type == STEP_TYPE_STOP) {
         atomic_store(&w->end_of_service, true);
         return false;
@@ -114,7 +115,8 @@ static int serve(struct worker_rank *w, struct step_exec *x, struct error *e) {
             if (!go_on)
                 return step_exec_failed(x, e) ? e->code : 0;
         } else if (r != -EAGAIN) {
-            return error_set(e, r, "the step ring holds nonsense: coordinator and worker are not of the same build");
+            return error_set(
+                    e, r, "the step ring holds nonsense: coordinator and worker are not of the same build");
         } else if (stop) {
             return 0;
         } else if (switch_over) {
@@ -157,7 +159,8 @@ static void *thread_main(void *argument) {
     return NULL;
 }
 
-int worker_rank_start(struct worker_rank *w, const struct rank_options *options, int event_fd, struct error *e) {
+int worker_rank_start(
+        struct worker_rank *w, const struct rank_options *options, int event_fd, struct error *e) {
     *w = (struct worker_rank){.options = *options, .event_fd = event_fd};
     w->options.progress = on_progress;
     w->options.user = w;
@@ -165,7 +168,8 @@ int worker_rank_start(struct worker_rank *w, const struct rank_options *options,
     pthread_cond_init(&w->changed, NULL);
     int r = pthread_create(&w->thread, NULL, thread_main, w);
     w->started = r == 0;
-    return r == 0 ? 0 : error_set(e, -r, "cannot start the thread of rank %u: %s", options->rank, strerror(r));
+    return r == 0 ? 0
+                  : error_set(e, -r, "cannot start the thread of rank %u: %s", options->rank, strerror(r));
 }
 
 void worker_rank_channel(struct worker_rank *w, struct step_ring *ring) {

@@ -1,8 +1,8 @@
 /* worker_rank.h - the thread of one rank in a worker process, as worker.c sees it.
  *
- * The main thread hands it rings and asks it to stop; the thread loads, executes and reports through atomics and an
- * eventfd. A new ring takes effect when everything that was committed to the old one has been executed: all ranks
- * have seen the same records then, so none waits for another in a collective. */
+ * The main thread hands it rings and asks it to stop; the thread loads, executes and reports through atomics
+ * and an eventfd. A new ring takes effect when everything that was committed to the old one has been
+ * executed: all ranks have seen the same records then, so none waits for another in a collective. */
 #pragma once
 
 #include "proto/step/ring.h"
@@ -40,10 +40,12 @@ struct worker_rank {
     struct step_ring *next_ring; /* replaces it */
 };
 
-int worker_rank_start(struct worker_rank *w, const struct rank_options *options, int event_fd, struct error *e);
+int worker_rank_start(
+        struct worker_rank *w, const struct rank_options *options, int event_fd, struct error *e);
 /* Takes ownership of ring. */
 void worker_rank_channel(struct worker_rank *w, struct step_ring *ring);
 void worker_rank_stop(struct worker_rank *w);
-void worker_rank_abort(struct worker_rank *w); /* gives up waiting for other ranks; the thread fails or stops */
+void worker_rank_abort(
+        struct worker_rank *w); /* gives up waiting for other ranks; the thread fails or stops */
 /* Joins the thread, which must have ended or been told to stop, and releases everything. */
 void worker_rank_done(struct worker_rank *w);

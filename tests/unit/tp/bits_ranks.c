@@ -1,0 +1,112 @@
+/* bits_ranks.c - the same tokens and log probabilities at every tensor-parallel size, number of threads and
+ * instruction set, with graphs and without. */
+#include "bits_test.h"
+
+struct way {
+    const char *name, *isa;
+    uint32_t tp, threads;
+    bool eager, f32;
+};
+
+static void check_ways(const char *model, const struct way *ways, size_t n) {
+    static struct work expected, got;
+    struct checkpoint *g = golden_open(model);
+    uint32_t suppress[2] = {1, 2};
+    work_init(&expected, g, suppress);
+    work_init(&got, g, suppress);
+    for (size_t i = 0; i < n; i++) {
+        struct rank_options options = bits_options(ways[i].tp);
+        options.threads = ways[i].threads;
+        options.isa = ways[i].isa;
+        options.eager = ways[i].eager;
+        if (ways[i].f32)
+            options.kv_dtype = RANK_KV_F32;
+        char path[512];
+        struct offline *o = NULL;
+        struct error e = {0};
+        model_path(path, sizeof(path), model, NULL);
+        options.model_dir = path;
+        int r = offline_create(&options, &o, &e);
+        if (r == -ENOTSUP && ways[i].isa) {
+            print_message("%s: not on this processor\n", ways[i].name);
+            continue;
+        }
+        must(r, &e);
+        work_run(i == 0 ? &expected : &got, o);
+        if (i > 0)
+            same_work(&got, &expected, ways[i].name);
+        offline_free(o);
+    }
+    checkpoint_free(g);
+}
+
+static void tensor_parallel(void **state) {
+    (void)state;
+    static const struct way ways[] = {
+            {.name = "tp 1", .tp = 1, .threads = 1},
+            {.name = "tp 2", .tp = 2, .threads = 1},
+            {.name = "tp 4", .tp = 4, .threads = 1},
+            {.name = "tp 8", .tp = 8, .threads = 1},
+            {.name = "tp 2, 2 threads each", .tp = 2, .threads = 2},
+            {.name = "tp 8, eager", .tp = 8, .threads = 1, .eager = true},
+    };
+    check_ways("tp8", ways, sizeof(ways) / sizeof(ways[0]));
+}
+
+static void tensor_parallel_f32_pages(void **state) {
+    (void)state;
+    static const struct way ways[] = {
+            {.name = "tp 1", .tp = 1, .threads = 1, .f32 = true},
+            {.name = "tp 2", .tp = 2, .threads = 1, .f32 = true},
+            {.name = "tp 8", .tp = 8, .threads = 1, .f32 = true},
+    };
+    check_ways("tp8", ways, sizeof(ways) / sizeof(ways[0]));
+}
+
+/* With fewer kv heads than ranks each is held by several. */
+static void shared_kv_heads(void **state) {
+    (void)state;
+    static const struct way ways[] = {
+            {.name = "tp 1", .tp = 1, .threads = 1},
+            {.name = "tp 2", .tp = 2, .threads = 1},
+    };
+    check_ways("small", ways, sizeof(ways) / sizeof(ways[0]));
+}
+
+static void instruction_sets(void **state) {
+    (void)state;
+    static const struct way ways[] = {
+            {.name = "plain C", .tp = 1, .threads = 1, .isa = "plain"},
+            {.name = "avx2", .tp = 1, .threads = 1, .isa = "avx2"},
+            {.name = "avx512", .tp = 1, .threads = 1, .isa = "avx512"},
+            {.name = "avx2, tp 4", .tp = 4, .threads = 1, .isa = "avx2"},
+            {.name = "plain C, tp 2, 2 threads", .tp = 2, .threads = 2, .isa = "plain"},
+    };
+    check_ways("tp8", ways, sizeof(ways) / sizeof(ways[0]));
+    check_ways("small", ways, 3);
+    check_ways("real", ways, 3);
+}
+
+static void threads_and_graphs(void **state) {
+    (void)state;
+    static const struct way ways[] = {
+            {.name = "1 thread", .tp = 1, .threads = 1},
+            {.name = "1 thread, eager", .tp = 1, .threads = 1, .eager = true},
+            {.name = "2 threads", .tp = 1, .threads = 2},
+            {.name = "3 threads", .tp = 1, .threads = 3},
+            {.name = "7 threads, eager", .tp = 1, .threads = 7, .eager = true},
+    };
+    check_ways("small", ways, sizeof(ways) / sizeof(ways[0]));
+    check_ways("real", ways, sizeof(ways) / sizeof(ways[0]));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+            cmocka_unit_test(tensor_parallel),
+            cmocka_unit_test(tensor_parallel_f32_pages),
+            cmocka_unit_test(shared_kv_heads),
+            cmocka_unit_test(instruction_sets),
+            cmocka_unit_test(threads_and_graphs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
