@@ -179,7 +179,8 @@ enum k_entry_kind {
 enum k_entry_flags {
     K_ENTRY_SAMPLE = 1u << 0,       /* sample after the last row; the id becomes the slot's last id */
     K_ENTRY_LOGITS = 1u << 1,       /* copy the last row's raw logits to the logits buffer (tests, offline use) */
-    K_ENTRY_LOGITS_ALL = 1u << 2,   /* ... of every row (needs k_workspace_options.logits_rows) */
+    K_ENTRY_LOGITS_ALL = 1u << 2,   /* ... of every row */
+    K_ENTRY_GENERATED = 1u << 3,    /* PROMPT: the ids were generated before (a replay): they count as output */
 };
 
 /* One entry of the plan, in device memory. Rows of an entry are consecutive. Entries are in plan order. */

@@ -1,0 +1,237 @@
+/* batch.c - a step's plan on the device, and the operations that open and close a step.
+ *
+ * Called by tp/: the batch is created once; each step uploads into it, k_begin_step() derives what each row
+ * is, and k_end_step() commits to the slots. Ids come from clients: one outside the vocabulary is a fault,
+ * never an access. */
+#include "kernels/cpu/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+int k_batch_create(
+        struct k_context *c, uint32_t entries_max, uint32_t rows_max, struct k_batch **ret, struct error *e) {
+    struct k_batch *b;
+    if (rows_max < 1 || rows_max > STEP_ROWS_MAX || entries_max < 1 || entries_max > STEP_ROWS_MAX)
+        return error_set(e, -EINVAL, "a step of %u rows and %u entries; 1 to %u are possible", rows_max,
+                entries_max, STEP_ROWS_MAX);
+    b = calloc(1, sizeof *b);
+    if (!b)
+        return error_set(e, -ENOMEM, "no memory for a batch");
+    *b = (struct k_batch){.context = c, .entries_max = entries_max, .rows_max = rows_max};
+    b->entries = k_alloc(c, entries_max * sizeof *b->entries);
+    b->ids = k_alloc(c, rows_max * sizeof *b->ids);
+    b->rope = k_alloc(c, rows_max * 3 * sizeof *b->rope);
+    b->row_id = k_alloc(c, rows_max * sizeof *b->row_id);
+    b->row_pos = k_alloc(c, rows_max * sizeof *b->row_pos);
+    b->row_entry = k_alloc(c, rows_max * sizeof *b->row_entry);
+    b->row_rope = k_alloc(c, rows_max * 3 * sizeof *b->row_rope);
+    if (!b->entries || !b->ids || !b->rope || !b->row_id || !b->row_pos || !b->row_entry || !b->row_rope) {
+        k_batch_free(b);
+        return error_set(e, -ENOMEM, "no memory for a batch of %u rows", rows_max);
+    }
+    *ret = b;
+    return 0;
+}
+struct k_batch *k_batch_free(struct k_batch *b) {
+    if (!b)
+        return NULL;
+    void *const blocks[] = {b->entries, b->ids, b->rope, b->row_id, b->row_pos, b->row_entry, b->row_rope};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        k_free(b->context, blocks[i]);
+    free(b);
+    return NULL;
+}
+
+struct upload_args {
+    struct k_batch *b;
+    const struct k_plan *plan;
+    const struct k_entry *entries;
+    const uint32_t *ids, *rope;
+    uint32_t n_ids, n_rope;
+};
+static void run_upload(struct k_stream *s, const void *args) {
+    const struct upload_args *a = args;
+    struct k_batch *b = a->b;
+    const struct k_plan *plan = a->plan;
+    b->plan = (struct k_plan){0};
+    if (plan->n_entries > b->entries_max || plan->n_rows > b->rows_max || a->n_ids > b->rows_max ||
+            a->n_rope > b->rows_max * 3) {
+        stream_fault(s, -EINVAL, "a step of %u entries and %u rows; the batch was created for %u and %u",
+                plan->n_entries, plan->n_rows, b->entries_max, b->rows_max);
+        return;
+    }
+    b->plan = *plan;
+    memcpy(b->entries, a->entries, plan->n_entries * sizeof *b->entries);
+    if (a->n_ids)
+        memcpy(b->ids, a->ids, a->n_ids * sizeof *b->ids);
+    if (a->n_rope)
+        memcpy(b->rope, a->rope, a->n_rope * sizeof *b->rope);
+}
+void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *plan,
+        const struct k_entry *entries, const uint32_t *ids, uint32_t n_ids, const uint32_t *rope,
+        uint32_t n_rope) {
+    struct upload_args a = {b, plan, entries, ids, rope, n_ids, n_rope};
+    stream_submit(s, run_upload, &a, sizeof a);
+}
+
+/* ------------------------------------------------------------------ begin and end
+ * ----------------------------- */
+
+struct step_args {
+    struct k_pool *p;
+    struct k_batch *b;
+    const struct k_result *results;
+};
+
+static void count_id(uint16_t *counts, uint32_t id, bool generated) {
+    if (!generated)
+        counts[id] |= COUNT_PROMPT;
+    else if ((counts[id] & COUNT_OUTPUT) != COUNT_OUTPUT)
+        counts[id]++;
+}
+
+static void begin_entry(struct k_stream *s, struct k_pool *p, struct k_batch *b, uint32_t e) {
+    const struct k_entry *entry = &b->entries[e];
+    const struct slot *slot = &p->slots[entry->slot];
+    const bool prompt = entry->kind == K_ENTRY_PROMPT;
+    uint16_t *counts = p->counts + (uint64_t)entry->slot * p->shape.vocab_size;
+    for (uint32_t i = 0; i < entry->n_rows; i++) {
+        const uint32_t row = entry->row_begin + i;
+        uint32_t id = prompt ? b->ids[entry->ids_at + i] : slot->last_id;
+        uint32_t pos = (prompt ? entry->first_pos : slot->length) + i;
+        if (id >= p->shape.vocab_size) {
+            stream_fault(s, -EINVAL, "slot %u: token id %u is not in the vocabulary of %u", entry->slot, id,
+                    p->shape.vocab_size);
+            id = 0;
+        }
+        if (prompt)
+            count_id(counts, id, entry->flags & K_ENTRY_GENERATED);
+        b->row_id[row] = id;
+        b->row_pos[row] = pos;
+        b->row_entry[row] = e;
+        for (uint32_t j = 0; j < 3; j++)
+            b->row_rope[row * 3 + j] =
+                    entry->rope_at == UINT32_MAX ? pos : b->rope[entry->rope_at + i * 3 + j];
+    }
+}
+static void run_begin(struct k_stream *s, const void *args) {
+    const struct step_args *a = args;
+    for (uint32_t e = 0; e < a->b->plan.n_entries; e++)
+        begin_entry(s, a->p, a->b, e);
+}
+void k_begin_step(struct k_stream *s, struct k_pool *p, struct k_batch *b) {
+    struct step_args a = {.p = p, .b = b};
+    stream_submit(s, run_begin, &a, sizeof a);
+}
+
+static void run_end(struct k_stream *s, const void *args) {
+    const struct step_args *a = args;
+    (void)s;
+    for (uint32_t e = 0; e < a->b->plan.n_entries; e++) {
+        const struct k_entry *entry = &a->b->entries[e];
+        struct slot *slot = &a->p->slots[entry->slot];
+        slot->length = a->b->row_pos[entry->row_begin] + entry->n_rows;
+        slot->pending = 0;
+        if (!(entry->flags & K_ENTRY_SAMPLE) || !a->results)
+            continue;
+        slot->last_id = a->results[entry->sample_at].id;
+        slot->pending = 1;
+        count_id(a->p->counts + (uint64_t)entry->slot * a->p->shape.vocab_size, slot->last_id,
+                /* generated= */ true);
+    }
+}
+void k_end_step(
+        struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results) {
+    struct step_args a = {.p = p, .b = (struct k_batch *)b, .results = results};
+    stream_submit(s, run_end, &a, sizeof a);
+}
+
+/* ------------------------------------------------------------------ rows of embeddings and norms
+ * -------------- */
+
+struct embed_args {
+    const struct k_batch *b;
+    const uint8_t *table;
+    float *x;
+    uint32_t dtype, hidden_size;
+};
+static const uint8_t *table_row(const uint8_t *table, uint32_t dtype, uint32_t hidden_size, uint32_t id) {
+    return table + (uint64_t)id * hidden_size * k_dtype_bytes((enum k_dtype)dtype);
+}
+static void run_embed(struct k_stream *s, const void *args) {
+    const struct embed_args *a = args;
+    (void)s;
+    for (uint32_t r = 0; r < a->b->plan.n_rows; r++)
+        convert_row((enum k_dtype)a->dtype, table_row(a->table, a->dtype, a->hidden_size, a->b->row_id[r]),
+                a->hidden_size, a->x + (uint64_t)r * a->hidden_size);
+}
+void k_embed(struct k_stream *s, const struct k_batch *b, const void *table, enum k_dtype dtype,
+        uint32_t hidden_size, float *x) {
+    struct embed_args a = {b, table, x, dtype, hidden_size};
+    stream_submit(s, run_embed, &a, sizeof a);
+}
+
+struct final_args {
+    struct k_pool *p;
+    const struct k_batch *b;
+    const float *x, *norm;
+    float *y, eps;
+};
+static void run_final_norm(struct k_stream *s, const void *args) {
+    const struct final_args *a = args;
+    const uint32_t h = a->p->shape.hidden_size;
+    for (uint32_t r = 0; r < a->b->plan.n_rows; r++)
+        stream_isa(s)->norm_row(a->x + (uint64_t)r * h, a->norm, a->eps, h, a->y + (uint64_t)r * h);
+    for (uint32_t e = 0; e < a->b->plan.n_entries; e++) {
+        const struct k_entry *entry = &a->b->entries[e];
+        memcpy(a->p->hidden + (uint64_t)entry->slot * h,
+                a->y + (uint64_t)(entry->row_begin + entry->n_rows - 1) * h, h * sizeof(float));
+    }
+}
+void k_final_norm(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const float *x,
+        const float *norm, float eps, float *y) {
+    struct final_args a = {p, b, x, norm, y, eps};
+    stream_submit(s, run_final_norm, &a, sizeof a);
+}
+
+struct mtp_args {
+    struct k_pool *p;
+    const struct k_batch *b;
+    const uint8_t *table;
+    const float *hidden, *norm_embedding, *norm_hidden;
+    const struct k_result *results;
+    float *y, eps;
+    uint32_t dtype;
+};
+static uint32_t next_id(const struct mtp_args *a, uint32_t row) {
+    const struct k_entry *entry = &a->b->entries[a->b->row_entry[row]];
+    if (row + 1 < entry->row_begin + entry->n_rows)
+        return a->b->row_id[row + 1];
+    if (entry->id_after != UINT32_MAX)
+        return entry->id_after;
+    return entry->flags & K_ENTRY_SAMPLE && a->results ? a->results[entry->sample_at].id : 0;
+}
+static void run_mtp_input(struct k_stream *s, const void *args) {
+    const struct mtp_args *a = args;
+    const struct isa *isa = stream_isa(s);
+    const uint32_t h = a->p->shape.hidden_size;
+    for (uint32_t r = 0; r < a->b->plan.n_rows; r++) {
+        float *y = a->y + (uint64_t)r * 2 * h;
+        uint32_t id = next_id(a, r);
+        if (id >= a->p->shape.vocab_size) {
+            stream_fault(
+                    s, -EINVAL, "token id %u is not in the vocabulary of %u", id, a->p->shape.vocab_size);
+            id = 0;
+        }
+        convert_row((enum k_dtype)a->dtype, table_row(a->table, a->dtype, h, id), h, y);
+        isa->norm_row(y, a->norm_embedding, a->eps, h, y);
+        isa->norm_row(a->hidden + (uint64_t)r * h, a->norm_hidden, a->eps, h, y + h);
+    }
+}
+void k_mtp_input(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const void *table,
+        enum k_dtype dtype, const float *hidden, const float *norm_embedding, const float *norm_hidden,
+        float eps, const struct k_result *results, float *y) {
+    struct mtp_args a = {p, b, table, hidden, norm_embedding, norm_hidden, results, y, eps, dtype};
+    stream_submit(s, run_mtp_input, &a, sizeof a);
+}

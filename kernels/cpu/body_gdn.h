@@ -1,0 +1,108 @@
+/* body_gdn.h - the block form of the gated delta rule, for one instruction set.
+ *
+ * Positions are cut into blocks of C = 16 counted from 0. With S0 the state before the block, G_i the running
+ * sum of g inside it and rows i of the block: Delta_i = beta_i (v_i - e^G_i S0^T k_i - sum_{j<i} e^(G_i -
+ * G_j) (k_i . k_j) Delta_j) o_i     = e^G_i S0^T q_i + sum_{j<=i} e^(G_i - G_j) (q_i . k_j) Delta_j S0'     =
+ * e^G_15 S0 + sum_i (e^(G_15 - G_i) k_i) Delta_i^T A row reads S0 and earlier rows only, so any split of a
+ * sequence into steps gives the same bits. Each sum is one chain with its index ascending; dot products over
+ * dk are s_dot(). */
+#pragma once
+
+#include "kernels/cpu/body_math.h"
+
+#define GDN_CHUNKS (2 * LANES_TILE_STRIPS) /* x 2 vectors: accumulators in flight */
+
+/* a[v] = sum_k s[k][v] x[k] and b[v] = sum_k s[k][v] y[k], k ascending */
+ALWAYS_INLINE void state_chunk(const float *s, const float *x, const float *y, uint32_t dk, uint32_t dv,
+        const uint32_t nc, uint32_t m, float *a, float *b) {
+    v16 sa[GDN_CHUNKS], sb[GDN_CHUNKS];
+    UNROLL for (uint32_t c = 0; c < nc; c++) sa[c] = sb[c] = v_set1(0.0f);
+    for (uint32_t k = 0; k < dk; k++) {
+        v16 xk = v_set1(x[k]), yk = v_set1(y[k]);
+        UNROLL for (uint32_t c = 0; c < nc; c++) {
+            const float *at = s + (uint64_t)k * dv + c * 16;
+            v16 sk = nc > 1 ? v_load(at) : v_load_m(at, m);
+            sa[c] = v_fma(sk, xk, sa[c]);
+            sb[c] = v_fma(sk, yk, sb[c]);
+        }
+    }
+    UNROLL for (uint32_t c = 0; c < nc; c++) {
+        v_store_m(a + c * 16, sa[c], nc > 1 ? 16 : m);
+        v_store_m(b + c * 16, sb[c], nc > 1 ? 16 : m);
+    }
+}
+static void state_times(
+        const float *s, const float *x, const float *y, uint32_t dk, uint32_t dv, float *a, float *b) {
+    uint32_t v = 0;
+    for (; v + GDN_CHUNKS * 16 <= dv; v += GDN_CHUNKS * 16)
+        state_chunk(s + v, x, y, dk, dv, GDN_CHUNKS, 16, a + v, b + v);
+    for (; v < dv; v += 16)
+        state_chunk(s + v, x, y, dk, dv, 1, dv - v < 16 ? dv - v : 16, a + v, b + v);
+}
+
+/* Delta and o of block row i, once its coefficients are known: kk[j < i], qk[j <= i]. */
+static void gdn_combine(const struct gdn_task *t, uint32_t i, const float *k_s, const float *q_s,
+        const float *kk, const float *qk, float e_g) {
+    const uint32_t r = i - t->first;
+    const float *v = t->v + (uint64_t)r * t->row_stride;
+    float *out = t->out + (uint64_t)r * t->out_stride, *delta = t->delta + (uint64_t)i * t->delta_stride;
+    v16 eg = v_set1(e_g), beta = v_set1(t->beta[(uint64_t)r * t->gate_stride]);
+    for (uint32_t c = 0; c < t->dv; c += 16) {
+        uint32_t m = t->dv - c < 16 ? t->dv - c : 16;
+        v16 d = v_nfma(eg, v_load_m(k_s + c, m), v_load_m(v + c, m));
+        v16 o = v_mul(eg, v_load_m(q_s + c, m));
+        for (uint32_t j = 0; j < i; j++) {
+            v16 dj = v_load_m(t->delta + (uint64_t)j * t->delta_stride + c, m);
+            d = v_nfma(v_set1(kk[j]), dj, d);
+            o = v_fma(v_set1(qk[j]), dj, o);
+        }
+        d = v_mul(beta, d);
+        o = v_fma(v_set1(qk[i]), d, o);
+        v_store_m(delta + c, d, m);
+        v_store_m(out + c, o, m);
+    }
+}
+
+static void gdn_rows(const struct gdn_task *t) {
+    float k_s[GDN_DIM_MAX], q_s[GDN_DIM_MAX], kk[GDN_BLOCK], qk[GDN_BLOCK], decay[GDN_BLOCK] = {0};
+    for (uint32_t j = 0; j < t->first; j++)
+        decay[j] = t->decay[(uint64_t)j * t->decay_stride];
+    for (uint32_t r = 0; r < t->n_rows; r++) {
+        const uint32_t i = t->first + r;
+        const float *k = t->k + (uint64_t)r * t->row_stride, *q = t->q + (uint64_t)r * t->row_stride;
+        float g = t->g[(uint64_t)r * t->gate_stride];
+        decay[i] = i == 0 ? g : decay[i - 1] + g;
+        t->decay[(uint64_t)i * t->decay_stride] = decay[i];
+        state_times(t->s0, k, q, t->dk, t->dv, k_s, q_s);
+        float fade[GDN_BLOCK];
+        v_store(fade, v_exp(v_sub(v_set1(decay[i]), v_load(decay))));
+        for (uint32_t j = 0; j <= i; j++) {
+            const float *kj = j < t->first ? t->k_ring + (uint64_t)j * t->k_ring_stride
+                                           : t->k + (uint64_t)(j - t->first) * t->row_stride;
+            kk[j] = fade[j] * s_dot(k, kj, t->dk);
+            qk[j] = fade[j] * s_dot(q, kj, t->dk);
+        }
+        gdn_combine(t, i, k_s, q_s, kk, qk, s_exp(decay[i]));
+    }
+}
+
+static void gdn_fold(const struct gdn_task *t, uint32_t n, float *s) {
+    float decay[GDN_BLOCK] = {0}, fade[GDN_BLOCK];
+    for (uint32_t j = 0; j < n; j++)
+        decay[j] = t->decay[(uint64_t)j * t->decay_stride];
+    v_store(fade, v_exp(v_sub(v_set1(decay[n - 1]), v_load(decay))));
+    v16 e_g = v_set1(s_exp(decay[n - 1]));
+    for (uint32_t k = 0; k < t->dk; k++) {
+        float w[GDN_BLOCK];
+        for (uint32_t j = 0; j < n; j++)
+            w[j] = fade[j] * t->k_ring[(uint64_t)j * t->k_ring_stride + k];
+        float *row = s + (uint64_t)k * t->dv;
+        for (uint32_t c = 0; c < t->dv; c += 16) {
+            uint32_t m = t->dv - c < 16 ? t->dv - c : 16;
+            v16 sum = v_mul(e_g, v_load_m(row + c, m));
+            for (uint32_t j = 0; j < n; j++)
+                sum = v_fma(v_set1(w[j]), v_load_m(t->delta + (uint64_t)j * t->delta_stride + c, m), sum);
+            v_store_m(row + c, sum, m);
+        }
+    }
+}

@@ -1,0 +1,324 @@
+/* context.c - contexts, memory, streams, events and graphs of the CPU library.
+ *
+ * Called by tp/. Operations run on the calling thread and its team when they are queued, so a stream is empty
+ * whenever the caller looks; between capture begin and end they are only written down. The caller owns every
+ * object and frees streams, events and graphs before their context. */
+#include "kernels/cpu/internal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* ------------------------------------------------------------------ context
+ * ----------------------------------- */
+
+static bool isa_present(const struct isa *isa) {
+    __builtin_cpu_init();
+    if (isa == &isa_avx512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (isa == &isa_avx2)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+               __builtin_cpu_supports("f16c");
+    return true;
+}
+
+static int isa_find(const char *name, const struct isa **ret, struct error *e) {
+    static const struct isa *const best_first[] = {&isa_avx512, &isa_avx2, &isa_plain};
+    for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++) {
+        if (name && strcmp(name, best_first[i]->name) != 0)
+            continue;
+        if (isa_present(best_first[i])) {
+            *ret = best_first[i];
+            return 0;
+        }
+        if (name)
+            return error_set(
+                    e, -ENOTSUP, "this processor has no %s; leave the instruction set to be chosen", name);
+    }
+    return error_set(e, -EINVAL, "unknown instruction set '%s'; use avx512, avx2 or plain", name ? name : "");
+}
+
+int k_context_create(const struct k_context_options *options, struct k_context **ret, struct error *e) {
+    struct k_context *c = calloc(1, sizeof *c);
+    int r;
+
+    if (!c)
+        return error_set(e, -ENOMEM, "no memory for a context");
+    r = isa_find(options->isa, &c->isa, e);
+    if (r < 0)
+        goto fail;
+    r = team_create(options->threads, &c->team, e);
+    if (r < 0)
+        goto fail;
+    snprintf(c->text, sizeof c->text, "cpu %s, %" PRIu32 " threads", c->isa->name, team_threads(c->team));
+    *ret = c;
+    return 0;
+fail:
+    k_context_free(c);
+    return r;
+}
+
+struct k_context *k_context_free(struct k_context *c) {
+    if (c)
+        team_free(c->team);
+    free(c);
+    return NULL;
+}
+
+const char *k_context_describe(const struct k_context *c) {
+    return c->text;
+}
+
+/* ------------------------------------------------------------------ memory
+ * ------------------------------------ */
+
+/* Big blocks are mapped, so that pages which nobody touches cost nothing and huge pages can serve the
+ * weights. The size lies in the 64 bytes before the block. */
+#define MAP_FROM MIB(1)
+struct block_header {
+    uint64_t mapped; /* bytes of the mapping; 0 = from the heap */
+    uint8_t pad[56];
+};
+_Static_assert(sizeof(struct block_header) == 64, "blocks stay 64-byte aligned");
+
+void *k_alloc(struct k_context *c, size_t bytes) {
+    struct block_header *h;
+    size_t whole;
+    (void)c;
+    if (__builtin_add_overflow(bytes, 2 * sizeof *h, &whole))
+        return NULL;
+    whole &= ~(size_t)63;
+    if (whole < MAP_FROM) {
+        h = aligned_alloc(64, whole);
+        if (!h)
+            return NULL;
+        memset(h, 0, whole);
+        return h + 1;
+    }
+    h = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (h == MAP_FAILED)
+        return NULL;
+    madvise(h, whole, MADV_HUGEPAGE); /* only speed: a refusal changes nothing */
+    h->mapped = whole;
+    return h + 1;
+}
+void k_free(struct k_context *c, void *p) {
+    (void)c;
+    if (!p)
+        return;
+    struct block_header *h = (struct block_header *)p - 1;
+    if (h->mapped)
+        munmap(h, h->mapped);
+    else
+        free(h);
+}
+void *k_host_alloc(struct k_context *c, size_t bytes) {
+    return k_alloc(c, bytes);
+}
+void k_host_free(struct k_context *c, void *p) {
+    k_free(c, p);
+}
+
+static bool read_number(const char *path, const char *key, uint64_t *ret) {
+    char line[256];
+    bool found = false;
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return false;
+    while (!found && fgets(line, sizeof line, f)) {
+        size_t n = strlen(key);
+        if (strncmp(line, key, n) == 0)
+            found = sscanf(line + n, "%" SCNu64, ret) == 1;
+    }
+    fclose(f);
+    return found;
+}
+
+/* What the machine has left, or the control group if that is less. */
+uint64_t k_memory_free(const struct k_context *c) {
+    uint64_t kib = 0, limit, used;
+    (void)c;
+    read_number("/proc/meminfo", "MemAvailable:", &kib);
+    uint64_t bytes = kib * 1024;
+    if (read_number("/sys/fs/cgroup/memory.max", "", &limit) &&
+            read_number("/sys/fs/cgroup/memory.current", "", &used)) {
+        uint64_t left = limit > used ? limit - used : 0;
+        bytes = left < bytes ? left : bytes;
+    }
+    return bytes;
+}
+
+/* ------------------------------------------------------------------ streams
+ * ----------------------------------- */
+
+struct call { /* followed by its arguments, padded to 16 */
+    stream_fn fn;
+    size_t bytes;
+};
+struct k_graph {
+    uint8_t *calls;
+    size_t used, capacity;
+    bool out_of_memory;
+};
+
+int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e) {
+    struct k_stream *s = calloc(1, sizeof *s);
+    if (!s)
+        return error_set(e, -ENOMEM, "no memory for a stream");
+    s->context = c;
+    *ret = s;
+    return 0;
+}
+struct k_stream *k_stream_free(struct k_stream *s) {
+    if (s)
+        k_graph_free(s->capture);
+    free(s);
+    return NULL;
+}
+int k_stream_error(struct k_stream *s, struct error *e) {
+    if (s->fault.code && e)
+        *e = s->fault;
+    return s->fault.code;
+}
+int k_stream_wait(struct k_stream *s, uint64_t timeout_ns, struct error *e) {
+    (void)timeout_ns;
+    return k_stream_error(s, e);
+}
+void stream_fault(struct k_stream *s, int code, const char *format, ...) {
+    va_list ap;
+    if (s->fault.code)
+        return;
+    va_start(ap, format);
+    error_setv(&s->fault, code, format, ap);
+    va_end(ap);
+}
+
+void k_stream_set_workspace(struct k_stream *s, void *device_memory, size_t bytes) {
+    s->workspace = device_memory;
+    s->workspace_bytes = bytes;
+}
+void *stream_scratch(struct k_stream *s, size_t bytes) {
+    if (bytes <= s->workspace_bytes)
+        return s->workspace;
+    stream_fault(s, -ENOBUFS,
+            "the workspace has %zu bytes and %zu are needed; size it with k_workspace_bytes()",
+            s->workspace_bytes, bytes);
+    return NULL;
+}
+
+static void record(struct k_graph *g, stream_fn fn, const void *args, size_t bytes) {
+    struct call call = {.fn = fn, .bytes = (bytes + 15) & ~(size_t)15};
+    size_t need = g->used + sizeof call + call.bytes;
+    if (need > g->capacity) {
+        size_t capacity = need * 2;
+        uint8_t *grown = realloc(g->calls, capacity);
+        if (!grown) {
+            g->out_of_memory = true;
+            return;
+        }
+        g->calls = grown;
+        g->capacity = capacity;
+    }
+    memcpy(g->calls + g->used, &call, sizeof call);
+    memcpy(g->calls + g->used + sizeof call, args, bytes);
+    g->used = need;
+}
+
+void stream_submit(struct k_stream *s, stream_fn fn, const void *args, size_t bytes) {
+    if (s->capture)
+        record(s->capture, fn, args, bytes);
+    else
+        fn(s, args);
+}
+
+int k_capture_begin(struct k_stream *s, struct error *e) {
+    if (s->capture)
+        return error_set(e, -EBUSY, "this stream is being captured already; end that capture first");
+    s->capture = calloc(1, sizeof *s->capture);
+    return s->capture ? 0 : error_set(e, -ENOMEM, "no memory for a graph");
+}
+int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e) {
+    struct k_graph *g = s->capture;
+    if (!g)
+        return error_set(e, -EINVAL, "this stream is not being captured");
+    s->capture = NULL;
+    if (g->out_of_memory) {
+        k_graph_free(g);
+        return error_set(e, -ENOMEM, "no memory for a graph");
+    }
+    *ret = g;
+    return 0;
+}
+void k_graph_launch(struct k_stream *s, struct k_graph *g) {
+    struct call call;
+    for (size_t at = 0; at < g->used; at += sizeof call + call.bytes) {
+        memcpy(&call, g->calls + at, sizeof call);
+        stream_submit(s, call.fn, g->calls + at + sizeof call, call.bytes);
+    }
+}
+struct k_graph *k_graph_free(struct k_graph *g) {
+    if (g)
+        free(g->calls);
+    free(g);
+    return NULL;
+}
+
+/* ------------------------------------------------------------------ copies and events
+ * ------------------------- */
+
+struct copy_args {
+    void *to;
+    const void *from;
+    size_t bytes;
+};
+static void run_copy(struct k_stream *s, const void *args) {
+    const struct copy_args *a = args;
+    (void)s;
+    if (a->bytes)
+        memcpy(a->to, a->from, a->bytes);
+}
+void k_upload(struct k_stream *s, void *device_to, const void *host_from, size_t bytes) {
+    struct copy_args a = {device_to, host_from, bytes};
+    stream_submit(s, run_copy, &a, sizeof a);
+}
+void k_download(struct k_stream *s, void *host_to, const void *device_from, size_t bytes) {
+    struct copy_args a = {host_to, device_from, bytes};
+    stream_submit(s, run_copy, &a, sizeof a);
+}
+
+struct k_event {
+    bool recorded; /* all that was queued before it has run when it is recorded */
+};
+static void run_event(struct k_stream *s, const void *args) {
+    struct k_event *ev;
+    (void)s;
+    memcpy(&ev, args, sizeof ev);
+    ev->recorded = true;
+}
+int k_event_create(struct k_context *c, struct k_event **ret, struct error *e) {
+    struct k_event *ev = calloc(1, sizeof *ev);
+    (void)c;
+    if (!ev)
+        return error_set(e, -ENOMEM, "no memory for an event");
+    *ret = ev;
+    return 0;
+}
+struct k_event *k_event_free(struct k_event *ev) {
+    free(ev);
+    return NULL;
+}
+void k_event_record(struct k_stream *s, struct k_event *ev) {
+    stream_submit(s, run_event, &ev, sizeof ev);
+}
+bool k_event_done(const struct k_event *ev) {
+    return ev->recorded;
+}
+int k_event_wait(struct k_event *ev, uint64_t timeout_ns) {
+    (void)timeout_ns;
+    return ev->recorded ? 0 : -ETIMEDOUT; /* nobody else can record it while its owner waits here */
+}

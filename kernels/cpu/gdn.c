@@ -1,0 +1,163 @@
+/* gdn.c - one Gated DeltaNet mixer over a batch: which rows, slots and heads the bodies of body_gdn.h get.
+ *
+ * Three passes. Rows: convolution with SiLU over [window | rows], L2 norms, gates. Heads: one task per
+ * sequence and value head walks its rows block by block. Slots: the ring of k and the convolution window take
+ * the last rows; they change last because every head of a sequence reads them.
+ *
+ * A block whose 16 rows are all there stays in the ring until the first row of the next block folds it into
+ * S0, so a slot at length L > 0 has (L - 1) % 16 + 1 rows in its ring. */
+#include "kernels/cpu/internal.h"
+
+#include <math.h>
+#include <string.h>
+
+struct gdn_args {
+    struct k_pool *p;
+    const struct k_batch *b;
+    struct k_gdn_weights w;
+    const float *in;
+    float *out;
+    uint32_t layer;
+};
+struct gdn_job {
+    const struct gdn_args *a;
+    const struct isa *isa;
+    float *taps;              /* [W][channels] */
+    float *mixed;             /* [R][channels] after convolution, q and k normalised */
+    float *g, *beta;          /* [R][Hv] */
+    uint32_t channels, width; /* width: columns of `in` */
+};
+
+/* Row i of the entry before convolution; negative i lie in the slot's window. */
+static const float *pre_conv(
+        const struct gdn_job *j, const struct k_entry *e, const struct gdn_view *g, int64_t i) {
+    const int64_t kept = (int64_t)j->a->p->shape.conv_kernel - 1;
+    if (i < 0)
+        return g->conv + (uint64_t)(kept + i) * j->channels;
+    return j->a->in + (e->row_begin + (uint64_t)i) * j->width;
+}
+
+static void gdn_row(void *arg, uint32_t row) {
+    const struct gdn_job *j = arg;
+    const struct k_shape *h = &j->a->p->shape;
+    const struct k_entry *e = &j->a->b->entries[j->a->b->row_entry[row]];
+    const struct gdn_view g = pool_gdn(j->a->p, e->slot, j->a->layer);
+    const float *x[CONV_KERNEL_MAX], *in = j->a->in + (uint64_t)row * j->width;
+    float *y = j->mixed + (uint64_t)row * j->channels;
+    for (uint32_t t = 0; t < h->conv_kernel; t++)
+        x[t] = pre_conv(j, e, &g, (int64_t)row - e->row_begin - h->conv_kernel + 1 + t);
+    j->isa->conv_row(x, j->taps, h->conv_kernel, j->channels, y);
+    for (uint32_t i = 0; i < h->gdn_k_heads; i++) {
+        j->isa->l2_row(y + (uint64_t)i * h->gdn_k_dim, h->gdn_k_dim, 1.0f / sqrtf((float)h->gdn_k_dim));
+        j->isa->l2_row(y + (uint64_t)(h->gdn_k_heads + i) * h->gdn_k_dim, h->gdn_k_dim, 1.0f);
+    }
+    const float *b = in + j->channels + (uint64_t)h->gdn_v_heads * h->gdn_v_dim, *a = b + h->gdn_v_heads;
+    uint64_t at = (uint64_t)row * h->gdn_v_heads;
+    j->isa->gdn_gates(a, b, j->a->w.a_log, j->a->w.dt_bias, h->gdn_v_heads, j->g + at, j->beta + at);
+}
+
+/* All rows of one sequence for one value head. */
+static void gdn_head(void *arg, uint32_t task) {
+    const struct gdn_job *j = arg;
+    const struct k_pool *p = j->a->p;
+    const struct k_shape *h = &p->shape;
+    const struct k_entry *e = &j->a->b->entries[task / h->gdn_v_heads];
+    const uint32_t v = task % h->gdn_v_heads, k = v / (h->gdn_v_heads / h->gdn_k_heads);
+    const struct gdn_view g = pool_gdn(p, e->slot, j->a->layer);
+    const uint32_t dk = h->gdn_k_dim, dv = h->gdn_v_dim, pos = j->a->b->row_pos[e->row_begin];
+    float *s0 = g.s0 + (uint64_t)v * dk * dv, ring_k[GDN_BLOCK * GDN_DIM_MAX];
+    struct gdn_task t = {.dk = dk,
+            .dv = dv,
+            .k_ring = ring_k,
+            .k_ring_stride = dk,
+            .delta = g.delta + (uint64_t)v * dv,
+            .delta_stride = h->gdn_v_heads * dv,
+            .decay = g.decay + v,
+            .decay_stride = h->gdn_v_heads,
+            .s0 = s0,
+            .row_stride = j->channels,
+            .gate_stride = h->gdn_v_heads,
+            .out_stride = h->gdn_v_heads * dv};
+    /* The ring's k is copied: later blocks of this entry refill the copy while other heads still read the
+     * slot's. */
+    for (uint32_t i = 0; i < GDN_BLOCK; i++)
+        memcpy(ring_k + i * dk, g.k + ((uint64_t)i * h->gdn_k_heads + k) * dk, dk * sizeof *ring_k);
+    for (uint32_t i = 0; i < e->n_rows; i += t.n_rows) {
+        const uint64_t row = e->row_begin + i;
+        t.first = (pos + i) % GDN_BLOCK;
+        t.n_rows = e->n_rows - i < GDN_BLOCK - t.first ? e->n_rows - i : GDN_BLOCK - t.first;
+        if (t.first == 0 && pos + i > 0)
+            j->isa->gdn_fold(&t, GDN_BLOCK, s0);
+        const float *mixed = j->mixed + row * j->channels;
+        t.q = mixed + (uint64_t)k * dk;
+        t.k = mixed + (uint64_t)(h->gdn_k_heads + k) * dk;
+        t.v = mixed + (uint64_t)2 * h->gdn_k_heads * dk + (uint64_t)v * dv;
+        t.g = j->g + row * h->gdn_v_heads + v;
+        t.beta = j->beta + row * h->gdn_v_heads + v;
+        t.out = j->a->out + row * h->gdn_v_heads * dv + (uint64_t)v * dv;
+        j->isa->gdn_rows(&t);
+        for (uint32_t r = 0; r < t.n_rows; r++) {
+            float *o = t.out + (uint64_t)r * t.out_stride;
+            const float *z = j->a->in + (row + r) * j->width + j->channels + (uint64_t)v * dv;
+            memcpy(ring_k + (t.first + r) * dk, t.k + (uint64_t)r * t.row_stride, dk * sizeof *ring_k);
+            j->isa->gated_norm(o, j->a->w.norm, z, h->rms_eps, dv, o);
+        }
+    }
+}
+
+/* The slot's ring of k and window after the entry. */
+static void gdn_commit(void *arg, uint32_t entry) {
+    const struct gdn_job *j = arg;
+    const struct k_shape *h = &j->a->p->shape;
+    const struct k_entry *e = &j->a->b->entries[entry];
+    const struct gdn_view g = pool_gdn(j->a->p, e->slot, j->a->layer);
+    const uint64_t k_floats = (uint64_t)h->gdn_k_heads * h->gdn_k_dim;
+    const uint32_t kept = h->conv_kernel - 1, first = e->n_rows > GDN_BLOCK ? e->n_rows - GDN_BLOCK : 0;
+    for (uint32_t i = first; i < e->n_rows; i++)
+        memcpy(g.k + j->a->b->row_pos[e->row_begin + i] % GDN_BLOCK * k_floats,
+                j->mixed + (e->row_begin + (uint64_t)i) * j->channels + k_floats, k_floats * sizeof *g.k);
+    for (uint32_t i = 0; i < kept; i++) /* ascending: a row of the window moves down onto one already read */
+        memmove(g.conv + (uint64_t)i * j->channels, pre_conv(j, e, &g, (int64_t)e->n_rows - kept + i),
+                j->channels * sizeof *g.conv);
+}
+
+static uint64_t gdn_scratch(const struct k_shape *h, uint32_t rows, uint64_t at[4]) {
+    at[0] = align64((uint64_t)h->conv_kernel * gdn_channels(h) * sizeof(float));
+    at[1] = at[0] + align64((uint64_t)rows * gdn_channels(h) * sizeof(float));
+    at[2] = at[1] + align64((uint64_t)rows * h->gdn_v_heads * sizeof(float));
+    at[3] = at[2] + align64((uint64_t)rows * h->gdn_v_heads * sizeof(float));
+    return at[3];
+}
+uint64_t gdn_scratch_bytes(const struct k_shape *h, uint32_t rows) {
+    uint64_t at[4];
+    return gdn_scratch(h, rows, at);
+}
+
+static void run_gdn(struct k_stream *s, const void *args) {
+    const struct gdn_args *a = args;
+    const struct k_shape *h = &a->p->shape;
+    const struct k_plan *plan = &a->b->plan;
+    uint64_t at[4];
+    uint8_t *scratch = stream_scratch(s, gdn_scratch(h, plan->n_rows, at));
+    if (!scratch)
+        return;
+    struct gdn_job j = {.a = a,
+            .isa = stream_isa(s),
+            .taps = (float *)scratch,
+            .mixed = (float *)(scratch + at[0]),
+            .g = (float *)(scratch + at[1]),
+            .beta = (float *)(scratch + at[2]),
+            .channels = gdn_channels(h)};
+    j.width = j.channels + h->gdn_v_heads * (h->gdn_v_dim + 2);
+    for (uint32_t t = 0; t < h->conv_kernel; t++)
+        for (uint32_t c = 0; c < j.channels; c++)
+            j.taps[(uint64_t)t * j.channels + c] = a->w.conv[(uint64_t)c * h->conv_kernel + t];
+    stream_run(s, gdn_row, &j, plan->n_rows);
+    stream_run(s, gdn_head, &j, plan->n_entries * h->gdn_v_heads);
+    stream_run(s, gdn_commit, &j, plan->n_entries);
+}
+void k_gdn_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, uint32_t gdn_layer,
+        const struct k_gdn_weights *w, const float *in, float *out) {
+    struct gdn_args a = {p, b, *w, in, out, gdn_layer};
+    stream_submit(s, run_gdn, &a, sizeof a);
+}

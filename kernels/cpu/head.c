@@ -1,0 +1,224 @@
+/* head.c - logits of the rows that need them, and their samples; the workspace that all operations share.
+ *
+ * Rows go through in chunks of HEAD_ROWS. With several ranks each puts its part of the logits of a few rows
+ * into the shared region; rank (row % tp) then samples the whole row as a single rank would, and all copy the
+ * results. So sampling cannot depend on tp. */
+#include "kernels/cpu/internal.h"
+#include "kernels/cpu/sample.h"
+
+#include <errno.h>
+#include <string.h>
+
+struct head_args {
+    struct k_pool *p;
+    struct k_comm *m;
+    const struct k_batch *b;
+    const struct k_linear *head;
+    const float *hidden;
+    struct k_result *results;
+    float *logits;
+    uint32_t logits_rows_max;
+};
+
+struct head_chunk {
+    const struct head_args *a;
+    const struct isa *isa;
+    uint32_t next_entry, next_row; /* where the next chunk starts; next_row counts inside the entry */
+    uint32_t n, rows[HEAD_ROWS];   /* rows of the batch */
+    bool asked[HEAD_ROWS];         /* raw logits go out */
+    uint32_t n_samples;
+    uint32_t sample_row[HEAD_ROWS]; /* index into rows */
+    uint32_t first_sample, n_round; /* the samples of this round: of one exchange */
+    float *logits, *work, *whole;   /* [HEAD_ROWS][vocab_rows], [..][V], [..][V] (several ranks only) */
+    struct k_result *results;       /* [n_round] of this round */
+    uint32_t *faults;               /* [n_round] */
+};
+
+/* The next rows that somebody wants logits of, in row order. */
+static void collect_rows(struct head_chunk *c) {
+    const struct k_batch *b = c->a->b;
+    c->n = c->n_samples = 0;
+    for (; c->next_entry < b->plan.n_entries; c->next_entry++, c->next_row = 0) {
+        const struct k_entry *e = &b->entries[c->next_entry];
+        if (!(e->flags & K_ENTRY_LOGITS_ALL) && c->next_row + 1 < e->n_rows)
+            c->next_row = e->n_rows - 1;
+        if (!(e->flags & (K_ENTRY_LOGITS_ALL | K_ENTRY_LOGITS | K_ENTRY_SAMPLE)))
+            continue;
+        for (; c->next_row < e->n_rows; c->next_row++) {
+            if (c->n == HEAD_ROWS)
+                return;
+            const bool last = c->next_row + 1 == e->n_rows;
+            if (last && e->flags & K_ENTRY_SAMPLE)
+                c->sample_row[c->n_samples++] = c->n;
+            c->asked[c->n] = e->flags & K_ENTRY_LOGITS_ALL || (last && e->flags & K_ENTRY_LOGITS);
+            c->rows[c->n++] = e->row_begin + c->next_row;
+        }
+    }
+}
+
+static const struct k_entry *sample_entry(const struct head_chunk *c, uint32_t i) {
+    const struct k_batch *b = c->a->b;
+    return &b->entries[b->row_entry[c->rows[c->sample_row[c->first_sample + i]]]];
+}
+
+/* Sample i of this round, from one contiguous row of logits. */
+static void sample_one(const struct head_chunk *c, uint32_t i, const float *raw, float *work) {
+    const struct k_pool *p = c->a->p;
+    const struct k_entry *e = sample_entry(c, i);
+    const struct sample_task t = {.isa = c->isa,
+            .sampling = &p->slots[e->slot].sampling,
+            .counts = p->counts + (uint64_t)e->slot * p->shape.vocab_size,
+            .vocab = p->shape.vocab_size,
+            .sample_index = e->sample_index,
+            .top_logprobs = e->top_logprobs,
+            .position = c->a->b->row_pos[c->rows[c->sample_row[c->first_sample + i]]]};
+    c->faults[i] = !sample_row(&t, raw, work, &c->results[i]);
+}
+static void sample_alone(void *arg, uint32_t i) {
+    const struct head_chunk *c = arg;
+    const uint64_t v = c->a->p->shape.vocab_size;
+    sample_one(c, i, c->logits + c->sample_row[i] * v, c->work + i * v);
+}
+/* Task i: sample i * tp + rank of the round. */
+static void sample_shared(void *arg, uint32_t task) {
+    const struct head_chunk *c = arg;
+    const struct k_shape *h = &c->a->p->shape;
+    const uint32_t i = task * h->tp + h->rank;
+    float *whole = c->whole + (uint64_t)task * h->vocab_size;
+    for (uint32_t r = 0; r < h->tp; r++) {
+        uint32_t first, rows;
+        comm_vocab(c->a->m, r, &first, &rows);
+        memcpy(whole + first, comm_area(c->a->m, r) + (uint64_t)i * rows, rows * sizeof *whole);
+    }
+    sample_one(c, i, whole, c->work + (uint64_t)task * h->vocab_size);
+}
+
+/* What a round found becomes the step's results and faults. */
+static void take_results(struct k_stream *s, const struct head_chunk *c) {
+    for (uint32_t i = 0; i < c->n_round; i++) {
+        const struct k_entry *e = sample_entry(c, i);
+        c->a->results[e->sample_at] = c->results[i];
+        if (c->faults[i])
+            stream_fault(s, -EBADMSG,
+                    "slot %u: a logit is not a finite number; the weights or the cache of this sequence are damaged",
+                    e->slot);
+    }
+}
+
+static bool exchange_round(struct k_stream *s, struct head_chunk *c) {
+    const struct k_shape *h = &c->a->p->shape;
+    const uint64_t rows = h->vocab_rows;
+    comm_flip(c->a->m);
+    for (uint32_t i = 0; i < c->n_round; i++)
+        memcpy(comm_area(c->a->m, h->rank) + i * rows, c->logits + c->sample_row[c->first_sample + i] * rows,
+                rows * sizeof(float));
+    if (!comm_barrier(s, c->a->m))
+        return false;
+    c->results = comm_results(c->a->m);
+    c->faults = comm_faults(c->a->m);
+    if (c->n_round > h->rank)
+        stream_run(s, sample_shared, c, (c->n_round - h->rank + h->tp - 1) / h->tp);
+    if (!comm_barrier(s, c->a->m))
+        return false;
+    take_results(s, c);
+    return true;
+}
+
+static bool sample_chunk(struct k_stream *s, struct head_chunk *c) {
+    const struct k_shape *h = &c->a->p->shape;
+    if (h->tp == 1) {
+        struct k_result results[HEAD_ROWS];
+        uint32_t faults[HEAD_ROWS];
+        c->results = results;
+        c->faults = faults;
+        c->first_sample = 0;
+        c->n_round = c->n_samples;
+        stream_run(s, sample_alone, c, c->n_samples);
+        take_results(s, c);
+        return true;
+    }
+    const uint32_t most = (h->vocab_size + VOCAB_SEGMENTS - 1) / VOCAB_SEGMENTS * (VOCAB_SEGMENTS / h->tp);
+    const uint64_t fit = comm_area_floats(c->a->m) / most;
+    for (c->first_sample = 0; c->first_sample < c->n_samples; c->first_sample += c->n_round) {
+        uint32_t left = c->n_samples - c->first_sample;
+        c->n_round = left < fit ? left : (uint32_t)fit;
+        if (!exchange_round(s, c))
+            return false;
+    }
+    return true;
+}
+
+static uint64_t head_scratch(const struct k_shape *h, uint64_t at[3]) {
+    const uint64_t whole =
+            align64((uint64_t)((HEAD_ROWS + h->tp - 1) / h->tp) * h->vocab_size * sizeof(float));
+    at[0] = product_scratch_bytes(h->hidden_size, HEAD_ROWS);
+    at[1] = at[0] + align64((uint64_t)HEAD_ROWS * h->vocab_rows * sizeof(float));
+    at[2] = at[1] + whole;
+    return at[2] + (h->tp > 1 ? whole : 0);
+}
+uint64_t head_scratch_bytes(const struct k_shape *h) {
+    uint64_t at[3];
+    return head_scratch(h, at);
+}
+
+static void run_head(struct k_stream *s, const void *args) {
+    const struct head_args *a = args;
+    const struct k_shape *h = &a->p->shape;
+    uint64_t at[3];
+    uint8_t *scratch = stream_scratch(s, head_scratch(h, at));
+    uint32_t logits_rows = 0;
+    if (!scratch)
+        return;
+    if (a->head->rows != h->vocab_rows || a->head->columns != h->hidden_size) {
+        stream_fault(s, -EINVAL, "%s: %u x %u, but this rank's head is %u x %u", a->head->name, a->head->rows,
+                a->head->columns, h->vocab_rows, h->hidden_size);
+        return;
+    }
+    struct head_chunk c = {.a = a,
+            .isa = stream_isa(s),
+            .logits = (float *)(scratch + at[0]),
+            .work = (float *)(scratch + at[1]),
+            .whole = (float *)(scratch + at[2])};
+    for (;;) {
+        collect_rows(&c);
+        if (c.n == 0)
+            return;
+        struct product p = {.w = a->head,
+                .x = a->hidden,
+                .rows_at = c.rows,
+                .n = c.n,
+                .y = c.logits,
+                .ldy = h->vocab_rows};
+        product_run(s, &p, (float *)scratch);
+        for (uint32_t i = 0; i < c.n && a->logits; i++)
+            if (c.asked[i] && logits_rows < a->logits_rows_max)
+                memcpy(a->logits + (uint64_t)logits_rows++ * h->vocab_rows,
+                        c.logits + (uint64_t)i * h->vocab_rows, h->vocab_rows * sizeof(float));
+        if (!sample_chunk(s, &c))
+            return;
+    }
+}
+void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,
+        const struct k_linear *head, const float *hidden, struct k_result *results, float *logits,
+        uint32_t logits_rows_max) {
+    struct head_args a = {p, m, b, head, hidden, results, logits, logits_rows_max};
+    stream_submit(s, run_head, &a, sizeof a);
+}
+
+/* ------------------------------------------------------------------ workspace
+ * --------------------------------- */
+
+static uint64_t larger(uint64_t a, uint64_t b) {
+    return a > b ? a : b;
+}
+size_t k_workspace_bytes(const struct k_shape *shape, uint32_t rows_max, uint32_t samples_max) {
+    const struct k_shape *h = shape;
+    uint64_t columns = larger(2ull * h->hidden_size, h->intermediate_size);
+    (void)samples_max; /* the head takes HEAD_ROWS at a time, however many there are */
+    columns = larger(
+            columns, larger((uint64_t)h->q_heads * h->head_dim, (uint64_t)h->gdn_v_heads * h->gdn_v_dim));
+    uint64_t bytes = product_scratch_bytes((uint32_t)columns, rows_max);
+    bytes = larger(bytes, gdn_scratch_bytes(h, rows_max));
+    bytes = larger(bytes, attention_scratch_bytes(h, rows_max));
+    return larger(bytes, head_scratch_bytes(h));
+}

@@ -1,0 +1,257 @@
+/* internal.h - what the files of kernels/cpu share: the objects behind kernels.h and the table of numeric
+ * bodies.
+ *
+ * Every operation has the same form: the public function copies its arguments and calls stream_submit(),
+ * which runs the operation at once or records it. The operation splits its work over the threads of the
+ * context and calls bodies through struct isa. Bodies do arithmetic only; they see no slots, pages or
+ * threads. */
+#pragma once
+
+#include "kernels/cpu/numbers.h"
+#include "kernels/kernels.h"
+
+#include <stdatomic.h>
+
+#define HEAD_DIM_MAX    512u /* attention head size; bodies keep their tiles on the stack */
+#define GDN_DIM_MAX     256u /* GDN key and value head size */
+#define CONV_KERNEL_MAX 8u
+#define TILE_ROWS       12u /* rows of one packed activation tile: [k][12] */
+#define BLOCK_TILES     4u  /* tiles that share one conversion of the weights */
+#define BLOCK_ROWS      (TILE_ROWS * BLOCK_TILES)
+#define SMALL_ROWS      3u  /* up to here the few-rows product is used; both give the same bits */
+#define SMALL_STRIPS    8u  /* strips per call of the few-rows product */
+#define HEAD_ROWS       32u /* rows of logits computed at once */
+#define QUERIES_MAX     16u /* (row, head) pairs of one attention task */
+#define PIECES_MAX      8u
+#define BIAS_BYTES      (LOGIT_BIAS_MAX * 8u)
+#define SUPPRESS_MAX    (STOP_IDS_MAX + 16u)
+#define COUNT_PROMPT    0x8000u /* in a slot's token counts: the id occurred in the prompt */
+#define COUNT_OUTPUT    0x7fffu /* in a slot's token counts: times it was generated, saturating */
+
+/* ------------------------------------------------------------------ bodies
+ * ------------------------------------ */
+
+struct strip {        /* 16 outputs of a linear */
+    uint64_t at;      /* byte offset inside a leaf */
+    uint32_t column;  /* first output column */
+    uint16_t n_valid; /* 1..16 */
+    uint16_t dtype;   /* enum k_dtype */
+};
+struct k_linear {
+    struct k_context *context;
+    uint8_t *data; /* [leaf][strip][k][16] */
+    struct strip *strips;
+    uint64_t leaf_bytes;
+    uint32_t n_strips, rows, columns, leaves, leaf_columns, n_pieces;
+    char name[96];
+};
+
+struct gdn_task { /* one v head over consecutive rows of one sequence that lie in one block of C positions */
+    uint32_t n_rows, first; /* first: index in the block of the first row, first + n_rows <= C */
+    uint32_t dk, dv;
+    const float *k_ring; /* [C][..] rows 0..first-1 of the block; */
+    uint32_t k_ring_stride;
+    float *delta; /* [C][..] ring; rows first.. are written */
+    uint32_t delta_stride;
+    float *decay; /* [C][..] ring of G */
+    uint32_t decay_stride;
+    const float *s0;        /* [dk][dv] */
+    const float *q, *k, *v; /* row i at + i * row_stride; q and k normalised, q scaled */
+    uint32_t row_stride;
+    const float *g, *beta; /* row i at + i * gate_stride */
+    uint32_t gate_stride;
+    float *out; /* row i at + i * out_stride */
+    uint32_t out_stride;
+};
+
+struct attention_task {                /* queries of one kv head of one sequence */
+    uint32_t n;                        /* queries, 1..QUERIES_MAX */
+    uint32_t head_dim, first, longest; /* positions first <= j <= last[i] are seen; longest = max(last) */
+    const float *q[QUERIES_MAX];
+    uint32_t last[QUERIES_MAX]; /* ascending */
+    const uint8_t *pages; /* page p of this layer and head: K at pages + p * page_stride, V after 64 * D */
+    uint64_t page_stride; /* bytes */
+    const uint32_t *table;
+    enum k_dtype dtype;
+    float *out[QUERIES_MAX]; /* softmax(q K / sqrt D) V */
+};
+
+struct gumbel_key {
+    uint32_t a, b;
+};
+
+struct isa {
+    const char *name;
+    /* out[n][rows][16]: the tree over leaves of n strips of one dtype; x[rows][ldx], rows <= SMALL_ROWS */
+    void (*linear_small)(const struct k_linear *w, const uint32_t *strips, uint32_t n, const float *x,
+            uint32_t ldx, uint32_t rows, float *out);
+    /* The same for n <= 2 strips and up to BLOCK_TILES tiles [K][12]; tile t has rows[t] rows; out[n][all
+     * rows][16] */
+    void (*linear_block)(const struct k_linear *w, const uint32_t *strips, uint32_t n, const float *tiles,
+            const uint32_t *rows, uint32_t n_tiles, float *out);
+    void (*norm_row)(const float *x, const float *w, float eps, uint32_t n, float *y);
+    void (*norm_spread)(
+            const float *x, const float *w, float eps, uint32_t n, float *y); /* to y[i * TILE_ROWS] */
+    void (*silu_mul)(const float *g, const float *u, uint32_t n, float *y);
+    /* y = silu(sum_j taps[j][c] * x[j][c]), j ascending */
+    void (*conv_row)(const float *const *x, const float *taps, uint32_t n_taps, uint32_t channels, float *y);
+    void (*l2_row)(float *x, uint32_t n, float scale);
+    /* g = -exp(a_log) * softplus(a + dt_bias), beta = sigmoid(b) */
+    void (*gdn_gates)(const float *a, const float *b, const float *a_log, const float *dt_bias, uint32_t n,
+            float *g, float *beta);
+    void (*gdn_rows)(const struct gdn_task *t);
+    /* s = e^G_last s + sum_i (e^(G_last - G_i) k_i) Delta_i, i ascending, over n rows of the ring */
+    void (*gdn_fold)(const struct gdn_task *t, uint32_t n, float *s);
+    void (*gated_norm)(const float *x, const float *w, const float *z, float eps, uint32_t n, float *y);
+    void (*rope)(float *x, const float *cos_sin, uint32_t half);
+    void (*attention)(const struct attention_task *t);
+    void (*sigmoid_mul)(const float *gate, uint32_t n, float *y);
+    /* highest of x; *ret_finite = no NaN and no infinity */
+    float (*highest)(const float *x, uint32_t n, bool *ret_finite);
+    float (*sum_exp)(const float *x, uint32_t n, float highest);
+    void (*exp_minus)(const float *x, uint32_t n, float highest, float *y);
+    float (*log_one)(float x);
+    /* the first index of the highest x, of the highest x + Gumbel noise */
+    uint32_t (*argmax)(const float *x, uint32_t n);
+    uint32_t (*gumbel_argmax)(const float *x, uint32_t n, struct gumbel_key key);
+};
+extern const struct isa isa_plain, isa_avx2, isa_avx512;
+
+/* ------------------------------------------------------------------ threads and streams
+ * ----------------------- */
+
+struct team; /* threads.c */
+typedef void (*team_fn)(void *arg, uint32_t task);
+int team_create(uint32_t threads, struct team **ret, struct error *e);
+struct team *team_free(struct team *t);
+uint32_t team_threads(const struct team *t);
+/* Calls fn(arg, 0 .. n-1) in any order on any thread; returns when all are done. One caller at a time. */
+void team_run(struct team *t, team_fn fn, void *arg, uint32_t n);
+
+/* Waits on *word while it is `seen`; at most timeout_ns. shared: the word lies in memory of several
+ * processes. */
+void futex_wait(atomic_uint *word, uint32_t seen, uint64_t timeout_ns, bool shared);
+void futex_wake_all(atomic_uint *word, bool shared);
+void spin_pause(void);
+
+struct k_context {
+    const struct isa *isa;
+    struct team *team;
+    char text[64];
+};
+
+typedef void (*stream_fn)(struct k_stream *s, const void *args);
+struct k_stream {
+    struct k_context *context;
+    struct k_graph *capture; /* recording into it; NULL = operations run */
+    uint8_t *workspace;
+    size_t workspace_bytes;
+    struct error fault; /* code 0 = none */
+};
+/* Runs fn(s, args) or records it with a copy of args. */
+void stream_submit(struct k_stream *s, stream_fn fn, const void *args, size_t bytes);
+/* Keeps the first fault. */
+void stream_fault(struct k_stream *s, int code, const char *format, ...)
+        __attribute__((format(printf, 3, 4)));
+/* bytes of scratch, from the start of the workspace; NULL and a fault when it is too small. */
+void *stream_scratch(struct k_stream *s, size_t bytes);
+static inline const struct isa *stream_isa(const struct k_stream *s) {
+    return s->context->isa;
+}
+static inline void stream_run(struct k_stream *s, team_fn fn, void *arg, uint32_t n) {
+    team_run(s->context->team, fn, arg, n);
+}
+
+/* ------------------------------------------------------------------ batch and pool
+ * ---------------------------- */
+
+struct k_batch {
+    struct k_context *context;
+    uint32_t entries_max, rows_max;
+    struct k_plan plan;
+    struct k_entry *entries;                /* [entries_max] */
+    uint32_t *ids;                          /* [rows_max] of PROMPT entries, as uploaded */
+    uint32_t *rope;                         /* [3 * rows_max] as uploaded */
+    uint32_t *row_id, *row_pos, *row_entry; /* [rows_max] derived by k_begin_step */
+    uint32_t *row_rope;                     /* [rows_max][3] */
+};
+
+struct slot {
+    uint32_t length;  /* positions whose rows were computed */
+    uint32_t last_id; /* sampled, not yet computed */
+    uint32_t pending; /* 1: last_id was sampled at this length, so it is counted but not part of the state */
+    uint32_t open;
+    struct k_sampling sampling; /* its pointers lead into this slot's share of the pool */
+};
+
+struct gdn_view { /* one slot and layer */
+    float *s0;    /* [Hv][dk][dv] */
+    float *k;     /* [C][Hk][dk] */
+    float *delta; /* [C][Hv][dv] */
+    float *decay; /* [C][Hv] */
+    float *conv;  /* [W-1][channels], oldest first */
+};
+
+struct k_pool {
+    struct k_context *context;
+    struct k_shape shape;
+    struct k_pool_options options;
+    uint64_t gdn_floats;      /* per slot and layer */
+    uint64_t gdn_slot_floats; /* all layers */
+    uint64_t page_head_bytes; /* K and V of one page, layer and head */
+    uint64_t page_bytes;      /* one page, one layer */
+    uint8_t *kv;              /* [layer][page][kv_head][K|V][64][D] */
+    float *gdn;               /* [slot][layer] */
+    struct slot *slots;
+    uint32_t *tables;   /* [slot][pages_per_slot] */
+    uint16_t *counts;   /* [slot][V] */
+    float *hidden;      /* [slot][H] MTP hidden */
+    uint32_t *bias_ids; /* [slot][LOGIT_BIAS_MAX] */
+    float *bias;
+    uint32_t *suppress; /* [slot][SUPPRESS_MAX] */
+    float *inv_freq;    /* [rotary_dim / 2] */
+    uint8_t *slot_units, *page_units;
+    uint64_t slot_unit_bytes, page_unit_bytes;
+};
+static inline uint32_t gdn_channels(const struct k_shape *h) {
+    return 2 * h->gdn_k_heads * h->gdn_k_dim + h->gdn_v_heads * h->gdn_v_dim;
+}
+static inline uint64_t align64(uint64_t n) {
+    return (n + 63) & ~UINT64_C(63);
+}
+struct gdn_view pool_gdn(const struct k_pool *p, uint32_t slot, uint32_t layer);
+
+/* ------------------------------------------------------------------ products
+ * ---------------------------------- */
+
+/* y[r][rows of w] = W n(x_r) for the rows named by rows_at (NULL: 0..n-1), n = RMS norm if norm is not NULL.
+ * gate_up: w holds gate rows then up rows and y[r][rows / 2] = silu(gate) * up. Takes scratch from `scratch`.
+ */
+struct product {
+    const struct k_linear *w;
+    const float *x, *norm;
+    const uint32_t *rows_at;
+    float eps;
+    uint32_t n;
+    bool gate_up;
+    float *y;
+    uint32_t ldy;
+};
+void product_run(struct k_stream *s, const struct product *p, float *scratch);
+uint64_t product_scratch_bytes(uint32_t columns, uint32_t rows); /* enough for every smaller row count too */
+
+uint64_t gdn_scratch_bytes(const struct k_shape *h, uint32_t rows);
+uint64_t attention_scratch_bytes(const struct k_shape *h, uint32_t rows);
+uint64_t head_scratch_bytes(const struct k_shape *h);
+
+/* ------------------------------------------------------------------ communicator
+ * ------------------------------ */
+
+/* Every rank's area in the shared region; barrier returns false when the group was aborted. */
+bool comm_barrier(struct k_stream *s, struct k_comm *m);
+void comm_flip(struct k_comm *m); /* the other of the two area sets; once per exchange */
+float *comm_area(const struct k_comm *m, uint32_t rank);
+uint64_t comm_area_floats(const struct k_comm *m);
+struct k_result *comm_results(const struct k_comm *m); /* [HEAD_ROWS] */
+uint32_t *comm_faults(const struct k_comm *m);         /* [HEAD_ROWS] */
+void comm_vocab(const struct k_comm *m, uint32_t rank, uint32_t *ret_first, uint32_t *ret_rows);

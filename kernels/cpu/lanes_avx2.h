@@ -1,0 +1,136 @@
+/* lanes_avx2.h - the lane operations of lanes_plain.h on two 8-float registers. Included by isa_avx2.c only.
+ */
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES_NAME         "avx2"
+#define LANES_SMALL_CHAINS 4
+#define LANES_TILE_ROWS    6 /* 12 accumulator registers, 2 of weights, 1 of activations: 15 of 16 */
+#define LANES_TILE_STRIPS  1
+
+typedef struct {
+    __m256 a, b;
+} v16;
+typedef struct {
+    __m256i a, b;
+} v16i;
+
+#define BOTH(op, x, y)                                                                                       \
+    (v16) {                                                                                                  \
+        op(x.a, y.a), op(x.b, y.b)                                                                           \
+    }
+#define BOTHI(op, x, y)                                                                                      \
+    (v16i) {                                                                                                 \
+        op(x.a, y.a), op(x.b, y.b)                                                                           \
+    }
+
+static inline v16 v_load(const float *p) {
+    return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
+static inline void v_store(float *p, v16 x) {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+}
+static inline v16 v_load_n(const float *p, uint32_t n) {
+    float t[16] = {0};
+    memcpy(t, p, n * sizeof *p);
+    return v_load(t);
+}
+static inline void v_store_n(float *p, v16 x, uint32_t n) {
+    float t[16];
+    v_store(t, x);
+    memcpy(p, t, n * sizeof *p);
+}
+static inline v16 v_set1(float x) {
+    return (v16){_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
+static inline v16 v_add(v16 x, v16 y) {
+    return BOTH(_mm256_add_ps, x, y);
+}
+static inline v16 v_sub(v16 x, v16 y) {
+    return BOTH(_mm256_sub_ps, x, y);
+}
+static inline v16 v_mul(v16 x, v16 y) {
+    return BOTH(_mm256_mul_ps, x, y);
+}
+static inline v16 v_div(v16 x, v16 y) {
+    return BOTH(_mm256_div_ps, x, y);
+}
+static inline v16 v_max(v16 x, v16 y) {
+    return BOTH(_mm256_max_ps, x, y);
+}
+static inline v16 v_min(v16 x, v16 y) {
+    return BOTH(_mm256_min_ps, x, y);
+}
+static inline v16 v_fma(v16 x, v16 y, v16 z) {
+    return (v16){_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+static inline v16 v_nfma(v16 x, v16 y, v16 z) {
+    return (v16){_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)};
+}
+static inline v16 v_select_gt(v16 x, v16 y, v16 yes, v16 no) {
+    return (v16){_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ)),
+            _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ))};
+}
+static inline float v_sum(v16 x) {
+    __m256 e = _mm256_add_ps(x.a, x.b);
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    q = _mm_add_ss(q, _mm_movehdup_ps(q));
+    return _mm_cvtss_f32(q);
+}
+static inline float v_highest(v16 x) {
+    __m256 e = _mm256_max_ps(x.a, x.b);
+    __m128 q = _mm_max_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    q = _mm_max_ss(q, _mm_movehdup_ps(q));
+    return _mm_cvtss_f32(q);
+}
+
+static inline v16i v_bits(v16 x) {
+    return (v16i){_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)};
+}
+static inline v16 v_of_bits(v16i x) {
+    return (v16){_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)};
+}
+static inline v16i vi_set1(uint32_t x) {
+    return (v16i){_mm256_set1_epi32((int)x), _mm256_set1_epi32((int)x)};
+}
+static inline v16i vi_add(v16i x, v16i y) {
+    return BOTHI(_mm256_add_epi32, x, y);
+}
+static inline v16i vi_count(uint32_t first) {
+    v16i c = {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)};
+    return vi_add(vi_set1(first), c);
+}
+static inline v16i vi_sub(v16i x, v16i y) {
+    return BOTHI(_mm256_sub_epi32, x, y);
+}
+static inline v16i vi_mul(v16i x, v16i y) {
+    return BOTHI(_mm256_mullo_epi32, x, y);
+}
+static inline v16i vi_and(v16i x, v16i y) {
+    return BOTHI(_mm256_and_si256, x, y);
+}
+static inline v16i vi_xor(v16i x, v16i y) {
+    return BOTHI(_mm256_xor_si256, x, y);
+}
+#define vi_shift_left(x, n)  ((v16i){_mm256_slli_epi32((x).a, n), _mm256_slli_epi32((x).b, n)})
+#define vi_shift_right(x, n) ((v16i){_mm256_srli_epi32((x).a, n), _mm256_srli_epi32((x).b, n)})
+#define vi_shift_sign(x, n)  ((v16i){_mm256_srai_epi32((x).a, n), _mm256_srai_epi32((x).b, n)})
+static inline v16 v_of_int(v16i x) {
+    return (v16){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)};
+}
+
+static inline v16 v_load_bf16(const uint16_t *p) {
+    v16i w = {_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)),
+            _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + 8)))};
+    return v_of_bits(vi_shift_left(w, 16));
+}
+static inline v16 v_load_f16(const uint16_t *p) {
+    return (v16){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
+            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
+}

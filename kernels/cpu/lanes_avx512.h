@@ -1,0 +1,109 @@
+/* lanes_avx512.h - the lane operations of lanes_plain.h on one 16-float register. Included by isa_avx512.c
+ * only. */
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define LANES_NAME         "avx512"
+#define LANES_SMALL_CHAINS 8
+#define LANES_TILE_ROWS    12 /* 24 accumulators, 2 of weights: 26 of 32 registers */
+#define LANES_TILE_STRIPS  2
+
+typedef __m512 v16;
+typedef __m512i v16i;
+
+static inline v16 v_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+static inline void v_store(float *p, v16 x) {
+    _mm512_storeu_ps(p, x);
+}
+static inline v16 v_load_n(const float *p, uint32_t n) {
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+static inline void v_store_n(float *p, v16 x, uint32_t n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x);
+}
+static inline v16 v_set1(float x) {
+    return _mm512_set1_ps(x);
+}
+static inline v16 v_add(v16 x, v16 y) {
+    return _mm512_add_ps(x, y);
+}
+static inline v16 v_sub(v16 x, v16 y) {
+    return _mm512_sub_ps(x, y);
+}
+static inline v16 v_mul(v16 x, v16 y) {
+    return _mm512_mul_ps(x, y);
+}
+static inline v16 v_div(v16 x, v16 y) {
+    return _mm512_div_ps(x, y);
+}
+static inline v16 v_max(v16 x, v16 y) {
+    return _mm512_max_ps(x, y);
+}
+static inline v16 v_min(v16 x, v16 y) {
+    return _mm512_min_ps(x, y);
+}
+static inline v16 v_fma(v16 x, v16 y, v16 z) {
+    return _mm512_fmadd_ps(x, y, z);
+}
+static inline v16 v_nfma(v16 x, v16 y, v16 z) {
+    return _mm512_fnmadd_ps(x, y, z);
+}
+static inline v16 v_select_gt(v16 x, v16 y, v16 yes, v16 no) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_GT_OQ), no, yes);
+}
+static inline float v_sum(v16 x) {
+    __m256 e = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    q = _mm_add_ss(q, _mm_movehdup_ps(q));
+    return _mm_cvtss_f32(q);
+}
+static inline float v_highest(v16 x) {
+    return _mm512_reduce_max_ps(x);
+}
+
+static inline v16i v_bits(v16 x) {
+    return _mm512_castps_si512(x);
+}
+static inline v16 v_of_bits(v16i x) {
+    return _mm512_castsi512_ps(x);
+}
+static inline v16i vi_set1(uint32_t x) {
+    return _mm512_set1_epi32((int)x);
+}
+static inline v16i vi_add(v16i x, v16i y) {
+    return _mm512_add_epi32(x, y);
+}
+static inline v16i vi_count(uint32_t first) {
+    return vi_add(vi_set1(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+static inline v16i vi_sub(v16i x, v16i y) {
+    return _mm512_sub_epi32(x, y);
+}
+static inline v16i vi_mul(v16i x, v16i y) {
+    return _mm512_mullo_epi32(x, y);
+}
+static inline v16i vi_and(v16i x, v16i y) {
+    return _mm512_and_si512(x, y);
+}
+static inline v16i vi_xor(v16i x, v16i y) {
+    return _mm512_xor_si512(x, y);
+}
+#define vi_shift_left(x, n)  _mm512_slli_epi32(x, n)
+#define vi_shift_right(x, n) _mm512_srli_epi32(x, n)
+#define vi_shift_sign(x, n)  _mm512_srai_epi32(x, n)
+static inline v16 v_of_int(v16i x) {
+    return _mm512_cvtepi32_ps(x);
+}
+
+static inline v16 v_load_bf16(const uint16_t *p) {
+    __m512i w = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return v_of_bits(vi_shift_left(w, 16));
+}
+static inline v16 v_load_f16(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}

@@ -1,0 +1,390 @@
+/* pool.c - what belongs to sequences: KV pages, GDN states, slots, and the memory operations on them.
+ *
+ * Created by tp/ once; every block is allocated then. Blocks are zero when fresh, so the pages of the
+ * operating system are only taken as they are used. Slot and page numbers were checked by tp/. */
+#include "kernels/cpu/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Offsets of the parts of one slot and layer of GDN state, in floats. */
+static uint64_t gdn_parts(const struct k_shape *h, uint64_t at[5]) {
+    const uint64_t c = GDN_BLOCK;
+    at[0] = 0;
+    at[1] = at[0] + (uint64_t)h->gdn_v_heads * h->gdn_k_dim * h->gdn_v_dim;
+    at[2] = at[1] + c * h->gdn_k_heads * h->gdn_k_dim;
+    at[3] = at[2] + c * h->gdn_v_heads * h->gdn_v_dim;
+    at[4] = at[3] + c * h->gdn_v_heads;
+    return (at[4] + (uint64_t)(h->conv_kernel ? h->conv_kernel - 1 : 0) * gdn_channels(h) + 15) &
+           ~UINT64_C(15);
+}
+
+struct gdn_view pool_gdn(const struct k_pool *p, uint32_t slot, uint32_t layer) {
+    uint64_t at[5];
+    gdn_parts(&p->shape, at);
+    float *base = p->gdn + slot * p->gdn_slot_floats + layer * p->gdn_floats;
+    return (struct gdn_view){base + at[0], base + at[1], base + at[2], base + at[3], base + at[4]};
+}
+
+/* ------------------------------------------------------------------ units
+ * ------------------------------------- */
+
+/* A slot unit: this, then the hidden row, then the ids seen (a bit each), then the GDN state. */
+struct unit_header {
+    uint32_t length;
+    uint32_t reserved[15];
+};
+static uint64_t seen_bytes(const struct k_shape *h) {
+    return align64((h->vocab_size + 7) / 8);
+}
+static uint64_t hidden_bytes(const struct k_shape *h) {
+    return align64((uint64_t)h->hidden_size * sizeof(float));
+}
+
+/* ------------------------------------------------------------------ creation
+ * ---------------------------------- */
+
+static void pool_sizes(struct k_pool *p) {
+    const struct k_shape *h = &p->shape;
+    uint64_t at[5];
+    p->gdn_floats = gdn_parts(h, at);
+    p->gdn_slot_floats = p->gdn_floats * h->n_gdn_layers;
+    p->page_head_bytes = 2ull * PAGE_TOKENS * h->head_dim * k_dtype_bytes(p->options.kv_dtype);
+    p->page_bytes = p->page_head_bytes * h->kv_heads;
+    p->slot_unit_bytes = sizeof(struct unit_header) + hidden_bytes(h) + seen_bytes(h) +
+                         align64(p->gdn_slot_floats * sizeof(float));
+    p->page_unit_bytes = align64(p->page_bytes * h->n_attention_layers);
+}
+
+void k_pool_cost(const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret) {
+    struct k_pool p = {.shape = *shape, .options = *options};
+    pool_sizes(&p);
+    ret->slot_bytes = p.gdn_slot_floats * sizeof(float) + sizeof(struct slot) +
+                      (uint64_t)options->pages_per_slot * sizeof(uint32_t) +
+                      (uint64_t)shape->vocab_size * sizeof(uint16_t) +
+                      (uint64_t)shape->hidden_size * sizeof(float) + BIAS_BYTES +
+                      SUPPRESS_MAX * sizeof(uint32_t);
+    ret->page_bytes = p.page_bytes * shape->n_attention_layers;
+    ret->fixed_bytes = ret->slot_bytes + ret->page_bytes + options->slot_units * p.slot_unit_bytes +
+                       options->page_units * p.page_unit_bytes + shape->rotary_dim / 2 * sizeof(float);
+}
+
+static int check_shape(const struct k_shape *h, const struct k_pool_options *o, struct error *e) {
+    if (o->slots < 1 || o->slots > SEQS_MAX)
+        return error_set(e, -EINVAL, "%u slots; 1 to %u are possible", o->slots, SEQS_MAX);
+    if (o->kv_dtype != K_F32 && o->kv_dtype != K_BF16)
+        return error_set(e, -EINVAL, "the KV cache can be f32 or bf16");
+    if (h->n_attention_layers &&
+            (h->head_dim < 1 || h->head_dim > HEAD_DIM_MAX || h->rotary_dim > h->head_dim ||
+                    h->rotary_dim % 2 || !h->kv_heads || h->q_heads % h->kv_heads))
+        return error_set(e, -ENOTSUP,
+                "attention heads (%u query, %u key/value, size %u, rotary %u) are not supported: size at most %u, query "
+                "heads a multiple of key/value heads, rotary even and not above the size",
+                h->q_heads, h->kv_heads, h->head_dim, h->rotary_dim, HEAD_DIM_MAX);
+    if (h->n_gdn_layers &&
+            (h->gdn_k_dim < 1 || h->gdn_k_dim > GDN_DIM_MAX || h->gdn_v_dim < 1 ||
+                    h->gdn_v_dim > GDN_DIM_MAX || h->conv_kernel < 2 || h->conv_kernel > CONV_KERNEL_MAX ||
+                    !h->gdn_k_heads || h->gdn_v_heads % h->gdn_k_heads))
+        return error_set(e, -ENOTSUP,
+                "linear attention heads (%u key of size %u, %u value of size %u, convolution %u) are not supported: "
+                "sizes at most %u, value heads a multiple of key heads, convolution 2 to %u",
+                h->gdn_k_heads, h->gdn_k_dim, h->gdn_v_heads, h->gdn_v_dim, h->conv_kernel, GDN_DIM_MAX,
+                CONV_KERNEL_MAX);
+    return 0;
+}
+
+/* Room for n x size bytes; sets *bad on overflow or when there is no memory. */
+static void *take(struct k_context *c, uint64_t n, uint64_t size, bool *bad) {
+    uint64_t bytes;
+    void *p = NULL;
+    if (!__builtin_mul_overflow(n, size, &bytes))
+        p = k_alloc(c, bytes);
+    if (!p)
+        *bad = true;
+    return p;
+}
+
+int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct k_pool_options *options,
+        struct k_pool **ret, struct error *e) {
+    int r = check_shape(shape, options, e);
+    if (r < 0)
+        return r;
+    struct k_pool *p = calloc(1, sizeof *p);
+    if (!p)
+        return error_set(e, -ENOMEM, "no memory for a pool");
+    p->context = c;
+    p->shape = *shape;
+    p->options = *options;
+    pool_sizes(p);
+    const uint64_t slots = options->slots + 1ull, pages = options->pages + 1ull;
+    bool bad = false;
+    p->kv = take(c, pages * shape->n_attention_layers, p->page_bytes, &bad);
+    p->gdn = take(c, slots, p->gdn_slot_floats * sizeof(float), &bad);
+    p->slots = take(c, slots, sizeof *p->slots, &bad);
+    p->tables = take(c, slots * options->pages_per_slot, sizeof *p->tables, &bad);
+    p->counts = take(c, slots * shape->vocab_size, sizeof *p->counts, &bad);
+    p->hidden = take(c, slots * shape->hidden_size, sizeof *p->hidden, &bad);
+    p->bias_ids = take(c, slots * LOGIT_BIAS_MAX, sizeof *p->bias_ids, &bad);
+    p->bias = take(c, slots * LOGIT_BIAS_MAX, sizeof *p->bias, &bad);
+    p->suppress = take(c, slots * SUPPRESS_MAX, sizeof *p->suppress, &bad);
+    p->inv_freq = take(c, shape->rotary_dim / 2 + 1, sizeof *p->inv_freq, &bad);
+    p->slot_units = take(c, options->slot_units, p->slot_unit_bytes, &bad);
+    p->page_units = take(c, options->page_units, p->page_unit_bytes, &bad);
+    if (bad) {
+        k_pool_free(p);
+        return error_set(e, -ENOMEM,
+                "no memory for %u slots and %u pages; lower the number of sequences or the context",
+                options->slots, options->pages);
+    }
+    /* As the reference does it: each step rounded to fp32. */
+    for (uint32_t i = 0; i < shape->rotary_dim / 2; i++)
+        p->inv_freq[i] = 1.0f / (float)power(shape->rope_theta, (float)(2 * i) / (float)shape->rotary_dim);
+    *ret = p;
+    return 0;
+}
+
+struct k_pool *k_pool_free(struct k_pool *p) {
+    if (!p)
+        return NULL;
+    void *const blocks[] = {p->kv, p->gdn, p->slots, p->tables, p->counts, p->hidden, p->bias_ids, p->bias,
+            p->suppress, p->inv_freq, p->slot_units, p->page_units};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        k_free(p->context, blocks[i]);
+    free(p);
+    return NULL;
+}
+
+/* ------------------------------------------------------------------ slots
+ * ------------------------------------- */
+
+struct open_args {
+    struct k_pool *p;
+    uint32_t slot;
+    struct k_sampling sampling;
+    uint32_t bias_ids[LOGIT_BIAS_MAX];
+    float bias[LOGIT_BIAS_MAX];
+    uint32_t suppress[SUPPRESS_MAX];
+};
+static void run_open(struct k_stream *s, const void *args) {
+    const struct open_args *a = args;
+    struct k_pool *p = a->p;
+    (void)s;
+    struct slot *slot = &p->slots[a->slot];
+    uint32_t *bias_ids = p->bias_ids + (uint64_t)a->slot * LOGIT_BIAS_MAX;
+    float *bias = p->bias + (uint64_t)a->slot * LOGIT_BIAS_MAX;
+    uint32_t *suppress = p->suppress + (uint64_t)a->slot * SUPPRESS_MAX;
+    *slot = (struct slot){.open = 1, .sampling = a->sampling};
+    memcpy(bias_ids, a->bias_ids, a->sampling.n_bias * sizeof *bias_ids);
+    memcpy(bias, a->bias, a->sampling.n_bias * sizeof *bias);
+    memcpy(suppress, a->suppress, a->sampling.n_suppress * sizeof *suppress);
+    slot->sampling.bias_ids = bias_ids;
+    slot->sampling.bias = bias;
+    slot->sampling.suppress = suppress;
+    memset(p->counts + (uint64_t)a->slot * p->shape.vocab_size, 0, p->shape.vocab_size * sizeof *p->counts);
+}
+void k_slot_open(struct k_stream *s, struct k_pool *p, uint32_t slot, const struct k_sampling *sampling) {
+    struct open_args a = {.p = p, .slot = slot, .sampling = *sampling};
+    if (sampling->n_bias > LOGIT_BIAS_MAX || sampling->n_suppress > SUPPRESS_MAX) {
+        stream_fault(s, -EINVAL, "slot %u: %u biases and %u suppressed ids; at most %u and %u fit", slot,
+                sampling->n_bias, sampling->n_suppress, LOGIT_BIAS_MAX, SUPPRESS_MAX);
+        return;
+    }
+    if (sampling->n_bias) {
+        memcpy(a.bias_ids, sampling->bias_ids, sampling->n_bias * sizeof *a.bias_ids);
+        memcpy(a.bias, sampling->bias, sampling->n_bias * sizeof *a.bias);
+    }
+    if (sampling->n_suppress)
+        memcpy(a.suppress, sampling->suppress, sampling->n_suppress * sizeof *a.suppress);
+    stream_submit(s, run_open, &a, sizeof a);
+}
+
+struct close_args {
+    struct k_pool *p;
+    uint32_t slot;
+};
+static void run_close(struct k_stream *s, const void *args) {
+    const struct close_args *a = args;
+    (void)s;
+    memset(&a->p->slots[a->slot], 0, sizeof a->p->slots[a->slot]);
+    memset(a->p->tables + (uint64_t)a->slot * a->p->options.pages_per_slot, 0,
+            a->p->options.pages_per_slot * sizeof *a->p->tables);
+}
+void k_slot_close(struct k_stream *s, struct k_pool *p, uint32_t slot) {
+    struct close_args a = {p, slot};
+    stream_submit(s, run_close, &a, sizeof a);
+}
+
+#define GRANT_PART 256u
+struct grant_args {
+    struct k_pool *p;
+    uint32_t slot, first, n;
+    uint32_t pages[GRANT_PART];
+};
+static void run_grant(struct k_stream *s, const void *args) {
+    const struct grant_args *a = args;
+    (void)s;
+    memcpy(a->p->tables + (uint64_t)a->slot * a->p->options.pages_per_slot + a->first, a->pages,
+            a->n * sizeof *a->pages);
+}
+void k_slot_grant(struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t first, uint32_t n,
+        const uint32_t *pages) {
+    for (uint32_t i = 0; i < n; i += GRANT_PART) {
+        struct grant_args a = {
+                .p = p, .slot = slot, .first = first + i, .n = n - i < GRANT_PART ? n - i : GRANT_PART};
+        memcpy(a.pages, pages + i, a.n * sizeof *pages);
+        stream_submit(s, run_grant, &a, sizeof a);
+    }
+}
+
+/* ------------------------------------------------------------------ memory operations
+ * ------------------------- */
+
+static float *slot_hidden(const struct k_pool *p, uint32_t slot) {
+    return p->hidden + (uint64_t)slot * p->shape.hidden_size;
+}
+static float *slot_gdn(const struct k_pool *p, uint32_t slot) {
+    return p->gdn + slot * p->gdn_slot_floats;
+}
+static uint16_t *slot_counts(const struct k_pool *p, uint32_t slot) {
+    return p->counts + (uint64_t)slot * p->shape.vocab_size;
+}
+
+static void zero_slot(struct k_pool *p, uint32_t slot) {
+    p->slots[slot].length = 0;
+    p->slots[slot].pending = 0;
+    memset(slot_gdn(p, slot), 0, p->gdn_slot_floats * sizeof(float));
+    memset(slot_hidden(p, slot), 0, p->shape.hidden_size * sizeof(float));
+}
+
+static void copy_slot(struct k_pool *p, uint32_t from, uint32_t to) {
+    if (from == to)
+        return;
+    p->slots[to].length = p->slots[from].length;
+    p->slots[to].last_id = p->slots[from].last_id;
+    p->slots[to].pending = p->slots[from].pending;
+    memcpy(slot_gdn(p, to), slot_gdn(p, from), p->gdn_slot_floats * sizeof(float));
+    memcpy(slot_hidden(p, to), slot_hidden(p, from), p->shape.hidden_size * sizeof(float));
+    memcpy(slot_counts(p, to), slot_counts(p, from), p->shape.vocab_size * sizeof(uint16_t));
+}
+
+static void snapshot_slot(struct k_pool *p, uint32_t slot, uint32_t unit) {
+    const struct slot *from = &p->slots[slot];
+    const uint16_t *counts = slot_counts(p, slot);
+    uint8_t *to = p->slot_units + unit * p->slot_unit_bytes;
+    struct unit_header header = {.length = from->length};
+    memcpy(to, &header, sizeof header);
+    to += sizeof header;
+    memcpy(to, slot_hidden(p, slot), p->shape.hidden_size * sizeof(float));
+    to += hidden_bytes(&p->shape);
+    memset(to, 0, seen_bytes(&p->shape));
+    for (uint32_t id = 0; id < p->shape.vocab_size; id++) {
+        uint16_t count = counts[id];
+        if (from->pending && id == from->last_id && count)
+            count--; /* sampled, but not yet one of the `length` positions */
+        if (count)
+            to[id / 8] |= (uint8_t)(1u << id % 8);
+    }
+    memcpy(to + seen_bytes(&p->shape), slot_gdn(p, slot), p->gdn_slot_floats * sizeof(float));
+}
+
+/* What the snapshot had seen is prompt to the sequence that goes on from it. */
+static void restore_slot(struct k_pool *p, uint32_t unit, uint32_t slot) {
+    const uint8_t *from = p->slot_units + unit * p->slot_unit_bytes;
+    uint16_t *counts = slot_counts(p, slot);
+    struct unit_header header;
+    memcpy(&header, from, sizeof header);
+    from += sizeof header;
+    p->slots[slot].length = header.length;
+    p->slots[slot].pending = 0;
+    memcpy(slot_hidden(p, slot), from, p->shape.hidden_size * sizeof(float));
+    from += hidden_bytes(&p->shape);
+    for (uint32_t id = 0; id < p->shape.vocab_size; id++)
+        if (from[id / 8] >> id % 8 & 1)
+            counts[id] |= COUNT_PROMPT;
+    memcpy(slot_gdn(p, slot), from + seen_bytes(&p->shape), p->gdn_slot_floats * sizeof(float));
+}
+
+static uint8_t *page_at(const struct k_pool *p, uint32_t layer, uint32_t page) {
+    return p->kv + ((uint64_t)layer * (p->options.pages + 1ull) + page) * p->page_bytes;
+}
+static void move_page(struct k_pool *p, uint32_t kind, uint32_t a, uint32_t b) {
+    for (uint32_t layer = 0; layer < p->shape.n_attention_layers; layer++) {
+        const uint8_t *from = kind == K_MEM_PAGE_IN
+                                      ? p->page_units + a * p->page_unit_bytes + layer * p->page_bytes
+                                      : page_at(p, layer, a);
+        uint8_t *to = kind == K_MEM_PAGE_OUT ? p->page_units + b * p->page_unit_bytes + layer * p->page_bytes
+                                             : page_at(p, layer, b);
+        if (from != to)
+            memcpy(to, from, p->page_bytes);
+    }
+}
+
+#define MEMORY_PART 256u
+struct memory_args {
+    struct k_pool *p;
+    uint32_t n;
+    struct k_memory_op ops[MEMORY_PART];
+};
+static void run_memory(struct k_stream *s, const void *args) {
+    const struct memory_args *a = args;
+    for (uint32_t i = 0; i < a->n; i++) {
+        const struct k_memory_op *op = &a->ops[i];
+        switch (op->kind) {
+        case K_MEM_ZERO_SLOT:
+            zero_slot(a->p, op->a);
+            break;
+        case K_MEM_COPY_SLOT:
+            copy_slot(a->p, op->a, op->b);
+            break;
+        case K_MEM_SNAPSHOT_SLOT:
+            snapshot_slot(a->p, op->a, op->b);
+            break;
+        case K_MEM_RESTORE_SLOT:
+            restore_slot(a->p, op->a, op->b);
+            break;
+        case K_MEM_COPY_PAGE:
+        case K_MEM_PAGE_OUT:
+        case K_MEM_PAGE_IN:
+            move_page(a->p, op->kind, op->a, op->b);
+            break;
+        default:
+            stream_fault(s, -EINVAL, "unknown memory operation %u", op->kind);
+        }
+    }
+}
+void k_memory(struct k_stream *s, struct k_pool *p, const struct k_memory_op *ops, uint32_t n) {
+    for (uint32_t i = 0; i < n; i += MEMORY_PART) {
+        struct memory_args a = {.p = p, .n = n - i < MEMORY_PART ? n - i : MEMORY_PART};
+        memcpy(a.ops, ops + i, a.n * sizeof *ops);
+        stream_submit(s, run_memory, &a, sizeof a);
+    }
+}
+
+/* ------------------------------------------------------------------ looking in
+ * -------------------------------- */
+
+int k_pool_read_gdn(
+        struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t gdn_layer, float *state, float *conv) {
+    const struct k_shape *h = &p->shape;
+    const struct gdn_view g = pool_gdn(p, slot, gdn_layer);
+    const uint64_t head = (uint64_t)h->gdn_k_dim * h->gdn_v_dim;
+    const uint32_t length = p->slots[slot].length, ring = length ? (length - 1) % GDN_BLOCK + 1 : 0;
+    memcpy(state, g.s0, h->gdn_v_heads * head * sizeof *state);
+    for (uint32_t v = 0; v < h->gdn_v_heads && ring; v++) {
+        uint32_t k = v / (h->gdn_v_heads / h->gdn_k_heads);
+        struct gdn_task t = {.dk = h->gdn_k_dim,
+                .dv = h->gdn_v_dim,
+                .k_ring = g.k + (uint64_t)k * h->gdn_k_dim,
+                .k_ring_stride = h->gdn_k_heads * h->gdn_k_dim,
+                .delta = g.delta + (uint64_t)v * h->gdn_v_dim,
+                .delta_stride = h->gdn_v_heads * h->gdn_v_dim,
+                .decay = g.decay + v,
+                .decay_stride = h->gdn_v_heads};
+        stream_isa(s)->gdn_fold(&t, ring, state + v * head);
+    }
+    for (uint32_t c = 0; c < gdn_channels(h); c++)
+        for (uint32_t j = 0; j + 1 < h->conv_kernel; j++)
+            conv[(uint64_t)c * (h->conv_kernel - 1) + j] = g.conv[(uint64_t)j * gdn_channels(h) + c];
+    return k_stream_error(s, NULL);
+}

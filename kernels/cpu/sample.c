@@ -1,0 +1,215 @@
+/* sample.c - one token from one row of logits.
+ *
+ * Called by head.c, on any thread; touches nothing but its arguments. Linear in the vocabulary: a cut (top k,
+ * top p) is found by counting on the bits of the logits, so nothing is sorted. The order of steps is in
+ * kernels.h. */
+#include "kernels/cpu/sample.h"
+
+#include <math.h>
+#include <string.h>
+
+static uint64_t mix64(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+/* ------------------------------------------------------------------ logprobs
+ * ---------------------------------- */
+
+/* ln sum e^x: one sum per vocabulary segment, the segments as a binary tree. */
+static float log_sum_exp(const struct isa *isa, const float *x, uint32_t n, float top) {
+    const uint32_t segment = (n + VOCAB_SEGMENTS - 1) / VOCAB_SEGMENTS;
+    float sum[VOCAB_SEGMENTS];
+    for (uint32_t i = 0; i < VOCAB_SEGMENTS; i++) {
+        uint32_t first = i * segment < n ? i * segment : n, left = n - first;
+        sum[i] = isa->sum_exp(x + first, left < segment ? left : segment, top);
+    }
+    for (uint32_t step = 1; step < VOCAB_SEGMENTS; step *= 2)
+        for (uint32_t i = 0; i < VOCAB_SEGMENTS; i += 2 * step)
+            sum[i] += sum[i + step];
+    return top + isa->log_one(sum[0]);
+}
+
+/* The n highest, highest first, equal ones by id. Scanning upwards keeps lower ids by itself. */
+static void find_top(const float *x, uint32_t n_x, uint32_t n, struct k_result *r) {
+    float *best = r->top_logprobs;
+    uint32_t found = 0;
+    for (uint32_t id = 0; id < n_x && n; id++) {
+        if (found == n && x[id] <= best[n - 1])
+            continue;
+        uint32_t at = found < n ? found++ : n - 1;
+        for (; at > 0 && x[id] > best[at - 1]; at--) {
+            best[at] = best[at - 1];
+            r->top_ids[at] = r->top_ids[at - 1];
+        }
+        best[at] = x[id];
+        r->top_ids[at] = id;
+    }
+    r->n_top = found;
+}
+
+/* ------------------------------------------------------------------ changes to logits
+ * ------------------------- */
+
+static void penalise(const struct k_sampling *p, const uint16_t *counts, uint32_t n, float *x) {
+    if (p->repetition_penalty == 1.0f && p->presence_penalty == 0.0f && p->frequency_penalty == 0.0f)
+        return;
+    for (uint32_t id = 0; id < n; id++) {
+        if (!counts[id])
+            continue;
+        x[id] = x[id] > 0 ? x[id] / p->repetition_penalty : x[id] * p->repetition_penalty;
+        uint32_t times = counts[id] & COUNT_OUTPUT;
+        if (times)
+            x[id] = x[id] - p->frequency_penalty * (float)times - p->presence_penalty;
+    }
+}
+static void change_logits(const struct sample_task *t, float *x) {
+    const struct k_sampling *p = t->sampling;
+    for (uint32_t i = 0; i < p->n_bias; i++)
+        if (p->bias_ids[i] < t->vocab)
+            x[p->bias_ids[i]] += p->bias[i];
+    penalise(p, t->counts, t->vocab, x);
+    for (uint32_t i = 0; i < p->n_suppress && t->sample_index < p->min_tokens; i++)
+        if (p->suppress[i] < t->vocab)
+            x[p->suppress[i]] = -INFINITY;
+}
+
+/* ------------------------------------------------------------------ cuts
+ * -------------------------------------- */
+
+/* Unsigned integers in the order of the floats. */
+static uint32_t order_of(float x) {
+    uint32_t b;
+    memcpy(&b, &x, sizeof b);
+    return b & 0x80000000u ? ~b : b | 0x80000000u;
+}
+
+#define CHUNK    256u
+#define MASS_ONE 0x1p40f /* fixed point: 2^18 ids of probability 1 stay below 2^64 */
+#define BINS     2048u
+
+struct cut {
+    const struct isa *isa;
+    const float *x; /* highest is 0 */
+    uint32_t n;
+    bool by_mass; /* an id weighs e^x in fixed point; otherwise 1 */
+};
+struct bins {
+    uint64_t mass[BINS];
+    uint32_t n[BINS];
+};
+
+/* Weights of the ids whose order agrees with prefix above `shift + bits`, in bins of the `bits` below it. */
+static uint64_t fill_bins(
+        const struct cut *c, uint32_t prefix, uint32_t shift, uint32_t bits, struct bins *b) {
+    float e[CHUNK];
+    uint64_t total = 0;
+    memset(b, 0, sizeof *b);
+    for (uint32_t i = 0; i < c->n; i += CHUNK) {
+        uint32_t m = c->n - i < CHUNK ? c->n - i : CHUNK;
+        if (c->by_mass)
+            c->isa->exp_minus(c->x + i, m, 0.0f, e);
+        for (uint32_t j = 0; j < m; j++) {
+            uint32_t order = order_of(c->x[i + j]);
+            if ((uint64_t)order >> (shift + bits) != prefix)
+                continue;
+            uint64_t mass = c->by_mass ? (uint64_t)(e[j] * MASS_ONE) : 1;
+            uint32_t bin = order >> shift & ((1u << bits) - 1);
+            b->mass[bin] += mass;
+            b->n[bin]++;
+            total += mass;
+        }
+    }
+    return total;
+}
+
+/* Keeps the smallest set of highest x (equal ones: lowest ids) that weighs at least `target`; the rest is
+ * -inf. share > 0: the target is that share of the whole weight. */
+static void keep_heaviest(const struct cut *c, uint64_t target, float share, float *x) {
+    static const uint32_t shifts[3] = {21, 10, 0}, widths[3] = {11, 11, 10};
+    struct bins b;
+    uint32_t prefix = 0, last = 0;
+    for (uint32_t level = 0; level < 3; level++) {
+        uint64_t total = fill_bins(c, prefix, shifts[level], widths[level], &b);
+        if (level == 0 && share > 0) {
+            double wanted = (double)share * (double)total;
+            target = (uint64_t)wanted;
+            target += (double)target < wanted;
+        }
+        if (level == 0 && target >= total)
+            target = total;
+        uint32_t bin = (1u << widths[level]) - 1;
+        for (; bin > 0 && b.mass[bin] < target; bin--)
+            target -= b.mass[bin];
+        prefix = prefix << widths[level] | bin;
+        last = bin;
+    }
+    uint64_t each = b.n[last] ? b.mass[last] / b.n[last] : 1;
+    uint64_t equal = each ? (target + each - 1) / each : b.n[last];
+    for (uint32_t id = 0; id < c->n; id++) {
+        uint32_t order = order_of(x[id]);
+        if (order < prefix || (order == prefix && equal == 0))
+            x[id] = -INFINITY;
+        else if (order == prefix)
+            equal--;
+    }
+}
+
+static void filter(const struct sample_task *t, float *x) {
+    const struct k_sampling *p = t->sampling;
+    struct cut c = {.isa = t->isa, .x = x, .n = t->vocab};
+    if (p->top_k > 0 && p->top_k < t->vocab)
+        keep_heaviest(&c, p->top_k, 0, x);
+    c.by_mass = true;
+    if (p->top_p < 1.0f)
+        keep_heaviest(&c, 0, p->top_p > 0 ? p->top_p : 0x1p-40f, x);
+    if (p->min_p <= 0)
+        return;
+    float e[CHUNK];
+    for (uint32_t i = 0; i < t->vocab; i += CHUNK) {
+        uint32_t m = t->vocab - i < CHUNK ? t->vocab - i : CHUNK;
+        t->isa->exp_minus(x + i, m, 0.0f, e);
+        for (uint32_t j = 0; j < m; j++)
+            x[i + j] = e[j] < p->min_p ? -INFINITY : x[i + j];
+    }
+}
+
+/* ------------------------------------------------------------------ the token
+ * --------------------------------- */
+
+static uint32_t choose(const struct sample_task *t, float *x) {
+    bool finite;
+    float top = t->isa->highest(x, t->vocab, &finite);
+    if (t->sampling->temperature == 0 || top == -INFINITY)
+        return t->isa->argmax(x, t->vocab);
+    for (uint32_t id = 0; id < t->vocab; id++) /* from the highest: a tiny temperature cannot overflow */
+        x[id] = (x[id] - top) / t->sampling->temperature;
+    filter(t, x);
+    uint64_t key = mix64(t->sampling->seed ^ mix64((uint64_t)t->sample_index << 32 | t->position));
+    return t->isa->gumbel_argmax(x, t->vocab, (struct gumbel_key){(uint32_t)(key >> 32), (uint32_t)key});
+}
+
+bool sample_row(const struct sample_task *t, const float *raw, float *work, struct k_result *ret) {
+    struct k_result r = {0};
+    float lse = 0;
+    bool finite;
+    float top = t->isa->highest(raw, t->vocab, &finite);
+    *ret = r;
+    if (!finite)
+        return false;
+    if (t->top_logprobs != UINT32_MAX) {
+        lse = log_sum_exp(t->isa, raw, t->vocab, top);
+        find_top(raw, t->vocab, t->top_logprobs < TOP_LOGPROBS_MAX ? t->top_logprobs : TOP_LOGPROBS_MAX, &r);
+        for (uint32_t i = 0; i < r.n_top; i++)
+            r.top_logprobs[i] -= lse;
+    }
+    memcpy(work, raw, t->vocab * sizeof *work);
+    change_logits(t, work);
+    r.id = choose(t, work);
+    if (t->top_logprobs != UINT32_MAX)
+        r.logprob = raw[r.id] - lse;
+    *ret = r;
+    return true;
+}

@@ -1,0 +1,14 @@
+/* sample.h - sampling one row; called by head.c. */
+#pragma once
+
+#include "kernels/cpu/internal.h"
+
+struct sample_task {
+    const struct isa *isa;
+    const struct k_sampling *sampling;
+    const uint16_t *counts; /* [vocab] COUNT_PROMPT and COUNT_OUTPUT of the slot */
+    uint32_t vocab, sample_index, position, top_logprobs;
+};
+
+/* raw[vocab], work[vocab]: overwritten. False when a logit is NaN or infinite; *ret is then all zero. */
+bool sample_row(const struct sample_task *t, const float *raw, float *work, struct k_result *ret);

@@ -1,0 +1,177 @@
+/* threads.c - the threads of one rank: fork, join, and waits that spin briefly and then sleep on a futex.
+ *
+ * Used by context.c (creation) and by every operation through team_run(). A run publishes (fn, arg, n) and
+ * raises `generation`; each helper takes task numbers from a counter until none is left, and the caller, who
+ * works too, waits for the last helper to leave. Tasks are taken in any order: no result may depend on it. */
+#include "kernels/cpu/internal.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SPINS       4000u /* about 50 us: longer than the gap between two operations of a step */
+#define THREADS_MAX 1024u
+#define STACK_BYTES (2u << 20)
+
+struct team {
+    _Alignas(64) atomic_uint generation; /* a new value = a new run; helpers sleep on it */
+    atomic_uint sleepers;                /* helpers that sleep or are about to */
+    _Alignas(64) atomic_uint next;       /* next task */
+    _Alignas(64) atomic_uint busy;       /* helpers that have not left this run; the caller sleeps on it */
+    atomic_uint caller_sleeps;
+    team_fn fn;
+    void *arg;
+    uint32_t n;
+    atomic_bool quit;
+    uint32_t threads, started; /* with the caller; helpers created */
+    pthread_t *helpers;
+};
+
+void futex_wait(atomic_uint *word, uint32_t seen, uint64_t timeout_ns, bool shared) {
+    struct timespec ts = {
+            .tv_sec = (time_t)(timeout_ns / 1000000000u), .tv_nsec = (long)(timeout_ns % 1000000000u)};
+    syscall(SYS_futex, word, shared ? FUTEX_WAIT : FUTEX_WAIT_PRIVATE, seen, timeout_ns ? &ts : NULL, NULL,
+            0);
+}
+void futex_wake_all(atomic_uint *word, bool shared) {
+    syscall(SYS_futex, word, shared ? FUTEX_WAKE : FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+void spin_pause(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void take_tasks(struct team *t) {
+    for (;;) {
+        uint32_t i = atomic_fetch_add_explicit(&t->next, 1, memory_order_relaxed);
+        if (i >= t->n)
+            return;
+        t->fn(t->arg, i);
+    }
+}
+
+static uint32_t next_generation(struct team *t, uint32_t seen) {
+    uint32_t now;
+    for (uint32_t i = 0; i < SPINS; i++) {
+        now = atomic_load_explicit(&t->generation, memory_order_acquire);
+        if (now != seen)
+            return now;
+        spin_pause();
+    }
+    atomic_fetch_add(&t->sleepers, 1);
+    while ((now = atomic_load(&t->generation)) == seen)
+        futex_wait(&t->generation, seen, 0, /* shared= */ false);
+    atomic_fetch_sub(&t->sleepers, 1);
+    return now;
+}
+
+static void *helper_main(void *arg) {
+    struct team *t = arg;
+    uint32_t seen = 0;
+    for (;;) {
+        seen = next_generation(t, seen);
+        if (atomic_load(&t->quit))
+            return NULL;
+        take_tasks(t);
+        if (atomic_fetch_sub(&t->busy, 1) == 1 && atomic_load(&t->caller_sleeps))
+            futex_wake_all(&t->busy, /* shared= */ false);
+    }
+}
+
+static void raise_generation(struct team *t) {
+    atomic_fetch_add(&t->generation, 1);
+    if (atomic_load(&t->sleepers))
+        futex_wake_all(&t->generation, /* shared= */ false);
+}
+
+void team_run(struct team *t, team_fn fn, void *arg, uint32_t n) {
+    if (n <= 1 || t->started == 0) {
+        for (uint32_t i = 0; i < n; i++)
+            fn(arg, i);
+        return;
+    }
+    t->fn = fn;
+    t->arg = arg;
+    t->n = n;
+    atomic_store_explicit(&t->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&t->busy, t->started, memory_order_relaxed);
+    raise_generation(t);
+    take_tasks(t);
+    for (uint32_t i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&t->busy, memory_order_acquire) == 0)
+            return;
+        spin_pause();
+    }
+    atomic_store(&t->caller_sleeps, 1);
+    for (uint32_t left; (left = atomic_load(&t->busy)) != 0;)
+        futex_wait(&t->busy, left, 0, /* shared= */ false);
+    atomic_store(&t->caller_sleeps, 0);
+}
+
+uint32_t team_threads(const struct team *t) {
+    return t->threads;
+}
+
+static uint32_t usable_cpus(void) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) < 0)
+        return 1;
+    int n = CPU_COUNT(&set);
+    return n > 0 ? (uint32_t)n : 1;
+}
+
+int team_create(uint32_t threads, struct team **ret, struct error *e) {
+    struct team *t = NULL;
+    pthread_attr_t attr;
+    int r;
+
+    if (threads == 0)
+        threads = usable_cpus();
+    if (threads > THREADS_MAX)
+        return error_set(
+                e, -EINVAL, "%u threads were asked for; at most %u are possible", threads, THREADS_MAX);
+    t = aligned_alloc(64, sizeof *t);
+    if (!t)
+        return error_set(e, -ENOMEM, "no memory for the thread pool");
+    *t = (struct team){.threads = threads};
+    t->helpers = calloc(threads, sizeof *t->helpers);
+    r = pthread_attr_init(&attr);
+    if (!t->helpers || r != 0) {
+        team_free(t);
+        return error_set(e, -ENOMEM, "no memory for the thread pool");
+    }
+    pthread_attr_setstacksize(&attr, STACK_BYTES);
+    while (t->started < threads - 1) {
+        r = pthread_create(&t->helpers[t->started], &attr, helper_main, t);
+        if (r != 0)
+            break;
+        t->started++;
+    }
+    pthread_attr_destroy(&attr);
+    if (r != 0) {
+        team_free(t);
+        return error_set(
+                e, -r, "cannot start %u threads; lower --threads or raise the limit on processes", threads);
+    }
+    *ret = t;
+    return 0;
+}
+
+struct team *team_free(struct team *t) {
+    if (!t)
+        return NULL;
+    atomic_store(&t->quit, true);
+    raise_generation(t);
+    for (uint32_t i = 0; i < t->started; i++)
+        pthread_join(t->helpers[i], NULL);
+    free(t->helpers);
+    free(t);
+    return NULL;
+}
