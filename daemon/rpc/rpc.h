@@ -83,6 +83,8 @@ int rpc_server_add_listener(struct rpc_server *s, int fd, struct error *e);
  * left and joins all threads. While it waits rpc_server_draining() is true and every call is woken: endless
  * ones end themselves. A poke after it does nothing. */
 void rpc_server_stop(struct rpc_server *s, uint32_t grace_ms, uint32_t linger_ms);
+/* Ends the waiting of rpc_server_stop(): any thread. */
+void rpc_server_hurry(struct rpc_server *s);
 struct rpc_server *rpc_server_free(struct rpc_server *s); /* stops it first, without grace; NULL ok */
 
 bool rpc_server_draining(const struct rpc_server *s);

@@ -212,20 +212,30 @@ int rpc_server_add_listener(struct rpc_server *s, int fd, struct error *e) {
     return rpc_listener_add(s->listener, fd, e);
 }
 
-/* Waits until the server's shutdown has come through, or, with calls, until no call is live. */
-static bool wait_for(struct rpc_server *s, bool calls, uint64_t end_ns) {
-    bool reached = false;
+enum wait { WAIT_CALLS, WAIT_PEERS, WAIT_CANCELLED };
+
+/* Waits until the server's shutdown has come through; WAIT_CALLS: or until no call is live. Only the last of
+ * the three cannot be hurried: every call is cancelled then, and the tags are on their way. */
+static void wait_for(struct rpc_server *s, enum wait what, uint64_t end_ns) {
+    struct timespec end = {.tv_sec = (time_t)(end_ns / 1000000000u), .tv_nsec = (long)(end_ns % 1000000000u)};
     pthread_mutex_lock(&s->mutex);
-    for (;;) {
-        reached = s->shutdown_done || (calls && atomic_load(&s->live_calls) == 0);
-        if (reached || rpc_now_ns() >= end_ns)
+    while (!s->shutdown_done && !(what == WAIT_CALLS && atomic_load(&s->live_calls) == 0)) {
+        if (what == WAIT_CANCELLED) {
+            pthread_cond_wait(&s->changed, &s->mutex);
+            continue;
+        }
+        if (s->hurry || rpc_now_ns() >= end_ns)
             break;
-        struct timespec end = {
-                .tv_sec = (time_t)(end_ns / 1000000000u), .tv_nsec = (long)(end_ns % 1000000000u)};
         pthread_cond_timedwait(&s->changed, &s->mutex, &end);
     }
     pthread_mutex_unlock(&s->mutex);
-    return reached;
+}
+
+void rpc_server_hurry(struct rpc_server *s) {
+    pthread_mutex_lock(&s->mutex);
+    s->hurry = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->mutex);
 }
 
 void rpc_server_stop(struct rpc_server *s, uint32_t grace_ms, uint32_t linger_ms) {
@@ -237,10 +247,10 @@ void rpc_server_stop(struct rpc_server *s, uint32_t grace_ms, uint32_t linger_ms
     if (s->started && s->workers[0].running) {
         grpc_server_shutdown_and_notify(s->server, s->workers[0].cq, &s->shutdown_tag);
         rpc_server_wake_all(s);
-        wait_for(s, /* calls= */ true, rpc_now_ns() + (uint64_t)grace_ms * 1000000u);
-        wait_for(s, /* calls= */ false, rpc_now_ns() + (uint64_t)linger_ms * 1000000u);
+        wait_for(s, WAIT_CALLS, rpc_now_ns() + (uint64_t)grace_ms * 1000000u);
+        wait_for(s, WAIT_PEERS, rpc_now_ns() + (uint64_t)linger_ms * 1000000u);
         grpc_server_cancel_all_calls(s->server);
-        wait_for(s, /* calls= */ false, UINT64_MAX / 4);
+        wait_for(s, WAIT_CANCELLED, 0);
     }
     atomic_store(&s->closing, true);
     rpc_server_wake_all(s);

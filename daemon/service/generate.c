@@ -1,0 +1,294 @@
+/* generate.c - Generate: a checked request into the engine, tokens out as chunks.
+ *
+ * One struct generation per stream, used by the call's worker only. The engine pokes the worker; what waits
+ * in the stream's ring then goes out as one message. Text goes through three filters, each of which may hold
+ * back what is not certain yet: whole characters (detokenizer), stop strings, and reasoning and tool calls
+ * (output parser). */
+#include "daemon/service/chunk.h"
+#include "daemon/service/generation.h"
+#include "daemon/service/message.h"
+#include "daemon/service/methods.h"
+#include "daemon/service/refusal.h"
+#include "daemon/service/request.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* --- the start --- */
+
+static int refuse_submit(int code, const struct error *e, struct rpc_status *s) {
+    enum refusal why = code == -EAGAIN      ? REFUSAL_QUEUE_FULL
+                       : code == -ESHUTDOWN ? REFUSAL_DRAINING
+                       : code == -EEXIST    ? REFUSAL_DUPLICATE_ID
+                       : code == -E2BIG     ? REFUSAL_CONTEXT_TOO_LONG
+                       : code == -EINVAL    ? REFUSAL_INVALID_FIELD
+                                            : REFUSAL_INTERNAL;
+    return refuse(s, why, "%s", e->text);
+}
+
+/* What the request is measured against; refused while there is no model to measure with. */
+static int find_context(const struct service *s, const struct rpc_server *server, struct request_context *ret,
+        struct rpc_status *status) {
+    struct engine_stats stats;
+    engine_stats(s->options.engine, &stats);
+    if (strcmp(stats.state, "draining") == 0 || rpc_server_draining(server))
+        return refuse(status, REFUSAL_DRAINING, "the server is shutting down; try another one or later");
+    if (strcmp(stats.state, "loading") == 0 || stats.max_model_len == 0 || stats.vocab_size == 0)
+        return refuse(status, REFUSAL_LOADING, "the model is being loaded; try again in a few seconds");
+    *ret = (struct request_context){.model = s->options.model,
+            .max_model_len = stats.max_model_len,
+            .vocab_size = stats.vocab_size,
+            .seed = s->options.seed};
+    return 0;
+}
+
+/* The sampling values as used. */
+static void report_sampling(const struct plan *p, Shardd__V1__SamplingParams *ret) {
+    const struct engine_sampling *e = &p->engine.sampling;
+    shardd__v1__sampling_params__init(ret);
+#define REPORT(name, CASE)                                                                                   \
+    ret->_##name##_case = SHARDD__V1__SAMPLING_PARAMS__##CASE;                                               \
+    ret->name = e->name
+    REPORT(temperature, _TEMPERATURE_TEMPERATURE);
+    REPORT(top_k, _TOP_K_TOP_K);
+    REPORT(top_p, _TOP_P_TOP_P);
+    REPORT(min_p, _MIN_P_MIN_P);
+    REPORT(repetition_penalty, _REPETITION_PENALTY_REPETITION_PENALTY);
+    REPORT(presence_penalty, _PRESENCE_PENALTY_PRESENCE_PENALTY);
+    REPORT(frequency_penalty, _FREQUENCY_PENALTY_FREQUENCY_PENALTY);
+    REPORT(seed, _SEED_SEED);
+#undef REPORT
+}
+
+static void send_started(struct rpc_call *c, struct generation *g, const Shardd__V1__GenerateRequest *q,
+        const struct plan *p) {
+    const struct service *s = rpc_call_user(c);
+    Shardd__V1__GenerateChunk chunk = SHARDD__V1__GENERATE_CHUNK__INIT;
+    Shardd__V1__GenerateStarted started = SHARDD__V1__GENERATE_STARTED__INIT;
+    Shardd__V1__SamplingParams sampling;
+    report_sampling(p, &sampling);
+    if (q->sampling) { /* as it came */
+        sampling.n_logit_bias = q->sampling->n_logit_bias;
+        sampling.logit_bias = q->sampling->logit_bias;
+    }
+    started.request_id = message_string(p->engine.request_id);
+    started.model = q->model.len ? q->model : message_string(s->options.model->names[0]);
+    started.prompt_tokens = p->engine.n_prompt;
+    started.sampling = &sampling;
+    started.max_tokens = p->engine.max_tokens;
+    if (p->want_prompt_ids) {
+        started.n_prompt_token_ids = p->prompt.n;
+        started.prompt_token_ids = p->prompt.ids;
+    }
+    chunk.started = &started;
+    g->next_index = 1;
+    message_send(c, &chunk.base);
+}
+
+static int start(
+        struct rpc_call *c, const Shardd__V1__GenerateRequest *q, struct plan *p, struct rpc_status *status) {
+    struct service *s = rpc_call_user(c);
+    struct generation *g = NULL;
+    struct error e = {0};
+    if (generation_new(p, &g) < 0)
+        return refuse(status, REFUSAL_INTERNAL, "no memory for a stream");
+    g->received_ns = now_ns();
+    p->engine.deadline_ns = rpc_call_deadline_ns(c);
+    p->engine.poke = (struct engine_poke){.fn = rpc_worker_poke, .user = rpc_call_worker(c)};
+    int r = engine_submit(s->options.engine, &p->engine, &g->stream, &e);
+    if (r < 0) {
+        generation_free(g);
+        return refuse_submit(r, &e, status);
+    }
+    rpc_call_set_state(c, g);
+    send_started(c, g, q, p);
+    return 0;
+}
+
+void generate_on_call(struct rpc_call *c) {
+    struct arena arena;
+    struct rpc_status status;
+    struct request_context x;
+    struct plan plan;
+    arena_init(&arena, ARENA_BYTES_MAX, NULL, 0);
+    const Shardd__V1__GenerateRequest *q = (const Shardd__V1__GenerateRequest *)message_of_call(
+            &shardd__v1__generate_request__descriptor, c, &arena, &status);
+    int r = q ? find_context(rpc_call_user(c), rpc_call_server(c), &x, &status) : -1;
+    if (r == 0)
+        r = request_check(q, &x, &plan, &status);
+    if (r == 0) {
+        r = start(c, q, &plan, &status);
+        plan_done(&plan);
+    }
+    if (r < 0)
+        method_refuse(c, &status);
+    arena_done(&arena);
+}
+
+/* --- the stream --- */
+
+static double since_ms(uint64_t from_ns, uint64_t to_ns) {
+    return to_ns > from_ns ? (double)(to_ns - from_ns) / 1e6 : 0;
+}
+
+static void fill_usage(const struct generation *g, Shardd__V1__Usage *u) {
+    struct engine_timing t = {0};
+    engine_stream_timing(g->stream, &t);
+    u->prompt_tokens = g->prompt_tokens;
+    u->completion_tokens = (uint32_t)g->n_tokens;
+    u->reasoning_tokens = g->reasoning_tokens;
+    u->queue_ms = since_ms(g->received_ns, t.first_step_ns);
+    u->first_token_ms = since_ms(g->received_ns, t.first_token_ns);
+    u->total_ms = since_ms(g->received_ns, now_ns());
+}
+
+static int finish_reason(const struct generation *g, enum engine_finish finish) {
+    if (g->stop_index < 0 && finish == ENGINE_FINISH_LENGTH)
+        return SHARDD__V1__FINISH_REASON__FINISH_REASON_LENGTH;
+    if (g->stop_index < 0 && finish == ENGINE_FINISH_ABORTED)
+        return SHARDD__V1__FINISH_REASON__FINISH_REASON_ABORTED;
+    if (g->parser && output_parser_tool_calls(g->parser) > 0)
+        return SHARDD__V1__FINISH_REASON__FINISH_REASON_TOOL_CALLS;
+    return SHARDD__V1__FINISH_REASON__FINISH_REASON_STOP;
+}
+
+/* Streams that end without a finish chunk: the status says it all. Returns false for those that end well. */
+static bool ends_badly(
+        struct rpc_call *c, const struct generation *g, enum engine_finish finish, struct rpc_status *s) {
+    if (g->stop_index >= 0)
+        return false;
+    switch (finish) {
+    case ENGINE_FINISH_DEADLINE:
+        refuse(s, REFUSAL_DEADLINE,
+                "the deadline passed after %llu tokens; allow more time or ask for fewer tokens",
+                (unsigned long long)g->n_tokens);
+        return true;
+    case ENGINE_FINISH_FAULT:
+        refuse(s, REFUSAL_FAULT, "%s", engine_stream_error(g->stream));
+        return true;
+    case ENGINE_FINISH_CANCELLED:
+        refuse(s, REFUSAL_CANCELLED, "the request was cancelled");
+        return true;
+    case ENGINE_FINISH_ABORTED:
+        if (!rpc_server_draining(rpc_call_server(c)))
+            return false;
+        refuse(s, REFUSAL_DRAINING, "the server shut down after %llu tokens; send the request again",
+                (unsigned long long)g->n_tokens);
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void number_chunk(struct generation *g, struct chunk *chunk) {
+    chunk->message.index = g->next_index++;
+    chunk->message.first_token_index = g->n_sent;
+    chunk->message.n_tokens = (uint32_t)(g->n_tokens - g->n_sent);
+    g->n_sent = g->n_tokens;
+}
+
+static void finish_stream(
+        struct rpc_call *c, struct generation *g, struct chunk *chunk, enum engine_finish finish) {
+    Shardd__V1__Finish f = SHARDD__V1__FINISH__INIT;
+    Shardd__V1__Usage u = SHARDD__V1__USAGE__INIT;
+    f.reason = finish_reason(g, finish);
+    if (g->stop_index >= 0) {
+        f._stop_string_case = SHARDD__V1__FINISH___STOP_STRING_STOP_STRING;
+        f.stop_string = message_text(g->stop_strings[g->stop_index].data, g->stop_strings[g->stop_index].n);
+    } else if (finish == ENGINE_FINISH_STOP_ID) {
+        f._stop_token_id_case = SHARDD__V1__FINISH___STOP_TOKEN_ID_STOP_TOKEN_ID;
+        f.stop_token_id = g->last_id;
+    }
+    fill_usage(g, &u);
+    f.usage = &u;
+    chunk->message.finish = &f;
+    number_chunk(g, chunk);
+    message_reply(c, &chunk->message.base);
+}
+
+static void end_stream(
+        struct rpc_call *c, struct generation *g, struct chunk *chunk, enum engine_finish finish) {
+    struct service *s = rpc_call_user(c);
+    struct rpc_status status;
+    if (g->stop_index >= 0 && finish == ENGINE_RUNNING)
+        engine_finish(s->options.engine, g->stream, (uint32_t)g->n_tokens);
+    g->ended = true;
+    if (finish == ENGINE_FINISH_SLOW && g->stop_index < 0) {
+        rpc_call_cancel(c, RPC_RESOURCE_EXHAUSTED, "the reader is too slow: read the stream as it comes");
+        return;
+    }
+    if (!ends_badly(c, g, finish, &status)) {
+        finish_stream(c, g, chunk, finish);
+        return;
+    }
+    if (chunk_has_content(chunk)) { /* nothing that was generated is lost */
+        number_chunk(g, chunk);
+        message_prepare(c, &chunk->message.base);
+    }
+    method_refuse(c, &status);
+}
+
+/* Takes all that waits. Returns < 0 when memory ran out. */
+static int take_tokens(
+        struct service *s, struct generation *g, struct chunk *chunk, enum engine_finish *ret) {
+    struct engine_token tokens[STREAM_RING_TOKENS];
+    enum engine_finish finish = ENGINE_RUNNING;
+    uint32_t n;
+    do {
+        n = engine_stream_take(g->stream, tokens, STREAM_RING_TOKENS, &finish);
+        for (uint32_t i = 0; i < n && g->stop_index < 0; i++) {
+            int r = generation_add(g, s->options.model->tokenizer, &tokens[i], chunk);
+            if (r < 0)
+                return r;
+        }
+    } while (n == STREAM_RING_TOKENS && g->stop_index < 0);
+    *ret = finish;
+    return finish != ENGINE_RUNNING || g->stop_index >= 0 ? generation_end(g, chunk) : 0;
+}
+
+void generate_on_wake(struct rpc_call *c) {
+    struct service *s = rpc_call_user(c);
+    struct generation *g = rpc_call_state(c);
+    if (!g || g->ended || !rpc_call_can_send(c))
+        return;
+    struct arena arena;
+    struct chunk chunk;
+    enum engine_finish finish = ENGINE_RUNNING;
+    char first[4096];
+    arena_init(&arena, ARENA_BYTES_MAX, first, sizeof(first));
+    chunk_init(&chunk, &arena);
+    if (take_tokens(s, g, &chunk, &finish) < 0) {
+        struct rpc_status status;
+        refuse(&status, REFUSAL_INTERNAL, "no memory for the answer; send the request again");
+        g->ended = true;
+        engine_cancel(s->options.engine, g->stream);
+        method_refuse(c, &status);
+    } else if (finish != ENGINE_RUNNING || g->stop_index >= 0) {
+        end_stream(c, g, &chunk, finish);
+    } else if (chunk_has_content(&chunk) || (g->skip_text && g->n_tokens > g->n_sent)) {
+        number_chunk(g, &chunk);
+        message_send(c, &chunk.message.base);
+        atomic_fetch_add(&s->chunks_total, 1);
+    }
+    arena_done(&arena);
+}
+
+void generate_on_close(struct rpc_call *c) {
+    struct service *s = rpc_call_user(c);
+    struct generation *g = rpc_call_state(c);
+    if (!g)
+        return;
+    if (!g->ended) { /* the client cancelled, hung up or its deadline passed */
+        engine_cancel(s->options.engine, g->stream);
+        atomic_fetch_add(&s->cancelled_total, 1);
+    }
+    generation_free(g);
+}

@@ -1,0 +1,41 @@
+/* generation.h - the state of one stream: tokens in, deltas out. Knows nothing of gRPC. */
+#pragma once
+
+#include "daemon/service/chunk.h"
+#include "daemon/service/request.h"
+#include "daemon/text/output_parser.h"
+#include "daemon/text/stop_strings.h"
+
+struct owned_text {
+    char *data;
+    size_t n;
+};
+
+struct generation {
+    struct engine_stream *stream; /* our reference; NULL before submit */
+    struct detokenizer detokenizer;
+    struct stop_strings *stops;
+    struct output_parser *parser; /* NULL: everything is text */
+    struct owned_text stop_strings[STOP_STRINGS_MAX];
+    size_t n_stop_strings;
+    uint32_t stop_ids[STOP_IDS_MAX + MODEL_STOP_IDS_MAX];
+    uint32_t n_stop_ids;
+    bool include_stop, want_ids, want_logprobs, skip_text;
+
+    char *text; /* of the token at hand */
+    size_t text_n, text_size;
+    uint64_t next_index, n_tokens, n_sent; /* of chunks; tokens taken; tokens that chunks account for */
+    uint32_t prompt_tokens, reasoning_tokens, last_id;
+    int stop_index; /* of the stop string that was found, or -1 */
+    bool ended;     /* a status was given, or the call was cancelled */
+    uint64_t received_ns;
+};
+
+int generation_new(
+        const struct plan *p, struct generation **ret); /* 0 or -ENOMEM; copies what it needs of the plan */
+struct generation *generation_free(struct generation *g);
+/* One token: its id, logprobs and text go into the chunk as far as they are certain. 0 or -ENOMEM. */
+int generation_add(struct generation *g, const struct tokenizer *t, const struct engine_token *token,
+        struct chunk *chunk);
+/* The end of the tokens: what was held back goes into the chunk. */
+int generation_end(struct generation *g, struct chunk *chunk);

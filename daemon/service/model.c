@@ -1,0 +1,144 @@
+/* model.c - see model.h. */
+#include "daemon/service/model.h"
+
+#include "base/file.h"
+#include "base/limits.h"
+#include "base/utf8.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int add_name(struct model *m, const char *name, size_t bytes, struct error *e) {
+    if (bytes == 0 || bytes > SERVED_NAME_BYTES_MAX || !utf8_valid(name, bytes, NULL))
+        return error_set(e, -EINVAL,
+                "a served model name has 1 to %u bytes of UTF-8; set --served-model-name",
+                SERVED_NAME_BYTES_MAX);
+    if (m->n_names == SERVED_NAMES_MAX)
+        return error_set(e, -E2BIG, "more than %u --served-model-name", SERVED_NAMES_MAX);
+    m->names[m->n_names] = strndup(name, bytes);
+    if (!m->names[m->n_names])
+        return error_set(e, -ENOMEM, "no memory");
+    m->n_names++;
+    return 0;
+}
+
+/* The last part of the path: "/models/Qwen3.5-27B/" is Qwen3.5-27B. */
+static int add_name_of_path(struct model *m, struct error *e) {
+    size_t end = strlen(m->path), start;
+    while (end > 1 && m->path[end - 1] == '/')
+        end--;
+    for (start = end; start > 0 && m->path[start - 1] != '/'; start--)
+        ;
+    return add_name(m, m->path + start, end - start, e);
+}
+
+/* model_type, and the stop ids that only config.json names in some checkpoints. */
+static int read_config(struct model *m, struct error *e) {
+    char path[PATH_MAX], *text = NULL;
+    size_t bytes = 0;
+    int r = file_path(m->path, "config.json", path, e);
+    if (r == 0)
+        r = file_read(path, CONFIG_BYTES_MAX, &text, &bytes, e);
+    if (r < 0)
+        return r;
+    json_error_t where;
+    json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &where);
+    free(text);
+    if (!json_is_object(root)) {
+        json_decref(root);
+        return error_set(
+                e, -EBADMSG, "%s: line %d: %s", path, where.line, root ? "not a JSON object" : where.text);
+    }
+    const char *type = json_string_value(json_object_get(root, "model_type"));
+    snprintf(m->architecture, sizeof(m->architecture), "%s", type ? type : "");
+    const json_t *places[] = {root, json_object_get(root, "text_config")};
+    for (size_t i = 0; i < 2; i++) {
+        json_t *id = json_object_get(places[i], "eos_token_id");
+        if (r == 0 && json_is_integer(id) && json_integer_value(id) >= 0 &&
+                json_integer_value(id) < TOKENIZER_VOCAB_MAX)
+            r = generation_config_add_stop_id(&m->generation, (uint32_t)json_integer_value(id), e);
+    }
+    json_decref(root);
+    return r;
+}
+
+/* Some checkpoints name only one of the two: a turn ends with the first, a document with the second. */
+static int add_usual_stop_ids(struct model *m, struct error *e) {
+    static const char *const usual[] = {"<|im_end|>", "<|endoftext|>"};
+    for (size_t i = 0; i < 2; i++) {
+        uint32_t id;
+        if (tokenizer_find(m->tokenizer, usual[i], &id) < 0)
+            continue;
+        int r = generation_config_add_stop_id(&m->generation, id, e);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int load_files(struct model *m, struct error *e) {
+    char path[PATH_MAX];
+    generation_config_init(&m->generation);
+    int r = file_path(m->path, "generation_config.json", path, e);
+    if (r == 0)
+        r = generation_config_load(&m->generation, path, e);
+    if (r == 0 || r == -ENOENT)
+        r = read_config(m, e);
+    if (r == 0)
+        r = file_path(m->path, "tokenizer.json", path, e);
+    if (r == 0)
+        r = tokenizer_load(path, &m->tokenizer, e);
+    if (r == 0)
+        r = add_usual_stop_ids(m, e);
+    if (r == 0)
+        r = chat_template_load(m->path, &m->template, e);
+    if (r == 0 && m->template.kind == CHAT_TEMPLATE_NONE && e)
+        m->template_error = *e;
+    return r;
+}
+
+int model_load(
+        const char *path, const char *const *names, size_t n_names, struct model **ret, struct error *e) {
+    struct model *m = calloc(1, sizeof(*m));
+    if (!m)
+        return error_set(e, -ENOMEM, "no memory");
+    int r = 0;
+    m->path = strdup(path);
+    if (!m->path)
+        r = error_set(e, -ENOMEM, "no memory");
+    for (size_t i = 0; i < n_names && r == 0; i++)
+        r = add_name(m, names[i], strlen(names[i]), e);
+    if (r == 0 && n_names == 0)
+        r = add_name_of_path(m, e);
+    if (r == 0)
+        r = load_files(m, e);
+    if (r < 0) {
+        model_free(m);
+        return r;
+    }
+    *ret = m;
+    return 0;
+}
+
+struct model *model_free(struct model *m) {
+    if (!m)
+        return NULL;
+    for (size_t i = 0; i < m->n_names; i++)
+        free(m->names[i]);
+    tokenizer_free(m->tokenizer);
+    free(m->path);
+    free(m);
+    return NULL;
+}
+
+bool model_has_name(const struct model *m, const char *name, size_t bytes) {
+    if (bytes == 0)
+        return true;
+    for (size_t i = 0; i < m->n_names; i++)
+        if (strlen(m->names[i]) == bytes && memcmp(m->names[i], name, bytes) == 0)
+            return true;
+    return false;
+}

@@ -1,0 +1,107 @@
+/* prompt.c - see prompt.h. */
+#include "daemon/service/prompt.h"
+
+#include "base/limits.h"
+#include "daemon/service/conversation.h"
+#include "daemon/service/message.h"
+#include "daemon/service/refusal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int refuse_encoding(int code, const struct error *e, struct rpc_status *s) {
+    if (code == -E2BIG)
+        return refuse(s, REFUSAL_CONTEXT_TOO_LONG, "%s", e->text);
+    if (code == -EILSEQ)
+        return refuse(s, REFUSAL_INVALID_UTF8, "%s", e->text);
+    return refuse(s, REFUSAL_INTERNAL, "the tokenizer failed: %s", e->text);
+}
+
+int prompt_from_text(const struct model *m, ProtobufCBinaryData text, bool parse_special, struct prompt *ret,
+        struct rpc_status *s) {
+    struct error e = {0};
+    struct prompt p = {0};
+    if (text.len == 0)
+        return refuse(s, REFUSAL_MISSING_INPUT, "text is empty; give at least one character");
+    if (message_check_utf8(text, "text", s) < 0)
+        return -1;
+    int r = tokenizer_encode(
+            m->tokenizer, (const char *)text.data, text.len, parse_special, CONTEXT_MAX, &p.ids, &p.n, &e);
+    if (r < 0)
+        return refuse_encoding(r, &e, s);
+    *ret = p;
+    return 0;
+}
+
+static int render(const struct model *m, const Shardd__V1__ChatInput *chat, const struct conversation *c,
+        struct prompt *p, struct rpc_status *s) {
+    struct error e = {0};
+    struct chat_rendered text = {0};
+    struct chat_options options = {
+            .enable_thinking = chat->_enable_thinking_case ? chat->enable_thinking != 0 : -1,
+            .add_generation_prompt = chat->_add_generation_prompt_case ? chat->add_generation_prompt : true,
+            .tools = c->tools,
+    };
+    int r = chat_template_render(&m->template, c->messages, &options, &text, &e);
+    if (r < 0)
+        return refuse(s, r == -ENOMEM ? REFUSAL_INTERNAL : REFUSAL_TEMPLATE, "%s", e.text);
+    r = tokenizer_encode_spans(m->tokenizer, text.spans, text.n_spans, CONTEXT_MAX, &p->ids, &p->n, &e);
+    if (r < 0) {
+        chat_rendered_done(&text);
+        return refuse_encoding(r, &e, s);
+    }
+    p->chat = true;
+    p->thinking_open = text.thinking_open;
+    p->rendered = text.text;
+    p->rendered_bytes = text.bytes;
+    text.text = NULL; /* kept; the rest goes */
+    chat_rendered_done(&text);
+    return 0;
+}
+
+int prompt_from_chat(
+        const struct model *m, const Shardd__V1__ChatInput *chat, struct prompt *ret, struct rpc_status *s) {
+    struct conversation c = {0};
+    struct prompt p = {0};
+    if (m->template.kind == CHAT_TEMPLATE_NONE)
+        return refuse(s, REFUSAL_CHAT_UNSUPPORTED,
+                "this model takes no chat messages: %s; send text or token_ids",
+                m->template_error.text[0] ? m->template_error.text : "it has no chat template");
+    if (conversation_build(chat, &c, s) < 0)
+        return -1;
+    int r = render(m, chat, &c, &p, s);
+    if (r == 0) {
+        p.tools = json_incref(c.tools);
+        *ret = p;
+    }
+    conversation_done(&c);
+    return r;
+}
+
+int prompt_from_ids(
+        const uint32_t *ids, size_t n, uint32_t vocab_size, struct prompt *ret, struct rpc_status *s) {
+    if (n == 0)
+        return refuse(s, REFUSAL_MISSING_INPUT, "token_ids.ids is empty; give at least one id");
+    if (n > CONTEXT_MAX)
+        return refuse(s, REFUSAL_CONTEXT_TOO_LONG,
+                "token_ids.ids has %zu entries; no model takes more than %u", n, CONTEXT_MAX);
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] >= vocab_size)
+            return refuse(s, REFUSAL_INVALID_FIELD,
+                    "token_ids.ids[%zu] is %u; the ids of this model go from 0 to %u", i, ids[i],
+                    vocab_size - 1);
+    uint32_t *copy = malloc(n * sizeof(*copy));
+    if (!copy)
+        return refuse(s, REFUSAL_INTERNAL, "no memory for the prompt");
+    memcpy(copy, ids, n * sizeof(*copy));
+    *ret = (struct prompt){.ids = copy, .n = n};
+    return 0;
+}
+
+void prompt_done(struct prompt *p) {
+    free(p->ids);
+    free(p->rendered);
+    json_decref(p->tools);
+    *p = (struct prompt){0};
+}

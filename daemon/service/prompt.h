@@ -1,0 +1,29 @@
+/* prompt.h - what a request gives as input, turned into token ids. Used by Generate and Tokenize. */
+#pragma once
+
+#include "daemon/rpc/rpc.h"
+#include "daemon/service/model.h"
+
+#include "shardd/v1/shardd.pb-c.h"
+
+#include <jansson.h>
+
+struct prompt {
+    uint32_t *ids; /* malloc'ed */
+    size_t n;
+    bool chat;
+    bool thinking_open; /* chat: the prompt ends inside a think block */
+    json_t *tools;      /* chat: array or NULL; a reference */
+    char *rendered;     /* chat: the text of the template, malloc'ed */
+    size_t rendered_bytes;
+};
+
+/* All: 0, or -1 with *s filled. More tokens than limits.h allows for any model are refused here; whether they
+ * fit this one is the caller's question. On success prompt_done() releases *ret. */
+int prompt_from_text(const struct model *m, ProtobufCBinaryData text, bool parse_special, struct prompt *ret,
+        struct rpc_status *s);
+int prompt_from_chat(
+        const struct model *m, const Shardd__V1__ChatInput *chat, struct prompt *ret, struct rpc_status *s);
+int prompt_from_ids(
+        const uint32_t *ids, size_t n, uint32_t vocab_size, struct prompt *ret, struct rpc_status *s);
+void prompt_done(struct prompt *p);

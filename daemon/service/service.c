@@ -1,0 +1,67 @@
+/* service.c - the method table and the state of the service. See service.h. */
+#include "daemon/service/service.h"
+
+#include "daemon/service/methods.h"
+
+#include <string.h>
+#include <time.h>
+
+const char *const service_names[] = {"shardd.v1.Shardd", "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection", NULL};
+
+static struct rpc_method methods[] = {
+        {.path = "/shardd.v1.Shardd/Generate",
+                .kind = RPC_SERVER_STREAM,
+                .on_call = generate_on_call,
+                .on_wake = generate_on_wake,
+                .on_close = generate_on_close},
+        {.path = "/shardd.v1.Shardd/Tokenize", .on_call = tokenize_on_call},
+        {.path = "/shardd.v1.Shardd/Detokenize", .on_call = detokenize_on_call},
+        {.path = "/shardd.v1.Shardd/GetModelInfo", .on_call = model_info_on_call},
+        {.path = "/shardd.v1.Shardd/GetServerInfo", .on_call = server_info_on_call},
+        {.path = "/shardd.v1.Shardd/Abort", .on_call = abort_on_call},
+        {.path = "/grpc.health.v1.Health/Check", .on_call = health_check_on_call},
+        {.path = "/grpc.health.v1.Health/Watch",
+                .kind = RPC_SERVER_STREAM,
+                .on_call = health_watch_on_call,
+                .on_wake = health_watch_on_wake,
+                .on_close = health_watch_on_close},
+        {.path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                .kind = RPC_BIDI,
+                .on_message = reflection_on_message,
+                .on_wake = reflection_on_wake},
+        {.path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+                .kind = RPC_BIDI,
+                .on_message = reflection_on_message,
+                .on_wake = reflection_on_wake},
+};
+
+void service_init(struct service *s, const struct service_options *options) {
+    *s = (struct service){.options = *options};
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    s->start_ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+size_t service_methods(struct service *s, const struct rpc_method **ret) {
+    size_t n = sizeof(methods) / sizeof(methods[0]);
+    for (size_t i = 0; i < n; i++)
+        methods[i].user = s;
+    *ret = methods;
+    return n;
+}
+
+bool service_update_health(struct service *s, struct rpc_server *server) {
+    struct engine_stats stats;
+    engine_stats(s->options.engine, &stats);
+    bool serving = strcmp(stats.state, "serving") == 0;
+    if (atomic_exchange(&s->serving, serving) != serving && server)
+        rpc_server_wake_all(server);
+    return serving;
+}
+
+void method_refuse(struct rpc_call *c, const struct rpc_status *s) {
+    struct service *service = rpc_call_user(c);
+    atomic_fetch_add(&service->refused_total, 1);
+    rpc_call_finish(c, s);
+}
