@@ -65,7 +65,8 @@ struct supervisor {
     uint64_t next_ping_ns, watchdog_ns, next_watchdog_ns;
     uint64_t pings;
     int signals;
-    bool announced;
+    bool announced;  /* it served once */
+    bool recovering; /* since a death, until everybody is back */
     uint32_t told_percent;
     int failed; /* negative errno: give up */
     struct error *error;
@@ -178,10 +179,11 @@ static void announce(struct supervisor *s) {
         printf("serving %s\ntry:  %s\n", s->service->title, s->service->try_it);
         fflush(stdout);
         sd_notifyf(0, "READY=1\nSTATUS=serving %s", s->service->title);
-    } else {
+    } else if (s->recovering) {
         log_notice("serving again");
         sd_notifyf(0, "STATUS=serving %s", s->service->title);
     }
+    s->recovering = false;
 }
 
 /* ------------------------------------------------------------------ dying
@@ -198,6 +200,7 @@ static void part_lost(struct supervisor *s, struct part *p, const char *why) {
     if (served)
         p->deaths = 0;
     p->state = PART_DYING;
+    s->recovering = true;
     for (uint32_t i = 0; i < p->n; i++)
         child_kill(&p->children[i]);
 }

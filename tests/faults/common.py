@@ -52,8 +52,8 @@ def children_of(pid):
 
 def run_serve(*flags, env=None):
     """A start that is expected to fail: the finished process."""
-    return subprocess.run([SHARDD, "serve"] + list(flags), capture_output=True, text=True, timeout=PATIENCE, check=False,
-                          env={**os.environ, **(env or {})})
+    return subprocess.run([SHARDD, "serve"] + list(flags), capture_output=True, text=True, timeout=PATIENCE,
+                          check=False, env={**os.environ, **(env or {})})
 
 
 class Serve:
@@ -136,8 +136,8 @@ class Scripted(Serve):
             os.chmod(path, 0o755)
         self.script(script or {})
         listening = ["--uds", self.socket] if listen else []
-        super().__init__("--model", model, "--libexec-dir", self.home, "--device", "cpu", "-tp", str(tp), *listening, *flags,
-                         env=env, command=command, **popen)
+        super().__init__("--model", model, "--libexec-dir", self.home, "--device", "cpu", "-tp", str(tp), *listening,
+                         *flags, env=env, command=command, **popen)
 
     def script(self, script):
         """What children started from now on do; see scripted_child.py."""

@@ -29,7 +29,8 @@ KINDS = ["?", "CHANNEL", "LISTENERS", "READY", "LOADING", "FAULT", "PING", "PONG
 class Child:
     def __init__(self, home, program, arguments):
         self.home, self.arguments = home, arguments
-        self.inherited = sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd))
+        fds = os.listdir("/proc/self/fd")  # the folder's own is closed again by now
+        self.inherited = sorted(int(fd) for fd in fds if os.path.exists("/proc/self/fd/" + fd))
         self.coordinator = program == "shardd-coordinator"
         rank = arguments[arguments.index("--ranks") + 1] if "--ranks" in arguments else ""
         self.who = "coordinator" if self.coordinator else "worker-" + rank
