@@ -41,8 +41,8 @@ static bool fit(const struct k_shape *shape, const struct budget_request *q, uin
 
 static int refuse(const struct budget_request *q, uint64_t needed, struct error *e) {
     return error_set(e, -ENOMEM,
-            "the model does not fit: weights %.2f GB, scratch %.2f GB and at least %.2f GB for one sequence are needed, "
-            "%.2f GB are free for this rank; use more ranks (--tensor-parallel-size), a smaller "
+            "the model does not fit: weights %.2f GB, scratch %.2f GB and at least %.2f GB for one sequence are "
+            "needed, %.2f GB are free for this rank; use more ranks (--tensor-parallel-size), a smaller "
             "--max-num-batched-tokens, or a machine with more memory",
             (double)q->weight_bytes / GB, (double)q->scratch_bytes / GB, (double)needed / GB,
             (double)q->memory_bytes / GB);

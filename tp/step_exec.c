@@ -28,7 +28,7 @@ struct step_exec {
     uint32_t *ids;               /* [rows_max] */
     uint32_t *rope;              /* [3 * rows_max] */
     struct k_result *results;    /* [entries_max] */
-    struct k_memory_op *memory;  /* [STEP_MEMORY_MAX] */
+    struct k_memory_op *memory;  /* [STEP_MEMORY_MAX + SEQS_MAX] */
     float *logits, *mtp_logits;  /* [logits_rows][vocab_rows] or NULL */
     struct step_sample *samples; /* [entries_max] */
     struct step_geometry geometry;
@@ -52,7 +52,7 @@ static int allocate(struct step_exec *x, struct error *e) {
     x->ids = k_host_alloc(r->context, r->rows_max * sizeof(x->ids[0]));
     x->rope = k_host_alloc(r->context, 3 * (size_t)r->rows_max * sizeof(x->rope[0]));
     x->results = k_host_alloc(r->context, r->entries_max * sizeof(x->results[0]));
-    x->memory = calloc(STEP_MEMORY_MAX, sizeof(x->memory[0]));
+    x->memory = calloc(STEP_MEMORY_MAX + SEQS_MAX, sizeof(x->memory[0]));
     x->samples = calloc(r->entries_max, sizeof(x->samples[0]));
     if (logits)
         x->logits = k_host_alloc(r->context, logits);
@@ -160,17 +160,42 @@ static void open_slot(struct step_exec *x, const struct step_plan *p, const stru
     k_slot_open(x->rank->stream, x->rank->pool, o->slot, &sampling);
 }
 
+/* Does the plan overwrite the slot's state before anything reads it? */
+static bool state_comes(const struct step_plan *p, uint32_t slot) {
+    for (uint32_t i = 0; i < p->n_memory; i++) {
+        const struct step_memory *m = &p->memory[i];
+        bool copies = m->kind == STEP_MEMORY_COPY_SLOT;
+        if ((copies || m->kind == STEP_MEMORY_SNAPSHOT_SLOT) && m->a == slot)
+            return false;
+        if ((copies || m->kind == STEP_MEMORY_RESTORE_SLOT) && m->b == slot)
+            return true;
+        if (m->kind == STEP_MEMORY_ZERO_SLOT && m->a == slot)
+            return true;
+    }
+    return false;
+}
+
+/* A fresh slot starts with an empty state; then the plan's own operations (the two enums have the same
+ * order). */
+static void queue_memory(struct step_exec *x, const struct step_plan *p) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < p->n_opens; i++)
+        if (!state_comes(p, p->opens[i].slot))
+            x->memory[n++] = (struct k_memory_op){.kind = K_MEM_ZERO_SLOT, .a = p->opens[i].slot};
+    for (uint32_t i = 0; i < p->n_memory; i++)
+        x->memory[n++] =
+                (struct k_memory_op){.kind = p->memory[i].kind, .a = p->memory[i].a, .b = p->memory[i].b};
+    if (n)
+        k_memory(x->rank->stream, x->rank->pool, x->memory, n);
+}
+
 static void apply_slots(struct step_exec *x, const struct step_plan *p) {
     struct rank *r = x->rank;
     for (uint32_t i = 0; i < p->n_closes; i++)
         k_slot_close(r->stream, r->pool, p->closes[i]);
     for (uint32_t i = 0; i < p->n_opens; i++)
         open_slot(x, p, &p->opens[i]);
-    for (uint32_t i = 0; i < p->n_memory; i++) /* the two enums have the same order */
-        x->memory[i] =
-                (struct k_memory_op){.kind = p->memory[i].kind, .a = p->memory[i].a, .b = p->memory[i].b};
-    if (p->n_memory)
-        k_memory(r->stream, r->pool, x->memory, p->n_memory);
+    queue_memory(x, p);
     for (uint32_t i = 0; i < p->n_entries; i++) {
         const struct step_entry *t = &p->entries[i];
         for (uint32_t k = 0; k < t->n_pages; k++)

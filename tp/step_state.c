@@ -119,7 +119,8 @@ static int check_restore(struct step_state *s, const struct step_memory *m, uint
     if (!s->units_next[m->a].filled)
         return error_set(e, -EINVAL, "memory %u: slot unit %u holds no snapshot", i, m->a);
     s->next[m->b].length = s->units_next[m->a].length;
-    s->next[m->b].sampled = s->units_next[m->a].sampled;
+    s->next[m->b].sampled =
+            false; /* a snapshot is of positions; an id sampled after them is not part of it */
     return 0;
 }
 
@@ -150,8 +151,7 @@ static int check_memory_op(struct step_state *s, const struct step_memory *m, ui
         if (r == 0)
             r = check_unit(m->b, s->limits.slot_units, "slot", i, e);
         if (r == 0)
-            s->units_next[m->b] = (struct unit_state){
-                    .length = s->next[m->a].length, .sampled = s->next[m->a].sampled, .filled = true};
+            s->units_next[m->b] = (struct unit_state){.length = s->next[m->a].length, .filled = true};
         return r;
     case STEP_MEMORY_RESTORE_SLOT:
         return check_restore(s, m, i, e);

@@ -20,7 +20,7 @@ struct slot_state {
 
 struct unit_state { /* a host unit with a slot's snapshot */
     uint32_t length;
-    bool sampled, filled;
+    bool filled;
 };
 
 struct step_limits {
