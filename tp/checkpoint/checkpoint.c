@@ -3,6 +3,7 @@
 #include "base/json_pull.h"
 #include "tp/checkpoint/safetensors_file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -68,6 +69,10 @@ const struct tensor *checkpoint_at(const struct checkpoint *c, size_t i) {
 
 uint64_t checkpoint_bytes(const struct checkpoint *c) {
     return c->bytes;
+}
+
+size_t checkpoint_files(const struct checkpoint *c) {
+    return c->n_shards;
 }
 
 /* ------------------------------------------------------------------ shards
@@ -279,6 +284,25 @@ static bool is_there(const char *dir, const char *name) {
     return file_path(dir, name, path, NULL) == 0 && stat(path, &st) == 0;
 }
 
+/* Why there is nothing to open in this folder. */
+static int explain_absence(const char *dir, struct error *e) {
+    DIR *entries = opendir(dir);
+    const struct dirent *entry;
+    bool gguf = false;
+    while (entries && !gguf && (entry = readdir(entries))) {
+        const char *dot = strrchr(entry->d_name, '.');
+        gguf = dot && strcmp(dot, ".gguf") == 0;
+    }
+    if (entries)
+        closedir(entries);
+    if (gguf)
+        return error_set(e, -ENOENT,
+                "%s: has no %s: GGUF files are not read yet, use the Hugging Face folder of this model", dir,
+                SINGLE_FILE);
+    return error_set(e, -ENOENT, "%s: has neither %s nor %s: is this a Hugging Face model folder?", dir,
+            SINGLE_FILE, INDEX_FILE);
+}
+
 int checkpoint_open(const char *dir, struct checkpoint **ret, struct error *e) {
     struct stat st;
     char path[PATH_MAX];
@@ -292,8 +316,7 @@ int checkpoint_open(const char *dir, struct checkpoint **ret, struct error *e) {
         return r < 0 ? r : checkpoint_open_file(path, ret, e);
     }
     if (!is_there(dir, INDEX_FILE))
-        return error_set(e, -ENOENT, "%s: has neither %s nor %s: is this a Hugging Face model folder?", dir,
-                SINGLE_FILE, INDEX_FILE);
+        return explain_absence(dir, e);
     struct checkpoint *c = calloc(1, sizeof(*c));
     if (!c)
         return error_set(e, -ENOMEM, "%s: out of memory", dir);

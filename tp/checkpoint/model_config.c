@@ -506,12 +506,12 @@ int model_config_check_tp(const struct model_config *m, uint32_t tp, struct erro
         if (!obstacle(m, other, &unused_size, &unused_divisor))
             n += (size_t)snprintf(works + n, sizeof(works) - n, "%s%u", n ? ", " : "", other);
     }
-    const char *hint = n ? "tensor parallel sizes that work: " : "no tensor parallel size works";
+    const char *hint = n ? "sizes that work: " : "no size works";
     if (!is_rank_count(tp))
-        return error_set(e, -EINVAL, "tensor parallel size %u: must be 1, 2, 4 or 8; for this model, %s%s",
+        return error_set(e, -EINVAL, "--tensor-parallel-size %u: must be 1, 2, 4 or 8; for this model, %s%s",
                 tp, hint, works);
-    return error_set(e, -EINVAL, "tensor parallel size %u: %s is %llu, which %llu does not divide; %s%s", tp,
-            name, (unsigned long long)size, (unsigned long long)divisor, hint, works);
+    return error_set(e, -EINVAL, "--tensor-parallel-size %u: %s is %llu, which %llu does not divide; %s%s",
+            tp, name, (unsigned long long)size, (unsigned long long)divisor, hint, works);
 }
 
 uint64_t model_config_parameters(const struct model_config *m) {

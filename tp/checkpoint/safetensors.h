@@ -58,7 +58,8 @@ struct checkpoint *checkpoint_free(struct checkpoint *c);
 const struct tensor *checkpoint_find(const struct checkpoint *c, const char *name); /* NULL if absent */
 size_t checkpoint_count(const struct checkpoint *c);
 const struct tensor *checkpoint_at(const struct checkpoint *c, size_t i); /* in name order */
-uint64_t checkpoint_bytes(const struct checkpoint *c);
+uint64_t checkpoint_bytes(const struct checkpoint *c);                    /* of the files */
+size_t checkpoint_files(const struct checkpoint *c);
 
 /* Walks a whole file image in memory (length, header, data) through the same checks: what open does for each
  * shard and what the fuzzer calls. */

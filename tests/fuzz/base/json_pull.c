@@ -38,6 +38,8 @@ static int read_all(struct json_pull *p, struct error *e) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    if (size == 0)
+        return 0;
     struct json_pull p;
     struct error e = {0}, again = {0};
     json_error_t why;
@@ -55,6 +57,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     require(skipped == r);
     json_pull_done(&p);
 
+    if (memchr(data, '\0', size))
+        return 0;
     json_t *root = json_loadb((const char *)data, size, JSON_DECODE_ANY | JSON_ALLOW_NUL, &why);
     if (root)
         require(r == PULL_DOCUMENT_END || r == -E2BIG);

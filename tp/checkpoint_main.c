@@ -1,0 +1,385 @@
+/* checkpoint_main.c - shardd-checkpoint: looks at checkpoints and makes them. `shardd inspect` and `shardd
+ * synth` run it. Exit status: 0 done (inspect: and it fits), 1 it failed or does not fit, 2 wrong usage. */
+#include "tp/checkpoint/synth.h"
+#include "tp/inspect.h"
+
+#include "base/file.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define EXIT_OK     0
+#define EXIT_FAILED 1
+#define EXIT_USAGE  2
+
+#define INSPECT_LEN_DEFAULT  8192u
+#define INSPECT_SEQS_DEFAULT 8u
+
+static const char USAGE[] =
+        "usage: shardd inspect DIR [options]    what a checkpoint is, its size per rank, whether it fits\n"
+        "       shardd synth DIR [options]      write a checkpoint with random weights\n"
+        "\n"
+        "`shardd inspect --help` and `shardd synth --help` show the options.\n"
+        "Exit status: 0 done, 1 failed or does not fit, 2 wrong usage.\n";
+
+static const char INSPECT_HELP[] =
+        "usage: shardd inspect DIR [options]\n"
+        "\n"
+        "Says what the checkpoint in DIR is (config.json and *.safetensors of a Qwen3.5 model), checks that every tensor\n"
+        "is there and has its shape, and computes what each rank needs. Reads headers only.\n"
+        "\n"
+        "  --tensor-parallel-size N   ranks to split the model over, all on this machine: 1, 2, 4 or 8 (default 1)\n"
+        "  --max-model-len N          tokens of a sequence (default 8192, or the model's own limit if lower; 0: that\n"
+        "                             limit)\n"
+        "  --max-num-seqs N           sequences at the same time (default 8)\n"
+        "  --memory SIZE              memory to fit into, e.g. 24GB (default: what this machine has available)\n"
+        "  --json                     print one JSON object\n"
+        "\n"
+        "Exit status: 0 it is valid and fits, 1 it does not, 2 wrong usage.\n"
+        "\n"
+        "  shardd inspect models/Qwen3.5-27B --tensor-parallel-size 2 --max-model-len 32768\n";
+
+static const char SYNTH_HELP[] =
+        "usage: shardd synth DIR [options]\n"
+        "\n"
+        "Writes a complete model folder with seeded random weights: config.json, generation_config.json, weights,\n"
+        "tokenizer. It serves like any other model; what it says is noise. The same options give the same bytes.\n"
+        "\n"
+        "  --config NAME|FILE.json    0.8b, 2b, 4b, 9b, 27b (the published sizes), tiny (5 million parameters), small\n"
+        "                             (50 million), or the config.json of a model (default tiny)\n"
+        "  --layers N                 another number of layers; every fourth is attention\n"
+        "  --vocab N                  another vocabulary, a multiple of 64\n"
+        "  --dtype bf16|f16|f32       of the matrices (default bf16)\n"
+        "  --mtp, --no-mtp            with or without the layer for speculation (default: as the configuration says)\n"
+        "  --seed N                   (default 0)\n"
+        "  --format safetensors|gguf  (default safetensors)\n"
+        "  --shard-size SIZE          start another file after so much, e.g. 500MB (default 4GB)\n"
+        "  --tokenizer DIR            copy the tokenizer of that model folder (default: make one with a token per byte)\n"
+        "\n"
+        "DIR must be new or empty. Exit status: 0 written, 1 failed, 2 wrong usage.\n"
+        "\n"
+        "  shardd synth /tmp/tiny\n"
+        "  shardd synth /tmp/wide --config 27b --layers 4 --tokenizer models/Qwen3.5-27B\n";
+
+/* ------------------------------------------------------------------ arguments
+ * --------------------------------- */
+
+__attribute__((format(printf, 2, 3))) static int usage_error(const char *verb, const char *format, ...) {
+    va_list ap;
+    fprintf(stderr, "shardd %s: ", verb);
+    va_start(ap, format);
+    vfprintf(stderr, format, ap);
+    va_end(ap);
+    fprintf(stderr, " (`shardd %s --help` shows the options)\n", verb);
+    return EXIT_USAGE;
+}
+
+static int failed(const char *verb, const struct error *e) {
+    fprintf(stderr, "shardd %s: %s\n", verb, e->text);
+    return EXIT_FAILED;
+}
+
+static int parse_u64(const char *text, uint64_t min, uint64_t max, uint64_t *ret) {
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    if (text[0] < '0' || text[0] > '9' || *end || errno || value < min || value > max)
+        return -EINVAL;
+    *ret = value;
+    return 0;
+}
+
+static int parse_u32(const char *text, uint32_t min, uint32_t max, uint32_t *ret) {
+    uint64_t value;
+    int r = parse_u64(text, min, max, &value);
+    if (r == 0)
+        *ret = (uint32_t)value;
+    return r;
+}
+
+/* "500MB", "2GiB", "1000000": units of 1000 or of 1024, whole numbers. */
+static int parse_bytes(const char *text, uint64_t *ret) {
+    static const struct {
+        const char *unit;
+        uint64_t bytes;
+    } units[] = {{"", 1}, {"KB", 1000}, {"MB", 1000000}, {"GB", 1000000000}, {"TB", 1000000000000},
+            {"KiB", 1ull << 10}, {"MiB", 1ull << 20}, {"GiB", 1ull << 30}, {"TiB", 1ull << 40}};
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    if (text[0] < '0' || text[0] > '9' || errno || value == 0)
+        return -EINVAL;
+    for (size_t i = 0; i < sizeof(units) / sizeof(*units); i++)
+        if (strcmp(end, units[i].unit) == 0)
+            return __builtin_mul_overflow(value, units[i].bytes, ret) ? -ERANGE : 0;
+    return -EINVAL;
+}
+
+/* ------------------------------------------------------------------ inspect
+ * ----------------------------------- */
+
+static int run_inspect(int argc, char **argv) {
+    enum { TP = 256, LEN, SEQS, MEMORY, JSON, HELP };
+    static const struct option flags[] = {
+            {"tensor-parallel-size", required_argument, NULL, TP},
+            {"tp", required_argument, NULL, TP},
+            {"max-model-len", required_argument, NULL, LEN},
+            {"max-num-seqs", required_argument, NULL, SEQS},
+            {"memory", required_argument, NULL, MEMORY},
+            {"json", no_argument, NULL, JSON},
+            {"help", no_argument, NULL, HELP},
+            {NULL, 0, NULL, 0},
+    };
+    struct inspect_options o = {
+            .tp = 1, .max_model_len = INSPECT_LEN_DEFAULT, .max_num_seqs = INSPECT_SEQS_DEFAULT};
+    bool json = false;
+    int flag;
+    while ((flag = getopt_long(argc, argv, "h", flags, NULL)) != -1) {
+        int r = 0;
+        switch (flag) {
+        case TP:
+            r = parse_u32(optarg, 1, 1024, &o.tp);
+            break;
+        case LEN:
+            r = parse_u32(optarg, 0, CONTEXT_MAX, &o.max_model_len);
+            break;
+        case SEQS:
+            r = parse_u32(optarg, 1, SEQS_MAX, &o.max_num_seqs);
+            break;
+        case MEMORY:
+            r = parse_bytes(optarg, &o.memory_bytes);
+            break;
+        case JSON:
+            json = true;
+            break;
+        case 'h':
+        case HELP:
+            fputs(INSPECT_HELP, stdout);
+            return EXIT_OK;
+        default:
+            return usage_error("inspect", "this option is not known, or lacks its value");
+        }
+        if (r < 0)
+            return usage_error("inspect", "'%s' is not a value that this option takes", optarg);
+    }
+    if (argc - optind != 1)
+        return usage_error("inspect", "name one model folder");
+    o.dir = argv[optind];
+
+    struct error e = {0};
+    struct inspection *i = NULL;
+    if (inspect_open(&o, &i, &e) < 0)
+        return failed("inspect", &e);
+    if (json)
+        inspect_print_json(i, stdout);
+    else
+        inspect_print(i, stdout);
+    bool fits = i->fits;
+    inspect_free(i);
+    return fits ? EXIT_OK : EXIT_FAILED;
+}
+
+/* ------------------------------------------------------------------ synth
+ * ------------------------------------- */
+
+struct progress {
+    struct timespec begin, last;
+    bool shown;
+};
+
+static double seconds_between(const struct timespec *a, const struct timespec *b) {
+    return (double)(b->tv_sec - a->tv_sec) + (double)(b->tv_nsec - a->tv_nsec) / 1e9;
+}
+
+static void show_progress(void *context, const char *file, uint64_t done, uint64_t total) {
+    struct progress *p = context;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (seconds_between(&p->last, &now) < 0.2)
+        return;
+    p->last = now;
+    p->shown = true;
+    fprintf(stderr, "\r\033[K%s  %.2f of %.2f GB, %.0f MB/s", file, (double)done / 1e9, (double)total / 1e9,
+            (double)done / 1e6 / (seconds_between(&p->begin, &now) + 1e-9));
+}
+
+/* A built-in name, or else a file. */
+static int load_config(const char *name, struct model_config *ret, struct error *e) {
+    char *text = NULL;
+    size_t bytes = 0;
+    if (synth_config(name, ret) == 0)
+        return 0;
+    int r = file_read(name, CONFIG_BYTES_MAX, &text, &bytes, e);
+    if (r == -ENOENT)
+        return error_set(
+                e, r, "--config %s: there is no such file, and the names are %s", name, synth_config_names);
+    if (r == 0)
+        r = model_config_parse(text, bytes, name, ret, e);
+    free(text);
+    return r;
+}
+
+struct synth_flags {
+    struct synth_options o;
+    const char *config;
+    uint32_t layers, vocab; /* 0 = as the configuration says */
+    int mtp;                /* 1, 0, or -1 = as the configuration says */
+};
+
+static int set_dtype(const char *text, enum tensor_dtype *ret) {
+    static const struct {
+        const char *name;
+        enum tensor_dtype dtype;
+    } names[] = {{"bf16", TENSOR_BF16}, {"f16", TENSOR_F16}, {"fp16", TENSOR_F16}, {"f32", TENSOR_F32},
+            {"fp32", TENSOR_F32}};
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+        if (strcmp(names[i].name, text) == 0) {
+            *ret = names[i].dtype;
+            return 0;
+        }
+    return -EINVAL;
+}
+
+static int set_format(const char *text, enum synth_format *ret) {
+    if (strcmp(text, "safetensors") != 0 && strcmp(text, "gguf") != 0)
+        return -EINVAL;
+    *ret = text[0] == 'g' ? SYNTH_GGUF : SYNTH_SAFETENSORS;
+    return 0;
+}
+
+enum {
+    CONFIG = 256,
+    LAYERS,
+    VOCAB,
+    DTYPE,
+    FORMAT,
+    SHARD_SIZE,
+    MTP,
+    NO_MTP,
+    SEED,
+    TOKENIZER,
+    SYNTH_HELP_FLAG
+};
+
+/* 0, -EINVAL for a bad value, 1 when the flag is not one of ours. */
+static int set_synth_flag(int flag, const char *value, struct synth_flags *f) {
+    switch (flag) {
+    case CONFIG:
+        f->config = value;
+        return 0;
+    case LAYERS:
+        return parse_u32(value, 1, MODEL_LAYERS_MAX, &f->layers);
+    case VOCAB:
+        return parse_u32(value, 1, TOKENIZER_VOCAB_MAX, &f->vocab);
+    case DTYPE:
+        return set_dtype(value, &f->o.dtype);
+    case FORMAT:
+        return set_format(value, &f->o.format);
+    case SHARD_SIZE:
+        return parse_bytes(value, &f->o.shard_bytes);
+    case MTP:
+    case NO_MTP:
+        f->mtp = flag == MTP;
+        return 0;
+    case SEED:
+        return parse_u64(value, 0, UINT64_MAX, &f->o.seed);
+    case TOKENIZER:
+        f->o.tokenizer_dir = value;
+        return 0;
+    default:
+        return 1;
+    }
+}
+
+static int write_model(struct synth_flags *f) {
+    struct error e = {0};
+    struct synth_report report = {0};
+    struct progress progress = {0};
+    if (load_config(f->config, &f->o.config, &e) < 0)
+        return failed("synth", &e);
+    if (f->layers)
+        synth_config_set_layers(&f->o.config, f->layers);
+    if (f->vocab)
+        f->o.config.vocab_size = f->vocab;
+    if (f->mtp >= 0)
+        f->o.config.mtp_layers = (uint32_t)f->mtp;
+    const char *slash = strrchr(f->config, '/');
+    f->o.name = slash ? slash + 1 : f->config;
+    if (isatty(STDERR_FILENO)) {
+        clock_gettime(CLOCK_MONOTONIC, &progress.begin);
+        f->o.progress = show_progress;
+        f->o.progress_context = &progress;
+    }
+    int r = synth_write(&f->o, &report, &e);
+    if (progress.shown)
+        fprintf(stderr, "\r\033[K");
+    if (r < 0)
+        return failed("synth", &e);
+    printf("%s: %.3f billion parameters, %u tensors in %u file%s, %.2f GB\n", f->o.dir,
+            (double)report.parameters / 1e9, report.tensors, report.files, report.files == 1 ? "" : "s",
+            (double)report.bytes / 1e9);
+    return EXIT_OK;
+}
+
+static int run_synth(int argc, char **argv) {
+    static const struct option flags[] = {
+            {"config", required_argument, NULL, CONFIG},
+            {"layers", required_argument, NULL, LAYERS},
+            {"vocab", required_argument, NULL, VOCAB},
+            {"dtype", required_argument, NULL, DTYPE},
+            {"format", required_argument, NULL, FORMAT},
+            {"shard-size", required_argument, NULL, SHARD_SIZE},
+            {"mtp", no_argument, NULL, MTP},
+            {"no-mtp", no_argument, NULL, NO_MTP},
+            {"seed", required_argument, NULL, SEED},
+            {"tokenizer", required_argument, NULL, TOKENIZER},
+            {"help", no_argument, NULL, SYNTH_HELP_FLAG},
+            {NULL, 0, NULL, 0},
+    };
+    struct synth_flags f = {.config = "tiny", .mtp = -1};
+    f.o.dtype = TENSOR_BF16;
+    f.o.shard_bytes = 4000000000;
+    int flag;
+    while ((flag = getopt_long(argc, argv, "h", flags, NULL)) != -1) {
+        if (flag == 'h' || flag == SYNTH_HELP_FLAG) {
+            fputs(SYNTH_HELP, stdout);
+            return EXIT_OK;
+        }
+        int r = set_synth_flag(flag, optarg, &f);
+        if (r > 0)
+            return usage_error("synth", "this option is not known, or lacks its value");
+        if (r < 0)
+            return usage_error("synth", "'%s' is not a value that this option takes", optarg);
+    }
+    if (argc - optind != 1)
+        return usage_error("synth", "name one folder to write");
+    f.o.dir = argv[optind];
+    return write_model(&f);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        fputs(USAGE, stderr);
+        return EXIT_USAGE;
+    }
+    if (strcmp(argv[1], "inspect") == 0)
+        return run_inspect(argc - 1, argv + 1);
+    if (strcmp(argv[1], "synth") == 0)
+        return run_synth(argc - 1, argv + 1);
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
+        fputs(USAGE, stdout);
+        return EXIT_OK;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("shardd-checkpoint %s\n", SHARDD_VERSION);
+        return EXIT_OK;
+    }
+    fprintf(stderr, "shardd-checkpoint: '%s' is neither inspect nor synth\n%s", argv[1], USAGE);
+    return EXIT_USAGE;
+}

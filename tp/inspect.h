@@ -1,0 +1,51 @@
+/* inspect.h - what a checkpoint is, what it costs, and whether this machine can serve it.
+ *
+ * Called by the checkpoint tool (`shardd inspect`). Reads headers only: a model of any size is inspected in a
+ * moment. Sizes are those of the CPU worker's own packing and pools, computed by the same functions that it
+ * loads with. */
+#pragma once
+
+#include "base/error.h"
+#include "tp/checkpoint/tensor_names.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+struct inspect_options {
+    const char *dir;
+    uint32_t tp;            /* ranks, all on this machine */
+    uint32_t max_model_len; /* tokens; 0, or more than it takes = the model's own limit */
+    uint32_t max_num_seqs;
+    uint64_t memory_bytes; /* to fit into; 0 = what this machine has available now */
+};
+
+struct inspection {
+    struct inspect_options options; /* with the zeros filled in */
+    struct model_config config;
+    struct checkpoint *checkpoint;
+    struct model_tensors *tensors;
+    uint32_t n_attention_layers, n_gdn_layers;
+    uint64_t dtype_tensors[TENSOR_DTYPES]; /* how many of each */
+
+    /* Per rank, rank 0's. */
+    uint64_t weight_bytes;       /* packed matrices */
+    uint64_t kv_token_bytes;     /* KV of one token */
+    uint64_t kv_page_bytes;      /* of PAGE_TOKENS */
+    uint64_t sequence_bytes;     /* state, sampling and page table of a sequence */
+    uint64_t scratch_bytes;      /* at the default --max-num-batched-tokens */
+    uint64_t pages, kv_bytes;    /* for max_num_seqs sequences of max_model_len tokens */
+    uint64_t rank_bytes;         /* all of these */
+    uint64_t embedding_bytes;    /* the mapped table, once for all ranks */
+    uint64_t total_bytes;        /* all ranks and the table */
+    uint64_t one_sequence_bytes; /* the same for one sequence: the least that serves at this length */
+    bool fits;
+};
+
+/* 0, also when it does not fit; an error when the folder is not a model that can be served. */
+int inspect_open(const struct inspect_options *options, struct inspection **ret, struct error *e);
+struct inspection *inspect_free(struct inspection *i); /* NULL ok; returns NULL */
+void inspect_print(const struct inspection *i, FILE *out);
+void inspect_print_json(const struct inspection *i, FILE *out);
+/* The last word: "fits: ..." or "does not fit: ... ". */
+void inspect_verdict(const struct inspection *i, char *to, size_t size);
