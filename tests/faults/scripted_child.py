@@ -29,7 +29,7 @@ KINDS = ["?", "CHANNEL", "LISTENERS", "READY", "LOADING", "FAULT", "PING", "PONG
 class Child:
     def __init__(self, home, program, arguments):
         self.home, self.arguments = home, arguments
-        fds = os.listdir("/proc/self/fd")  # the folder's own is closed again by now
+        fds = os.listdir("/proc/self/fd")
         self.inherited = sorted(int(fd) for fd in fds if os.path.exists("/proc/self/fd/" + fd))
         self.coordinator = program == "shardd-coordinator"
         rank = arguments[arguments.index("--ranks") + 1] if "--ranks" in arguments else ""

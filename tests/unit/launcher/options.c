@@ -1,6 +1,7 @@
 /* The option table and its four sources: flags, environment, file, defaults; what wins, what is refused and
  * how. */
 #include "launcher/options.h"
+#include "base/file.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -295,6 +296,59 @@ static void test_help_shows_every_option(void **state) {
     }
 }
 
+static char *read_project_file(const char *name) {
+    char path[PATH_MAX], *text = NULL;
+    size_t bytes = 0;
+    struct error e = {0};
+    snprintf(path, sizeof(path), "%s/../%s", TESTS_DIR, name);
+    if (file_read(path, 1 << 20, &text, &bytes, &e) < 0)
+        fail_msg("%s", e.text);
+    return text;
+}
+
+/* deploy/shardd.conf: every setting of a file, commented out, at its default. */
+static void test_the_sample_file_is_complete(void **state) {
+    (void)state;
+    char *text = read_project_file("deploy/shardd.conf");
+    for (char *at = text; *at; at++) /* ";name = value" is a setting, "; text" a comment */
+        if (*at == ';' && (at == text || at[-1] == '\n') && at[1] != ' ' && at[1] != '\n')
+            *at = ' ';
+    char *path = write_file(text);
+    struct options o;
+    struct error e = {0};
+    options_init(&o, VERB_SERVE);
+    if (options_read_file(&o, path, &e) < 0)
+        fail_msg("%s", e.text);
+    for (size_t i = 0; i < OPTIONS_N; i++) {
+        const struct option_info *info = &option_table[i];
+        if (!info->section || !(info->verbs & VERB_SERVE))
+            continue;
+        if (!options_given(&o, info->id))
+            fail_msg("deploy/shardd.conf lacks %s", info->name);
+        if (info->preset)
+            assert_string_equal(options_text(&o, info->id), info->preset);
+    }
+    options_done(&o);
+    unlink(path);
+    free(path);
+    free(text);
+}
+
+static void test_the_documentation_is_complete(void **state) {
+    (void)state;
+    char *configuration = read_project_file("docs/configuration.md"), *cli = read_project_file("docs/cli.md");
+    for (size_t i = 0; i < OPTIONS_N; i++) {
+        const struct option_info *info = &option_table[i];
+        char name[80];
+        bool setting = (info->verbs & VERB_SERVE) && info->section;
+        snprintf(name, sizeof(name), setting ? "| `%s` |" : "`--%s", info->name);
+        if (info->id != OPT_HELP && !strstr(configuration, name) && (setting || !strstr(cli, name)))
+            fail_msg("docs/ does not tell of --%s", info->name);
+    }
+    free(configuration);
+    free(cli);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_table_is_whole),
@@ -308,6 +362,8 @@ int main(void) {
             cmocka_unit_test(test_zero_bytes_in_a_file),
             cmocka_unit_test(test_the_environment),
             cmocka_unit_test(test_help_shows_every_option),
+            cmocka_unit_test(test_the_sample_file_is_complete),
+            cmocka_unit_test(test_the_documentation_is_complete),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
