@@ -1,0 +1,384 @@
+/* engine.c - the engine thread's loop, and the way in for other threads. */
+#include "daemon/engine/internal.h"
+
+#include "base/log.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define DEFAULT_TIMEOUT_MS 30000u
+
+uint64_t engine_clock_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+void engine_log(struct engine *g, int level, const char *format, ...) {
+    char text[ERROR_TEXT_MAX];
+    va_list ap;
+    if (g->o.log == NULL)
+        return;
+    va_start(ap, format);
+    vsnprintf(text, sizeof(text), format, ap);
+    va_end(ap);
+    g->o.log(g->o.log_user, level, text);
+}
+
+void engine_tell_launcher(struct engine *g, uint32_t kind, uint64_t a, const char *text) {
+    struct control_message m = {.kind = kind, .a = a};
+    if (g->o.launcher.fn == NULL)
+        return;
+    if (g->ring != NULL) {
+        m.group_epoch = step_ring_group_epoch(g->ring);
+        m.coord_epoch = step_ring_coord_epoch(g->ring);
+    }
+    snprintf(m.text, sizeof(m.text), "%s", text);
+    g->o.launcher.fn(g->o.launcher.user, &m);
+}
+
+/* ------------------------------------------------------------------ waiting and waking
+ * ---------------------------- */
+
+void engine_wake(struct engine *g) {
+    pthread_mutex_lock(&g->wake_lock);
+    g->wake_pending = true;
+    if (g->ring != NULL)
+        step_ring_kick(g->ring);
+    else
+        pthread_cond_signal(&g->wake_cond);
+    pthread_mutex_unlock(&g->wake_lock);
+}
+
+static struct timespec timespec_of(uint64_t ns) {
+    return (struct timespec){.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+}
+
+static uint64_t sooner(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
+
+/* How long nothing has to be done unless somebody calls. */
+static uint64_t idle_ns(struct engine *g, uint64_t now) {
+    uint64_t ns = PING_NS;
+    if (g->n_stalled > 0)
+        ns = STALL_POLL_NS;
+    else if (g->n_flights > 0)
+        ns = sooner(ns, (uint64_t)g->o.step_timeout_ms * 1000000u / 4 + 1);
+    else if (g->state == STATE_SERVING)
+        ns = now - g->last_record_ns < PING_NS ? PING_NS - (now - g->last_record_ns) : 1;
+    if (g->deadlines.n > 0) {
+        uint64_t first = g->deadlines.items[0]->deadline_ns;
+        ns = first > now ? sooner(ns, first - now) : 0;
+    }
+    return ns;
+}
+
+static void wait_for_news(struct engine *g) {
+    uint64_t now = engine_clock_ns(), ns = idle_ns(g, now);
+    pthread_mutex_lock(&g->wake_lock);
+    bool pending = g->wake_pending;
+    struct timespec until = timespec_of(now + ns);
+    while (g->ring == NULL && !g->wake_pending && ns > 0) {
+        if (pthread_cond_timedwait(&g->wake_cond, &g->wake_lock, &until) != 0)
+            break;
+    }
+    g->wake_pending = false;
+    pthread_mutex_unlock(&g->wake_lock);
+    /* Only this thread replaces the ring. A kick after the unlock is in the ring's wake word and is not
+     * missed. */
+    if (g->ring != NULL && !pending)
+        step_ring_wait(g->ring, ns);
+}
+
+/* ------------------------------------------------------------------ one turn of the loop
+ * -------------------------- */
+
+static void take_controls(struct engine *g, uint64_t now) {
+    struct control_message all[CONTROLS_MAX];
+    pthread_mutex_lock(&g->control_lock);
+    uint32_t n = g->n_controls;
+    memcpy(all, g->controls, n * sizeof(all[0]));
+    g->n_controls = 0;
+    pthread_mutex_unlock(&g->control_lock);
+    for (uint32_t i = 0; i < n; i++) {
+        /* A loss that was sent before the channel we have is old news. */
+        bool old = g->ring != NULL && all[i].group_epoch != 0 &&
+                   all[i].group_epoch < step_ring_group_epoch(g->ring);
+        if (all[i].kind == CONTROL_CHANNEL)
+            recovery_channel(g, &all[i], now);
+        else if (!old)
+            recovery_lost(g);
+        control_close_fds(&all[i]);
+    }
+}
+
+static void take_submitted(struct engine *g, struct sequence *s) {
+    g->now.requests_total++;
+    if (g->state == STATE_FAILED) {
+        sequence_finish(g, s, ENGINE_FINISH_FAULT, "the workers cannot serve this model any more");
+        return;
+    }
+    if (g->geometry_known && !recovery_fits(g, s)) { /* the group changed since submit looked */
+        sequence_finish(
+                g, s, ENGINE_FINISH_FAULT, "the workers came back with less memory: send the request again");
+        return;
+    }
+    if (s->deadline_ns > 0)
+        heap_push(&g->deadlines, s);
+    heap_push(&g->waiting, s);
+}
+
+static void take_finish(struct engine *g, struct sequence *s, uint32_t n_tokens) {
+    /* What came after the stop string was never sent and does not count. */
+    uint32_t generated = s->n_tokens - s->n_prompt;
+    if (s->ending == ENGINE_RUNNING && generated > n_tokens)
+        g->now.generated_tokens_total -= generated - n_tokens;
+    sequence_finish(g, s, ENGINE_FINISH_REQUESTED, NULL);
+}
+
+static void take_inbox(struct engine *g) {
+    struct engine_stream *next, *stream = inbox_take_all(g);
+    for (; stream != NULL; stream = next) {
+        next = stream->inbox_next; /* from here on the stream may be posted again */
+        uint32_t events = atomic_exchange(&stream->events, 0);
+        if ((events & EVENT_SUBMIT) && stream->sequence != NULL)
+            take_submitted(g, stream->sequence);
+        if ((events & EVENT_FINISH) && stream->sequence != NULL)
+            take_finish(g, stream->sequence, atomic_load(&stream->finish_tokens));
+        if ((events & EVENT_CANCEL) && stream->sequence != NULL)
+            sequence_finish(g, stream->sequence, ENGINE_FINISH_CANCELLED, NULL);
+        if ((events & EVENT_ABORT) && stream->sequence != NULL)
+            sequence_finish(g, stream->sequence, ENGINE_FINISH_ABORTED, NULL);
+        engine_stream_unref(stream);
+    }
+}
+
+static void end_late_and_slow(struct engine *g, uint64_t now) {
+    while (g->deadlines.n > 0 && g->deadlines.items[0]->deadline_ns <= now)
+        sequence_finish(g, g->deadlines.items[0], ENGINE_FINISH_DEADLINE, NULL);
+    for (uint32_t i = g->n_stalled > 0 ? g->n_running : 0; i > 0; i--) {
+        struct sequence *s = g->running[i - 1];
+        if (s->ending == ENGINE_RUNNING && s->stalled_since_ns > 0 &&
+                now - s->stalled_since_ns >= (uint64_t)g->o.slow_reader_ms * 1000000u)
+            sequence_finish(g, s, ENGINE_FINISH_SLOW, NULL);
+    }
+}
+
+static void publish_stats(struct engine *g) {
+    static const char *const names[] = {"loading", "serving", "recovering", "failed"};
+    g->now.pages_free = g->pools.n_free_pages;
+    g->now.running = g->n_running;
+    g->now.waiting = g->waiting.n;
+    pthread_mutex_lock(&g->registry_lock);
+    g->public_state = g->state;
+    bool draining = g->draining;
+    pthread_mutex_unlock(&g->registry_lock);
+    g->now.state = draining ? "draining" : names[g->state];
+    pthread_mutex_lock(&g->stats_lock);
+    bool news = !g->ready && (g->geometry_known || g->state == STATE_FAILED);
+    g->ready |= news;
+    g->stats = g->now;
+    if (news)
+        pthread_cond_broadcast(&g->ready_cond);
+    pthread_mutex_unlock(&g->stats_lock);
+}
+
+static void *engine_main(void *arg) {
+    struct engine *g = arg;
+    pthread_setname_np(pthread_self(), "engine");
+    while (!atomic_load(&g->stop)) {
+        uint64_t now = engine_clock_ns();
+        g->work_done = false;
+        take_controls(g, now);
+        take_inbox(g);
+        flight_take_completions(g, now);
+        end_late_and_slow(g, now);
+        while (g->ring != NULL && g->state == STATE_SERVING && scheduler_plan(g, now))
+            g->work_done = true;
+        if (g->ring != NULL && g->state == STATE_SERVING && g->n_flights == 0 &&
+                now - g->last_record_ns >= PING_NS)
+            flight_send_bare(g, STEP_TYPE_PING, now);
+        flight_watch(g, now);
+        engine_poke_all(g);
+        if (g->work_done)
+            g->now.step_plan_ns_total += engine_clock_ns() - now;
+        publish_stats(g);
+        wait_for_news(g);
+    }
+    return NULL;
+}
+
+/* ------------------------------------------------------------------ create and free
+ * ------------------------------- */
+
+static int init_locks(struct engine *g) {
+    pthread_condattr_t monotonic;
+    pthread_mutex_init(&g->wake_lock, NULL);
+    pthread_mutex_init(&g->control_lock, NULL);
+    pthread_mutex_init(&g->registry_lock, NULL);
+    pthread_mutex_init(&g->stats_lock, NULL);
+    int r = pthread_condattr_init(&monotonic);
+    if (r == 0) {
+        pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+        r = pthread_cond_init(&g->wake_cond, &monotonic);
+        if (r == 0)
+            r = pthread_cond_init(&g->ready_cond, &monotonic);
+        pthread_condattr_destroy(&monotonic);
+    }
+    return -r;
+}
+
+static int check_options(const struct engine_options *o, struct error *e) {
+    if (o->max_num_seqs == 0 || o->max_num_seqs > SEQS_MAX)
+        return error_set(e, -EINVAL, "max-num-seqs is %u: 1 to %u are possible", o->max_num_seqs, SEQS_MAX);
+    if (o->max_num_batched_tokens == 0 || o->max_num_batched_tokens > STEP_ROWS_MAX)
+        return error_set(e, -EINVAL, "max-num-batched-tokens is %u: 1 to %u are possible",
+                o->max_num_batched_tokens, STEP_ROWS_MAX);
+    if (o->max_model_len > CONTEXT_MAX)
+        return error_set(
+                e, -EINVAL, "max-model-len is %u: at most %u is possible", o->max_model_len, CONTEXT_MAX);
+    return 0;
+}
+
+int engine_create(const struct engine_options *options, struct engine **ret, struct error *e) {
+    int r = check_options(options, e);
+    if (r < 0)
+        return r;
+    struct engine *g = aligned_alloc(64, (sizeof(*g) + 63) & ~(size_t)63);
+    if (g == NULL)
+        return error_set(e, -ENOMEM, "no memory for the engine");
+    memset(g, 0, sizeof(*g));
+    g->o = *options;
+    g->o.step_timeout_ms = options->step_timeout_ms > 0 ? options->step_timeout_ms : DEFAULT_TIMEOUT_MS;
+    g->o.slow_reader_ms = options->slow_reader_ms > 0 ? options->slow_reader_ms : DEFAULT_TIMEOUT_MS;
+    g->prefill_rows = PREFILL_ROWS_FIRST;
+    g->stats.state = g->now.state = "loading";
+    g->stats.max_queue = g->now.max_queue = options->max_queue;
+    r = init_locks(g);
+    g->buckets = calloc(REGISTRY_BUCKETS, sizeof(g->buckets[0]));
+    g->writer = aligned_alloc(64, step_writer_bytes());
+    if (r == 0)
+        r = heap_init(&g->waiting, LIVE_REQUESTS_MAX, /* by_deadline= */ false);
+    if (r == 0)
+        r = heap_init(&g->deadlines, LIVE_REQUESTS_MAX, /* by_deadline= */ true);
+    if (r < 0 || g->buckets == NULL || g->writer == NULL) {
+        engine_free(g);
+        return error_set(e, -ENOMEM, "no memory for the engine");
+    }
+    *ret = g;
+    return 0;
+}
+
+int engine_start(struct engine *g, struct error *e) {
+    int r = pthread_create(&g->thread, NULL, engine_main, g);
+    if (r != 0)
+        return error_set(e, -r, "cannot start the engine thread: %s", strerror(r));
+    g->started = true;
+    return 0;
+}
+
+void engine_drain(struct engine *g) {
+    pthread_mutex_lock(&g->registry_lock);
+    g->draining = true;
+    pthread_mutex_unlock(&g->registry_lock);
+    engine_wake(g);
+}
+
+struct engine *engine_free(struct engine *g) {
+    if (g == NULL)
+        return NULL;
+    if (g->started) {
+        engine_drain(g);
+        atomic_store(&g->stop, true);
+        engine_wake(g);
+        pthread_join(g->thread, NULL);
+    }
+    take_inbox(g);
+    while (g->waiting.n > 0)
+        sequence_finish(g, g->waiting.items[0], ENGINE_FINISH_ABORTED, NULL);
+    while (g->n_running > 0) {
+        g->running[0]->in_flight = 0; /* nobody will handle the answers */
+        sequence_finish(g, g->running[0], ENGINE_FINISH_ABORTED, NULL);
+    }
+    engine_poke_all(g);
+    for (uint32_t i = 0; i < g->n_controls; i++)
+        control_close_fds(&g->controls[i]);
+    step_ring_free(g->ring);
+    pools_done(&g->pools);
+    heap_done(&g->waiting);
+    heap_done(&g->deadlines);
+    free(g->buckets);
+    free(g->writer);
+    pthread_cond_destroy(&g->wake_cond);
+    pthread_cond_destroy(&g->ready_cond);
+    pthread_mutex_destroy(&g->wake_lock);
+    pthread_mutex_destroy(&g->control_lock);
+    pthread_mutex_destroy(&g->registry_lock);
+    pthread_mutex_destroy(&g->stats_lock);
+    free(g);
+    return NULL;
+}
+
+/* ------------------------------------------------------------------ from other threads
+ * ---------------------------- */
+
+int engine_control(struct engine *g, const struct control_message *m) {
+    struct control_message copy = *m;
+    copy.n_fds = 0;
+    if (m->kind != CONTROL_GROUP_LOST && m->kind != CONTROL_CHANNEL)
+        return -EINVAL;
+    if (m->kind == CONTROL_CHANNEL) {
+        if (m->n_fds != 1)
+            return -EINVAL;
+        copy.fds[0] = fcntl(m->fds[0], F_DUPFD_CLOEXEC, 3);
+        if (copy.fds[0] < 0)
+            return -errno;
+        copy.n_fds = 1;
+    }
+    pthread_mutex_lock(&g->control_lock);
+    bool room = g->n_controls < CONTROLS_MAX;
+    if (room)
+        g->controls[g->n_controls++] = copy;
+    pthread_mutex_unlock(&g->control_lock);
+    if (!room) {
+        control_close_fds(&copy);
+        return -ENOBUFS;
+    }
+    engine_wake(g);
+    return 0;
+}
+
+void engine_cancel(struct engine *g, struct engine_stream *s) {
+    inbox_post(g, s, EVENT_CANCEL);
+    engine_wake(g);
+}
+
+void engine_finish(struct engine *g, struct engine_stream *s, uint32_t n_tokens) {
+    atomic_store(&s->finish_tokens, n_tokens);
+    inbox_post(g, s, EVENT_FINISH);
+    engine_wake(g);
+}
+
+void engine_stats(struct engine *g, struct engine_stats *ret) {
+    pthread_mutex_lock(&g->stats_lock);
+    *ret = g->stats;
+    pthread_mutex_unlock(&g->stats_lock);
+}
+
+int engine_wait_ready(struct engine *g, uint64_t timeout_ns) {
+    struct timespec until = timespec_of(engine_clock_ns() + timeout_ns);
+    int r = 0;
+    pthread_mutex_lock(&g->stats_lock);
+    while (!g->ready && r == 0)
+        r = pthread_cond_timedwait(&g->ready_cond, &g->stats_lock, &until);
+    if (g->ready)
+        r = strcmp(g->stats.state, "failed") == 0 ? EPROTO : 0;
+    pthread_mutex_unlock(&g->stats_lock);
+    return -r;
+}

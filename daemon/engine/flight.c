@@ -1,0 +1,261 @@
+/* flight.c - records that are on their way: sending them, matching the ranks' answers, handing out the
+ * tokens.
+ *
+ * Answers come in the order of the records. One is taken when every rank has given it, so tokens are sent
+ * only when all ranks agree about them. Nothing here allocates. */
+#include "daemon/engine/internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static struct flight *flight_at(struct engine *g, uint32_t i) {
+    return &g->flights[(g->flight_first + i) % FLIGHTS_MAX];
+}
+
+static void watch_restart(struct engine *g, uint64_t now) {
+    for (uint32_t i = 0; i < g->n_ranks; i++)
+        g->watch[i].since_ns = now;
+}
+
+/* The next free record; it counts only once it is committed. */
+struct flight *flight_begin(struct engine *g, enum step_type type) {
+    assert(g->n_flights < FLIGHTS_MAX);
+    struct flight *f = flight_at(g, g->n_flights);
+    f->step = type == STEP_TYPE_RESET ? 0 : g->step_next;
+    f->type = type;
+    f->n_entries = f->n_samples = f->n_rows = f->n_prompt_rows = f->n_closes = 0;
+    step_begin(g->writer, type, step_ring_group_epoch(g->ring), step_ring_coord_epoch(g->ring), f->step);
+    return f;
+}
+
+int flight_commit(struct engine *g, struct flight *f, uint64_t now) {
+    void *record;
+    uint32_t bytes = step_writer_size(g->writer);
+    int r = step_ring_reserve(g->ring, bytes, &record);
+    if (r == 0)
+        r = step_end(g->writer, record, bytes);
+    if (r < 0) {
+        /* The ring holds four of the largest records and never as many are in flight: this is a damaged ring.
+         */
+        recovery_fault(g, 0, "the step ring takes no more records");
+        return r;
+    }
+    step_ring_commit(g->ring, bytes);
+    f->n_closes = f->type == STEP_TYPE_PLAN ? g->pools.n_to_close : 0;
+    if (f->n_closes > 0) {
+        memcpy(f->closes, g->pools.to_close, f->n_closes * sizeof(f->closes[0]));
+        g->pools.n_to_close = 0;
+    }
+    if (g->n_flights == 0)
+        watch_restart(g, now);
+    g->n_flights++;
+    g->n_plans += f->type == STEP_TYPE_PLAN;
+    g->step_next = f->step + 1;
+    g->last_record_ns = now;
+    return 0;
+}
+
+int flight_send_bare(struct engine *g, enum step_type type, uint64_t now) {
+    if (g->n_flights == FLIGHTS_MAX)
+        return -EAGAIN;
+    return flight_commit(g, flight_begin(g, type), now);
+}
+
+/* ------------------------------------------------------------------ what came back
+ * -------------------------------- */
+
+static bool is_stop_id(const struct sequence *s, uint32_t id, uint32_t index) {
+    if (index < s->min_tokens)
+        return false;
+    for (uint32_t i = 0; i < s->n_stop_ids; i++) {
+        if (s->stop_ids[i] == id)
+            return true;
+    }
+    return false;
+}
+
+static void take_token(struct engine *g, struct sequence *s, const struct step_sample *sample) {
+    uint32_t index = s->n_tokens - s->n_prompt;
+    s->tokens[s->n_tokens++] = sample->id;
+    g->now.generated_tokens_total++;
+    if (!s->counted) {
+        s->counted = true;
+        g->now.prompt_tokens_total += s->n_prompt;
+    }
+    if (stream_push(s->stream, sample))
+        engine_poke_later(g, &s->stream->poke);
+    if (is_stop_id(s, sample->id, index))
+        sequence_finish(g, s, ENGINE_FINISH_STOP_ID, NULL);
+    else if (index + 1 == s->max_tokens)
+        sequence_finish(g, s, ENGINE_FINISH_LENGTH, NULL);
+}
+
+/* Rank 0's samples against the plan and against every rank's checksum. */
+static const char *check_samples(struct engine *g, const struct flight *f,
+        const struct step_completion **answers, const struct step_sample *samples, uint32_t *ret_rank) {
+    uint64_t sum = STEP_CHECKSUM_SEED;
+    uint32_t n = 0;
+    *ret_rank = 0;
+    if (answers[0]->n_samples != f->n_samples)
+        return "rank 0 answered with another number of samples than the plan asked for";
+    for (uint32_t i = 0; i < f->n_entries; i++) {
+        const struct flight_entry *t = &f->entries[i];
+        if (!t->sample)
+            continue;
+        const struct step_sample *s = &samples[n++];
+        if (s->slot != t->slot || s->id >= g->geometry.vocab_size || s->n_top > t->top_logprobs)
+            return "rank 0 answered with a sample that the plan did not ask for";
+        sum = step_checksum(sum, s->slot, s->id);
+    }
+    for (uint32_t i = 0; i < g->n_ranks; i++) {
+        *ret_rank = i;
+        if (answers[i]->checksum != sum)
+            return "the ranks do not agree about the sampled tokens (checksum)";
+        if (i > 0 && answers[i]->n_samples != 0)
+            return "a rank other than 0 answered with samples";
+    }
+    return NULL;
+}
+
+static void retire_plan(struct engine *g, struct flight *f, const struct step_sample *samples) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < f->n_closes; i++)
+        pools_slot_closed(&g->pools, f->closes[i]);
+    for (uint32_t i = 0; i < f->n_entries; i++) {
+        struct flight_entry *t = &f->entries[i];
+        struct sequence *s = t->sequence;
+        const struct step_sample *sample = t->sample ? &samples[n++] : NULL;
+        if (sample != NULL && s->ending == ENGINE_RUNNING) {
+            assert(t->sample_index == s->n_tokens - s->n_prompt);
+            take_token(g, s, sample); /* this step still names s, so s is still there afterwards */
+        }
+        sequence_retired(g, s);
+    }
+}
+
+static void finish_plan(struct engine *g, struct flight *f, const struct step_completion **answers,
+        const struct step_sample *samples) {
+    uint32_t rank;
+    uint64_t compute_ns = 0;
+    const char *bad = check_samples(g, f, answers, samples, &rank);
+    if (bad != NULL) {
+        recovery_fault(g, rank, bad);
+        return;
+    }
+    for (uint32_t i = 0; i < g->n_ranks; i++)
+        compute_ns = answers[i]->compute_ns > compute_ns ? answers[i]->compute_ns : compute_ns;
+    scheduler_measured(g, f, compute_ns);
+    g->n_plans--;
+    g->now.steps_total++;
+    retire_plan(g, f, samples);
+}
+
+static void finish_reset(struct engine *g, const void **bodies) {
+    struct step_geometry geometries[RANKS_MAX];
+    for (uint32_t i = 0; i < g->n_ranks; i++)
+        memcpy(&geometries[i], bodies[i], sizeof(geometries[i]));
+    recovery_ready(g, geometries);
+}
+
+/* The rank's answer to the oldest record; answers of other epochs are dropped. */
+static int next_answer(
+        struct engine *g, uint32_t rank, const struct step_completion **ret, const void **ret_body) {
+    for (;;) {
+        int r = step_ring_completion(g->ring, rank, ret, ret_body);
+        if (r < 0)
+            return r;
+        if ((*ret)->group_epoch == step_ring_group_epoch(g->ring) &&
+                (*ret)->coord_epoch == step_ring_coord_epoch(g->ring))
+            return 0;
+        g->now.dropped_records_total++;
+        step_ring_completion_release(g->ring, rank);
+    }
+}
+
+/* The answers of all ranks to the oldest record. 0, -EAGAIN, or -ESTALE when the group was given up. */
+static int gather(struct engine *g, const struct step_completion **answers, const void **bodies) {
+    const struct flight *f = flight_at(g, 0);
+    int all = 0;
+    for (uint32_t i = 0; i < g->n_ranks; i++) {
+        int r = next_answer(g, i, &answers[i], &bodies[i]);
+        if (r == -EAGAIN) {
+            all = -EAGAIN; /* look at the others all the same: a fault of one makes the rest wait for ever */
+            continue;
+        }
+        char text[STEP_FAULT_TEXT_MAX + 1] = "the rank's answers are malformed";
+        if (r == 0 && answers[i]->status == STEP_STATUS_FAULT)
+            snprintf(text, sizeof(text), "%.*s", (int)answers[i]->n_samples, (const char *)bodies[i]);
+        else if (r == 0 && (answers[i]->step != f->step || answers[i]->type != f->type))
+            snprintf(text, sizeof(text), "the rank answered step %llu, step %llu was next",
+                    (unsigned long long)answers[i]->step, (unsigned long long)f->step);
+        else if (r == 0)
+            continue;
+        recovery_fault(g, i, text);
+        return -ESTALE;
+    }
+    return all;
+}
+
+void flight_take_completions(struct engine *g, uint64_t now) {
+    const struct step_completion *answers[RANKS_MAX];
+    const void *bodies[RANKS_MAX];
+    while (g->ring != NULL && g->n_flights > 0 && gather(g, answers, bodies) == 0) {
+        struct flight *f = flight_at(g, 0);
+        struct step_ring *ring = g->ring;
+        /* f stays whole: nothing is planned before it has been handled. */
+        g->flight_first = (g->flight_first + 1) % FLIGHTS_MAX;
+        g->n_flights--;
+        g->work_done |= f->type == STEP_TYPE_PLAN;
+        watch_restart(g, now);
+        if (f->type == STEP_TYPE_PLAN)
+            finish_plan(g, f, answers, bodies[0]);
+        else if (f->type == STEP_TYPE_RESET)
+            finish_reset(g, bodies);
+        for (uint32_t i = 0; g->ring == ring && i < g->n_ranks; i++)
+            step_ring_completion_release(g->ring, i);
+    }
+}
+
+/* ------------------------------------------------------------------ stuck ranks
+ * ----------------------------------- */
+
+static bool less_far(const struct step_progress *a, const struct step_progress *b) {
+    if (a->step != b->step)
+        return a->step < b->step;
+    return a->layer != b->layer ? a->layer < b->layer : a->operation < b->operation;
+}
+
+/* Work is pending and no rank that owes an answer has moved for step_timeout_ms: the one that came least far
+ * is it. */
+void flight_watch(struct engine *g, uint64_t now) {
+    struct step_progress least = {.step = UINT64_MAX};
+    uint32_t rank = RANKS_MAX;
+    /* A RESET waits for the loading of weights, which has a watcher of its own. */
+    if (g->ring == NULL || g->n_flights == 0 || flight_at(g, 0)->type == STEP_TYPE_RESET)
+        return;
+    for (uint32_t i = 0; i < g->n_ranks; i++) {
+        const struct step_completion *c;
+        const void *body;
+        struct step_progress progress;
+        if (step_ring_completion(g->ring, i, &c, &body) == 0)
+            continue;
+        step_ring_progress_read(g->ring, i, &progress);
+        struct rank_watch *w = &g->watch[i];
+        if (progress.changes != w->changes) {
+            w->changes = progress.changes;
+            w->since_ns = now;
+        }
+        if (now - w->since_ns >= (uint64_t)g->o.step_timeout_ms * 1000000u && less_far(&progress, &least)) {
+            least = progress;
+            rank = i;
+        }
+    }
+    if (rank < RANKS_MAX) {
+        char text[160];
+        snprintf(text, sizeof(text), "no progress for %u ms at step %llu, layer %u, operation %u",
+                g->o.step_timeout_ms, (unsigned long long)least.step, least.layer, least.operation);
+        recovery_fault(g, rank, text);
+    }
+}

@@ -1,0 +1,240 @@
+/* recovery.c - rank groups come and go: channels, RESET, and what happens to the sequences when a group dies.
+ *
+ * A sequence's tokens are all on the host, so a death costs nobody a request: it goes back to waiting and is
+ * replayed as PROMPT rows. But a sequence that was in flight at the death may be what killed the group. It is
+ * a suspect: the scheduler replays it alone; in flight at a second death it ends with ENGINE_FINISH_FAULT. */
+#include "daemon/engine/internal.h"
+
+#include "base/log.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+void recovery_set_ring(struct engine *g, struct step_ring *ring) {
+    pthread_mutex_lock(&g->wake_lock);
+    struct step_ring *old = g->ring;
+    g->ring = ring;
+    g->wake_pending = true; /* a kick may have gone to the old one */
+    pthread_mutex_unlock(&g->wake_lock);
+    step_ring_free(old);
+}
+
+static void forget_flights(struct engine *g) {
+    g->n_flights = g->n_plans = 0;
+    g->flight_first = 0;
+}
+
+/* One sequence that ran when the group died: it has no slot and no pages any more. */
+static void survive(struct engine *g, struct sequence *s) {
+    bool was_in_flight = s->in_flight > 0;
+    s->in_flight = 0;
+    s->running = s->opened = s->preempting = false;
+    s->slot = 0;
+    if (s->planned > s->computed_before)
+        s->computed_before = s->planned;
+    s->planned = 0;
+    if (s->ending != ENGINE_RUNNING) {
+        sequence_finish(g, s, s->ending, NULL);
+        return;
+    }
+    if (was_in_flight && ++s->deaths >= 2) {
+        engine_log(g, LOG_LEVEL_ERROR,
+                "request \"%s\" was in flight at two deaths of the rank group: it is ended",
+                s->stream->request_id);
+        sequence_finish(g, s, ENGINE_FINISH_FAULT,
+                "the workers failed twice while this request was running: it is not tried again");
+        return;
+    }
+    if (was_in_flight && !s->suspect) {
+        s->suspect = true;
+        g->n_suspects++;
+    }
+    g->now.replays_total++;
+    heap_push(&g->waiting, s);
+}
+
+void recovery_lost(struct engine *g) {
+    static const char *const names[] = {"loading", "serving", "recovering", "failed"};
+    if (g->ring == NULL)
+        return; /* known already: its fault was seen before the launcher said so */
+    engine_log(g, LOG_LEVEL_WARNING,
+            "the rank group of epoch %llu is lost while %s, with %u sequences running",
+            (unsigned long long)step_ring_group_epoch(g->ring), names[g->state], g->n_running);
+    uint32_t n = g->n_running;
+    g->n_running = 0;
+    g->quarantine = NULL;
+    for (uint32_t i = 0; i < n; i++)
+        survive(g, g->running[i]);
+    pools_done(&g->pools);
+    forget_flights(g);
+    recovery_set_ring(g, NULL);
+    if (g->state == STATE_SERVING)
+        g->state = STATE_RECOVERING;
+}
+
+void recovery_fault(struct engine *g, uint32_t rank, const char *text) {
+    g->now.step_errors_total++;
+    engine_log(g, LOG_LEVEL_ERROR, "rank %u: %s", rank, text);
+    engine_tell_launcher(g, CONTROL_STUCK, rank, text);
+    recovery_lost(g);
+}
+
+void recovery_channel(struct engine *g, const struct control_message *m, uint64_t now) {
+    struct step_ring *ring;
+    struct error e;
+    if (g->state == STATE_FAILED)
+        return;
+    recovery_lost(g); /* a new channel ends the old one, announced or not */
+    int r = step_ring_attach(m->fds[0], STEP_RING_COORDINATOR, &ring, &e);
+    if (r == 0 && (step_ring_group_epoch(ring) != m->group_epoch ||
+                          step_ring_coord_epoch(ring) != m->coord_epoch)) {
+        r = error_set(&e, -EBADMSG, "the channel's epochs %llu/%llu are not those of its ring, %llu/%llu",
+                (unsigned long long)m->group_epoch, (unsigned long long)m->coord_epoch,
+                (unsigned long long)step_ring_group_epoch(ring),
+                (unsigned long long)step_ring_coord_epoch(ring));
+        step_ring_free(ring);
+    }
+    if (r < 0) {
+        engine_log(g, LOG_LEVEL_ERROR, "%s", e.text);
+        engine_tell_launcher(g, CONTROL_FAULT, 0, e.text);
+        return;
+    }
+    recovery_set_ring(g, ring);
+    g->n_ranks = step_ring_ranks(ring);
+    memset(g->watch, 0, sizeof(g->watch));
+    g->step_next = 0;
+    flight_send_bare(g, STEP_TYPE_RESET, now);
+}
+
+/* ------------------------------------------------------------------ the answers to RESET
+ * -------------------------- */
+
+static int check_geometry(
+        const struct engine *g, const struct step_geometry *all, uint32_t i, struct error *e) {
+    const struct step_geometry *a = &all[i];
+    if (a->rank != i || a->tp != g->n_ranks)
+        return error_set(e, -EPROTO, "rank %u says that it is rank %u of %u, the group has %u", i, a->rank,
+                a->tp, g->n_ranks);
+    if (a->fingerprint != all[0].fingerprint || a->vocab_size != all[0].vocab_size ||
+            a->has_mtp != all[0].has_mtp)
+        return error_set(e, -EPROTO,
+                "rank %u has other weights than rank 0 (fingerprint %016llx, %016llx): start all "
+                "ranks with the same model",
+                i, (unsigned long long)a->fingerprint, (unsigned long long)all[0].fingerprint);
+    if (a->slots == 0 || a->slots > SEQS_MAX || a->pages == 0 || a->pages > INT32_MAX || a->vocab_size == 0 ||
+            a->rows_max == 0 || a->entries_max == 0 || a->max_model_len < 2 ||
+            a->max_model_len > CONTEXT_MAX || a->pages_per_slot == 0 ||
+            a->pages_per_slot > STEP_SLOT_PAGES_MAX)
+        return error_set(e, -EPROTO, "rank %u: its slots, pages or limits are 0 or out of range", i);
+    if (g->geometry_known &&
+            (a->fingerprint != g->geometry.fingerprint || a->vocab_size != g->geometry.vocab_size))
+        return error_set(e, -EPROTO,
+                "rank %u came back with other weights (fingerprint %016llx, before %016llx): "
+                "restart the service to change the model",
+                i, (unsigned long long)a->fingerprint, (unsigned long long)g->geometry.fingerprint);
+    return 0;
+}
+
+static uint32_t least(uint32_t a, uint32_t b) {
+    return a < b ? a : b;
+}
+
+/* What every rank can do. */
+static struct step_geometry merge(const struct engine *g, const struct step_geometry *all) {
+    struct step_geometry m = all[0];
+    for (uint32_t i = 1; i < g->n_ranks; i++) {
+        m.slots = least(m.slots, all[i].slots);
+        m.pages = least(m.pages, all[i].pages);
+        m.pages_per_slot = least(m.pages_per_slot, all[i].pages_per_slot);
+        m.rows_max = least(m.rows_max, all[i].rows_max);
+        m.entries_max = least(m.entries_max, all[i].entries_max);
+        m.max_model_len = least(m.max_model_len, all[i].max_model_len);
+        m.weight_bytes += all[i].weight_bytes;
+        m.pool_bytes += all[i].pool_bytes;
+    }
+    m.max_model_len = least(m.max_model_len, m.pages_per_slot * PAGE_TOKENS);
+    if (g->o.max_model_len > 0)
+        m.max_model_len = least(m.max_model_len, g->o.max_model_len);
+    return m;
+}
+
+static void publish(struct engine *g, const struct step_geometry *all) {
+    const struct step_geometry *m = &g->geometry;
+    pthread_mutex_lock(&g->registry_lock);
+    g->limits = (struct limits){
+            .max_model_len = m->max_model_len,
+            .vocab_size = m->vocab_size,
+            .pages = m->pages,
+            .pages_per_slot = m->pages_per_slot,
+            .has_mtp = m->has_mtp,
+    };
+    pthread_mutex_unlock(&g->registry_lock);
+    g->now.tp = g->n_ranks;
+    g->now.max_num_seqs = least(g->o.max_num_seqs, m->slots);
+    g->now.max_num_batched_tokens = least(g->o.max_num_batched_tokens, m->rows_max);
+    g->now.max_model_len = m->max_model_len;
+    g->now.vocab_size = m->vocab_size;
+    g->now.pages_total = m->pages;
+    g->now.group_epoch = step_ring_group_epoch(g->ring);
+    g->now.coord_epoch = step_ring_coord_epoch(g->ring);
+    g->now.weight_fingerprint = m->fingerprint;
+    g->now.weight_bytes = m->weight_bytes;
+    g->now.has_mtp = m->has_mtp != 0;
+    for (uint32_t i = 0; i < g->n_ranks; i++) {
+        memcpy(g->now.devices[i], all[i].device, sizeof(g->now.devices[i]));
+        g->now.devices[i][sizeof(g->now.devices[i]) - 1] = 0;
+    }
+}
+
+bool recovery_fits(const struct engine *g, const struct sequence *s) {
+    struct pools p = {.n_mtp = g->geometry.has_mtp ? 1 : 0, .pages_per_slot = g->geometry.pages_per_slot};
+    uint32_t total = s->n_prompt + s->max_tokens;
+    return total <= g->geometry.max_model_len && pools_pages_for(&p, total - 1) <= g->geometry.pages;
+}
+
+/* A group with smaller pools may not hold what the old one held. */
+static void drop_what_no_longer_fits(struct engine *g) {
+    uint32_t i = 0;
+    while (i < g->waiting.n) {
+        struct sequence *s = g->waiting.items[i];
+        if (recovery_fits(g, s)) {
+            i++;
+            continue;
+        }
+        sequence_finish(g, s, ENGINE_FINISH_FAULT,
+                "the workers came back with less memory, and this request no longer fits");
+        i = 0; /* the heap has moved */
+    }
+}
+
+void recovery_ready(struct engine *g, const struct step_geometry *all) {
+    struct error e;
+    int r = 0;
+    for (uint32_t i = 0; i < g->n_ranks && r == 0; i++)
+        r = check_geometry(g, all, i, &e);
+    if (r == 0) {
+        g->geometry = merge(g, all);
+        g->geometry_known = true;
+        r = pools_init(&g->pools, &g->geometry);
+        if (r < 0)
+            error_set(&e, r, "no memory for the bookkeeping of %u slots and %u pages", g->geometry.slots,
+                    g->geometry.pages);
+    }
+    if (r < 0) {
+        engine_log(g, LOG_LEVEL_ERROR, "%s", e.text);
+        engine_tell_launcher(g, CONTROL_FAULT, 0, e.text);
+        recovery_lost(g);
+        g->state = STATE_FAILED;
+        while (g->waiting.n > 0)
+            sequence_finish(g, g->waiting.items[0], ENGINE_FINISH_FAULT, e.text);
+        return;
+    }
+    publish(g, all);
+    drop_what_no_longer_fits(g);
+    engine_log(g, LOG_LEVEL_NOTICE,
+            "the rank group of epoch %llu is ready: %u ranks, %u slots, %u pages, %u to replay",
+            (unsigned long long)g->now.group_epoch, g->n_ranks, g->geometry.slots, g->geometry.pages,
+            g->waiting.n);
+    g->state = STATE_SERVING;
+}

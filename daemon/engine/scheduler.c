@@ -1,0 +1,325 @@
+/* scheduler.c - decides what each step runs. Called by the engine thread only; never blocks and never
+ * allocates.
+ *
+ * Decode rows first (they are what people wait for), then chunks of prompts up to the budget, in serving
+ * order: priority, then arrival. A waiting sequence is admitted when there is a slot and there are pages for
+ * all its known tokens; nothing overtakes the first one that waits, so nothing starves. Generation takes
+ * pages one by one; when they run out the youngest running sequence is put back to waiting and replayed
+ * later. The oldest is never put back, so somebody always gets to the end.
+ *
+ * A plan is made while the one before it runs: a CONTINUE row takes its id from the slot, and what the host
+ * does not know yet (a stop id) costs at most one row that nobody sees.
+ *
+ * While there are suspects (sequences that were in flight when the rank group died) each is replayed alone,
+ * up to its first new token, before anything else runs: a second death then hits the guilty one and nobody
+ * else. */
+#include "daemon/engine/internal.h"
+
+#include <assert.h>
+
+struct plan {
+    struct engine *g;
+    struct flight *f;
+    uint64_t now;
+    uint32_t rows_left, prompt_left, entries_left;
+};
+
+static uint32_t least(uint32_t a, uint32_t b) {
+    return a < b ? a : b;
+}
+
+static bool serving(const struct sequence *s) {
+    return s->ending == ENGINE_RUNNING && !s->preempting;
+}
+
+/* Whether the reader has room for one token more than those that are on their way. */
+static bool reader_has_room(struct plan *p, struct sequence *s) {
+    uint32_t coming = s->samples - (s->n_tokens - s->n_prompt);
+    uint32_t reserve = s == p->g->quarantine ? 0 : STREAM_RESERVE;
+    if (stream_free_places(s->stream) > coming + reserve) {
+        s->stalled_since_ns = 0;
+        return true;
+    }
+    if (s->stalled_since_ns == 0)
+        s->stalled_since_ns = p->now;
+    p->g->n_stalled++;
+    return false;
+}
+
+static void add_open(struct engine *g, struct sequence *s) {
+    struct step_open o = {
+            .slot = s->slot,
+            .sequence = s->number,
+            .temperature = s->sampling.temperature,
+            .top_p = s->sampling.top_p,
+            .min_p = s->sampling.min_p,
+            .top_k = s->sampling.top_k,
+            .repetition_penalty = s->sampling.repetition_penalty,
+            .presence_penalty = s->sampling.presence_penalty,
+            .frequency_penalty = s->sampling.frequency_penalty,
+            .min_tokens = s->min_tokens,
+            .seed = s->sampling.seed,
+    };
+    struct bias {
+        uint32_t id;
+        float bias;
+    } bias[LOGIT_BIAS_MAX];
+    for (uint32_t i = 0; i < s->n_bias; i++)
+        bias[i] = (struct bias){s->bias_ids[i], s->bias[i]};
+    if (s->n_bias > 0) {
+        o.n_bias = s->n_bias;
+        o.bias_at = step_blob(g->writer, bias, s->n_bias * (uint32_t)sizeof(bias[0]));
+    }
+    if (s->min_tokens > 0 && s->n_stop_ids > 0) {
+        o.n_suppress = s->n_stop_ids;
+        o.suppress_at = step_blob(g->writer, s->stop_ids, s->n_stop_ids * (uint32_t)sizeof(uint32_t));
+    }
+    step_add_open(g->writer, &o);
+    step_add_memory(g->writer, STEP_MEMORY_ZERO_SLOT, s->slot, 0);
+    s->opened = true;
+    if (atomic_load_explicit(&s->stream->first_step_ns, memory_order_relaxed) == 0)
+        atomic_store_explicit(&s->stream->first_step_ns, engine_clock_ns(), memory_order_relaxed);
+}
+
+/* Writes the entry; its pages are there already or granted by it. */
+static void add_entry(
+        struct plan *p, struct sequence *s, struct step_entry *t, uint32_t first, uint32_t n_pages) {
+    struct engine *g = p->g;
+    bool sample = (t->flags & STEP_ENTRY_SAMPLE) != 0;
+    t->slot = s->slot;
+    t->rope_at = t->mask_at = STEP_NONE;
+    t->page_first = first;
+    t->n_pages = n_pages;
+    if (n_pages > 0) {
+        const uint32_t *table = g->pools.page_tables + (size_t)s->slot * g->pools.pages_per_slot;
+        t->pages_at = step_blob(g->writer, table + first, n_pages * (uint32_t)sizeof(uint32_t));
+    }
+    if (sample && s->logprobs) {
+        t->flags |= STEP_ENTRY_LOGPROB;
+        t->top_logprobs = s->top_logprobs;
+    }
+    t->sample_index = s->samples;
+    t->replay = s->planned < s->computed_before;
+    step_add_entry(g->writer, t);
+
+    struct flight *f = p->f;
+    f->entries[f->n_entries++] = (struct flight_entry){
+            .sequence = s,
+            .slot = s->slot,
+            .sample_index = s->samples,
+            .sample = sample,
+            .top_logprobs = t->top_logprobs,
+    };
+    f->n_rows += t->n_rows;
+    f->n_samples += sample;
+    s->in_flight++;
+    s->planned += t->n_rows;
+    s->samples += sample;
+    p->rows_left -= t->n_rows;
+    p->entries_left--;
+}
+
+/* Marks the youngest that may be put back. Its pages come when its steps have retired. */
+static bool preempt_youngest(struct engine *g) {
+    for (uint32_t i = g->n_running; i > 0; i--) {
+        struct sequence *s = g->running[i - 1];
+        if (serving(s) && s != g->quarantine) {
+            s->preempting = true;
+            g->now.preemptions_total++;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Sees to it that `pages` will be free: those that are on their way count, then others are put back for it.
+ */
+static void make_room(struct engine *g, uint32_t pages) {
+    for (;;) {
+        uint32_t coming = g->pools.n_free_pages;
+        for (uint32_t i = 0; i < g->n_running; i++) {
+            if (!serving(g->running[i]))
+                coming += g->pools.table_len[g->running[i]->slot];
+        }
+        if (coming >= pages || !preempt_youngest(g))
+            return;
+    }
+}
+
+static void plan_decode(struct plan *p, struct sequence *s) {
+    struct engine *g = p->g;
+    uint32_t first, n;
+    if (!serving(s) || s->planned < s->prefill_end || s->samples >= s->max_tokens || !reader_has_room(p, s))
+        return;
+    if (!pools_grant(&g->pools, s->slot, s->planned + 1, &first, &n)) {
+        make_room(g, 1);
+        return;
+    }
+    struct step_entry t = {
+            .kind = STEP_ENTRY_CONTINUE,
+            .flags = STEP_ENTRY_SAMPLE,
+            .n_rows = 1,
+            .first_pos = s->planned,
+            .ids_at = STEP_NONE,
+            .id_after = STEP_NONE,
+    };
+    add_entry(p, s, &t, first, n);
+}
+
+static void plan_decodes(struct plan *p) {
+    struct engine *g = p->g;
+    /* When not all fit a step they take turns; else the order is the serving order. */
+    uint32_t start = g->n_running > p->rows_left || g->n_running > p->entries_left ? g->rotor : 0, i;
+    for (i = 0; i < g->n_running && p->rows_left > 0 && p->entries_left > 0; i++)
+        plan_decode(p, g->running[(start + i) % g->n_running]);
+    g->rotor = g->n_running > 0 ? (start + i) % g->n_running : 0;
+}
+
+/* The next chunk of what the host knows. False: nothing more of it can be planned now. */
+static bool plan_prompt(struct plan *p, struct sequence *s) {
+    struct engine *g = p->g;
+    uint32_t room = least(p->prompt_left, p->rows_left), first, n_pages;
+    if (!serving(s) || s->planned >= s->prefill_end || room == 0 || p->entries_left == 0)
+        return false;
+    /* Rows of an entry are all given or all generated. */
+    uint32_t end = s->planned < s->n_prompt ? s->n_prompt : s->prefill_end;
+    uint32_t stop = s->planned + least(room, end - s->planned);
+    if (stop < end && stop - stop % GDN_BLOCK > s->planned)
+        stop -= stop % GDN_BLOCK; /* a cut at a block boundary costs the least */
+    if (stop == s->prefill_end && !reader_has_room(p, s))
+        return false;
+    /* All pages of what is known are taken with the first chunk: a prompt never waits half way. */
+    if (!pools_grant(&g->pools, s->slot, s->prefill_end, &first, &n_pages))
+        return false;
+    if (!s->opened)
+        add_open(g, s);
+    struct step_entry t = {
+            .kind = STEP_ENTRY_PROMPT,
+            .flags = (stop == s->prefill_end ? STEP_ENTRY_SAMPLE : 0u) |
+                     (s->planned >= s->n_prompt ? STEP_ENTRY_GENERATED : 0u),
+            .n_rows = stop - s->planned,
+            .first_pos = s->planned,
+            .ids_at = step_blob(
+                    g->writer, s->tokens + s->planned, (stop - s->planned) * (uint32_t)sizeof(uint32_t)),
+            .id_after = stop < s->n_tokens ? s->tokens[stop] : STEP_NONE,
+    };
+    p->prompt_left -= t.n_rows;
+    p->f->n_prompt_rows += t.n_rows;
+    add_entry(p, s, &t, first, n_pages);
+    return true;
+}
+
+/* The first of those that wait, if it can be admitted now. */
+static struct sequence *admit(struct plan *p) {
+    struct engine *g = p->g;
+    if (g->waiting.n == 0 || g->n_running >= least(g->o.max_num_seqs, SEQS_MAX))
+        return NULL;
+    struct sequence *s = g->waiting.items[0];
+    uint32_t pages = pools_pages_for(&g->pools, s->n_tokens);
+    /* Some pages are left to those that generate, or the newcomer would soon be put back again. */
+    if (g->pools.n_free_pages < pages + (g->n_running + 15) / 16)
+        return NULL;
+    uint32_t slot = pools_take_slot(&g->pools);
+    if (slot == 0)
+        return NULL;
+    sequence_admit(g, s, slot);
+    return s;
+}
+
+static void plan_all(struct plan *p) {
+    struct engine *g = p->g;
+    plan_decodes(p);
+    for (uint32_t i = 0; i < g->n_running; i++)
+        plan_prompt(p, g->running[i]);
+    /* Half a record is far more than one sequence adds, so the record never overflows. */
+    while (p->prompt_left > 0 && p->rows_left > 0 && p->entries_left > 0 &&
+            step_writer_size(g->writer) < STEP_RECORD_MAX / 2) {
+        struct sequence *s = admit(p);
+        if (s == NULL || !plan_prompt(p, s))
+            break;
+    }
+}
+
+static void plan_quarantine(struct plan *p) {
+    struct engine *g = p->g;
+    if (g->quarantine == NULL) {
+        if (g->n_plans > 0 || g->waiting.n == 0) /* nothing else may be in flight with it */
+            return;
+        struct sequence *s = g->waiting.items[0]; /* suspects come first */
+        if (!s->suspect)
+            return;
+        uint32_t pages = pools_pages_for(&g->pools, s->n_tokens);
+        uint32_t slot = 0;
+        if (g->pools.n_free_pages >= pages && g->n_running < least(g->o.max_num_seqs, SEQS_MAX))
+            slot = pools_take_slot(&g->pools);
+        if (slot == 0) {
+            if (g->pools.n_free_pages < pages)
+                make_room(g, pages);
+            else if (g->pools.n_to_close == 0)
+                preempt_youngest(g);
+            return;
+        }
+        sequence_admit(g, s, slot);
+        g->quarantine = s;
+    }
+    plan_prompt(p, g->quarantine);
+}
+
+/* Those that are to be put back and have nothing in flight. Whether there were any. */
+static bool put_back(struct engine *g) {
+    bool any = false;
+    for (uint32_t i = g->n_running; i > 0; i--) {
+        struct sequence *s = g->running[i - 1];
+        if (s->preempting && s->in_flight == 0 && s->ending == ENGINE_RUNNING) {
+            sequence_to_waiting(g, s);
+            any = true;
+        }
+    }
+    return any;
+}
+
+static void prepare(struct plan *p) {
+    struct engine *g = p->g;
+    p->rows_left = least(least(g->o.max_num_batched_tokens, g->geometry.rows_max), STEP_ROWS_MAX);
+    p->prompt_left = g->o.prefill_target_ms > 0 ? least(p->rows_left, g->prefill_rows) : p->rows_left;
+    p->entries_left = least(g->geometry.entries_max, SEQS_MAX);
+    g->n_stalled = 0;
+}
+
+bool scheduler_plan(struct engine *g, uint64_t now) {
+    if (g->n_plans >= PLANS_IN_FLIGHT || g->n_flights >= FLIGHTS_MAX)
+        return false;
+    if (g->n_running == 0 && g->waiting.n == 0 && g->pools.n_to_close == 0)
+        return false;
+    struct plan p = {.g = g, .now = now, .f = flight_begin(g, STEP_TYPE_PLAN)};
+    put_back(g);
+    do {
+        prepare(&p);
+        if (g->n_suspects > 0)
+            plan_quarantine(&p);
+        else
+            plan_all(&p);
+        /* Nothing fits, and somebody with nothing in flight was chosen to make room: try again without it. */
+    } while (p.f->n_entries == 0 && put_back(g));
+    for (uint32_t i = 0; i < g->pools.n_to_close; i++)
+        step_add_close(g->writer, g->pools.to_close[i]);
+    if (p.f->n_entries == 0 && g->pools.n_to_close == 0)
+        return false;
+    return flight_commit(g, p.f, now) == 0;
+}
+
+/* Prompt rows of the next steps, so that a step takes about the target: scaled by what a step of about this
+ * size took, at most doubled or halved at once. Steps with few prompt rows say little and count only when
+ * they were too slow. */
+void scheduler_measured(struct engine *g, const struct flight *f, uint64_t compute_ns) {
+    uint64_t target = (uint64_t)g->o.prefill_target_ms * 1000000u;
+    if (target == 0 || f->n_prompt_rows == 0 || compute_ns == 0)
+        return;
+    if (f->n_prompt_rows < g->prefill_rows / 2 && compute_ns < target)
+        return;
+    double scale = (double)target / (double)compute_ns;
+    scale = scale > 2 ? 2 : scale < 0.5 ? 0.5 : scale;
+    double rows = (double)f->n_prompt_rows * scale;
+    uint32_t most = least(g->o.max_num_batched_tokens, STEP_ROWS_MAX);
+    g->prefill_rows = rows > most ? most : rows < PREFILL_ROWS_MIN ? PREFILL_ROWS_MIN : (uint32_t)rows;
+}

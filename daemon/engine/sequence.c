@@ -1,0 +1,147 @@
+/* sequence.c - the life of one sequence: made by submit, admitted to a slot, put back, ended. */
+#include "daemon/engine/internal.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* One block of memory for everything, taken by the submitting thread: the engine thread allocates nothing a
+ * step. */
+struct sequence *sequence_create(
+        const struct engine_request *q, struct engine_stream *stream, uint32_t vocab) {
+    size_t n_tokens = (size_t)q->n_prompt + q->max_tokens;
+    size_t words = n_tokens + q->n_stop_ids + 2 * (size_t)q->n_bias;
+    struct sequence *s = malloc(sizeof(*s) + words * sizeof(uint32_t));
+    if (s == NULL)
+        return NULL;
+    *s = (struct sequence){
+            .stream = stream,
+            .deadline_ns = q->deadline_ns,
+            .priority = q->priority,
+            .sampling = q->sampling,
+            .n_prompt = q->n_prompt,
+            .n_tokens = q->n_prompt,
+            .max_tokens = q->max_tokens,
+            .min_tokens = q->min_tokens,
+            .n_bias = q->n_bias,
+            .top_logprobs = q->logprobs ? q->top_logprobs : 0,
+            .logprobs = q->logprobs,
+            .waiting_at = HEAP_NONE,
+            .deadline_at = HEAP_NONE,
+    };
+    s->tokens = (uint32_t *)(void *)(s + 1);
+    s->stop_ids = s->tokens + n_tokens;
+    s->bias_ids = s->stop_ids + q->n_stop_ids;
+    s->bias = (float *)(void *)(s->bias_ids + q->n_bias);
+    memcpy(s->tokens, q->prompt_ids, q->n_prompt * sizeof(uint32_t));
+    for (uint32_t i = 0; i < q->n_stop_ids; i++) {
+        if (q->stop_ids[i] < vocab) /* others can never be sampled */
+            s->stop_ids[s->n_stop_ids++] = q->stop_ids[i];
+    }
+    if (q->n_bias > 0) {
+        memcpy(s->bias_ids, q->bias_ids, q->n_bias * sizeof(uint32_t));
+        memcpy(s->bias, q->bias, q->n_bias * sizeof(float));
+    }
+    return s;
+}
+
+void engine_poke_all(struct engine *g) {
+    for (uint32_t i = 0; i < g->n_pokes; i++)
+        g->pokes[i].fn(g->pokes[i].user);
+    g->n_pokes = 0;
+}
+
+/* Each reader thread is poked once, however many of its streams have news. */
+void engine_poke_later(struct engine *g, const struct engine_poke *poke) {
+    if (poke->fn == NULL)
+        return;
+    for (uint32_t i = 0; i < g->n_pokes; i++) {
+        if (g->pokes[i].fn == poke->fn && g->pokes[i].user == poke->user)
+            return;
+    }
+    if (g->n_pokes == POKES_MAX)
+        engine_poke_all(g);
+    g->pokes[g->n_pokes++] = *poke;
+}
+
+void sequence_admit(struct engine *g, struct sequence *s, uint32_t slot) {
+    assert(slot > 0 && !s->running && g->n_running < SEQS_MAX);
+    heap_remove(&g->waiting, s);
+    s->slot = slot;
+    s->running = true;
+    s->opened = s->preempting = false;
+    s->planned = 0;
+    s->prefill_end = s->n_tokens;
+    s->samples = s->n_tokens - s->n_prompt;
+    s->stalled_since_ns = 0;
+    uint32_t at = g->n_running++;
+    for (; at > 0 && sequence_before(s, g->running[at - 1]); at--)
+        g->running[at] = g->running[at - 1];
+    g->running[at] = s;
+}
+
+static void leave_running(struct engine *g, struct sequence *s) {
+    uint32_t at = 0;
+    while (g->running[at] != s)
+        at++;
+    assert(at < g->n_running);
+    g->n_running--;
+    memmove(&g->running[at], &g->running[at + 1], (g->n_running - at) * sizeof(g->running[0]));
+    s->running = false;
+    pools_release(&g->pools, s->slot, s->opened);
+    s->slot = 0;
+}
+
+void sequence_to_waiting(struct engine *g, struct sequence *s) {
+    assert(s->in_flight == 0 && s->ending == ENGINE_RUNNING);
+    if (s->running)
+        leave_running(g, s);
+    s->preempting = false;
+    heap_push(&g->waiting, s);
+}
+
+void sequence_cleared(struct engine *g, struct sequence *s) {
+    if (s->suspect) {
+        s->suspect = false;
+        g->n_suspects--;
+    }
+    if (g->quarantine == s)
+        g->quarantine = NULL;
+}
+
+static void drop(struct engine *g, struct sequence *s) {
+    assert(s->in_flight == 0 && s->ending != ENGINE_RUNNING);
+    heap_remove(&g->waiting, s);
+    if (s->running)
+        leave_running(g, s);
+    sequence_cleared(g, s);
+    s->stream->sequence = NULL;
+    engine_stream_unref(s->stream);
+    free(s);
+}
+
+void sequence_finish(struct engine *g, struct sequence *s, enum engine_finish finish, const char *error) {
+    if (s->ending == ENGINE_RUNNING) {
+        s->ending = finish;
+        heap_remove(&g->deadlines, s);
+        registry_remove(g, s->stream);
+        stream_end(s->stream, finish, error);
+        engine_poke_later(g, &s->stream->poke);
+    }
+    if (s->in_flight == 0)
+        drop(g, s);
+}
+
+void sequence_retired(struct engine *g, struct sequence *s) {
+    assert(s->in_flight > 0);
+    if (--s->in_flight > 0)
+        return;
+    if (s->ending != ENGINE_RUNNING) {
+        drop(g, s);
+        return;
+    }
+    if (s == g->quarantine && s->planned >= s->prefill_end)
+        sequence_cleared(g, s); /* its replay and one token more are done: it was not this one */
+    if (s->preempting)
+        sequence_to_waiting(g, s);
+}

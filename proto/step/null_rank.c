@@ -1,0 +1,431 @@
+/* null_rank.c - the strict rank that computes nothing. See null_rank.h. */
+#include "proto/step/null_rank.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+struct null_slot {
+    bool open, generated; /* generated: a generated row was seen, so no given ones may follow */
+    uint32_t length;      /* rows computed */
+    uint32_t outputs;     /* tokens generated: sampled, or replayed as generated */
+    uint32_t last_id;     /* STEP_NONE = nothing sampled since the last rows */
+    uint32_t min_tokens, n_suppress;
+    uint32_t suppress[STEP_SUPPRESS_MAX];
+    uint64_t seed, hash;
+    uint32_t *pages; /* [pages_per_slot]; 0 = not granted */
+};
+
+struct null_rank {
+    struct null_rank_options o;
+    uint32_t pages_per_slot;
+    struct null_slot *slots;     /* [slots + 1] */
+    uint32_t *page_tables;       /* [slots + 1][pages_per_slot] */
+    uint32_t *page_owner;        /* [pages + 1] slot; 0 = free */
+    struct step_sample *samples; /* [SEQS_MAX] */
+    uint32_t n_samples;
+    uint64_t checksum, last_step;
+    bool reset_seen;
+};
+
+static uint64_t mix(uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+static uint64_t clock_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+int null_rank_create(const struct null_rank_options *options, struct null_rank **ret, struct error *e) {
+    const struct null_rank_options *o = options;
+    if (o->tp == 0 || o->tp > RANKS_MAX || o->rank >= o->tp)
+        return error_set(e, -EINVAL, "rank %u of %u: 1 to %u ranks are possible", o->rank, o->tp, RANKS_MAX);
+    if (o->slots == 0 || o->slots > SEQS_MAX || o->pages == 0 || o->max_model_len == 0 ||
+            o->max_model_len > CONTEXT_MAX || o->rows_max == 0 || o->rows_max > STEP_ROWS_MAX)
+        return error_set(e, -EINVAL, "slots, pages, max-model-len or rows is 0 or over its limit");
+    if (o->vocab_size == 0 || o->id_count > o->vocab_size || o->id_first > o->vocab_size - o->id_count)
+        return error_set(e, -EINVAL, "sampled ids from %u, %u of them, do not fit a vocabulary of %u",
+                o->id_first, o->id_count, o->vocab_size);
+    struct null_rank *n = calloc(1, sizeof(*n));
+    if (n == NULL)
+        return error_set(e, -ENOMEM, "no memory for a null rank");
+    n->o = *o;
+    n->pages_per_slot = (o->max_model_len + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    n->slots = calloc(o->slots + 1, sizeof(*n->slots));
+    n->page_tables = calloc((size_t)(o->slots + 1) * n->pages_per_slot, sizeof(*n->page_tables));
+    n->page_owner = calloc((size_t)o->pages + 1, sizeof(*n->page_owner));
+    n->samples = calloc(SEQS_MAX, sizeof(*n->samples));
+    if (n->slots == NULL || n->page_tables == NULL || n->page_owner == NULL || n->samples == NULL) {
+        null_rank_free(n);
+        return error_set(
+                e, -ENOMEM, "no memory for a null rank of %u slots and %u pages", o->slots, o->pages);
+    }
+    for (uint32_t i = 0; i <= o->slots; i++)
+        n->slots[i].pages = n->page_tables + (size_t)i * n->pages_per_slot;
+    *ret = n;
+    return 0;
+}
+
+struct null_rank *null_rank_free(struct null_rank *n) {
+    if (n == NULL)
+        return NULL;
+    free(n->slots);
+    free(n->page_tables);
+    free(n->page_owner);
+    free(n->samples);
+    free(n);
+    return NULL;
+}
+
+/* ------------------------------------------------------------------ slots and pages
+ * ------------------------------- */
+
+/* Words of the blob; the offset means nothing where there are none. */
+static const uint32_t *blob_words(const struct step_plan *p, uint32_t n, uint32_t at) {
+    return n == 0 ? NULL : (const uint32_t *)(const void *)(p->blob + at);
+}
+
+static int open_slot_of(
+        struct null_rank *n, uint32_t slot, const char *what, struct null_slot **ret, struct error *e) {
+    if (slot > n->o.slots)
+        return error_set(e, -EINVAL, "%s: slot %u, this rank has %u", what, slot, n->o.slots);
+    if (!n->slots[slot].open)
+        return error_set(e, -EINVAL, "%s: slot %u is not open", what, slot);
+    *ret = &n->slots[slot];
+    return 0;
+}
+
+static void empty_slot(struct null_rank *n, struct null_slot *s) {
+    uint32_t *pages = s->pages;
+    for (uint32_t i = 0; i < n->pages_per_slot; i++) {
+        if (pages[i] != 0)
+            n->page_owner[pages[i]] = 0;
+        pages[i] = 0;
+    }
+    *s = (struct null_slot){.pages = pages};
+}
+
+static int close_slots(struct null_rank *n, const struct step_plan *p, struct error *e) {
+    for (uint32_t i = 0; i < p->n_closes; i++) {
+        struct null_slot *s;
+        int r = open_slot_of(n, p->closes[i], "close", &s, e);
+        if (r < 0)
+            return r;
+        empty_slot(n, s);
+    }
+    return 0;
+}
+
+static int open_slots(struct null_rank *n, const struct step_plan *p, struct error *e) {
+    for (uint32_t i = 0; i < p->n_opens; i++) {
+        const struct step_open *o = &p->opens[i];
+        if (o->slot > n->o.slots)
+            return error_set(e, -EINVAL, "open: slot %u, this rank has %u", o->slot, n->o.slots);
+        struct null_slot *s = &n->slots[o->slot];
+        if (s->open)
+            return error_set(e, -EINVAL, "open: slot %u is open already", o->slot);
+        s->open = true;
+        s->last_id = STEP_NONE;
+        s->seed = o->seed;
+        s->min_tokens = o->min_tokens;
+        s->n_suppress = o->n_suppress;
+        if (o->n_suppress > 0)
+            memcpy(s->suppress, p->blob + o->suppress_at, o->n_suppress * sizeof(uint32_t));
+        const uint32_t *bias_ids = blob_words(p, o->n_bias, o->bias_at);
+        for (uint32_t k = 0; k < o->n_bias; k++) {
+            if (bias_ids[2 * k] >= n->o.vocab_size)
+                return error_set(e, -EINVAL, "open: bias of id %u, the vocabulary has %u", bias_ids[2 * k],
+                        n->o.vocab_size);
+        }
+    }
+    return 0;
+}
+
+static int run_memory(struct null_rank *n, const struct step_plan *p, struct error *e) {
+    for (uint32_t i = 0; i < p->n_memory; i++) {
+        const struct step_memory *m = &p->memory[i];
+        struct null_slot *a, *b;
+        int r = 0;
+        switch (m->kind) {
+        case STEP_MEMORY_ZERO_SLOT:
+            r = open_slot_of(n, m->a, "zero slot", &a, e);
+            if (r == 0) {
+                a->length = a->outputs = 0;
+                a->hash = 0;
+                a->last_id = STEP_NONE;
+                a->generated = false;
+            }
+            break;
+        case STEP_MEMORY_COPY_SLOT:
+            r = open_slot_of(n, m->a, "copy slot", &a, e);
+            if (r == 0)
+                r = open_slot_of(n, m->b, "copy slot", &b, e);
+            if (r == 0) {
+                b->length = a->length;
+                b->outputs = a->outputs;
+                b->hash = a->hash;
+                b->last_id = a->last_id;
+                b->generated = a->generated;
+            }
+            break;
+        case STEP_MEMORY_COPY_PAGE:
+            if (m->a > n->o.pages || m->b > n->o.pages)
+                r = error_set(e, -EINVAL, "copy page %u to %u: this rank has %u", m->a, m->b, n->o.pages);
+            break;
+        default:
+            r = error_set(e, -EINVAL, "memory operation %u needs host units, this rank has none", m->kind);
+        }
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int grant(
+        struct null_rank *n, const struct step_plan *p, const struct step_entry *t, struct error *e) {
+    const uint32_t *pages = blob_words(p, t->n_pages, t->pages_at);
+    struct null_slot *s = &n->slots[t->slot];
+    if (t->n_pages > 0 &&
+            (t->page_first > n->pages_per_slot || t->n_pages > n->pages_per_slot - t->page_first))
+        return error_set(
+                e, -EINVAL, "slot %u: a grant past its page table of %u", t->slot, n->pages_per_slot);
+    for (uint32_t i = 0; i < t->n_pages; i++) {
+        if (pages[i] > n->o.pages)
+            return error_set(e, -EINVAL, "slot %u: page %u, this rank has %u", t->slot, pages[i], n->o.pages);
+        if (n->page_owner[pages[i]] != 0)
+            return error_set(e, -EINVAL, "slot %u: page %u belongs to slot %u", t->slot, pages[i],
+                    n->page_owner[pages[i]]);
+        if (s->pages[t->page_first + i] != 0)
+            return error_set(
+                    e, -EINVAL, "slot %u: entry %u of its page table is taken", t->slot, t->page_first + i);
+        s->pages[t->page_first + i] = pages[i];
+        n->page_owner[pages[i]] = t->slot;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ rows and samples
+ * ------------------------------ */
+
+static int feed(struct null_rank *n, struct null_slot *s, uint32_t slot, uint32_t id, struct error *e) {
+    if (id >= n->o.vocab_size)
+        return error_set(e, -EINVAL, "slot %u: id %u, the vocabulary has %u", slot, id, n->o.vocab_size);
+    if (s->length >= n->o.max_model_len)
+        return error_set(e, -EINVAL, "slot %u: position %u is past the longest sequence", slot, s->length);
+    if (s->pages[s->length / PAGE_TOKENS] == 0)
+        return error_set(e, -EINVAL, "slot %u: no page for position %u", slot, s->length);
+    s->hash = mix(s->hash ^ ((uint64_t)s->length << 32 | id));
+    s->length++;
+    return 0;
+}
+
+static int feed_prompt(
+        struct null_rank *n, const struct step_plan *p, const struct step_entry *t, struct error *e) {
+    struct null_slot *s = &n->slots[t->slot];
+    const uint32_t *ids = blob_words(p, t->n_rows, t->ids_at);
+    bool generated = (t->flags & STEP_ENTRY_GENERATED) != 0;
+    if (t->first_pos != s->length)
+        return error_set(e, -EINVAL, "slot %u: rows from position %u, its length is %u", t->slot,
+                t->first_pos, s->length);
+    if (!generated && (s->generated || s->outputs > 0))
+        return error_set(e, -EINVAL, "slot %u: given rows after generated ones", t->slot);
+    for (uint32_t i = 0; i < t->n_rows; i++) {
+        int r = feed(n, s, t->slot, ids[i], e);
+        if (r < 0)
+            return r;
+    }
+    if (generated) {
+        s->generated = true;
+        s->outputs += t->n_rows;
+    }
+    s->last_id = STEP_NONE;
+    return 0;
+}
+
+static bool suppressed(const struct null_slot *s, uint32_t index, uint32_t id) {
+    for (uint32_t i = 0; index < s->min_tokens && i < s->n_suppress; i++) {
+        if (s->suppress[i] == id)
+            return true;
+    }
+    return false;
+}
+
+static int sample(struct null_rank *n, const struct step_entry *t, struct error *e) {
+    struct null_slot *s = &n->slots[t->slot];
+    uint32_t first = n->o.id_count > 0 ? n->o.id_first : 0;
+    uint32_t count = n->o.id_count > 0 ? n->o.id_count : n->o.vocab_size;
+    if (t->sample_index != s->outputs)
+        return error_set(e, -EINVAL, "slot %u: sample %u after %u generated tokens", t->slot, t->sample_index,
+                s->outputs);
+    uint64_t h = mix(s->hash ^ mix(s->seed + t->sample_index));
+    uint32_t at = (uint32_t)(h % count);
+    for (uint32_t i = 0; i < count && suppressed(s, t->sample_index, first + at); i++)
+        at = (at + 1) % count;
+    struct step_sample *out = &n->samples[n->n_samples++];
+    out->slot = t->slot;
+    out->id = first + at;
+    out->logprob = (t->flags & STEP_ENTRY_LOGPROB) ? -(float)(h >> 40 & 1023) / 256 : 0;
+    out->n_top = t->top_logprobs;
+    for (uint32_t i = 0; i < t->top_logprobs; i++) {
+        out->top_ids[i] = first + (at + i) % count;
+        out->top_logprobs[i] = out->logprob - (float)i;
+    }
+    n->checksum = step_checksum(n->checksum, out->slot, out->id);
+    s->last_id = out->id;
+    s->outputs++;
+    return 0;
+}
+
+static int run_entries(struct null_rank *n, const struct step_plan *p, struct error *e) {
+    if (p->n_rows > n->o.rows_max)
+        return error_set(e, -EINVAL, "a step of %u rows, this rank takes %u", p->n_rows, n->o.rows_max);
+    for (uint32_t i = 0; i < p->n_entries; i++) {
+        const struct step_entry *t = &p->entries[i];
+        struct null_slot *s;
+        int r = open_slot_of(n, t->slot, "entry", &s, e);
+        if (r == 0)
+            r = grant(n, p, t, e);
+        if (r < 0)
+            return r;
+        if (t->kind == STEP_ENTRY_PROMPT)
+            r = feed_prompt(n, p, t, e);
+        else if (t->n_rows != 1)
+            r = error_set(e, -EINVAL, "slot %u: this rank makes no drafts", t->slot);
+        else if (s->last_id == STEP_NONE)
+            r = error_set(e, -EINVAL, "slot %u: nothing was sampled to continue from", t->slot);
+        else
+            r = feed(n, s, t->slot, s->last_id, e);
+        if (r == 0 && (t->flags & STEP_ENTRY_SAMPLE))
+            r = sample(n, t, e);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ records
+ * --------------------------------------- */
+
+static void sleep_until(uint64_t ns) {
+    struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR)
+        ;
+}
+
+static int complete(struct step_ring *r, const struct step_completion *c, const void *body, uint32_t bytes) {
+    int err;
+    while ((err = step_ring_complete(r, c, body, bytes)) == -EAGAIN)
+        step_ring_wait(r, /* timeout_ns= */ 100000000u);
+    return err;
+}
+
+static int answer_fault(struct step_ring *r, const struct step_plan *p, const char *text) {
+    struct step_completion c = {
+            .type = p->header->type, .step = p->header->step, .status = STEP_STATUS_FAULT};
+    c.n_samples = (uint32_t)strnlen(text, STEP_FAULT_TEXT_MAX);
+    return complete(r, &c, text, c.n_samples);
+}
+
+static int answer_reset(struct null_rank *n, struct step_ring *r) {
+    struct step_completion c = {.type = STEP_TYPE_RESET};
+    struct step_geometry g = {
+            .rank = n->o.rank,
+            .tp = n->o.tp,
+            .slots = n->o.slots,
+            .pages = n->o.pages,
+            .pages_per_slot = n->pages_per_slot,
+            .rows_max = n->o.rows_max,
+            .entries_max = n->o.slots,
+            .vocab_size = n->o.vocab_size,
+            .max_model_len = n->o.max_model_len,
+            .has_mtp = n->o.has_mtp,
+            .fingerprint = n->o.fingerprint,
+    };
+    snprintf(g.device, sizeof(g.device), "null rank %u, computes nothing", n->o.rank);
+    for (uint32_t i = 1; i <= n->o.slots; i++)
+        empty_slot(n, &n->slots[i]);
+    n->last_step = 0;
+    n->reset_seen = true;
+    return complete(r, &c, &g, sizeof(g));
+}
+
+static int answer_plan(struct null_rank *n, struct step_ring *r, const struct step_plan *p, bool faults) {
+    struct error e = {0};
+    struct step_completion c = {.type = STEP_TYPE_PLAN, .step = p->header->step};
+    uint64_t start = clock_ns();
+    n->n_samples = 0;
+    n->checksum = STEP_CHECKSUM_SEED;
+    int err = close_slots(n, p, &e);
+    if (err == 0)
+        err = open_slots(n, p, &e);
+    if (err == 0)
+        err = run_memory(n, p, &e);
+    if (err == 0)
+        err = run_entries(n, p, &e);
+    if (err == 0 && faults && p->header->step == n->o.fault_at_step)
+        err = error_set(
+                &e, -EIO, "asked to report a fault at step %llu", (unsigned long long)p->header->step);
+    if (err < 0)
+        return answer_fault(r, p, e.text);
+    uint64_t cost = n->o.step_ns + (uint64_t)p->n_rows * n->o.row_ns;
+    if (cost > 0)
+        sleep_until(start + cost);
+    c.checksum = n->checksum;
+    if (faults && p->header->step == n->o.lie_at_step)
+        c.checksum ^= 1;
+    c.n_samples = n->o.rank == 0 ? n->n_samples : 0;
+    c.compute_ns = clock_ns() - start;
+    return complete(r, &c, n->samples, c.n_samples * (uint32_t)sizeof(n->samples[0]));
+}
+
+static int answer(struct null_rank *n, struct step_ring *r, const struct step_plan *p) {
+    struct step_completion c = {.type = p->header->type, .step = p->header->step};
+    bool faults = step_ring_group_epoch(r) <= n->o.fault_epochs;
+    if (p->header->type == STEP_TYPE_RESET)
+        return answer_reset(n, r);
+    if (!n->reset_seen || p->header->step != n->last_step + 1)
+        return answer_fault(r, p, "steps must count up from the last reset");
+    n->last_step++;
+    if (p->header->type != STEP_TYPE_PLAN) {
+        int err = complete(r, &c, NULL, 0);
+        return err == 0 && p->header->type == STEP_TYPE_STOP ? -ESHUTDOWN : err;
+    }
+    if (faults && p->header->step == n->o.die_at_step)
+        return -ECANCELED;
+    if (faults && p->header->step == n->o.hang_at_step)
+        return -EDEADLK;
+    return answer_plan(n, r, p, faults);
+}
+
+int null_rank_serve(struct null_rank *n, struct step_ring *r, uint64_t timeout_ns, struct error *e) {
+    const void *record;
+    uint32_t bytes;
+    struct step_plan p;
+    int err = step_ring_next(r, &record, &bytes);
+    if (err == -EAGAIN) {
+        step_ring_wait(r, timeout_ns);
+        err = step_ring_next(r, &record, &bytes);
+    }
+    if (err == -EAGAIN)
+        return -ETIMEDOUT;
+    if (err < 0)
+        return error_set(e, err, "the step ring is damaged");
+    err = step_decode(record, bytes, &p, e);
+    if (err < 0)
+        return err;
+    if (p.header->group_epoch == step_ring_group_epoch(r) &&
+            p.header->coord_epoch == step_ring_coord_epoch(r)) {
+        step_ring_progress(r, p.header->step, 0, 0, /* busy= */ true);
+        err = answer(n, r, &p);
+        if (err != -EDEADLK)
+            step_ring_progress(r, p.header->step, 0, 0, /* busy= */ false);
+    }
+    step_ring_release(r);
+    return err;
+}

@@ -1,0 +1,32 @@
+/* null_rank.h - a rank that follows the step protocol to the letter and computes nothing.
+ *
+ * It is strict where a real worker can afford not to be: positions must be contiguous, every row needs a
+ * granted page that no other open slot holds, sample indices must count what was generated. So it is the
+ * protocol's checker as well as the null worker. What it "samples" is a hash of the seed, the sample index
+ * and every (position, id) the slot has seen: a replay gives equal tokens exactly when it is a faithful one.
+ * Used by shardd-worker-null, by tests and by benchmarks. One thread at a time. */
+#pragma once
+
+#include "proto/step/ring.h"
+
+struct null_rank;
+
+struct null_rank_options {
+    uint32_t rank, tp;
+    uint32_t slots, pages, max_model_len, rows_max, vocab_size;
+    uint32_t id_first,
+            id_count; /* sampled ids lie in [id_first, id_first + id_count); id_count 0 = the vocabulary */
+    uint32_t has_mtp;
+    uint64_t fingerprint;
+    uint64_t step_ns, row_ns; /* each plan takes step_ns + rows * row_ns */
+    /* Faults, at the PLAN of this number and in group epochs up to fault_epochs (0 = never): */
+    uint64_t die_at_step, hang_at_step, fault_at_step, lie_at_step;
+    uint64_t fault_epochs;
+};
+
+int null_rank_create(const struct null_rank_options *options, struct null_rank **ret, struct error *e);
+struct null_rank *null_rank_free(struct null_rank *n);
+/* Answers the next record, waiting up to timeout_ns for one. 0; -ETIMEDOUT: none came; -ECANCELED:
+ * die_at_step was reached (nothing was answered); -EDEADLK: hang_at_step was reached (busy for ever);
+ * -ESHUTDOWN: STOP was answered; -EBADMSG: the ring or the record is malformed. */
+int null_rank_serve(struct null_rank *n, struct step_ring *r, uint64_t timeout_ns, struct error *e);
