@@ -2,9 +2,16 @@
  * syntax).
  *
  * One per stream, used by one thread at a time. Fed with whole-character UTF-8 pieces; emits events as soon
- * as they are certain, and never holds back more than a possible tag prefix. Malformed tool syntax is never
- * lost: it comes out as text. Parameter values are typed by the tool's JSON schema where there is one
- * (integer, number, boolean, null, object, array; else string), as peers' qwen3 parsers do. */
+ * as they are certain, and never holds back more than a possible tag or a value whose type is not known yet.
+ * How the text was cut into pieces makes no difference, but for where one event ends and the next of its kind
+ * begins.
+ *
+ * Newlines before and after </think>, and white space inside and between tool calls, are syntax and belong to
+ * no event. A <think> that is the first thing of all opens reasoning. Malformed tool syntax is never lost: it
+ * comes out as text. The pieces of TOOL_ARGUMENTS of a call join to one JSON object; if the stream ends
+ * inside a call, there is no TOOL_END and the object stays open. Parameter values are typed by the tool's
+ * JSON schema where there is one (integer, number, boolean, null, object, array; else string, as is a value
+ * that is not of its type), as peers' qwen3 parsers do. */
 #pragma once
 
 #include "base/error.h"

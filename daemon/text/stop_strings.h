@@ -9,13 +9,14 @@
 #include <stdint.h>
 
 struct stop_strings;
-/* strings are copied; n may be 0 (then nothing is ever held back). */
+/* strings are copied; n may be 0 (then nothing is ever held back). -EINVAL: an empty string; -E2BIG: more
+ * than STOP_STRINGS_MAX, or one longer than STOP_STRING_BYTES_MAX. */
 int stop_strings_new(
         const char *const *strings, const size_t *bytes, size_t n, bool include, struct stop_strings **ret);
 struct stop_strings *stop_strings_free(struct stop_strings *s);
 /* Takes text; ret_text and ret_bytes tell what may be shown now (valid until the next call). Returns the
- * index of the string that matched (nothing may be fed after it), or -1. When several end at the same byte,
- * the one that starts first wins, then the lower index. */
+ * index of the string that matched (nothing may be fed after it), -1 if none did, or -ENOMEM. When several
+ * end at the same byte, the one that starts first wins, then the lower index. */
 int stop_strings_feed(
         struct stop_strings *s, const char *text, size_t bytes, const char **ret_text, size_t *ret_bytes);
 /* End of the stream: what was held back. */
