@@ -9,9 +9,6 @@
 #include <string.h>
 #include <time.h>
 
-#define K_ENTRY_GENERATED                                                                                    \
-    (1u << 3) /* PROMPT rows that the sequence generated itself: output for the penalties */
-
 struct step_exec {
     struct rank *rank;
     struct forward *forward;

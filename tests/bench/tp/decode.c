@@ -1,0 +1,250 @@
+/* decode.c - speed of the CPU worker on a made-up model of 0.8B: decoding against this machine's read
+ * bandwidth, prefill against its fp32 rate.
+ *
+ *   bench-tp-decode [threads [tokens]]        default: all cores, 32 tokens
+ *
+ * The model has the sizes of the published one and seeded BF16 weights. Both roofs are measured here, with
+ * the same number of threads: reading 1 GiB, and fused multiply-adds in registers. */
+#include "tp/offline.h"
+
+#include <immintrin.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define READ_BYTES     (1ull << 30)
+#define FMA_ROUNDS     20000000ull
+#define PROMPT         128u
+#define PREFILL_ROUNDS 3
+#define THREADS_MAX    64u
+
+static double now_s(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* ---- roofs ---- */
+
+struct job {
+    pthread_t thread;
+    pthread_barrier_t *barrier;
+    const uint8_t *data;
+    uint64_t bytes;
+    uint64_t sum;
+    float fma;
+    double seconds;
+};
+
+__attribute__((target("avx2"))) static uint64_t read_all(const uint8_t *data, uint64_t bytes) {
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+    for (uint64_t i = 0; i + 128 <= bytes; i += 128) {
+        a = _mm256_add_epi64(a, _mm256_load_si256((const __m256i *)(data + i)));
+        b = _mm256_add_epi64(b, _mm256_load_si256((const __m256i *)(data + i + 32)));
+        c = _mm256_add_epi64(c, _mm256_load_si256((const __m256i *)(data + i + 64)));
+        d = _mm256_add_epi64(d, _mm256_load_si256((const __m256i *)(data + i + 96)));
+    }
+    a = _mm256_add_epi64(_mm256_add_epi64(a, b), _mm256_add_epi64(c, d));
+    return (uint64_t)_mm256_extract_epi64(a, 0) + (uint64_t)_mm256_extract_epi64(a, 2);
+}
+
+static void *read_main(void *argument) {
+    struct job *j = argument;
+    for (int round = 0; round < 3; round++) { /* the best of three; the first also maps the pages */
+        pthread_barrier_wait(j->barrier);
+        double begin = now_s();
+        j->sum += read_all(j->data, j->bytes);
+        pthread_barrier_wait(j->barrier);
+        double seconds = now_s() - begin;
+        if (round == 0 || seconds < j->seconds)
+            j->seconds = seconds;
+    }
+    return NULL;
+}
+
+/* Enough independent chains to hide the latency of one multiply-add. */
+#define CHAINS 16
+__attribute__((target("avx512f"))) static float fma_512(uint64_t rounds) {
+    __m512 x[CHAINS], m = _mm512_set1_ps(0.999f), a = _mm512_set1_ps(0.001f);
+    for (int i = 0; i < CHAINS; i++)
+        x[i] = _mm512_set1_ps((float)i);
+    for (uint64_t r = 0; r < rounds; r++)
+#pragma GCC unroll 16
+        for (int i = 0; i < CHAINS; i++)
+            x[i] = _mm512_fmadd_ps(x[i], m, a);
+    for (int i = 1; i < CHAINS; i++)
+        x[0] = _mm512_add_ps(x[0], x[i]);
+    return _mm512_cvtss_f32(x[0]);
+}
+
+__attribute__((target("avx2,fma"))) static float fma_256(uint64_t rounds) {
+    __m256 x[12], m = _mm256_set1_ps(0.999f), a = _mm256_set1_ps(0.001f);
+    for (int i = 0; i < 12; i++)
+        x[i] = _mm256_set1_ps((float)i);
+    for (uint64_t r = 0; r < rounds; r++)
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++)
+            x[i] = _mm256_fmadd_ps(x[i], m, a);
+    for (int i = 1; i < 12; i++)
+        x[0] = _mm256_add_ps(x[0], x[i]);
+    return _mm256_cvtss_f32(x[0]);
+}
+
+static void *fma_main(void *argument) {
+    struct job *j = argument;
+    pthread_barrier_wait(j->barrier);
+    double begin = now_s();
+    j->fma = __builtin_cpu_supports("avx512f") ? fma_512(FMA_ROUNDS) : fma_256(FMA_ROUNDS);
+    pthread_barrier_wait(j->barrier);
+    j->seconds = now_s() - begin;
+    return NULL;
+}
+
+static double run_jobs(
+        void *(*main_function)(void *), uint32_t threads, const uint8_t *data, uint64_t bytes) {
+    struct job jobs[THREADS_MAX] = {0};
+    pthread_barrier_t barrier;
+    double worst = 0;
+    pthread_barrier_init(&barrier, NULL, threads);
+    for (uint32_t i = 0; i < threads; i++) {
+        jobs[i].barrier = &barrier;
+        jobs[i].bytes = bytes / threads & ~127ull;
+        jobs[i].data = data + i * jobs[i].bytes;
+        if (pthread_create(&jobs[i].thread, NULL, main_function, &jobs[i]) != 0) {
+            fprintf(stderr, "cannot start thread %u\n", i);
+            exit(EXIT_FAILURE);
+        }
+    }
+    for (uint32_t i = 0; i < threads; i++) {
+        pthread_join(jobs[i].thread, NULL);
+        worst = jobs[i].seconds > worst ? jobs[i].seconds : worst;
+    }
+    pthread_barrier_destroy(&barrier);
+    return worst;
+}
+
+static double read_bandwidth(uint32_t threads) {
+    uint8_t *data = aligned_alloc(4096, READ_BYTES);
+    if (!data)
+        return 0;
+    memset(data, 1, READ_BYTES);
+    double seconds = run_jobs(read_main, threads, data, READ_BYTES);
+    free(data);
+    return (double)READ_BYTES / seconds;
+}
+
+static double fma_rate(uint32_t threads) {
+    double flops = (double)FMA_ROUNDS * (__builtin_cpu_supports("avx512f") ? CHAINS * 32.0 : 12 * 16.0);
+    return flops * threads / run_jobs(fma_main, threads, NULL, 0);
+}
+
+/* ---- the model ---- */
+
+static const char config[] =
+        "{\"architectures\": [\"Qwen3_5ForCausalLM\"], \"model_type\": \"qwen3_5_text\", \"vocab_size\": 248320,\n"
+        " \"hidden_size\": 1024, \"intermediate_size\": 3584, \"num_hidden_layers\": 24, \"num_attention_heads\": 8,\n"
+        " \"num_key_value_heads\": 2, \"head_dim\": 256, \"full_attention_interval\": 4, \"hidden_act\": \"silu\",\n"
+        " \"attention_bias\": false, \"attn_output_gate\": true, \"rms_norm_eps\": 1e-06,\n"
+        " \"max_position_embeddings\": 262144, \"linear_num_key_heads\": 16, \"linear_num_value_heads\": 16,\n"
+        " \"linear_key_head_dim\": 128, \"linear_value_head_dim\": 128, \"linear_conv_kernel_dim\": 4,\n"
+        " \"tie_word_embeddings\": true, \"mtp_num_hidden_layers\": 0, \"eos_token_id\": 248044,\n"
+        " \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 10000000, \"partial_rotary_factor\": 0.25,\n"
+        "  \"mrope_section\": [11, 11, 10], \"mrope_interleaved\": true}}\n";
+
+static bool write_config(const char *dir) {
+    char path[300];
+    snprintf(path, sizeof(path), "%s/config.json", dir);
+    FILE *f = fopen(path, "we");
+    if (!f)
+        return false;
+    bool ok = fwrite(config, 1, sizeof(config) - 1, f) == sizeof(config) - 1;
+    return fclose(f) == 0 && ok;
+}
+
+static void remove_config(const char *dir) {
+    char path[300];
+    snprintf(path, sizeof(path), "%s/config.json", dir);
+    unlink(path);
+    rmdir(dir);
+}
+
+static uint32_t ids[PROMPT];
+
+static double run_once(struct offline *o, uint32_t prompt, uint32_t tokens, struct step_sample *samples) {
+    struct error e = {0};
+    struct offline_sequence s = {.prompt = ids,
+            .n_prompt = prompt,
+            .max_tokens = tokens,
+            .stop_id = STEP_NONE,
+            .sampling = offline_greedy(),
+            .samples = samples};
+    double begin = now_s();
+    if (offline_run(o, &s, 1, &e) < 0) {
+        fprintf(stderr, "%s\n", e.text);
+        exit(EXIT_FAILURE);
+    }
+    return now_s() - begin;
+}
+
+static void measure(struct offline *o, uint32_t threads, uint32_t tokens) {
+    struct step_sample *samples = calloc(tokens + 1u, sizeof(samples[0]));
+    struct rank *r = offline_rank(o, 0);
+    uint64_t head = (uint64_t)r->config.vocab_size * r->config.hidden_size * 2;
+    uint64_t bytes =
+            r->weights.bytes - head; /* the dummy embedding is packed memory too, but only one row is read */
+    double bandwidth = read_bandwidth(threads), flops = fma_rate(threads);
+    run_once(o, 1, 2, samples);
+    double one = run_once(o, 1, 1, samples), all = run_once(o, 1, 1 + tokens, samples);
+    double per_token = (all - one) / tokens;
+    printf("decode   %6.2f tok/s  %5.1f GB/s, %3.0f %% of %.1f  B=1 bf16 %.2f GB of weights, %u threads, %u tokens\n",
+            1 / per_token, (double)bytes / per_token / 1e9, 100 * (double)bytes / per_token / bandwidth,
+            bandwidth / 1e9, (double)bytes / 1e9, threads, tokens);
+    double best = 1e30;
+    for (int i = 0; i < PREFILL_ROUNDS; i++) {
+        double t = run_once(o, PROMPT, 0, samples);
+        best = t < best ? t : best;
+    }
+    double work = (double)(bytes - head) / 2 * 2 * PROMPT; /* without lm_head: nothing is sampled */
+    printf("prefill  %6.1f tok/s  %5.1f GFLOP/s, %3.0f %% of %.0f  %u tokens at once, %u threads\n",
+            PROMPT / best, work / best / 1e9, 100 * work / best / flops, flops / 1e9, PROMPT, threads);
+    free(samples);
+}
+
+int main(int argc, char **argv) {
+    uint32_t threads =
+            argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
+    uint32_t tokens = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 32;
+    char dir[] = "/tmp/shardd-bench-XXXXXX";
+    struct error e = {0};
+    struct offline *o = NULL;
+    if (threads == 0 || threads > THREADS_MAX || tokens == 0 || tokens > 4096 || !mkdtemp(dir) ||
+            !write_config(dir)) {
+        fprintf(stderr, "usage: bench-tp-decode [threads [tokens]]\n");
+        return EXIT_FAILURE;
+    }
+    for (uint32_t i = 0; i < PROMPT; i++)
+        ids[i] = 100 + 977 * i;
+    struct rank_options options = {.model_dir = dir,
+            .tp = 1,
+            .threads = threads,
+            .dummy = true,
+            .max_num_seqs = 1,
+            .max_num_batched_tokens = PROMPT,
+            .max_model_len = 8192};
+    double begin = now_s();
+    int r = offline_create(&options, &o, &e);
+    remove_config(dir);
+    if (r < 0) {
+        fprintf(stderr, "%s\n", e.text);
+        return EXIT_FAILURE;
+    }
+    printf("%s; made in %.1f s; %s\n", k_context_describe(offline_rank(o, 0)->context), now_s() - begin,
+            offline_rank(o, 0)->budget.text);
+    measure(o, threads, tokens);
+    offline_free(o);
+    return EXIT_SUCCESS;
+}
