@@ -233,8 +233,8 @@ enum k_memory_kind {
     K_MEM_ZERO_SLOT,       /* a: slot; state zero, length 0 */
     K_MEM_COPY_SLOT,       /* a -> b: state, length, counts; not the page table */
     K_MEM_COPY_PAGE,       /* a -> b: all layers */
-    K_MEM_SNAPSHOT_SLOT,   /* slot a -> slot unit b */
-    K_MEM_RESTORE_SLOT,    /* slot unit a -> slot b */
+    K_MEM_SNAPSHOT_SLOT,   /* slot a -> slot unit b: state, length, MTP hidden, which ids were seen */
+    K_MEM_RESTORE_SLOT,    /* slot unit a -> slot b; the ids seen count as prompt of the slot's sequence */
     K_MEM_PAGE_OUT,        /* page a -> page unit b */
     K_MEM_PAGE_IN,         /* page unit a -> page b */
 };
@@ -242,7 +242,10 @@ struct k_memory_op {
     uint32_t kind, a, b;
 };
 
-/* Each is queued on the stream in order. Arguments were checked by tp/: slots, pages and units exist. */
+/* Each is queued on the stream in order. Arguments were checked by tp/: slots, pages and units exist.
+ * Opening sets length 0 and forgets token counts and sampling; state, MTP hidden and page table stay as they were
+ * until ZERO, COPY, RESTORE and k_slot_grant(). More than LOGIT_BIAS_MAX biases or STOP_IDS_MAX + 16 suppressed ids
+ * are a fault (-EINVAL). Closing clears the page table. */
 void k_slot_open(struct k_stream *s, struct k_pool *p, uint32_t slot, const struct k_sampling *sampling);
 void k_slot_close(struct k_stream *s, struct k_pool *p, uint32_t slot);
 /* Sets page table entries [first, first + n) of the slot. Host array copied when the call returns. */
@@ -316,9 +319,10 @@ void k_project(struct k_stream *s, const struct k_batch *b, const float *x, cons
 /* ------------------------------------------------------------------ head and sampling ------------------------- */
 
 struct k_result { /* one per sampled entry, device memory, downloaded by tp/ */
-    uint32_t id;
-    float logprob;  /* natural log, of the raw model distribution (before penalties, temperature and filters) */
-    uint32_t n_top; /* top_logprobs filled */
+    uint32_t id;    /* 0 where the logits were a fault */
+    float logprob;  /* natural log, of the raw model distribution (before penalties, temperature and filters); 0 if
+                     * the entry asked for no logprobs */
+    uint32_t n_top; /* top_logprobs filled, highest first, equal ones by id */
     uint32_t reserved;
     uint32_t top_ids[TOP_LOGPROBS_MAX];
     float top_logprobs[TOP_LOGPROBS_MAX];

@@ -1,0 +1,342 @@
+/* Several ranks: the reduce and the head give the bits of one rank; a group that is stopped lets everyone go.
+ */
+#include "tests/unit/kernels/fixture.h"
+
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { H = 128, K = 192, V = 1003, ROWS = 45, STEPS = 3, ENTRIES = 40 };
+
+/* What every rank of a group is given, and what rank r found. */
+struct group {
+    uint32_t tp;
+    void *region;
+    const float *w, *head, *in, *x;    /* [H][K], [V][H], [ROWS][K], [ROWS][H] */
+    const struct k_sampling *sampling; /* [ENTRIES + 1] */
+    bool poison;                       /* a NaN in the hidden row of entry 3 */
+    const char *isa;
+};
+struct member {
+    struct group *g;
+    uint32_t rank;
+    pthread_t thread;
+    float x[ROWS * H], logits[ENTRIES * V];
+    struct k_result results[STEPS][ENTRIES];
+    int fault;
+    char fault_text[ERROR_TEXT_MAX];
+};
+
+static struct k_linear *shard(struct world *w, const float *data, uint32_t stride, uint32_t rows,
+        uint32_t columns, uint32_t leaves) {
+    struct k_linear *l = NULL;
+    struct k_matrix_view v = {data, stride, rows, K_F32};
+    struct k_linear_spec spec = {&v, 1, columns, leaves, "shard"};
+    OK(k_linear_pack(w->c, &spec, &l, e));
+    return l;
+}
+
+static void plan_step(struct world *w, uint32_t step) {
+    step_new(w);
+    for (uint32_t i = 0; i < ENTRIES; i++) {
+        struct k_entry *e = step == 0 ? step_prompt(w, i + 1, 0, i < 5 ? 2 : 1, i) : step_continue(w, i + 1);
+        e->flags =
+                i % 4 == 1 && step == 0 ? K_ENTRY_LOGITS : K_ENTRY_SAMPLE | (i % 8 == 0 ? K_ENTRY_LOGITS : 0);
+        e->sample_at = w->plan.n_samples;
+        w->plan.n_samples += e->flags & K_ENTRY_SAMPLE ? 1 : 0;
+        e->sample_index = step;
+        e->top_logprobs = i % 3 ? i % 7 : UINT32_MAX;
+    }
+}
+
+static void *member_main(void *arg) {
+    struct member *m = arg;
+    const struct group *g = m->g;
+    const uint32_t segment = (V + 63) / 64, per = segment * (64 / g->tp),
+                   first = m->rank * per < V ? m->rank * per : V;
+    struct k_shape shape = {.tp = g->tp,
+            .rank = m->rank,
+            .hidden_size = H,
+            .vocab_size = V,
+            .vocab_first = first,
+            .vocab_rows = V - first < per ? V - first : per,
+            .rms_eps = 1e-6f,
+            .rope_theta = 1e4};
+    struct k_pool_options o = {.slots = ENTRIES, .pages = 1, .pages_per_slot = 1};
+    struct world *w = calloc(1, sizeof *w);
+    float *part = calloc(ROWS * H, sizeof *part), *in = calloc(ROWS * K, sizeof *in);
+    float *hidden = calloc(ROWS * H, sizeof *hidden);
+    if (!world_open(w, &shape, &o, g->isa, 1, g->region))
+        goto out;
+    for (uint32_t i = 1; i <= ENTRIES; i++)
+        slot_new(w, i, &g->sampling[i], 0, 0);
+    struct k_linear *l = shard(w, g->w + m->rank * (K / g->tp), K, H, K / g->tp, 8 / g->tp);
+    struct k_linear *head = shard(w, g->head + (size_t)first * H, H, shape.vocab_rows, H, 8);
+    for (uint32_t r = 0; r < ROWS; r++)
+        memcpy(in + r * (K / g->tp), g->in + r * K + m->rank * (K / g->tp), K / g->tp * sizeof *in);
+    for (uint32_t step = 0; step < STEPS; step++) {
+        plan_step(w, step);
+        step_begin_now(w);
+        memcpy(m->x, g->x, sizeof m->x);
+        k_project_partial(w->s, w->b, l, in, part);
+        k_reduce_residual(w->s, w->m, w->b, part, m->x, H);
+        memcpy(hidden, m->x, sizeof m->x);
+        if (g->poison)
+            hidden[(step ? 3 : 7) * H] = NAN; /* the last row of entry 3 */
+        k_head_sample(
+                w->s, w->p, w->m, w->b, head, hidden, m->results[step], step ? NULL : m->logits, ENTRIES);
+        k_end_step(w->s, w->p, w->b, m->results[step]);
+    }
+    struct error e = {0};
+    m->fault = k_stream_wait(w->s, 0, &e);
+    memcpy(m->fault_text, e.text, sizeof e.text);
+    k_linear_free(l);
+    k_linear_free(head);
+    world_close(w);
+out:
+    free(w), free(part), free(in), free(hidden);
+    return NULL;
+}
+
+static struct member *run_group(struct group *g) {
+    struct member *m = calloc(g->tp, sizeof *m);
+    struct k_shape shape = {.tp = g->tp, .hidden_size = H, .vocab_size = V};
+    g->region = calloc(1, k_comm_region_bytes(&shape, 1024) + 64);
+    for (uint32_t r = 0; r < g->tp; r++) {
+        m[r].g = g;
+        m[r].rank = r;
+        assert_int_equal(pthread_create(&m[r].thread, NULL, member_main, &m[r]), 0);
+    }
+    for (uint32_t r = 0; r < g->tp; r++)
+        pthread_join(m[r].thread, NULL);
+    free(g->region);
+    return m;
+}
+
+static struct group group_of(uint32_t tp) {
+    static struct k_sampling sampling[ENTRIES + 1];
+    struct rng r = {17};
+    for (uint32_t i = 0; i <= ENTRIES; i++)
+        sampling[i] = (struct k_sampling){.temperature = i % 3 ? 1.0f : 0,
+                .top_k = i % 5 ? 0 : 20,
+                .seed = rng_u32(&r),
+                .top_p = i % 4 ? 1 : 0.8f,
+                .repetition_penalty = i % 2 ? 1.2f : 1};
+    return (struct group){.tp = tp,
+            .w = random_floats(1, H * K, 1),
+            .head = random_floats(2, V * H, 0.3f),
+            .in = random_floats(3, ROWS * K, 1),
+            .x = random_floats(4, ROWS * H, 1),
+            .sampling = sampling};
+}
+static void group_free(struct group *g) {
+    free((void *)g->w), free((void *)g->head), free((void *)g->in), free((void *)g->x);
+}
+
+/* The raw logits of a group, its ranks' columns side by side. */
+static void whole_logits(const struct member *m, uint32_t row, float *ret) {
+    const uint32_t tp = m->g->tp, per = (V + 63) / 64 * (64 / tp);
+    for (uint32_t r = 0; r < tp; r++) {
+        uint32_t first = r * per < V ? r * per : V, n = V - first < per ? V - first : per;
+        memcpy(ret + first, m[r].logits + (size_t)row * n, n * sizeof *ret);
+    }
+}
+
+static void test_every_size_gives_the_bits_of_one(void **state) {
+    struct group one = group_of(1);
+    struct member *alone = run_group(&one);
+    (void)state;
+    assert_int_equal(alone->fault, 0);
+    for (uint32_t i = 1; i < ENTRIES; i++) /* the sampling really differs between entries */
+        if (alone->results[0][i].id != alone->results[0][0].id)
+            break;
+        else
+            assert_true(i + 1 < ENTRIES);
+    for (uint32_t tp = 2; tp <= 8; tp *= 2) {
+        struct group g = group_of(tp);
+        struct member *m = run_group(&g);
+        for (uint32_t r = 0; r < tp; r++) {
+            assert_int_equal(m[r].fault, 0);
+            assert_same_floats(m[r].x, alone->x, sizeof m->x / sizeof *m->x, "reduce");
+            assert_memory_equal(m[r].results, alone->results, sizeof m->results);
+        }
+        for (uint32_t row = 0; row < 15; row++) {
+            float a[V], b[V];
+            whole_logits(m, row, a);
+            whole_logits(alone, row, b);
+            assert_same_floats(a, b, V, "logits");
+        }
+        free(m);
+        group_free(&g);
+    }
+    free(alone);
+    group_free(&one);
+}
+
+static void test_every_instruction_set_gives_them_too(void **state) {
+    struct group g = group_of(2);
+    struct member *first = NULL;
+    (void)state;
+    for (int i = 0; i < N_ISAS; i++) {
+        struct k_context *c = context(all_isas[i], 1);
+        if (!c)
+            continue;
+        k_context_free(c);
+        g.isa = all_isas[i];
+        struct member *m = run_group(&g);
+        if (!first) {
+            first = m;
+            continue;
+        }
+        assert_memory_equal(m->results, first->results, sizeof m->results);
+        assert_same_floats(m->x, first->x, ROWS * H, all_isas[i]);
+        free(m);
+    }
+    free(first);
+    group_free(&g);
+}
+
+static void test_a_bad_logit_is_a_fault_of_that_slot_only(void **state) {
+    struct group one = group_of(1);
+    struct member *good = run_group(&one);
+    (void)state;
+    for (uint32_t tp = 1; tp <= 4; tp *= 2) {
+        struct group g = group_of(tp);
+        g.poison = true;
+        struct member *m = run_group(&g);
+        for (uint32_t r = 0; r < tp; r++) {
+            assert_int_equal(m[r].fault, -EBADMSG);
+            assert_non_null(strstr(m[r].fault_text, "slot 4"));
+            for (uint32_t i = 0; i < 25; i++)
+                if (i != 2) /* results of step 0: entry 3 is its sample 2 */
+                    assert_memory_equal(&m[r].results[0][i], &good->results[0][i], sizeof m->results[0][0]);
+        }
+        free(m);
+        group_free(&g);
+    }
+    free(good);
+    group_free(&one);
+}
+
+struct waiter {
+    struct k_comm *m;
+    struct k_context *c;
+    int r;
+};
+static void *wait_in_reduce(void *arg) {
+    struct waiter *a = arg;
+    struct k_stream *s = NULL;
+    struct k_batch *b = NULL;
+    struct k_plan plan = {.n_entries = 0, .n_rows = 1};
+    float part[H] = {0}, x[H] = {0};
+    OK(k_stream_create(a->c, &s, e));
+    OK(k_batch_create(a->c, 1, 1, &b, e));
+    k_batch_upload(s, b, &plan, (struct k_entry[1]){{0}}, NULL, 0, NULL, 0);
+    k_reduce_residual(s, a->m, b, part, x, H);
+    a->r = k_stream_wait(s, 0, NULL);
+    k_batch_free(b);
+    k_stream_free(s);
+    return NULL;
+}
+
+static void test_abort_frees_ranks_that_wait_or_come_later(void **state) {
+    struct k_shape shape = {.tp = 2, .hidden_size = H, .vocab_size = V, .vocab_rows = V / 2};
+    size_t bytes = k_comm_region_bytes(&shape, 4);
+    void *region = calloc(1, bytes);
+    struct k_context *c = context(NULL, 1);
+    struct waiter w[2] = {{.c = c}, {.c = c}};
+    pthread_t t;
+    (void)state;
+    OK(k_comm_create(c, &shape, 4, region, bytes, &w[0].m, e));
+    shape.rank = 1;
+    OK(k_comm_create(c, &shape, 4, region, bytes, &w[1].m, e));
+    assert_int_equal(pthread_create(&t, NULL, wait_in_reduce, &w[0]), 0);
+    k_comm_abort(w[1].m);
+    pthread_join(t, NULL);
+    assert_int_equal(w[0].r, -ECANCELED);
+    wait_in_reduce(&w[1]);
+    assert_int_equal(w[1].r, -ECANCELED);
+    k_comm_free(w[0].m);
+    k_comm_free(w[1].m);
+    k_context_free(c);
+    free(region);
+}
+
+static void test_a_region_that_does_not_fit_is_refused(void **state) {
+    struct k_shape shape = {.tp = 2, .hidden_size = H, .vocab_size = V, .vocab_rows = V / 2};
+    size_t bytes = k_comm_region_bytes(&shape, 4);
+    void *region = calloc(1, bytes);
+    struct k_comm *m = NULL, *other = NULL;
+    struct error e;
+    (void)state;
+    assert_int_equal(k_comm_create(NULL, &shape, 4, region, bytes - 1, &m, &e), -EINVAL);
+    assert_int_equal(k_comm_create(NULL, &shape, 4, NULL, bytes, &m, &e), -EINVAL);
+    assert_int_equal(k_comm_create(NULL, &shape, 4, region, bytes, &m, &e), 0);
+    shape.vocab_size--; /* another model than the first rank's */
+    assert_int_equal(k_comm_create(NULL, &shape, 4, region, bytes, &other, &e), -EINVAL);
+    shape.tp = 3;
+    assert_int_equal(k_comm_create(NULL, &shape, 4, region, bytes, &other, &e), -EINVAL);
+    k_comm_free(m);
+    free(region);
+}
+
+/* Two processes, more rows than an area holds, so that the sum goes in pieces. */
+static float process_rank(uint32_t rank, void *region, size_t bytes) {
+    enum { WIDE = 65536, MANY = 9 };
+    struct k_shape shape = {.tp = 2, .rank = rank, .hidden_size = WIDE, .vocab_size = 10, .vocab_rows = 5};
+    struct k_context_options o = {.threads = 1};
+    struct k_context *c = NULL;
+    struct k_stream *s = NULL;
+    struct k_batch *b = NULL;
+    struct k_comm *m = NULL;
+    struct k_plan plan = {.n_rows = MANY};
+    float *part = calloc(MANY * WIDE, sizeof *part), *x = calloc(MANY * WIDE, sizeof *x), wrong = 0;
+    if (k_context_create(&o, &c, NULL) || k_stream_create(c, &s, NULL) ||
+            k_batch_create(c, 1, MANY, &b, NULL) || k_comm_create(c, &shape, MANY, region, bytes, &m, NULL))
+        return 1;
+    for (uint32_t i = 0; i < MANY * WIDE; i++) {
+        part[i] = (float)(i % 1000 + rank * 10000);
+        x[i] = 1;
+    }
+    k_batch_upload(s, b, &plan, (struct k_entry[1]){{0}}, NULL, 0, NULL, 0);
+    for (int round = 0; round < 5; round++)
+        k_reduce_residual(s, m, b, part, x, WIDE);
+    for (uint32_t i = 0; i < MANY * WIDE; i++)
+        wrong += x[i] != 1 + 5 * (float)(2 * (i % 1000) + 10000);
+    wrong += (float)(k_stream_wait(s, 0, NULL) != 0);
+    k_comm_free(m);
+    k_batch_free(b);
+    k_stream_free(s);
+    k_context_free(c);
+    free(part), free(x);
+    return wrong;
+}
+static void test_ranks_in_two_processes(void **state) {
+    struct k_shape shape = {.tp = 2, .hidden_size = 65536, .vocab_size = 10, .vocab_rows = 5};
+    size_t bytes = k_comm_region_bytes(&shape, 9);
+    int status = 0;
+    (void)state;
+    assert_true(bytes < 9u * 65536 * 4 * 2); /* smaller than what is summed */
+    void *region = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_true(region != MAP_FAILED);
+    pid_t child = fork();
+    if (child == 0)
+        _exit(process_rank(1, region, bytes) != 0);
+    assert_true(process_rank(0, region, bytes) == 0);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    munmap(region, bytes);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+            cmocka_unit_test(test_every_size_gives_the_bits_of_one),
+            cmocka_unit_test(test_every_instruction_set_gives_them_too),
+            cmocka_unit_test(test_a_bad_logit_is_a_fault_of_that_slot_only),
+            cmocka_unit_test(test_abort_frees_ranks_that_wait_or_come_later),
+            cmocka_unit_test(test_a_region_that_does_not_fit_is_refused),
+            cmocka_unit_test(test_ranks_in_two_processes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
