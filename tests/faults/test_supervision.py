@@ -1,0 +1,135 @@
+"""The real coordinator and real workers, killed and hung while they stream: what it costs whom."""
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+
+import grpc
+import pytest
+
+from client import Client
+from common import BIN, SHARDD, Serve, alive, wait_for
+
+TOKENS = 1000
+PROMPTS = [[1 + i, 2, 3, 100 + 7 * i] * (1 + 5 * i) for i in range(6)]
+# A null worker answers at once; this makes a step take as long as a small model's.
+SLOW_NULL = {"SHARDD_NULL_ARGS": os.environ.get("SHARDD_NULL_ARGS", "--step-us 300")}
+
+
+@pytest.fixture(scope="session", name="model")
+def make_model():
+    folder = tempfile.mkdtemp(prefix="shardd-model-")
+    command = [SHARDD, "synth", folder + "/tiny", "--config", "tiny", "--seed", "7"]
+    subprocess.run(command, check=True, capture_output=True)
+    yield folder + "/tiny"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(name="device", params=["cpu", "null"])
+def choose_device(request):
+    if not os.path.exists(os.path.join(BIN, "shardd-worker-" + request.param)):
+        pytest.skip("shardd-worker-%s is not built" % request.param)
+    return request.param
+
+
+class Running(Serve):
+    def __init__(self, model, device, *flags):
+        self.socket = tempfile.mktemp(prefix="shardd-", suffix=".sock")
+        super().__init__("--model", model, "--device", device, "--uds", self.socket, "-tp", "2",
+                         "--max-model-len", "4096", *flags, env=SLOW_NULL)
+        try:
+            self.wait_log("serving tiny")
+        except BaseException:
+            self.close()
+            raise
+        self.children()
+
+    def program(self, name):
+        """Pids of the children that run this program, lowest first."""
+        found = []
+        for pid in self.children():
+            try:
+                if os.path.basename(os.readlink("/proc/%d/exe" % pid)).startswith(name):
+                    found.append(pid)
+            except OSError:
+                continue
+        return sorted(found)
+
+    def client(self):
+        return Client("unix:" + self.socket)
+
+
+def start_streams(client):
+    return [client.stream(prompt, TOKENS, seed) for seed, prompt in enumerate(PROMPTS)]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_worker_costs_nobody_a_request(model, device, how):
+    with Running(model, device, "--step-timeout", "2s") as run, run.client() as client:
+        undisturbed = [client.tokens(prompt, TOKENS, seed) for seed, prompt in enumerate(PROMPTS)]
+        assert all(len(ids) == TOKENS for ids in undisturbed)
+        streams = start_streams(client)
+        for stream in streams:
+            stream.wait_tokens(20)
+        coordinator, workers = run.program("shardd-coordinator"), run.program("shardd-worker")
+        assert any(stream.code is None for stream in streams), "everything was over before the fault"
+        os.kill(workers[1], how)
+        assert [stream.finish() for stream in streams] == undisturbed
+        info = wait_for(lambda: client.info().state == "serving" and client.info(), "serving")
+        assert info.group_epoch == 2 and info.coord_epoch == 1
+        assert run.program("shardd-coordinator") == coordinator
+        assert not set(workers) & set(run.program("shardd-worker"))
+        assert client.tokens(PROMPTS[0], TOKENS, 0) == undisturbed[0]
+
+
+def test_two_deaths_make_a_request_suspect(model, device):
+    with Running(model, device) as run, run.client() as client:
+        stream = client.stream(PROMPTS[0], 3500, 1)
+        for epoch in (2, 3):
+            stream.wait_tokens(len(stream.ids) + 5)
+            os.kill(run.program("shardd-worker")[0], signal.SIGKILL)
+            wait_for(lambda e=epoch: client.info().group_epoch == e and client.info().state == "serving", "another group")
+        assert stream.join() == grpc.StatusCode.INTERNAL, stream.details
+        assert len(client.tokens(PROMPTS[1], 20, 1)) == 20
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_coordinator_comes_back_at_the_same_place(model, device, how):
+    with Running(model, device, "--step-timeout", "2s", "--port", "0", "--host", "127.0.0.1") as run:
+        address = [word.rstrip(",") for word in run.log().split() if word.startswith("127.0.0.1:")][0]
+        with Client(address) as client:
+            before = client.tokens(PROMPTS[0], 50, 5)
+            streams = start_streams(client)
+            for stream in streams:
+                stream.wait_tokens(20)
+            workers = run.program("shardd-worker")
+            os.kill(run.program("shardd-coordinator")[0], how)
+            codes = [stream.join() for stream in streams]
+            assert set(codes) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK}
+            assert grpc.StatusCode.UNAVAILABLE in codes
+            info = wait_for(lambda: client.info().state == "serving" and client.info(), "serving")
+            assert client.tokens(PROMPTS[0], 50, 5) == before
+            assert info.coord_epoch == 2 and info.group_epoch == 1
+            assert run.program("shardd-worker") == workers
+
+
+def test_no_orphans(model, device):
+    with Running(model, device) as run, run.client() as client:
+        start_streams(client)[0].wait_tokens(5)
+        run.children()
+        run.process.kill()
+        run.process.wait()
+        wait_for(lambda: not any(alive(pid) for pid in run.seen), "the children to end")
+
+
+def test_a_stop_lets_streams_finish(model, device):
+    with Running(model, device, "--shutdown-grace", "60s") as run, run.client() as client:
+        streams = start_streams(client)
+        for stream in streams:
+            stream.wait_tokens(5)
+        run.signal(signal.SIGTERM)
+        assert [len(stream.finish()) for stream in streams] == [TOKENS] * len(streams)
+        client.close()
+        assert run.wait() == 0
+        assert not os.path.exists(run.socket)
