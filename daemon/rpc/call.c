@@ -85,6 +85,7 @@ static void list_remove(struct rpc_call *c) {
     c->previous = c->next = NULL;
     if (atomic_fetch_sub(&w->server->live_calls, 1) == 1) {
         pthread_mutex_lock(&w->server->mutex);
+        w->server->idle = atomic_load(&w->server->draining);
         pthread_cond_broadcast(&w->server->changed);
         pthread_mutex_unlock(&w->server->mutex);
     }

@@ -332,6 +332,10 @@ static int split_address(
     if (!colon || n == 0 || n >= host_bytes || colon[1] == '\0')
         return error_set(e, -EINVAL,
                 "'%s' is not an address; write 127.0.0.1:50051, [::1]:50051 or unix:/path", address);
+    char *end;
+    unsigned long number = strtoul(colon + 1, &end, 10); /* getaddrinfo would take 65537 for 1 */
+    if (*end || colon[1] < '0' || colon[1] > '9' || number > 65535)
+        return error_set(e, -EINVAL, "'%s': the port must be a number from 0 to 65535", address);
     memcpy(host, from, n);
     host[n] = '\0';
     *ret_port = colon + 1;

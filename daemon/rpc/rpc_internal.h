@@ -46,9 +46,10 @@ struct rpc_server {
     bool started, stopped;
 
     struct rpc_tag shutdown_tag;
-    pthread_mutex_t mutex; /* protects shutdown_done and hurry, goes with changed */
+    pthread_mutex_t mutex; /* protects the next three, goes with changed */
     pthread_cond_t changed;
     bool shutdown_done, hurry;
+    bool idle; /* no call was live at some moment of the draining */
     _Atomic bool draining, closing;
     _Atomic uint32_t live_calls;
     _Atomic uint64_t calls_total;

@@ -1,8 +1,10 @@
 /* server.c - the server object, its workers and the order of its end. See rpc.h.
  *
- * The order matters twice. Before the end of a call the peer must have hung up or read everything: closing a
- * connection when our calls are done loses data that was sent already. And a batch started on a queue that is
- * shut aborts the process: so each worker shuts its own queue, and knows. */
+ * The order matters twice. The C core closes a connection that was told to go away as soon as its last stream
+ * has been written, and what the peer has not read by then can be lost. So our calls end first; the core's
+ * shutdown then sends GOAWAY and a PING behind all their data, and closes when the answer shows that
+ * everything was read. And a batch started on a queue that is shut aborts the process: so each worker shuts
+ * its own queue, and knows. */
 #include "daemon/rpc/rpc_internal.h"
 
 #include "base/log.h"
@@ -219,7 +221,7 @@ enum wait { WAIT_CALLS, WAIT_PEERS, WAIT_CANCELLED };
 static void wait_for(struct rpc_server *s, enum wait what, uint64_t end_ns) {
     struct timespec end = {.tv_sec = (time_t)(end_ns / 1000000000u), .tv_nsec = (long)(end_ns % 1000000000u)};
     pthread_mutex_lock(&s->mutex);
-    while (!s->shutdown_done && !(what == WAIT_CALLS && atomic_load(&s->live_calls) == 0)) {
+    while (!s->shutdown_done && !(what == WAIT_CALLS && (s->idle || atomic_load(&s->live_calls) == 0))) {
         if (what == WAIT_CANCELLED) {
             pthread_cond_wait(&s->changed, &s->mutex);
             continue;
@@ -245,9 +247,9 @@ void rpc_server_stop(struct rpc_server *s, uint32_t grace_ms, uint32_t linger_ms
     atomic_store(&s->draining, true);
     rpc_listener_stop(s->listener);
     if (s->started && s->workers[0].running) {
-        grpc_server_shutdown_and_notify(s->server, s->workers[0].cq, &s->shutdown_tag);
         rpc_server_wake_all(s);
         wait_for(s, WAIT_CALLS, rpc_now_ns() + (uint64_t)grace_ms * 1000000u);
+        grpc_server_shutdown_and_notify(s->server, s->workers[0].cq, &s->shutdown_tag);
         wait_for(s, WAIT_PEERS, rpc_now_ns() + (uint64_t)linger_ms * 1000000u);
         grpc_server_cancel_all_calls(s->server);
         wait_for(s, WAIT_CANCELLED, 0);

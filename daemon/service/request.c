@@ -87,8 +87,8 @@ static int take_ranges(const Sampling *p, struct engine_sampling *ret, struct rp
         memcpy(&v, (const char *)p + r->value, sizeof(v));
         /* Written so that NaN is refused. */
         if (!(v <= r->high && (r->above ? v > r->low : v >= r->low)))
-            return refuse(s, REFUSAL_INVALID_FIELD, "sampling.%s is %g; give a number %s %g and at most %g",
-                    r->name, (double)v, r->above ? "above" : "of at least", (double)r->low, (double)r->high);
+            return refuse(s, REFUSAL_INVALID_FIELD, "sampling.%s is %g; give %s%g to %g", r->name, (double)v,
+                    r->above ? "above " : "", (double)r->low, (double)r->high);
         memcpy((char *)ret + r->target, &v, sizeof(v));
     }
     return 0;
