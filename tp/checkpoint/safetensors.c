@@ -224,7 +224,9 @@ static int by_place(const void *a, const void *b) {
     if (px != py)
         return px < py ? -1 : 1;
     /* An empty tensor lies before the one that begins where it is. */
-    return x->bytes < y->bytes ? -1 : x->bytes > y->bytes;
+    if (x->bytes != y->bytes)
+        return x->bytes < y->bytes ? -1 : 1;
+    return strcmp(x->name, y->name);
 }
 
 /* The tensors must cover the data from first byte to last, each byte once. */

@@ -1,0 +1,405 @@
+/* checkpoint_safetensors.c - safetensors files and folders: what is read, and what is refused with which
+ * sentence. */
+#include "tp/checkpoint/safetensors.h"
+
+#include "base/file.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static char folder[64];
+
+/* An image with this header and n zero bytes of data, in an exactly sized allocation. */
+static unsigned char *image_of(const char *header, size_t data, size_t *ret_bytes) {
+    size_t length = strlen(header), bytes = 8 + length + data;
+    unsigned char *image = calloc(1, bytes);
+    assert_non_null(image);
+    for (unsigned i = 0; i < 8; i++)
+        image[i] = (unsigned char)((uint64_t)length >> (8 * i));
+    memcpy(image + 8, header, length);
+    *ret_bytes = bytes;
+    return image;
+}
+
+static void check(const char *header, size_t data, int code, const char *sentence) {
+    struct error e = {0};
+    size_t bytes;
+    unsigned char *image = image_of(header, data, &bytes);
+    int r = safetensors_check(image, bytes, "m.safetensors", &e);
+    free(image);
+    if (r != code || strcmp(e.text, sentence) != 0)
+        fail_msg("%s\n  gave %d: %s\n  expected %d: %s", header, r, e.text, code, sentence);
+}
+
+static void accepts(const char *header, size_t data) {
+    check(header, data, 0, "");
+}
+
+static void test_accepted(void **state) {
+    (void)state;
+    accepts("{}", 0);
+    accepts("{}     \n", 0);
+    accepts("{\"__metadata__\":{\"format\":\"pt\",\"deep\":[1,{}]}}", 0);
+    accepts("{\"a\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}}", 4);
+    accepts("{\"a\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]}}", 24);
+    /* Order of entries is not order of data; unknown fields are stepped over. */
+    accepts("{\"a\":{\"data_offsets\":[2,4],\"shape\":[1],\"note\":{\"x\":[]},\"dtype\":\"F16\"},"
+            "\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}",
+            4);
+    /* Empty tensors take no room, wherever they are; 0 times anything is 0. */
+    accepts("{\"a\":{\"dtype\":\"BF16\",\"shape\":[0],\"data_offsets\":[0,0]},"
+            "\"b\":{\"dtype\":\"BF16\",\"shape\":[1],\"data_offsets\":[0,2]},"
+            "\"c\":{\"dtype\":\"I64\",\"shape\":[4294967296,4294967296,0],\"data_offsets\":[2,2]}}",
+            2);
+}
+
+static void test_dtypes(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        enum tensor_dtype dtype;
+        size_t bytes;
+    } dtypes[] = {{"F32", TENSOR_F32, 4}, {"BF16", TENSOR_BF16, 2}, {"F16", TENSOR_F16, 2},
+            {"F64", TENSOR_F64, 8}, {"I64", TENSOR_I64, 8}, {"I32", TENSOR_I32, 4}, {"I16", TENSOR_I16, 2},
+            {"I8", TENSOR_I8, 1}, {"U8", TENSOR_U8, 1}, {"BOOL", TENSOR_BOOL, 1},
+            {"F8_E4M3", TENSOR_F8_E4M3, 1}, {"F8_E5M2", TENSOR_F8_E5M2, 1}};
+    assert_int_equal(sizeof(dtypes) / sizeof(*dtypes), TENSOR_DTYPES);
+    for (int i = 0; i < TENSOR_DTYPES; i++) {
+        char header[128];
+        assert_string_equal(tensor_dtype_name(dtypes[i].dtype), dtypes[i].name);
+        assert_int_equal(tensor_dtype_bytes(dtypes[i].dtype), dtypes[i].bytes);
+        snprintf(header, sizeof(header), "{\"a\":{\"dtype\":\"%s\",\"shape\":[3],\"data_offsets\":[0,%zu]}}",
+                dtypes[i].name, 3 * dtypes[i].bytes);
+        accepts(header, 3 * dtypes[i].bytes);
+    }
+    check("{\"w.q\":{\"dtype\":\"F4\",\"shape\":[2],\"data_offsets\":[0,1]}}", 1, -ENOTSUP,
+            "m.safetensors: w.q: unknown dtype 'F4'");
+}
+
+static void test_header_length(void **state) {
+    (void)state;
+    unsigned char image[16] = {0};
+    struct error e = {0};
+    assert_int_equal(safetensors_check(image, 0, "m", &e), -EBADMSG);
+    assert_string_equal(e.text, "m: has 0 bytes, which is too short for a safetensors file");
+    assert_int_equal(safetensors_check(image, 7, "m", &e), -EBADMSG);
+    image[0] = 9;
+    assert_int_equal(safetensors_check(image, 16, "m", &e), -EBADMSG);
+    assert_string_equal(
+            e.text, "m: its header has 9 bytes, but the file has 16: it is truncated, fetch it again");
+    memset(image, 0xFF, 8);
+    assert_int_equal(safetensors_check(image, 16, "m", &e), -E2BIG);
+    assert_string_equal(e.text,
+            "m: its header would have 18446744073709551615 bytes, at most 104857600 are read: is "
+            "it a safetensors file?");
+    memset(image, 0, 8); /* a header of no bytes is no JSON */
+    assert_int_equal(safetensors_check(image, 16, "m", &e), -EBADMSG);
+    assert_string_equal(e.text, "m: line 1 column 1 (byte 0): the file ends where a value should be");
+}
+
+static void test_header_json(void **state) {
+    (void)state;
+    check("[]", 0, -EBADMSG, "m.safetensors: line 1 column 1 (byte 0): expected an object, found an array");
+    check("{\"a\":3}", 0, -EBADMSG,
+            "m.safetensors: line 1 column 6 (byte 5): expected an object, found a number");
+    check("{\"a\":{\"dtype\":\"F32\"", 0, -EBADMSG,
+            "m.safetensors: line 1 column 20 (byte 19): the file ends where ',' or '}' should be");
+    check("{} x", 0, -EBADMSG,
+            "m.safetensors: line 1 column 4 (byte 3): expected the end of the file, found 'x'");
+    check("{\"\":{}}", 0, -EBADMSG,
+            "m.safetensors: line 1 column 2 (byte 1): a tensor's name may not be empty and may not have a NUL in it");
+    check("{\"a\\u0000\":{}}", 0, -EBADMSG,
+            "m.safetensors: line 1 column 2 (byte 1): a tensor's name may not be empty and may not have a NUL in it");
+    check("{\"__metadata__\":{},\"__metadata__\":{}}", 0, -EBADMSG,
+            "m.safetensors: line 1 column 20 (byte 19): __metadata__ is there twice");
+}
+
+static void test_long_name(void **state) {
+    (void)state;
+    char header[1100] = "{\"", sentence[128];
+    memset(header + 2, 'n', 1025);
+    memcpy(header + 2 + 1025, "\":{}}", 6);
+    snprintf(sentence, sizeof(sentence),
+            "m.safetensors: line 1 column 2 (byte 1): a tensor's name may have 1024 bytes, not 1025");
+    check(header, 0, -E2BIG, sentence);
+}
+
+static void test_fields(void **state) {
+    (void)state;
+    check("{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", 4, -EBADMSG, "m.safetensors: a: has no 'dtype'");
+    check("{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, -EBADMSG,
+            "m.safetensors: a: has no 'shape'");
+    check("{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, -EBADMSG,
+            "m.safetensors: a: has no 'data_offsets'");
+    check("{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\"}}", 4, -EBADMSG,
+            "m.safetensors: line 1 column 21 (byte 20): a has this field twice");
+    check("{\"a\":{\"dtype\":32}}", 0, -EBADMSG,
+            "m.safetensors: line 1 column 15 (byte 14): expected a string, found a number");
+    check("{\"a\":{\"shape\":[-1]}}", 0, -ERANGE,
+            "m.safetensors: line 1 column 16 (byte 15): expected a number that is not negative");
+    check("{\"a\":{\"shape\":[1.5]}}", 0, -EBADMSG,
+            "m.safetensors: line 1 column 16 (byte 15): expected a whole number, found 1.5");
+    check("{\"a\":{\"shape\":[99999999999999999999]}}", 0, -ERANGE,
+            "m.safetensors: line 1 column 16 (byte 15): this number does not fit in 64 bits");
+    check("{\"a\":{\"shape\":[1,1,1,1,1,1,1,1,1]}}", 0, -E2BIG,
+            "m.safetensors: a: has more than 8 dimensions");
+    check("{\"a\":{\"data_offsets\":[1]}}", 0, -EBADMSG,
+            "m.safetensors: line 1 column 24 (byte 23): expected a number, found the end of an array");
+    check("{\"a\":{\"data_offsets\":[1,2,3]}}", 0, -EBADMSG,
+            "m.safetensors: line 1 column 27 (byte 26): expected the end of an array, found a number");
+}
+
+static void test_sizes(void **state) {
+    (void)state;
+    check("{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0, -EBADMSG,
+            "m.safetensors: a: its shape has more bytes than 64 bits can count");
+    /* Overflows to exactly 0 bytes. */
+    check("{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904],\"data_offsets\":[0,0]}}", 0, -EBADMSG,
+            "m.safetensors: a: its shape has more bytes than 64 bits can count");
+    check("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,0]}}", 4, -EBADMSG,
+            "m.safetensors: a: data_offsets [4, 0] run backwards");
+    check("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4, -EBADMSG,
+            "m.safetensors: a: its shape needs 8 bytes of F32, data_offsets has 4");
+    check("{\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,4]}}", 4, -EBADMSG,
+            "m.safetensors: a: its shape needs 0 bytes of F32, data_offsets has 4");
+    check("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 7, -EBADMSG,
+            "m.safetensors: a: ends at byte 8 of the data, but the file has 7: it is truncated, fetch it again");
+    check("{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[18446744073709551615,18446744073709551615]}}",
+            0, -EBADMSG,
+            "m.safetensors: a: ends at byte 18446744073709551615 of the data, but the file has 0: it is truncated, "
+            "fetch it again");
+}
+
+static void test_cover(void **state) {
+    (void)state;
+    check("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},"
+          "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[3,7]}}",
+            7, -EBADMSG, "m.safetensors: b: its data overlap those of a");
+    check("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},"
+          "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}",
+            4, -EBADMSG, "m.safetensors: b: its data overlap those of a");
+    check("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},"
+          "\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[6,7]}}",
+            7, -EBADMSG, "m.safetensors: b: 2 bytes before it belong to no tensor");
+    check("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}", 5, -EBADMSG,
+            "m.safetensors: 1 bytes at its end belong to no tensor");
+    check("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+          "\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}",
+            2, -EBADMSG, "m.safetensors: a: is in the header twice");
+}
+
+/* ------------------------------------------------------------------ folders
+ * ----------------------------------- */
+
+static void put(const char *name, const void *data, size_t bytes) {
+    char path[PATH_MAX];
+    struct error e = {0};
+    assert_int_equal(file_path(folder, name, path, &e), 0);
+    if (file_replace(path, data, bytes, 0644, &e) < 0)
+        fail_msg("%s", e.text);
+}
+
+static void put_text(const char *name, const char *text) {
+    put(name, text, strlen(text));
+}
+
+/* A file with one U8 tensor of four bytes, all of them `fill`. */
+static void put_shard(const char *file, const char *tensor, int fill) {
+    char header[256];
+    size_t bytes;
+    snprintf(header, sizeof(header), "{\"%s\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}",
+            tensor);
+    unsigned char *image = image_of(header, 4, &bytes);
+    memset(image + bytes - 4, fill, 4);
+    put(file, image, bytes);
+    free(image);
+}
+
+static int clean_folder(void **state) {
+    (void)state;
+    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json", "s1.safetensors",
+            "s2.safetensors", "x.gguf"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        char path[PATH_MAX];
+        file_path(folder, names[i], path, NULL);
+        unlink(path);
+    }
+    return 0;
+}
+
+static int make_folder(void **state) {
+    (void)state;
+    snprintf(folder, sizeof(folder), "/tmp/shardd-st-XXXXXX");
+    return mkdtemp(folder) ? 0 : -1;
+}
+
+static int remove_folder(void **state) {
+    clean_folder(state);
+    return rmdir(folder);
+}
+
+/* The sentence begins with the folder where it begins with '/' or ':'. */
+static void folder_refused(int code, const char *sentence) {
+    struct checkpoint *c = NULL;
+    struct error e = {0};
+    char expected[512];
+    snprintf(expected, sizeof(expected), "%s%s", sentence[0] == '/' || sentence[0] == ':' ? folder : "",
+            sentence);
+    int r = checkpoint_open(folder, &c, &e);
+    assert_null(c);
+    assert_string_equal(e.text, expected);
+    assert_int_equal(r, code);
+}
+
+static void test_single_file(void **state) {
+    (void)state;
+    struct checkpoint *c = NULL;
+    struct error e = {0};
+    put_shard("model.safetensors", "w", 7);
+    put_text("model.safetensors.index.json", "not even JSON: the single file comes first");
+    if (checkpoint_open(folder, &c, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(checkpoint_count(c), 1);
+    assert_int_equal(checkpoint_files(c), 1);
+    assert_null(checkpoint_find(c, "v"));
+    assert_null(checkpoint_find(c, "x"));
+    const struct tensor *t = checkpoint_find(c, "w");
+    assert_non_null(t);
+    assert_string_equal(t->file, "model.safetensors");
+    assert_int_equal(t->bytes, 4);
+    assert_memory_equal(t->data, "\7\7\7\7", 4);
+    assert_null(checkpoint_free(c));
+}
+
+static void test_shards(void **state) {
+    (void)state;
+    struct checkpoint *c = NULL;
+    struct error e = {0};
+    put_shard("s1.safetensors", "zeta", 1);
+    put_shard("s2.safetensors", "alpha", 2);
+    put_text("model.safetensors.index.json",
+            "{\"metadata\":{\"total_size\":8},\"weight_map\":{\"zeta\":\"s1.safetensors\",\"alpha\":\"s2.safetensors\"}}");
+    if (checkpoint_open(folder, &c, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(checkpoint_count(c), 2);
+    assert_int_equal(checkpoint_files(c), 2);
+    assert_string_equal(checkpoint_at(c, 0)->name, "alpha");
+    assert_string_equal(checkpoint_at(c, 0)->file, "s2.safetensors");
+    assert_memory_equal(checkpoint_find(c, "zeta")->data, "\1\1\1\1", 4);
+    checkpoint_free(c);
+}
+
+static void test_nothing_there(void **state) {
+    (void)state;
+    struct checkpoint *c = NULL;
+    struct error e = {0};
+    folder_refused(-ENOENT,
+            ": has neither model.safetensors nor model.safetensors.index.json: is this a Hugging Face "
+            "model folder?");
+    put_text("x.gguf", "GGUF");
+    folder_refused(-ENOENT,
+            ": has no model.safetensors: GGUF files are not read yet, use the Hugging Face folder of this model");
+    assert_int_equal(checkpoint_open("/no/such/model", &c, &e), -ENOENT);
+    assert_string_equal(e.text, "/no/such/model: no model folder: No such file or directory");
+    assert_int_equal(checkpoint_open("/dev/null", &c, &e), -ENOTDIR);
+    assert_int_equal(checkpoint_open_file("/no/such/file", &c, &e), -ENOENT);
+    assert_null(c);
+}
+
+static void test_broken_files(void **state) {
+    (void)state;
+    put("model.safetensors", "", 0);
+    folder_refused(-EBADMSG, "model.safetensors: has 0 bytes, which is too short for a safetensors file");
+    put("model.safetensors", "\7\0\0\0\0\0\0\0{}", 10);
+    folder_refused(-EBADMSG,
+            "model.safetensors: its header has 7 bytes, but the file has 10: it is truncated, fetch it again");
+}
+
+static void test_index(void **state) {
+    (void)state;
+    static const char *const name = "model.safetensors.index.json";
+    put_text(name, "{");
+    folder_refused(-EBADMSG,
+            "model.safetensors.index.json: line 1 column 2 (byte 1): the file ends where a key in "
+            "quotes should be");
+    put_text(name, "{\"metadata\":{}}");
+    folder_refused(-EBADMSG, "model.safetensors.index.json: has no weight_map with tensors in it");
+    put_text(name, "{\"weight_map\":{}}");
+    folder_refused(-EBADMSG, "model.safetensors.index.json: has no weight_map with tensors in it");
+    put_text(name, "{\"weight_map\":{\"a\":1}}");
+    folder_refused(-EBADMSG,
+            "model.safetensors.index.json: line 1 column 20 (byte 19): expected a string, found a number");
+    put_text(name, "{\"weight_map\":{},\"weight_map\":{}}");
+    folder_refused(
+            -EBADMSG, "model.safetensors.index.json: line 1 column 18 (byte 17): weight_map is there twice");
+}
+
+static void test_index_cannot_leave_the_folder(void **state) {
+    (void)state;
+    static const char *const names[] = {"../x", "/etc/passwd", "a/b", "..", "x..y", ""};
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        char index[128], sentence[256];
+        snprintf(index, sizeof(index), "{\"weight_map\":{\"a\":\"%s\"}}", names[i]);
+        put_text("model.safetensors.index.json", index);
+        snprintf(sentence, sizeof(sentence),
+                "model.safetensors.index.json: line 1 column 20 (byte 19): '%s' cannot be a shard: it must be the name "
+                "of a file beside the index, without '/' and '..'",
+                names[i]);
+        folder_refused(-EBADMSG, sentence);
+    }
+}
+
+static void test_shard_refusals(void **state) {
+    (void)state;
+    static const char *const index = "model.safetensors.index.json";
+    put_shard("s1.safetensors", "a", 1);
+    put_text(index, "{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\"}}");
+    folder_refused(-ENOENT,
+            "/s2.safetensors: this shard is missing: model.safetensors.index.json names it; fetch it "
+            "again");
+    put_shard("s2.safetensors", "c", 1);
+    folder_refused(-ENOENT, "s2.safetensors: b: the index says it is here, but it is not");
+    put_shard("s2.safetensors", "a", 1);
+    folder_refused(-EBADMSG, "s2.safetensors: a: is in s1.safetensors too");
+    put_shard("s2.safetensors", "b", 1);
+    put_text(index, "{\"weight_map\":{\"a\":\"s2.safetensors\",\"b\":\"s1.safetensors\"}}");
+    folder_refused(-EBADMSG, "s2.safetensors: a: the index says it is here, but it is in s1.safetensors");
+    put("s2.safetensors", "short", 5);
+    folder_refused(-EBADMSG, "s2.safetensors: has 5 bytes, which is too short for a safetensors file");
+}
+
+static void test_free_nothing(void **state) {
+    (void)state;
+    assert_null(checkpoint_free(NULL));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+            cmocka_unit_test(test_accepted),
+            cmocka_unit_test(test_dtypes),
+            cmocka_unit_test(test_header_length),
+            cmocka_unit_test(test_header_json),
+            cmocka_unit_test(test_long_name),
+            cmocka_unit_test(test_fields),
+            cmocka_unit_test(test_sizes),
+            cmocka_unit_test(test_cover),
+            cmocka_unit_test_teardown(test_single_file, clean_folder),
+            cmocka_unit_test_teardown(test_shards, clean_folder),
+            cmocka_unit_test_teardown(test_nothing_there, clean_folder),
+            cmocka_unit_test_teardown(test_broken_files, clean_folder),
+            cmocka_unit_test_teardown(test_index, clean_folder),
+            cmocka_unit_test_teardown(test_index_cannot_leave_the_folder, clean_folder),
+            cmocka_unit_test_teardown(test_shard_refusals, clean_folder),
+            cmocka_unit_test(test_free_nothing),
+    };
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}
