@@ -173,6 +173,7 @@ static void end_late_and_slow(struct engine *g, uint64_t now) {
 static void publish_stats(struct engine *g) {
     static const char *const names[] = {"loading", "serving", "recovering", "failed"};
     g->now.pages_free = g->pools.n_free_pages;
+    g->now.slots_free = g->pools.n_free_slots;
     g->now.running = g->n_running;
     g->now.waiting = g->waiting.n;
     pthread_mutex_lock(&g->registry_lock);

@@ -144,6 +144,7 @@ struct engine_stats {
     const char *state; /* "loading" "serving" "recovering" "draining" */
     uint32_t tp, max_num_seqs, max_num_batched_tokens, max_model_len, max_queue, vocab_size;
     uint32_t pages_total, pages_free, running, waiting;
+    uint32_t slots_total, slots_free; /* of the workers; a slot is free once its CLOSE was completed */
     uint64_t requests_total, prompt_tokens_total, generated_tokens_total, steps_total, preemptions_total;
     uint64_t replays_total, dropped_records_total, step_errors_total;
     uint64_t step_plan_ns_total; /* time of the engine thread per step, planning and completion handling */

@@ -176,6 +176,7 @@ static void publish(struct engine *g, const struct step_geometry *all) {
     g->now.max_model_len = m->max_model_len;
     g->now.vocab_size = m->vocab_size;
     g->now.pages_total = m->pages;
+    g->now.slots_total = m->slots;
     g->now.group_epoch = step_ring_group_epoch(g->ring);
     g->now.coord_epoch = step_ring_coord_epoch(g->ring);
     g->now.weight_fingerprint = m->fingerprint;

@@ -237,16 +237,17 @@ static struct engine *harness_engine(const struct engine_options *o) {
 static bool harness_is_quiet(struct engine *g, struct engine_stats *s) __attribute__((unused));
 static bool harness_is_quiet(struct engine *g, struct engine_stats *s) {
     engine_stats(g, s);
-    return s->running == 0 && s->waiting == 0 && s->pages_free == s->pages_total;
+    return s->running == 0 && s->waiting == 0 && s->pages_free == s->pages_total &&
+           s->slots_free == s->slots_total;
 }
 
-/* Nothing leaked: in the end every page is free and nobody runs or waits. */
+/* Nothing leaked: in the end every page and every slot is free and nobody runs or waits. */
 static void harness_expect_quiet(struct engine *g, struct engine_stats *s) __attribute__((unused));
 static void harness_expect_quiet(struct engine *g, struct engine_stats *s) {
     for (int i = 0; !harness_is_quiet(g, s); i++) {
         if (i == 20000)
-            fail_msg("%u running, %u waiting, %u of %u pages free", s->running, s->waiting, s->pages_free,
-                    s->pages_total);
+            fail_msg("%u running, %u waiting, %u of %u pages and %u of %u slots free", s->running, s->waiting,
+                    s->pages_free, s->pages_total, s->slots_free, s->slots_total);
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
 }

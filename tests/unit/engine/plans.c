@@ -1,0 +1,306 @@
+/* plans.c - what the plans say: the test is the rank, answers when it likes, and reads every record. */
+#include "tests/unit/engine/harness.h"
+
+static struct engine *engine;
+static struct step_ring *ring;
+static struct null_rank *rank_;
+static uint32_t prompt[1024];
+static struct engine_options options;
+static struct null_rank_options rank_options;
+
+/* A rank that this thread drives: RESET is answered, the rest as the test says. */
+static void begin(void) {
+    int fd;
+    engine = harness_engine(&options);
+    assert_int_equal(null_rank_create(&rank_options, &rank_, NULL), 0);
+    assert_int_equal(step_ring_create(1, 1, 1, &fd, NULL), 0);
+    assert_int_equal(step_ring_attach(fd, 0, &ring, NULL), 0);
+    struct control_message m = {
+            .kind = CONTROL_CHANNEL, .n_fds = 1, .group_epoch = 1, .coord_epoch = 1, .fds = {fd}};
+    assert_int_equal(engine_control(engine, &m), 0);
+    close(fd);
+    assert_int_equal(null_rank_serve(rank_, ring, LONG_NS, NULL), 0);
+    assert_int_equal(engine_wait_ready(engine, LONG_NS), 0);
+}
+
+static int setup(void **state) {
+    (void)state;
+    for (uint32_t i = 0; i < 1024; i++)
+        prompt[i] = (i * 7919 + 13) % 1000;
+    options = harness_engine_options();
+    rank_options = harness_rank_options();
+    return 0;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    engine = engine_free(engine);
+    ring = step_ring_free(ring);
+    rank_ = null_rank_free(rank_);
+    return 0;
+}
+
+/* The next plan that is not answered yet; pings on the way are answered. The copy stays valid. */
+static struct step_plan look(void) {
+    const void *record;
+    uint32_t bytes;
+    struct step_plan p;
+    for (;;) {
+        int r = step_ring_next(ring, &record, &bytes);
+        if (r == -EAGAIN) {
+            step_ring_wait(ring, LONG_NS);
+            continue;
+        }
+        assert_int_equal(r, 0);
+        assert_int_equal(step_decode(record, bytes, &p, NULL), 0);
+        if (p.header->type == STEP_TYPE_PLAN)
+            return p;
+        assert_int_equal(null_rank_serve(rank_, ring, 0, NULL), 0);
+    }
+}
+
+static void answer(void) {
+    struct error e = {0};
+    if (null_rank_serve(rank_, ring, 0, &e) < 0)
+        fail_msg("%s", e.text);
+}
+
+/* Releases the record without an answer, so that the next one can be looked at. */
+static void leave(void) {
+    step_ring_release(ring);
+}
+
+/* While one step runs the next is planned already, with rows whose ids only the rank knows. */
+static void test_overlap(void **state) {
+    (void)state;
+    struct reading r;
+    begin();
+    struct engine_request q = harness_request(prompt, 10, 5, 1);
+    harness_submit(engine, &q, &r);
+    struct step_plan p = look();
+    assert_int_equal(p.n_entries, 1);
+    assert_int_equal(p.n_opens, 1);
+    assert_int_equal(p.entries[0].kind, STEP_ENTRY_PROMPT);
+    assert_int_equal(p.entries[0].flags, STEP_ENTRY_SAMPLE);
+    assert_int_equal(p.entries[0].n_rows, 10);
+    assert_int_equal(p.entries[0].id_after, STEP_NONE);
+    assert_int_equal(p.entries[0].n_pages, 1);
+    leave();
+    p = look(); /* nothing was answered */
+    assert_int_equal(p.n_entries, 1);
+    assert_int_equal(p.entries[0].kind, STEP_ENTRY_CONTINUE);
+    assert_int_equal(p.entries[0].sample_index, 1);
+    assert_int_equal(p.entries[0].n_pages, 0);
+    harness_unref(&r, 1);
+}
+
+/* A stop that is found late costs one row, which nobody sees; the slot is closed and free again. */
+static void test_late_stop(void **state) {
+    (void)state;
+    static struct reading first, second;
+    begin();
+    struct engine_request q = harness_request(prompt, 10, 2, 1);
+    harness_submit(engine, &q, &first);
+    look();
+    answer();
+    look();
+    answer();
+    harness_read(&first, 1, 0);
+    struct step_plan p = look();
+    assert_int_equal(p.n_entries, 0); /* closes alone: nothing else is to do */
+    assert_int_equal(p.n_closes, 1);
+    answer();
+
+    q.max_tokens = 50;
+    q.stop_ids = &first.ids[0]; /* the first token */
+    q.n_stop_ids = 1;
+    harness_submit(engine, &q, &second);
+    p = look();
+    assert_int_equal(p.opens[0].n_suppress, 0);
+    uint32_t slot = p.opens[0].slot;
+    answer();
+    harness_read(&second, 1, 0); /* the reader knows at once */
+    assert_int_equal(second.finish, ENGINE_FINISH_STOP_ID);
+    assert_int_equal(second.n, 1);
+    p = look(); /* planned before it was known */
+    assert_int_equal(p.n_entries, 1);
+    struct engine_stats s;
+    engine_stats(engine, &s);
+    assert_true(s.pages_free < s.pages_total); /* still named by a step: not free */
+    answer();
+    p = look();
+    assert_int_equal(p.n_entries, 0);
+    assert_int_equal(p.n_closes, 1);
+    assert_int_equal(p.closes[0], slot);
+    answer();
+    harness_expect_quiet(engine, &s);
+    assert_int_equal(s.generated_tokens_total, 3);
+    harness_unref(&first, 1);
+    harness_unref(&second, 1);
+}
+
+/* Decode rows come first and prompts fill the rest of the budget, in chunks that end at block boundaries. */
+static void test_chunked_prefill(void **state) {
+    (void)state;
+    static struct reading r[2];
+    options.max_num_batched_tokens = 50;
+    begin();
+    struct engine_request q = harness_request(prompt, 10, 100, 1);
+    harness_submit(engine, &q, &r[0]);
+    look();
+    answer();
+    struct engine_request big = harness_request(prompt, 200, 4, 2);
+    harness_submit(engine, &big, &r[1]);
+    uint32_t fed = 0, steps = 0;
+    while (fed < 200) {
+        struct step_plan p = look();
+        assert_true(p.n_rows <= 50);
+        assert_true(++steps < 20);
+        assert_int_equal(p.entries[0].kind, STEP_ENTRY_CONTINUE);
+        if (p.n_entries == 2) {
+            const struct step_entry *t = &p.entries[1];
+            const uint32_t *ids = (const uint32_t *)(const void *)(p.blob + t->ids_at);
+            assert_int_equal(t->kind, STEP_ENTRY_PROMPT);
+            assert_int_equal(t->first_pos, fed);
+            assert_memory_equal(ids, prompt + fed, t->n_rows * sizeof(uint32_t));
+            fed += t->n_rows;
+            assert_int_equal(t->id_after, fed < 200 ? prompt[fed] : STEP_NONE);
+            assert_int_equal(t->flags, fed < 200 ? 0 : STEP_ENTRY_SAMPLE);
+            assert_true(fed % GDN_BLOCK == 0 || fed == 200);
+            assert_int_equal(t->n_rows, fed < 200 ? 48 : 8);
+        }
+        answer();
+    }
+    engine_abort_all(engine);
+    harness_unref(r, 2);
+}
+
+/* Higher priority first, then who came first; nobody overtakes. */
+static void test_order(void **state) {
+    (void)state;
+    static struct reading r[6];
+    const int32_t priorities[6] = {0, 0, 5, -5, 5, 0};
+    const uint32_t order[6] = {2, 4, 0, 1, 5, 3};
+    rank_options.slots = 1;
+    begin();
+    struct reading blocker;
+    struct engine_request q = harness_request(prompt, 1, 2, 1);
+    harness_submit(engine, &q, &blocker);
+    look();
+    for (uint32_t i = 0; i < 6; i++) {
+        q = harness_request(prompt, 100 + i, 1, 1); /* told apart by length */
+        q.priority = priorities[i];
+        harness_submit(engine, &q, &r[i]);
+    }
+    struct engine_stats s;
+    do
+        engine_stats(engine, &s);
+    while (s.requests_total < 7);
+    for (uint32_t n = 0; n < 6;) {
+        struct step_plan p = look();
+        if (p.n_entries == 1 && p.entries[0].kind == STEP_ENTRY_PROMPT && p.entries[0].n_rows >= 100)
+            assert_int_equal(p.entries[0].n_rows, 100 + order[n++]);
+        answer();
+    }
+    harness_read(r, 6, 0);
+    harness_unref(r, 6);
+    harness_unref(&blocker, 1);
+}
+
+/* What a slot is opened with. */
+static void test_open(void **state) {
+    (void)state;
+    struct reading r;
+    uint32_t stops[2] = {7, 8}, bias_ids[2] = {5, 6};
+    float bias[2] = {1.5f, -2};
+    begin();
+    struct engine_request q = harness_request(prompt, 10, 20, 99);
+    q.sampling = (struct engine_sampling){.temperature = 0.25f,
+            .top_p = 0.5f,
+            .min_p = 0.125f,
+            .top_k = 40,
+            .repetition_penalty = 1.5f,
+            .presence_penalty = 0.75f,
+            .frequency_penalty = -1,
+            .seed = 99};
+    q.min_tokens = 4;
+    q.stop_ids = stops;
+    q.n_stop_ids = 2;
+    q.bias_ids = bias_ids;
+    q.bias = bias;
+    q.n_bias = 2;
+    q.logprobs = true;
+    q.top_logprobs = 3;
+    harness_submit(engine, &q, &r);
+    struct step_plan p = look();
+    const struct step_open *o = &p.opens[0];
+    assert_int_equal(p.n_memory, 1);
+    assert_int_equal(p.memory[0].kind, STEP_MEMORY_ZERO_SLOT);
+    assert_int_equal(p.memory[0].a, o->slot);
+    assert_true(o->temperature == 0.25f && o->top_p == 0.5f && o->min_p == 0.125f && o->top_k == 40);
+    assert_true(o->repetition_penalty == 1.5f && o->presence_penalty == 0.75f && o->frequency_penalty == -1);
+    assert_int_equal(o->seed, 99);
+    assert_int_equal(o->min_tokens, 4);
+    assert_int_equal(o->n_suppress, 2);
+    assert_memory_equal(p.blob + o->suppress_at, stops, sizeof(stops));
+    assert_int_equal(o->n_bias, 2);
+    struct {
+        uint32_t id;
+        float bias;
+    } pairs[2] = {{5, 1.5f}, {6, -2}};
+    assert_memory_equal(p.blob + o->bias_at, pairs, sizeof(pairs));
+    assert_int_equal(p.entries[0].flags, STEP_ENTRY_SAMPLE | STEP_ENTRY_LOGPROB);
+    assert_int_equal(p.entries[0].top_logprobs, 3);
+    engine_abort_all(engine);
+    harness_unref(&r, 1);
+}
+
+/* The prompt rows of a step follow what a row was measured to take. */
+static void test_prefill_limit(void **state) {
+    (void)state;
+    struct reading r;
+    options.prefill_target_ms = 4;
+    rank_options.row_ns = 500000; /* so about 8 rows fit the target, and 16 is the least */
+    begin();
+    struct engine_request q = harness_request(prompt, 600, 1, 1);
+    harness_submit(engine, &q, &r);
+    uint32_t rows[64], n = 0, fed = 0;
+    while (fed < 600 && n < 64) {
+        struct step_plan p = look();
+        fed += rows[n++] = p.n_rows;
+        answer();
+    }
+    assert_int_equal(rows[0], 64); /* before anything was measured */
+    assert_int_equal(rows[1], 64);
+    assert_int_equal(rows[n - 2], 16);
+    harness_read(&r, 1, 0);
+    harness_unref(&r, 1);
+}
+
+/* When nothing is to do the ranks are asked each second whether they live. */
+static void test_ping(void **state) {
+    (void)state;
+    begin();
+    const void *record;
+    uint32_t bytes;
+    struct step_plan p;
+    while (step_ring_next(ring, &record, &bytes) == -EAGAIN)
+        step_ring_wait(ring, LONG_NS);
+    assert_int_equal(step_decode(record, bytes, &p, NULL), 0);
+    assert_int_equal(p.header->type, STEP_TYPE_PING);
+    assert_int_equal(p.header->step, 1);
+    answer();
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+            cmocka_unit_test_setup_teardown(test_overlap, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_late_stop, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_chunked_prefill, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_order, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_open, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_prefill_limit, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_ping, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,400 @@
+/* recovery.c - rank groups that die, hang, lie or come back as another: what their requests notice. */
+#include "tests/unit/engine/harness.h"
+
+#define N 12u
+
+static uint32_t prompt[1024];
+static uint32_t step_timeout_ms; /* 0 = the default, which no slow machine reaches */
+static struct reading expected[N];
+
+static struct engine_request request(uint32_t i) {
+    struct engine_request q = harness_request(prompt + i, 20 + i * 9, 100 + i * 7, i);
+    q.sampling.presence_penalty = 0.5f; /* so replayed rows must be marked as generated */
+    return q;
+}
+
+static struct engine *start(struct harness_group *group, const struct null_rank_options *r) {
+    struct engine_options o = harness_engine_options();
+    o.step_timeout_ms = step_timeout_ms;
+    struct engine *g = harness_engine(&o);
+    harness_group_start(group, g, r, 1);
+    assert_int_equal(engine_wait_ready(g, LONG_NS), 0);
+    return g;
+}
+
+static int group_setup(void **state) {
+    (void)state;
+    struct harness_group group;
+    struct null_rank_options r = harness_rank_options();
+    for (uint32_t i = 0; i < 1024; i++)
+        prompt[i] = (i * 7919 + 13) % 1000;
+    struct engine *g = start(&group, &r);
+    for (uint32_t i = 0; i < N; i++) {
+        struct engine_request q = request(i);
+        harness_submit(g, &q, &expected[i]);
+        harness_read(&expected[i], 1, 0);
+    }
+    harness_unref(expected, N);
+    engine_free(g);
+    harness_group_stop(&group);
+    return 0;
+}
+
+static void submit_all(struct engine *g, struct reading *readings) {
+    for (uint32_t i = 0; i < N; i++) {
+        struct engine_request q = request(i);
+        harness_submit(g, &q, &readings[i]);
+    }
+}
+
+static void expect_all(const struct reading *readings) {
+    for (uint32_t i = 0; i < N; i++) {
+        assert_int_equal(readings[i].finish, ENGINE_FINISH_LENGTH);
+        assert_int_equal(readings[i].n, expected[i].n);
+        assert_memory_equal(readings[i].ids, expected[i].ids, expected[i].n * sizeof(uint32_t));
+    }
+}
+
+static void lose(struct engine *g, uint64_t group_epoch) {
+    struct control_message m = {.kind = CONTROL_GROUP_LOST, .group_epoch = group_epoch, .coord_epoch = 1};
+    assert_int_equal(engine_control(g, &m), 0);
+}
+
+static void wait_state(struct engine *g, const char *name) {
+    struct engine_stats s;
+    do {
+        engine_stats(g, &s);
+        nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+    } while (strcmp(s.state, name) != 0);
+}
+
+/* The group dies at a step; the tokens are those of a run in which nothing died. */
+static void check_death(uint32_t tp, uint64_t step) {
+    static struct reading readings[N];
+    struct harness_group first, second;
+    struct engine_stats s;
+    struct null_rank_options r = harness_rank_options();
+    r.tp = tp;
+    r.die_at_step = step;
+    r.fault_epochs = 1;
+    struct engine *g = start(&first, &r);
+    submit_all(g, readings);
+    while (atomic_load(&first.ranks[tp - 1].result) == 0) {
+        harness_read(readings, N, 1); /* readers must not be what holds it up */
+        for (uint32_t i = 0; i < N; i++)
+            harness_take(&readings[i]);
+    }
+    assert_int_equal(atomic_load(&first.ranks[tp - 1].result), -ECANCELED);
+    lose(g, 1);
+    wait_state(g, "recovering");
+    harness_group_stop(&first);
+    harness_group_start(&second, g, &r, 2);
+    lose(g, 1); /* old news: about a group that is gone */
+    harness_read(readings, N, 0);
+    expect_all(readings);
+    harness_unref(readings, N);
+    harness_expect_quiet(g, &s);
+    assert_string_equal(s.state, "serving");
+    assert_int_equal(s.step_errors_total, 0);
+    assert_int_equal(s.group_epoch, 2);
+    assert_in_range(s.replays_total, 1, N);
+    engine_free(g);
+    assert_int_equal(atomic_load(&second.ranks[0].result), 0);
+    harness_group_stop(&second);
+}
+
+static void test_death_while_decoding(void **state) {
+    (void)state;
+    check_death(1, 70);
+}
+
+static void test_death_of_one_rank_of_two(void **state) {
+    (void)state;
+    check_death(2, 61);
+}
+
+/* Dies in the first epoch and again in the second, each time with the request in flight. */
+static void test_suspect_ends(void **state) {
+    (void)state;
+    static struct reading guilty, innocent[3];
+    struct harness_group group;
+    struct engine_stats s;
+    struct null_rank_options r = harness_rank_options();
+    struct engine *g = start(&group, &r);
+    harness_group_stop(&group); /* nobody answers any more */
+    struct engine_request q = request(0);
+    harness_submit(g, &q, &guilty);
+    do
+        engine_stats(g, &s);
+    while (s.running == 0);
+    lose(g, 1);
+    wait_state(g, "recovering");
+    for (uint32_t i = 0; i < 3; i++) { /* not in flight at any death */
+        q = request(i);
+        harness_submit(g, &q, &innocent[i]);
+    }
+    r.die_at_step = 1; /* the replay of the suspect, which runs alone */
+    r.fault_epochs = 2;
+    harness_group_start(&group, g, &r, 2);
+    while (atomic_load(&group.ranks[0].result) == 0)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    assert_int_equal(atomic_load(&group.ranks[0].result), -ECANCELED);
+    lose(g, 2);
+    harness_read(&guilty, 1, 0);
+    assert_int_equal(guilty.finish, ENGINE_FINISH_FAULT);
+    assert_non_null(strstr(engine_stream_error(guilty.stream), "failed twice"));
+    harness_group_stop(&group);
+    harness_group_start(&group, g, &r, 3);
+    harness_read(innocent, 3, 0);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(innocent[i].finish, ENGINE_FINISH_LENGTH);
+        assert_memory_equal(innocent[i].ids, expected[i].ids, expected[i].n * sizeof(uint32_t));
+    }
+    harness_unref(&guilty, 1);
+    harness_unref(innocent, 3);
+    harness_expect_quiet(g, &s);
+    engine_free(g);
+    harness_group_stop(&group);
+}
+
+/* Many suspects: each is tried alone, so a second death hits one of them and the rest end well. */
+static void test_one_suspect_at_a_time(void **state) {
+    (void)state;
+    static struct reading readings[N];
+    struct harness_group group;
+    struct engine_stats s;
+    struct null_rank_options r = harness_rank_options();
+    r.die_at_step = 60;
+    r.fault_epochs = 1;
+    struct engine *g = start(&group, &r);
+    submit_all(g, readings);
+    while (atomic_load(&group.ranks[0].result) == 0) {
+        for (uint32_t i = 0; i < N; i++)
+            harness_take(&readings[i]);
+    }
+    lose(g, 1);
+    wait_state(g, "recovering");
+    harness_group_stop(&group);
+    r.die_at_step = 5;
+    r.fault_epochs = 2;
+    harness_group_start(&group, g, &r, 2);
+    while (atomic_load(&group.ranks[0].result) == 0) {
+        for (uint32_t i = 0; i < N; i++)
+            harness_take(&readings[i]);
+    }
+    lose(g, 2);
+    wait_state(g, "recovering");
+    harness_group_stop(&group);
+    harness_group_start(&group, g, &r, 3);
+    harness_read(readings, N, 0);
+    uint32_t ended = 0;
+    for (uint32_t i = 0; i < N; i++) {
+        if (readings[i].finish == ENGINE_FINISH_FAULT)
+            ended++;
+        else
+            assert_int_equal(readings[i].finish, ENGINE_FINISH_LENGTH);
+        assert_memory_equal(readings[i].ids, expected[i].ids, readings[i].n * sizeof(uint32_t));
+    }
+    assert_int_equal(ended, 1);
+    harness_unref(readings, N);
+    harness_expect_quiet(g, &s);
+    engine_free(g);
+    harness_group_stop(&group);
+}
+
+/* A channel without a loss before it (a planned restart): all goes on. */
+static void test_channel_replaced(void **state) {
+    (void)state;
+    static struct reading readings[N];
+    struct harness_group first, second;
+    struct null_rank_options r = harness_rank_options();
+    struct engine *g = start(&first, &r);
+    submit_all(g, readings);
+    harness_read(readings, N, 2);
+    harness_group_start(&second, g, &r, 2);
+    harness_read(readings, N, 0);
+    expect_all(readings);
+    harness_unref(readings, N);
+    engine_free(g);
+    harness_group_stop(&first);
+    harness_group_stop(&second);
+}
+
+/* A rank that reports a fault, lies about its checksum, or hangs: the launcher is told which and why, and the
+ * requests go on with the next group. */
+static void check_misbehaviour(const struct null_rank_options *r, const char *word) {
+    static struct reading readings[N];
+    struct harness_group first, second;
+    struct engine_stats s;
+    struct engine *g = start(&first, r);
+    submit_all(g, readings);
+    for (;;) {
+        for (uint32_t i = 0; i < N; i++)
+            harness_take(&readings[i]);
+        engine_stats(g, &s);
+        if (strcmp(s.state, "recovering") == 0)
+            break;
+    }
+    struct control_message m = harness_wait_message(0);
+    assert_int_equal(m.kind, CONTROL_STUCK);
+    assert_int_equal(m.a, r->tp - 1);
+    assert_int_equal(m.group_epoch, 1);
+    if (strstr(m.text, word) == NULL)
+        fail_msg("\"%s\" does not say \"%s\"", m.text, word);
+    lose(g, 1); /* the launcher's answer */
+    harness_group_stop(&first);
+    harness_group_start(&second, g, r, 2);
+    harness_read(readings, N, 0);
+    expect_all(readings);
+    harness_unref(readings, N);
+    harness_expect_quiet(g, &s);
+    assert_int_equal(s.step_errors_total, 1);
+    engine_free(g);
+    harness_group_stop(&second);
+}
+
+static void test_fault_completion(void **state) {
+    (void)state;
+    struct null_rank_options r = harness_rank_options();
+    r.tp = 2;
+    r.fault_at_step = 40;
+    r.fault_epochs = 1;
+    check_misbehaviour(&r, "asked to report a fault at step 40");
+}
+
+static void test_checksum_mismatch(void **state) {
+    (void)state;
+    struct null_rank_options r = harness_rank_options();
+    r.tp = 2;
+    r.lie_at_step = 33;
+    r.fault_epochs = 1;
+    check_misbehaviour(&r, "checksum");
+}
+
+static void test_stuck(void **state) {
+    (void)state;
+    struct null_rank_options r = harness_rank_options();
+    r.tp = 2;
+    r.hang_at_step = 25;
+    r.fault_epochs = 1;
+    step_timeout_ms = 1000;
+    check_misbehaviour(&r, "no progress for 1000 ms at step 25");
+    step_timeout_ms = 0;
+}
+
+/* An idle group is pinged, so a rank that hangs with nothing to do is seen too. */
+static void test_idle_ping(void **state) {
+    (void)state;
+    struct harness_group group;
+    struct null_rank_options r = harness_rank_options();
+    step_timeout_ms = 100;
+    struct engine *g = start(&group, &r);
+    step_timeout_ms = 0;
+    harness_group_stop(&group);
+    struct control_message m = harness_wait_message(0);
+    assert_int_equal(m.kind, CONTROL_STUCK);
+    engine_free(g);
+}
+
+static void test_other_weights_are_refused(void **state) {
+    (void)state;
+    static struct reading one;
+    struct harness_group group;
+    struct null_rank_options r = harness_rank_options();
+    struct engine_stream *s = NULL;
+    struct error e;
+    struct engine *g = start(&group, &r);
+    struct engine_request q = request(0);
+    q.max_tokens = 800;
+    harness_submit(g, &q, &one);
+    harness_read(&one, 1, 3);
+    lose(g, 1);
+    wait_state(g, "recovering");
+    harness_group_stop(&group);
+    r.fingerprint++;
+    harness_group_start(&group, g, &r, 2);
+    harness_read(&one, 1, 0);
+    assert_int_equal(one.finish, ENGINE_FINISH_FAULT);
+    assert_non_null(strstr(engine_stream_error(one.stream), "other weights"));
+    struct control_message m = harness_wait_message(0);
+    assert_int_equal(m.kind, CONTROL_FAULT);
+    wait_state(g, "failed");
+    assert_int_equal(engine_submit(g, &q, &s, &e), -ESHUTDOWN);
+    harness_unref(&one, 1);
+    engine_free(g);
+    harness_group_stop(&group);
+}
+
+static void test_smaller_pool_comes_back(void **state) {
+    (void)state;
+    static struct reading readings[2];
+    struct harness_group group;
+    struct null_rank_options r = harness_rank_options();
+    struct engine *g = start(&group, &r);
+    struct engine_request q = harness_request(prompt, 100, 100, 1),
+                          big = harness_request(prompt, 100, 900, 1);
+    harness_submit(g, &q, &readings[0]);
+    harness_submit(g, &big, &readings[1]);
+    harness_read(readings, 2, 3);
+    lose(g, 1);
+    wait_state(g, "recovering");
+    harness_group_stop(&group);
+    r.pages = 4;
+    harness_group_start(&group, g, &r, 2);
+    harness_read(readings, 2, 0);
+    assert_int_equal(readings[0].finish, ENGINE_FINISH_LENGTH);
+    assert_int_equal(readings[1].finish, ENGINE_FINISH_FAULT);
+    assert_non_null(strstr(engine_stream_error(readings[1].stream), "no longer fits"));
+    harness_unref(readings, 2);
+    engine_free(g);
+    harness_group_stop(&group);
+}
+
+static void test_bad_channels(void **state) {
+    (void)state;
+    struct engine_options o = harness_engine_options();
+    struct engine *g = harness_engine(&o);
+    struct control_message m = {.kind = CONTROL_PING};
+    assert_int_equal(engine_control(g, &m), -EINVAL);
+    m.kind = CONTROL_CHANNEL;
+    assert_int_equal(engine_control(g, &m), -EINVAL);
+    m.n_fds = 1;
+    m.fds[0] = -1;
+    assert_int_equal(engine_control(g, &m), -EBADF);
+    int p[2];
+    assert_int_equal(pipe(p), 0);
+    m.fds[0] = p[0];
+    assert_int_equal(engine_control(g, &m), 0);
+    assert_int_equal(harness_wait_message(0).kind, CONTROL_FAULT);
+    close(p[0]);
+    close(p[1]);
+    int fd;
+    assert_int_equal(step_ring_create(1, 4, 4, &fd, NULL), 0);
+    m.fds[0] = fd;
+    m.group_epoch = 3; /* not the ring's */
+    m.coord_epoch = 4;
+    assert_int_equal(engine_control(g, &m), 0);
+    struct control_message answer = harness_wait_message(1);
+    assert_int_equal(answer.kind, CONTROL_FAULT);
+    assert_non_null(strstr(answer.text, "epochs 3/4"));
+    close(fd);
+    engine_free(g);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+            cmocka_unit_test(test_death_while_decoding),
+            cmocka_unit_test(test_death_of_one_rank_of_two),
+            cmocka_unit_test(test_suspect_ends),
+            cmocka_unit_test(test_one_suspect_at_a_time),
+            cmocka_unit_test(test_channel_replaced),
+            cmocka_unit_test(test_fault_completion),
+            cmocka_unit_test(test_checksum_mismatch),
+            cmocka_unit_test(test_stuck),
+            cmocka_unit_test(test_idle_ping),
+            cmocka_unit_test(test_other_weights_are_refused),
+            cmocka_unit_test(test_smaller_pool_comes_back),
+            cmocka_unit_test(test_bad_channels),
+    };
+    return cmocka_run_group_tests(tests, group_setup, NULL);
+}
