@@ -69,8 +69,9 @@ static int normal_address(const char *given, char *address, size_t size, struct 
     if (strstr(given, "://") && !whole)
         return error_set(e, -EINVAL, "--server %.128s: give HOST:PORT or unix:PATH, without a scheme", given);
     bool with_port = last_colon && (!bracket || last_colon > bracket);
-    int n = path ? snprintf(address, size, "unix:%s", given)
-                 : snprintf(address, size, "%s%s", given, whole || with_port ? "" : ":" DEFAULT_PORT);
+    const char *before = path ? "unix:" : given[0] == ':' ? "127.0.0.1" : "";
+    int n = snprintf(
+            address, size, "%s%s%s", before, given, path || whole || with_port ? "" : ":" DEFAULT_PORT);
     if (n < 0 || (size_t)n >= size)
         return error_set(e, -EINVAL, "--server: the address is longer than %zu bytes", size - 1);
     return 0;

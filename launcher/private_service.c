@@ -60,7 +60,7 @@ static void serve_command(struct argv *a, const struct private_service *p, const
             argv_add(a, "--%s=%s", info->name, v->n_texts ? v->texts[k] : v->text);
     }
     if (!options_given(o, OPT_LOG_LEVEL))
-        argv_add(a, "--log-level=warning");
+        argv_add(a, "--log-level=error");
     if (!options_given(o, OPT_SHUTDOWN_GRACE))
         argv_add(a, "--shutdown-grace=0s");
 }

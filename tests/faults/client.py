@@ -81,7 +81,7 @@ class Stream:
 
     def wait_tokens(self, n):
         wait_for(lambda: len(self.ids) >= n or self.code, "%d tokens" % n)
-        assert self.code is None, "the stream was over after %d tokens: %s %s" % (len(self.ids), self.code, self.details)
+        assert self.code is None, "over after %d tokens: %s %s" % (len(self.ids), self.code, self.details)
 
     def join(self):
         self.thread.join(PATIENCE)

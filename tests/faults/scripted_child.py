@@ -107,7 +107,8 @@ class Child:
             sys.exit(0)
 
     def run(self):
-        self.write(kind="START", arguments=self.arguments, fds=self.inherited, group_leader=os.getpgid(0) == os.getpid(),
+        self.write(kind="START", arguments=self.arguments, fds=self.inherited,
+                   group_leader=os.getpgid(0) == os.getpid(),
                    environment=sorted(k for k in os.environ if "NOTIFY" in k or "LISTEN" in k or "WATCHDOG" in k))
         if "fault" in self.script:
             self.say("FAULT", text=self.script["fault"])

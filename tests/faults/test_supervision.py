@@ -89,7 +89,7 @@ def test_two_deaths_make_a_request_suspect(model, device):
         for epoch in (2, 3):
             stream.wait_tokens(len(stream.ids) + 5)
             os.kill(run.program("shardd-worker")[0], signal.SIGKILL)
-            wait_for(lambda e=epoch: client.info().group_epoch == e and client.info().state == "serving", "another group")
+            wait_for(lambda e=epoch: (client.info().group_epoch, client.info().state) == (e, "serving"), "the group")
         assert stream.join() == grpc.StatusCode.INTERNAL, stream.details
         assert len(client.tokens(PROMPTS[1], 20, 1)) == 20
 
