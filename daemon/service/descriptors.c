@@ -16,6 +16,7 @@ enum { MESSAGE_FIELD = 2, MESSAGE_NESTED = 3, MESSAGE_ENUM = 4, SERVICE_METHOD =
 
 struct cursor {
     const uint8_t *at, *end;
+    bool broken; /* stopped at what is no field */
 };
 
 struct field {
@@ -36,10 +37,9 @@ static bool varint(struct cursor *c, uint64_t *ret) {
     return false;
 }
 
-/* The next field; false at the end or at what cannot be read (*c is then not at its end). */
-static bool next_field(struct cursor *c, struct field *ret) {
+static bool read_field(struct cursor *c, struct field *ret) {
     uint64_t key, length;
-    if (c->at == c->end || !varint(c, &key))
+    if (!varint(c, &key))
         return false;
     *ret = (struct field){.number = (uint32_t)(key >> 3)};
     switch (key & 7) {
@@ -64,6 +64,14 @@ static bool next_field(struct cursor *c, struct field *ret) {
         ret->data = (ProtobufCBinaryData){.len = (size_t)length, .data = (uint8_t *)(uintptr_t)c->at};
     c->at += length;
     return true;
+}
+
+/* The next field; false at the end or at what cannot be read. */
+static bool next_field(struct cursor *c, struct field *ret) {
+    if (c->at == c->end || c->broken)
+        return false;
+    c->broken = !read_field(c, ret);
+    return !c->broken;
 }
 
 static struct cursor cursor_of(ProtobufCBinaryData d) {
@@ -94,7 +102,7 @@ bool descriptor_set_read(const unsigned char *data, size_t bytes, struct descrip
             return false;
         ret->files[ret->n_files++] = f.data;
     }
-    return c.at == c.end;
+    return !c.broken;
 }
 
 int descriptor_find_file(const struct descriptor_set *d, ProtobufCBinaryData name) {
