@@ -342,10 +342,12 @@ def test_a_private_service_that_cannot_start():
 def test_settings_reach_a_private_service():
     with Scripted(tp=1) as run:
         run.wait_log("serving ")
-        run.script({"shardd-worker-cpu": {"exit": 1}})
-        subprocess.run(private(run.home, "-tp", "2", "--max-num-seqs", "3", "--served-model-name", "a b"),
-                       capture_output=True, timeout=PATIENCE, check=False)
+        run.script({"shardd-worker-cpu": {"load": True}})
+        words = private(run.home, "-tp", "2", "--max-num-seqs", "3", "--served-model-name", "a b")
+        asking = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         arguments = run.wait_event(who="worker-1", kind="START")["arguments"]
         assert arguments[arguments.index("--max-num-seqs") + 1] == "3"
-        arguments = run.events(who="coordinator", kind="START")[-1]["arguments"]
+        arguments = run.wait_event(2, who="coordinator", kind="START")["arguments"]
         assert arguments[arguments.index("--served-model-name") + 1] == "a b"
+        asking.send_signal(signal.SIGINT)
+        asking.communicate(timeout=PATIENCE)
