@@ -97,13 +97,8 @@ int inspect_open(const struct inspect_options *options, struct inspection **ret,
         r = model_tensors_resolve(i->checkpoint, &i->config, &i->tensors, e);
     if (r < 0)
         goto fail;
-    if (i->options.max_model_len == 0)
+    if (i->options.max_model_len == 0 || i->options.max_model_len > i->config.max_position_embeddings)
         i->options.max_model_len = i->config.max_position_embeddings;
-    if (i->options.max_model_len > i->config.max_position_embeddings) {
-        r = error_set(e, -EINVAL, "--max-model-len %u: this model takes %u tokens at most",
-                i->options.max_model_len, i->config.max_position_embeddings);
-        goto fail;
-    }
     if (i->options.memory_bytes == 0)
         i->options.memory_bytes = memory_available();
     count_tensors(i);
@@ -170,10 +165,13 @@ static void print_tensors(const struct inspection *i, FILE *out) {
     char text[24];
     fprintf(out, "  tensors       %zu in %zu file%s, %s:", checkpoint_count(i->checkpoint), files,
             files == 1 ? "" : "s", amount(checkpoint_bytes(i->checkpoint), text));
+    const char *separator = "";
     for (int d = 0; d < TENSOR_DTYPES; d++)
-        if (i->dtype_tensors[d])
-            fprintf(out, " %llu %s", (unsigned long long)i->dtype_tensors[d],
+        if (i->dtype_tensors[d]) {
+            fprintf(out, "%s %llu %s", separator, (unsigned long long)i->dtype_tensors[d],
                     tensor_dtype_name((enum tensor_dtype)d));
+            separator = ",";
+        }
     fprintf(out, "\n  names         %slayers.0...\n", t->prefix);
     if (t->has_mtp)
         fprintf(out, "  MTP layer     %s\n", amount(t->mtp_bytes, text));
