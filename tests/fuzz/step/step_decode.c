@@ -1,9 +1,11 @@
-/* decode.c - hostile step records: decoded or refused, never read outside. What is decoded is walked in full.
+/* step_decode.c - hostile step records: decoded or refused, never read outside. What is decoded is walked in full.
  */
 #include "proto/step/step.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+static volatile uint64_t sink; /* so that no read is optimised away */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -35,7 +37,6 @@ static uint64_t walk(const struct step_plan *p) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct step_plan p;
     struct error e;
-    static volatile uint64_t sink;
     if (size > STEP_RECORD_MAX)
         return 0;
     /* An exact copy, so that the sanitizer sees one byte too far. */
