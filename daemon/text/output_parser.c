@@ -222,7 +222,7 @@ static int begin_value(struct output_parser *p, const char *name, size_t bytes) 
 static int stream_value(struct output_parser *p) {
     p->streams = true;
     int r = emit_arguments(p, "\"");
-    return r < 0 ? r : emit_escaped(p, p->value.data, p->value.n);
+    return r < 0 || p->value.n == 0 ? r : emit_escaped(p, p->value.data, p->value.n);
 }
 
 static int add_to_value(struct output_parser *p, const char *data, size_t bytes) {

@@ -70,13 +70,15 @@ static bool is_json_of(unsigned types, const char *text, size_t bytes) {
 /* JSON's number; no fraction and no exponent if it has to be an integer. */
 static bool is_number(const char *text, size_t bytes, bool integer) {
     json_t *value = NULL;
-    if (bytes == 0 || (integer && strcspn(text, ".eE") < bytes) ||
-            chat_json_loads(text, bytes, "value", &value, NULL) < 0)
+    if (bytes == 0 || (text[0] != '-' && (text[0] < '0' || text[0] > '9')))
         return false;
-    /* An integer beyond 64 bits is a string to jansson: what the text begins with tells. */
-    bool right = text[0] == '-' || (text[0] >= '0' && text[0] <= '9');
+    for (size_t i = 0; i < bytes && integer; i++)
+        if (text[i] == '.' || text[i] == 'e' || text[i] == 'E')
+            return false;
+    if (chat_json_loads(text, bytes, "value", &value, NULL) < 0)
+        return false;
     json_decref(value);
-    return right;
+    return true;
 }
 
 static bool is_space(char c) {

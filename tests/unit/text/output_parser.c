@@ -119,6 +119,9 @@ static const struct {
                 "B(f)A({\"i\": 7, \"i\": null, \"i\": \"\", \"i\": \"0x1\"})E()", false},
         {CALL(SET("i", "123456789012345678901234567890")),
                 "B(f)A({\"i\": 123456789012345678901234567890})E()", false},
+        /* as long as the buffer that holds it */
+        {CALL(SET("i", "1234567890123456789012345678901234567890123456789012345678901234")),
+                "B(f)A({\"i\": 1234567890123456789012345678901234567890123456789012345678901234})E()", false},
         {CALL(SET("o", "{\"a\":\n[1]}") SET("a", "[]") SET("o", "[]") SET("a", "[1,]") SET("oa", "[{}]")),
                 "B(f)A({\"o\": {\"a\":\n[1]}, \"a\": [], \"o\": \"[]\", \"a\": \"[1,]\", \"oa\": [{}]})E()",
                 false},
@@ -155,6 +158,7 @@ static const struct {
         /* cut off: the object stays open */
         {"<tool_call><function=f><parameter=s>ab\n</param", "B(f)A({\"s\": \"ab\\n</param)", false},
         {"<tool_call><function=f><parameter=i>12", "B(f)A({\"i\": \"12)", false},
+        {"<tool_call><function=f><parameter=o>\n", "B(f)A({\"o\": \")", false},
         {"<tool_call><function=f><parameter=i", "B(f)A({)T(<parameter=i)", false},
         {"<tool_call><function=f></func", "B(f)A({)T(</func)", false},
 };
