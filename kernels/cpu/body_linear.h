@@ -8,7 +8,8 @@
  * KB, in L1) and multiplied with activation tiles [k][12] from registers. */
 #pragma once
 
-#define BLOCK_K 128u
+#define BLOCK_K        128u
+#define PREFETCH_BYTES 2048u /* ahead in each chain; measured: 1024 to 2048 is best, 4096 too far */
 
 ALWAYS_INLINE v16 weights_at(const uint8_t *strip, uint64_t k, const enum k_dtype dtype) {
     if (dtype == K_BF16)
@@ -31,6 +32,7 @@ ALWAYS_INLINE void chains(const uint8_t *const *w, const uint32_t *x_at, const f
     UNROLL for (uint32_t i = 0; i < nc * nr; i++) acc[i] = v_set1(0.0f);
     for (uint32_t k = 0; k < n; k++) {
         UNROLL for (uint32_t c = 0; c < nc; c++) {
+            __builtin_prefetch(p[c] + ((uint64_t)k * 16) * k_dtype_bytes(dtype) + PREFETCH_BYTES);
             v16 wk = weights_at(p[c], k, dtype);
             UNROLL for (uint32_t r = 0; r < nr; r++) acc[c * nr + r] =
                     v_fma(wk, v_set1(q[c][(uint64_t)r * ldx + k]), acc[c * nr + r]);
@@ -89,16 +91,27 @@ static void linear_small(const struct k_linear *w, const uint32_t *strips, uint3
                     leaf_tree(sums + s * w->leaves * rows + r, w->leaves, rows));
 }
 
-/* acc[s][r] += w[k][s] * x[k][r] over n k; ns strips x nr rows stay in registers. */
-ALWAYS_INLINE void tile(const float *w, const float *x, uint32_t n, const uint32_t ns, const uint32_t nr,
-        float *sums, uint64_t strip_stride) {
+/* Where the weights of a tile come from: strips as they lie in memory, or widened ones; and what to fetch
+ * ahead. */
+struct tile_source {
+    const uint8_t *w[2], *ahead[2];
+    uint64_t ahead_step; /* bytes per k */
+};
+
+/* sums[s][r] += w[s][k] * x[k][r] over n k; ns strips x nr rows stay in registers. */
+ALWAYS_INLINE void tile(const struct tile_source *from, const float *x, uint32_t n, const uint32_t ns,
+        const uint32_t nr, const enum k_dtype dtype, float *sums, uint64_t strip_stride) {
     v16 acc[LANES_TILE_STRIPS * LANES_TILE_ROWS];
+    const uint64_t step = from->ahead_step;
     UNROLL for (uint32_t s = 0; s < ns; s++) {
         UNROLL for (uint32_t r = 0; r < nr; r++) acc[s * nr + r] = v_load(sums + s * strip_stride + r * 16);
     }
     for (uint32_t k = 0; k < n; k++) {
         v16 wk[LANES_TILE_STRIPS];
-        UNROLL for (uint32_t s = 0; s < ns; s++) wk[s] = v_load(w + (k * 2 + s) * 16);
+        UNROLL for (uint32_t s = 0; s < ns; s++) {
+            __builtin_prefetch(from->ahead[s] + k * step);
+            wk[s] = weights_at(from->w[s], k, dtype);
+        }
         UNROLL for (uint32_t r = 0; r < nr; r++) {
             v16 xk = v_set1(x[k * TILE_ROWS + r]);
             UNROLL for (uint32_t s = 0; s < ns; s++) acc[s * nr + r] = v_fma(wk[s], xk, acc[s * nr + r]);
@@ -109,64 +122,96 @@ ALWAYS_INLINE void tile(const float *w, const float *x, uint32_t n, const uint32
     }
 }
 
-/* Any number of rows up to TILE_ROWS, in pieces that fit the registers. */
-static void tile_rows(const float *w, const float *x, uint32_t n, uint32_t n_strips, uint32_t rows,
-        float *sums, uint64_t strip_stride) {
+#define TILE_CASE(rows_, strips_, dtype_)                                                                    \
+    case (rows_):                                                                                            \
+        tile(&part, x + r, n, strips_, rows_, dtype_, to, strip_stride);                                     \
+        break;
+#if LANES_TILE_ROWS == 12
+#define TILE_CASES(strips_, dtype_)                                                                          \
+    TILE_CASE(1, strips_, dtype_)                                                                            \
+    TILE_CASE(2, strips_, dtype_)                                                                            \
+    TILE_CASE(3, strips_, dtype_)                                                                            \
+    TILE_CASE(4, strips_, dtype_)                                                                            \
+    TILE_CASE(5, strips_, dtype_)                                                                            \
+    TILE_CASE(6, strips_, dtype_)                                                                            \
+    TILE_CASE(7, strips_, dtype_)                                                                            \
+    TILE_CASE(8, strips_, dtype_)                                                                            \
+    TILE_CASE(9, strips_, dtype_)                                                                            \
+    TILE_CASE(10, strips_, dtype_) TILE_CASE(11, strips_, dtype_) TILE_CASE(12, strips_, dtype_)
+#elif LANES_TILE_ROWS == 6
+#define TILE_CASES(strips_, dtype_)                                                                          \
+    TILE_CASE(1, strips_, dtype_)                                                                            \
+    TILE_CASE(2, strips_, dtype_)                                                                            \
+    TILE_CASE(3, strips_, dtype_)                                                                            \
+    TILE_CASE(4, strips_, dtype_) TILE_CASE(5, strips_, dtype_) TILE_CASE(6, strips_, dtype_)
+#else
+#define TILE_CASES(strips_, dtype_)                                                                          \
+    TILE_CASE(1, strips_, dtype_)                                                                            \
+    TILE_CASE(2, strips_, dtype_) TILE_CASE(3, strips_, dtype_) TILE_CASE(4, strips_, dtype_)
+#endif
+
+/* Any number of rows up to TILE_ROWS and one or two strips, in pieces that fit the registers. */
+ALWAYS_INLINE void tile_rows(const struct tile_source *from, const float *x, uint32_t n, uint32_t n_strips,
+        uint32_t rows, const enum k_dtype dtype, float *sums, uint64_t strip_stride) {
     const uint32_t ns = n_strips < LANES_TILE_STRIPS ? n_strips : LANES_TILE_STRIPS;
     for (uint32_t s = 0; s < n_strips; s += ns) {
-        for (uint32_t r = 0; r < rows;) {
-            uint32_t nr = rows - r < LANES_TILE_ROWS ? rows - r : LANES_TILE_ROWS;
+        const struct tile_source part = {
+                {from->w[s], from->w[1]}, {from->ahead[s], from->ahead[1]}, from->ahead_step};
+        for (uint32_t r = 0, nr; r < rows; r += nr) {
             float *to = sums + s * strip_stride + r * 16;
-#define TILE_CASE(rows_, strips_)                                                                            \
-    case (rows_):                                                                                            \
-        tile(w + s * 16, x + r, n, strips_, rows_, to, strip_stride);                                        \
-        break;
-#define TILE_CASES(strips_)                                                                                  \
-    switch (nr) {                                                                                            \
-        TILE_CASE(1, strips_)                                                                                \
-        TILE_CASE(2, strips_)                                                                                \
-        TILE_CASE(3, strips_)                                                                                \
-        TILE_CASE(4, strips_)                                                                                \
-        TILE_CASES_WIDE(strips_)                                                                             \
-    default:                                                                                                 \
-        break;                                                                                               \
-    }
-#if LANES_TILE_ROWS == 12
-#define TILE_CASES_WIDE(s_)                                                                                  \
-    TILE_CASE(5, s_)                                                                                         \
-    TILE_CASE(6, s_)                                                                                         \
-    TILE_CASE(7, s_)                                                                                         \
-    TILE_CASE(8, s_) TILE_CASE(9, s_) TILE_CASE(10, s_) TILE_CASE(11, s_) TILE_CASE(12, s_)
-#elif LANES_TILE_ROWS == 6
-#define TILE_CASES_WIDE(s_) TILE_CASE(5, s_) TILE_CASE(6, s_)
-#else
-#define TILE_CASES_WIDE(s_)
-#endif
+            nr = rows - r < LANES_TILE_ROWS ? rows - r : LANES_TILE_ROWS;
             if (ns == LANES_TILE_STRIPS) {
-                TILE_CASES(LANES_TILE_STRIPS)
+                switch (nr) { TILE_CASES(LANES_TILE_STRIPS, dtype) }
             } else {
-                TILE_CASES(1)
+                switch (nr) { TILE_CASES(1, dtype) }
             }
-            r += nr;
         }
     }
 }
+static void tile_f32(const struct tile_source *from, const float *x, uint32_t n, uint32_t n_strips,
+        uint32_t rows, float *sums) {
+    tile_rows(from, x, n, n_strips, rows, K_F32, sums, BLOCK_ROWS * 16);
+}
+static void tile_bf16(const struct tile_source *from, const float *x, uint32_t n, uint32_t n_strips,
+        uint32_t rows, float *sums) {
+    tile_rows(from, x, n, n_strips, rows, K_BF16, sums, BLOCK_ROWS * 16);
+}
 
-/* n k of up to two strips as fp32, [k][2][16]. */
-static void widen(const uint8_t *const *from, uint32_t n_strips, const enum k_dtype *dtype, uint32_t k0,
-        uint32_t n, float *to) {
-    for (uint32_t s = 0; s < n_strips; s++) {
-        const uint8_t *p = from[s];
-        float *out = to + s * 16;
-        if (dtype[s] == K_BF16) {
-            for (uint32_t k = 0; k < n; k++)
-                v_store(out + k * 32, weights_at(p, k0 + k, K_BF16));
-        } else if (dtype[s] == K_F16) {
-            for (uint32_t k = 0; k < n; k++)
-                v_store(out + k * 32, weights_at(p, k0 + k, K_F16));
-        } else {
-            for (uint32_t k = 0; k < n; k++)
-                v_store(out + k * 32, weights_at(p, k0 + k, K_F32));
+/* n k of a strip as fp32, [k][16]. */
+static void widen(const uint8_t *from, enum k_dtype dtype, uint32_t n, float *to) {
+    if (dtype == K_BF16) {
+        for (uint32_t k = 0; k < n; k++)
+            v_store(to + k * 16, weights_at(from, k, K_BF16));
+    } else {
+        for (uint32_t k = 0; k < n; k++)
+            v_store(to + k * 16, weights_at(from, k, K_F16));
+    }
+}
+
+/* One K-leaf of n strips for all rows of the tiles: sums[s][row]. `next` is what will be read after it. */
+static void block_leaf(const uint8_t *const *strip, const uint8_t *const *next, uint32_t n,
+        enum k_dtype dtype, uint32_t leaf_k, const float *x, uint64_t tile_floats, const uint32_t *rows,
+        uint32_t n_tiles, float (*sums)[BLOCK_ROWS][16]) {
+    _Alignas(64) float wide[2][BLOCK_K * 16];
+    const uint64_t k_bytes = 16 * k_dtype_bytes(dtype);
+    const bool direct = dtype == K_F32 || (dtype == K_BF16 && n_tiles == 1);
+    for (uint32_t k0 = 0; k0 < leaf_k; k0 += BLOCK_K) {
+        const uint32_t nk = leaf_k - k0 < BLOCK_K ? leaf_k - k0 : BLOCK_K;
+        struct tile_source from = {.ahead_step = k_bytes};
+        for (uint32_t s = 0; s < n; s++) {
+            from.w[s] = strip[s] + k0 * k_bytes;
+            from.ahead[s] = k0 + nk < leaf_k ? from.w[s] + nk * k_bytes : next[s];
+            if (!direct) {
+                widen(from.w[s], dtype, nk, wide[s]);
+                from.w[s] = (const uint8_t *)wide[s];
+            }
+        }
+        for (uint32_t t = 0, r = 0; t < n_tiles; r += rows[t++]) {
+            const float *xt = x + t * tile_floats + (uint64_t)k0 * TILE_ROWS;
+            if (direct && dtype == K_BF16)
+                tile_bf16(&from, xt, nk, n, rows[t], sums[0][r]);
+            else
+                tile_f32(&from, xt, nk, n, rows[t], sums[0][r]);
         }
     }
 }
@@ -174,27 +219,21 @@ static void widen(const uint8_t *const *from, uint32_t n_strips, const enum k_dt
 static void linear_block(const struct k_linear *w, const uint32_t *strips, uint32_t n, const float *tiles,
         const uint32_t *rows, uint32_t n_tiles, float *out) {
     _Alignas(64) float sums[K_LEAVES][2][BLOCK_ROWS][16];
-    _Alignas(64) float wide[BLOCK_K * 32];
-    enum k_dtype dtype[2] = {K_F32, K_F32};
-    const uint64_t tile_floats = (uint64_t)w->columns * TILE_ROWS;
+    const uint32_t stride = n == 2 && strips[1] == strips[0] + 1 ? 2 : 1; /* a caller walks strips upwards */
+    const enum k_dtype dtype = (enum k_dtype)w->strips[strips[0]].dtype;
+    const uint8_t *from[2], *next[2];
     uint32_t n_rows = 0;
     for (uint32_t t = 0; t < n_tiles; t++)
         n_rows += rows[t];
-    for (uint32_t s = 0; s < n; s++)
-        dtype[s] = (enum k_dtype)w->strips[strips[s]].dtype;
     for (uint32_t l = 0; l < w->leaves; l++) {
-        const uint8_t *from[2] = {NULL, NULL};
         for (uint32_t s = 0; s < n; s++) {
+            uint32_t then = strips[s] + stride < w->n_strips ? strips[s] + stride : strips[s];
             from[s] = w->data + l * w->leaf_bytes + w->strips[strips[s]].at;
+            next[s] = l + 1 < w->leaves ? from[s] + w->leaf_bytes : w->data + w->strips[then].at;
             memset(sums[l][s], 0, n_rows * sizeof sums[l][s][0]);
         }
-        for (uint32_t k0 = 0; k0 < w->leaf_columns; k0 += BLOCK_K) {
-            uint32_t nk = w->leaf_columns - k0 < BLOCK_K ? w->leaf_columns - k0 : BLOCK_K;
-            widen(from, n, dtype, k0, nk, wide);
-            const float *x = tiles + ((uint64_t)l * w->leaf_columns + k0) * TILE_ROWS;
-            for (uint32_t t = 0, r = 0; t < n_tiles; r += rows[t++])
-                tile_rows(wide, x + t * tile_floats, nk, n, rows[t], sums[l][0][r], BLOCK_ROWS * 16);
-        }
+        block_leaf(from, next, n, dtype, w->leaf_columns, tiles + (uint64_t)l * w->leaf_columns * TILE_ROWS,
+                (uint64_t)w->columns * TILE_ROWS, rows, n_tiles, sums[l]);
     }
     for (uint32_t s = 0; s < n; s++) {
         for (uint32_t r = 0; r < n_rows; r++) {

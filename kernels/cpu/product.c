@@ -5,6 +5,7 @@
  * outputs on its stack and stores them with the activation applied, so gate and up are never written out. */
 #include "kernels/cpu/internal.h"
 
+#include <errno.h>
 #include <string.h>
 
 #define GROUPS_PER_THREAD 8u /* tasks per thread: enough to even out, few enough to keep long streams */
@@ -114,7 +115,12 @@ static void block_strips(const struct product_job *j, const uint32_t *strips, ui
         for (uint32_t t = 0; t < nt; t++)
             rows[t] = tile_first(p->n, j->n_tiles, t0 + t + 1) - tile_first(p->n, j->n_tiles, t0 + t);
         const float *tiles = j->in + (uint64_t)t0 * p->w->columns * TILE_ROWS;
-        j->isa->linear_block(p->w, strips, n, tiles, rows, nt, out);
+        if (n == 1 || p->w->strips[strips[0]].dtype == p->w->strips[strips[1]].dtype) {
+            j->isa->linear_block(p->w, strips, n, tiles, rows, nt, out);
+        } else { /* gate and up of different types */
+            j->isa->linear_block(p->w, strips, 1, tiles, rows, nt, out);
+            j->isa->linear_block(p->w, strips + 1, 1, tiles, rows, nt, out + (uint64_t)all * 16);
+        }
         if (p->gate_up) {
             store_strip(p, j->isa, strips[0], out, out + (uint64_t)all * 16, row0, all);
             continue;
@@ -128,10 +134,10 @@ static void block_task(void *arg, uint32_t task) {
     uint32_t u = task * j->units_per_task,
              end = u + j->units_per_task < j->units ? u + j->units_per_task : j->units;
     while (u < end) {
-        bool pair = !j->p->gate_up && u + 1 < end;
-        uint32_t strips[2] = {u, j->p->gate_up ? j->units + u : u + 1};
-        block_strips(j, strips, pair || j->p->gate_up ? 2 : 1);
-        u += pair ? 2 : 1;
+        const uint32_t n = same_dtype(j->p->w, u, end, 2), gate_up[2] = {u, j->units + u},
+                       plain[2] = {u, u + 1};
+        block_strips(j, j->p->gate_up ? gate_up : plain, j->p->gate_up ? 2 : n);
+        u += j->p->gate_up ? 1 : n;
     }
 }
 
@@ -168,6 +174,10 @@ struct project_args {
 static void run_project(struct k_stream *s, const void *args) {
     const struct project_args *a = args;
     uint32_t n = a->b->plan.n_rows, out = a->gate_up ? a->w->rows / 2 : a->w->rows;
+    if (a->gate_up && (a->w->n_pieces != 2 || a->w->strips[a->w->n_strips / 2].column != out)) {
+        stream_fault(s, -EINVAL, "%s: gate and up must be two pieces of equally many rows", a->w->name);
+        return;
+    }
     float *scratch = stream_scratch(s, product_scratch_bytes(a->w->columns, n));
     if (!scratch)
         return;

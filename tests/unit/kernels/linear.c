@@ -138,11 +138,10 @@ static void test_every_way_gives_the_rules_bits(void **state) {
     }
 }
 
-static void test_norm_and_gate_up_against_double(void **state) {
+static void norm_and_gate_up(enum k_dtype gate, enum k_dtype up) {
     enum { K = 72, I = 50, R = 9 };
-    static const struct piece pieces[] = {{I, K_BF16}, {I, K_BF16}};
+    const struct piece pieces[] = {{I, gate}, {I, up}};
     struct matrix m;
-    (void)state;
     matrix_make(&m, 5, pieces, 2, K);
     float *x = random_floats(1, R * K, 3.0f), *norm = random_floats(2, K, 1.5f), y[R * 2 * I],
           first[R * 2 * I];
@@ -186,6 +185,14 @@ static void test_norm_and_gate_up_against_double(void **state) {
     free(x);
     free(norm);
     matrix_free(&m);
+}
+
+static void test_norm_and_gate_up_against_double(void **state) {
+    (void)state;
+    norm_and_gate_up(K_BF16, K_BF16);
+    norm_and_gate_up(K_F32, K_F32);
+    norm_and_gate_up(K_BF16, K_F32);
+    norm_and_gate_up(K_F16, K_BF16);
 }
 
 static void test_row_stride_and_column_offset(void **state) {
