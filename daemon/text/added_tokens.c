@@ -1,3 +1,6 @@
+/* Leftmost-longest search: tokens sorted by bytes, the range of candidates narrowed by two binary searches
+ * for each byte of the text that agrees. The cost is that of the text times the logarithm of the number of
+ * tokens, whatever both hold. */
 #include "daemon/text/added_tokens.h"
 
 void added_tokens_done(struct added_tokens *a) {

@@ -1,3 +1,5 @@
+/* The pair table is open addressing on (left id, right id). Both ways of merging give the same ids;
+ * tests/unit/text compares long and short words with Hugging Face. */
 #include "daemon/text/bpe.h"
 
 #define BPE_NO_PAIR    UINT64_MAX

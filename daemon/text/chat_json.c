@@ -1,3 +1,5 @@
+/* Writing follows Python's json.encoder and repr(float); reading builds jansson values with base/json_pull,
+ * so that depth and numbers are ours to judge. What is written is appended to the caller's buffer. */
 #include "daemon/text/chat_json.h"
 
 #include "base/json_pull.h"

@@ -266,15 +266,20 @@ static int content_of(struct render *r, const json_t *message, bool is_system, s
 static const char tools_begin[] = "# Tools\n\nYou have access to the following functions:\n\n<tools>";
 static const char tools_end[] =
         "\n</tools>\n\nIf you choose to call a function ONLY reply in the following format with NO suffix:\n\n"
-        "<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n"
-        "<parameter=example_parameter_2>\nThis is the value for the second parameter\nthat can span\nmultiple lines\n"
+        "<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n"
+        "</parameter>\n"
+        "<parameter=example_parameter_2>\nThis is the value for the second parameter\nthat can span\n"
+        "multiple lines\n"
         "</parameter>\n</function>\n</tool_call>\n\n<IMPORTANT>\nReminder:\n"
-        "- Function calls MUST follow the specified format: an inner <function=...></function> block must be nested "
+        "- Function calls MUST follow the specified format: an inner <function=...></function> block must "
+        "be nested "
         "within <tool_call></tool_call> XML tags\n"
         "- Required parameters MUST be specified\n"
-        "- You may provide optional reasoning for your function call in natural language BEFORE the function call, "
+        "- You may provide optional reasoning for your function call in natural language BEFORE the "
+        "function call, "
         "but NOT after\n"
-        "- If there is no function call available, answer the question like normal with your current knowledge and "
+        "- If there is no function call available, answer the question like normal with your current "
+        "knowledge and "
         "do not tell the user about function calls\n</IMPORTANT>";
 
 static int add_tools(struct render *r, const json_t *tools) {

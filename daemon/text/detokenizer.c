@@ -1,3 +1,5 @@
+/* Ids to text, a stream at a time. The state is the beginning of one character, in struct detokenizer; the
+ * text is the caller's buffer. */
 #include "daemon/text/tokenizer.h"
 
 #include <errno.h>

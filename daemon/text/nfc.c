@@ -1,3 +1,5 @@
+/* Nearly all text is stable: it is copied. What is not is taken as a stretch from the last stable character
+ * to the next, decomposed, ordered and composed by itself. Buffers are the caller's. */
 #include "daemon/text/nfc.h"
 
 #include "base/utf8.h"

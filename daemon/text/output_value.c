@@ -1,3 +1,5 @@
+/* Parameters come as text; the schema of the tool says what they were meant to be. Called by output_parser.c
+ * at the begin and at the end of a value; keeps nothing. */
 #include "daemon/text/output_value.h"
 
 #include "daemon/text/chat_json.h"

@@ -1,3 +1,6 @@
+/* Two ways of cutting a text into words: by hand for the patterns of the Qwen family, and by PCRE2.
+ * tests/unit/text/unicode.c holds them against each other. A splitter owns its compiled pattern, a run its
+ * match data. */
 #include "daemon/text/pretokenize.h"
 
 #include "daemon/text/buffer.h"

@@ -1,3 +1,4 @@
+/* SHA-256 as FIPS 180-4 writes it: one pass over the data, nothing kept. */
 #include "daemon/text/sha256.h"
 
 #include <stdint.h>

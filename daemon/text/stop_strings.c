@@ -1,3 +1,5 @@
+/* The text that is not shown yet stands in one buffer; each new byte is asked whether a string ends there.
+ * Strings are few and short (base/limits.h), so nothing cleverer is needed. Owns copies of the strings. */
 #include "daemon/text/stop_strings.h"
 
 #include "base/limits.h"

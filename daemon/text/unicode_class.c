@@ -1,3 +1,4 @@
+/* Classes of characters for the pre-tokenizer; tests/golden/tokenizer/classes.txt is what they have to be. */
 #include "daemon/text/unicode_class.h"
 
 #include <utf8proc.h>

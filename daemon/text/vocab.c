@@ -1,3 +1,5 @@
+/* All entries stand in one arena, found by id through an array and by bytes through open addressing. The
+ * loader fills it, then nobody writes. */
 #include "daemon/text/vocab.h"
 
 #include "base/limits.h"

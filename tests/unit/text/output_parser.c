@@ -58,11 +58,16 @@ static char *events_of(const char *text, size_t bytes, bool thinking, bool parse
 }
 
 static const char tools_text[] =
-        "[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\",\"properties\":{"
-        "\"s\":{\"type\":\"string\"},\"i\":{\"type\":\"integer\"},\"n\":{\"type\":\"number\"},\"b\":{\"type\":\"boolean\"},"
-        "\"z\":{\"type\":\"null\"},\"o\":{\"type\":\"object\"},\"a\":{\"type\":\"array\"},\"in\":{\"type\":[\"integer\",\"null\"]},"
-        "\"sn\":{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"null\"}]},\"oa\":{\"oneOf\":[{\"type\":\"object\"},{\"type\":\"array\"}]},"
-        "\"u\":{\"type\":\"date\"},\"e\":{}}}}},7,{\"name\":\"g\",\"parameters\":{\"properties\":{\"i\":{\"type\":\"integer\"}}}}]";
+        "[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\",\""
+        "properties\":{"
+        "\"s\":{\"type\":\"string\"},\"i\":{\"type\":\"integer\"},\"n\":{\"type\":\"number\"},\"b\":{\""
+        "type\":\"boolean\"},"
+        "\"z\":{\"type\":\"null\"},\"o\":{\"type\":\"object\"},\"a\":{\"type\":\"array\"},\"in\":{\"type\""
+        ":[\"integer\",\"null\"]},"
+        "\"sn\":{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"null\"}]},\"oa\":{\"oneOf\":[{\"type\":\""
+        "object\"},{\"type\":\"array\"}]},"
+        "\"u\":{\"type\":\"date\"},\"e\":{}}}}},7,{\"name\":\"g\",\"parameters\":{\"properties\":{\"i\":{\""
+        "type\":\"integer\"}}}}]";
 
 #define CALL(parameters) "<tool_call>\n<function=f>\n" parameters "</function>\n</tool_call>"
 #define SET(name, value) "<parameter=" name ">\n" value "\n</parameter>\n"
@@ -127,7 +132,8 @@ static const struct {
                 false},
         {CALL(SET("sn", "null") SET("sn", "nullable") SET("sn", "nul") SET("sn", "") SET("in", "null")
                          SET("in", "3")),
-                "B(f)A({\"sn\": null, \"sn\": \"nullable\", \"sn\": \"nul\", \"sn\": \"\", \"in\": null, \"in\": 3})E()",
+                "B(f)A({\"sn\": null, \"sn\": \"nullable\", \"sn\": \"nul\", \"sn\": \"\", \"in\": null, \""
+                "in\": 3})E()",
                 false},
         {CALL(SET("s", "null") SET("u", "5") SET("e", "5") SET("unknown", "5")),
                 "B(f)A({\"s\": \"null\", \"u\": \"5\", \"e\": \"5\", \"unknown\": \"5\"})E()", false},

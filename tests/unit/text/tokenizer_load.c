@@ -17,15 +17,17 @@ static const struct parts good = {
                 "\"normalized\":false,\"special\":true}]",
         .normalizer = "{\"type\":\"NFC\"}",
         .pre_tokenizer =
-                "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\p{L}+|\\\\s+\"},"
-                "\"behavior\":\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
+                "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\"
+                "\\p{L}+|\\\\s+\"},"
+                "\"behavior\":\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\",\"add_prefix_space\""
+                ":false,"
                 "\"trim_offsets\":false,\"use_regex\":false}]}",
         .post_processor = "null",
         .decoder =
                 "{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true}",
-        .model =
-                "\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":\"\","
-                "\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,\"ignore_merges\":false",
+        .model = "\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":\"\","
+                 "\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,\"ignore_merges\""
+                 ":false",
         .vocab = ",\"ab\":256,\"abc\":257,\"\xc4\xa0"
                  "a\":258",
         .merges = "[\"a b\",[\"ab\",\"c\"],\"\xc4\xa0 a\"]",
@@ -139,9 +141,9 @@ static void test_good_others(void **state) {
                     {256, 258}},
             {{.post_processor = "{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":false}"},
                     3, {256, ' ', 'a'}},
-            {{.post_processor =
-                             "{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],"
-                             "\"pair\":[],\"special_tokens\":{}}"},
+            {{.post_processor = "{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\",\""
+                                "type_id\":0}}],"
+                                "\"pair\":[],\"special_tokens\":{}}"},
                     3, {256, ' ', 'a'}},
             {{.merges = "[]"}, 4, {'a', 'b', ' ', 'a'}},
             {{.added = "[]"}, 3, {256, ' ', 'a'}},
@@ -184,7 +186,8 @@ static const struct {
         {{.top = "\"surprise\":1"}, -ENOTSUP, "'surprise'"},
         {{.top = "\"model\":{\"vocab\":{}}"}, -ENOTSUP, "byte 0x00"},
         {{.normalizer = "{\"type\":\"NFKC\"}"}, -ENOTSUP, "normalizer 'NFKC'"},
-        {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Lowercase\"}]}"},
+        {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Lowercase\""
+                        "}]}"},
                 -ENOTSUP, "'Lowercase'"},
         {{.normalizer = "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"b\"}"}, -ENOTSUP,
                 "'pattern'"},
@@ -206,11 +209,12 @@ static const struct {
         {{.pre_tokenizer = SPLIT("\"pattern\":\"a\",\"behavior\":\"Isolated\"")}, -EBADMSG, ""},
         {{.pre_tokenizer = "{\"type\":\"Sequence\",\"pretokenizers\":[7]}"}, -EBADMSG,
                 "pre_tokenizer is a number"},
-        {{.pre_tokenizer =
-                         "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},{\"type\":\"ByteLevel\"}]}"},
+        {{.pre_tokenizer = "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},{\"type\":\""
+                           "ByteLevel\"}]}"},
                 -ENOTSUP, "second ByteLevel"},
         {{.post_processor =
-                         "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":0}},"
+                         "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\",\""
+                         "type_id\":0}},"
                          "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":[],\"special_tokens\":{}}"},
                 -ENOTSUP, "adds tokens"},
         {{.post_processor = "{\"type\":\"BertProcessing\"}"}, -ENOTSUP, "'BertProcessing'"},
