@@ -141,7 +141,7 @@ void engine_stream_timing(const struct engine_stream *s, struct engine_timing *r
 struct engine_stream *engine_stream_unref(struct engine_stream *s); /* caller's reference; NULL ok */
 /* A snapshot for GetServerInfo and /metrics; any thread. */
 struct engine_stats {
-    const char *state; /* "loading" "serving" "recovering" "draining" */
+    const char *state; /* "loading" "serving" "recovering" "draining" "failed" (other weights came back) */
     uint32_t tp, max_num_seqs, max_num_batched_tokens, max_model_len, max_queue, vocab_size;
     uint32_t pages_total, pages_free, running, waiting;
     uint32_t slots_total, slots_free; /* of the workers; a slot is free once its CLOSE was completed */

@@ -228,13 +228,16 @@ static bool less_far(const struct step_progress *a, const struct step_progress *
 }
 
 /* Work is pending and no rank that owes an answer has moved for step_timeout_ms: the one that came least far
- * is it. */
+ * is it. A RESET may wait for a step that an earlier coordinator committed, whose progress is in another
+ * ring: more time. */
 void flight_watch(struct engine *g, uint64_t now) {
     struct step_progress least = {.step = UINT64_MAX};
     uint32_t rank = RANKS_MAX;
-    /* A RESET waits for the loading of weights, which has a watcher of its own. */
-    if (g->ring == NULL || g->n_flights == 0 || flight_at(g, 0)->type == STEP_TYPE_RESET)
+    if (g->ring == NULL || g->n_flights == 0)
         return;
+    uint32_t limit_ms = g->o.step_timeout_ms;
+    if (flight_at(g, 0)->type == STEP_TYPE_RESET)
+        limit_ms = limit_ms < UINT32_MAX / RESET_PATIENCE ? limit_ms * RESET_PATIENCE : UINT32_MAX;
     for (uint32_t i = 0; i < g->n_ranks; i++) {
         const struct step_completion *c;
         const void *body;
@@ -247,15 +250,15 @@ void flight_watch(struct engine *g, uint64_t now) {
             w->changes = progress.changes;
             w->since_ns = now;
         }
-        if (now - w->since_ns >= (uint64_t)g->o.step_timeout_ms * 1000000u && less_far(&progress, &least)) {
+        if (now - w->since_ns >= (uint64_t)limit_ms * 1000000u && less_far(&progress, &least)) {
             least = progress;
             rank = i;
         }
     }
     if (rank < RANKS_MAX) {
         char text[160];
-        snprintf(text, sizeof(text), "no progress for %u ms at step %llu, layer %u, operation %u",
-                g->o.step_timeout_ms, (unsigned long long)least.step, least.layer, least.operation);
+        snprintf(text, sizeof(text), "no progress for %u ms at step %llu, layer %u, operation %u", limit_ms,
+                (unsigned long long)least.step, least.layer, least.operation);
         recovery_fault(g, rank, text);
     }
 }

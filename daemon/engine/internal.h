@@ -22,6 +22,7 @@
 #define CONTROLS_MAX       16u
 #define POKES_MAX          64u
 #define REGISTRY_BUCKETS   32768u
+#define RESET_PATIENCE     4u
 #define PING_NS            1000000000ull
 #define STALL_POLL_NS      5000000ull /* a reader that catches up does not tell: looked at this often */
 #define PREFILL_ROWS_FIRST 64u        /* until a step has been measured */

@@ -289,8 +289,10 @@ static void prepare(struct plan *p) {
 bool scheduler_plan(struct engine *g, uint64_t now) {
     if (g->n_plans >= PLANS_IN_FLIGHT || g->n_flights >= FLIGHTS_MAX)
         return false;
-    if (g->n_running == 0 && g->waiting.n == 0 && g->pools.n_to_close == 0)
+    if (g->n_running == 0 && g->waiting.n == 0 && g->pools.n_to_close == 0) {
+        g->n_stalled = 0;
         return false;
+    }
     struct plan p = {.g = g, .now = now, .f = flight_begin(g, STEP_TYPE_PLAN)};
     put_back(g);
     do {
