@@ -90,7 +90,7 @@ int budget_make(
 
     o->pages_per_slot = pages_for(q, q->max_model_len);
     if (!fit(shape, q, limit, o)) { /* the page tables themselves may be what is too large */
-        o->slots = o->pages = o->pages_per_slot = 1;
+        o->slots = o->pages = 1;
     }
     if (o->pages < o->pages_per_slot) { /* a sequence can never be longer than all pages together */
         o->pages_per_slot = o->pages;

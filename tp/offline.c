@@ -167,12 +167,27 @@ struct offline *offline_free(struct offline *o) {
     return NULL;
 }
 
-static int check_answers(const struct offline *o, struct error *e) {
+/* The rank to blame: one that was only stopped because another failed is not it. */
+static const struct offline_thread *first_fault(const struct offline *o) {
+    const struct offline_thread *found = NULL;
     for (uint32_t i = 0; i < o->tp; i++) {
-        const struct step_answer *a = &o->threads[i].answer;
-        if (a->completion.status != STEP_STATUS_OK)
-            return error_set(e, -EIO, "rank %u: %.*s", i, (int)a->body_bytes, (const char *)a->body);
+        const struct offline_thread *t = &o->threads[i];
+        struct error e = {0};
+        if (t->answer.completion.status == STEP_STATUS_OK)
+            continue;
+        if (!step_exec_failed(t->exec, &e) || e.code != -ECANCELED)
+            return t;
+        if (!found)
+            found = t;
     }
+    return found;
+}
+
+static int check_answers(const struct offline *o, struct error *e) {
+    const struct offline_thread *bad = first_fault(o);
+    if (bad)
+        return error_set(e, -EIO, "rank %u: %.*s", bad->options.rank, (int)bad->answer.body_bytes,
+                (const char *)bad->answer.body);
     for (uint32_t i = 1; i < o->tp; i++)
         if (o->threads[i].answer.completion.checksum != o->threads[0].answer.completion.checksum)
             return error_set(e, -EIO, "rank %u sampled other ids than rank 0", i);

@@ -19,6 +19,7 @@
 
 #define LOADING_TELL_MS 250
 #define STOP_LEAST_MS   1000u /* a STOP without grace still lets the step in flight finish */
+#define BLAME_OTHERS_MS 1000u /* after which a rank that another one's failure stopped speaks up itself */
 
 struct worker {
     const struct worker_options *options;
@@ -30,6 +31,7 @@ struct worker {
     uint64_t group_epoch, coord_epoch;
     bool ready;          /* told */
     uint64_t stop_at_ns; /* 0 = not stopping */
+    uint64_t own_up_ns;  /* when to report a rank that was only stopped by another one's failure; 0 = none */
     uint64_t bytes_told;
 };
 
@@ -128,28 +130,41 @@ static void tell_ready(struct worker *w) {
     tell(w, CONTROL_READY, 0, 0, text);
 }
 
+static int fault(struct worker *w, const struct worker_rank *r) {
+    log_error("rank %u: %s", r->options.rank, r->e.text);
+    tell(w, CONTROL_FAULT, r->options.rank, 0, r->e.text);
+    return EXIT_FAILURE;
+}
+
+/* What failed ranks mean for the process: an exit status, or -1 to go on. */
+static int look_at_failures(struct worker *w) {
+    const struct worker_rank *stopped = NULL; /* by another rank, here or in another process */
+    for (uint32_t i = 0; i < w->n_ranks; i++) {
+        const struct worker_rank *r = &w->ranks[i];
+        if (atomic_load(&r->state) != WORKER_RANK_FAILED)
+            continue;
+        if (r->e.code != -ECANCELED)
+            return fault(w, r);
+        stopped = r;
+    }
+    if (!stopped)
+        return -1;
+    if (!w->own_up_ns)
+        w->own_up_ns = now_ns() + BLAME_OTHERS_MS * 1000000ull;
+    return now_ns() >= w->own_up_ns ? fault(w, stopped) : -1;
+}
+
 /* What the ranks' states mean for the process: an exit status, or -1 to go on. */
 static int look_at_ranks(struct worker *w) {
     uint32_t ready = 0, stopped = 0;
     for (uint32_t i = 0; i < w->n_ranks; i++) {
-        switch (atomic_load(&w->ranks[i].state)) {
-        case WORKER_RANK_FAILED:
-            log_error("rank %u: %s", w->ranks[i].options.rank, w->ranks[i].e.text);
-            tell(w, CONTROL_FAULT, w->ranks[i].options.rank, 0, w->ranks[i].e.text);
-            return EXIT_FAILURE;
-        case WORKER_RANK_READY:
-            ready++;
-            break;
-        case WORKER_RANK_STOPPED:
-            stopped++;
-            break;
-        default:
-            break;
-        }
+        uint32_t state = atomic_load(&w->ranks[i].state);
+        ready += state == WORKER_RANK_READY;
+        stopped += state == WORKER_RANK_STOPPED;
     }
     if (ready == w->n_ranks && !w->ready)
         tell_ready(w);
-    return stopped == w->n_ranks ? EXIT_SUCCESS : -1;
+    return stopped == w->n_ranks ? EXIT_SUCCESS : look_at_failures(w);
 }
 
 /* ---- listening to the launcher ---- */
@@ -220,10 +235,11 @@ static int on_control(struct worker *w) {
 }
 
 static int poll_timeout(const struct worker *w) {
-    if (w->stop_at_ns) {
-        uint64_t now = now_ns();
-        return now >= w->stop_at_ns ? 0 : (int)((w->stop_at_ns - now) / 1000000u) + 1;
-    }
+    uint64_t at = w->stop_at_ns, now = now_ns();
+    if (w->own_up_ns && (!at || w->own_up_ns < at))
+        at = w->own_up_ns;
+    if (at)
+        return now >= at ? 0 : (int)((at - now) / 1000000u) + 1;
     return w->ready ? -1 : LOADING_TELL_MS;
 }
 

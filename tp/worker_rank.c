@@ -87,6 +87,9 @@ static bool execute(struct worker_rank *w, struct step_exec *x, const void *reco
     step_ring_progress(w->ring, h.step, 0, 0, true);
     step_exec_record(x, record, bytes, &answer);
     step_exec_hooks(x, NULL);
+    struct error e = {0};
+    if (step_exec_failed(x, &e) && e.code == -ECANCELED)
+        return false; /* the rank that failed answers; "it was stopped" would only hide its sentence */
     complete(w, &answer);
     step_ring_progress(w->ring, h.step, 0, 0, false);
     if (answer.completion.status == STEP_STATUS_FAULT)

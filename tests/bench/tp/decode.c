@@ -152,7 +152,8 @@ static const char config[] =
         " \"max_position_embeddings\": 262144, \"linear_num_key_heads\": 16, \"linear_num_value_heads\": 16,\n"
         " \"linear_key_head_dim\": 128, \"linear_value_head_dim\": 128, \"linear_conv_kernel_dim\": 4,\n"
         " \"tie_word_embeddings\": true, \"mtp_num_hidden_layers\": 0, \"eos_token_id\": 248044,\n"
-        " \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 10000000, \"partial_rotary_factor\": 0.25,\n"
+        " \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 10000000,\n"
+        "  \"partial_rotary_factor\": 0.25,\n"
         "  \"mrope_section\": [11, 11, 10], \"mrope_interleaved\": true}}\n";
 
 static bool write_config(const char *dir) {

@@ -5,6 +5,7 @@
 #include "tp/offline.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -142,4 +143,47 @@ static inline void log_softmax(const float *logits, uint32_t n, double *out) {
         sum += exp((double)logits[i] - top);
     for (uint32_t i = 0; i < n; i++)
         out[i] = (double)logits[i] - top - log(sum);
+}
+
+/* A copy of the tp8 model with the bytes of one tensor changed. Returns the folder. */
+static inline void changed_model(char *dir, size_t size, const char *tensor, uint8_t byte, size_t bytes) {
+    char path[512], copy[512];
+    struct error e = {0};
+    struct checkpoint *c = NULL;
+    model_path(path, sizeof(path), "tp8", NULL);
+    must(checkpoint_open(path, &c, &e), &e);
+    const struct tensor *t = checkpoint_find(c, tensor);
+    assert_non_null(t);
+    snprintf(dir, size, "/tmp/shardd-test-XXXXXX");
+    assert_non_null(mkdtemp(dir));
+    for (int i = 0; i < 2; i++) {
+        static const char *const files[] = {"config.json", "model.safetensors"};
+        struct stat st;
+        model_path(path, sizeof(path), "tp8", files[i]);
+        int from = open(path, O_RDONLY | O_CLOEXEC);
+        assert_int_equal(fstat(from, &st), 0);
+        uint8_t *data = malloc((size_t)st.st_size);
+        assert_int_equal(read(from, data, (size_t)st.st_size), st.st_size);
+        close(from);
+        if (i == 1) {
+            uint8_t *at = memmem(data, (size_t)st.st_size, t->data, t->bytes);
+            assert_non_null(at);
+            memset(at, byte, bytes);
+        }
+        snprintf(copy, sizeof(copy), "%s/%s", dir, files[i]);
+        int to = open(copy, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        assert_int_equal(write(to, data, (size_t)st.st_size), st.st_size);
+        close(to);
+        free(data);
+    }
+    checkpoint_free(c);
+}
+
+static inline void remove_model(const char *dir) {
+    char path[512];
+    snprintf(path, sizeof(path), "%s/config.json", dir);
+    unlink(path);
+    snprintf(path, sizeof(path), "%s/model.safetensors", dir);
+    unlink(path);
+    rmdir(dir);
 }

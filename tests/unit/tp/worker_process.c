@@ -42,7 +42,10 @@ static struct process spawn_worker(const char *model, const char *ranks, const c
     struct error e = {0};
     struct process p = {0};
     posix_spawn_file_actions_t actions;
-    model_path(path, sizeof(path), model, NULL);
+    if (model[0] == '/')
+        snprintf(path, sizeof(path), "%s", model);
+    else
+        model_path(path, sizeof(path), model, NULL);
     char *argv[] = {BIN_DIR "/shardd-worker-cpu", "--model", path, "--ranks", (char *)ranks,
             "--tensor-parallel-size", (char *)tp, "--threads", "1", "--max-num-seqs", "4", "--max-model-len",
             "256", "--max-num-batched-tokens", "64", "--kv-cache-memory", "67108864", "--control-fd", "3",
@@ -419,6 +422,28 @@ static void stops_while_it_waits_for_a_dead_rank(void **state) {
     group_done(&g);
 }
 
+/* Damaged weights: the rank that sees it says so, the others end too, nobody hangs. */
+static void a_fault_ends_the_group(void **state) {
+    (void)state;
+    char dir[64];
+    struct group g;
+    changed_model(dir, sizeof(dir), "model.language_model.norm.weight", 0xff, 2);
+    group_start(&g, dir, 2, 2);
+    send_channel(&g);
+    reset(&g);
+    plan_prompt(&g);
+    bool named = false;
+    for (uint32_t i = 0; i < 2; i++) {
+        struct control_message m = hear(&g.processes[i]);
+        assert_int_equal(m.kind, CONTROL_FAULT);
+        named |= strstr(m.text, "slot 1") != NULL;
+        assert_int_equal(exit_status(&g.processes[i]), 1);
+    }
+    assert_true(named);
+    group_done(&g);
+    remove_model(dir);
+}
+
 static void says_why_it_cannot_start(void **state) {
     (void)state;
     struct process p = spawn_worker("no-such-model", "0", "1", -1);
@@ -444,6 +469,7 @@ int main(void) {
             cmocka_unit_test(stops_on_a_record),
             cmocka_unit_test(ends_with_the_launcher),
             cmocka_unit_test(stops_while_it_waits_for_a_dead_rank),
+            cmocka_unit_test(a_fault_ends_the_group),
             cmocka_unit_test(says_why_it_cannot_start),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,273 @@
+/* worker_limits.c - what a worker decides before it loads: flags, the memory budget, the fingerprint. And
+ * what it does when weights make its numbers meaningless. */
+#include "model_test.h"
+
+#include "tp/fingerprint.h"
+#include "tp/worker_options.h"
+
+/* ---- flags ---- */
+
+static int parse(struct worker_options *o, struct error *e, const char *line) {
+    static char words[512];
+    char *argv[32] = {"shardd-worker-cpu"}, *rest = words, *word;
+    int argc = 1;
+    snprintf(words, sizeof(words), "%s", line);
+    while (argc < 31 && (word = strsep(&rest, " ")))
+        if (*word)
+            argv[argc++] = word;
+    return worker_options_parse(argc, argv, o, e);
+}
+
+static void good_flags(void **state) {
+    (void)state;
+    struct worker_options o;
+    struct error e = {0};
+    must(parse(&o, &e,
+                 "--model /m --ranks 2,3 --tensor-parallel-size 4 --threads 5 --isa avx2 --max-model-len 1000 "
+                 "--max-num-seqs 7 --max-num-batched-tokens 99 --kv-cache-dtype fp32 --kv-cache-memory 0.25 "
+                 "--load-format dummy --seed 18446744073709551615 --control-fd 3 --comm-fd 4 --enforce-eager"),
+            &e);
+    assert_string_equal(o.rank.model_dir, "/m");
+    assert_int_equal(o.n_ranks, 2);
+    assert_int_equal(o.ranks[1], 3);
+    assert_int_equal(o.rank.tp, 4);
+    assert_int_equal(o.rank.threads, 5);
+    assert_int_equal(o.rank.max_model_len, 1000);
+    assert_int_equal(o.rank.max_num_seqs, 7);
+    assert_int_equal(o.rank.max_num_batched_tokens, 99);
+    assert_int_equal(o.rank.kv_dtype, RANK_KV_F32);
+    assert_true(o.rank.kv_cache_fraction == 0.25);
+    assert_true(o.rank.dummy && o.rank.eager);
+    assert_true(o.rank.seed == UINT64_MAX);
+    assert_int_equal(o.control_fd, 3);
+    assert_int_equal(o.comm_fd, 4);
+    worker_options_done(&o);
+
+    must(parse(&o, &e,
+                 "--model /m --generate-ids 7,8,9 --tensor-parallel-size 2 --kv-cache-memory 5000000000"),
+            &e);
+    assert_int_equal(o.n_prompt, 3);
+    assert_int_equal(o.prompt[2], 9);
+    assert_int_equal(o.n_ranks, 2); /* all of them */
+    assert_true(o.rank.kv_cache_bytes == 5000000000u);
+    worker_options_done(&o);
+}
+
+static void bad_flags(void **state) {
+    (void)state;
+    static const struct {
+        const char *line, *says;
+    } cases[] = {
+            {"", "--model"},
+            {"--model /m", "--generate-ids"},
+            {"--model /m --control-fd 3 --tensor-parallel-size 2 --ranks 0", "--comm-fd"},
+            {"--model /m --control-fd 3 --ranks 1", "rank 1"},
+            {"--model /m --control-fd 3 --tensor-parallel-size 2 --ranks 0,0", "twice"},
+            {"--model /m --control-fd 3 --ranks 0,", "--ranks"},
+            {"--model /m --control-fd 3 --ranks -1", "--ranks"},
+            {"--model /m --control-fd 3 --tensor-parallel-size 0", "--tensor-parallel-size"},
+            {"--model /m --control-fd 3 --tensor-parallel-size 9", "--tensor-parallel-size"},
+            {"--model /m --control-fd 3 --max-num-seqs 1025", "--max-num-seqs"},
+            {"--model /m --control-fd 3 --max-num-seqs x", "--max-num-seqs"},
+            {"--model /m --control-fd 3 --max-num-batched-tokens 8193", "--max-num-batched-tokens"},
+            {"--model /m --control-fd 3 --max-model-len -5", "--max-model-len"},
+            {"--model /m --control-fd 3 --kv-cache-dtype int8", "int8"},
+            {"--model /m --control-fd 3 --kv-cache-memory 1.5", "--kv-cache-memory"},
+            {"--model /m --control-fd 3 --kv-cache-memory 8GB", "--kv-cache-memory"},
+            {"--model /m --control-fd 3 --load-format gguf", "--load-format"},
+            {"--model /m --control-fd 3 --seed 18446744073709551616", "--seed"},
+            {"--model /m --generate-ids 1,2,x", "--generate-ids"},
+            {"--model /m --generate-ids 4294967295", "--generate-ids"},
+            {"--model /m --generate-ids 1 --temperature nan", "--temperature"},
+            {"--model /m --generate-ids 1 --top-p 0", "--top-p"},
+            {"--model /m --generate-ids 1 --tensor-parallel-size 2 --ranks 0", "--ranks"},
+            {"--model /m --unknown", "--unknown"},
+            {"--model", "--model"},
+            {"stray --model /m --control-fd 3", "stray"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct worker_options o;
+        struct error e = {0};
+        if (parse(&o, &e, cases[i].line) == 0)
+            fail_msg("'%s' was taken", cases[i].line);
+        if (!strstr(e.text, cases[i].says))
+            fail_msg("'%s' was refused with '%s'", cases[i].line, e.text);
+        worker_options_done(&o);
+    }
+}
+
+/* ---- budget ---- */
+
+static struct k_shape small_shape(void) {
+    return (struct k_shape){.tp = 1,
+            .hidden_size = 1024,
+            .vocab_size = 6400,
+            .vocab_rows = 6400,
+            .q_heads = 8,
+            .kv_heads = 2,
+            .head_dim = 256,
+            .rotary_dim = 64,
+            .gdn_k_heads = 16,
+            .gdn_v_heads = 16,
+            .gdn_k_dim = 128,
+            .gdn_v_dim = 128,
+            .conv_kernel = 4,
+            .intermediate_size = 3584,
+            .n_attention_layers = 6,
+            .n_gdn_layers = 18,
+            .rms_eps = 1e-6f,
+            .rope_theta = 1e7};
+}
+
+static struct budget_request small_request(void) {
+    return (struct budget_request){.memory_bytes = 8000000000,
+            .weight_bytes = 1500000000,
+            .scratch_bytes = 100000000,
+            .pool_fraction = 0.5,
+            .max_num_seqs = 64,
+            .max_model_len = 4096,
+            .kv_dtype = K_BF16};
+}
+
+static void budget_that_fits(void **state) {
+    (void)state;
+    struct k_shape shape = small_shape();
+    struct budget_request q = small_request();
+    struct budget b;
+    struct error e = {0};
+    q.max_num_seqs = 4;
+    must(budget_make(&shape, &q, &b, &e), &e);
+    assert_int_equal(b.pool.slots, 4);
+    assert_int_equal(b.pool.pages_per_slot, 64);
+    assert_int_equal(b.pool.pages, 256); /* what four full sequences take, no more */
+    assert_int_equal(b.max_model_len, 4096);
+    assert_null(strstr(b.text, "clamped"));
+    q.extra_positions = 1;
+    must(budget_make(&shape, &q, &b, &e), &e);
+    assert_int_equal(b.pool.pages_per_slot, 65);
+}
+
+static void budget_is_clamped(void **state) {
+    (void)state;
+    struct k_shape shape = small_shape();
+    struct budget_request q = small_request();
+    struct budget b;
+    struct error e = {0};
+    q.max_num_seqs = 1024;
+    q.max_model_len = 262144;
+    must(budget_make(&shape, &q, &b, &e), &e);
+    assert_true(b.pool.slots >= 1 && b.pool.slots < 1024);
+    assert_true(b.pool.pages >= 1);
+    assert_true(b.pool_bytes <= 3200000000);
+    assert_true(b.max_model_len <= b.pool.pages * PAGE_TOKENS);
+    assert_true(b.pool.pages_per_slot <= b.pool.pages);
+    assert_non_null(strstr(b.text, "max-num-seqs 1024 clamped"));
+    for (uint64_t pool = 1; pool < 4000000000;
+            pool = pool * 3 + 1) { /* any size gives pools that are of use */
+        q.pool_bytes = pool;
+        must(budget_make(&shape, &q, &b, &e), &e);
+        assert_true(b.pool.slots >= 1 && b.pool.pages >= 1 && b.pool.pages_per_slot <= b.pool.pages);
+        assert_true(b.max_model_len >= 1 && b.max_model_len <= b.pool.pages_per_slot * PAGE_TOKENS);
+        assert_true(b.pool_bytes <= q.memory_bytes - q.weight_bytes - q.scratch_bytes);
+    }
+}
+
+static void budget_that_does_not_fit(void **state) {
+    (void)state;
+    struct k_shape shape = small_shape();
+    struct budget_request q = small_request();
+    struct budget b;
+    struct error e = {0};
+    q.memory_bytes = 1600000001;
+    assert_int_equal(budget_make(&shape, &q, &b, &e), -ENOMEM);
+    assert_non_null(strstr(e.text, "does not fit"));
+    q.weight_bytes = UINT64_MAX - 5;
+    assert_int_equal(budget_make(&shape, &q, &b, &e), -ENOMEM);
+}
+
+/* A rank refuses before it loads, not after. */
+static void rank_refuses_too_little_memory(void **state) {
+    (void)state;
+    char path[512];
+    struct rank *rank = NULL;
+    struct error e = {0};
+    model_path(path, sizeof(path), "small", NULL);
+    struct rank_options options = test_options(path, 1);
+    options.memory_bytes = 100000;
+    assert_int_equal(rank_create(&options, &rank, &e), -ENOMEM);
+    assert_non_null(strstr(e.text, "does not fit"));
+}
+
+static void kv_dtype_follows_the_checkpoint(void **state) {
+    (void)state;
+    struct rank_options options = test_options(NULL, 1);
+    options.kv_dtype = RANK_KV_AUTO;
+    struct offline *o = model_start("small", &options);
+    assert_int_equal(offline_rank(o, 0)->budget.pool.kv_dtype, K_BF16);
+    offline_free(o);
+    options.kv_dtype = RANK_KV_F32;
+    o = model_start("small", &options);
+    assert_int_equal(offline_rank(o, 0)->budget.pool.kv_dtype, K_F32);
+    offline_free(o);
+}
+
+/* ---- fingerprint and bad weights ---- */
+
+static uint64_t fingerprint_at(const char *dir, uint32_t tp) {
+    struct rank_options options = test_options(dir, tp);
+    struct offline *o = model_start("tp8", &options);
+    uint64_t fingerprint = offline_geometry(o)->fingerprint;
+    offline_free(o);
+    return fingerprint;
+}
+
+static void fingerprint_tells_models_apart(void **state) {
+    (void)state;
+    char dir[64];
+    uint64_t original = fingerprint_at(NULL, 1);
+    assert_true(original == fingerprint_at(NULL, 4)); /* of the model, not of a shard */
+    changed_model(dir, sizeof(dir), "model.language_model.layers.2.mlp.down_proj.weight", 0x11, 2);
+    assert_true(original != fingerprint_at(dir, 1));
+    remove_model(dir);
+}
+
+/* Weights that are no numbers: every rank ends with a sentence, none hangs, and the rank stays failed. */
+static void weights_that_are_no_numbers(void **state) {
+    (void)state;
+    static const uint32_t prompt[] = {1, 2, 3};
+    for (uint32_t tp = 1; tp <= 4; tp *= 4) {
+        char dir[64];
+        struct error e = {0};
+        struct one_run r;
+        changed_model(dir, sizeof(dir), "model.language_model.norm.weight", 0xff, 2);
+        struct rank_options options = test_options(dir, tp);
+        struct offline *o = model_start("tp8", &options);
+        run_start(&r, o, prompt, 3, 2, false);
+        assert_true(offline_run(o, &r.s, 1, &e) < 0);
+        if (!strstr(e.text, "slot 1"))
+            fail_msg("'%s' does not name the slot", e.text);
+        for (uint32_t i = 0; i < tp; i++) {
+            assert_int_equal(offline_answer(o, i)->completion.status, STEP_STATUS_FAULT);
+            assert_true(step_exec_failed(offline_exec(o, i), NULL));
+        }
+        assert_true(offline_reset(o, &e) < 0);
+        run_done(&r);
+        offline_free(o);
+        remove_model(dir);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+            cmocka_unit_test(good_flags),
+            cmocka_unit_test(bad_flags),
+            cmocka_unit_test(budget_that_fits),
+            cmocka_unit_test(budget_is_clamped),
+            cmocka_unit_test(budget_that_does_not_fit),
+            cmocka_unit_test(rank_refuses_too_little_memory),
+            cmocka_unit_test(kv_dtype_follows_the_checkpoint),
+            cmocka_unit_test(fingerprint_tells_models_apart),
+            cmocka_unit_test(weights_that_are_no_numbers),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
