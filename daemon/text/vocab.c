@@ -65,7 +65,9 @@ int vocab_add(struct vocab *v, uint32_t id, const char *data, size_t bytes, uint
         v->pieces_size = size;
     }
     size_t at = v->bytes.n;
-    int r = byte_buffer_add(&v->bytes, data, bytes);
+    int r = byte_buffer_reserve(&v->bytes, bytes + 1); /* an empty entry has an address too */
+    if (r >= 0)
+        r = byte_buffer_add(&v->bytes, data, bytes);
     if (r < 0)
         return r;
     v->pieces[id] = (struct piece){(uint32_t)at, (uint16_t)bytes, (uint8_t)(flags | PIECE_PRESENT)};

@@ -334,6 +334,9 @@ static void test_broken(void **state) {
     assert_int_equal(load_bytes("[]", 2, &t, &e), -EBADMSG);
     assert_int_equal(load_bytes("{}", 2, &t, &e), -EBADMSG);
     assert_non_null(strstr(e.text, "no model"));
+    static const char empty_entry[] = "{\"model\":{\"vocab\":{\"\":0}}}";
+    assert_int_equal(load_bytes(empty_entry, sizeof(empty_entry) - 1, &t, &e), -ENOTSUP);
+    assert_non_null(strstr(e.text, "byte 0x00"));
     assert_int_equal(tokenizer_load("/nowhere/tokenizer.json", &t, &e), -ENOENT);
     assert_non_null(strstr(e.text, "/nowhere/tokenizer.json"));
 }
