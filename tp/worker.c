@@ -19,6 +19,7 @@
 
 #define LOADING_TELL_MS 250
 #define STOP_LEAST_MS   1000u /* a STOP without grace still lets the step in flight finish */
+#define END_MS          500u  /* that ranks get to end by themselves once they are woken */
 #define BLAME_OTHERS_MS 1000u /* after which a rank that another one's failure stopped speaks up itself */
 
 struct worker {
@@ -279,6 +280,22 @@ static bool all_ended(const struct worker *w) {
     return true;
 }
 
+/* Wakes every rank from whatever it waits for and gives it a moment to end. */
+static bool end_ranks(struct worker *w) {
+    uint64_t until = now_ns() + END_MS * 1000000ull;
+    for (uint32_t i = 0; i < w->n_ranks; i++) {
+        worker_rank_stop(&w->ranks[i]);
+        worker_rank_abort(&w->ranks[i]);
+    }
+    while (!all_ended(w) && now_ns() < until) {
+        struct pollfd fd = {.fd = w->event_fd, .events = POLLIN};
+        uint64_t ignored;
+        if (poll(&fd, 1, END_MS) > 0 && read(w->event_fd, &ignored, sizeof(ignored)) < 0)
+            continue;
+    }
+    return all_ended(w);
+}
+
 int worker_serve(const struct worker_options *options) {
     struct error e = {0};
     struct worker *w = calloc(1, sizeof(*w));
@@ -294,9 +311,7 @@ int worker_serve(const struct worker_options *options) {
         tell(w, CONTROL_FAULT, 0, 0, e.text);
     } else
         status = listen_until_end(w);
-    for (uint32_t i = 0; i < w->n_ranks; i++)
-        worker_rank_abort(&w->ranks[i]);
-    if (!all_ended(w))
+    if (!end_ranks(w))
         return status; /* their threads still use w; the process ends with them */
     for (uint32_t i = 0; i < w->n_ranks; i++)
         worker_rank_done(&w->ranks[i]);

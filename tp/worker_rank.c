@@ -92,7 +92,8 @@ static bool execute(struct worker_rank *w, struct step_exec *x, const void *reco
         return false; /* the rank that failed answers; "it was stopped" would only hide its sentence */
     complete(w, &answer);
     step_ring_progress(w->ring, h.step, 0, 0, false);
-    if (answer.completion.status == STEP_STATUS_FAULT)
+    if (answer.completion.status == STEP_STATUS_FAULT &&
+            e.code == 0) /* refused; a failure is logged by worker.c */
         log_error("rank %u: step %llu: %.*s", w->options.rank, (unsigned long long)h.step,
                 (int)answer.body_bytes, (const char *)answer.body);
     if (answer.completion.status == STEP_STATUS_OK && answer.completion.type == STEP_TYPE_STOP) {

@@ -412,6 +412,134 @@ static void continue_after_restore(void **state) {
     assert_non_null(strstr(e.text, "no sampled id"));
 }
 
+/* ---- random plans ---- */
+
+static uint64_t random_state;
+
+static uint32_t pick(uint32_t n) { /* 0 .. n-1 */
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(random_state >> 33) % n;
+}
+
+struct guess { /* what the test believes of a slot; now and then it lies */
+    uint32_t length, granted;
+    bool open;
+};
+
+static void random_open(uint32_t slot) {
+    struct step_open o = offline_greedy();
+    o.slot = slot;
+    o.seed = pick(100);
+    o.temperature = (float)pick(3) * 0.7f;
+    o.top_k = pick(4) * 10;
+    o.top_p = pick(2) ? 1.0f : 0.8f;
+    o.min_p = pick(2) ? 0.0f : 0.1f;
+    o.repetition_penalty = pick(2) ? 1.0f : 1.3f;
+    o.presence_penalty = (float)pick(5) - 2.0f;
+    o.min_tokens = pick(3);
+    if (pick(3) == 0) {
+        uint32_t id = pick(vocab + 4);
+        o.n_suppress = 1;
+        o.suppress_at = step_blob(writer, &id, sizeof(id));
+    }
+    step_add_open(writer, &o);
+}
+
+static void random_memory(void) {
+    uint32_t kind = pick(STEP_MEMORY_KINDS);
+    bool pages = kind == STEP_MEMORY_COPY_PAGE || kind == STEP_MEMORY_PAGE_OUT || kind == STEP_MEMORY_PAGE_IN;
+    uint32_t a = pages ? pick(offline_geometry(model)->pages + 2) : pick(SLOTS + 2);
+    uint32_t b = pages ? pick(offline_geometry(model)->pages + 2) : pick(SLOTS + 2);
+    if (kind == STEP_MEMORY_SNAPSHOT_SLOT || kind == STEP_MEMORY_PAGE_OUT)
+        b = pick(3);
+    if (kind == STEP_MEMORY_RESTORE_SLOT || kind == STEP_MEMORY_PAGE_IN)
+        a = pick(3);
+    step_add_memory(writer, (enum step_memory_kind)kind, a, b);
+}
+
+static void random_entry(uint32_t slot, struct guess *g) {
+    uint32_t ids[ROWS], rope[3 * ROWS], n = 1 + pick(pick(4) ? 12 : ROWS);
+    struct step_entry t = continue_of(slot);
+    if (pick(3)) {
+        for (uint32_t i = 0; i < n; i++)
+            ids[i] = pick(pick(50) ? vocab : vocab + 2);
+        t = entry_of(slot, pick(20) ? g->length : pick(CONTEXT + 8), n, ids);
+        t.flags = pick(8);
+        if ((t.flags & STEP_ENTRY_SAMPLE) == 0)
+            t.flags &= ~(uint32_t)STEP_ENTRY_LOGPROB;
+        t.id_after = pick(3) ? STEP_NONE : pick(vocab + 2);
+    }
+    if (t.flags & STEP_ENTRY_LOGPROB)
+        t.top_logprobs = pick(TOP_LOGPROBS_MAX + 1);
+    if (pick(10) == 0) {
+        for (uint32_t i = 0; i < 3 * t.n_rows; i++)
+            rope[i] = pick(CONTEXT_MAX + (pick(200) == 0));
+        t.rope_at = step_blob(writer, rope, 12 * t.n_rows);
+    }
+    uint32_t needed = (g->length + t.n_rows + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    if (needed > g->granted && pick(20))
+        grant(&t, g->granted, needed - g->granted,
+                1 + pick(offline_geometry(model)->pages + (pick(20) == 0)));
+    g->granted = needed > g->granted ? needed : g->granted;
+    g->length += t.n_rows;
+    step_add_entry(writer, &t);
+}
+
+/* Whatever the plans say, the rank neither fails nor reads or writes where it should not (sanitizers watch).
+ */
+static void random_plans(void **state) {
+    (void)state;
+    struct guess slots[SLOTS + 1] = {0}, next[SLOTS + 1];
+    uint32_t taken = 0, refused = 0;
+    set_up();
+    struct step_sample expected = go_on();
+    set_up();
+    slots[1] = (struct guess){.length = 8, .granted = 1, .open = true};
+    slots[2].open = true;
+    random_state = 1;
+    for (uint32_t i = 0; i < 3000; i++) {
+        struct error e = {0};
+        memcpy(next, slots, sizeof(next));
+        begin();
+        for (uint32_t slot = 1; slot <= SLOTS; slot++) {
+            struct guess *g = &next[slot];
+            if (g->open ? pick(12) == 0 || g->length > CONTEXT - 20 : pick(40) == 0) {
+                step_add_close(writer, slot);
+                *g = (struct guess){0};
+            }
+            if (g->open ? pick(100) == 0 : pick(2) == 0) {
+                random_open(slot);
+                *g = (struct guess){.open = true};
+            }
+            if (g->open ? pick(4) != 0 : pick(60) == 0)
+                random_entry(slot, g);
+        }
+        if (pick(8) == 0)
+            random_memory();
+        int r = send(&e);
+        assert_false(step_exec_failed(offline_exec(model, 0), NULL));
+        if (r == 0) {
+            memcpy(slots, next, sizeof(slots));
+            taken++;
+        } else {
+            assert_true(e.text[0]);
+            refused++;
+        }
+        if (refused % 50 == 49) { /* memory operations made the guesses wrong: start over */
+            refused++;
+            set_up();
+            memset(slots, 0, sizeof(slots));
+            slots[1] = (struct guess){.length = 8, .granted = 1, .open = true};
+            slots[2].open = true;
+        }
+    }
+    assert_true(taken > 500 && refused > 100);
+    set_up();
+    struct step_sample got = go_on();
+    assert_int_equal(got.id, expected.id);
+    assert_memory_equal(&got.logprob, &expected.logprob, sizeof(float));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(bad_plans_change_nothing),
@@ -420,6 +548,7 @@ int main(void) {
             cmocka_unit_test(empty_records),
             cmocka_unit_test(memory_operations),
             cmocka_unit_test(continue_after_restore),
+            cmocka_unit_test(random_plans),
     };
     return cmocka_run_group_tests(tests, start, end);
 }
