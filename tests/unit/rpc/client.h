@@ -80,8 +80,10 @@ static inline struct client_call *client_call_gzip(
         struct client *c, const char *path, const void *data, size_t n, int deadline_ms, bool gzip) {
     struct client_call *call = calloc(1, sizeof(*call));
     call->client = c;
-    call->call = grpc_channel_create_call(c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->cq,
-            grpc_slice_from_copied_string(path), NULL, client_deadline(deadline_ms), NULL);
+    grpc_slice method = grpc_slice_from_copied_string(path);
+    call->call = grpc_channel_create_call(c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->cq, method, NULL,
+            client_deadline(deadline_ms), NULL);
+    grpc_slice_unref(method);
     grpc_metadata_array_init(&call->initial);
     grpc_metadata_array_init(&call->trailing);
     call->details = grpc_empty_slice();
