@@ -5,6 +5,8 @@
 #include "launcher/verbs.h"
 
 #include "launcher/answer.h"
+#include "launcher/interrupt.h"
+#include "launcher/line_reader.h"
 #include "launcher/request.h"
 #include "launcher/session.h"
 
@@ -24,6 +26,7 @@ struct chat {
     struct request_message turns[TURNS_MAX];
     size_t n;
     char *system; /* NULL = none */
+    struct line_reader input;
     bool terminal;
     int code; /* of the worst that happened */
 };
@@ -138,7 +141,7 @@ static bool turn(struct chat *c, char *line) {
         c->code = EXIT_USAGE;
         return false;
     }
-    client_reset_interrupt();
+    interrupt_reset();
     answer_run(&a, c->session.client, request, bytes, options_number(c->o, OPT_TIMEOUT), &status);
     free(request);
     if (a.n_tokens && c->terminal && !options_number(c->o, OPT_QUIET))
@@ -148,32 +151,30 @@ static bool turn(struct chat *c, char *line) {
         c->code = code;
     keep_answer(c, &a, code == EXIT_OK);
     answer_done(&a);
-    client_reset_interrupt();
+    interrupt_reset();
     return code != EXIT_UNREACHABLE;
 }
 
-/* One line without its newline, or NULL at the end of input. Ctrl-C at the prompt drops the line. */
+/* The next line, or NULL when there is no more. Ctrl-C drops what was typed; over a pipe it ends the
+ * conversation. */
 static char *read_line(struct chat *c, const char *prompt) {
     for (;;) {
         char *line = NULL;
-        size_t room = 0;
         if (c->terminal) {
             fputs(prompt, stdout);
             fflush(stdout);
         }
-        errno = 0;
-        ssize_t n = getline(&line, &room, stdin);
-        if (n >= 0) {
-            if (n > 0 && line[n - 1] == '\n')
-                line[n - 1] = '\0';
-            return line;
+        int rc = line_reader_next(&c->input, &line);
+        if (rc == -EINTR && c->terminal) {
+            interrupt_reset();
+            putchar('\n');
+            continue;
         }
-        free(line);
-        if (errno != EINTR || !c->terminal)
-            return NULL;
-        clearerr(stdin);
-        client_reset_interrupt();
-        putchar('\n');
+        if (rc == -EINTR)
+            c->code = EXIT_INTERRUPTED;
+        else if (rc < 0 && rc != -ENODATA)
+            fprintf(stderr, "shardd chat: cannot read what you say: %s\n", strerror(-rc));
+        return line;
     }
 }
 
@@ -225,6 +226,7 @@ int verb_chat(const struct options *o) {
         return EXIT_USAGE;
     }
     c->o = o;
+    c->input.fd = STDIN_FILENO;
     c->terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
     if (options_given(o, OPT_SYSTEM))
         c->system = strdup(options_text(o, OPT_SYSTEM));
@@ -239,6 +241,7 @@ int verb_chat(const struct options *o) {
     }
     forget(c);
     free(c->system);
+    line_reader_done(&c->input);
     free(c);
     return code;
 }

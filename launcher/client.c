@@ -3,6 +3,8 @@
  * is seen. */
 #include "launcher/client.h"
 
+#include "base/limits.h"
+#include "launcher/interrupt.h"
 #include "launcher/verbs.h"
 
 #include <errno.h>
@@ -13,7 +15,6 @@
 #include <grpc/support/alloc.h>
 #include <grpc/support/log.h>
 #include <grpc/support/time.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,8 @@
 #define DEFAULT_PORT      "50051"
 #define INTERRUPT_POLL_MS 50
 #define RECONNECT_MS      1000
+#define KEEPALIVE_MS      30000 /* a service that vanished in the middle of an answer is noticed */
+#define KEEPALIVE_WAIT_MS 10000
 
 struct client {
     char address[512]; /* as the C core takes it */
@@ -41,20 +44,6 @@ struct call {
     client_message_fn on_message;
     void *user;
 };
-
-static volatile sig_atomic_t interrupted;
-
-void client_interrupt(void) {
-    interrupted = 1;
-}
-
-bool client_interrupted(void) {
-    return interrupted != 0;
-}
-
-void client_reset_interrupt(void) {
-    interrupted = 0;
-}
 
 static void be_silent(gpr_log_func_args *args) {
     (void)args; /* the status says it in one sentence */
@@ -90,16 +79,20 @@ int client_open(const char *address, struct client **ret, struct error *e) {
         gpr_set_log_function(be_silent);
     grpc_init();
     /* A proxy of the environment would be asked to reach 127.0.0.1. */
-    grpc_arg args[] = {
-            {.type = GRPC_ARG_INTEGER, .key = (char *)GRPC_ARG_ENABLE_HTTP_PROXY, .value.integer = 0},
-            {.type = GRPC_ARG_INTEGER,
-                    .key = (char *)GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH,
-                    .value.integer = -1},
-            {.type = GRPC_ARG_INTEGER, .key = (char *)GRPC_ARG_MAX_METADATA_SIZE, .value.integer = 32 << 10},
-            {.type = GRPC_ARG_INTEGER,
-                    .key = (char *)GRPC_ARG_MAX_RECONNECT_BACKOFF_MS,
-                    .value.integer = RECONNECT_MS}};
-    grpc_channel_args all = {.num_args = sizeof(args) / sizeof(args[0]), .args = args};
+    const struct {
+        const char *key;
+        int value;
+    } numbers[] = {{GRPC_ARG_ENABLE_HTTP_PROXY, 0}, {GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, -1},
+            {GRPC_ARG_MAX_METADATA_SIZE, METADATA_BYTES_MAX},
+            {GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, RECONNECT_MS}, {GRPC_ARG_KEEPALIVE_TIME_MS, KEEPALIVE_MS},
+            {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, KEEPALIVE_WAIT_MS}};
+    enum { ARGS_N = sizeof(numbers) / sizeof(numbers[0]) };
+    grpc_arg args[ARGS_N];
+    for (size_t i = 0; i < ARGS_N; i++)
+        args[i] = (grpc_arg){.type = GRPC_ARG_INTEGER,
+                .key = (char *)(uintptr_t)numbers[i].key,
+                .value.integer = numbers[i].value};
+    grpc_channel_args all = {.num_args = ARGS_N, .args = args};
     grpc_channel_credentials *plain = grpc_insecure_credentials_create();
     c->channel = grpc_channel_create(c->address, plain, &all);
     grpc_channel_credentials_release(plain);
@@ -187,7 +180,7 @@ static void follow(struct call *k) {
     out++;
     bool cancelled = false;
     while (out > 0) {
-        if (interrupted && !cancelled) {
+        if (interrupt_seen() && !cancelled) {
             grpc_call_cancel(k->call, NULL);
             cancelled = true;
         }
@@ -219,7 +212,7 @@ static void read_status(const struct call *k, struct client_status *ret) {
         else if (grpc_slice_str_cmp(m->key, "shardd-retryable") == 0)
             copy_slice(m->value, ret->retryable, sizeof(ret->retryable));
     }
-    ret->interrupted = interrupted && k->code == GRPC_STATUS_CANCELLED;
+    ret->interrupted = interrupt_seen() && k->code == GRPC_STATUS_CANCELLED;
     bool silent = !k->answered && k->trailers.count == 0;
     /* A deadline that passed while nothing was connected is a machine that does not answer. */
     bool connected = grpc_channel_check_connectivity_state(k->client->channel, 0) == GRPC_CHANNEL_READY;

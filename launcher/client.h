@@ -21,7 +21,7 @@ const char *client_address(const struct client *c);
 struct client_status {
     int code;           /* grpc_status_code; 0 = OK */
     bool unreachable;   /* no service answered at the address */
-    bool interrupted;   /* client_interrupt() ended it */
+    bool interrupted;   /* Ctrl-C ended it */
     char message[1024]; /* the service's sentence */
     char word[64];      /* trailer shardd-code: "context_too_long" */
     char retryable[8];  /* trailer shardd-retryable: "true", "false", "" */
@@ -33,10 +33,6 @@ typedef bool (*client_message_fn)(void *user, const uint8_t *data, size_t bytes)
 /* method: "/shardd.v1.Shardd/Generate". timeout_ms 0 = no deadline. Everything that can happen is in *ret. */
 void client_call(struct client *c, const char *method, const uint8_t *request, size_t bytes,
         uint64_t timeout_ms, client_message_fn on_message, void *user, struct client_status *ret);
-
-void client_interrupt(void);   /* async-signal-safe */
-bool client_interrupted(void); /* since the last reset */
-void client_reset_interrupt(void);
 
 /* "INVALID_ARGUMENT" for 3. */
 const char *client_status_name(int code);

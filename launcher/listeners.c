@@ -48,9 +48,19 @@ static uint16_t port_of(int fd) {
     return ntohs(a.any.sa_family == AF_INET6 ? a.in6.sin6_port : a.in.sin_port);
 }
 
+static bool is_open_to_network(int fd) {
+    union address a = {0};
+    socklen_t n = sizeof(a);
+    if (getsockname(fd, &a.any, &n) < 0)
+        return false;
+    if (a.any.sa_family == AF_INET)
+        return ntohl(a.in.sin_addr.s_addr) >> 24 != IN_LOOPBACKNET;
+    return a.any.sa_family == AF_INET6 && !IN6_IS_ADDR_LOOPBACK(&a.in6.sin6_addr);
+}
+
 static struct listener *add(struct listeners *l, int fd) {
     struct listener *item = &l->items[l->n++];
-    *item = (struct listener){.fd = fd};
+    *item = (struct listener){.fd = fd, .open_to_network = is_open_to_network(fd)};
     name_of(fd, item->name, sizeof(item->name));
     return item;
 }

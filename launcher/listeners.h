@@ -15,6 +15,7 @@
 struct listener {
     int fd;
     char name[LISTENER_NAME]; /* "127.0.0.1:50051", "[::1]:50051", "unix:/run/shardd.sock" */
+    bool open_to_network;     /* reachable from other machines */
     char path[108];           /* Unix socket that we made and will remove; "" = none */
     dev_t device;             /* of path, to remove only our own */
     ino_t inode;

@@ -2,7 +2,7 @@
 #include "launcher/private_service.h"
 
 #include "launcher/argv.h"
-#include "launcher/client.h"
+#include "launcher/interrupt.h"
 #include "launcher/programs.h"
 #include "launcher/verbs.h"
 
@@ -136,9 +136,10 @@ static bool read_notice(struct private_service *p, bool watched) {
 static int wait_ready(struct private_service *p) {
     bool watched = isatty(STDERR_FILENO);
     for (;;) {
-        struct pollfd fds[] = {{.fd = p->notify, .events = POLLIN}, {.fd = p->pidfd, .events = POLLIN}};
-        (void)poll(fds, 2, -1);
-        if (client_interrupted())
+        struct pollfd fds[] = {{.fd = p->notify, .events = POLLIN}, {.fd = p->pidfd, .events = POLLIN},
+                {.fd = interrupt_fd(), .events = POLLIN}};
+        (void)poll(fds, 3, -1);
+        if (interrupt_seen())
             return EXIT_INTERRUPTED;
         if (read_notice(p, watched))
             return 0;

@@ -244,6 +244,15 @@ static int open_listeners(struct serve *s, struct error *e) {
     return rc;
 }
 
+static void warn_about_strangers(const struct listeners *l) {
+    for (uint32_t i = 0; i < l->n; i++)
+        if (l->items[i].open_to_network)
+            log_warning(
+                    "%s is open to other machines and asks nobody for a password: everybody who reaches it can use the "
+                    "model",
+                    l->items[i].name);
+}
+
 /* Connections, pipes and files of the coordinator: as many as the administrator allows, not the soft default.
  */
 static void raise_file_limit(void) {
@@ -296,6 +305,7 @@ static int prepare(struct serve *s, struct service *service, struct error *e) {
     service->listeners = &s->listeners;
     service->grace_ms = options_number(s->o, OPT_SHUTDOWN_GRACE);
     service->step_timeout_ms = step_timeout_ms(s);
+    warn_about_strangers(&s->listeners);
     describe(s);
     service->title = s->title;
     service->try_it = s->try_it;

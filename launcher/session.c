@@ -1,22 +1,20 @@
 /* session.c - see session.h. */
 #include "launcher/session.h"
 
+#include "launcher/interrupt.h"
 #include "launcher/verbs.h"
 
 #include <signal.h>
 #include <stdio.h>
-
-static void on_interrupt(int signal_number) {
-    (void)signal_number;
-    client_interrupt();
-}
+#include <string.h>
 
 int session_open(struct session *s, const struct options *o) {
     *s = (struct session){0};
-    /* No SA_RESTART: a read of the prompt ends as well. */
-    struct sigaction action = {.sa_handler = on_interrupt};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    int rc = interrupt_catch();
+    if (rc < 0) {
+        fprintf(stderr, "shardd: cannot take signals: %s\n", strerror(-rc));
+        return EXIT_FAILED;
+    }
     signal(SIGPIPE, SIG_IGN);
     const char *address = options_text(o, OPT_SERVER);
     if (options_given(o, OPT_MODEL) || options_given(o, OPT_CONFIG)) {

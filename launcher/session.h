@@ -11,7 +11,7 @@ struct session {
     struct client *client;
 };
 
-/* Installs the SIGINT handler (client_interrupt) and connects. 0 or an exit code of verbs.h, told on stderr.
+/* Takes SIGINT and SIGTERM (interrupt.h) and connects. 0 or an exit code of verbs.h, told on stderr.
  */
 int session_open(struct session *s, const struct options *o);
 void session_close(struct session *s);

@@ -11,10 +11,9 @@ import pytest
 from client import Client
 from common import BIN, SHARDD, Serve, alive, wait_for
 
-TOKENS = 1000
+TOKENS = 600
 PROMPTS = [[1 + i, 2, 3, 100 + 7 * i] * (1 + 5 * i) for i in range(6)]
-# A null worker answers at once; this makes a step take as long as a small model's.
-SLOW_NULL = {"SHARDD_NULL_ARGS": os.environ.get("SHARDD_NULL_ARGS", "--step-us 300")}
+SLOW_NULL = "--step-us 500"  # a null worker answers at once; a fault needs a stream that is still running
 
 
 @pytest.fixture(scope="session", name="model")
@@ -34,10 +33,10 @@ def choose_device(request):
 
 
 class Running(Serve):
-    def __init__(self, model, device, *flags):
+    def __init__(self, model, device, *flags, null_args=SLOW_NULL):
         self.socket = tempfile.mktemp(prefix="shardd-", suffix=".sock")
         super().__init__("--model", model, "--device", device, "--uds", self.socket, "-tp", "2",
-                         "--max-model-len", "4096", *flags, env=SLOW_NULL)
+                         "--max-model-len", "4096", *flags, env={"SHARDD_NULL_ARGS": null_args})
         try:
             self.wait_log("serving tiny")
         except BaseException:
@@ -81,6 +80,20 @@ def test_a_lost_worker_costs_nobody_a_request(model, device, how):
         assert run.program("shardd-coordinator") == coordinator
         assert not set(workers) & set(run.program("shardd-worker"))
         assert client.tokens(PROMPTS[0], TOKENS, 0) == undisturbed[0]
+
+
+@pytest.mark.parametrize("device", ["null"], indirect=True)
+@pytest.mark.parametrize("fault", ["die", "hang", "fault", "lie"])
+def test_a_worker_that_fails_by_itself(model, device, fault):
+    """At step 100 of the first group: it exits, hangs with the step, says that it failed, or computes nonsense."""
+    with Running(model, device) as run, run.client() as client:
+        undisturbed = [client.tokens(prompt, TOKENS, seed) for seed, prompt in enumerate(PROMPTS)]
+    null_args = SLOW_NULL + " --%s-at-step 100" % fault
+    with Running(model, device, "--step-timeout", "2s", null_args=null_args) as run, run.client() as client:
+        streams = start_streams(client)
+        assert [stream.finish() for stream in streams] == undisturbed
+        assert client.info().group_epoch == 2
+        assert "restarting the rank group" in run.log()
 
 
 def test_two_deaths_make_a_request_suspect(model, device):

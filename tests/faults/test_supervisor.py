@@ -1,12 +1,14 @@
 """The supervisor with scripted children: epochs, channels, restarts, stopping, giving up, and no orphans."""
 import os
+import shutil
 import signal
 import socket
 import stat
+import subprocess
 
 import pytest
 
-from common import PATIENCE, SHARDD, Scripted, Serve, alive, run_serve, wait_for
+from common import PATIENCE, ROOT, SHARDD, Scripted, Serve, alive, run_serve, wait_for
 
 KILL, TERM, STOP = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP
 
@@ -101,6 +103,24 @@ def test_a_dead_coordinator_leaves_the_workers_and_the_listeners():
         for who in ("worker-0", "worker-1"):
             run.wait_event(who=who, kind="CHANNEL", group=1, coord=2)
             assert len(pids(run, who)) == 1
+
+
+def test_restarts_leak_nothing():
+    def fds():
+        return sorted(os.readlink("/proc/%d/fd/%s" % (run.pid, fd)).split(":")[0]
+                      for fd in os.listdir("/proc/%d/fd" % run.pid))
+    with Scripted() as run:
+        started(run)
+        run.wait_event(who="coordinator", kind="CHANNEL")
+        before = fds()
+        for epoch in (2, 3, 4):
+            os.kill(pids(run, "worker-0")[-1], KILL)
+            run.wait_event(who="coordinator", kind="CHANNEL", group=epoch)
+            os.kill(pids(run, "coordinator")[-1], KILL)
+            run.wait_event(who="worker-0", kind="CHANNEL", group=epoch, coord=epoch)
+            run.wait_log("serving again", 2 * (epoch - 1))
+        assert fds() == before
+        assert len(run.children()) == 3
 
 
 def test_both_dead_at_once():
@@ -286,6 +306,16 @@ def test_systemds_sockets_are_taken(tmp_path):
         assert os.path.exists(path)  # systemd's socket is not ours to remove
 
 
+def test_the_unit_is_well_formed(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / "shardd.service"
+    with open(os.path.join(ROOT, "deploy/systemd/shardd.service"), encoding="utf-8") as f:
+        unit.write_text(f.read().replace("/usr/bin/shardd ", SHARDD + " "))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, "shardd.service" in done.stderr) == (0, False), done.stderr
+
+
 # ---------------------------------------------------------------- listeners
 
 
@@ -294,6 +324,7 @@ def test_two_listeners_and_a_free_port():
         started(run)
         names = run.wait_event(kind="LISTENERS")["text"].split("\n")
         assert names[0] == "unix:" + run.socket and names[1].startswith("127.0.0.1:")
+        assert "open to other machines" not in run.log()
         port = int(names[1].split(":")[1])
         with socket.create_connection(("127.0.0.1", port), PATIENCE) as s:
             assert s.recv(100).split()[1] == b"1"
@@ -302,6 +333,12 @@ def test_two_listeners_and_a_free_port():
         assert "not an address of this machine" in run_serve(*flags, "--host", "192.0.2.1").stderr
         second = run_serve(*flags, "--port", str(port))
         assert second.returncode == 1 and "port %d" % port in second.stderr and "--port" in second.stderr
+
+
+def test_a_listener_for_everybody_is_pointed_out():
+    with Scripted("--host", "0.0.0.0", "--port", "0", listen=False) as run:
+        started(run)
+        assert "open to other machines" in run.log()
 
 
 def test_the_unix_socket(tmp_path):
