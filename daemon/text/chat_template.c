@@ -18,6 +18,9 @@ static const struct {
         /* Qwen3.5-4B, -9B, -27B: chat_template.jinja */
         {"a4aee8afcf2e0711942cf848899be66016f8d14a889ff9ede07bca099c28f715",
                 {CHAT_TEMPLATE_QWEN35, "qwen3.5", true}},
+        /* Qwen3.5-0.8B, -2B: the same text, but that it thinks only where enable_thinking is true */
+        {"273d8e0e683b885071fb17e08d71e5f2a5ddfb5309756181681de4f5a1822d80",
+                {CHAT_TEMPLATE_QWEN35, "qwen3.5-small", false}},
         /* daemon/text/templates/shardd-qwen35.jinja: the same format, for checkpoints of our own */
         {"970c62468fca414502283db6c3f51ed3ffc78b0f76237e8fb1898353d3f6a0bb",
                 {CHAT_TEMPLATE_QWEN35, "shardd-qwen3.5", true}},
@@ -211,7 +214,8 @@ static bool ends_with(struct slice s, const char *what) {
 /* --- contents --- */
 
 static bool is_text(const json_t *value, const char *text) {
-    return json_is_string(value) && strcmp(json_string_value(value), text) == 0;
+    return json_is_string(value) && json_string_length(value) == strlen(text) &&
+           memcmp(json_string_value(value), text, strlen(text)) == 0;
 }
 
 static bool has_role(const json_t *message, const char *role) {

@@ -11,11 +11,12 @@
 
 #include <jansson.h>
 
+/* The format. Templates that differ only in whether they think by default are of one kind. */
 enum chat_template_kind { CHAT_TEMPLATE_NONE = 0, CHAT_TEMPLATE_QWEN35 };
 
 struct chat_template {
     enum chat_template_kind kind;
-    const char *name; /* "qwen3.5"; static; "" for NONE */
+    const char *name; /* "qwen3.5", "qwen3.5-small", "shardd-qwen3.5"; static; "" for NONE */
     bool thinks_by_default;
 };
 

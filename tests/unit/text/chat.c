@@ -273,8 +273,46 @@ static void test_published(void **state) {
     assert_memory_equal(hex, recorded, 64);
     assert_int_equal(chat_template_recognise(text, bytes, &t, NULL), 0);
     assert_string_equal(t.name, "qwen3.5");
+    assert_true(t.thinks_by_default);
+    /* The small sizes have the same text with its last condition turned round. */
+    static const char off[] = "is false %}\n        {{- '<think>\\n\\n</think>\\n\\n' }}\n    {%- else %}\n"
+                              "        {{- '<think>\\n' }}\n";
+    static const char on[] = "is true %}\n        {{- '<think>\\n' }}\n    {%- else %}\n"
+                             "        {{- '<think>\\n\\n</think>\\n\\n' }}\n";
+    char *tail = memmem(text, bytes, off, strlen(off));
+    assert_non_null(tail);
+    size_t after = bytes - (size_t)(tail - text) - strlen(off);
+    memmove(tail + strlen(on), tail + strlen(off), after);
+    memcpy(tail, on, strlen(on));
+    assert_int_equal(chat_template_recognise(text, bytes - 1, &t, NULL), 0);
+    assert_string_equal(t.name, "qwen3.5-small");
+    assert_false(t.thinks_by_default);
     free(text);
     free(recorded);
+}
+
+static bool ends_with(const struct chat_rendered *r, const char *text) {
+    size_t n = strlen(text);
+    return r->bytes >= n && memcmp(r->text + r->bytes - n, text, n) == 0;
+}
+
+/* enable_thinking goes before the template's own default. */
+static void test_thinking(void **state) {
+    (void)state;
+    static const char open[] = "assistant\n<think>\n", closed[] = "assistant\n<think>\n\n</think>\n\n";
+    json_t *messages = parse("[{\"role\":\"user\",\"content\":\"q\"}]", 34);
+    for (int by_default = 0; by_default <= 1; by_default++)
+        for (int given = -1; given <= 1; given++) {
+            struct chat_template t = {CHAT_TEMPLATE_QWEN35, "", by_default};
+            struct chat_options options = {.enable_thinking = given, .add_generation_prompt = true};
+            struct chat_rendered got;
+            bool think = given < 0 ? by_default : given;
+            assert_int_equal(chat_template_render(&t, messages, &options, &got, NULL), 0);
+            assert_true(ends_with(&got, think ? open : closed));
+            assert_int_equal(got.thinking_open, think);
+            chat_rendered_done(&got);
+        }
+    json_decref(messages);
 }
 
 static void test_json(void **state) {
@@ -357,6 +395,7 @@ int main(void) {
             cmocka_unit_test(test_none),
             cmocka_unit_test(test_load),
             cmocka_unit_test(test_published),
+            cmocka_unit_test(test_thinking),
             cmocka_unit_test(test_json),
             cmocka_unit_test(test_sha256),
     };
