@@ -300,7 +300,8 @@ static bool ends_with(const struct chat_rendered *r, const char *text) {
 static void test_thinking(void **state) {
     (void)state;
     static const char open[] = "assistant\n<think>\n", closed[] = "assistant\n<think>\n\n</think>\n\n";
-    json_t *messages = parse("[{\"role\":\"user\",\"content\":\"q\"}]", 34);
+    static const char question[] = "[{\"role\":\"user\",\"content\":\"q\"}]";
+    json_t *messages = parse(question, sizeof(question) - 1);
     for (int by_default = 0; by_default <= 1; by_default++)
         for (int given = -1; given <= 1; given++) {
             struct chat_template t = {CHAT_TEMPLATE_QWEN35, "", by_default};
