@@ -16,7 +16,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     if (!out || !chunk_print_json(out, chunk))
         abort();
     fclose(out);
-    json_t *o = json_loads(text, 0, NULL);
+    json_t *o = json_loads(text, JSON_ALLOW_NUL, NULL);
     if (!o || strchr(text, '\n') != text + n - 1)
         abort();
     json_decref(o);
