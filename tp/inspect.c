@@ -143,8 +143,8 @@ static void print_model(const struct inspection *i, FILE *out) {
             m->intermediate_size, m->vocab_size,
             m->tie_word_embeddings ? ", head tied to the embedding" : "");
     fprintf(out,
-            "  heads         attention %u query and %u key/value of %u, %u rotated; delta net %u key of %u and %u "
-            "value of %u\n",
+            "  heads         attention %u query and %u key/value of %u, %u rotated; delta net %u key of %u "
+            "and %u value of %u\n",
             m->q_heads, m->kv_heads, m->head_dim, m->rotary_dim, m->gdn_k_heads, m->gdn_k_dim, m->gdn_v_heads,
             m->gdn_v_dim);
     fprintf(out, "  parameters    %.3f billion\n", (double)model_config_parameters(m) / 1e9);
@@ -213,14 +213,14 @@ void inspect_verdict(const struct inspection *i, char *to, size_t size) {
         snprintf(to, size, "fits: %s of %s", needed, there);
     else if (i->one_sequence_bytes <= i->options.memory_bytes)
         snprintf(to, size,
-                "does not fit: %s are needed and %s available for %u sequences of %u tokens at their full length; one "
-                "needs %s: lower --max-num-seqs or --max-model-len (the service shares its memory among sequences and "
-                "runs with less)",
+                "does not fit: %s are needed and %s available for %u sequences of %u tokens at their full "
+                "length; one needs %s: lower --max-num-seqs or --max-model-len (the service shares its "
+                "memory among sequences and runs with less)",
                 needed, there, i->options.max_num_seqs, i->options.max_model_len, one);
     else
         snprintf(to, size,
-                "does not fit: one sequence of %u tokens needs %s and %s are available: lower --max-model-len, or take "
-                "a smaller model or a larger machine",
+                "does not fit: one sequence of %u tokens needs %s and %s are available: lower "
+                "--max-model-len, or take a smaller model or a larger machine",
                 i->options.max_model_len, one, there);
 }
 

@@ -152,7 +152,8 @@ static int check_shard_name(const struct json_pull *p, struct error *e) {
     size_t n = p->string_bytes;
     if (n == 0 || n > NAME_MAX || memchr(name, '\0', n) || memchr(name, '/', n) || memmem(name, n, "..", 2))
         return json_pull_error(p, -EBADMSG, e,
-                "'%.*s' cannot be a shard: it must be the name of a file beside the index, without '/' and '..'",
+                "'%.*s' cannot be a shard: it must be the name of a file beside the index, without '/' and "
+                "'..'",
                 n < 200 ? (int)n : 200, name);
     return 0;
 }

@@ -149,8 +149,8 @@ static int check_not_quantised(const struct reader *r) {
         return 0;
     const char *method = json_string_value(json_object_get(value, "quant_method"));
     return error_set(r->e, -ENOTSUP,
-            "%s: %squantization_config: quantised checkpoints are not supported yet: quant_method '%.60s'; use the "
-            "BF16 checkpoint of this model",
+            "%s: %squantization_config: quantised checkpoints are not supported yet: quant_method '%.60s'; "
+            "use the BF16 checkpoint of this model",
             r->file, r->path, method ? method : "not given");
 }
 
@@ -257,7 +257,8 @@ static int read_rope(const struct reader *r, struct model_config *m) {
     m->rotary_dim = (uint32_t)(m->head_dim * factor);
     if (m->rotary_dim == 0 || m->rotary_dim % 2 != 0)
         return error_set(r->e, -EINVAL,
-                "%s: %spartial_rotary_factor %g of head_dim %u gives %u rotary dimensions: it must be an even number",
+                "%s: %spartial_rotary_factor %g of head_dim %u gives %u rotary dimensions: it must be an "
+                "even number",
                 r->file, partial.path, factor, m->head_dim, m->rotary_dim);
     return 0;
 }
@@ -284,7 +285,8 @@ static int read_layer_types(const struct reader *r, struct model_config *m) {
         const char *text = json_is_string(type) ? json_string_value(type) : type_name(type);
         if (strcmp(text, "full_attention") != 0 && strcmp(text, "linear_attention") != 0)
             return error_set(r->e, -ENOTSUP,
-                    "%s: %slayer_types[%u] is '%.60s': only 'linear_attention' and 'full_attention' are supported",
+                    "%s: %slayer_types[%u] is '%.60s': only 'linear_attention' and 'full_attention' are "
+                    "supported",
                     r->file, r->path, i, text);
         m->is_attention[i] = text[0] == 'f';
     }
@@ -343,7 +345,8 @@ static int check_relations(const struct reader *r, const struct model_config *m)
                 r->path, MODEL_DIM_MAX);
     if (gdn > MODEL_DIM_MAX)
         return error_set(r->e, -E2BIG,
-                "%s: %slinear_num_value_heads times linear_value_head_dim: no weight may have more than %u rows",
+                "%s: %slinear_num_value_heads times linear_value_head_dim: no weight may have more than %u "
+                "rows",
                 r->file, r->path, MODEL_DIM_MAX);
     return 0;
 }

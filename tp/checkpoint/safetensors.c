@@ -170,7 +170,8 @@ static int place_tensor(
                 (unsigned long long)(offsets[1] - offsets[0]));
     if (offsets[1] > h->data_bytes)
         return error_set(e, -EBADMSG,
-                "%s: %.*s: ends at byte %llu of the data, but the file has %llu: it is truncated, fetch it again",
+                "%s: %.*s: ends at byte %llu of the data, but the file has %llu: it is truncated, fetch it "
+                "again",
                 h->file, NAME_SHOWN, t->name, (unsigned long long)offsets[1],
                 (unsigned long long)h->data_bytes);
     t->data = h->data + offsets[0];

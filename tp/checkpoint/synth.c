@@ -25,7 +25,8 @@ static int check_options(const struct synth_options *o, struct error *e) {
     for (uint32_t i = 0; o->format == SYNTH_GGUF && i < m->n_layers; i++)
         if (m->is_attention[i] != ((i + 1) % 4 == 0))
             return error_set(e, -EINVAL,
-                    "layer %u: a GGUF file can only say that every fourth layer is attention; use safetensors",
+                    "layer %u: a GGUF file can only say that every fourth layer is attention; use "
+                    "safetensors",
                     i);
     return 0;
 }

@@ -53,8 +53,8 @@ static const struct {
 
 /* As it stands in the file: backslashes twice. */
 static const char REGEX[] =
-        "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?[\\\\p{L}\\\\p{M}]+|\\\\p{N}|"
-        " ?[^\\\\s\\\\p{L}\\\\p{M}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+";
+        "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?[\\\\p{L}\\\\p{M}]+|\\\\p{N}| "
+        "?[^\\\\s\\\\p{L}\\\\p{M}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+";
 
 /* ------------------------------------------------------------------ making
  * ------------------------------------ */
@@ -90,14 +90,14 @@ static void print_word(struct synth_buffer *b, uint32_t n, uint32_t id) {
 static void print_tokenizer(struct synth_buffer *b, uint32_t vocab_size) {
     const uint32_t first_added = vocab_size - ADDED_COUNT;
     static const char level[] =
-            "\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": false, "
-            "\"use_regex\": false";
-    synth_print(b,
-            "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n  \"added_tokens\": [");
+            "\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": false, \"use_regex\": "
+            "false";
+    synth_print(b, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n  "
+                   "\"added_tokens\": [");
     for (uint32_t i = 0; i < ADDED_COUNT; i++)
         synth_print(b,
-                "%s\n    {\"id\": %u, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, "
-                "\"normalized\": false, \"special\": %s}",
+                "%s\n    {\"id\": %u, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, "
+                "\"rstrip\": false, \"normalized\": false, \"special\": %s}",
                 i ? "," : "", first_added + i, ADDED[i].text, ADDED[i].special ? "true" : "false");
     synth_print(b,
             "\n  ],\n  \"normalizer\": {\"type\": \"NFC\"},\n  \"pre_tokenizer\": {\"type\": \"Sequence\", ");

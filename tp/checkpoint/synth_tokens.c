@@ -29,7 +29,8 @@ static int set_token(struct synth_tokens *t, const struct json_pull *p, uint64_t
         if (!text)
             return json_pull_error(p, -ENOMEM, e, "out of memory for a token");
         return json_pull_error(p, -EINVAL, e,
-                "token id %llu is beyond the model's vocabulary of %u: use a larger --vocab, or another tokenizer",
+                "token id %llu is beyond the model's vocabulary of %u: use a larger --vocab, or another "
+                "tokenizer",
                 (unsigned long long)id, t->n);
     }
     free(t->text[id]);

@@ -64,7 +64,8 @@ static int check_tensor(const struct resolver *r, const struct tensor *t, const 
     /* The kernels read elements where they lie. Files of the safetensors library are always aligned. */
     if ((uintptr_t)t->data % unit != 0)
         return error_set(r->e, -ENOTSUP,
-                "%s: %s: its data are not aligned for %s; save the checkpoint again with the safetensors library",
+                "%s: %s: its data are not aligned for %s; save the checkpoint again with the safetensors "
+                "library",
                 t->file, t->name, tensor_dtype_name(t->dtype));
     return 0;
 }
@@ -180,8 +181,8 @@ static int find_ends(const struct resolver *r) {
     result = find_all(r, "", &head, 1, &t->bytes);
     if (result == -ENOENT)
         error_set(r->e, result,
-                "lm_head.weight: this tensor is not in the checkpoint, and tie_word_embeddings in config.json is not "
-                "true");
+                "lm_head.weight: this tensor is not in the checkpoint, and tie_word_embeddings in "
+                "config.json is not true");
     return result;
 }
 
@@ -209,8 +210,8 @@ static int find_prefix(const struct resolver *r) {
         }
     }
     return error_set(r->e, -ENOENT,
-            "%sembed_tokens.weight (or %sembed_tokens.weight): this tensor is not in the checkpoint: is it a Qwen3.5 "
-            "language model?",
+            "%sembed_tokens.weight (or %sembed_tokens.weight): this tensor is not in the checkpoint: is it "
+            "a Qwen3.5 language model?",
             PREFIXES[0], PREFIXES[1]);
 }
 

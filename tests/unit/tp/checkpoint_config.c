@@ -17,22 +17,24 @@
 
 /* The published 27B configuration, without what a language model does not need. */
 static const char NESTED[] =
-        "{'architectures':['Qwen3_5ForConditionalGeneration'],'model_type':'qwen3_5','tie_word_embeddings':false,"
-        "'text_config':{'model_type':'qwen3_5_text','attention_bias':false,'attn_output_gate':true,'hidden_act':'silu',"
-        "'rms_norm_eps':1e-06,'vocab_size':248320,'hidden_size':5120,'intermediate_size':17408,'num_hidden_layers':64,"
-        "'num_attention_heads':24,'num_key_value_heads':4,'head_dim':256,'linear_num_key_heads':16,"
-        "'linear_num_value_heads':48,'linear_key_head_dim':128,'linear_value_head_dim':128,'linear_conv_kernel_dim':4,"
-        "'max_position_embeddings':262144,'mtp_num_hidden_layers':1,'full_attention_interval':4,'eos_token_id':248044,"
-        "'rope_parameters':{'rope_type':'default','rope_theta':10000000,'partial_rotary_factor':0.25,"
-        "'mrope_section':[11,11,10]}},'vision_config':{'depth':27}}";
+        "{'architectures':['Qwen3_5ForConditionalGeneration'],'model_type':'qwen3_5',"
+        "'tie_word_embeddings':false,'text_config':{'model_type':'qwen3_5_text','attention_bias':false,"
+        "'attn_output_gate':true,'hidden_act':'silu','rms_norm_eps':1e-06,'vocab_size':248320,"
+        "'hidden_size':5120,'intermediate_size':17408,'num_hidden_layers':64,'num_attention_heads':24,"
+        "'num_key_value_heads':4,'head_dim':256,'linear_num_key_heads':16,'linear_num_value_heads':48,"
+        "'linear_key_head_dim':128,'linear_value_head_dim':128,'linear_conv_kernel_dim':4,"
+        "'max_position_embeddings':262144,'mtp_num_hidden_layers':1,'full_attention_interval':4,"
+        "'eos_token_id':248044,'rope_parameters':{'rope_type':'default','rope_theta':10000000,"
+        "'partial_rotary_factor':0.25,'mrope_section':[11,11,10]}},'vision_config':{'depth':27}}";
 
 /* A text-only one that is as small as can be. */
 static const char FLAT[] =
-        "{'model_type':'qwen3_5_text','rms_norm_eps':1e-06,'vocab_size':512,'hidden_size':64,'intermediate_size':128,"
-        "'num_hidden_layers':2,'num_attention_heads':8,'num_key_value_heads':2,'head_dim':32,'linear_num_key_heads':8,"
-        "'linear_num_value_heads':16,'linear_key_head_dim':16,'linear_value_head_dim':16,'linear_conv_kernel_dim':4,"
-        "'max_position_embeddings':4096,'rope_theta':10000.0,'partial_rotary_factor':0.5,"
-        "'layer_types':['full_attention','linear_attention']}";
+        "{'model_type':'qwen3_5_text','rms_norm_eps':1e-06,'vocab_size':512,'hidden_size':64,"
+        "'intermediate_size':128,'num_hidden_layers':2,'num_attention_heads':8,'num_key_value_heads':2,"
+        "'head_dim':32,'linear_num_key_heads':8,'linear_num_value_heads':16,'linear_key_head_dim':16,"
+        "'linear_value_head_dim':16,'linear_conv_kernel_dim':4,'max_position_embeddings':4096,"
+        "'rope_theta':10000.0,'partial_rotary_factor':0.5,'layer_types':['full_attention',"
+        "'linear_attention']}";
 
 /* The text with quotes as JSON has them; malloc'ed. */
 static char *quoted(const char *text) {
@@ -182,11 +184,11 @@ static void test_model_types(void **state) {
 static void test_unsupported(void **state) {
     (void)state;
     refused("'rms", "'quantization_config':{'quant_method':'gptq','bits':4},'rms", -ENOTSUP,
-            "config.json: quantization_config: quantised checkpoints are not supported yet: quant_method 'gptq'; use the "
-            "BF16 checkpoint of this model");
+            "config.json: quantization_config: quantised checkpoints are not supported yet: quant_method "
+            "'gptq'; use the BF16 checkpoint of this model");
     refused_in(NESTED, "'vision_config'", "'quantization_config':{},'vision_config'", -ENOTSUP,
-            "config.json: quantization_config: quantised checkpoints are not supported yet: quant_method 'not given'; "
-            "use the BF16 checkpoint of this model");
+            "config.json: quantization_config: quantised checkpoints are not supported yet: quant_method "
+            "'not given'; use the BF16 checkpoint of this model");
     refused("'rms", "'attention_bias':true,'rms", -ENOTSUP,
             "config.json: attention_bias is true, which is not supported: only false is");
     refused("'rms", "'attention_bias':1,'rms", -EINVAL,
@@ -269,7 +271,8 @@ static void test_values(void **state) {
     refused("'partial_rotary_factor':0.5", "'partial_rotary_factor':1.5", -EINVAL,
             "config.json: partial_rotary_factor is 1.5, it must be above 0 and at most 1");
     refused("'partial_rotary_factor':0.5", "'partial_rotary_factor':0.1", -EINVAL,
-            "config.json: partial_rotary_factor 0.1 of head_dim 32 gives 3 rotary dimensions: it must be an even number");
+            "config.json: partial_rotary_factor 0.1 of head_dim 32 gives 3 rotary dimensions: it must be "
+            "an even number");
     refused("'rope_theta':10000.0", "'rope_parameters':[]", -EINVAL,
             "config.json: rope_parameters: expected an object, found a list");
 }
@@ -283,7 +286,8 @@ static void test_relations(void **state) {
     refused("'num_attention_heads':8", "'num_attention_heads':1048576", -E2BIG,
             "config.json: num_attention_heads times head_dim: no weight may have more than 1048576 rows");
     refused("'linear_num_value_heads':16", "'linear_num_value_heads':1048576", -E2BIG,
-            "config.json: linear_num_value_heads times linear_value_head_dim: no weight may have more than 1048576 rows");
+            "config.json: linear_num_value_heads times linear_value_head_dim: no weight may have more than "
+            "1048576 rows");
 }
 
 static void test_layer_types(void **state) {
@@ -291,10 +295,11 @@ static void test_layer_types(void **state) {
     refused("['full_attention','linear_attention']", "['full_attention']", -EINVAL,
             "config.json: layer_types has 1 entries, num_hidden_layers is 2");
     refused("['full_attention','linear_attention']", "['full_attention','sliding_attention']", -ENOTSUP,
-            "config.json: layer_types[1] is 'sliding_attention': only 'linear_attention' and 'full_attention' are "
-            "supported");
+            "config.json: layer_types[1] is 'sliding_attention': only 'linear_attention' and "
+            "'full_attention' are supported");
     refused("['full_attention','linear_attention']", "['full_attention',4]", -ENOTSUP,
-            "config.json: layer_types[1] is 'a whole number': only 'linear_attention' and 'full_attention' are supported");
+            "config.json: layer_types[1] is 'a whole number': only 'linear_attention' and 'full_attention' "
+            "are supported");
     refused("['full_attention','linear_attention']", "'full_attention'", -EINVAL,
             "config.json: layer_types: expected a list, found a string");
     refused("'layer_types':['full_attention','linear_attention']", "'full_attention_interval':0", -EINVAL,
@@ -389,24 +394,24 @@ static void test_tp_refusals(void **state) {
     m = base;
     m.q_heads = 20;
     tp_refused(&m, 8,
-            "--tensor-parallel-size 8: num_attention_heads is 20, which 8 does not divide; sizes that work: 1, "
-            "2, 4");
+            "--tensor-parallel-size 8: num_attention_heads is 20, which 8 does not divide; sizes that "
+            "work: 1, 2, 4");
     m = base;
     m.gdn_k_heads = 6;
     tp_refused(&m, 4,
-            "--tensor-parallel-size 4: linear_num_key_heads is 6, which 4 does not divide; sizes that work: 1, "
-            "2");
+            "--tensor-parallel-size 4: linear_num_key_heads is 6, which 4 does not divide; sizes that "
+            "work: 1, 2");
     m = base;
     m.gdn_v_heads = 18;
     m.gdn_k_heads = 2;
     tp_refused(&m, 4,
-            "--tensor-parallel-size 4: linear_num_key_heads is 2, which 4 does not divide; sizes that work: 1, "
-            "2");
+            "--tensor-parallel-size 4: linear_num_key_heads is 2, which 4 does not divide; sizes that "
+            "work: 1, 2");
     m = base;
     m.kv_heads = 6;
     tp_refused(&m, 4,
-            "--tensor-parallel-size 4: num_key_value_heads is 6, which 4 does not divide; sizes that work: 1, "
-            "2");
+            "--tensor-parallel-size 4: num_key_value_heads is 6, which 4 does not divide; sizes that work: "
+            "1, 2");
     m = base;
     m.intermediate_size = 17404;
     tp_refused(&m, 4,
@@ -424,14 +429,14 @@ static void test_tp_refusals(void **state) {
     m.kv_heads = 3;
     m.head_dim = 20;
     tp_refused(&m, 1,
-            "--tensor-parallel-size 1: num_attention_heads * head_dim is 60, which 8 does not divide; no size "
-            "works");
+            "--tensor-parallel-size 1: num_attention_heads * head_dim is 60, which 8 does not divide; no "
+            "size works");
     m = base;
     m.gdn_v_heads = m.gdn_k_heads = 1;
     m.gdn_v_dim = 12;
     tp_refused(&m, 1,
-            "--tensor-parallel-size 1: linear_num_value_heads * linear_value_head_dim is 12, which 8 does not "
-            "divide; no size works");
+            "--tensor-parallel-size 1: linear_num_value_heads * linear_value_head_dim is 12, which 8 does "
+            "not divide; no size works");
 }
 
 /* KV heads are shared where there are more ranks than heads. */

@@ -57,8 +57,8 @@ static void test_accepted(void **state) {
             4);
     /* Empty tensors take no room, wherever they are; 0 times anything is 0. */
     accepts("{\"a\":{\"dtype\":\"BF16\",\"shape\":[0],\"data_offsets\":[0,0]},"
-            "\"b\":{\"dtype\":\"BF16\",\"shape\":[1],\"data_offsets\":[0,2]},"
-            "\"c\":{\"dtype\":\"I64\",\"shape\":[4294967296,4294967296,0],\"data_offsets\":[2,2]}}",
+            "\"b\":{\"dtype\":\"BF16\",\"shape\":[1],\"data_offsets\":[0,2]},\"c\":{\"dtype\":\"I64\","
+            "\"shape\":[4294967296,4294967296,0],\"data_offsets\":[2,2]}}",
             2);
 }
 
@@ -99,8 +99,8 @@ static void test_header_length(void **state) {
     memset(image, 0xFF, 8);
     assert_int_equal(safetensors_check(image, 16, "m", &e), -E2BIG);
     assert_string_equal(e.text,
-            "m: its header would have 18446744073709551615 bytes, at most 104857600 are read: is "
-            "it a safetensors file?");
+            "m: its header would have 18446744073709551615 bytes, at most 104857600 are read: is it a "
+            "safetensors file?");
     memset(image, 0, 8); /* a header of no bytes is no JSON */
     assert_int_equal(safetensors_check(image, 16, "m", &e), -EBADMSG);
     assert_string_equal(e.text, "m: line 1 column 1 (byte 0): the file ends where a value should be");
@@ -116,9 +116,11 @@ static void test_header_json(void **state) {
     check("{} x", 0, -EBADMSG,
             "m.safetensors: line 1 column 4 (byte 3): expected the end of the file, found 'x'");
     check("{\"\":{}}", 0, -EBADMSG,
-            "m.safetensors: line 1 column 2 (byte 1): a tensor's name may not be empty and may not have a NUL in it");
+            "m.safetensors: line 1 column 2 (byte 1): a tensor's name may not be empty and may not have a "
+            "NUL in it");
     check("{\"a\\u0000\":{}}", 0, -EBADMSG,
-            "m.safetensors: line 1 column 2 (byte 1): a tensor's name may not be empty and may not have a NUL in it");
+            "m.safetensors: line 1 column 2 (byte 1): a tensor's name may not be empty and may not have a "
+            "NUL in it");
     check("{\"__metadata__\":{},\"__metadata__\":{}}", 0, -EBADMSG,
             "m.safetensors: line 1 column 20 (byte 19): __metadata__ is there twice");
 }
@@ -172,11 +174,13 @@ static void test_sizes(void **state) {
     check("{\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,4]}}", 4, -EBADMSG,
             "m.safetensors: a: its shape needs 0 bytes of F32, data_offsets has 4");
     check("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 7, -EBADMSG,
-            "m.safetensors: a: ends at byte 8 of the data, but the file has 7: it is truncated, fetch it again");
-    check("{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[18446744073709551615,18446744073709551615]}}",
+            "m.safetensors: a: ends at byte 8 of the data, but the file has 7: it is truncated, fetch it "
+            "again");
+    check("{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[18446744073709551615,"
+          "18446744073709551615]}}",
             0, -EBADMSG,
-            "m.safetensors: a: ends at byte 18446744073709551615 of the data, but the file has 0: it is truncated, "
-            "fetch it again");
+            "m.safetensors: a: ends at byte 18446744073709551615 of the data, but the file has 0: it is "
+            "truncated, fetch it again");
 }
 
 static void test_cover(void **state) {
@@ -286,8 +290,8 @@ static void test_shards(void **state) {
     struct error e = {0};
     put_shard("s1.safetensors", "zeta", 1);
     put_shard("s2.safetensors", "alpha", 2);
-    put_text("model.safetensors.index.json",
-            "{\"metadata\":{\"total_size\":8},\"weight_map\":{\"zeta\":\"s1.safetensors\",\"alpha\":\"s2.safetensors\"}}");
+    put_text("model.safetensors.index.json", "{\"metadata\":{\"total_size\":8},\"weight_map\":"
+                                             "{\"zeta\":\"s1.safetensors\",\"alpha\":\"s2.safetensors\"}}");
     if (checkpoint_open(folder, &c, &e) < 0)
         fail_msg("%s", e.text);
     assert_int_equal(checkpoint_count(c), 2);
@@ -307,7 +311,8 @@ static void test_nothing_there(void **state) {
             "model folder?");
     put_text("x.gguf", "GGUF");
     folder_refused(-ENOENT,
-            ": has no model.safetensors: GGUF files are not read yet, use the Hugging Face folder of this model");
+            ": has no model.safetensors: GGUF files are not read yet, use the Hugging Face folder of this "
+            "model");
     assert_int_equal(checkpoint_open("/no/such/model", &c, &e), -ENOENT);
     assert_string_equal(e.text, "/no/such/model: no model folder: No such file or directory");
     assert_int_equal(checkpoint_open("/dev/null", &c, &e), -ENOTDIR);
@@ -321,7 +326,8 @@ static void test_broken_files(void **state) {
     folder_refused(-EBADMSG, "model.safetensors: has 0 bytes, which is too short for a safetensors file");
     put("model.safetensors", "\7\0\0\0\0\0\0\0{}", 10);
     folder_refused(-EBADMSG,
-            "model.safetensors: its header has 7 bytes, but the file has 10: it is truncated, fetch it again");
+            "model.safetensors: its header has 7 bytes, but the file has 10: it is truncated, fetch it "
+            "again");
 }
 
 static void test_index(void **state) {
@@ -329,8 +335,8 @@ static void test_index(void **state) {
     static const char *const name = "model.safetensors.index.json";
     put_text(name, "{");
     folder_refused(-EBADMSG,
-            "model.safetensors.index.json: line 1 column 2 (byte 1): the file ends where a key in "
-            "quotes should be");
+            "model.safetensors.index.json: line 1 column 2 (byte 1): the file ends where a key in quotes "
+            "should be");
     put_text(name, "{\"metadata\":{}}");
     folder_refused(-EBADMSG, "model.safetensors.index.json: has no weight_map with tensors in it");
     put_text(name, "{\"weight_map\":{}}");
@@ -351,8 +357,8 @@ static void test_index_cannot_leave_the_folder(void **state) {
         snprintf(index, sizeof(index), "{\"weight_map\":{\"a\":\"%s\"}}", names[i]);
         put_text("model.safetensors.index.json", index);
         snprintf(sentence, sizeof(sentence),
-                "model.safetensors.index.json: line 1 column 20 (byte 19): '%s' cannot be a shard: it must be the name "
-                "of a file beside the index, without '/' and '..'",
+                "model.safetensors.index.json: line 1 column 20 (byte 19): '%s' cannot be a shard: it must "
+                "be the name of a file beside the index, without '/' and '..'",
                 names[i]);
         folder_refused(-EBADMSG, sentence);
     }
@@ -364,8 +370,7 @@ static void test_shard_refusals(void **state) {
     put_shard("s1.safetensors", "a", 1);
     put_text(index, "{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\"}}");
     folder_refused(-ENOENT,
-            "/s2.safetensors: this shard is missing: model.safetensors.index.json names it; fetch it "
-            "again");
+            "/s2.safetensors: this shard is missing: model.safetensors.index.json names it; fetch it again");
     put_shard("s2.safetensors", "c", 1);
     folder_refused(-ENOENT, "s2.safetensors: b: the index says it is here, but it is not");
     put_shard("s2.safetensors", "a", 1);

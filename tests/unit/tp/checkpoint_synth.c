@@ -672,7 +672,8 @@ static void test_tokenizers_that_do_not_fit(void **state) {
     o.tokenizer_dir = source;
     put_text(source, "tokenizer.json", "{\"model\":{\"vocab\":{\"a\":512}}}");
     refused(&o, -EINVAL,
-            "token id 512 is beyond the model's vocabulary of 512: use a larger --vocab, or another tokenizer");
+            "token id 512 is beyond the model's vocabulary of 512: use a larger --vocab, or another "
+            "tokenizer");
     remove_tree(o.dir);
     put_text(source, "tokenizer.json", "{\"model\":{\"vocab\":{\"a\":0}}}");
     refused(&o, -EINVAL, "has neither <|im_end|> nor <|endoftext|>: nothing would end a text");

@@ -108,10 +108,11 @@ static void test_missing(void **state) {
     refused("\"model.norm.weight", "\"model.morn.weight", -ENOENT,
             "model.norm.weight: this tensor is not in the checkpoint");
     refused("\"model.embed_tokens", "\"model.embad_tokens", -ENOENT,
-            "model.language_model.embed_tokens.weight (or model.embed_tokens.weight): this tensor is not in the "
-            "checkpoint: is it a Qwen3.5 language model?");
+            "model.language_model.embed_tokens.weight (or model.embed_tokens.weight): this tensor is not "
+            "in the checkpoint: is it a Qwen3.5 language model?");
     refused("lm_head.weight", "lm_haed.weight", -ENOENT,
-            "lm_head.weight: this tensor is not in the checkpoint, and tie_word_embeddings in config.json is not true");
+            "lm_head.weight: this tensor is not in the checkpoint, and tie_word_embeddings in config.json "
+            "is not true");
 }
 
 static void test_shapes(void **state) {
@@ -123,7 +124,8 @@ static void test_shapes(void **state) {
     m = config;
     m.gdn_v_heads = 24;
     refused_with(&m, "F32", "F32", -EINVAL,
-            "edited.safetensors: model.layers.0.linear_attn.in_proj_qkv.weight: expected [1280, 256], found [1024, 256]");
+            "edited.safetensors: model.layers.0.linear_attn.in_proj_qkv.weight: expected [1280, 256], "
+            "found [1024, 256]");
     m = config;
     m.vocab_size = 4096;
     refused_with(&m, "F32", "F32", -EINVAL,
@@ -137,8 +139,8 @@ static void test_shapes(void **state) {
 static void test_dtypes(void **state) {
     (void)state;
     refused("k_proj.weight\":{\"dtype\":\"BF16\"", "k_proj.weight\":{\"dtype\": \"I16\"", -ENOTSUP,
-            "edited.safetensors: model.layers.3.self_attn.k_proj.weight: dtype I16 is not supported here: F32, BF16 and "
-            "F16 are");
+            "edited.safetensors: model.layers.3.self_attn.k_proj.weight: dtype I16 is not supported here: "
+            "F32, BF16 and F16 are");
     struct checkpoint *c =
             open_edited("k_proj.weight\":{\"dtype\":\"BF16\"", "k_proj.weight\":{\"dtype\": \"F16\"");
     struct model_tensors *t = resolved(c, &config);
@@ -156,7 +158,8 @@ static void test_conv_in_two_dimensions(void **state) {
     model_tensors_free(t);
     checkpoint_free(c);
     refused("[1024,1,4]", "[1024,4,1]", -EINVAL,
-            "edited.safetensors: model.layers.0.linear_attn.conv1d.weight: expected [1024, 4], found [1024, 4, 1]");
+            "edited.safetensors: model.layers.0.linear_attn.conv1d.weight: expected [1024, 4], found "
+            "[1024, 4, 1]");
 }
 
 static void test_unaligned(void **state) {
@@ -184,8 +187,8 @@ static void test_unaligned(void **state) {
     assert_int_equal(checkpoint_open_file(edited, &c, &e), 0); /* the format allows it */
     assert_int_equal(model_tensors_resolve(c, &config, &t, &e), -ENOTSUP);
     assert_string_equal(e.text,
-            "edited.safetensors: model.embed_tokens.weight: its data are not aligned for BF16; save "
-            "the checkpoint again with the safetensors library");
+            "edited.safetensors: model.embed_tokens.weight: its data are not aligned for BF16; save the "
+            "checkpoint again with the safetensors library");
     checkpoint_free(c);
 }
 
