@@ -85,6 +85,12 @@ static bool part_has_child(const struct part *p) {
     return false;
 }
 
+/* Workers have worked once there was a channel; READY of the coordinator comes a moment after it answers
+ * requests. */
+static bool never_worked(const struct supervisor *s, const struct part *p) {
+    return p == &s->group ? !s->channel_group : !s->announced;
+}
+
 static bool is_serving(const struct supervisor *s) {
     return s->group.state == PART_UP && s->coordinator.state == PART_UP &&
            s->channel_group == s->group.epoch && s->channel_coordinator == s->coordinator.epoch;
@@ -237,7 +243,7 @@ static void part_reaped(struct supervisor *s, struct part *p) {
         p->state = PART_STOPPED;
         return;
     }
-    if (!s->announced) { /* it never worked: a mistake in the model or the settings, not an accident */
+    if (never_worked(s, p)) { /* a mistake in the model or the settings, not an accident */
         give_up(s, -EIO, "%s", p->why);
         return;
     }
@@ -259,12 +265,12 @@ static void on_death(struct supervisor *s, struct child *c, const char *how) {
     bool coordinator = c == s->coordinator.children;
     struct part *p = coordinator ? &s->coordinator : &s->group;
     char why[CONTROL_TEXT_MAX + 128];
-    if (c->fault[0] && !s->announced) /* the sentence says it all */
+    if (c->fault[0] && never_worked(s, p)) /* the sentence says it all */
         snprintf(why, sizeof(why), "%s", c->fault);
     else if (c->fault[0])
         snprintf(why, sizeof(why), "%s: %s", c->name, c->fault);
     else
-        snprintf(why, sizeof(why), "%s %s%s", c->name, how, s->announced ? "" : " while it was starting");
+        snprintf(why, sizeof(why), "%s %s%s", c->name, how, c->ready ? "" : " while it was starting");
     if (coordinator)
         coordinator_lost(s, why);
     else if (s->stop < STOPPING_WORKERS) /* later each of them ends for itself */
@@ -451,7 +457,9 @@ static void stop_at_once(struct supervisor *s) {
 
 static void begin_stop(struct supervisor *s, const char *signal_name) {
     uint64_t grace = s->service->grace_ms;
-    if (!s->announced) { /* nobody is being served, and a child that loads does not listen */
+    /* Without a channel nobody is being served, and a child that loads does not listen. (READY is no measure:
+     * it comes a moment after the first request can be answered.) */
+    if (!s->channel_group) {
         log_notice("%s: stopping", signal_name);
         stop_at_once(s);
         return;

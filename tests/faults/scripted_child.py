@@ -5,7 +5,8 @@ HOME/events. HOME/script.json says how to misbehave, per program ("shardd-coordi
 rank ("worker-1"):
   fault: TEXT      say CONTROL_FAULT instead of READY and exit 1
   exit: CODE       exit before READY
-  load: true       never become ready
+  load: true       never become ready, and listen to nobody
+  quiet: true      never say READY
   deaf: true       never answer a ping
   stuck: RANK      coordinator: report that rank once, after the first channel
   stubborn: true   ignore CONTROL_STOP
@@ -117,7 +118,8 @@ class Child:
             sys.exit(self.script["exit"])
         while self.script.get("load"):
             time.sleep(1)
-        self.say("READY", text="scripted")
+        if not self.script.get("quiet"):
+            self.say("READY", text="scripted")
         while True:
             for key, _ in self.selector.select():
                 key.data()

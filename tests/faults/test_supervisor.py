@@ -253,6 +253,18 @@ def test_stopping_while_loading():
         gone(run)
 
 
+def test_between_the_first_answer_and_ready():
+    """The coordinator answers requests a moment before it says READY: nobody's stream may be cut then."""
+    with Scripted(script={"shardd-coordinator": {"quiet": True}}) as run:
+        run.wait_event(who="coordinator", kind="CHANNEL")
+        os.kill(pids(run, "worker-0")[0], KILL)
+        run.wait_event(who="coordinator", kind="CHANNEL", group=2)
+        run.signal(TERM)
+        assert run.wait() == 0
+        run.wait_event(who="coordinator", kind="END")
+        gone(run)
+
+
 def test_hangup_is_ignored():
     with Scripted() as run:
         started(run)
