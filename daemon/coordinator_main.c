@@ -25,7 +25,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#define HEALTH_PERIOD_MS 100
+#define HEALTH_PERIOD_MS 100 /* at most; news of the engine come at once */
 #define LINGER_MS        2000u
 
 struct coordinator {
@@ -37,6 +37,7 @@ struct coordinator {
     struct metrics *metrics;
     int signal_fd;
     int stop_fd; /* eventfd: main should stop */
+    int news_fd; /* eventfd: main should look at the engine's state */
     int quit_fd; /* eventfd: the control thread should end */
     pthread_t control_thread;
     bool control_running;
@@ -67,9 +68,11 @@ static void on_engine_message(void *user, const struct control_message *m) {
     }
 }
 
+/* The engine says something at every change of its state: main looks at once. */
 static void on_engine_log(void *user, int level, const char *text) {
-    (void)user;
+    struct coordinator *c = user;
     log_message((enum log_level)level, "%s", text);
+    raise_event(c->news_fd);
 }
 
 /* --- control --- */
@@ -165,10 +168,12 @@ static void *control_main(void *arg) {
 
 /* --- main --- */
 
-static void announce(struct coordinator *c, bool serving) {
+/* The launcher hears it before any client can: a client that sees "serving" may stop the service at once. */
+static void look_at_engine(struct coordinator *c) {
+    struct engine_stats s;
+    engine_stats(c->engine, &s);
+    bool serving = strcmp(s.state, "serving") == 0;
     if (serving && !c->announced) {
-        struct engine_stats s;
-        engine_stats(c->engine, &s);
         struct control_message m = {
                 .kind = CONTROL_READY, .group_epoch = s.group_epoch, .coord_epoch = s.coord_epoch};
         snprintf(m.text, sizeof(m.text), "serving '%.100s', %u tokens of context, %u sequences at a time",
@@ -178,6 +183,7 @@ static void announce(struct coordinator *c, bool serving) {
         tell_launcher(c, &m);
     }
     c->announced = serving;
+    service_set_health(&c->service, serving, c->server);
 }
 
 static int open_listeners(struct coordinator *c, struct error *e) {
@@ -207,6 +213,7 @@ static int start_engine(struct coordinator *c, struct error *e) {
             .slow_reader_ms = o->slow_reader_ms,
             .launcher = {.fn = on_engine_message, .user = c},
             .log = on_engine_log,
+            .log_user = c,
     };
     int r = engine_create(&options, &c->engine, e);
     return r < 0 ? r : engine_start(c->engine, e);
@@ -238,17 +245,20 @@ static int start_server(struct coordinator *c, struct error *e) {
 }
 
 static void serve(struct coordinator *c) {
-    struct pollfd p = {.fd = c->stop_fd, .events = POLLIN};
+    struct pollfd p[2] = {{.fd = c->stop_fd, .events = POLLIN}, {.fd = c->news_fd, .events = POLLIN}};
     do {
-        p.revents = 0;
-        announce(c, service_update_health(&c->service, c->server));
-        if (poll(&p, 1, HEALTH_PERIOD_MS) < 0 && errno != EINTR)
+        uint64_t count;
+        if (p[1].revents && read(c->news_fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
+            log_error("eventfd: %s", strerror(errno));
+        p[0].revents = p[1].revents = 0;
+        look_at_engine(c);
+        if (poll(p, 2, HEALTH_PERIOD_MS) < 0 && errno != EINTR)
             log_error("poll: %s", strerror(errno));
-    } while (!p.revents);
+    } while (!p[0].revents);
     atomic_store(&c->stopping, true);
     log_info("draining: %u calls are live", rpc_server_live_calls(c->server));
     engine_drain(c->engine);
-    service_update_health(&c->service, c->server);
+    service_set_health(&c->service, false, c->server);
     rpc_server_stop(c->server, atomic_load(&c->grace_ms), LINGER_MS);
 }
 
@@ -260,7 +270,8 @@ static int open_events(struct coordinator *c, struct error *e) {
     c->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     c->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     c->quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (c->signal_fd < 0 || c->stop_fd < 0 || c->quit_fd < 0)
+    c->news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (c->signal_fd < 0 || c->stop_fd < 0 || c->quit_fd < 0 || c->news_fd < 0)
         return error_set(e, -errno, "cannot open signalfd or eventfd: %s", strerror(errno));
     /* Non-blocking: the engine thread must not wait for a launcher that does not read. */
     if (c->options.control_fd >= 0 && (fcntl(c->options.control_fd, F_SETFL, O_NONBLOCK) < 0 ||
@@ -280,8 +291,8 @@ static void stop_all(struct coordinator *c) {
     c->engine = engine_free(c->engine); /* pokes of its last streams end at closed workers */
     c->server = rpc_server_free(c->server);
     c->model = model_free(c->model);
-    int fds[] = {c->signal_fd, c->stop_fd, c->quit_fd};
-    for (size_t i = 0; i < 3; i++)
+    int fds[] = {c->signal_fd, c->stop_fd, c->quit_fd, c->news_fd};
+    for (size_t i = 0; i < 4; i++)
         if (fds[i] >= 0)
             close(fds[i]);
 }
@@ -297,7 +308,7 @@ static void block_signals(void) {
 }
 
 int main(int argc, char **argv) {
-    struct coordinator c = {.signal_fd = -1, .stop_fd = -1, .quit_fd = -1};
+    struct coordinator c = {.signal_fd = -1, .stop_fd = -1, .quit_fd = -1, .news_fd = -1};
     struct error e = {0};
     log_open("shardd-coordinator", LOG_LEVEL_INFO);
     int r = coordinator_options_parse(argc, argv, &c.options, &e);

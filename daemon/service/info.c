@@ -111,7 +111,7 @@ static void answer_server_info(struct rpc_call *c) {
     answer.steps_total = stats.steps_total;
     answer.group_epoch = stats.group_epoch;
     answer.coord_epoch = stats.coord_epoch;
-    answer.state = message_string(rpc_server_draining(rpc_call_server(c)) ? "draining" : stats.state);
+    answer.state = message_string(service_state(s, rpc_call_server(c), &stats));
     message_reply(c, &answer.base);
 }
 
@@ -134,6 +134,8 @@ static int64_t abort_requests(struct rpc_call *c, const Shardd__V1__AbortRequest
                 "all ends the requests of every client and is only taken from a loopback or Unix peer; give request_ids");
     if (q->all && q->n_request_ids > 0)
         return refuse(s, REFUSAL_CONFLICT, "give either all or request_ids");
+    if (!q->all && q->n_request_ids == 0)
+        return refuse(s, REFUSAL_MISSING_INPUT, "nothing to abort; give request_ids, or all");
     if (q->n_request_ids > LIVE_REQUESTS_MAX)
         return refuse(s, REFUSAL_INVALID_FIELD, "request_ids has %zu entries, more than %u; split the call",
                 q->n_request_ids, LIVE_REQUESTS_MAX);

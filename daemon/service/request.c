@@ -291,7 +291,7 @@ static int fit(struct engine_request *e, size_t n_prompt, uint32_t length, struc
         e->max_tokens = room < NEW_TOKENS_MAX ? room : NEW_TOKENS_MAX;
     if (e->min_tokens > e->max_tokens)
         return refuse(s, REFUSAL_CONFLICT,
-                "stopping.min_tokens is %u, more than the %u tokens that the answer may have; lower it",
+                "stopping.min_tokens is %u, more than max_tokens or the room that the prompt leaves, %u; lower it",
                 e->min_tokens, e->max_tokens);
     return 0;
 }

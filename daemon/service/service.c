@@ -51,13 +51,20 @@ size_t service_methods(struct service *s, const struct rpc_method **ret) {
     return n;
 }
 
-bool service_update_health(struct service *s, struct rpc_server *server) {
-    struct engine_stats stats;
-    engine_stats(s->options.engine, &stats);
-    bool serving = strcmp(stats.state, "serving") == 0;
+void service_set_health(struct service *s, bool serving, struct rpc_server *server) {
+    if (serving)
+        atomic_store(&s->served, true);
     if (atomic_exchange(&s->serving, serving) != serving && server)
         rpc_server_wake_all(server);
-    return serving;
+}
+
+const char *service_state(
+        const struct service *s, const struct rpc_server *server, const struct engine_stats *stats) {
+    if (rpc_server_draining(server))
+        return "draining";
+    if (strcmp(stats->state, "serving") == 0 && !atomic_load(&s->serving))
+        return atomic_load(&s->served) ? "recovering" : "loading";
+    return stats->state;
 }
 
 void method_refuse(struct rpc_call *c, const struct rpc_status *s) {

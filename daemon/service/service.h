@@ -20,16 +20,21 @@ struct service_options {
 struct service {
     struct service_options options;
     uint64_t start_ns;
-    _Atomic bool serving; /* what health says; see service_update_health() */
+    _Atomic bool serving; /* what health says; see service_set_health() */
+    _Atomic bool served;  /* it has said so at least once */
     _Atomic uint64_t refused_total, cancelled_total, chunks_total;
 };
 
 void service_init(struct service *s, const struct service_options *options);
 /* The method table, with s as their user. *ret is static; one service per process. */
 size_t service_methods(struct service *s, const struct rpc_method **ret);
-/* Looks at the engine's state; returns whether it serves. A change is told to Watch streams (server may be
- * NULL). */
-bool service_update_health(struct service *s, struct rpc_server *server);
+/* Whether the engine serves, as coordinator_main found. Clients see no "serving" before it is said here. A
+ * change is told to Watch streams (server may be NULL). */
+void service_set_health(struct service *s, bool serving, struct rpc_server *server);
+/* The state for people: the engine's, or "draining", or what it was before when health does not say serving
+ * yet. */
+const char *service_state(
+        const struct service *s, const struct rpc_server *server, const struct engine_stats *stats);
 
 /* /metrics (Prometheus text) and /healthz over HTTP, on a thread of its own. */
 struct metrics;

@@ -69,7 +69,7 @@ static inline int harness_up(void **state) {
     assert_int_equal(rpc_server_start(h->server, &e), 0);
     assert_int_equal(rpc_listen("127.0.0.1:0", &fd, h->address, sizeof(h->address), &e), 0);
     assert_int_equal(rpc_server_add_listener(h->server, fd, &e), 0);
-    service_update_health(&h->service, h->server);
+    service_set_health(&h->service, true, h->server);
     h->client = client_open(h->address, NULL);
     harness = h;
     return 0;

@@ -67,6 +67,7 @@ static void test_refusals(void **state) {
     h.service = message_string("no.such");
     refused("/grpc.health.v1.Health/Check", &h.base, GRPC_STATUS_NOT_FOUND, "unknown_service");
     Shardd__V1__AbortRequest a = SHARDD__V1__ABORT_REQUEST__INIT;
+    refused("/shardd.v1.Shardd/Abort", &a.base, GRPC_STATUS_INVALID_ARGUMENT, "missing_input");
     ProtobufCBinaryData bad = message_string("a b");
     a.n_request_ids = 1;
     a.request_ids = &bad;
@@ -102,6 +103,30 @@ static void test_infos(void **state) {
     shardd__v1__get_server_info_response__free_unpacked(r, NULL);
 }
 
+static void assert_state(const char *state) {
+    struct client_call *c;
+    Shardd__V1__GetServerInfoRequest s = SHARDD__V1__GET_SERVER_INFO_REQUEST__INIT;
+    Shardd__V1__GetServerInfoResponse *r =
+            (Shardd__V1__GetServerInfoResponse *)ask("/shardd.v1.Shardd/GetServerInfo", &s.base,
+                    &shardd__v1__get_server_info_response__descriptor, &c);
+    client_free(c);
+    assert_true(message_is(r->state, state));
+    shardd__v1__get_server_info_response__free_unpacked(r, NULL);
+}
+
+/* A client that sees "serving" may act on it, so the launcher must know first: health decides. */
+static void test_state_does_not_run_ahead_of_health(void **state) {
+    (void)state;
+    assert_state("serving");
+    service_set_health(&harness->service, false, harness->server);
+    assert_state("recovering");
+    atomic_store(&harness->service.served, false);
+    assert_state("loading");
+    fake_state = "recovering";
+    service_set_health(&harness->service, true, harness->server);
+    assert_state("recovering");
+}
+
 static int next_state(struct client_call *c) {
     struct client_bytes b = client_next(c);
     if (!b.data)
@@ -132,8 +157,7 @@ static void test_health_follows_the_engine(void **state) {
     assert_int_equal(next_state(all), SERVING);
     assert_int_equal(next_state(one), SERVING);
     assert_int_equal(next_state(none), UNKNOWN);
-    fake_state = "recovering";
-    assert_false(service_update_health(&harness->service, harness->server));
+    service_set_health(&harness->service, false, harness->server);
     assert_int_equal(next_state(all), NOT_SERVING);
     assert_int_equal(next_state(one), NOT_SERVING);
     Grpc__Health__V1__HealthCheckResponse *r =
@@ -142,8 +166,7 @@ static void test_health_follows_the_engine(void **state) {
     client_free(c);
     assert_int_equal(r->status, NOT_SERVING);
     grpc__health__v1__health_check_response__free_unpacked(r, NULL);
-    fake_state = "serving";
-    assert_true(service_update_health(&harness->service, harness->server));
+    service_set_health(&harness->service, true, harness->server);
     assert_int_equal(next_state(all), SERVING);
     assert_int_equal(next_state(one), SERVING);
 
@@ -239,6 +262,7 @@ int main(void) {
             T(test_tokenize_and_back),
             T(test_refusals),
             T(test_infos),
+            T(test_state_does_not_run_ahead_of_health),
             T(test_health_follows_the_engine),
             T(test_reflection),
             T(test_drain_lets_streams_end),
