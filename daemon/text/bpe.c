@@ -2,12 +2,8 @@
  * tests/unit/text compares long and short words with Hugging Face. */
 #include "daemon/text/bpe.h"
 
-#define BPE_NO_PAIR    UINT64_MAX
-#define RANK_NONE      UINT32_MAX
-#define SHORT_WORD     40u /* below, n^2 looks at an array cost less than a heap */
-#define WORD_BYTES_MAX (UINT32_MAX / 4)
-#define SYMBOL_NONE    UINT32_MAX
-#define SYMBOL_END     0x80000000u /* ids are below TOKENIZER_VOCAB_MAX */
+#define BPE_NO_PAIR UINT64_MAX
+#define SHORT_WORD  40u /* below, n^2 looks at an array cost less than a heap */
 
 /* --- the pair table --- */
 
@@ -55,15 +51,42 @@ int bpe_add_merge(struct bpe *b, uint32_t left, uint32_t right, uint32_t rank, u
     return 0;
 }
 
-/* The rank of a pair, and what it becomes. */
-static inline uint32_t rank_of(const struct bpe *b, uint32_t left, uint32_t right, uint32_t *ret_id) {
+uint32_t bpe_rank(const struct bpe *b, uint32_t left, uint32_t right, uint32_t *ret_id) {
     if (b->n_slots == 0)
-        return RANK_NONE;
+        return BPE_RANK_NONE;
     const struct merge *slot = slot_of(b, (uint64_t)left << 32 | right);
     if (slot->pair == BPE_NO_PAIR)
-        return RANK_NONE;
+        return BPE_RANK_NONE;
     *ret_id = slot->id;
     return slot->rank;
+}
+
+/* Largest rank that makes an id, smallest that uses it. */
+struct ranks {
+    uint32_t made, used; /* used is stored as n - rank, so that zero is "never" for both */
+};
+
+int bpe_finish(struct bpe *b) {
+    struct ranks *ranks = calloc((size_t)b->vocab->n_pieces + 1, sizeof(*ranks));
+    if (!ranks)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < b->n_slots; i++) {
+        const struct merge *m = &b->merges[i];
+        if (m->pair == BPE_NO_PAIR)
+            continue;
+        const uint32_t halves[2] = {(uint32_t)(m->pair >> 32), (uint32_t)m->pair};
+        for (unsigned half = 0; half < 2; half++)
+            if (b->n_used - m->rank > ranks[halves[half]].used)
+                ranks[halves[half]].used = b->n_used - m->rank;
+        if (m->rank + 1 > ranks[m->id].made)
+            ranks[m->id].made = m->rank + 1;
+    }
+    b->rising = true;
+    for (uint32_t id = 0; id < b->vocab->n_pieces; id++)
+        if (ranks[id].made > 0 && ranks[id].used > 0 && ranks[id].made - 1 >= b->n_used - ranks[id].used)
+            b->rising = false;
+    free(ranks);
+    return 0;
 }
 
 /* --- short words --- */
@@ -73,13 +96,13 @@ static int encode_short(const struct bpe *b, const char *word, size_t n, struct 
     for (size_t i = 0; i < n; i++)
         ids[i] = b->byte_ids[(unsigned char)word[i]];
     for (size_t i = 0; i + 1 < n; i++)
-        ranks[i] = rank_of(b, ids[i], ids[i + 1], &merged[i]);
+        ranks[i] = bpe_rank(b, ids[i], ids[i + 1], &merged[i]);
     while (n > 1) {
         size_t best = 0;
         for (size_t i = 1; i + 1 < n; i++)
             if (ranks[i] < ranks[best])
                 best = i;
-        if (ranks[best] == RANK_NONE)
+        if (ranks[best] == BPE_RANK_NONE)
             break;
         ids[best] = merged[best];
         n--;
@@ -87,9 +110,9 @@ static int encode_short(const struct bpe *b, const char *word, size_t n, struct 
         memmove(ranks + best, ranks + best + 1, (n - best - 1) * sizeof(*ranks));
         memmove(merged + best, merged + best + 1, (n - best - 1) * sizeof(*merged));
         if (best > 0)
-            ranks[best - 1] = rank_of(b, ids[best - 1], ids[best], &merged[best - 1]);
+            ranks[best - 1] = bpe_rank(b, ids[best - 1], ids[best], &merged[best - 1]);
         if (best + 1 < n)
-            ranks[best] = rank_of(b, ids[best], ids[best + 1], &merged[best]);
+            ranks[best] = bpe_rank(b, ids[best], ids[best + 1], &merged[best]);
     }
     for (size_t i = 0; i < n; i++) {
         int r = id_buffer_add(out, ids[i]);
@@ -99,112 +122,12 @@ static int encode_short(const struct bpe *b, const char *word, size_t n, struct 
     return 0;
 }
 
-/* --- long words ---
- * symbols[] has one place for each byte. A symbol that covers bytes p..q has its id at p and, with
- * SYMBOL_END, at q (a symbol of one byte only the first); what lies between is SYMBOL_NONE. So both
- * neighbours are found from the lengths of the ids, without links. Entries of the heap are not taken out when
- * their pair goes: they are seen to be stale when they come up. */
-
-static int heap_push(struct bpe_scratch *s, uint64_t entry) {
-    if (s->n_heap == s->heap_size) {
-        size_t size = s->heap_size ? s->heap_size + s->heap_size / 2 : 256;
-        uint64_t *heap = reallocarray(s->heap, size, sizeof(*heap));
-        if (!heap)
-            return -ENOMEM;
-        s->heap = heap;
-        s->heap_size = size;
-    }
-    size_t i = s->n_heap++;
-    while (i > 0 && s->heap[(i - 1) / 2] > entry) {
-        s->heap[i] = s->heap[(i - 1) / 2];
-        i = (i - 1) / 2;
-    }
-    s->heap[i] = entry;
-    return 0;
-}
-
-static uint64_t heap_pop(struct bpe_scratch *s) {
-    uint64_t first = s->heap[0], last = s->heap[--s->n_heap];
-    size_t i = 0, child;
-    while ((child = 2 * i + 1) < s->n_heap) {
-        if (child + 1 < s->n_heap && s->heap[child + 1] < s->heap[child])
-            child++;
-        if (s->heap[child] >= last)
-            break;
-        s->heap[i] = s->heap[child];
-        i = child;
-    }
-    s->heap[i] = last;
-    return first;
-}
-
-static size_t length_of(const struct bpe *b, uint32_t id) {
-    return b->vocab->pieces[id].bytes;
-}
-
-static int push_pair(const struct bpe *b, struct bpe_scratch *s, size_t left, size_t right) {
-    uint32_t id, rank = rank_of(b, s->symbols[left], s->symbols[right], &id);
-    return rank == RANK_NONE ? 0 : heap_push(s, (uint64_t)rank << 32 | left);
-}
-
-/* Merges the pair that an entry of the heap names, if it is still there. */
-static int merge_entry(const struct bpe *b, struct bpe_scratch *s, uint64_t entry, size_t n) {
-    size_t left = (uint32_t)entry;
-    uint32_t *symbols = s->symbols, id = 0;
-    if (symbols[left] == SYMBOL_NONE || (symbols[left] & SYMBOL_END))
-        return 0;
-    size_t right = left + length_of(b, symbols[left]);
-    if (right >= n || rank_of(b, symbols[left], symbols[right], &id) != entry >> 32)
-        return 0;
-    size_t end = right + length_of(b, symbols[right]);
-    symbols[right - 1] = SYMBOL_NONE;
-    symbols[right] = SYMBOL_NONE;
-    symbols[left] = id;
-    symbols[end - 1] = id | SYMBOL_END;
-    int r = 0;
-    if (left > 0)
-        r = push_pair(b, s, left - length_of(b, symbols[left - 1] & ~SYMBOL_END), left);
-    if (r >= 0 && end < n)
-        r = push_pair(b, s, left, end);
-    return r;
-}
-
-static int encode_long(
-        const struct bpe *b, struct bpe_scratch *s, const char *word, size_t n, struct id_buffer *out) {
-    if (n > WORD_BYTES_MAX)
-        return -E2BIG;
-    if (n > s->symbols_size) {
-        uint32_t *symbols = reallocarray(s->symbols, n, sizeof(*symbols));
-        if (!symbols)
-            return -ENOMEM;
-        s->symbols = symbols;
-        s->symbols_size = n;
-    }
-    for (size_t i = 0; i < n; i++)
-        s->symbols[i] = b->byte_ids[(unsigned char)word[i]];
-    int r = 0;
-    s->n_heap = 0;
-    for (size_t i = 0; i + 1 < n && r >= 0; i++)
-        r = push_pair(b, s, i, i + 1);
-    while (r >= 0 && s->n_heap > 0)
-        r = merge_entry(b, s, heap_pop(s), n);
-    for (size_t i = 0; i < n && r >= 0; i += length_of(b, s->symbols[i]))
-        r = id_buffer_add(out, s->symbols[i]);
-    return r;
-}
-
 int bpe_encode(const struct bpe *b, struct bpe_scratch *scratch, const char *word, size_t bytes,
         struct id_buffer *out) {
     uint32_t id;
     if (vocab_find(b->vocab, word, bytes, &id) && (b->vocab->pieces[id].flags & PIECE_WORD))
         return id_buffer_add(out, id);
     if (bytes > SHORT_WORD)
-        return encode_long(b, scratch, word, bytes, out);
+        return bpe_encode_long(b, scratch, word, bytes, out);
     return encode_short(b, word, bytes, out);
-}
-
-void bpe_scratch_done(struct bpe_scratch *scratch) {
-    free(scratch->symbols);
-    free(scratch->heap);
-    *scratch = (struct bpe_scratch){0};
 }

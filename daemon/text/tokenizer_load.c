@@ -671,6 +671,8 @@ static int load(struct loading *l) {
     if (r >= 0)
         r = make_splitter(l);
     if (r >= 0)
+        r = bpe_finish(&l->t->bpe);
+    if (r >= 0)
         r = mark_words(l->t, l->ignore_merges);
     if (r >= 0)
         r = enter_all_added(l);
