@@ -106,7 +106,8 @@ static void take_fds(struct msghdr *h, int *fds, uint32_t *ret_n) {
 
 static int check_wire(const struct wire *w, size_t bytes, int flags, uint32_t n_fds, struct error *e) {
     if ((flags & (MSG_TRUNC | MSG_CTRUNC)) != 0)
-        return error_set(e, -EBADMSG, "a control message was too long for its buffer");
+        return error_set(e, -EBADMSG,
+                "a control message was cut: it is too long, or the limit of open files is reached");
     if (bytes < WIRE_HEAD || w->magic != CONTROL_MAGIC)
         return error_set(e, -EBADMSG, "%zu bytes on the control socket are no control message", bytes);
     if (w->version != CONTROL_VERSION)

@@ -1,0 +1,274 @@
+/* parts.c - the engine's pieces by themselves: heaps, slots and pages, the stream ring, the inbox. */
+#include "daemon/engine/internal.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define N 500u
+
+static uint64_t random_state = 88172645463325252ull;
+static uint32_t random_below(uint32_t n) {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (uint32_t)(random_state >> 20) % n;
+}
+
+static void fill(struct sequence *all) {
+    for (uint32_t i = 0; i < N; i++)
+        all[i] = (struct sequence){.arrival = i,
+                .priority = (int32_t)random_below(5) - 2,
+                .suspect = random_below(10) == 0,
+                .deadline_ns = random_below(100),
+                .waiting_at = HEAP_NONE,
+                .deadline_at = HEAP_NONE};
+}
+
+static void test_heap_order(void **state) {
+    (void)state;
+    static struct sequence all[N];
+    struct heap waiting, deadlines;
+    fill(all);
+    assert_int_equal(heap_init(&waiting, N, false), 0);
+    assert_int_equal(heap_init(&deadlines, N, true), 0);
+    for (uint32_t i = 0; i < N; i++) {
+        uint32_t at = (i * 7 + 3) % N; /* not in order of arrival */
+        heap_push(&waiting, &all[at]);
+        heap_push(&deadlines, &all[at]);
+    }
+    for (uint32_t i = 0; i < N; i += 3) { /* out of the middle */
+        heap_remove(&waiting, &all[i]);
+        heap_remove(&waiting, &all[i]); /* once more does nothing */
+        heap_remove(&deadlines, &all[i]);
+        assert_int_equal(all[i].waiting_at, HEAP_NONE);
+    }
+    struct sequence *last = NULL;
+    uint32_t n = 0;
+    for (; waiting.n > 0; n++) {
+        struct sequence *s = waiting.items[0];
+        heap_remove(&waiting, s);
+        assert_true(last == NULL || last->suspect >= s->suspect);
+        if (last != NULL && last->suspect == s->suspect)
+            assert_true(sequence_before(last, s));
+        last = s;
+    }
+    assert_int_equal(n, N - (N + 2) / 3);
+    uint64_t latest = 0;
+    for (; deadlines.n > 0; n--) {
+        struct sequence *s = deadlines.items[0];
+        heap_remove(&deadlines, s);
+        assert_true(s->deadline_ns >= latest);
+        latest = s->deadline_ns;
+    }
+    assert_int_equal(n, 0);
+    heap_done(&waiting);
+    heap_done(&deadlines);
+}
+
+static void test_pools(void **state) {
+    (void)state;
+    struct pools p;
+    struct step_geometry g = {.slots = 3, .pages = 10, .pages_per_slot = 6};
+    uint32_t first, n;
+    bool taken[11] = {false};
+    assert_int_equal(pools_init(&p, &g), 0);
+    uint32_t a = pools_take_slot(&p), b = pools_take_slot(&p), c = pools_take_slot(&p);
+    assert_true(a != b && b != c && a != c && a >= 1 && c <= 3);
+    assert_int_equal(pools_take_slot(&p), 0);
+    assert_true(pools_grant(&p, a, 1, &first, &n));
+    assert_int_equal(first, 0);
+    assert_int_equal(n, 1);
+    assert_true(pools_grant(&p, a, 64, &first, &n));
+    assert_int_equal(n, 0);
+    assert_true(pools_grant(&p, a, 257, &first, &n));
+    assert_int_equal(first, 1);
+    assert_int_equal(n, 4);
+    assert_true(pools_grant(&p, b, 5 * 64, &first, &n));
+    for (uint32_t i = 0; i < 5; i++) { /* every page once, page 0 never */
+        uint32_t pages[2] = {p.page_tables[a * 6 + i], p.page_tables[b * 6 + i]};
+        for (int k = 0; k < 2; k++) {
+            assert_in_range(pages[k], 1, 10);
+            assert_false(taken[pages[k]]);
+            taken[pages[k]] = true;
+        }
+    }
+    assert_false(pools_grant(&p, c, 1, &first, &n));
+    pools_release(&p, a, /* opened= */ true);
+    assert_int_equal(p.n_free_pages, 5);
+    assert_int_equal(p.n_free_slots, 0); /* not before its CLOSE is completed */
+    assert_int_equal(p.n_to_close, 1);
+    assert_int_equal(p.to_close[0], a);
+    assert_true(pools_grant(&p, c, 1, &first, &n));
+    pools_release(&p, c, /* opened= */ false);
+    assert_int_equal(p.n_free_slots, 1);
+    pools_slot_closed(&p, a);
+    assert_int_equal(p.n_free_slots, 2);
+    pools_release(&p, b, true);
+    assert_int_equal(p.n_free_pages, 10);
+    assert_int_equal(pools_pages_for(&p, 64), 1);
+    p.n_mtp = 1; /* its entry of the last row lies one further */
+    assert_int_equal(pools_pages_for(&p, 64), 2);
+    assert_int_equal(pools_pages_for(&p, 6 * 64), 6); /* but never past the table */
+    pools_done(&p);
+}
+
+#define TOKENS 200000u
+
+struct pipe { /* a stream with a poke that only counts */
+    struct engine_stream *stream;
+    _Atomic uint32_t pokes;
+};
+
+static void *push_all(void *arg) {
+    struct pipe *p = arg;
+    for (uint32_t i = 0; i < TOKENS;) {
+        if (stream_free_places(p->stream) == 0)
+            continue;
+        struct step_sample s = {.id = i, .logprob = (float)i, .n_top = i % 3, .top_ids = {i + 1, i + 2}};
+        if (stream_push(p->stream, &s))
+            atomic_fetch_add(&p->pokes, 1);
+        i++;
+    }
+    stream_end(p->stream, ENGINE_FINISH_LENGTH, "the end");
+    atomic_fetch_add(&p->pokes, 1);
+    return NULL;
+}
+
+/* Reads only after a poke, and then all: a poke that was owed and not given would leave it waiting for ever.
+ */
+static void test_stream(void **state) {
+    (void)state;
+    static struct engine_request q;
+    struct pipe p = {.stream = stream_create(&q)};
+    struct engine_token t[7];
+    enum engine_finish finish = ENGINE_RUNNING;
+    pthread_t thread;
+    uint32_t seen = 0, next = 0, n;
+    assert_non_null(p.stream);
+    assert_string_equal(engine_stream_error(p.stream), "");
+    assert_int_equal(pthread_create(&thread, NULL, push_all, &p), 0);
+    while (finish == ENGINE_RUNNING) {
+        while (atomic_load(&p.pokes) == seen)
+            ;
+        seen = atomic_load(&p.pokes);
+        do {
+            n = engine_stream_take(p.stream, t, 7, &finish);
+            for (uint32_t i = 0; i < n; i++, next++) {
+                assert_int_equal(t[i].id, next);
+                assert_int_equal(t[i].n_top, next % 3);
+                if (t[i].n_top == 2)
+                    assert_int_equal(t[i].top_ids[1], next + 2);
+            }
+        } while (n == 7);
+    }
+    pthread_join(thread, NULL);
+    assert_int_equal(next, TOKENS);
+    assert_int_equal(finish, ENGINE_FINISH_LENGTH);
+    assert_string_equal(engine_stream_error(p.stream), "the end");
+    engine_stream_unref(p.stream); /* the engine's */
+    engine_stream_unref(p.stream); /* the reader's */
+    assert_null(engine_stream_unref(NULL));
+}
+
+static void test_stream_full(void **state) {
+    (void)state;
+    static struct engine_request q;
+    struct engine_stream *s = stream_create(&q);
+    struct engine_token t[STREAM_RING_TOKENS];
+    struct step_sample sample = {.id = 5};
+    enum engine_finish finish;
+    assert_true(stream_push(s, &sample)); /* was empty: a poke is due */
+    for (uint32_t i = 1; i < STREAM_RING_TOKENS; i++)
+        assert_false(stream_push(s, &sample));
+    assert_int_equal(stream_free_places(s), 0);
+    stream_end(s, ENGINE_FINISH_SLOW, NULL);
+    assert_int_equal(engine_stream_take(s, t, 1, &finish), 1);
+    assert_int_equal(finish, ENGINE_RUNNING); /* tokens are left */
+    assert_int_equal(engine_stream_take(s, t, STREAM_RING_TOKENS, &finish), STREAM_RING_TOKENS - 1);
+    assert_int_equal(finish, ENGINE_FINISH_SLOW);
+    assert_int_equal(engine_stream_take(s, t, 1, &finish), 0);
+    engine_stream_unref(s);
+    engine_stream_unref(s);
+}
+
+#define POSTS 20000u
+static struct engine inbox_engine;
+static struct engine_stream *posted[8];
+
+static void *post_all(void *arg) {
+    uint32_t event = 1u << (uintptr_t)arg;
+    for (uint32_t i = 0; i < POSTS; i++)
+        inbox_post(&inbox_engine, posted[i % 8], event);
+    return NULL;
+}
+
+/* Several threads post; every event is seen, no stream is in the list twice, references come out even. */
+static void test_inbox(void **state) {
+    (void)state;
+    static struct engine_request q;
+    pthread_t threads[3];
+    uint32_t seen[8] = {0}, joined = 0;
+    for (uint32_t i = 0; i < 8; i++)
+        posted[i] = stream_create(&q);
+    assert_null(inbox_take_all(&inbox_engine));
+    for (uintptr_t i = 0; i < 3; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, post_all, (void *)i), 0);
+    for (int last = 0; last < 2; last += joined == 3) { /* once more after all have ended */
+        struct engine_stream *next, *s = inbox_take_all(&inbox_engine);
+        uint32_t n = 0;
+        for (; s != NULL; s = next, n++) {
+            next = s->inbox_next;
+            uint32_t events = atomic_exchange(&s->events, 0);
+            for (uint32_t i = 0; i < 8; i++)
+                seen[i] |= posted[i] == s ? events : 0;
+            assert_int_not_equal(events, 0);
+            engine_stream_unref(s);
+        }
+        assert_true(n <= 8);
+        if (joined < 3)
+            pthread_join(threads[joined++], NULL);
+    }
+    for (uint32_t i = 0; i < 8; i++) {
+        assert_int_equal(seen[i], 7);
+        assert_int_equal(atomic_load(&posted[i]->refs), 2);
+        engine_stream_unref(posted[i]);
+        engine_stream_unref(posted[i]);
+    }
+}
+
+static void test_inbox_order(void **state) {
+    (void)state;
+    static struct engine_request q;
+    struct engine_stream *s[3];
+    for (int i = 0; i < 3; i++) {
+        s[i] = stream_create(&q);
+        inbox_post(&inbox_engine, s[i], EVENT_CANCEL);
+    }
+    inbox_post(&inbox_engine, s[0], EVENT_ABORT);
+    struct engine_stream *first = inbox_take_all(&inbox_engine);
+    assert_ptr_equal(first, s[0]);
+    assert_ptr_equal(first->inbox_next, s[1]);
+    assert_ptr_equal(s[1]->inbox_next, s[2]);
+    assert_null(s[2]->inbox_next);
+    assert_int_equal(atomic_load(&first->events), EVENT_CANCEL | EVENT_ABORT);
+    for (int i = 0; i < 3; i++) {
+        for (int k = 0; k < 3; k++)
+            engine_stream_unref(s[i]);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+            cmocka_unit_test(test_heap_order),
+            cmocka_unit_test(test_pools),
+            cmocka_unit_test(test_stream),
+            cmocka_unit_test(test_stream_full),
+            cmocka_unit_test(test_inbox),
+            cmocka_unit_test(test_inbox_order),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
