@@ -67,6 +67,23 @@ static int check_room(const char *dir, int fd, uint64_t bytes, struct error *e) 
     return 0;
 }
 
+/* After a failure: takes away what we wrote into a folder that was empty, so that the same command can be
+ * given again. */
+static void clean_folder(const char *dir, int fd, bool made) {
+    static const char *const beginnings[] = {
+            "model", "tokenizer", "chat_template.jinja", "generation_config.json", "config.json"};
+    DIR *entries = opendir(dir);
+    const struct dirent *entry;
+    while (entries && (entry = readdir(entries)))
+        for (size_t i = 0; i < sizeof(beginnings) / sizeof(*beginnings); i++)
+            if (strncmp(entry->d_name, beginnings[i], strlen(beginnings[i])) == 0)
+                unlinkat(fd, entry->d_name, 0);
+    if (entries)
+        closedir(entries);
+    if (made)
+        rmdir(dir);
+}
+
 static void count(const struct synth_options *o, const struct synth_plan *plan, struct synth_report *report) {
     report->tensors = plan->n;
     for (uint32_t i = 0; i < plan->n; i++) {
@@ -106,10 +123,11 @@ int synth_write(const struct synth_options *o, struct synth_report *ret, struct 
     if (r == 0 && ret)
         *ret = report;
 done:
-    if (fd >= 0)
+    if (fd >= 0) {
+        if (r < 0)
+            clean_folder(o->dir, fd, made);
         close(fd);
-    if (r < 0 && made)
-        rmdir(o->dir); /* goes only if nothing was written */
+    }
     synth_tokens_done(&tokens);
     synth_plan_done(&plan);
     return r;

@@ -39,7 +39,8 @@ struct synth_report {
 };
 
 /* 0; -EEXIST: the folder has something in it; -ENOSPC: too little room (checked first, both sizes named);
- * -EINVAL: the options do not go together; or what a write returned. ret may be NULL. */
+ * -EINVAL: the options do not go together; or what a write returned. After a failure
+ * nothing is left behind. ret may be NULL. */
 int synth_write(const struct synth_options *options, struct synth_report *ret, struct error *e);
 
 /* A built-in configuration: the published sizes "0.8b" "2b" "4b" "9b" "27b", and "tiny" and "small", which

@@ -674,13 +674,13 @@ static void test_tokenizers_that_do_not_fit(void **state) {
     refused(&o, -EINVAL,
             "token id 512 is beyond the model's vocabulary of 512: use a larger --vocab, or another "
             "tokenizer");
-    remove_tree(o.dir);
+    assert_int_equal(access(o.dir, F_OK), -1);
     put_text(source, "tokenizer.json", "{\"model\":{\"vocab\":{\"a\":0}}}");
     refused(&o, -EINVAL, "has neither <|im_end|> nor <|endoftext|>: nothing would end a text");
-    remove_tree(o.dir);
+    assert_int_equal(access(o.dir, F_OK), -1);
     put_text(source, "tokenizer.json", "{\"model\":");
     refused(&o, -EBADMSG, "tokenizer.json: line 1 column 10 (byte 9): the file ends where a value should be");
-    remove_tree(o.dir);
+    assert_int_equal(access(o.dir, F_OK), -1);
 }
 
 static void test_configs(void **state) {
