@@ -122,8 +122,8 @@ static void hand_over(struct rpc_listener *l, int fd, const struct sockaddr_stor
     if (!admit(l, fd)) {
         close(fd);
         if (!l->crowded)
-            log_warning(
-                    "%u connections are open, new ones are closed; raise the limit or look for a leak in a client",
+            log_warning("%u connections are open, new ones are closed; raise the limit or "
+                        "look for a leak in a client",
                     l->connections_max);
         l->crowded = true;
         return;

@@ -160,7 +160,8 @@ static int check_role(const Shardd__V1__Message *m, size_t index, struct rpc_sta
                 index, m->n_tool_calls > 0 ? "tool_calls" : "reasoning");
     if (!tool && m->tool_call_id.len > 0)
         return refuse(s, REFUSAL_CONFLICT,
-                "chat.messages[%zu]: only a message of role \"tool\" has tool_call_id; remove it or correct the role",
+                "chat.messages[%zu]: only a message of role \"tool\" has tool_call_id; "
+                "remove it or correct the role",
                 index);
     return 0;
 }

@@ -131,7 +131,8 @@ static int64_t abort_requests(struct rpc_call *c, const Shardd__V1__AbortRequest
     struct service *service = rpc_call_user(c);
     if (q->all && !rpc_call_peer_is_local(c))
         return refuse(s, REFUSAL_NOT_LOCAL,
-                "all ends the requests of every client and is only taken from a loopback or Unix peer; give request_ids");
+                "all ends the requests of every client and is only taken from a loopback or "
+                "Unix peer; give request_ids");
     if (q->all && q->n_request_ids > 0)
         return refuse(s, REFUSAL_CONFLICT, "give either all or request_ids");
     if (!q->all && q->n_request_ids == 0)

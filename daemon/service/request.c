@@ -279,19 +279,22 @@ static int take_prompt(
 static int fit(struct engine_request *e, size_t n_prompt, uint32_t length, struct rpc_status *s) {
     if (n_prompt >= length)
         return refuse(s, REFUSAL_CONTEXT_TOO_LONG,
-                "the prompt has %zu tokens and the model takes %u, prompt and answer together; shorten the prompt",
+                "the prompt has %zu tokens and the model takes %u, prompt and answer together; "
+                "shorten the prompt",
                 n_prompt, length);
     uint32_t room = length - (uint32_t)n_prompt;
     if (e->max_tokens > room)
         return refuse(s, REFUSAL_CONTEXT_TOO_LONG,
-                "the prompt has %zu tokens and stopping.max_tokens is %u, but the model takes %u together; lower max_tokens "
+                "the prompt has %zu tokens and stopping.max_tokens is %u, but the model takes %u "
+                "together; lower max_tokens "
                 "to %u or shorten the prompt",
                 n_prompt, e->max_tokens, length, room);
     if (e->max_tokens == 0)
         e->max_tokens = room < NEW_TOKENS_MAX ? room : NEW_TOKENS_MAX;
     if (e->min_tokens > e->max_tokens)
         return refuse(s, REFUSAL_CONFLICT,
-                "stopping.min_tokens is %u, more than max_tokens or the room that the prompt leaves, %u; lower it",
+                "stopping.min_tokens is %u, more than max_tokens or the room that the prompt "
+                "leaves, %u; lower it",
                 e->min_tokens, e->max_tokens);
     return 0;
 }

@@ -1,7 +1,7 @@
 # string_as_bytes.cmake - makes the copy of a .proto file that C is generated from.
 #   cmake -DIN=x.proto -DOUT=copy.proto -P string_as_bytes.cmake
-# protobuf-c cuts a string at its first NUL and takes invalid UTF-8. With string_as_bytes a string arrives as pointer
-# and length, and the daemon validates it. The option stays out of the published file: reflection would show it.
+# protobuf-c cuts a string at its first NUL and takes invalid UTF-8. With string_as_bytes a string has a length,
+# and the daemon validates it. The option stays out of the published file: reflection would show it.
 file(READ "${IN}" text)
 string(REGEX REPLACE "(\n *(optional |repeated )?string [a-z_0-9]+ = [0-9]+);"
   "\\1 [(pb_c_field).string_as_bytes = true];" text "${text}")

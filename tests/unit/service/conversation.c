@@ -72,8 +72,10 @@ static void test_shape(void **state) {
     static const char wanted[] =
             "{\"m\":[{\"role\":\"user\",\"content\":\"Hi there\"},{\"role\":\"assistant\",\"content\":null,"
             "\"reasoning_content\":\"hm\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":"
-            "{\"x\":[1,2.5,null,\"\303\251\"]}},\"id\":\"c1\",\"type\":\"function\"}]},{\"role\":\"tool\",\"content\":\"Hi there\","
-            "\"tool_call_id\":\"c1\"}],\"t\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{}}}]}";
+            "{\"x\":[1,2.5,null,\"\303\251\"]}},\"id\":\"c1\",\"type\":\"function\"}]},"
+            "{\"role\":\"tool\",\"content\":\"Hi there\","
+            "\"tool_call_id\":\"c1\"}],"
+            "\"t\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{}}}]}";
     struct draft d;
     struct conversation c;
     struct rpc_status s;
