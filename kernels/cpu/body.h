@@ -6,8 +6,16 @@
 #include <math.h>
 #include <string.h>
 
+/* LANES_FEW: sanitizer builds, where unrolled copies take minutes to compile. The bits are the same. */
+#ifdef LANES_FEW
+#undef LANES_TILE_ROWS
+#define LANES_TILE_ROWS 1
+#endif
+
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
+#if defined(LANES_FEW) || LANES_TILE_ROWS == 1
+#define UNROLL
+#elif defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")

@@ -145,9 +145,7 @@ ALWAYS_INLINE void tile(const struct tile_source *from, const float *x, uint32_t
     TILE_CASE(3, strips_, dtype_)                                                                            \
     TILE_CASE(4, strips_, dtype_) TILE_CASE(5, strips_, dtype_) TILE_CASE(6, strips_, dtype_)
 #else
-#define TILE_CASES(strips_, dtype_)                                                                          \
-    TILE_CASE(1, strips_, dtype_)                                                                            \
-    TILE_CASE(2, strips_, dtype_) TILE_CASE(3, strips_, dtype_) TILE_CASE(4, strips_, dtype_)
+#define TILE_CASES(strips_, dtype_) TILE_CASE(1, strips_, dtype_)
 #endif
 
 /* Any number of rows up to TILE_ROWS and one or two strips, in pieces that fit the registers. */

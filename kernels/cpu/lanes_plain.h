@@ -10,8 +10,8 @@
 #include <string.h>
 
 #define LANES_NAME         "plain"
-#define LANES_SMALL_CHAINS 2 /* accumulators that the few-rows product keeps open per row */
-#define LANES_TILE_ROWS    4 /* rows x strips of the many-rows product */
+#define LANES_SMALL_CHAINS 1 /* no registers to fill: keep the code small */
+#define LANES_TILE_ROWS    1
 #define LANES_TILE_STRIPS  1
 
 typedef struct {
@@ -21,155 +21,161 @@ typedef struct {
     uint32_t u[16];
 } v16i;
 
+#ifdef LANES_FEW /* sanitizer builds: instrument each loop once, not wherever it is used */
+#define LANE_FUNCTION static __attribute__((noinline, unused))
+#else
+#define LANE_FUNCTION static inline
+#endif
+
 #define EACH_LANE(expression)                                                                                \
     do {                                                                                                     \
         for (int i = 0; i < 16; i++)                                                                         \
             expression;                                                                                      \
     } while (0)
 
-static inline v16 v_load(const float *p) {
+LANE_FUNCTION v16 v_load(const float *p) {
     v16 r;
     memcpy(r.f, p, sizeof r.f);
     return r;
 }
-static inline void v_store(float *p, v16 a) {
+LANE_FUNCTION void v_store(float *p, v16 a) {
     memcpy(p, a.f, sizeof a.f);
 }
 /* The first n lanes, n <= 16; the others are +0. */
-static inline v16 v_load_n(const float *p, uint32_t n) {
+LANE_FUNCTION v16 v_load_n(const float *p, uint32_t n) {
     v16 r = {{0}};
     memcpy(r.f, p, n * sizeof *p);
     return r;
 }
-static inline void v_store_n(float *p, v16 a, uint32_t n) {
+LANE_FUNCTION void v_store_n(float *p, v16 a, uint32_t n) {
     memcpy(p, a.f, n * sizeof *p);
 }
-static inline v16 v_set1(float x) {
+LANE_FUNCTION v16 v_set1(float x) {
     v16 r;
     EACH_LANE(r.f[i] = x);
     return r;
 }
-static inline v16 v_add(v16 a, v16 b) {
+LANE_FUNCTION v16 v_add(v16 a, v16 b) {
     EACH_LANE(a.f[i] += b.f[i]);
     return a;
 }
-static inline v16 v_sub(v16 a, v16 b) {
+LANE_FUNCTION v16 v_sub(v16 a, v16 b) {
     EACH_LANE(a.f[i] -= b.f[i]);
     return a;
 }
-static inline v16 v_mul(v16 a, v16 b) {
+LANE_FUNCTION v16 v_mul(v16 a, v16 b) {
     EACH_LANE(a.f[i] *= b.f[i]);
     return a;
 }
-static inline v16 v_div(v16 a, v16 b) {
+LANE_FUNCTION v16 v_div(v16 a, v16 b) {
     EACH_LANE(a.f[i] /= b.f[i]);
     return a;
 }
 /* a * b + c, rounded once */
-static inline v16 v_fma(v16 a, v16 b, v16 c) {
+LANE_FUNCTION v16 v_fma(v16 a, v16 b, v16 c) {
     EACH_LANE(c.f[i] = fmaf(a.f[i], b.f[i], c.f[i]));
     return c;
 }
 /* c - a * b, rounded once */
-static inline v16 v_nfma(v16 a, v16 b, v16 c) {
+LANE_FUNCTION v16 v_nfma(v16 a, v16 b, v16 c) {
     EACH_LANE(c.f[i] = fmaf(-a.f[i], b.f[i], c.f[i]));
     return c;
 }
 /* a > b ? a : b, so a NaN in b stays */
-static inline v16 v_max(v16 a, v16 b) {
+LANE_FUNCTION v16 v_max(v16 a, v16 b) {
     EACH_LANE(b.f[i] = a.f[i] > b.f[i] ? a.f[i] : b.f[i]);
     return b;
 }
-static inline v16 v_min(v16 a, v16 b) {
+LANE_FUNCTION v16 v_min(v16 a, v16 b) {
     EACH_LANE(b.f[i] = a.f[i] < b.f[i] ? a.f[i] : b.f[i]);
     return b;
 }
 /* a > b ? x : y */
-static inline v16 v_select_gt(v16 a, v16 b, v16 x, v16 y) {
+LANE_FUNCTION v16 v_select_gt(v16 a, v16 b, v16 x, v16 y) {
     EACH_LANE(y.f[i] = a.f[i] > b.f[i] ? x.f[i] : y.f[i]);
     return y;
 }
 /* The one tree over lanes: l + (l+8), then + (l+4), + (l+2), + (l+1). */
-static inline float v_sum(v16 a) {
+LANE_FUNCTION float v_sum(v16 a) {
     for (int n = 8; n > 0; n /= 2)
         for (int i = 0; i < n; i++)
             a.f[i] += a.f[i + n];
     return a.f[0];
 }
-static inline float v_highest(v16 a) {
+LANE_FUNCTION float v_highest(v16 a) {
     float m = a.f[0];
     for (int i = 1; i < 16; i++)
         m = a.f[i] > m ? a.f[i] : m;
     return m;
 }
 
-static inline v16i v_bits(v16 a) {
+LANE_FUNCTION v16i v_bits(v16 a) {
     v16i r;
     memcpy(r.u, a.f, sizeof r.u);
     return r;
 }
-static inline v16 v_of_bits(v16i a) {
+LANE_FUNCTION v16 v_of_bits(v16i a) {
     v16 r;
     memcpy(r.f, a.u, sizeof r.f);
     return r;
 }
-static inline v16i vi_set1(uint32_t x) {
+LANE_FUNCTION v16i vi_set1(uint32_t x) {
     v16i r;
     EACH_LANE(r.u[i] = x);
     return r;
 }
-static inline v16i vi_count(uint32_t first) {
+LANE_FUNCTION v16i vi_count(uint32_t first) {
     v16i r;
     EACH_LANE(r.u[i] = first + (uint32_t)i);
     return r;
 }
-static inline v16i vi_add(v16i a, v16i b) {
+LANE_FUNCTION v16i vi_add(v16i a, v16i b) {
     EACH_LANE(a.u[i] += b.u[i]);
     return a;
 }
-static inline v16i vi_sub(v16i a, v16i b) {
+LANE_FUNCTION v16i vi_sub(v16i a, v16i b) {
     EACH_LANE(a.u[i] -= b.u[i]);
     return a;
 }
-static inline v16i vi_mul(v16i a, v16i b) {
+LANE_FUNCTION v16i vi_mul(v16i a, v16i b) {
     EACH_LANE(a.u[i] *= b.u[i]);
     return a;
 }
-static inline v16i vi_and(v16i a, v16i b) {
+LANE_FUNCTION v16i vi_and(v16i a, v16i b) {
     EACH_LANE(a.u[i] &= b.u[i]);
     return a;
 }
-static inline v16i vi_xor(v16i a, v16i b) {
+LANE_FUNCTION v16i vi_xor(v16i a, v16i b) {
     EACH_LANE(a.u[i] ^= b.u[i]);
     return a;
 }
-static inline v16i vi_shift_left(v16i a, int n) {
+LANE_FUNCTION v16i vi_shift_left(v16i a, int n) {
     EACH_LANE(a.u[i] <<= n);
     return a;
 }
-static inline v16i vi_shift_right(v16i a, int n) {
+LANE_FUNCTION v16i vi_shift_right(v16i a, int n) {
     EACH_LANE(a.u[i] >>= n);
     return a;
 }
 /* arithmetic: the sign bit moves in */
-static inline v16i vi_shift_sign(v16i a, int n) {
+LANE_FUNCTION v16i vi_shift_sign(v16i a, int n) {
     EACH_LANE(a.u[i] = (uint32_t)((int32_t)a.u[i] >> n));
     return a;
 }
 /* signed integers to float, nearest even */
-static inline v16 v_of_int(v16i a) {
+LANE_FUNCTION v16 v_of_int(v16i a) {
     v16 r;
     EACH_LANE(r.f[i] = (float)(int32_t)a.u[i]);
     return r;
 }
 
-static inline v16 v_load_bf16(const uint16_t *p) {
+LANE_FUNCTION v16 v_load_bf16(const uint16_t *p) {
     v16i r;
     EACH_LANE(r.u[i] = (uint32_t)p[i] << 16);
     return v_of_bits(r);
 }
 /* Exact, subnormals included: the half's bits are moved into a float and multiplied by 2^112. */
-static inline v16 v_load_f16(const uint16_t *p) {
+LANE_FUNCTION v16 v_load_f16(const uint16_t *p) {
     v16 r;
     for (int i = 0; i < 16; i++) {
         uint32_t sign = (uint32_t)(p[i] & 0x8000u) << 16, rest = (uint32_t)(p[i] & 0x7fffu) << 13;
