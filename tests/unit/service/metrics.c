@@ -1,0 +1,107 @@
+/* metrics.c - /metrics and /healthz over a bare socket. */
+#include "tests/unit/service/harness.h"
+
+#include <arpa/inet.h>
+#include <sys/socket.h>
+
+static struct metrics *metrics;
+static uint16_t port;
+
+/* A free port: taken and let go. */
+static uint16_t find_port(void) {
+    struct error e = {0};
+    char name[64];
+    int fd;
+    unsigned number;
+    assert_int_equal(rpc_listen("127.0.0.1:0", &fd, name, sizeof(name), &e), 0);
+    close(fd);
+    assert_int_equal(sscanf(name, "127.0.0.1:%u", &number), 1);
+    return (uint16_t)number;
+}
+
+static int set_up(void **state) {
+    struct error e = {0};
+    char address[32];
+    harness_up(state);
+    port = find_port();
+    snprintf(address, sizeof(address), "127.0.0.1:%u", port);
+    assert_int_equal(metrics_start(&harness->service, harness->server, address, &metrics, &e), 0);
+    return 0;
+}
+
+static int tear_down(void **state) {
+    metrics = metrics_stop(metrics);
+    return harness_down(state);
+}
+
+static void get(const char *request, char *answer, size_t size) {
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(port)};
+    inet_pton(AF_INET, "127.0.0.1", &a.sin_addr);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+    char text[256];
+    int n = snprintf(text, sizeof(text), "%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", request);
+    assert_int_equal(send(fd, text, (size_t)n, MSG_NOSIGNAL), n);
+    size_t used = 0;
+    for (ssize_t r; (r = recv(fd, answer + used, size - 1 - used, 0)) > 0;)
+        used += (size_t)r;
+    answer[used] = '\0';
+    close(fd);
+}
+
+static void test_metrics(void **state) {
+    (void)state;
+    char answer[32768];
+    get("GET /metrics", answer, sizeof(answer));
+    assert_non_null(strstr(answer, "HTTP/1.1 200"));
+    assert_non_null(strstr(answer, "text/plain; version=0.0.4"));
+    assert_non_null(strstr(answer, "\nshardd_up 1\n"));
+    assert_non_null(strstr(
+            answer, "\n# TYPE shardd_requests_refused_total counter\nshardd_requests_refused_total 0\n"));
+    Shardd__V1__GenerateRequest bad = text_request("");
+    free(generate(&bad));
+    get("GET /metrics", answer, sizeof(answer));
+    assert_non_null(strstr(answer, "\nshardd_requests_refused_total 1\n"));
+    assert_non_null(strstr(answer, "\nshardd_grpc_connections 1\n"));
+    assert_int_equal(answer[strlen(answer) - 1], '\n'); /* whole */
+}
+
+static void test_health(void **state) {
+    (void)state;
+    char answer[4096];
+    get("GET /healthz", answer, sizeof(answer));
+    assert_non_null(strstr(answer, "HTTP/1.1 200"));
+    service_set_health(&harness->service, false, harness->server);
+    get("GET /healthz", answer, sizeof(answer));
+    assert_non_null(strstr(answer, "HTTP/1.1 503"));
+    get("GET /metrics", answer, sizeof(answer));
+    assert_non_null(strstr(answer, "\nshardd_up 0\n"));
+}
+
+static void test_anything_else(void **state) {
+    (void)state;
+    char answer[4096];
+    get("GET /", answer, sizeof(answer));
+    assert_non_null(strstr(answer, "HTTP/1.1 404"));
+    get("DELETE /metrics", answer, sizeof(answer));
+    assert_non_null(strstr(answer, "HTTP/1.1 405"));
+}
+
+static void test_port_in_use(void **state) {
+    (void)state;
+    struct metrics *second = NULL;
+    struct error e = {0};
+    char address[32];
+    snprintf(address, sizeof(address), "127.0.0.1:%u", port);
+    assert_int_equal(metrics_start(&harness->service, harness->server, address, &second, &e), -EADDRINUSE);
+    assert_non_null(strstr(e.text, "--metrics-listen"));
+    assert_null(metrics_stop(NULL));
+}
+
+int main(void) {
+    log_open("unit-service-metrics", LOG_LEVEL_ERROR);
+#define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+            T(test_metrics), T(test_health), T(test_anything_else), T(test_port_in_use)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
