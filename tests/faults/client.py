@@ -36,6 +36,13 @@ class Client:
     def info(self):
         return self.server_info(pb.GetServerInfoRequest(), timeout=PATIENCE, wait_for_ready=True)
 
+    def state(self):
+        """"serving", or what else it says; "gone" when the coordinator dies under the question."""
+        try:
+            return self.info().state
+        except grpc.RpcError:
+            return "gone"
+
     def stream(self, prompt, n, seed):
         return Stream(self, prompt, n, seed)
 

@@ -1,15 +1,19 @@
 """The real coordinator and real workers, killed and hung while they stream: what it costs whom."""
 import os
+import random
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
+import time
+from concurrent import futures
 
 import grpc
 import pytest
 
 from client import Client
-from common import BIN, SHARDD, Serve, alive, wait_for
+from common import BIN, PATIENCE, SHARDD, Serve, alive, wait_for
 
 TOKENS = 600
 PROMPTS = [[1 + i, 2, 3, 100 + 7 * i] * (1 + 5 * i) for i in range(6)]
@@ -75,7 +79,7 @@ def test_a_lost_worker_costs_nobody_a_request(model, device, how):
         assert any(stream.code is None for stream in streams), "everything was over before the fault"
         os.kill(workers[1], how)
         assert [stream.finish() for stream in streams] == undisturbed
-        info = wait_for(lambda: client.info().state == "serving" and client.info(), "serving")
+        info = wait_for(lambda: client.state() == "serving" and client.info(), "serving")
         assert info.group_epoch == 2 and info.coord_epoch == 1
         assert run.program("shardd-coordinator") == coordinator
         assert not set(workers) & set(run.program("shardd-worker"))
@@ -121,7 +125,7 @@ def test_a_lost_coordinator_comes_back_at_the_same_place(model, device, how):
             codes = [stream.join() for stream in streams]
             assert set(codes) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK}
             assert grpc.StatusCode.UNAVAILABLE in codes
-            info = wait_for(lambda: client.info().state == "serving" and client.info(), "serving")
+            info = wait_for(lambda: client.state() == "serving" and client.info(), "serving")
             assert client.tokens(PROMPTS[0], 50, 5) == before
             assert info.coord_epoch == 2 and info.group_epoch == 1
             assert run.program("shardd-worker") == workers
@@ -146,3 +150,38 @@ def test_a_stop_lets_streams_finish(model, device):
         client.close()
         assert run.wait() == 0
         assert not os.path.exists(run.socket)
+
+
+@pytest.mark.slow
+def test_random_deaths_under_load(model, device):
+    """Worker or coordinator, killed or stopped, again and again: every stream that ends OK has the tokens it would have
+    had, no status but UNAVAILABLE and INTERNAL is ever seen beside OK, and the service is whole afterwards."""
+    chance = random.Random(11)
+    with Running(model, device, "--step-timeout", "1s") as run, run.client() as client:
+        undisturbed = {seed: client.tokens(PROMPTS[seed], 200, seed) for seed in range(len(PROMPTS))}
+        done, codes = threading.Event(), []
+
+        def ask(seed):
+            while not done.is_set():
+                stream = client.stream(PROMPTS[seed], 200, seed)
+                codes.append(stream.join())
+                if codes[-1] == grpc.StatusCode.OK:
+                    assert stream.finish() == undisturbed[seed]
+
+        with futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
+            asking = [pool.submit(ask, seed) for seed in range(len(PROMPTS))]
+            try:
+                for _ in range(10):
+                    wait_for(lambda: client.state() == "serving" and len(run.children()) == 3, "serving")
+                    time.sleep(chance.uniform(1.2, 2.5))  # less than that is not having served, and is given up
+                    victims = run.program(chance.choice(["shardd-worker", "shardd-worker", "shardd-coordinator"]))
+                    if victims:
+                        os.kill(chance.choice(victims), chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP]))
+                wait_for(lambda: client.state() == "serving" and len(run.children()) == 3, "serving")
+            finally:
+                done.set()
+            for future in asking:
+                future.result(PATIENCE)
+        assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
+        assert codes.count(grpc.StatusCode.OK) > 20
+        assert client.tokens(PROMPTS[0], 200, 0) == undisturbed[0]

@@ -1,0 +1,5 @@
+"""Markers of the fault tests."""
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: left out of sanitizer runs")
