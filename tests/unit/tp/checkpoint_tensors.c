@@ -28,8 +28,8 @@ static void remove_file(const char *dir, const char *name) {
 static int remove_all(void **state) {
     (void)state;
     static const char *const names[] = {"config.json", "generation_config.json", "model.safetensors",
-            "tokenizer.json", "tokenizer_config.json"};
-    for (size_t i = 0; i < 5; i++)
+            "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
         remove_file(model, names[i]);
     unlink(edited);
     rmdir(model);
