@@ -102,7 +102,7 @@ int options_read_file(struct options *o, const char *path, struct error *e) {
     }
     struct config_reader r = {.options = o, .path = path, .text = text, .error = e};
     ini_use_stack = false;
-    ini_max_line = CONFIG_LINE_MAX;
+    ini_max_line = ini_initial_alloc = CONFIG_LINE_MAX;
     ini_allow_multiline = false; /* an indented key is a key, not more of the line before */
     ini_stop_on_first_error = true;
     int line = ini_parse_stream(next_line, &r, on_setting, &r);

@@ -237,6 +237,22 @@ static void test_refused_files(void **state) {
     options_done(&o);
 }
 
+static void test_long_lines_are_whole(void **state) {
+    (void)state;
+    char line[3001] = "model = /";
+    memset(line + 9, 'x', sizeof(line) - 10);
+    char *path = write_file(line);
+    struct options o;
+    struct error e = {0};
+    options_init(&o, VERB_SERVE);
+    if (options_read_file(&o, path, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(strlen(options_text(&o, OPT_MODEL)), sizeof(line) - 9);
+    options_done(&o);
+    unlink(path);
+    free(path);
+}
+
 static void test_zero_bytes_in_a_file(void **state) {
     (void)state;
     char path[] = "/tmp/shardd-options-XXXXXX";
@@ -360,6 +376,7 @@ int main(void) {
             cmocka_unit_test(test_one_of_two_limits_follows_the_other),
             cmocka_unit_test(test_refused_files),
             cmocka_unit_test(test_zero_bytes_in_a_file),
+            cmocka_unit_test(test_long_lines_are_whole),
             cmocka_unit_test(test_the_environment),
             cmocka_unit_test(test_help_shows_every_option),
             cmocka_unit_test(test_the_sample_file_is_complete),
