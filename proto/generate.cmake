@@ -33,8 +33,8 @@ add_custom_command(
   COMMAND ${PROTOC} -I${CMAKE_CURRENT_SOURCE_DIR} --include_imports
     --descriptor_set_out=${PROTO_GEN}/descriptor_set.pb ${PROTO_FILES}
   COMMAND ${CMAKE_COMMAND} -DIN=${PROTO_GEN}/descriptor_set.pb -DOUT=${PROTO_GEN}/shardd_descriptor_set.c
-    -DNAME=shardd_descriptor_set -P ${PROTO_TOOLS}/embed.cmake
-  DEPENDS ${proto_clean} ${PROTO_TOOLS}/embed.cmake
+    -DNAME=shardd_descriptor_set -P ${CMAKE_SOURCE_DIR}/base/embed.cmake
+  DEPENDS ${proto_clean} ${CMAKE_SOURCE_DIR}/base/embed.cmake
   COMMENT "descriptors for reflection" VERBATIM)
 
 add_library(shardd_proto STATIC ${proto_sources} ${PROTO_GEN}/shardd_descriptor_set.c)

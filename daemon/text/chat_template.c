@@ -21,7 +21,7 @@ static const struct {
         /* Qwen3.5-0.8B, -2B: the same text, but that it thinks only where enable_thinking is true */
         {"273d8e0e683b885071fb17e08d71e5f2a5ddfb5309756181681de4f5a1822d80",
                 {CHAT_TEMPLATE_QWEN35, "qwen3.5-small", false}},
-        /* daemon/text/templates/shardd-qwen35.jinja: the same format, for checkpoints of our own */
+        /* models/chat_template.jinja: the same format, for checkpoints of our own */
         {"970c62468fca414502283db6c3f51ed3ffc78b0f76237e8fb1898353d3f6a0bb",
                 {CHAT_TEMPLATE_QWEN35, "shardd-qwen3.5", true}},
 };

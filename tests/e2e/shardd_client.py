@@ -79,6 +79,17 @@ class Client:
         except grpc.RpcError as error:
             raise Refused(error) from None
 
+    def wait_idle(self):
+        """Waits for the moment when nothing runs: then every page must be free again. A stream's end reaches its client
+        before the steps that were in flight have retired, so this takes a moment."""
+        end = time.monotonic() + 60 * PATIENCE
+        while time.monotonic() < end:
+            info = self.call("GetServerInfo")
+            if info.running == 0 and info.waiting == 0 and info.kv_pages_free == info.kv_pages_total:
+                return
+            time.sleep(0.02)
+        raise AssertionError("not idle after a minute: %s" % info)
+
     def chunks(self, request, timeout=120 * PATIENCE):
         try:
             yield from self.stream(request, timeout=timeout)

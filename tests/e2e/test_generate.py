@@ -1,6 +1,5 @@
 """Generate through the whole path: what a client asks for is what it gets, and equal requests get equal tokens."""
 import threading
-import time
 
 import grpc
 import pytest
@@ -158,23 +157,11 @@ def test_64_concurrent_streams_equal_single_ones(client):
         alone = client.generate(text="Stream number %d" % i, temperature=0.7, seed=i, max_tokens=24)
         assert together[i].ids == alone.ids
     assert all(isinstance(answer, Answer) for answer in together), together
-    info = client.call("GetServerInfo")
-    assert info.running == 0 and info.waiting == 0
-
-
-def wait_idle(client):
-    """Waits for the moment when nothing runs; then every page must be free again."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        info = client.call("GetServerInfo")
-        if info.running == 0 and info.waiting == 0 and info.kv_pages_free == info.kv_pages_total:
-            return
-        time.sleep(0.05)
-    raise AssertionError("not idle after 60 s: %s" % info)
+    client.wait_idle()
 
 
 def test_cancel_frees_everything(client):
-    wait_idle(client)
+    client.wait_idle()
     streams = []
     for i in range(8):
         request = make_request(text="Cancel me %d" % i, max_tokens=1500)
@@ -183,7 +170,7 @@ def test_cancel_frees_everything(client):
     for stream in streams:
         next(stream)
         stream.cancel()
-    wait_idle(client)
+    client.wait_idle()
 
 
 def test_hang_up_frees_everything(server, client):
@@ -192,7 +179,7 @@ def test_hang_up_frees_everything(server, client):
     request.stopping.ignore_eos = True
     next(leaving.stream(request))
     leaving.close()
-    wait_idle(client)
+    client.wait_idle()
 
 
 def test_deadline(client):
@@ -201,7 +188,7 @@ def test_deadline(client):
     with pytest.raises(Refused) as refused:
         client.generate(request, timeout=0.3)
     assert refused.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
-    wait_idle(client)
+    client.wait_idle()
 
 
 def test_abort_by_id(client):
@@ -218,7 +205,7 @@ def test_abort_by_id(client):
     for last in stream:
         pass
     assert last.finish.reason == pb.FINISH_REASON_ABORTED
-    wait_idle(client)
+    client.wait_idle()
 
 
 def test_long_prompt_in_chunks(client):

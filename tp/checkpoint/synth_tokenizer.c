@@ -3,6 +3,7 @@
  * The made one is Qwen3.5's in form (regex, NFC, byte level, its added tokens with their own properties)
  * without any merge: text becomes one token per byte. Every other id has a word of its own that encoding
  * never gives, so whatever a random model samples has a text. The added tokens take the last ids. */
+#include "tp/checkpoint/synth_chat_template.h"
 #include "tp/checkpoint/synth_parts.h"
 
 #include "base/file.h"
@@ -128,6 +129,7 @@ static int write_buffer(
 
 static int make_tokenizer(const struct synth_options *o, struct error *e) {
     struct synth_buffer b = {0};
+    char path[PATH_MAX];
     if (o->config.vocab_size < FIRST_WORD + ADDED_COUNT)
         return error_set(e, -EINVAL,
                 "a vocabulary of %u has no room for the %u tokens of a byte-level tokenizer",
@@ -143,7 +145,10 @@ static int make_tokenizer(const struct synth_options *o, struct error *e) {
     synth_print(&b, "  \"model_max_length\": %u,\n  \"split_special_tokens\": false,\n",
             o->config.max_position_embeddings);
     synth_print(&b, "  \"tokenizer_class\": \"Qwen2Tokenizer\"\n}\n");
-    return write_buffer(o, "tokenizer_config.json", &b, e);
+    r = write_buffer(o, "tokenizer_config.json", &b, e);
+    if (r == 0)
+        r = file_path(o->dir, "chat_template.jinja", path, e);
+    return r < 0 ? r : file_replace(path, synth_chat_template, synth_chat_template_bytes, 0644, e);
 }
 
 /* ------------------------------------------------------------------ copying

@@ -227,7 +227,7 @@ static void test_load(void **state) {
     struct chat_template t;
     struct error e = {0};
     size_t bytes;
-    char *ours = read_all(TESTS_DIR "/../daemon/text/templates/shardd-qwen35.jinja", &bytes);
+    char *ours = read_all(TESTS_DIR "/../models/chat_template.jinja", &bytes);
     assert_int_equal(load_from(ours, "", &t, &e), 0);
     assert_int_equal(t.kind, CHAT_TEMPLATE_QWEN35);
     assert_string_equal(t.name, "shardd-qwen3.5");
