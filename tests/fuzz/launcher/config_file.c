@@ -2,6 +2,7 @@
  * again. */
 #include "launcher/options.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
