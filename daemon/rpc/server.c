@@ -17,6 +17,10 @@
 #include <string.h>
 #include <time.h>
 
+/* What the C core may hold for all clients together: above all, messages that are not complete yet, 16 MiB
+ * each and as many as there are streams. Beyond it the core reads less, then resets streams. */
+#define MEMORY_BYTES_MAX (512u << 20)
+
 uint64_t rpc_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -52,13 +56,20 @@ static grpc_server *make_server(void) {
             {GRPC_ARG_ENABLE_CHANNELZ, 0},
     };
     /* clang-format on */
-    grpc_arg args[sizeof(ints) / sizeof(ints[0])];
+    grpc_arg args[sizeof(ints) / sizeof(ints[0]) + 1];
+    grpc_resource_quota *quota = grpc_resource_quota_create("clients");
+    grpc_resource_quota_resize(quota, MEMORY_BYTES_MAX);
     for (size_t i = 0; i < sizeof(ints) / sizeof(ints[0]); i++)
         args[i] = (grpc_arg){.type = GRPC_ARG_INTEGER,
                 .key = (char *)(uintptr_t)ints[i].key,
                 .value.integer = ints[i].value};
-    grpc_channel_args all = {.num_args = sizeof(ints) / sizeof(ints[0]), .args = args};
-    return grpc_server_create(&all, NULL);
+    const size_t n = sizeof(ints) / sizeof(ints[0]);
+    args[n] = (grpc_arg){.type = GRPC_ARG_POINTER,
+            .key = (char *)(uintptr_t)GRPC_ARG_RESOURCE_QUOTA,
+            .value.pointer = {.p = quota, .vtable = grpc_resource_quota_arg_vtable()}};
+    grpc_server *server = grpc_server_create(&(grpc_channel_args){.num_args = n + 1, .args = args}, NULL);
+    grpc_resource_quota_unref(quota);
+    return server;
 }
 
 /* The worker shuts its own queue, so that it never starts a batch on a queue that is shut. */
