@@ -41,10 +41,11 @@ static int find_context(const struct service *s, const struct rpc_server *server
     engine_stats(s->options.engine, &stats);
     if (strcmp(stats.state, "draining") == 0 || rpc_server_draining(server))
         return refuse(status, REFUSAL_DRAINING, "the server is shutting down; try another one or later");
-    if (strcmp(stats.state, "loading") == 0 || stats.max_model_len == 0 || stats.vocab_size == 0)
+    uint32_t length = service_context_tokens(&stats);
+    if (strcmp(stats.state, "loading") == 0 || length == 0 || stats.vocab_size == 0)
         return refuse(status, REFUSAL_LOADING, "the model is being loaded; try again in a few seconds");
     *ret = (struct request_context){.model = s->options.model,
-            .max_model_len = stats.max_model_len,
+            .max_model_len = length,
             .vocab_size = stats.vocab_size,
             .seed = s->options.seed};
     return 0;

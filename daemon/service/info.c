@@ -43,7 +43,7 @@ static void answer_model_info(struct rpc_call *c) {
     answer.path = message_string(m->path);
     answer.architecture = message_string(m->architecture);
     answer.vocab_size = stats.vocab_size;
-    answer.max_model_len = stats.max_model_len;
+    answer.max_model_len = service_context_tokens(&stats);
     uint32_t stop_ids[MODEL_STOP_IDS_MAX];
     memcpy(stop_ids, m->generation.stop_ids, sizeof(stop_ids));
     answer.n_stop_token_ids = m->generation.n_stop_ids;

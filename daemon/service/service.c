@@ -67,6 +67,11 @@ const char *service_state(
     return stats->state;
 }
 
+uint32_t service_context_tokens(const struct engine_stats *stats) {
+    uint64_t cache = (uint64_t)stats->pages_total * PAGE_TOKENS;
+    return cache < stats->max_model_len ? (uint32_t)cache : stats->max_model_len;
+}
+
 void method_refuse(struct rpc_call *c, const struct rpc_status *s) {
     struct service *service = rpc_call_user(c);
     atomic_fetch_add(&service->refused_total, 1);

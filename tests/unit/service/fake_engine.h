@@ -46,6 +46,7 @@ static _Atomic uint32_t fake_step_us = 200;
 static _Atomic uint32_t fake_cancels, fake_finishes, fake_finish_tokens;
 static const char *_Atomic fake_state = "serving";
 static _Atomic uint32_t fake_live;
+static _Atomic uint32_t fake_pages = 64;
 
 static struct engine fake_engine = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -264,7 +265,7 @@ void engine_stats(struct engine *g, struct engine_stats *ret) {
             .max_model_len = 4096,
             .max_queue = 128,
             .vocab_size = 100000,
-            .pages_total = 64,
+            .pages_total = fake_pages,
             .pages_free = 64,
             .weight_fingerprint = 0x0123456789abcdefull,
             .devices = {"fake 0", "fake 1"}};

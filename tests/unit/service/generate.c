@@ -329,6 +329,19 @@ static void test_loading(void **state) {
     free(a);
 }
 
+/* A cache smaller than the model's length: an answer without max_tokens must still fit it. */
+static void test_small_cache(void **state) {
+    (void)state;
+    Shardd__V1__GenerateRequest q = text_request("x");
+    script("one", NULL, 0, ENGINE_FINISH_LENGTH);
+    atomic_store(&fake_pages, 2);
+    struct answer *a = generate(&q);
+    atomic_store(&fake_pages, 64);
+    assert_int_equal(a->status, GRPC_STATUS_OK);
+    assert_int_equal(a->max_tokens, 2 * PAGE_TOKENS - a->prompt_tokens);
+    free(a);
+}
+
 static void wait_streams(uint32_t n) {
     while (atomic_load(&fake_live) != n)
         usleep(200);
@@ -403,6 +416,7 @@ int main(void) {
             T(test_ends),
             T(test_submit_refusals),
             T(test_loading),
+            T(test_small_cache),
             T(test_cancel_reaches_the_engine),
             T(test_abort),
     };
