@@ -7,6 +7,9 @@
 
 #include <string.h>
 
+#define PARTS_BYTES  (8u << 20) /* room for leaves as tasks: 8 heads of 256 over 260 000 positions */
+#define SPLIT_LEAVES 4u         /* below that merging costs more than it brings */
+
 struct attention_args {
     struct k_pool *p;
     const struct k_batch *b;
@@ -21,6 +24,8 @@ struct attention_job {
     float *q;       /* [R][Hq][D] after norm and rope */
     uint32_t width; /* columns of `in` */
     uint32_t rows_per_task;
+    uint32_t leaves; /* 0: a task does all leaves of its queries; otherwise each is a task */
+    float *parts;    /* [R][Hq][leaves][2 + D] max, sum, o */
 };
 
 /* cos and sin of one row, [half] each. Frequency i takes the position of height if i % 3 == 1, of width if i
@@ -78,9 +83,33 @@ static void attention_row(void *arg, uint32_t row) {
     }
 }
 
+static float *part_of(const struct attention_job *j, uint64_t row, uint64_t q_head, uint32_t leaf) {
+    const struct k_shape *h = &j->a->p->shape;
+    return j->parts + ((row * h->q_heads + q_head) * j->leaves + leaf) * (h->head_dim + 2);
+}
+
+/* One leaf of the queries of t, the first of which is query i0 of the task; results go to their parts. */
+static void attend_leaf(const struct attention_job *j, const struct attention_task *t, uint32_t head,
+        uint32_t row0, uint32_t i0, uint32_t leaf) {
+    const struct k_shape *h = &j->a->p->shape;
+    const uint32_t group = h->q_heads / h->kv_heads;
+    float max[QUERIES_MAX], sum[QUERIES_MAX], o[QUERIES_MAX * HEAD_DIM_MAX];
+    if (t->longest < leaf * ATTENTION_LEAF)
+        return;
+    j->isa->attention_leaf(t, leaf * ATTENTION_LEAF, max, sum, o);
+    for (uint32_t i = 0; i < t->n; i++) {
+        float *part = part_of(j, row0 + (i0 + i) / group, head * group + (i0 + i) % group, leaf);
+        if (t->last[i] < leaf * ATTENTION_LEAF)
+            continue;
+        part[0] = max[i];
+        part[1] = sum[i];
+        memcpy(part + 2, o + (uint64_t)i * HEAD_DIM_MAX, h->head_dim * sizeof *o);
+    }
+}
+
 /* Rows [row0, row0 + rows) of one sequence, the query heads of one kv head, QUERIES_MAX at a time. */
-static void attend(
-        const struct attention_job *j, uint32_t slot, uint32_t head, uint32_t row0, uint32_t rows) {
+static void attend(const struct attention_job *j, uint32_t slot, uint32_t head, uint32_t row0, uint32_t rows,
+        uint32_t leaf) {
     const struct k_pool *p = j->a->p;
     const struct k_shape *h = &p->shape;
     const uint32_t d = h->head_dim, group = h->q_heads / h->kv_heads;
@@ -96,35 +125,70 @@ static void attend(
         t.out[t.n] = j->a->out + (row * h->q_heads + q_head) * d;
         t.last[t.n] = j->a->b->row_pos[row] + j->a->shift;
         t.longest = t.last[t.n++];
-        if (t.n == QUERIES_MAX || i + 1 == rows * group) {
+        if (t.n < QUERIES_MAX && i + 1 < rows * group)
+            continue;
+        if (j->leaves)
+            attend_leaf(j, &t, head, row0, i + 1 - t.n, leaf);
+        else
             j->isa->attention(&t);
-            t.n = 0;
-        }
-    }
-    for (uint32_t i = 0; i < rows * group; i++) {
-        const uint64_t row = row0 + i / group, q_head = head * group + i % group;
-        const float *gate = j->a->in + row * j->width + q_head * 2 * d + d;
-        j->isa->sigmoid_mul(gate, d, j->a->out + (row * h->q_heads + q_head) * d);
+        t.n = 0;
     }
 }
 
-/* Tasks are numbered (chunk of rows, kv head); a chunk ends where its sequence ends. */
+static void gate_row(const struct attention_job *j, uint64_t row, uint64_t q_head) {
+    const uint32_t d = j->a->p->shape.head_dim;
+    const float *gate = j->a->in + row * j->width + q_head * 2 * d + d;
+    j->isa->sigmoid_mul(gate, d, j->a->out + (row * j->a->p->shape.q_heads + q_head) * d);
+}
+
+/* Tasks are numbered (chunk of rows, kv head, leaf); a chunk's rows may belong to several sequences. */
 static void attention_rows(void *arg, uint32_t task) {
     const struct attention_job *j = arg;
     const struct k_batch *b = j->a->b;
-    const uint32_t head = task % j->a->p->shape.kv_heads, row_end = b->plan.n_rows;
-    uint32_t row = task / j->a->p->shape.kv_heads * j->rows_per_task;
-    const uint32_t end = row + j->rows_per_task < row_end ? row + j->rows_per_task : row_end;
-    while (row < end) {
+    const struct k_shape *h = &j->a->p->shape;
+    const uint32_t leaves = j->leaves ? j->leaves : 1, leaf = task % leaves, group = h->q_heads / h->kv_heads;
+    const uint32_t head = task / leaves % h->kv_heads, row_end = b->plan.n_rows;
+    const uint32_t first = task / leaves / h->kv_heads * j->rows_per_task;
+    const uint32_t end = first + j->rows_per_task < row_end ? first + j->rows_per_task : row_end;
+    for (uint32_t row = first; row < end;) {
         const struct k_entry *e = &b->entries[b->row_entry[row]];
         uint32_t entry_end = e->row_begin + e->n_rows, to = entry_end < end ? entry_end : end;
-        attend(j, e->slot, head, row, to - row);
+        attend(j, e->slot, head, row, to - row, leaf);
         row = to;
+    }
+    for (uint32_t i = 0; i < (end - first) * group && !j->leaves; i++)
+        gate_row(j, first + i / group, head * group + i % group);
+}
+
+static void attention_merge_row(void *arg, uint32_t row) {
+    const struct attention_job *j = arg;
+    const struct k_shape *h = &j->a->p->shape;
+    const uint32_t n = (j->a->b->row_pos[row] + j->a->shift) / ATTENTION_LEAF + 1;
+    for (uint32_t i = 0; i < h->q_heads; i++) {
+        j->isa->attention_merge(part_of(j, row, i, 0), n, h->head_dim,
+                j->a->out + ((uint64_t)row * h->q_heads + i) * h->head_dim);
+        gate_row(j, row, i);
     }
 }
 
-uint64_t attention_scratch_bytes(const struct k_shape *h, uint32_t rows) {
+static uint64_t query_bytes(const struct k_shape *h, uint32_t rows) {
     return align64((uint64_t)rows * h->q_heads * h->head_dim * sizeof(float));
+}
+uint64_t attention_scratch_bytes(const struct k_shape *h, uint32_t rows) {
+    return query_bytes(h, rows) + PARTS_BYTES;
+}
+
+/* Leaves of the longest sequence if they shall be tasks, otherwise 0. */
+static uint32_t split_leaves(const struct attention_job *j, uint32_t tasks, uint32_t threads) {
+    const struct k_shape *h = &j->a->p->shape;
+    uint32_t longest = 0;
+    for (uint32_t r = 0; r < j->a->b->plan.n_rows; r++)
+        longest = j->a->b->row_pos[r] > longest ? j->a->b->row_pos[r] : longest;
+    const uint32_t leaves = (longest + j->a->shift) / ATTENTION_LEAF + 1;
+    const uint64_t parts = (uint64_t)j->a->b->plan.n_rows * h->q_heads * leaves;
+    if (threads == 1 || tasks >= 2 * threads || leaves < SPLIT_LEAVES)
+        return 0;
+    return parts * (h->head_dim + 2) * sizeof(float) <= PARTS_BYTES ? leaves : 0;
 }
 
 static void run_attention(struct k_stream *s, const void *args) {
@@ -138,8 +202,13 @@ static void run_attention(struct k_stream *s, const void *args) {
     j.q = stream_scratch(s, attention_scratch_bytes(h, rows));
     if (!j.q)
         return;
+    j.parts = j.q + query_bytes(h, rows) / sizeof(float);
+    uint32_t tasks = (rows + j.rows_per_task - 1) / j.rows_per_task * h->kv_heads;
+    j.leaves = split_leaves(&j, tasks, team_threads(s->context->team));
     stream_run(s, attention_row, &j, rows);
-    stream_run(s, attention_rows, &j, (rows + j.rows_per_task - 1) / j.rows_per_task * h->kv_heads);
+    stream_run(s, attention_rows, &j, tasks * (j.leaves ? j.leaves : 1));
+    if (j.leaves)
+        stream_run(s, attention_merge_row, &j, rows);
 }
 void k_attention_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, uint32_t attention_layer,
         uint32_t kv_shift, const struct k_attention_weights *w, const float *in, float *out) {

@@ -9,7 +9,8 @@
 
 #include "kernels/cpu/body_math.h"
 
-#define KEY_TILE 16u
+#define KEY_TILE      16u
+#define VALUE_COLUMNS (2 * LANES_TILE_STRIPS) /* x 4 queries: accumulators in flight */
 _Static_assert(PAGE_TOKENS % KEY_TILE == 0, "a key tile lies in one page");
 
 /* Rows j0 .. j0+15 of K (which = 0) or V (1) as fp32 [16][D]; converted into tile if the pages are BF16. */
@@ -39,9 +40,12 @@ ALWAYS_INLINE void scores_4(
             UNROLL for (uint32_t j = 0; j < 4; j++) acc[i * 4 + j] = v_fma(qc, kc[j], acc[i * 4 + j]);
         }
     }
-    UNROLL for (uint32_t i = 0; i < nq; i++) {
-        UNROLL for (uint32_t j = 0; j < 4; j++) s[i * ATTENTION_LEAF + j] = v_sum(acc[i * 4 + j]) * scale;
+    if (nq == 4) {
+        v16 sums = v_mul(v_sum16(acc, 4), v_set1(scale));
+        UNROLL for (uint32_t i = 0; i < 4; i++) v_store_4(s + i * ATTENTION_LEAF, sums, i);
+        return;
     }
+    UNROLL for (uint32_t i = 0; i < nq * 4; i++) s[i / 4 * ATTENTION_LEAF + i % 4] = v_sum(acc[i]) * scale;
 }
 
 static void leaf_scores(
@@ -81,19 +85,31 @@ static void leaf_softmax(float *s, uint32_t low, uint32_t high, float *ret_max, 
     *ret_sum = v_sum(sum);
 }
 
-/* o[query] += sum_j p[query][j] v[j], j in [from, to) ascending */
-ALWAYS_INLINE void values(const float (*p)[ATTENTION_LEAF], const float *v, uint32_t d, uint32_t from,
-        uint32_t to, uint32_t j0, const uint32_t nq, float *o, uint32_t o_stride) {
-    for (uint32_t c = 0; c < d; c += 16) {
-        uint32_t m = d - c < 16 ? d - c : 16;
-        v16 acc[4];
-        UNROLL for (uint32_t i = 0; i < nq; i++) acc[i] = v_load_m(o + i * o_stride + c, m);
-        for (uint32_t j = from; j < to; j++) {
-            v16 vj = v_load_m(v + j * d + c, m);
-            UNROLL for (uint32_t i = 0; i < nq; i++) acc[i] = v_fma(v_set1(p[i][j0 + j]), vj, acc[i]);
+/* o[query] += sum_j p[query][j] v[j], j in [from, to) ascending, for nc vectors of columns; m lanes of a lone
+ * one */
+ALWAYS_INLINE void value_columns(const float *p, const float *v, uint32_t d, uint32_t from, uint32_t to,
+        const uint32_t nq, const uint32_t nc, uint32_t m, float *o) {
+    v16 acc[4 * VALUE_COLUMNS];
+    UNROLL for (uint32_t i = 0; i < nq * nc; i++) acc[i] =
+            v_load_m(o + i / nc * HEAD_DIM_MAX + i % nc * 16, nc > 1 ? 16 : m);
+    for (uint32_t j = from; j < to; j++) {
+        v16 vj[VALUE_COLUMNS];
+        UNROLL for (uint32_t c = 0; c < nc; c++) vj[c] = v_load_m(v + j * d + c * 16, nc > 1 ? 16 : m);
+        UNROLL for (uint32_t i = 0; i < nq; i++) {
+            v16 pj = v_set1(p[i * ATTENTION_LEAF + j]);
+            UNROLL for (uint32_t c = 0; c < nc; c++) acc[i * nc + c] = v_fma(pj, vj[c], acc[i * nc + c]);
         }
-        UNROLL for (uint32_t i = 0; i < nq; i++) v_store_m(o + i * o_stride + c, acc[i], m);
     }
+    UNROLL for (uint32_t i = 0; i < nq * nc; i++)
+            v_store_m(o + i / nc * HEAD_DIM_MAX + i % nc * 16, acc[i], nc > 1 ? 16 : m);
+}
+ALWAYS_INLINE void values(
+        const float *p, const float *v, uint32_t d, uint32_t from, uint32_t to, const uint32_t nq, float *o) {
+    uint32_t c = 0;
+    for (; c + VALUE_COLUMNS * 16 <= d; c += VALUE_COLUMNS * 16)
+        value_columns(p, v + c, d, from, to, nq, VALUE_COLUMNS, 16, o + c);
+    for (; c < d; c += 16)
+        value_columns(p, v + c, d, from, to, nq, 1, d - c < 16 ? d - c : 16, o + c);
 }
 
 /* o[n][HEAD_DIM_MAX] = sum_j p_j v_j over this leaf. */
@@ -112,11 +128,11 @@ static void leaf_values(const struct attention_task *t, uint32_t leaf, uint32_t 
             float *oi = o + (uint64_t)i * HEAD_DIM_MAX;
             if (i + 4 <= t->n &&
                     t->last[i] >= leaf + j + KEY_TILE - 1) { /* ascending: the next three see it all too */
-                values(p + i, v, d, from, KEY_TILE, j, 4, oi, HEAD_DIM_MAX);
+                values(p[i] + j, v, d, from, KEY_TILE, 4, oi);
                 i += 4;
             } else {
                 uint32_t to = t->last[i] - leaf - j + 1;
-                values(p + i, v, d, from, to < KEY_TILE ? to : KEY_TILE, j, 1, oi, HEAD_DIM_MAX);
+                values(p[i] + j, v, d, from, to < KEY_TILE ? to : KEY_TILE, 1, oi);
                 i++;
             }
         }
@@ -143,33 +159,47 @@ static void leaf_combine(
     }
 }
 
+/* One leaf for every query that sees some of it: max[i], sum[i] and o[i][HEAD_DIM_MAX]. */
+static void attention_leaf(const struct attention_task *t, uint32_t leaf, float *max, float *sum, float *o) {
+    _Alignas(64) float tile[KEY_TILE * HEAD_DIM_MAX], s[QUERIES_MAX][ATTENTION_LEAF];
+    uint32_t low = t->first > leaf ? t->first - leaf : 0;
+    leaf_scores(t, leaf, tile, s);
+    for (uint32_t i = 0; i < t->n; i++) {
+        if (t->last[i] < leaf)
+            continue;
+        uint32_t high = t->last[i] - leaf + 1;
+        leaf_softmax(s[i], low, high < ATTENTION_LEAF ? high : ATTENTION_LEAF, &max[i], &sum[i]);
+    }
+    leaf_values(t, leaf, t->first, tile, (const float(*)[ATTENTION_LEAF])s, o);
+}
+
+static void divide(float *x, float by, uint32_t n) {
+    for (uint32_t c = 0; c < n; c += 16) {
+        uint32_t m = n - c < 16 ? n - c : 16;
+        v_store_m(x + c, v_div(v_load_m(x + c, m), v_set1(by)), m);
+    }
+}
+
 static void attention(const struct attention_task *t) {
-    _Alignas(64) float tile[KEY_TILE * HEAD_DIM_MAX], s[QUERIES_MAX][ATTENTION_LEAF],
-            o[QUERIES_MAX * HEAD_DIM_MAX];
-    float max[QUERIES_MAX], sum[QUERIES_MAX], m, l;
+    _Alignas(64) float o[QUERIES_MAX * HEAD_DIM_MAX];
+    float max[QUERIES_MAX], sum[QUERIES_MAX], leaf_max[QUERIES_MAX], leaf_sum[QUERIES_MAX];
     for (uint32_t leaf = 0; leaf <= t->longest; leaf += ATTENTION_LEAF) {
-        float leaf_max[QUERIES_MAX], leaf_sum[QUERIES_MAX];
-        uint32_t low = t->first > leaf ? t->first - leaf : 0;
-        leaf_scores(t, leaf, tile, s);
-        for (uint32_t i = 0; i < t->n; i++) {
-            if (t->last[i] < leaf)
-                continue;
-            uint32_t high = t->last[i] - leaf + 1;
-            leaf_softmax(s[i], low, high < ATTENTION_LEAF ? high : ATTENTION_LEAF, &m, &l);
-            leaf_max[i] = m;
-            leaf_sum[i] = l;
-        }
-        leaf_values(t, leaf, t->first, tile, s, o);
-        for (uint32_t i = 0; i < t->n; i++) {
+        attention_leaf(t, leaf, leaf_max, leaf_sum, o);
+        for (uint32_t i = 0; i < t->n; i++)
             if (t->last[i] >= leaf)
                 leaf_combine(o + (uint64_t)i * HEAD_DIM_MAX, leaf_max[i], leaf_sum[i], t->head_dim, leaf == 0,
                         &max[i], &sum[i], t->out[i]);
-        }
     }
-    for (uint32_t i = 0; i < t->n; i++) {
-        for (uint32_t c = 0; c < t->head_dim; c += 16) {
-            uint32_t n = t->head_dim - c < 16 ? t->head_dim - c : 16;
-            v_store_m(t->out[i] + c, v_div(v_load_m(t->out[i] + c, n), v_set1(sum[i])), n);
-        }
+    for (uint32_t i = 0; i < t->n; i++)
+        divide(t->out[i], sum[i], t->head_dim);
+}
+
+/* What attention() does with the leaves of a query, once they lie in parts[n][2 + D]: max, sum, o. */
+static void attention_merge(const float *parts, uint32_t n, uint32_t head_dim, float *out) {
+    float max = 0, sum = 0;
+    for (uint32_t l = 0; l < n; l++) {
+        const float *part = parts + (uint64_t)l * (head_dim + 2);
+        leaf_combine(part + 2, part[0], part[1], head_dim, l == 0, &max, &sum, out);
     }
+    divide(out, sum, head_dim);
 }

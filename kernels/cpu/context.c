@@ -5,6 +5,7 @@
  * object and frees streams, events and graphs before their context. */
 #include "kernels/cpu/internal.h"
 
+#include <cpuid.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
@@ -16,14 +17,19 @@
 /* ------------------------------------------------------------------ context
  * ----------------------------------- */
 
+/* clang 14 has no name for it in __builtin_cpu_supports() */
+static bool f16c_present(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+
 static bool isa_present(const struct isa *isa) {
     __builtin_cpu_init();
     if (isa == &isa_avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (isa == &isa_avx2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-               __builtin_cpu_supports("f16c");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c_present();
     return true;
 }
 

@@ -105,6 +105,10 @@ struct isa {
     void (*gated_norm)(const float *x, const float *w, const float *z, float eps, uint32_t n, float *y);
     void (*rope)(float *x, const float *cos_sin, uint32_t half);
     void (*attention)(const struct attention_task *t);
+    /* The same in two steps, so that leaves can be tasks: max[n], sum[n], o[n][HEAD_DIM_MAX] of one leaf of
+     * the queries that see it; then out of one query from its leaves in order, parts[n][max, sum, o[D]]. */
+    void (*attention_leaf)(const struct attention_task *t, uint32_t leaf, float *max, float *sum, float *o);
+    void (*attention_merge)(const float *parts, uint32_t n, uint32_t head_dim, float *out);
     void (*sigmoid_mul)(const float *gate, uint32_t n, float *y);
     /* highest of x; *ret_finite = no NaN and no infinity */
     float (*highest)(const float *x, uint32_t n, bool *ret_finite);

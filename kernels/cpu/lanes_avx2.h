@@ -82,6 +82,26 @@ static inline float v_sum(v16 x) {
     q = _mm_add_ss(q, _mm_movehdup_ps(q));
     return _mm_cvtss_f32(q);
 }
+/* Lanes l + (l + 8), then + (l + 4), of x and y: four of each. */
+static inline __m256 fold_two(v16 x, v16 y) {
+    __m256 a = _mm256_add_ps(x.a, x.b), b = _mm256_add_ps(y.a, y.b);
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+/* ... then + (l + 2), + (l + 1): rows i and i + 1 of four vectors each become their eight sums. */
+static inline __m256 fold_eight(const v16 *x, const v16 *y) {
+    __m256 a = fold_two(x[0], y[0]), b = fold_two(x[1], y[1]), c = fold_two(x[2], y[2]),
+           d = fold_two(x[3], y[3]);
+    __m256 ab = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+    __m256 cd = _mm256_add_ps(_mm256_shuffle_ps(c, d, 0x44), _mm256_shuffle_ps(c, d, 0xee));
+    return _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x88), _mm256_shuffle_ps(ab, cd, 0xdd));
+}
+static inline v16 v_sum16(const v16 *a, uint32_t stride) {
+    return (v16){fold_eight(a, a + stride), fold_eight(a + 2 * stride, a + 3 * stride)};
+}
+static inline void v_store_4(float *p, v16 x, uint32_t quarter) {
+    __m256 h = quarter < 2 ? x.a : x.b;
+    _mm_storeu_ps(p, quarter % 2 ? _mm256_extractf128_ps(h, 1) : _mm256_castps256_ps128(h));
+}
 static inline float v_highest(v16 x) {
     __m256 e = _mm256_max_ps(x.a, x.b);
     __m128 q = _mm_max_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));

@@ -62,6 +62,25 @@ static inline float v_sum(v16 x) {
     q = _mm_add_ss(q, _mm_movehdup_ps(q));
     return _mm_cvtss_f32(q);
 }
+/* Lanes l + (l + 8), then + (l + 4), of four vectors: four lanes of each, in order. */
+static inline v16 fold_four(v16 a, v16 b, v16 c, v16 d) {
+    v16 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    v16 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+}
+/* Lane 4 i + j of the result is v_sum(a[i * stride + j]): the same tree, sixteen at once. */
+static inline v16 v_sum16(const v16 *a, uint32_t stride) {
+    const v16 *b = a + stride, *c = b + stride, *d = c + stride;
+    v16 w = fold_four(a[0], b[0], c[0], d[0]), x = fold_four(a[1], b[1], c[1], d[1]);
+    v16 y = fold_four(a[2], b[2], c[2], d[2]), z = fold_four(a[3], b[3], c[3], d[3]);
+    v16 wx = _mm512_add_ps(_mm512_shuffle_ps(w, x, 0x44), _mm512_shuffle_ps(w, x, 0xee));
+    v16 yz = _mm512_add_ps(_mm512_shuffle_ps(y, z, 0x44), _mm512_shuffle_ps(y, z, 0xee));
+    return _mm512_add_ps(_mm512_shuffle_ps(wx, yz, 0x88), _mm512_shuffle_ps(wx, yz, 0xdd));
+}
+static inline void v_store_4(float *p, v16 x, uint32_t quarter) {
+    __m256 h = quarter < 2 ? _mm512_castps512_ps256(x) : _mm512_extractf32x8_ps(x, 1);
+    _mm_storeu_ps(p, quarter % 2 ? _mm256_extractf128_ps(h, 1) : _mm256_castps256_ps128(h));
+}
 static inline float v_highest(v16 x) {
     return _mm512_reduce_max_ps(x);
 }

@@ -102,6 +102,16 @@ LANE_FUNCTION float v_sum(v16 a) {
             a.f[i] += a.f[i + n];
     return a.f[0];
 }
+/* Lane 4 i + j of the result is v_sum(a[i * stride + j]). */
+LANE_FUNCTION v16 v_sum16(const v16 *a, uint32_t stride) {
+    v16 r;
+    for (uint32_t i = 0; i < 16; i++)
+        r.f[i] = v_sum(a[i / 4 * stride + i % 4]);
+    return r;
+}
+LANE_FUNCTION void v_store_4(float *p, v16 a, uint32_t quarter) {
+    memcpy(p, a.f + quarter * 4, 4 * sizeof *p);
+}
 LANE_FUNCTION float v_highest(v16 a) {
     float m = a.f[0];
     for (int i = 1; i < 16; i++)
