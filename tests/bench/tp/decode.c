@@ -16,11 +16,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define READ_BYTES     (1ull << 30)
-#define FMA_ROUNDS     20000000ull
-#define PROMPT         128u
-#define PREFILL_ROUNDS 3
-#define THREADS_MAX    64u
+#define READ_BYTES  (1ull << 30)
+#define FMA_ROUNDS  20000000ull
+#define PROMPT      128u
+#define ROUNDS      5
+#define THREADS_MAX 64u
 
 static double now_s(void) {
     struct timespec t;
@@ -127,14 +127,8 @@ static double run_jobs(
     return worst;
 }
 
-static double read_bandwidth(uint32_t threads) {
-    uint8_t *data = aligned_alloc(4096, READ_BYTES);
-    if (!data)
-        return 0;
-    memset(data, 1, READ_BYTES);
-    double seconds = run_jobs(read_main, threads, data, READ_BYTES);
-    free(data);
-    return (double)READ_BYTES / seconds;
+static double read_bandwidth(uint32_t threads, const uint8_t *data) {
+    return (double)READ_BYTES / run_jobs(read_main, threads, data, READ_BYTES);
 }
 
 static double fma_rate(uint32_t threads) {
@@ -191,27 +185,41 @@ static double run_once(struct offline *o, uint32_t prompt, uint32_t tokens, stru
     return now_s() - begin;
 }
 
+static void highest(double *best, double value) {
+    if (value > *best)
+        *best = value;
+}
+
 static void measure(struct offline *o, uint32_t threads, uint32_t tokens) {
     struct step_sample *samples = calloc(tokens + 1u, sizeof(samples[0]));
+    uint8_t *block = aligned_alloc(4096, READ_BYTES);
     struct rank *r = offline_rank(o, 0);
     uint64_t head = (uint64_t)r->config.vocab_size * r->config.hidden_size * 2;
     uint64_t bytes =
-            r->weights.bytes - head; /* the dummy embedding is packed memory too, but only one row is read */
-    double bandwidth = read_bandwidth(threads), flops = fma_rate(threads);
-    run_once(o, 1, 2, samples);
-    double one = run_once(o, 1, 1, samples), all = run_once(o, 1, 1 + tokens, samples);
-    double per_token = (all - one) / tokens;
-    printf("decode   %6.2f tok/s  %5.1f GB/s, %3.0f %% of %.1f  B=1 bf16 %.2f GB of weights, %u threads, %u tokens\n",
-            1 / per_token, (double)bytes / per_token / 1e9, 100 * (double)bytes / per_token / bandwidth,
-            bandwidth / 1e9, (double)bytes / 1e9, threads, tokens);
-    double best = 1e30;
-    for (int i = 0; i < PREFILL_ROUNDS; i++) {
-        double t = run_once(o, PROMPT, 0, samples);
-        best = t < best ? t : best;
+            r->weights.bytes - head; /* the dummy embedding counts as packed, but only one row is read */
+    double bandwidth = 0, flops = 0, decode = 0, prefill = 0;
+    if (!samples || !block) {
+        fprintf(stderr, "out of memory\n");
+        exit(EXIT_FAILURE);
     }
-    double work = (double)(bytes - head) / 2 * 2 * PROMPT; /* without lm_head: nothing is sampled */
-    printf("prefill  %6.1f tok/s  %5.1f GFLOP/s, %3.0f %% of %.0f  %u tokens at once, %u threads\n",
-            PROMPT / best, work / best / 1e9, 100 * work / best / flops, flops / 1e9, PROMPT, threads);
+    memset(block, 1, READ_BYTES);
+    run_once(o, 1, 2, samples);
+    for (int i = 0; i < ROUNDS; i++) {
+        highest(&bandwidth, read_bandwidth(threads, block));
+        double one = run_once(o, 1, 1, samples);
+        highest(&decode, tokens / (run_once(o, 1, 1 + tokens, samples) - one));
+        highest(&flops, fma_rate(threads));
+        highest(&prefill, PROMPT / run_once(o, PROMPT, 0, samples));
+    }
+    double rate = decode * (double)bytes,
+           work = prefill * (double)(bytes - head); /* nothing is sampled: no lm_head */
+    printf("decode   %6.2f tok/s  %5.1f GB/s, %3.0f %% of %.1f  B=1 bf16 %.2f GB of weights, %u threads, %u tokens, "
+           "best of %d\n",
+            decode, rate / 1e9, 100 * rate / bandwidth, bandwidth / 1e9, (double)bytes / 1e9, threads, tokens,
+            ROUNDS);
+    printf("prefill  %6.1f tok/s  %5.1f GFLOP/s, %3.0f %% of %.0f  %u tokens at once, %u threads, best of %d\n",
+            prefill, work / 1e9, 100 * work / flops, flops / 1e9, PROMPT, threads, ROUNDS);
+    free(block);
     free(samples);
 }
 
