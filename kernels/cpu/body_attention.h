@@ -26,20 +26,27 @@ static const float *key_tile(const struct attention_task *t, uint32_t j0, uint32
     return tile;
 }
 
+/* acc[query][key] += q k over 16 columns, m of them there */
+ALWAYS_INLINE void score_columns(const float *const *q, const float *k, uint32_t d, uint32_t c, uint32_t m,
+        const uint32_t nq, v16 *acc) {
+    v16 kc[4];
+    UNROLL for (uint32_t j = 0; j < 4; j++) kc[j] = v_load_m(k + j * d + c, m);
+    UNROLL for (uint32_t i = 0; i < nq; i++) {
+        v16 qc = v_load_m(q[i] + c, m);
+        UNROLL for (uint32_t j = 0; j < 4; j++) acc[i * 4 + j] = v_fma(qc, kc[j], acc[i * 4 + j]);
+    }
+}
+
 /* s[query][key] = q . k for nq queries x 4 keys */
 ALWAYS_INLINE void scores_4(
         const float *const *q, const float *k, uint32_t d, const uint32_t nq, float scale, float *s) {
     v16 acc[16];
+    uint32_t c = 0;
     UNROLL for (uint32_t i = 0; i < nq * 4; i++) acc[i] = v_set1(0.0f);
-    for (uint32_t c = 0; c < d; c += 16) {
-        uint32_t m = d - c < 16 ? d - c : 16;
-        v16 kc[4];
-        UNROLL for (uint32_t j = 0; j < 4; j++) kc[j] = v_load_m(k + j * d + c, m);
-        UNROLL for (uint32_t i = 0; i < nq; i++) {
-            v16 qc = v_load_m(q[i] + c, m);
-            UNROLL for (uint32_t j = 0; j < 4; j++) acc[i * 4 + j] = v_fma(qc, kc[j], acc[i * 4 + j]);
-        }
-    }
+    for (; c + 16 <= d; c += 16)
+        score_columns(q, k, d, c, 16, nq, acc);
+    if (c < d)
+        score_columns(q, k, d, c, d - c, nq, acc);
     if (nq == 4) {
         v16 sums = v_mul(v_sum16(acc, 4), v_set1(scale));
         UNROLL for (uint32_t i = 0; i < 4; i++) v_store_4(s + i * ATTENTION_LEAF, sums, i);

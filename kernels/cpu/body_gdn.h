@@ -40,27 +40,44 @@ static void state_times(
         state_chunk(s + v, x, y, dk, dv, 1, dv - v < 16 ? dv - v : 16, a + v, b + v);
 }
 
-/* Delta and o of block row i, once its coefficients are known: kk[j < i], qk[j <= i]. */
-static void gdn_combine(const struct gdn_task *t, uint32_t i, const float *k_s, const float *q_s,
-        const float *kk, const float *qk, float e_g) {
-    const uint32_t r = i - t->first;
-    const float *v = t->v + (uint64_t)r * t->row_stride;
-    float *out = t->out + (uint64_t)r * t->out_stride, *delta = t->delta + (uint64_t)i * t->delta_stride;
-    v16 eg = v_set1(e_g), beta = v_set1(t->beta[(uint64_t)r * t->gate_stride]);
-    for (uint32_t c = 0; c < t->dv; c += 16) {
-        uint32_t m = t->dv - c < 16 ? t->dv - c : 16;
-        v16 d = v_nfma(eg, v_load_m(k_s + c, m), v_load_m(v + c, m));
-        v16 o = v_mul(eg, v_load_m(q_s + c, m));
-        for (uint32_t j = 0; j < i; j++) {
-            v16 dj = v_load_m(t->delta + (uint64_t)j * t->delta_stride + c, m);
-            d = v_nfma(v_set1(kk[j]), dj, d);
-            o = v_fma(v_set1(qk[j]), dj, o);
-        }
-        d = v_mul(beta, d);
-        o = v_fma(v_set1(qk[i]), d, o);
-        v_store_m(delta + c, d, m);
-        v_store_m(out + c, o, m);
+/* What row i of the block needs beside the columns it works on: kk[j < i], qk[j <= i], e^G_i, beta_i. */
+struct gdn_row {
+    const float *k_s, *q_s, *v, *kk, *qk;
+    float *delta, *out;
+    float e_g, beta;
+    uint32_t i;
+};
+
+/* Delta and o of a row for nc vectors of columns from c; m lanes of a lone one */
+ALWAYS_INLINE void gdn_columns(
+        const struct gdn_task *t, const struct gdn_row *r, uint32_t c, const uint32_t nc, uint32_t m) {
+    v16 d[GDN_CHUNKS], o[GDN_CHUNKS];
+    UNROLL for (uint32_t n = 0; n < nc; n++) {
+        const uint32_t at = c + n * 16;
+        d[n] = v_nfma(v_set1(r->e_g), v_load_m(r->k_s + at, m), v_load_m(r->v + at, m));
+        o[n] = v_mul(v_set1(r->e_g), v_load_m(r->q_s + at, m));
     }
+    for (uint32_t j = 0; j < r->i; j++) {
+        const float *from = t->delta + (uint64_t)j * t->delta_stride + c;
+        v16 kk = v_set1(r->kk[j]), qk = v_set1(r->qk[j]);
+        UNROLL for (uint32_t n = 0; n < nc; n++) {
+            v16 dj = v_load_m(from + n * 16, m);
+            d[n] = v_nfma(kk, dj, d[n]);
+            o[n] = v_fma(qk, dj, o[n]);
+        }
+    }
+    UNROLL for (uint32_t n = 0; n < nc; n++) {
+        d[n] = v_mul(v_set1(r->beta), d[n]);
+        v_store_m(r->delta + c + n * 16, d[n], m);
+        v_store_m(r->out + c + n * 16, v_fma(v_set1(r->qk[r->i]), d[n], o[n]), m);
+    }
+}
+static void gdn_combine(const struct gdn_task *t, const struct gdn_row *r) {
+    uint32_t c = 0;
+    for (; c + GDN_CHUNKS * 16 <= t->dv; c += GDN_CHUNKS * 16)
+        gdn_columns(t, r, c, GDN_CHUNKS, 16);
+    for (; c < t->dv; c += 16)
+        gdn_columns(t, r, c, 1, t->dv - c < 16 ? t->dv - c : 16);
 }
 
 static void gdn_rows(const struct gdn_task *t) {
@@ -82,27 +99,47 @@ static void gdn_rows(const struct gdn_task *t) {
             kk[j] = fade[j] * s_dot(k, kj, t->dk);
             qk[j] = fade[j] * s_dot(q, kj, t->dk);
         }
-        gdn_combine(t, i, k_s, q_s, kk, qk, s_exp(decay[i]));
+        const struct gdn_row row = {.k_s = k_s,
+                .q_s = q_s,
+                .v = t->v + (uint64_t)r * t->row_stride,
+                .kk = kk,
+                .qk = qk,
+                .delta = t->delta + (uint64_t)i * t->delta_stride,
+                .out = t->out + (uint64_t)r * t->out_stride,
+                .e_g = s_exp(decay[i]),
+                .beta = t->beta[(uint64_t)r * t->gate_stride],
+                .i = i};
+        gdn_combine(t, &row);
     }
 }
 
+/* row[c ..] = e_g row + sum_j w[j] Delta_j */
+ALWAYS_INLINE void fold_columns(const struct gdn_task *t, const float *w, v16 e_g, uint32_t n_rows,
+        uint32_t c, const uint32_t nc, uint32_t m, float *row) {
+    v16 sum[GDN_CHUNKS];
+    UNROLL for (uint32_t n = 0; n < nc; n++) sum[n] = v_mul(e_g, v_load_m(row + c + n * 16, m));
+    for (uint32_t j = 0; j < n_rows; j++) {
+        const float *from = t->delta + (uint64_t)j * t->delta_stride + c;
+        v16 wj = v_set1(w[j]);
+        UNROLL for (uint32_t n = 0; n < nc; n++) sum[n] = v_fma(wj, v_load_m(from + n * 16, m), sum[n]);
+    }
+    UNROLL for (uint32_t n = 0; n < nc; n++) v_store_m(row + c + n * 16, sum[n], m);
+}
+
 static void gdn_fold(const struct gdn_task *t, uint32_t n, float *s) {
-    float decay[GDN_BLOCK] = {0}, fade[GDN_BLOCK];
+    float decay[GDN_BLOCK] = {0}, fade[GDN_BLOCK], w[GDN_BLOCK];
     for (uint32_t j = 0; j < n; j++)
         decay[j] = t->decay[(uint64_t)j * t->decay_stride];
     v_store(fade, v_exp(v_sub(v_set1(decay[n - 1]), v_load(decay))));
     v16 e_g = v_set1(s_exp(decay[n - 1]));
     for (uint32_t k = 0; k < t->dk; k++) {
-        float w[GDN_BLOCK];
+        float *row = s + (uint64_t)k * t->dv;
+        uint32_t c = 0;
         for (uint32_t j = 0; j < n; j++)
             w[j] = fade[j] * t->k_ring[(uint64_t)j * t->k_ring_stride + k];
-        float *row = s + (uint64_t)k * t->dv;
-        for (uint32_t c = 0; c < t->dv; c += 16) {
-            uint32_t m = t->dv - c < 16 ? t->dv - c : 16;
-            v16 sum = v_mul(e_g, v_load_m(row + c, m));
-            for (uint32_t j = 0; j < n; j++)
-                sum = v_fma(v_set1(w[j]), v_load_m(t->delta + (uint64_t)j * t->delta_stride + c, m), sum);
-            v_store_m(row + c, sum, m);
-        }
+        for (; c + GDN_CHUNKS * 16 <= t->dv; c += GDN_CHUNKS * 16)
+            fold_columns(t, w, e_g, n, c, GDN_CHUNKS, 16, row);
+        for (; c < t->dv; c += 16)
+            fold_columns(t, w, e_g, n, c, 1, t->dv - c < 16 ? t->dv - c : 16, row);
     }
 }
