@@ -63,8 +63,8 @@ static void tensor_parallel_f32_pages(void **state) {
     check_ways("tp8", ways, sizeof(ways) / sizeof(ways[0]));
 }
 
-/* With fewer kv heads than ranks each is held by several. */
-static void shared_kv_heads(void **state) {
+/* 3 query heads per kv head and 3 value heads per key head. (tp8 at tp 8 has more ranks than kv heads.) */
+static void ratios_of_three(void **state) {
     (void)state;
     static const struct way ways[] = {
             {.name = "tp 1", .tp = 1, .threads = 1},
@@ -100,13 +100,43 @@ static void threads_and_graphs(void **state) {
     check_ways("real", ways, sizeof(ways) / sizeof(ways[0]));
 }
 
+/* Raw logits of every row, and of the MTP layer, are the same bits on any number of ranks. */
+static void raw_logits(void **state) {
+    (void)state;
+    struct checkpoint *g = golden_open("tp8");
+    struct one_run first = {0};
+    for (uint32_t tp = 1; tp <= 8; tp *= 2) {
+        struct rank_options options = bits_options(tp);
+        struct one_run r;
+        struct error e = {0};
+        options.mtp = true;
+        options.logits_rows = ROWS_MAX;
+        struct offline *o = model_start("tp8", &options);
+        assert_true(offline_geometry(o)->has_mtp);
+        run_start(&r, o, golden_ids(g, 65), 65, 8, true);
+        must(offline_run(o, &r.s, 1, &e), &e);
+        offline_free(o);
+        if (tp == 1) {
+            first = r;
+            continue;
+        }
+        size_t bytes = (size_t)(65 + 7) * r.vocab * sizeof(float); /* the last token is sampled, not read */
+        assert_memory_equal(r.s.logits, first.s.logits, bytes);
+        assert_memory_equal(r.s.mtp_logits, first.s.mtp_logits, bytes);
+        run_done(&r);
+    }
+    run_done(&first);
+    checkpoint_free(g);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(tensor_parallel),
             cmocka_unit_test(tensor_parallel_f32_pages),
-            cmocka_unit_test(shared_kv_heads),
+            cmocka_unit_test(ratios_of_three),
             cmocka_unit_test(instruction_sets),
             cmocka_unit_test(threads_and_graphs),
+            cmocka_unit_test(raw_logits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
