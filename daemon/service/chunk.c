@@ -32,6 +32,8 @@ static void *grow(struct arena *a, void *array, size_t n, size_t *size, size_t e
 /* Appends to the text that the last delta points to. */
 static int append(struct chunk *c, ProtobufCBinaryData *target, const char *text, size_t bytes) {
     struct text_buffer *b = &c->tail;
+    if (bytes == 0)
+        return 0;
     if (bytes > b->size - b->n) {
         size_t size = (b->n + bytes) * 2 + 32;
         char *data = arena_alloc(c->arena, size);

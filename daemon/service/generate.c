@@ -213,6 +213,7 @@ static void finish_stream(
     chunk->message.finish = &f;
     number_chunk(g, chunk);
     message_reply(c, &chunk->message.base);
+    chunk->message.finish = NULL; /* it was on this stack */
 }
 
 static void end_stream(
