@@ -21,7 +21,7 @@ struct cursor {
 
 struct field {
     uint32_t number;
-    ProtobufCBinaryData data; /* of length-delimited fields; others are skipped */
+    ProtobufCBinaryData data; /* of length-delimited fields; of others empty, but never NULL */
 };
 
 static bool varint(struct cursor *c, uint64_t *ret) {
@@ -41,7 +41,7 @@ static bool read_field(struct cursor *c, struct field *ret) {
     uint64_t key, length;
     if (!varint(c, &key))
         return false;
-    *ret = (struct field){.number = (uint32_t)(key >> 3)};
+    *ret = (struct field){.number = (uint32_t)(key >> 3), .data.data = (uint8_t *)(uintptr_t)c->at};
     switch (key & 7) {
     case 0:
         return varint(c, &length);

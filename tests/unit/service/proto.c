@@ -150,6 +150,16 @@ static void test_imports_of_imports(void **state) {
     }
 }
 
+/* Numbers where names and messages should be: nothing is found, nothing is read that is not there. */
+static void test_set_of_wrong_types(void **state) {
+    (void)state;
+    static const unsigned char set[] = "\x0a\x06\x08\x01\x12\x00\x20\x05";
+    struct descriptor_set d;
+    assert_true(descriptor_set_read(set, sizeof(set) - 1, &d));
+    assert_int_equal(descriptor_find_symbol(&d, message_string("a.b")), -1);
+    assert_int_equal(descriptor_find_file(&d, message_string("a.proto")), -1);
+}
+
 static void test_unknown_fields_are_refused(void **state) {
     (void)state;
     static const struct {
@@ -210,6 +220,7 @@ int main(void) {
             cmocka_unit_test(test_symbols),
             cmocka_unit_test(test_files_and_imports),
             cmocka_unit_test(test_imports_of_imports),
+            cmocka_unit_test(test_set_of_wrong_types),
             cmocka_unit_test(test_unknown_fields_are_refused),
             cmocka_unit_test(test_a_message_that_unpacks_to_too_much),
             cmocka_unit_test(test_malformed),
