@@ -43,6 +43,7 @@ struct coordinator {
     bool control_running;
     bool announced; /* READY was sent for the present state */
     _Atomic bool stopping;
+    _Atomic bool failed; /* the engine cannot go on: the exit code says so */
     _Atomic uint32_t grace_ms;
 };
 
@@ -63,6 +64,7 @@ static void on_engine_message(void *user, const struct control_message *m) {
     tell_launcher(c, m);
     if (m->kind == CONTROL_FAULT) {
         log_error("%s", m->text);
+        atomic_store(&c->failed, true);
         atomic_store(&c->grace_ms, 0);
         raise_event(c->stop_fd);
     }
@@ -340,5 +342,5 @@ int main(int argc, char **argv) {
         tell_launcher(&c, &m);
     }
     stop_all(&c);
-    return r < 0 ? 1 : 0;
+    return r < 0 || atomic_load(&c.failed) ? 1 : 0;
 }
