@@ -77,18 +77,26 @@ static uint32_t best_lane(v16 value, v16 id_bits) {
     return ids[at];
 }
 
-ALWAYS_INLINE uint32_t argmax_of(const float *x, uint32_t n, const bool noisy, struct gumbel_key key) {
-    v16 best = v_set1(-INFINITY), best_id = v_of_bits(vi_set1(0));
+/* The first index of the highest x; with noise, the id of the highest x + noise: ids[i], or i if ids is NULL.
+ */
+ALWAYS_INLINE uint32_t argmax_of(
+        const float *x, const uint32_t *ids, uint32_t n, const bool noisy, struct gumbel_key key) {
+    v16 best = v_set1(-INFINITY), best_id = v_of_bits(vi_set1(ids ? ids[0] : 0));
     for (uint32_t i = 0; i < n; i += 16) {
-        float t[16];
+        float t[16], t_ids[16] = {0};
         const float *from = x + i;
-        if (n - i < 16) {
+        const uint32_t m = n - i < 16 ? n - i : 16;
+        if (m < 16) {
             for (uint32_t j = 0; j < 16; j++)
-                t[j] = j < n - i ? from[j] : -INFINITY;
+                t[j] = j < m ? from[j] : -INFINITY;
             from = t;
         }
         v16 v = v_load(from);
         v16i id = vi_count(i);
+        if (ids) {
+            memcpy(t_ids, ids + i, m * sizeof *ids);
+            id = v_bits(v_load(t_ids));
+        }
         if (noisy)
             v = v_add(v, gumbel(id, key));
         best_id = v_select_gt(v, best, v_of_bits(id), best_id);
@@ -97,8 +105,8 @@ ALWAYS_INLINE uint32_t argmax_of(const float *x, uint32_t n, const bool noisy, s
     return best_lane(best, best_id);
 }
 static uint32_t argmax(const float *x, uint32_t n) {
-    return argmax_of(x, n, false, (struct gumbel_key){0, 0});
+    return argmax_of(x, NULL, n, false, (struct gumbel_key){0, 0});
 }
-static uint32_t gumbel_argmax(const float *x, uint32_t n, struct gumbel_key key) {
-    return argmax_of(x, n, true, key);
+static uint32_t gumbel_argmax(const float *x, const uint32_t *ids, uint32_t n, struct gumbel_key key) {
+    return ids ? argmax_of(x, ids, n, true, key) : argmax_of(x, NULL, n, true, key);
 }

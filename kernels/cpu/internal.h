@@ -115,9 +115,10 @@ struct isa {
     float (*sum_exp)(const float *x, uint32_t n, float highest);
     void (*exp_minus)(const float *x, uint32_t n, float highest, float *y);
     float (*log_one)(float x);
-    /* the first index of the highest x, of the highest x + Gumbel noise */
+    /* the first index of the highest x; the id of the highest x + Gumbel noise: ids[i], or i if ids is NULL
+     */
     uint32_t (*argmax)(const float *x, uint32_t n);
-    uint32_t (*gumbel_argmax)(const float *x, uint32_t n, struct gumbel_key key);
+    uint32_t (*gumbel_argmax)(const float *x, const uint32_t *ids, uint32_t n, struct gumbel_key key);
 };
 extern const struct isa isa_plain, isa_avx2, isa_avx512;
 

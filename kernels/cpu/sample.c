@@ -90,9 +90,10 @@ static uint32_t order_of(float x) {
 #define MASS_ONE 0x1p40f /* fixed point: 2^18 ids of probability 1 stay below 2^64 */
 #define BINS     2048u
 
-struct cut {
+struct cut { /* the ids that may still be chosen */
     const struct isa *isa;
-    const float *x; /* highest is 0 */
+    float *x;            /* highest is 0; -inf = out */
+    const uint32_t *ids; /* of x[i]; NULL: i itself */
     uint32_t n;
     bool by_mass; /* an id weighs e^x in fixed point; otherwise 1 */
 };
@@ -115,7 +116,7 @@ static uint64_t fill_bins(
             uint32_t order = order_of(c->x[i + j]);
             if ((uint64_t)order >> (shift + bits) != prefix)
                 continue;
-            uint64_t mass = c->by_mass ? (uint64_t)(e[j] * MASS_ONE) : 1;
+            uint64_t mass = c->by_mass ? (uint64_t)(int64_t)(e[j] * MASS_ONE) : 1;
             uint32_t bin = order >> shift & ((1u << bits) - 1);
             b->mass[bin] += mass;
             b->n[bin]++;
@@ -125,20 +126,15 @@ static uint64_t fill_bins(
     return total;
 }
 
-/* Keeps the smallest set of highest x (equal ones: lowest ids) that weighs at least `target`; the rest is
- * -inf. share > 0: the target is that share of the whole weight. */
-static void keep_heaviest(const struct cut *c, uint64_t target, float share, float *x) {
+/* Keeps the smallest set of highest x (equal ones: lowest ids) that weighs at least `target`, or all if it
+ * all weighs less; the rest is -inf. */
+static void keep_heaviest(const struct cut *c, uint64_t target) {
     static const uint32_t shifts[3] = {21, 10, 0}, widths[3] = {11, 11, 10};
     struct bins b;
     uint32_t prefix = 0, last = 0;
     for (uint32_t level = 0; level < 3; level++) {
         uint64_t total = fill_bins(c, prefix, shifts[level], widths[level], &b);
-        if (level == 0 && share > 0) {
-            double wanted = (double)share * (double)total;
-            target = (uint64_t)wanted;
-            target += (double)target < wanted;
-        }
-        if (level == 0 && target >= total)
+        if (level == 0 && target > total)
             target = total;
         uint32_t bin = (1u << widths[level]) - 1;
         for (; bin > 0 && b.mass[bin] < target; bin--)
@@ -148,31 +144,109 @@ static void keep_heaviest(const struct cut *c, uint64_t target, float share, flo
     }
     uint64_t each = b.n[last] ? b.mass[last] / b.n[last] : 1;
     uint64_t equal = each ? (target + each - 1) / each : b.n[last];
-    for (uint32_t id = 0; id < c->n; id++) {
-        uint32_t order = order_of(x[id]);
+    for (uint32_t i = 0; i < c->n; i++) {
+        uint32_t order = order_of(c->x[i]);
         if (order < prefix || (order == prefix && equal == 0))
-            x[id] = -INFINITY;
+            c->x[i] = -INFINITY;
         else if (order == prefix)
             equal--;
     }
 }
 
-static void filter(const struct sample_task *t, float *x) {
-    const struct k_sampling *p = t->sampling;
-    struct cut c = {.isa = t->isa, .x = x, .n = t->vocab};
-    if (p->top_k > 0 && p->top_k < t->vocab)
-        keep_heaviest(&c, p->top_k, 0, x);
-    c.by_mass = true;
-    if (p->top_p < 1.0f)
-        keep_heaviest(&c, 0, p->top_p > 0 ? p->top_p : 0x1p-40f, x);
-    if (p->min_p <= 0)
-        return;
+/* The cuts below first gather the few ids that can survive, so that the exact work is on hundreds, not on the
+ * whole vocabulary. Where they are too many, it is on all: the result is the same. */
+#define GATHER_MAX 4096u
+struct gathered {
+    float x[GATHER_MAX];
+    uint32_t ids[GATHER_MAX];
+};
+
+/* Goes on with the ids whose x is at least `low`. False, and nothing changed, when there are too many. */
+static bool gather(struct cut *c, float low, struct gathered *g) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->n; i += CHUNK) {
+        uint32_t m = c->n - i < CHUNK ? c->n - i : CHUNK;
+        bool finite;
+        if (c->isa->highest(c->x + i, m, &finite) < low)
+            continue;
+        for (uint32_t j = i; j < i + m; j++) {
+            if (c->x[j] < low)
+                continue;
+            if (n == GATHER_MAX)
+                return false;
+            g->x[n] = c->x[j];
+            g->ids[n++] = j;
+        }
+    }
+    c->x = g->x;
+    c->ids = g->ids;
+    c->n = n;
+    return true;
+}
+
+/* A value that at least k elements reach: the k-th highest of the maxima of chunks. -inf if there are too
+ * few. */
+static float reached_by(const struct cut *c, uint32_t k) {
+    float maxima[GATHER_MAX], low = 0;
+    uint32_t n = 0;
+    bool finite;
+    for (uint32_t i = 0; i < c->n && n < GATHER_MAX; i += CHUNK) {
+        maxima[n] = c->isa->highest(c->x + i, c->n - i < CHUNK ? c->n - i : CHUNK, &finite);
+        n += maxima[n] != -INFINITY;
+    }
+    if (k > n)
+        return -INFINITY;
+    const struct cut m = {.isa = c->isa, .x = maxima, .n = n};
+    keep_heaviest(&m, k);
+    for (uint32_t i = 0; i < n; i++)
+        low = maxima[i] != -INFINITY && maxima[i] < low ? maxima[i] : low;
+    return low;
+}
+
+static void keep_top_k(struct cut *c, uint32_t k, struct gathered *g) {
+    float low = reached_by(c, k);
+    if (low != -INFINITY)
+        gather(c, low, g);
+    c->by_mass = false;
+    keep_heaviest(c, k);
+}
+
+static uint64_t mass_of(const struct cut *c) {
     float e[CHUNK];
-    for (uint32_t i = 0; i < t->vocab; i += CHUNK) {
-        uint32_t m = t->vocab - i < CHUNK ? t->vocab - i : CHUNK;
-        t->isa->exp_minus(x + i, m, 0.0f, e);
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < c->n; i += CHUNK) {
+        uint32_t m = c->n - i < CHUNK ? c->n - i : CHUNK;
+        c->isa->exp_minus(c->x + i, m, 0.0f, e);
         for (uint32_t j = 0; j < m; j++)
-            x[i + j] = e[j] < p->min_p ? -INFINITY : x[i + j];
+            total += (uint64_t)(int64_t)(e[j] * MASS_ONE);
+    }
+    return total;
+}
+
+static void keep_top_p(struct cut *c, float top_p, struct gathered *g) {
+    const double wanted = (double)top_p * (double)mass_of(c);
+    uint64_t target = (uint64_t)wanted;
+    target += (double)target < wanted;
+    target += target == 0;                     /* the highest id always stays */
+    static const float lows[] = {-3, -7, -12}; /* of a highest of 0: most distributions end in one of them */
+    for (size_t i = 0; i < sizeof lows / sizeof *lows && !c->ids; i++) {
+        struct cut few = *c;
+        if (!gather(&few, lows[i], g))
+            break;
+        if (mass_of(&few) >= target)
+            *c = few;
+    }
+    c->by_mass = true;
+    keep_heaviest(c, target);
+}
+
+static void keep_min_p(const struct cut *c, float min_p) {
+    float e[CHUNK];
+    for (uint32_t i = 0; i < c->n; i += CHUNK) {
+        uint32_t m = c->n - i < CHUNK ? c->n - i : CHUNK;
+        c->isa->exp_minus(c->x + i, m, 0.0f, e);
+        for (uint32_t j = 0; j < m; j++)
+            c->x[i + j] = e[j] < min_p ? -INFINITY : c->x[i + j];
     }
 }
 
@@ -180,15 +254,23 @@ static void filter(const struct sample_task *t, float *x) {
  * --------------------------------- */
 
 static uint32_t choose(const struct sample_task *t, float *x) {
+    const struct k_sampling *p = t->sampling;
+    struct cut c = {.isa = t->isa, .x = x, .n = t->vocab};
+    struct gathered g;
     bool finite;
     float top = t->isa->highest(x, t->vocab, &finite);
-    if (t->sampling->temperature == 0 || top == -INFINITY)
+    if (p->temperature == 0 || top == -INFINITY)
         return t->isa->argmax(x, t->vocab);
     for (uint32_t id = 0; id < t->vocab; id++) /* from the highest: a tiny temperature cannot overflow */
-        x[id] = (x[id] - top) / t->sampling->temperature;
-    filter(t, x);
-    uint64_t key = mix64(t->sampling->seed ^ mix64((uint64_t)t->sample_index << 32 | t->position));
-    return t->isa->gumbel_argmax(x, t->vocab, (struct gumbel_key){(uint32_t)(key >> 32), (uint32_t)key});
+        x[id] = (x[id] - top) / p->temperature;
+    if (p->top_k > 0 && p->top_k < t->vocab)
+        keep_top_k(&c, p->top_k, &g);
+    if (p->top_p < 1.0f)
+        keep_top_p(&c, p->top_p, &g);
+    if (p->min_p > 0)
+        keep_min_p(&c, p->min_p);
+    uint64_t key = mix64(p->seed ^ mix64((uint64_t)t->sample_index << 32 | t->position));
+    return t->isa->gumbel_argmax(c.x, c.ids, c.n, (struct gumbel_key){(uint32_t)(key >> 32), (uint32_t)key});
 }
 
 bool sample_row(const struct sample_task *t, const float *raw, float *work, struct k_result *ret) {

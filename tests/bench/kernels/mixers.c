@@ -122,7 +122,7 @@ static int setup(struct bench *b, const struct k_context_options *o, struct erro
     if (k_context_create(o, &b->c, e) < 0 || k_stream_create(b->c, &b->s, e) < 0 ||
             k_pool_create(b->c, &shape, &pool, &b->p, e) < 0 || k_batch_create(b->c, 1, 512, &b->b, e) < 0 ||
             k_comm_create(b->c, &shape, 512, NULL, 0, &b->m, e) < 0 ||
-            k_linear_dummy(b->c, &spec, 1, 0.1f, &b->head, e) < 0)
+            k_linear_dummy(b->c, &spec, 1, 0.3f, &b->head, e) < 0)
         return -1;
     size_t bytes = k_workspace_bytes(&shape, 512, 1);
     k_stream_set_workspace(b->s, k_alloc(b->c, bytes), bytes);

@@ -181,6 +181,33 @@ static void test_any_split_gives_the_same_bits(void **state) {
     }
 }
 
+/* One row of a long sequence and several threads: each leaf is a task of its own. */
+static void test_leaves_as_tasks_give_the_same_bits(void **state) {
+    (void)state;
+    for (uint32_t shift = 0; shift < 2; shift++) {
+        struct layer l;
+        struct world w;
+        layer_make(&l, 3, 1, 40, 8, 1300, shift);
+        struct k_pool_options o = {.slots = 2, .pages = 50, .pages_per_slot = 22, .kv_dtype = K_BF16};
+        const size_t n = (size_t)l.rows * l.out;
+        float *whole = random_floats(1, n, 1), *out = random_floats(2, n, 1);
+        assert_true(world_open(&w, &l.shape, &o, NULL, 4, NULL));
+        slot_new(&w, 1, NULL, 1, 22);
+        for (uint32_t at = 0; at < l.rows; at += 650)
+            run_rows(&w, &l, 1, at, 650, NULL, whole);
+        memset(out, 0, n * sizeof *out);
+        slot_new(&w, 2, NULL, 23, 22);
+        run_rows(&w, &l, 2, 0, 1000, NULL, out);
+        for (uint32_t at = 1000; at < l.rows; at += 1 + at % 7)
+            run_rows(&w, &l, 2, at, at + 1 + at % 7 < l.rows ? 1 + at % 7 : l.rows - at, NULL, out);
+        assert_same_floats(out, whole, n, "leaves");
+        OK(k_stream_wait(w.s, 0, e));
+        world_close(&w);
+        layer_free(&l);
+        free(whole), free(out);
+    }
+}
+
 static void test_pages_move_and_sequences_mix(void **state) {
     struct layer l;
     struct world w;
@@ -224,6 +251,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_against_double),
             cmocka_unit_test(test_any_split_gives_the_same_bits),
+            cmocka_unit_test(test_leaves_as_tasks_give_the_same_bits),
             cmocka_unit_test(test_pages_move_and_sequences_mix),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

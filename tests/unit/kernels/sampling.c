@@ -268,21 +268,53 @@ static void test_odd_logits(void **state) {
     assert_int_equal(sampled(task_of(&p, counts, 2), x).id, 0);
 }
 
+/* Wide and narrow distributions, few and many equal logits, most ids suppressed: every way to find a cut. */
 static void test_large_vocabulary_cuts(void **state) {
-    float *x = random_floats(3, VOCAB_MAX, 12.0f);
+    static const float scales[] = {0.5f, 3, 12, 40};
     uint16_t *counts = calloc(VOCAB_MAX, sizeof *counts);
     bool *allowed = calloc(VOCAB_MAX, 1);
     (void)state;
-    for (uint64_t seed = 0; seed < 200; seed++) {
+    for (uint64_t seed = 0; seed < 400; seed++) {
+        float *x = random_floats(seed, VOCAB_MAX, scales[seed % 4]);
         struct k_sampling p = greedy;
         p.temperature = 0.5f + (float)(seed % 5);
-        p.top_k = seed % 3 ? (uint32_t)seed * 20 : 0;
-        p.top_p = 0.5f + (float)(seed % 6) * 0.1f;
+        p.top_k = seed % 3 ? (uint32_t)(seed % 3 == 1 ? seed % 19 + 1 : seed * 10) : 0;
+        p.top_p = seed % 7 ? 0.5f + (float)(seed % 6) * 0.1f : 1;
+        p.min_p = seed % 11 ? 0 : 0.05f;
         p.seed = seed;
+        for (uint32_t i = 0; i < VOCAB_MAX && seed % 2; i++)
+            x[i] = roundf(x[i]);
         allowed_ids(&p, x, VOCAB_MAX, allowed);
         assert_true(allowed[sampled(task_of(&p, counts, VOCAB_MAX), x).id]);
+        free(x);
     }
-    free(x), free(counts), free(allowed);
+    free(counts), free(allowed);
+}
+
+/* With all but a few chunks out, top k still keeps exactly the k highest. */
+static void test_top_k_with_few_ids_left(void **state) {
+    uint32_t suppress[SUPPRESS_MAX], seen = 0;
+    float x[4 * 20];
+    uint16_t counts[4 * 20] = {0};
+    bool found[4 * 20] = {0};
+    struct k_sampling p = greedy;
+    (void)state;
+    for (uint32_t i = 0; i < 80; i++)
+        x[i] = (float)(i % 10) / 100;
+    for (uint32_t i = 0; i < 72; i++)
+        suppress[i] = i;
+    p.temperature = 1;
+    p.top_k = 12; /* only 8 are left */
+    p.min_tokens = 1;
+    p.n_suppress = 72;
+    p.suppress = suppress;
+    for (p.seed = 0; p.seed < 500; p.seed++) {
+        uint32_t id = sampled(task_of(&p, counts, 80), x).id;
+        assert_true(id >= 72);
+        seen += !found[id];
+        found[id] = true;
+    }
+    assert_int_equal(seen, 8);
 }
 
 int main(void) {
@@ -295,6 +327,7 @@ int main(void) {
             cmocka_unit_test(test_bias_penalties_suppress),
             cmocka_unit_test(test_odd_logits),
             cmocka_unit_test(test_large_vocabulary_cuts),
+            cmocka_unit_test(test_top_k_with_few_ids_left),
     };
     for (int i = 0; i < N_ISAS; i++) {
         struct k_context_options o = {.threads = 1, .isa = all_isas[i]};
