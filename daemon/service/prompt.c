@@ -10,32 +10,42 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int refuse_encoding(int code, const struct error *e, struct rpc_status *s) {
+static size_t ids_max(uint32_t length) {
+    return length > 0 && length < CONTEXT_MAX / 2 ? 2 * (size_t)length : CONTEXT_MAX;
+}
+
+static int refuse_encoding(int code, uint32_t length, const struct error *e, struct rpc_status *s) {
+    if (code == -E2BIG && length > 0)
+        return refuse(s, REFUSAL_CONTEXT_TOO_LONG,
+                "the prompt has more than %zu tokens and the model takes %u, prompt and answer together; "
+                "shorten the prompt",
+                ids_max(length), length);
     if (code == -E2BIG)
-        return refuse(s, REFUSAL_CONTEXT_TOO_LONG, "%s", e->text);
+        return refuse(s, REFUSAL_CONTEXT_TOO_LONG, "the text has more than %zu tokens; send a shorter one",
+                ids_max(length));
     if (code == -EILSEQ)
         return refuse(s, REFUSAL_INVALID_UTF8, "%s", e->text);
     return refuse(s, REFUSAL_INTERNAL, "the tokenizer failed: %s", e->text);
 }
 
-int prompt_from_text(const struct model *m, ProtobufCBinaryData text, bool parse_special, struct prompt *ret,
-        struct rpc_status *s) {
+int prompt_from_text(const struct model *m, ProtobufCBinaryData text, bool parse_special, uint32_t length,
+        struct prompt *ret, struct rpc_status *s) {
     struct error e = {0};
     struct prompt p = {0};
     if (text.len == 0)
         return refuse(s, REFUSAL_MISSING_INPUT, "text is empty; give at least one character");
     if (message_check_utf8(text, "text", s) < 0)
         return -1;
-    int r = tokenizer_encode(
-            m->tokenizer, (const char *)text.data, text.len, parse_special, CONTEXT_MAX, &p.ids, &p.n, &e);
+    int r = tokenizer_encode(m->tokenizer, (const char *)text.data, text.len, parse_special, ids_max(length),
+            &p.ids, &p.n, &e);
     if (r < 0)
-        return refuse_encoding(r, &e, s);
+        return refuse_encoding(r, length, &e, s);
     *ret = p;
     return 0;
 }
 
 static int render(const struct model *m, const Shardd__V1__ChatInput *chat, const struct conversation *c,
-        struct prompt *p, struct rpc_status *s) {
+        uint32_t length, struct prompt *p, struct rpc_status *s) {
     struct error e = {0};
     struct chat_rendered text = {0};
     struct chat_options options = {
@@ -46,10 +56,10 @@ static int render(const struct model *m, const Shardd__V1__ChatInput *chat, cons
     int r = chat_template_render(&m->template, c->messages, &options, &text, &e);
     if (r < 0)
         return refuse(s, r == -ENOMEM ? REFUSAL_INTERNAL : REFUSAL_TEMPLATE, "%s", e.text);
-    r = tokenizer_encode_spans(m->tokenizer, text.spans, text.n_spans, CONTEXT_MAX, &p->ids, &p->n, &e);
+    r = tokenizer_encode_spans(m->tokenizer, text.spans, text.n_spans, ids_max(length), &p->ids, &p->n, &e);
     if (r < 0) {
         chat_rendered_done(&text);
-        return refuse_encoding(r, &e, s);
+        return refuse_encoding(r, length, &e, s);
     }
     p->chat = true;
     p->thinking_open = text.thinking_open;
@@ -60,8 +70,8 @@ static int render(const struct model *m, const Shardd__V1__ChatInput *chat, cons
     return 0;
 }
 
-int prompt_from_chat(
-        const struct model *m, const Shardd__V1__ChatInput *chat, struct prompt *ret, struct rpc_status *s) {
+int prompt_from_chat(const struct model *m, const Shardd__V1__ChatInput *chat, uint32_t length,
+        struct prompt *ret, struct rpc_status *s) {
     struct conversation c = {0};
     struct prompt p = {0};
     if (m->template.kind == CHAT_TEMPLATE_NONE)
@@ -70,7 +80,7 @@ int prompt_from_chat(
                 m->template_error.text[0] ? m->template_error.text : "it has no chat template");
     if (conversation_build(chat, &c, s) < 0)
         return -1;
-    int r = render(m, chat, &c, &p, s);
+    int r = render(m, chat, &c, length, &p, s);
     if (r == 0) {
         p.tools = json_incref(c.tools);
         *ret = p;

@@ -18,12 +18,13 @@ struct prompt {
     size_t rendered_bytes;
 };
 
-/* All: 0, or -1 with *s filled. More tokens than limits.h allows for any model are refused here; whether they
- * fit this one is the caller's question. On success prompt_done() releases *ret. */
-int prompt_from_text(const struct model *m, ProtobufCBinaryData text, bool parse_special, struct prompt *ret,
-        struct rpc_status *s);
-int prompt_from_chat(
-        const struct model *m, const Shardd__V1__ChatInput *chat, struct prompt *ret, struct rpc_status *s);
+/* All: 0, or -1 with *s filled. length: what the model takes, 0 = only limits.h; tokenizing stops at twice
+ * that, so that the refusal of a usual mistake names the real count and hostile text costs no long work.
+ * Whether the prompt fits is the caller's question. On success prompt_done() releases *ret. */
+int prompt_from_text(const struct model *m, ProtobufCBinaryData text, bool parse_special, uint32_t length,
+        struct prompt *ret, struct rpc_status *s);
+int prompt_from_chat(const struct model *m, const Shardd__V1__ChatInput *chat, uint32_t length,
+        struct prompt *ret, struct rpc_status *s);
 int prompt_from_ids(
         const uint32_t *ids, size_t n, uint32_t vocab_size, struct prompt *ret, struct rpc_status *s);
 void prompt_done(struct prompt *p);

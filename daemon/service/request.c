@@ -264,11 +264,11 @@ static int take_prompt(
         const Request *q, const struct request_context *x, struct prompt *ret, struct rpc_status *s) {
     switch (q->input_case) {
     case SHARDD__V1__GENERATE_REQUEST__INPUT_TEXT:
-        return prompt_from_text(x->model, q->text, q->parse_special, ret, s);
+        return prompt_from_text(x->model, q->text, q->parse_special, x->max_model_len, ret, s);
     case SHARDD__V1__GENERATE_REQUEST__INPUT_TOKEN_IDS:
         return prompt_from_ids(q->token_ids->ids, q->token_ids->n_ids, x->vocab_size, ret, s);
     case SHARDD__V1__GENERATE_REQUEST__INPUT_CHAT:
-        return prompt_from_chat(x->model, q->chat, ret, s);
+        return prompt_from_chat(x->model, q->chat, x->max_model_len, ret, s);
     default:
         return refuse(
                 s, REFUSAL_MISSING_INPUT, "the request has no input; set one of text, token_ids or chat");

@@ -36,7 +36,8 @@ void service_set_health(struct service *s, bool serving, struct rpc_server *serv
 const char *service_state(
         const struct service *s, const struct rpc_server *server, const struct engine_stats *stats);
 
-/* Tokens that one request may have, prompt and answer: the model's length, or less where the cache is smaller. */
+/* Tokens that one request may have, prompt and answer: the model's length, or less where the cache is
+ * smaller. */
 uint32_t service_context_tokens(const struct engine_stats *stats);
 
 /* /metrics (Prometheus text) and /healthz over HTTP, on a thread of its own. */

@@ -20,9 +20,9 @@ static int make_prompt(
     if (q->parse_special && q->input_case != SHARDD__V1__TOKENIZE_REQUEST__INPUT_TEXT)
         return refuse(s, REFUSAL_CONFLICT, "parse_special is for text input only; unset it");
     if (q->input_case == SHARDD__V1__TOKENIZE_REQUEST__INPUT_TEXT)
-        return prompt_from_text(m, q->text, q->parse_special, ret, s);
+        return prompt_from_text(m, q->text, q->parse_special, /* length= */ 0, ret, s);
     if (q->input_case == SHARDD__V1__TOKENIZE_REQUEST__INPUT_CHAT)
-        return prompt_from_chat(m, q->chat, ret, s);
+        return prompt_from_chat(m, q->chat, /* length= */ 0, ret, s);
     return refuse(s, REFUSAL_MISSING_INPUT, "the request has no input; set text or chat");
 }
 

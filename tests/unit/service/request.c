@@ -162,9 +162,14 @@ static int check(struct draft *d, struct plan *p, struct rpc_status *s) {
     X(71, (d->output.skip_text = true, d->output.show_special = true), "conflicting_fields", "show_special") \
     X(72, d->output.skip_text = true, NULL, NULL)                                                            \
     X(73, (d->request.sampling = NULL, d->request.stopping = NULL, d->request.output = NULL), NULL, NULL)    \
+    X(75, d->request.text = message_text(words, 2 * LENGTH), "context_too_long",                             \
+            "tokens and the model takes 4096")                                                               \
+    X(76, d->request.text = message_text(words, sizeof(words)), "context_too_long",                          \
+            "more than 8192 tokens and the model takes 4096")                                                \
     X(74, (d->request.input_case = SHARDD__V1__GENERATE_REQUEST__INPUT_CHAT, d->request.chat = &d->chat),    \
             "missing_input", "chat.messages has 0")
 
+static char words[8 * LENGTH];
 static char long_text[REQUEST_BYTES_MAX + 8];
 
 static void spoil(struct draft *d, int number) {
@@ -301,6 +306,8 @@ static void test_control_tokens_in_text(void **state) {
 static int set_up(void **state) {
     (void)state;
     memset(long_text, 'a', sizeof(long_text));
+    for (size_t i = 0; i < sizeof(words); i++)
+        words[i] = "!a"[i % 2]; /* two tokens and no word of more than one letter */
     model = test_model();
     return 0;
 }
