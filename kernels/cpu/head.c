@@ -100,7 +100,8 @@ static void take_results(struct k_stream *s, const struct head_chunk *c) {
         c->a->results[e->sample_at] = c->results[i];
         if (c->faults[i])
             stream_fault(s, -EBADMSG,
-                    "slot %u: a logit is not a finite number; the weights or the cache of this sequence are damaged",
+                    "slot %u: a logit is not a finite number; the weights or the cache of this sequence are "
+                    "damaged",
                     e->slot);
     }
 }

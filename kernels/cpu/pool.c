@@ -79,16 +79,16 @@ static int check_shape(const struct k_shape *h, const struct k_pool_options *o, 
             (h->head_dim < 1 || h->head_dim > HEAD_DIM_MAX || h->rotary_dim > h->head_dim ||
                     h->rotary_dim % 2 || !h->kv_heads || h->q_heads % h->kv_heads))
         return error_set(e, -ENOTSUP,
-                "attention heads (%u query, %u key/value, size %u, rotary %u) are not supported: size at most %u, query "
-                "heads a multiple of key/value heads, rotary even and not above the size",
+                "attention heads (%u query, %u key/value, size %u, rotary %u) are not supported: size at most "
+                "%u, query heads a multiple of key/value heads, rotary even and not above the size",
                 h->q_heads, h->kv_heads, h->head_dim, h->rotary_dim, HEAD_DIM_MAX);
     if (h->n_gdn_layers &&
             (h->gdn_k_dim < 1 || h->gdn_k_dim > GDN_DIM_MAX || h->gdn_v_dim < 1 ||
                     h->gdn_v_dim > GDN_DIM_MAX || h->conv_kernel < 2 || h->conv_kernel > CONV_KERNEL_MAX ||
                     !h->gdn_k_heads || h->gdn_v_heads % h->gdn_k_heads))
         return error_set(e, -ENOTSUP,
-                "linear attention heads (%u key of size %u, %u value of size %u, convolution %u) are not supported: "
-                "sizes at most %u, value heads a multiple of key heads, convolution 2 to %u",
+                "linear attention heads (%u key of size %u, %u value of size %u, convolution %u) are not "
+                "supported: sizes at most %u, value heads a multiple of key heads, convolution 2 to %u",
                 h->gdn_k_heads, h->gdn_k_dim, h->gdn_v_heads, h->gdn_v_dim, h->conv_kernel, GDN_DIM_MAX,
                 CONV_KERNEL_MAX);
     return 0;
