@@ -8,7 +8,7 @@
 #include <errno.h>
 #include <string.h>
 
-#define GROUPS_PER_THREAD 8u /* tasks per thread: enough to even out, few enough to keep long streams */
+#define GROUPS_PER_THREAD 16u /* tasks per thread: enough to even out, few enough to keep long streams */
 
 struct product_job {
     const struct product *p;
@@ -147,7 +147,10 @@ void product_run(struct k_stream *s, const struct product *p, float *scratch) {
         return;
     j.units = p->gate_up ? p->w->n_strips / 2 : p->w->n_strips;
     uint32_t tasks = team_threads(s->context->team) * GROUPS_PER_THREAD;
-    j.units_per_task = ((j.units + tasks - 1) / tasks + 7) & ~7u;
+    /* Strips that are open together stay together: pairs, or what fills the chains when a rank has few
+     * leaves. */
+    const uint32_t together = p->w->leaves == K_LEAVES ? 2 : SMALL_STRIPS;
+    j.units_per_task = ((j.units + tasks - 1) / tasks + together - 1) / together * together;
     tasks = (j.units + j.units_per_task - 1) / j.units_per_task;
     if (p->n <= SMALL_ROWS) {
         for (uint32_t r = 0; r < p->n; r++)

@@ -5,7 +5,8 @@
  * threads divided by their number instead of the clock on the wall: for machines whose processors others use
  * too. Shapes are those of the 0.8B model (H 1024, I 3584). Decode reads every weight once for one row: its
  * roofline is a loop that only reads. Prefill multiplies 128 rows: its roofline is a loop of fma on
- * registers. Each number is the best of several runs; machines with neighbours are noisy. */
+ * registers. Roofs and products take turns and the median of
+ * their ratios is printed, so that a busy machine gives nearly the same. */
 #include "kernels/cpu/internal.h"
 
 #include <math.h>
@@ -14,7 +15,7 @@
 #include <string.h>
 #include <time.h>
 
-#define RUNS 6
+#define RUNS 9
 
 static clockid_t clock_used = CLOCK_MONOTONIC;
 static double clock_share = 1; /* of the clock's advance that counts */
@@ -27,7 +28,7 @@ static double now(void) {
 
 /* ---- rooflines ---- */
 
-#define READ_BYTES (512u << 20)
+#define READ_BYTES (128u << 20)
 #define READ_PART  (1u << 20)
 
 struct reading {
@@ -48,21 +49,13 @@ __attribute__((target("avx2"))) static void read_part(void *arg, uint32_t task) 
     a ^= b ^ c ^ d;
     atomic_fetch_xor(&r->sink, (uint64_t)(a[0] ^ a[1] ^ a[2] ^ a[3]));
 }
-static double read_rate(struct k_context *c) {
-    struct reading r = {.data = k_alloc(c, READ_BYTES)};
-    double best = 0;
-    memset((void *)r.data, 1, READ_BYTES);
-    for (int i = 0; i < RUNS; i++) {
-        double t = now();
-        team_run(c->team, read_part, &r, READ_BYTES / READ_PART);
-        t = READ_BYTES / (now() - t);
-        best = t > best ? t : best;
-    }
-    k_free(c, (void *)r.data);
-    return best;
+static double read_rate(struct k_context *c, struct reading *r) {
+    double t = now();
+    team_run(c->team, read_part, r, READ_BYTES / READ_PART);
+    return READ_BYTES / (now() - t);
 }
 
-#define FMA_LOOPS 4000000u
+#define FMA_LOOPS 400000u
 struct spinning {
     bool wide;
     float sink[64];
@@ -96,15 +89,19 @@ static void fma_part(void *arg, uint32_t task) {
 /* fused multiply-adds per second over all threads */
 static double fma_rate(struct k_context *c) {
     struct spinning s = {.wide = strcmp(c->isa->name, "avx512") == 0};
-    uint32_t n = team_threads(c->team);
-    double best = 0;
-    for (int i = 0; i < RUNS; i++) {
-        double t = now();
-        team_run(c->team, fma_part, &s, n);
-        t = (double)FMA_LOOPS * 12 * (s.wide ? 16 : 8) * n / (now() - t);
-        best = t > best ? t : best;
-    }
-    return best;
+    uint32_t n = team_threads(c->team) * 8;
+    double t = now();
+    team_run(c->team, fma_part, &s, n);
+    return (double)FMA_LOOPS * 12 * (s.wide ? 16 : 8) * n / (now() - t);
+}
+
+static int by_size(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+static double median(double *x) {
+    qsort(x, RUNS, sizeof *x, by_size);
+    return x[RUNS / 2];
 }
 
 /* ---- products ---- */
@@ -125,28 +122,23 @@ static const struct shape shapes[] = {
 /* Seconds per product; copies of the weights are used in turn so that caches do not help. */
 static double seconds(struct k_stream *s, struct k_linear **w, uint32_t copies, const struct shape *shape,
         uint32_t n, const float *x, const float *norm, float *y, float *scratch) {
-    double best = 1e9;
-    for (int run = 0; run < RUNS; run++) {
-        double t = now();
-        for (uint32_t i = 0; i < copies; i++) {
-            struct product p = {.w = w[i],
-                    .x = x,
-                    .norm = norm,
-                    .eps = 1e-6f,
-                    .n = n,
-                    .gate_up = shape->gate_up,
-                    .y = y,
-                    .ldy = shape->gate_up ? shape->rows / 2 : shape->rows};
-            product_run(s, &p, scratch);
-        }
-        t = (now() - t) / copies;
-        best = t < best ? t : best;
+    double t = now();
+    for (uint32_t i = 0; i < copies; i++) {
+        struct product p = {.w = w[i],
+                .x = x,
+                .norm = norm,
+                .eps = 1e-6f,
+                .n = n,
+                .gate_up = shape->gate_up,
+                .y = y,
+                .ldy = shape->gate_up ? shape->rows / 2 : shape->rows};
+        product_run(s, &p, scratch);
     }
-    return best;
+    return (now() - t) / copies;
 }
 
 static void bench_shape(struct k_context *c, struct k_stream *s, const struct shape *shape,
-        enum k_dtype dtype, double read, double fma) {
+        enum k_dtype dtype, struct reading *reading) {
     const uint32_t half = shape->rows / 2, most = 128;
     struct k_matrix_view views[2] = {
             {NULL, 0, shape->gate_up ? half : shape->rows, dtype}, {NULL, 0, half, dtype}};
@@ -168,9 +160,14 @@ static void bench_shape(struct k_context *c, struct k_stream *s, const struct sh
     static const uint32_t counts[] = {1, 2, 3, 4, 8, 16, 32, 128};
     printf("%s %s", shape->name, dtype == K_F32 ? "f32 " : "bf16");
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
-        double t = seconds(s, w, copies, shape, counts[i], x, norm, y, scratch);
-        double r = (double)bytes / t / read, f = (double)shape->rows * shape->columns * counts[i] / t / fma;
-        printf("  %u:%3.0f%%/%3.0f%%", counts[i], r * 100, f * 100);
+        double reads[RUNS], fmas[RUNS];
+        for (int run = 0; run < RUNS; run++) {
+            double read = read_rate(c, reading),
+                   t = seconds(s, w, copies, shape, counts[i], x, norm, y, scratch);
+            reads[run] = (double)bytes / t / read;
+            fmas[run] = (double)shape->rows * shape->columns * counts[i] / t / fma_rate(c);
+        }
+        printf("  %u:%3.0f%%/%3.0f%%", counts[i], median(reads) * 100, median(fmas) * 100);
         fflush(stdout);
     }
     printf("\n");
@@ -193,14 +190,21 @@ int main(int argc, char **argv) {
         clock_used = CLOCK_PROCESS_CPUTIME_ID;
         clock_share = 1.0 / team_threads(c->team);
     }
-    double read = read_rate(c), fma = fma_rate(c);
-    printf("%s: reads %.1f GB/s, %.1f G fma/s; rows: %% of read rate / %% of fma rate\n",
-            k_context_describe(c), read * 1e-9, fma * 1e-9);
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        bench_shape(c, s, &shapes[i], K_BF16, read, fma);
-        if (shapes[i].rows < 10000)
-            bench_shape(c, s, &shapes[i], K_F32, read, fma);
+    struct reading reading = {.data = k_alloc(c, READ_BYTES)};
+    memset((void *)reading.data, 1, READ_BYTES);
+    double reads[RUNS], fmas[RUNS];
+    for (int i = 0; i < RUNS; i++) {
+        reads[i] = read_rate(c, &reading);
+        fmas[i] = fma_rate(c);
     }
+    printf("%s: reads %.1f GB/s, %.1f G fma/s; rows: %% of read rate / %% of fma rate\n",
+            k_context_describe(c), median(reads) * 1e-9, median(fmas) * 1e-9);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        bench_shape(c, s, &shapes[i], K_BF16, &reading);
+        if (shapes[i].rows < 10000)
+            bench_shape(c, s, &shapes[i], K_F32, &reading);
+    }
+    k_free(c, (void *)reading.data);
     k_stream_free(s);
     k_context_free(c);
     return 0;
