@@ -75,8 +75,7 @@ void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *
     stream_submit(s, run_upload, &a, sizeof a);
 }
 
-/* ------------------------------------------------------------------ begin and end
- * ----------------------------- */
+/* --- begin and end --- */
 
 struct step_args {
     struct k_pool *p;
@@ -147,8 +146,7 @@ void k_end_step(
     stream_submit(s, run_end, &a, sizeof a);
 }
 
-/* ------------------------------------------------------------------ rows of embeddings and norms
- * -------------- */
+/* --- rows of embeddings and norms --- */
 
 struct embed_args {
     const struct k_batch *b;

@@ -132,8 +132,7 @@ void comm_vocab(const struct k_comm *m, uint32_t rank, uint32_t *ret_first, uint
     *ret_rows = atomic_load(&m->region->vocab[rank].rows);
 }
 
-/* ------------------------------------------------------------------ reduce
- * ------------------------------------ */
+/* --- reduce --- */
 
 struct reduce_args {
     struct k_comm *m;

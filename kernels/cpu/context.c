@@ -14,8 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* ------------------------------------------------------------------ context
- * ----------------------------------- */
+/* --- context --- */
 
 /* clang 14 has no name for it in __builtin_cpu_supports() */
 static bool f16c_present(void) {
@@ -61,7 +60,9 @@ int k_context_create(const struct k_context_options *options, struct k_context *
     r = team_create(options->threads, &c->team, e);
     if (r < 0)
         goto fail;
-    snprintf(c->text, sizeof c->text, "cpu %s, %" PRIu32 " threads", c->isa->name, team_threads(c->team));
+    const uint32_t threads = team_threads(c->team);
+    snprintf(c->text, sizeof c->text, "cpu %s, %" PRIu32 " thread%s", c->isa->name, threads,
+            threads == 1 ? "" : "s");
     *ret = c;
     return 0;
 fail:
@@ -80,8 +81,7 @@ const char *k_context_describe(const struct k_context *c) {
     return c->text;
 }
 
-/* ------------------------------------------------------------------ memory
- * ------------------------------------ */
+/* --- memory --- */
 
 /* Big blocks are mapped, so that pages which nobody touches cost nothing and huge pages can serve the
  * weights. The size lies in the 64 bytes before the block. */
@@ -159,8 +159,7 @@ uint64_t k_memory_free(const struct k_context *c) {
     return bytes;
 }
 
-/* ------------------------------------------------------------------ streams
- * ----------------------------------- */
+/* --- streams --- */
 
 struct call { /* followed by its arguments, padded to 16 */
     stream_fn fn;
@@ -274,8 +273,7 @@ struct k_graph *k_graph_free(struct k_graph *g) {
     return NULL;
 }
 
-/* ------------------------------------------------------------------ copies and events
- * ------------------------- */
+/* --- copies and events --- */
 
 struct copy_args {
     void *to;

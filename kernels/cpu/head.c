@@ -206,8 +206,7 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
     stream_submit(s, run_head, &a, sizeof a);
 }
 
-/* ------------------------------------------------------------------ workspace
- * --------------------------------- */
+/* --- workspace --- */
 
 static uint64_t larger(uint64_t a, uint64_t b) {
     return a > b ? a : b;

@@ -28,8 +28,7 @@
 #define COUNT_PROMPT    0x8000u /* in a slot's token counts: the id occurred in the prompt */
 #define COUNT_OUTPUT    0x7fffu /* in a slot's token counts: times it was generated, saturating */
 
-/* ------------------------------------------------------------------ bodies
- * ------------------------------------ */
+/* --- bodies --- */
 
 struct strip {        /* 16 outputs of a linear */
     uint64_t at;      /* byte offset inside a leaf */
@@ -122,8 +121,7 @@ struct isa {
 };
 extern const struct isa isa_plain, isa_avx2, isa_avx512;
 
-/* ------------------------------------------------------------------ threads and streams
- * ----------------------- */
+/* --- threads and streams --- */
 
 struct team; /* threads.c */
 typedef void (*team_fn)(void *arg, uint32_t task);
@@ -167,8 +165,7 @@ static inline void stream_run(struct k_stream *s, team_fn fn, void *arg, uint32_
     team_run(s->context->team, fn, arg, n);
 }
 
-/* ------------------------------------------------------------------ batch and pool
- * ---------------------------- */
+/* --- batch and pool --- */
 
 struct k_batch {
     struct k_context *context;
@@ -226,8 +223,7 @@ static inline uint64_t align64(uint64_t n) {
 }
 struct gdn_view pool_gdn(const struct k_pool *p, uint32_t slot, uint32_t layer);
 
-/* ------------------------------------------------------------------ products
- * ---------------------------------- */
+/* --- products --- */
 
 /* y[r][rows of w] = W n(x_r) for the rows named by rows_at (NULL: 0..n-1), n = RMS norm if norm is not NULL.
  * gate_up: w holds gate rows then up rows and y[r][rows / 2] = silu(gate) * up. Takes scratch from `scratch`.
@@ -249,8 +245,7 @@ uint64_t gdn_scratch_bytes(const struct k_shape *h, uint32_t rows);
 uint64_t attention_scratch_bytes(const struct k_shape *h, uint32_t rows);
 uint64_t head_scratch_bytes(const struct k_shape *h);
 
-/* ------------------------------------------------------------------ communicator
- * ------------------------------ */
+/* --- communicator --- */
 
 /* Every rank's area in the shared region; barrier returns false when the group was aborted. */
 bool comm_barrier(struct k_stream *s, struct k_comm *m);

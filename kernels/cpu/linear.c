@@ -10,8 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ------------------------------------------------------------------ packing
- * ----------------------------------- */
+/* --- packing --- */
 
 static uint32_t spec_strips(const struct k_linear_spec *spec) {
     uint32_t n = 0;

@@ -27,8 +27,7 @@ struct gdn_view pool_gdn(const struct k_pool *p, uint32_t slot, uint32_t layer) 
     return (struct gdn_view){base + at[0], base + at[1], base + at[2], base + at[3], base + at[4]};
 }
 
-/* ------------------------------------------------------------------ units
- * ------------------------------------- */
+/* --- units --- */
 
 /* A slot unit: this, then the hidden row, then the ids seen (a bit each), then the GDN state. */
 struct unit_header {
@@ -42,8 +41,7 @@ static uint64_t hidden_bytes(const struct k_shape *h) {
     return align64((uint64_t)h->hidden_size * sizeof(float));
 }
 
-/* ------------------------------------------------------------------ creation
- * ---------------------------------- */
+/* --- creation --- */
 
 static void pool_sizes(struct k_pool *p) {
     const struct k_shape *h = &p->shape;
@@ -155,8 +153,7 @@ struct k_pool *k_pool_free(struct k_pool *p) {
     return NULL;
 }
 
-/* ------------------------------------------------------------------ slots
- * ------------------------------------- */
+/* --- slots --- */
 
 struct open_args {
     struct k_pool *p;
@@ -237,8 +234,7 @@ void k_slot_grant(struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t 
     }
 }
 
-/* ------------------------------------------------------------------ memory operations
- * ------------------------- */
+/* --- memory operations --- */
 
 static float *slot_hidden(const struct k_pool *p, uint32_t slot) {
     return p->hidden + (uint64_t)slot * p->shape.hidden_size;
@@ -361,8 +357,7 @@ void k_memory(struct k_stream *s, struct k_pool *p, const struct k_memory_op *op
     }
 }
 
-/* ------------------------------------------------------------------ looking in
- * -------------------------------- */
+/* --- looking in --- */
 
 int k_pool_read_gdn(
         struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t gdn_layer, float *state, float *conv) {

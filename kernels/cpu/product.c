@@ -163,8 +163,7 @@ void product_run(struct k_stream *s, const struct product *p, float *scratch) {
     }
 }
 
-/* ------------------------------------------------------------------ the operations
- * ---------------------------- */
+/* --- the operations --- */
 
 struct project_args {
     const struct k_batch *b;

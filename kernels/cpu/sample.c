@@ -15,8 +15,7 @@ static uint64_t mix64(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-/* ------------------------------------------------------------------ logprobs
- * ---------------------------------- */
+/* --- logprobs --- */
 
 /* ln sum e^x: one sum per vocabulary segment, the segments as a binary tree. */
 static float log_sum_exp(const struct isa *isa, const float *x, uint32_t n, float top) {
@@ -50,8 +49,7 @@ static void find_top(const float *x, uint32_t n_x, uint32_t n, struct k_result *
     r->n_top = found;
 }
 
-/* ------------------------------------------------------------------ changes to logits
- * ------------------------- */
+/* --- changes to logits --- */
 
 static void penalise(const struct k_sampling *p, const uint16_t *counts, uint32_t n, float *x) {
     if (p->repetition_penalty == 1.0f && p->presence_penalty == 0.0f && p->frequency_penalty == 0.0f)
@@ -76,8 +74,7 @@ static void change_logits(const struct sample_task *t, float *x) {
             x[p->suppress[i]] = -INFINITY;
 }
 
-/* ------------------------------------------------------------------ cuts
- * -------------------------------------- */
+/* --- cuts --- */
 
 /* Unsigned integers in the order of the floats. */
 static uint32_t order_of(float x) {
@@ -250,8 +247,7 @@ static void keep_min_p(const struct cut *c, float min_p) {
     }
 }
 
-/* ------------------------------------------------------------------ the token
- * --------------------------------- */
+/* --- the token --- */
 
 static uint32_t choose(const struct sample_task *t, float *x) {
     const struct k_sampling *p = t->sampling;
