@@ -11,7 +11,8 @@
 
 struct error {
     int code;                  /* negative errno; 0 = nothing happened */
-    char text[ERROR_TEXT_MAX]; /* UTF-8, one sentence, no trailing newline, NUL-terminated; long text is cut */
+    char text[ERROR_TEXT_MAX]; /* UTF-8, one sentence, no trailing newline, NUL-terminated; long text is cut
+                                */
 };
 
 /* Fills *e (if not NULL) and returns code, so that `return error_set(e, -EINVAL, "...", ...)` reads well.
@@ -19,6 +20,6 @@ struct error {
 int error_set(struct error *e, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 int error_setv(struct error *e, int code, const char *format, va_list ap);
 
-/* Puts "prefix: " before the sentence already in *e; returns e->code. Used to add a file or tensor name on the
- * way up. With e == NULL returns code. */
+/* Puts "prefix: " before the sentence already in *e; returns e->code. Used to add a file or tensor name on
+ * the way up. With e == NULL returns code. */
 int error_prefix(struct error *e, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));

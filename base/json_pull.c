@@ -35,8 +35,7 @@ void json_pull_done(struct json_pull *p) {
     p->scratch_size = 0;
 }
 
-/* ------------------------------------------------------------------ errors
- * ------------------------------------ */
+/* --- errors --- */
 
 static int fail_atv(
         const struct json_pull *p, size_t at, int code, struct error *e, const char *format, va_list ap) {
@@ -95,8 +94,7 @@ const char *json_event_name(int event) {
     return names[event];
 }
 
-/* ------------------------------------------------------------------ strings
- * ----------------------------------- */
+/* --- strings --- */
 
 static bool is_plain_ascii(unsigned char c) {
     return c >= 0x20 && c < 0x80 && c != '"' && c != '\\';
@@ -243,8 +241,7 @@ static int scan_string(struct json_pull *p, size_t at, size_t *ret_after, struct
     }
 }
 
-/* ------------------------------------------------------------------ numbers
- * ----------------------------------- */
+/* --- numbers --- */
 
 static size_t skip_digits(const struct json_pull *p, size_t at) {
     while (at < p->bytes && p->text[at] >= '0' && p->text[at] <= '9')
@@ -346,8 +343,7 @@ int json_pull_double(const struct json_pull *p, double *ret, struct error *e) {
     return 0;
 }
 
-/* ------------------------------------------------------------------ structure
- * --------------------------------- */
+/* --- structure --- */
 
 static size_t skip_space(const struct json_pull *p, size_t at) {
     while (at < p->bytes &&

@@ -1,56 +1,55 @@
 /* limits.h - every limit on what a client, a file or a flag can make us allocate, in one place.
  *
- * A number here is a promise: code that takes bytes from outside checks against it before it allocates, and the
- * refusal names the limit. Public limits are repeated in the comments of proto/shardd/v1. */
+ * A number here is a promise: code that takes bytes from outside checks against it before it allocates, and
+ * the refusal names the limit. Public limits are repeated in the comments of proto/shardd/v1. */
 #pragma once
 
-#define KIB(n) ((n) * 1024ull)
-#define MIB(n) ((n) * 1024ull * 1024ull)
+#define MIB(n) ((n)*1024ull * 1024ull)
 
 /* --- requests (daemon/) --- */
-#define REQUEST_BYTES_MAX        (16u << 20) /* one gRPC message in; more is RESOURCE_EXHAUSTED by the transport */
-#define METADATA_BYTES_MAX       (32u << 10)
-#define STREAMS_PER_CONNECTION   1024u
-#define CONNECTIONS_MAX          4096u
-#define MESSAGES_MAX             4096u       /* chat messages in a request */
-#define PARTS_MAX                256u        /* parts of one message */
-#define TOOLS_MAX                256u
-#define TOOL_CALLS_MAX           256u        /* of one message */
-#define JSON_DEPTH_MAX           64u         /* tools, tool-call arguments */
-#define STOP_STRINGS_MAX         32u
-#define STOP_STRING_BYTES_MAX    256u
-#define STOP_IDS_MAX             64u
-#define LOGIT_BIAS_MAX           1024u
-#define TOP_LOGPROBS_MAX         20u
-#define REQUEST_ID_BYTES_MAX     128u
-#define NEW_TOKENS_MAX           1048576u
-#define LIVE_REQUESTS_MAX        16384u      /* running + waiting, upper bound of --max-queue */
+#define REQUEST_BYTES_MAX      (16u << 20) /* one gRPC message in; more is RESOURCE_EXHAUSTED by the transport */
+#define METADATA_BYTES_MAX     (32u << 10)
+#define STREAMS_PER_CONNECTION 1024u
+#define CONNECTIONS_MAX        4096u
+#define MESSAGES_MAX           4096u /* chat messages in a request */
+#define PARTS_MAX              256u  /* parts of one message */
+#define TOOLS_MAX              256u
+#define TOOL_CALLS_MAX         256u /* of one message */
+#define JSON_DEPTH_MAX         64u  /* tools, tool-call arguments */
+#define STOP_STRINGS_MAX       32u
+#define STOP_STRING_BYTES_MAX  256u
+#define STOP_IDS_MAX           64u
+#define LOGIT_BIAS_MAX         1024u
+#define TOP_LOGPROBS_MAX       20u
+#define REQUEST_ID_BYTES_MAX   128u
+#define NEW_TOKENS_MAX         1048576u
+#define LIVE_REQUESTS_MAX      16384u /* running + waiting, upper bound of --max-queue */
 
 /* --- engine --- */
-#define SEQS_MAX                 1024u       /* upper bound of --max-num-seqs: slots of a worker, without dummy 0 */
-#define STEP_ROWS_MAX            8192u       /* upper bound of --max-num-batched-tokens */
-#define DRAFT_MAX                8u          /* speculative rows a sequence may add to a step */
-#define STREAM_RING_TOKENS       64u         /* tokens that may wait between engine and stream */
+#define SEQS_MAX           1024u /* upper bound of --max-num-seqs: slots of a worker, without dummy 0 */
+#define STEP_ROWS_MAX      8192u /* upper bound of --max-num-batched-tokens */
+#define DRAFT_MAX          8u    /* speculative rows a sequence may add to a step */
+#define STREAM_RING_TOKENS 64u   /* tokens that may wait between engine and stream */
 
 /* --- model --- */
-#define MODEL_LAYERS_MAX         256u
-#define MODEL_DIM_MAX            1048576u    /* any single dimension of a weight */
-#define CONTEXT_MAX              1048576u    /* tokens */
-#define PAGE_TOKENS              64u         /* KV tokens per page */
-#define GDN_BLOCK                16u         /* C: positions per GDN block */
-#define RANKS_MAX                8u          /* tensor parallel; K has 8 leaves (docs/architecture.md) */
-#define K_LEAVES                 8u
-#define VOCAB_SEGMENTS           64u
-#define ATTENTION_LEAF           256u        /* positions per attention leaf */
+#define MODEL_LAYERS_MAX 256u
+#define MODEL_DIM_MAX    1048576u /* any single dimension of a weight */
+#define CONTEXT_MAX      1048576u /* tokens */
+#define PAGE_TOKENS      64u      /* KV tokens per page */
+#define GDN_BLOCK        16u      /* C: positions per GDN block */
+#define RANKS_MAX        8u       /* tensor parallel; K has 8 leaves (docs/architecture.md) */
+#define K_LEAVES         8u
+#define VOCAB_SEGMENTS   64u
+#define ATTENTION_LEAF   256u /* positions per attention leaf */
 
 /* --- files --- */
-#define SAFETENSORS_HEADER_MAX   (100u << 20)
-#define SAFETENSORS_TENSORS_MAX  1000000u
-#define SAFETENSORS_SHARDS_MAX   4096u
-#define CONFIG_BYTES_MAX         (16u << 20) /* config.json, generation_config.json, tokenizer_config.json, index */
-#define TOKENIZER_BYTES_MAX      (256u << 20)
-#define TOKENIZER_VOCAB_MAX      1048576u
-#define TOKEN_BYTES_MAX          4096u       /* one vocabulary entry */
+#define SAFETENSORS_HEADER_MAX  (100u << 20)
+#define SAFETENSORS_TENSORS_MAX 1000000u
+#define SAFETENSORS_SHARDS_MAX  4096u
+#define CONFIG_BYTES_MAX        (16u << 20) /* config.json, generation_config.json, tokenizer_config.json, index */
+#define TOKENIZER_BYTES_MAX     (256u << 20)
+#define TOKENIZER_VOCAB_MAX     1048576u
+#define TOKEN_BYTES_MAX         4096u /* one vocabulary entry */
 
 _Static_assert(PAGE_TOKENS % GDN_BLOCK == 0, "a page boundary is always a GDN block boundary");
 _Static_assert(ATTENTION_LEAF % PAGE_TOKENS == 0, "an attention leaf is whole pages");

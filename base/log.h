@@ -1,9 +1,9 @@
 /* log.h - one line per event on stderr, with the level in a form systemd understands.
  *
- * Only programs (launcher, coordinator and worker mains, and the places where they decide) log; libraries return
- * errors. A line is "<6>shardd-worker[0]: text"; the "<n>" prefix is written only when stderr is not a terminal.
- * Lines of several threads never interleave (one write(2) each). Control bytes in the text are escaped, so that
- * what a client sent cannot forge a line. */
+ * Only programs (launcher, coordinator and worker mains, and the places where they decide) log; libraries
+ * return errors. A line is "<6>shardd-worker[0]: text"; the "<n>" prefix is written only when stderr is not a
+ * terminal. Lines of several threads never interleave (one write(2) each). Control bytes in the text are
+ * escaped, so that what a client sent cannot forge a line. */
 #pragma once
 
 #include "base/error.h"

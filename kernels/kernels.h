@@ -38,7 +38,7 @@ static inline size_t k_dtype_bytes(enum k_dtype t) {
     return t == K_F32 ? 4 : 2;
 }
 
-/* ------------------------------------------------------------------ context, streams, events, graphs ---------- */
+/* --- context, streams, events, graphs --- */
 
 struct k_context; /* one device (or one set of CPU threads) as one rank sees it; no process globals */
 struct k_stream;  /* an ordered queue of operations; used by one host thread at a time */
@@ -52,7 +52,7 @@ struct k_context_options {
 };
 
 int k_context_create(const struct k_context_options *options, struct k_context **ret, struct error *e);
-struct k_context *k_context_free(struct k_context *c); /* NULL ok; returns NULL */
+struct k_context *k_context_free(struct k_context *c);     /* NULL ok; returns NULL */
 const char *k_context_describe(const struct k_context *c); /* "cpu avx512, 2 threads"; owned by c */
 uint64_t k_memory_free(const struct k_context *c);         /* bytes that k_alloc could still hand out */
 
@@ -75,14 +75,15 @@ int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e);
 void k_graph_launch(struct k_stream *s, struct k_graph *g);
 struct k_graph *k_graph_free(struct k_graph *g);
 
-void *k_alloc(struct k_context *c, size_t bytes); /* device memory, zeroed, 64-byte aligned; NULL = out of memory */
+void *k_alloc(
+        struct k_context *c, size_t bytes); /* device memory, zeroed, 64-byte aligned; NULL = out of memory */
 void k_free(struct k_context *c, void *p);
 void *k_host_alloc(struct k_context *c, size_t bytes); /* pinned host memory, zeroed */
 void k_host_free(struct k_context *c, void *p);
 void k_upload(struct k_stream *s, void *device_to, const void *host_from, size_t bytes);
 void k_download(struct k_stream *s, void *host_to, const void *device_from, size_t bytes);
 
-/* ------------------------------------------------------------------ weights ----------------------------------- */
+/* --- weights --- */
 
 /* A block of rows of a checkpoint matrix as it lies in the mapped file: element (r, k) is at
  * data + (r * row_stride + k) * size(dtype). The caller has applied the shard's first row and first column to data. */
@@ -106,7 +107,8 @@ struct k_linear_spec {
 struct k_linear; /* an opaque weight pack: canonical tiles of 16 output rows, [leaf][strip][k][16] on the CPU */
 
 size_t k_linear_bytes(const struct k_linear_spec *spec); /* packed size; no allocation */
-int k_linear_pack(struct k_context *c, const struct k_linear_spec *spec, struct k_linear **ret, struct error *e);
+int k_linear_pack(
+        struct k_context *c, const struct k_linear_spec *spec, struct k_linear **ret, struct error *e);
 /* Seeded weights straight in the packed form, uniform in [-scale, scale], views' data ignored. */
 int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64_t seed, float scale,
         struct k_linear **ret, struct error *e);
@@ -115,19 +117,19 @@ uint32_t k_linear_rows(const struct k_linear *l);
 
 /* A vector of weights, turned into fp32 on the device (norms, A_log, dt_bias, conv taps). offset is added in fp32
  * to every element: 1.0f for zero-centred norms. */
-int k_vector_load(struct k_context *c, const void *data, enum k_dtype dtype, uint32_t n, float offset, float **ret,
-        struct error *e); /* release with k_free */
+int k_vector_load(struct k_context *c, const void *data, enum k_dtype dtype, uint32_t n, float offset,
+        float **ret, struct error *e); /* release with k_free */
 
-/* ------------------------------------------------------------------ geometry and pools ------------------------ */
+/* --- geometry and pools --- */
 
 struct k_shape { /* what one rank holds; filled by tp/ from the model and the sharding table */
     uint32_t tp, rank;
-    uint32_t hidden_size, vocab_size;   /* full */
-    uint32_t vocab_first, vocab_rows;   /* this rank's rows of lm_head: whole 64ths of the vocabulary */
+    uint32_t hidden_size, vocab_size; /* full */
+    uint32_t vocab_first, vocab_rows; /* this rank's rows of lm_head: whole 64ths of the vocabulary */
     uint32_t q_heads, kv_heads, head_dim, rotary_dim;
     uint32_t gdn_k_heads, gdn_v_heads, gdn_k_dim, gdn_v_dim, conv_kernel;
     uint32_t intermediate_size;
-    uint32_t n_attention_layers;        /* KV layers, the MTP layer last if the model has one */
+    uint32_t n_attention_layers; /* KV layers, the MTP layer last if the model has one */
     uint32_t n_gdn_layers;
     float rms_eps;
     double rope_theta;
@@ -158,7 +160,7 @@ int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct
         struct k_pool **ret, struct error *e);
 struct k_pool *k_pool_free(struct k_pool *p);
 
-/* ------------------------------------------------------------------ communicator ------------------------------ */
+/* --- communicator --- */
 
 struct k_comm;
 /* region is shared by all ranks of the group (same bytes mapped in each, zeroed once before the first create),
@@ -170,33 +172,35 @@ struct k_comm *k_comm_free(struct k_comm *m);
 /* Makes every rank that waits, now or later, in a collective give up: the streams get -ECANCELED. Any thread. */
 void k_comm_abort(struct k_comm *m);
 
-/* ------------------------------------------------------------------ the batch of a step ----------------------- */
+/* --- the batch of a step --- */
 
 enum k_entry_kind {
     K_ENTRY_PROMPT = 0,   /* ids and positions are given */
     K_ENTRY_CONTINUE = 1, /* row 0 is the slot's last sampled id at the slot's length */
 };
 enum k_entry_flags {
-    K_ENTRY_SAMPLE = 1u << 0,       /* sample after the last row; the id becomes the slot's last id */
-    K_ENTRY_LOGITS = 1u << 1,       /* copy the last row's raw logits to the logits buffer (tests, offline use) */
-    K_ENTRY_LOGITS_ALL = 1u << 2,   /* ... of every row */
-    K_ENTRY_GENERATED = 1u << 3,    /* PROMPT: the ids were generated before (a replay): they count as output */
+    K_ENTRY_SAMPLE = 1u << 0, /* sample after the last row; the id becomes the slot's last id */
+    K_ENTRY_LOGITS = 1u << 1, /* copy the last row's raw logits to the logits buffer (tests, offline use) */
+    K_ENTRY_LOGITS_ALL = 1u << 2, /* ... of every row */
+    K_ENTRY_GENERATED = 1u << 3,  /* PROMPT: the ids were generated before (a replay): they count as output */
 };
 
 /* One entry of the plan, in device memory. Rows of an entry are consecutive. Entries are in plan order. */
 struct k_entry {
     uint32_t slot;
-    uint32_t kind;       /* enum k_entry_kind */
+    uint32_t kind; /* enum k_entry_kind */
     uint32_t flags;
-    uint32_t n_rows;     /* PROMPT: >= 1; CONTINUE: 1 (drafts come with speculation) */
-    uint32_t row_begin;  /* first row in the batch */
-    uint32_t first_pos;  /* PROMPT: KV index of the first row; ignored for CONTINUE */
-    uint32_t ids_at;     /* PROMPT: index of its first id in ids[] */
-    uint32_t id_after;   /* PROMPT: the id after the chunk, for the MTP layer; UINT32_MAX = not known yet */
-    uint32_t rope_at;    /* index of 3*n_rows rope positions in rope[]; UINT32_MAX = same as KV index */
-    uint32_t top_logprobs; /* 0..TOP_LOGPROBS_MAX, reported beside the sampled id; UINT32_MAX = no logprobs at all */
-    uint32_t sample_index; /* which sample of the sequence this is (0 = first generated token): keys the noise */
-    uint32_t sample_at;    /* index of its result in the results array; set iff K_ENTRY_SAMPLE */
+    uint32_t n_rows;    /* PROMPT: >= 1; CONTINUE: 1 (drafts come with speculation) */
+    uint32_t row_begin; /* first row in the batch */
+    uint32_t first_pos; /* PROMPT: KV index of the first row; ignored for CONTINUE */
+    uint32_t ids_at;    /* PROMPT: index of its first id in ids[] */
+    uint32_t id_after;  /* PROMPT: the id after the chunk, for the MTP layer; UINT32_MAX = not known yet */
+    uint32_t rope_at;   /* index of 3*n_rows rope positions in rope[]; UINT32_MAX = same as KV index */
+    uint32_t
+            top_logprobs; /* 0..TOP_LOGPROBS_MAX, reported beside the sampled id; UINT32_MAX = no logprobs at all */
+    uint32_t
+            sample_index; /* which sample of the sequence this is (0 = first generated token): keys the noise */
+    uint32_t sample_at;   /* index of its result in the results array; set iff K_ENTRY_SAMPLE */
 };
 
 /* The device arrays that tp/ uploads for a step; capacities were fixed at creation. */
@@ -206,21 +210,23 @@ struct k_plan {
 };
 
 struct k_batch; /* device-resident: plan, entries, ids, rope, and the per-row arrays that k_begin_step derives */
-int k_batch_create(struct k_context *c, uint32_t entries_max, uint32_t rows_max, struct k_batch **ret, struct error *e);
+int k_batch_create(
+        struct k_context *c, uint32_t entries_max, uint32_t rows_max, struct k_batch **ret, struct error *e);
 struct k_batch *k_batch_free(struct k_batch *b);
 /* Queues the upload of one step's plan; the host arrays must stay alive until the stream has passed it. */
-void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *plan, const struct k_entry *entries,
-        const uint32_t *ids, uint32_t n_ids, const uint32_t *rope, uint32_t n_rope);
+void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *plan,
+        const struct k_entry *entries, const uint32_t *ids, uint32_t n_ids, const uint32_t *rope,
+        uint32_t n_rope);
 
-/* ------------------------------------------------------------------ slots and memory operations --------------- */
+/* --- slots and memory operations --- */
 
-struct k_sampling {      /* a slot's parameters; every field is valid (validated by the coordinator and by tp/) */
-    float temperature;   /* 0 = greedy */
-    uint32_t top_k;      /* 0 = off */
-    float top_p;         /* (0, 1]; 1 = off */
-    float min_p;         /* [0, 1]; 0 = off */
-    float repetition_penalty;                   /* > 0; 1 = off; over prompt and output */
-    float presence_penalty, frequency_penalty;  /* 0 = off; over output */
+struct k_sampling { /* a slot's parameters; every field is valid (validated by the coordinator and by tp/) */
+    float temperature;                         /* 0 = greedy */
+    uint32_t top_k;                            /* 0 = off */
+    float top_p;                               /* (0, 1]; 1 = off */
+    float min_p;                               /* [0, 1]; 0 = off */
+    float repetition_penalty;                  /* > 0; 1 = off; over prompt and output */
+    float presence_penalty, frequency_penalty; /* 0 = off; over output */
     uint64_t seed;
     uint32_t min_tokens; /* ids in suppress[] have logit -inf while sample_index < min_tokens */
     uint32_t n_bias, n_suppress;
@@ -230,13 +236,13 @@ struct k_sampling {      /* a slot's parameters; every field is valid (validated
 };
 
 enum k_memory_kind {
-    K_MEM_ZERO_SLOT,       /* a: slot; state zero, length 0 */
-    K_MEM_COPY_SLOT,       /* a -> b: state, length, counts; not the page table */
-    K_MEM_COPY_PAGE,       /* a -> b: all layers */
-    K_MEM_SNAPSHOT_SLOT,   /* slot a -> slot unit b: state, length, MTP hidden, which ids were seen */
-    K_MEM_RESTORE_SLOT,    /* slot unit a -> slot b; the ids seen count as prompt of the slot's sequence */
-    K_MEM_PAGE_OUT,        /* page a -> page unit b */
-    K_MEM_PAGE_IN,         /* page unit a -> page b */
+    K_MEM_ZERO_SLOT,     /* a: slot; state zero, length 0 */
+    K_MEM_COPY_SLOT,     /* a -> b: state, length, counts; not the page table */
+    K_MEM_COPY_PAGE,     /* a -> b: all layers */
+    K_MEM_SNAPSHOT_SLOT, /* slot a -> slot unit b: state, length, MTP hidden, which ids were seen */
+    K_MEM_RESTORE_SLOT,  /* slot unit a -> slot b; the ids seen count as prompt of the slot's sequence */
+    K_MEM_PAGE_OUT,      /* page a -> page unit b */
+    K_MEM_PAGE_IN,       /* page unit a -> page b */
 };
 struct k_memory_op {
     uint32_t kind, a, b;
@@ -253,15 +259,15 @@ void k_slot_grant(struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t 
         const uint32_t *pages);
 void k_memory(struct k_stream *s, struct k_pool *p, const struct k_memory_op *ops, uint32_t n);
 
-/* ------------------------------------------------------------------ the operations of a step ------------------ */
+/* --- the operations of a step --- */
 
 /* Derives per-row ids, positions, slot and sequence from the entries; CONTINUE rows take id and position from the
  * slot. Counts PROMPT ids for the repetition penalty. Must be first. */
 void k_begin_step(struct k_stream *s, struct k_pool *p, struct k_batch *b);
 
 /* x[R][H] = table[id][H] (full table, row-major in the checkpoint's dtype, mapped or device memory). */
-void k_embed(struct k_stream *s, const struct k_batch *b, const void *table, enum k_dtype dtype, uint32_t hidden_size,
-        float *x);
+void k_embed(struct k_stream *s, const struct k_batch *b, const void *table, enum k_dtype dtype,
+        uint32_t hidden_size, float *x);
 
 /* y[R][n] = W (x * rsqrt(mean(x^2) + eps) * w), w already carries the +1 of zero-centred norms. */
 void k_norm_project(struct k_stream *s, const struct k_batch *b, const float *x, const float *norm, float eps,
@@ -271,10 +277,10 @@ void k_norm_project(struct k_stream *s, const struct k_batch *b, const float *x,
  * (columns in that order, as the pieces of the projection). Convolution + SiLU, L2 norms, the block form of
  * docs/architecture.md (C = 16 counted from position 0), gated RMS norm. out[R][Hv*dv], input of out_proj. */
 struct k_gdn_weights {
-    const float *conv;     /* [2*Hk*dk + Hv*dv][W] taps, newest last */
-    const float *a_log;    /* [Hv] */
-    const float *dt_bias;  /* [Hv] */
-    const float *norm;     /* [dv], plain (not zero-centred) */
+    const float *conv;    /* [2*Hk*dk + Hv*dv][W] taps, newest last */
+    const float *a_log;   /* [Hv] */
+    const float *dt_bias; /* [Hv] */
+    const float *norm;    /* [dv], plain (not zero-centred) */
 };
 void k_gdn_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, uint32_t gdn_layer,
         const struct k_gdn_weights *w, const float *in, float *out);
@@ -294,16 +300,16 @@ void k_norm_gate_up(struct k_stream *s, const struct k_batch *b, const float *x,
         const struct k_linear *w, float *y);
 
 /* part[R][H]: this rank's subtree of the row-parallel product W in. */
-void k_project_partial(struct k_stream *s, const struct k_batch *b, const struct k_linear *w, const float *in,
-        float *part);
+void k_project_partial(
+        struct k_stream *s, const struct k_batch *b, const struct k_linear *w, const float *in, float *part);
 
 /* x[R][H] += top of the tree over ranks of part. Collective: every rank calls it with the same batch. */
-void k_reduce_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part, float *x,
-        uint32_t hidden_size);
+void k_reduce_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part,
+        float *x, uint32_t hidden_size);
 
 /* y[R][H] = norm(x). For the final norm; also keeps the last row of each entry as the slot's MTP hidden. */
-void k_final_norm(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const float *x, const float *norm,
-        float eps, float *y);
+void k_final_norm(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const float *x,
+        const float *norm, float eps, float *y);
 
 struct k_result;
 
@@ -311,16 +317,17 @@ struct k_result;
  * entry's id_after for its last row (UINT32_MAX: the id in results just sampled for that entry, id 0 where it did not
  * sample). hidden is post-final-norm. */
 void k_mtp_input(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const void *table,
-        enum k_dtype dtype, const float *hidden, const float *norm_embedding, const float *norm_hidden, float eps,
-        const struct k_result *results, float *y);
+        enum k_dtype dtype, const float *hidden, const float *norm_embedding, const float *norm_hidden,
+        float eps, const struct k_result *results, float *y);
 /* y[R][n] = W x, no norm (mtp.fc). */
-void k_project(struct k_stream *s, const struct k_batch *b, const float *x, const struct k_linear *w, float *y);
+void k_project(
+        struct k_stream *s, const struct k_batch *b, const float *x, const struct k_linear *w, float *y);
 
-/* ------------------------------------------------------------------ head and sampling ------------------------- */
+/* --- head and sampling --- */
 
 struct k_result { /* one per sampled entry, device memory, downloaded by tp/ */
-    uint32_t id;    /* 0 where the logits were a fault */
-    float logprob;  /* natural log, of the raw model distribution (before penalties, temperature and filters); 0 if
+    uint32_t id;  /* 0 where the logits were a fault */
+    float logprob; /* natural log, of the raw model distribution (before penalties, temperature and filters); 0 if
                      * the entry asked for no logprobs */
     uint32_t n_top; /* top_logprobs filled, highest first, equal ones by id */
     uint32_t reserved;
@@ -341,14 +348,16 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
 
 /* Commits the step to the slots: length += rows; where the entry sampled, last id and token counts from results
  * (NULL when no entry samples). Always the last operation of a step. */
-void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results);
+void k_end_step(
+        struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results);
 
 /* Scratch that the operations above need for rows_max rows; asked once, handed over once. */
 size_t k_workspace_bytes(const struct k_shape *shape, uint32_t rows_max, uint32_t samples_max);
 void k_stream_set_workspace(struct k_stream *s, void *device_memory, size_t bytes);
 
-/* ------------------------------------------------------------------ looking in (tests, inspect) --------------- */
+/* --- looking in (tests, inspect) --- */
 
 /* Copies a slot's recurrent state at its current length, folded (S after the last position), [Hv][dk][dv] fp32, and
  * its conv window [2*Hk*dk + Hv*dv][W-1], oldest first. Synchronous. */
-int k_pool_read_gdn(struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t gdn_layer, float *state, float *conv);
+int k_pool_read_gdn(
+        struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t gdn_layer, float *state, float *conv);

@@ -44,8 +44,7 @@ static void remember(struct chat *c, const char *role, char *text) {
         free(text);
 }
 
-/* ------------------------------------------------------------------ commands
- * ---------------------------------- */
+/* --- commands --- */
 
 static const char help_text[] = "/reset        forget the conversation\n"
                                 "/system TEXT  set the system message and forget the conversation\n"
@@ -95,8 +94,7 @@ static bool command(struct chat *c, const char *line, bool *leave) {
     return true;
 }
 
-/* ------------------------------------------------------------------ turns
- * ------------------------------------- */
+/* --- turns --- */
 
 static int pack_turns(struct chat *c, uint8_t **request, size_t *bytes, struct error *e) {
     struct request_message *all = calloc(c->n + 1, sizeof(*all));

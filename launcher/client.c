@@ -119,8 +119,7 @@ const char *client_address(const struct client *c) {
     return c->address;
 }
 
-/* ------------------------------------------------------------------ one call
- * ---------------------------------- */
+/* --- one call --- */
 
 static gpr_timespec in_ms(uint64_t ms) {
     return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis((int64_t)ms, GPR_TIMESPAN));
@@ -241,8 +240,7 @@ void client_call(struct client *c, const char *method, const uint8_t *request, s
     grpc_call_unref(k.call);
 }
 
-/* ------------------------------------------------------------------ telling
- * ----------------------------------- */
+/* --- telling --- */
 
 const char *client_status_name(int code) {
     static const char *const names[] = {"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED",

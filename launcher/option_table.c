@@ -5,7 +5,8 @@
 #include "base/limits.h"
 
 #define SERVICE                                                                                              \
-    (VERB_SERVE | VERB_ASKS) /* generate and chat hand it on to the private service of --model               \
+    (VERB_SERVE |                                                                                            \
+            VERB_ASKS) /* generate and chat hand it on to the private service of --model               \
                               */
 #define NO_RANGE    0, 0
 #define NO_CHOICE   NULL

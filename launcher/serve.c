@@ -31,8 +31,7 @@ struct serve {
     char title[512], try_it[512];
 };
 
-/* ------------------------------------------------------------------ checks
- * ------------------------------------ */
+/* --- checks --- */
 
 static int check_model(struct serve *s, struct error *e) {
     const struct options *o = s->o;
@@ -109,8 +108,7 @@ static uint64_t threads_per_rank(const struct options *o) {
     return each ? each : 1;
 }
 
-/* ------------------------------------------------------------------ command lines
- * ----------------------------- */
+/* --- command lines --- */
 
 static void null_worker(struct argv *a) {
     char *more = getenv("SHARDD_NULL_ARGS"), *copy = more ? strdup(more) : NULL, *rest = copy, *word;
@@ -220,8 +218,7 @@ static int make_commands(struct serve *s, struct service *service, struct error 
     return 0;
 }
 
-/* ------------------------------------------------------------------ listeners
- * --------------------------------- */
+/* --- listeners --- */
 
 static int open_listeners(struct serve *s, struct error *e) {
     const struct options *o = s->o;

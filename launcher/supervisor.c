@@ -112,8 +112,7 @@ static struct control_message message(const struct supervisor *s, enum control_k
             .kind = kind, .group_epoch = s->group.epoch, .coord_epoch = s->coordinator.epoch};
 }
 
-/* ------------------------------------------------------------------ starting
- * ---------------------------------- */
+/* --- starting --- */
 
 static int start_group(struct supervisor *s) {
     struct error e = {0};
@@ -192,8 +191,7 @@ static void announce(struct supervisor *s) {
     s->recovering = false;
 }
 
-/* ------------------------------------------------------------------ dying
- * ------------------------------------- */
+/* --- dying --- */
 
 /* Something of the part is dead or must die: all of it goes, and is started again once every process is
  * reaped. */
@@ -286,8 +284,7 @@ static void reap(struct supervisor *s) {
             on_death(s, &s->children[i], how);
 }
 
-/* ------------------------------------------------------------------ listening to children
- * --------------------- */
+/* --- listening to children --- */
 
 static void tell_progress(struct supervisor *s) {
     uint64_t done = 0, total = 0;
@@ -379,8 +376,7 @@ static void listen_to(struct supervisor *s, struct child *c) {
     }
 }
 
-/* ------------------------------------------------------------------ time
- * -------------------------------------- */
+/* --- time --- */
 
 static void ping_children(struct supervisor *s, uint64_t now) {
     s->next_ping_ns = now + PING_EVERY;
@@ -432,8 +428,7 @@ static void feed_watchdog(struct supervisor *s, uint64_t now) {
     sd_notify(0, "WATCHDOG=1");
 }
 
-/* ------------------------------------------------------------------ stopping
- * ---------------------------------- */
+/* --- stopping --- */
 
 static void stop_workers(struct supervisor *s) {
     s->stop = STOPPING_WORKERS;
@@ -508,8 +503,7 @@ static void on_signal(struct supervisor *s) {
     }
 }
 
-/* ------------------------------------------------------------------ the loop
- * ---------------------------------- */
+/* --- the loop --- */
 
 static int wait_ms(const struct supervisor *s, uint64_t now) {
     uint64_t due = s->next_ping_ns;

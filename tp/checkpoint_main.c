@@ -71,8 +71,7 @@ static const char SYNTH_HELP[] =
         "  shardd synth /tmp/tiny\n"
         "  shardd synth /tmp/wide --config 27b --layers 4 --tokenizer models/Qwen3.5-27B\n";
 
-/* ------------------------------------------------------------------ arguments
- * --------------------------------- */
+/* --- arguments --- */
 
 __attribute__((format(printf, 2, 3))) static int usage_error(const char *verb, const char *format, ...) {
     va_list ap;
@@ -125,8 +124,7 @@ static int parse_bytes(const char *text, uint64_t *ret) {
     return -EINVAL;
 }
 
-/* ------------------------------------------------------------------ inspect
- * ----------------------------------- */
+/* --- inspect --- */
 
 static int run_inspect(int argc, char **argv) {
     enum { TP = 256, LEN, SEQS, MEMORY, JSON, HELP };
@@ -189,8 +187,7 @@ static int run_inspect(int argc, char **argv) {
     return fits ? EXIT_OK : EXIT_FAILED;
 }
 
-/* ------------------------------------------------------------------ synth
- * ------------------------------------- */
+/* --- synth --- */
 
 struct progress {
     struct timespec begin, last;

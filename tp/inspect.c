@@ -22,8 +22,7 @@ struct inspection *inspect_free(struct inspection *i) {
     return NULL;
 }
 
-/* ------------------------------------------------------------------ measuring
- * --------------------------------- */
+/* --- measuring --- */
 
 static uint64_t memory_available(void) {
     char line[256];
@@ -112,8 +111,7 @@ fail:
     return r;
 }
 
-/* ------------------------------------------------------------------ printing
- * ---------------------------------- */
+/* --- printing --- */
 
 /* "1.50 GB", "64.0 KB": three digits that matter. */
 static const char *amount(uint64_t bytes, char to[24]) {
@@ -234,8 +232,7 @@ void inspect_print(const struct inspection *i, FILE *out) {
     fprintf(out, "%s\n", verdict);
 }
 
-/* ------------------------------------------------------------------ JSON
- * -------------------------------------- */
+/* --- JSON --- */
 
 struct json_number {
     const char *key;

@@ -53,8 +53,7 @@ static const char *const usage =
         "  --fault-epochs K            the four above only in group epochs up to K (default 1)\n"
         "  --fingerprint F             of the weights it does not have\n";
 
-/* ------------------------------------------------------------------ command line
- * ---------------------------------- */
+/* --- command line --- */
 
 static int parse_number(const char *text, uint64_t max, uint64_t *ret) {
     char *end;
@@ -211,8 +210,7 @@ static int parse_options(struct worker *w, int argc, char **argv) {
     return 0;
 }
 
-/* ------------------------------------------------------------------ ranks
- * ----------------------------------------- */
+/* --- ranks --- */
 
 static void *rank_main(void *arg) {
     struct rank *k = arg;
@@ -289,8 +287,7 @@ static int create_ranks(struct worker *w) {
     return 0;
 }
 
-/* ------------------------------------------------------------------ control
- * --------------------------------------- */
+/* --- control --- */
 
 static int tell(struct worker *w, uint32_t kind, uint64_t a, const char *text) {
     struct error e;

@@ -129,7 +129,7 @@ struct step_exec *step_exec_free(struct step_exec *x) {
     return NULL;
 }
 
-/* ---- applying a checked plan ---- */
+/* --- applying a checked plan --- */
 
 static void open_slot(struct step_exec *x, const struct step_plan *p, const struct step_open *o) {
     for (uint32_t i = 0; i < o->n_bias; i++) {

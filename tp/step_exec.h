@@ -26,7 +26,7 @@ void step_exec_record(struct step_exec *x, const void *record, uint32_t bytes, s
 /* Has the device failed? Then the rank is of no more use; *e (may be NULL) gets the sentence. */
 bool step_exec_failed(const struct step_exec *x, struct error *e);
 
-/* ---- for watchdogs, tests and offline use; set between records ---- */
+/* --- for watchdogs, tests and offline use; set between records --- */
 
 void step_exec_hooks(struct step_exec *x, const struct forward_hooks *hooks); /* copied; NULL = none */
 

@@ -20,7 +20,7 @@ struct loader {
     struct weights *w;
 };
 
-/* ---- dummy values ---- */
+/* --- dummy values --- */
 
 static uint64_t next_random(uint64_t *state) { /* splitmix64 */
     uint64_t z = (*state += 0x9e3779b97f4a7c15ull);
@@ -62,7 +62,7 @@ static int dummy_embedding(struct loader *l) {
     return 0;
 }
 
-/* ---- what the checkpoint holds ---- */
+/* --- what the checkpoint holds --- */
 
 static enum k_dtype dtype_of(const struct tensor *t) { /* model_tensors_resolve let no other dtype through */
     return t->dtype == TENSOR_F32 ? K_F32 : t->dtype == TENSOR_F16 ? K_F16 : K_BF16;
@@ -150,7 +150,7 @@ static int load_norm(struct loader *l, const char *prefix, const char *name, con
     return load_vector(l, prefix, name, t, &all, 1, 1, 1.0f, (struct dummy_range){-0.1f, 0.1f}, ret);
 }
 
-/* ---- the walk ---- */
+/* --- the walk --- */
 
 static int walk_attention(
         struct loader *l, const char *prefix, const struct attention_tensors *t, struct weights_layer *w) {

@@ -51,7 +51,7 @@ uint32_t worker_threads(const struct worker_options *o) {
     return each ? each : 1;
 }
 
-/* ---- set-up ---- */
+/* --- set-up --- */
 
 /* The memory that all ranks of the group share. The launcher's memfd is empty: every worker sets the same
  * size, which it computes from flags and configuration alone. */
@@ -100,7 +100,7 @@ static int start_ranks(struct worker *w, struct error *e) {
     return 0;
 }
 
-/* ---- telling the launcher ---- */
+/* --- telling the launcher --- */
 
 static int tell(struct worker *w, enum control_kind kind, uint64_t a, uint64_t b, const char *text) {
     struct control_message m = {
@@ -168,7 +168,7 @@ static int look_at_ranks(struct worker *w) {
     return stopped == w->n_ranks ? EXIT_SUCCESS : look_at_failures(w);
 }
 
-/* ---- listening to the launcher ---- */
+/* --- listening to the launcher --- */
 
 static int take_channel(struct worker *w, struct control_message *m, struct error *e) {
     if (m->n_fds != 1)

@@ -42,8 +42,7 @@ void engine_tell_launcher(struct engine *g, uint32_t kind, uint64_t a, const cha
     g->o.launcher.fn(g->o.launcher.user, &m);
 }
 
-/* ------------------------------------------------------------------ waiting and waking
- * ---------------------------- */
+/* --- waiting and waking --- */
 
 void engine_wake(struct engine *g) {
     pthread_mutex_lock(&g->wake_lock);
@@ -96,8 +95,7 @@ static void wait_for_news(struct engine *g) {
         step_ring_wait(g->ring, ns);
 }
 
-/* ------------------------------------------------------------------ one turn of the loop
- * -------------------------- */
+/* --- one turn of the loop --- */
 
 static void take_controls(struct engine *g, uint64_t now) {
     struct control_message all[CONTROLS_MAX];
@@ -215,8 +213,7 @@ static void *engine_main(void *arg) {
     return NULL;
 }
 
-/* ------------------------------------------------------------------ create and free
- * ------------------------------- */
+/* --- create and free --- */
 
 static int init_locks(struct engine *g) {
     pthread_condattr_t monotonic;
@@ -326,8 +323,7 @@ struct engine *engine_free(struct engine *g) {
     return NULL;
 }
 
-/* ------------------------------------------------------------------ from other threads
- * ---------------------------- */
+/* --- from other threads --- */
 
 int engine_control(struct engine *g, const struct control_message *m) {
     struct control_message copy = *m;

@@ -63,8 +63,7 @@ int flight_send_bare(struct engine *g, enum step_type type, uint64_t now) {
     return flight_commit(g, flight_begin(g, type), now);
 }
 
-/* ------------------------------------------------------------------ what came back
- * -------------------------------- */
+/* --- what came back --- */
 
 static bool is_stop_id(const struct sequence *s, uint32_t id, uint32_t index) {
     if (index < s->min_tokens)
@@ -218,8 +217,7 @@ void flight_take_completions(struct engine *g, uint64_t now) {
     }
 }
 
-/* ------------------------------------------------------------------ stuck ranks
- * ----------------------------------- */
+/* --- stuck ranks --- */
 
 static bool less_far(const struct step_progress *a, const struct step_progress *b) {
     if (a->step != b->step)

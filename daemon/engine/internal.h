@@ -170,7 +170,7 @@ struct engine {
     struct engine_stats stats; /* what engine_stats() copies */
     bool ready;                /* the first RESET was answered */
 
-    /* ---- engine thread ---- */
+    /* --- engine thread --- */
     enum engine_state state;
     struct step_ring *ring; /* written under wake_lock */
     uint32_t n_ranks;

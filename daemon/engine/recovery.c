@@ -107,8 +107,7 @@ void recovery_channel(struct engine *g, const struct control_message *m, uint64_
     flight_send_bare(g, STEP_TYPE_RESET, now);
 }
 
-/* ------------------------------------------------------------------ the answers to RESET
- * -------------------------- */
+/* --- the answers to RESET --- */
 
 static int check_geometry(
         const struct engine *g, const struct step_geometry *all, uint32_t i, struct error *e) {

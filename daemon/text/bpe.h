@@ -2,8 +2,8 @@
  *
  * Used by tokenizer.c and tokenizer_load.c. The pair table is immutable after bpe_finish(); a bpe_scratch
  * belongs to one call. Short words are merged by looking at all pairs each time (bpe.c), long ones with a
- * heap, in O(n log n), and very long ones rank by rank, in O(n) (bpe_long.c); some 25 bytes of memory at most for
- * each byte of the word. */
+ * heap, in O(n log n), and very long ones rank by rank, in O(n) (bpe_long.c); some 25 bytes of memory at most
+ * for each byte of the word. */
 #pragma once
 
 #include "daemon/text/buffer.h"

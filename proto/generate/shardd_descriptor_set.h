@@ -1,5 +1,5 @@
-/* shardd_descriptor_set.h - the published .proto files as a serialized google.protobuf.FileDescriptorSet, imports
- * before their users. Made at build time (generate.cmake); read by the reflection service. */
+/* shardd_descriptor_set.h - the published .proto files as a serialized google.protobuf.FileDescriptorSet,
+ * imports before their users. Made at build time (generate.cmake); read by the reflection service. */
 #pragma once
 
 #include <stddef.h>

@@ -83,8 +83,7 @@ struct null_rank *null_rank_free(struct null_rank *n) {
     return NULL;
 }
 
-/* ------------------------------------------------------------------ slots and pages
- * ------------------------------- */
+/* --- slots and pages --- */
 
 /* Words of the blob; the offset means nothing where there are none. */
 static const uint32_t *blob_words(const struct step_plan *p, uint32_t n, uint32_t at) {
@@ -210,8 +209,7 @@ static int grant(
     return 0;
 }
 
-/* ------------------------------------------------------------------ rows and samples
- * ------------------------------ */
+/* --- rows and samples --- */
 
 static int feed(struct null_rank *n, struct null_slot *s, uint32_t slot, uint32_t id, struct error *e) {
     if (id >= n->o.vocab_size)
@@ -309,8 +307,7 @@ static int run_entries(struct null_rank *n, const struct step_plan *p, struct er
     return 0;
 }
 
-/* ------------------------------------------------------------------ records
- * --------------------------------------- */
+/* --- records --- */
 
 static void sleep_until(uint64_t ns) {
     struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};

@@ -240,8 +240,7 @@ uint64_t step_ring_coord_epoch(const struct step_ring *r) {
     return r->coord_epoch;
 }
 
-/* ------------------------------------------------------------------ frames in a ring
- * ------------------------------ */
+/* --- frames in a ring --- */
 
 /* Room for a frame of `bytes`: its offset and the head after it. A pad frame is written when it would wrap.
  */
@@ -294,8 +293,7 @@ static int frame_get(const uint8_t *ring, uint64_t capacity, uint64_t head, uint
     return -EBADMSG;
 }
 
-/* ------------------------------------------------------------------ waiting
- * --------------------------------------- */
+/* --- waiting --- */
 
 static void wake(_Atomic uint32_t *word, _Atomic uint32_t *sleeping) {
     atomic_fetch_add(word, 1);
@@ -346,8 +344,7 @@ int step_ring_wait(struct step_ring *r, uint64_t timeout_ns) {
     return news ? 0 : -ETIMEDOUT;
 }
 
-/* ------------------------------------------------------------------ plans
- * ----------------------------------------- */
+/* --- plans --- */
 
 static int slowest_tail(struct step_ring *r, uint64_t *ret) {
     uint64_t most = 0;
@@ -429,8 +426,7 @@ void step_ring_release(struct step_ring *r) {
     }
 }
 
-/* ------------------------------------------------------------------ completions
- * ----------------------------------- */
+/* --- completions --- */
 
 int step_ring_complete(
         struct step_ring *r, const struct step_completion *c, const void *body, uint32_t body_bytes) {
@@ -500,8 +496,7 @@ void step_ring_completion_release(struct step_ring *r, uint32_t rank) {
     }
 }
 
-/* ------------------------------------------------------------------ progress
- * -------------------------------------- */
+/* --- progress --- */
 
 void step_ring_progress(struct step_ring *r, uint64_t step, uint32_t layer, uint32_t operation, bool busy) {
     if (r->rank >= r->n_ranks)

@@ -152,8 +152,7 @@ uint32_t step_writer_size(
         const struct step_writer *w); /* bytes that step_end will write; UINT32_MAX = too many */
 int step_end(struct step_writer *w, void *record, uint32_t capacity);
 
-/* ------------------------------------------------------------------ completions
- * ------------------------------- */
+/* --- completions --- */
 
 /* What a rank answers to each record, in order. */
 enum step_status { STEP_STATUS_OK = 0, STEP_STATUS_FAULT = 1 };

@@ -75,8 +75,7 @@ size_t checkpoint_files(const struct checkpoint *c) {
     return c->n_shards;
 }
 
-/* ------------------------------------------------------------------ shards
- * ------------------------------------ */
+/* --- shards --- */
 
 /* Where file is, or where it belongs, among the shards. */
 static size_t shard_position(const struct checkpoint *c, const char *file, bool *ret_found) {
@@ -132,8 +131,7 @@ static int shard_open(struct checkpoint *c, struct shard *s, const char *path, s
     return r;
 }
 
-/* ------------------------------------------------------------------ index
- * ------------------------------------- */
+/* --- index --- */
 
 struct index {
     struct mapping *at;
@@ -255,8 +253,7 @@ static int open_sharded(struct checkpoint *c, const char *dir, struct error *e) 
     return r;
 }
 
-/* ------------------------------------------------------------------ opening
- * ----------------------------------- */
+/* --- opening --- */
 
 static int open_single(struct checkpoint *c, const char *path, struct error *e) {
     const char *slash = strrchr(path, '/'), *file;

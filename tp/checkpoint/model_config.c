@@ -23,8 +23,7 @@ struct reader {
     struct error *e;
 };
 
-/* ------------------------------------------------------------------ fields
- * ------------------------------------ */
+/* --- fields --- */
 
 static const char *type_name(const json_t *value) {
     switch (json_typeof(value)) {
@@ -123,8 +122,7 @@ static int require_text(const struct reader *r, const char *key, const char *fir
             r->path, key, text, first, second ? " or '" : "", second ? second : "", second ? "'" : "");
 }
 
-/* ------------------------------------------------------------------ what is refused
- * --------------------------- */
+/* --- what is refused --- */
 
 static int check_model_type(const struct reader *r) {
     const json_t *value = field(r, "model_type");
@@ -169,8 +167,7 @@ static int check_supported(const struct reader *r) {
     return result;
 }
 
-/* ------------------------------------------------------------------ what is read
- * ------------------------------ */
+/* --- what is read --- */
 
 static int read_sizes(const struct reader *r, struct model_config *m) {
     const struct {
@@ -351,8 +348,7 @@ static int check_relations(const struct reader *r, const struct model_config *m)
     return 0;
 }
 
-/* ------------------------------------------------------------------ files
- * ------------------------------------- */
+/* --- files --- */
 
 static int load_object(const char *text, size_t bytes, const char *file, json_t **ret, struct error *e) {
     json_error_t at;
@@ -456,8 +452,7 @@ int model_config_load(const char *dir, struct model_config *ret, struct error *e
     return r;
 }
 
-/* ------------------------------------------------------------------ sharding
- * ---------------------------------- */
+/* --- sharding --- */
 
 /* Why this model cannot run on tp ranks: a field, or NULL if it can. */
 static const char *obstacle(

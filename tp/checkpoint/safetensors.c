@@ -45,8 +45,7 @@ size_t tensor_dtype_bytes(enum tensor_dtype t) {
     return DTYPES[t].bytes;
 }
 
-/* ------------------------------------------------------------------ the list
- * ---------------------------------- */
+/* --- the list --- */
 
 void tensor_list_done(struct tensor_list *list) {
     for (size_t i = 0; i < list->n; i++)
@@ -97,8 +96,7 @@ int tensor_list_sort(struct tensor_list *list, struct error *e) {
     return 0;
 }
 
-/* ------------------------------------------------------------------ one entry of the header
- * ------------------- */
+/* --- one entry of the header --- */
 
 struct header {
     struct json_pull json;
@@ -216,8 +214,7 @@ static int read_tensor(struct header *h, struct tensor_list *list, struct error 
     return place_tensor(h, t, offsets, e);
 }
 
-/* ------------------------------------------------------------------ the file
- * ---------------------------------- */
+/* --- the file --- */
 
 static int by_place(const void *a, const void *b) {
     const struct tensor *x = *(const struct tensor *const *)a, *y = *(const struct tensor *const *)b;

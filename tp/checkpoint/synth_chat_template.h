@@ -1,4 +1,5 @@
-/* synth_chat_template.h - models/chat_template.jinja, embedded at build time, for the folders that synth writes. */
+/* synth_chat_template.h - models/chat_template.jinja, embedded at build time, for the folders that synth
+ * writes. */
 #pragma once
 
 #include <stddef.h>

@@ -66,8 +66,7 @@ int synth_config(const char *name, struct model_config *ret) {
     return -ENOENT;
 }
 
-/* ------------------------------------------------------------------ files
- * ------------------------------------- */
+/* --- files --- */
 
 /* rotary_dim / head_dim as a number that gives rotary_dim again when a reader multiplies and cuts. */
 static double partial_factor(const struct model_config *m) {

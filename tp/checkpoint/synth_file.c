@@ -92,8 +92,7 @@ void synth_file_abandon(struct synth_file *f) {
     f->buffer = NULL;
 }
 
-/* ------------------------------------------------------------------ buffers
- * ----------------------------------- */
+/* --- buffers --- */
 
 static bool reserve(struct synth_buffer *b, size_t more) {
     if (b->failed)

@@ -74,8 +74,7 @@ static void kv_bool(struct section *s, const char *key, bool value) {
     synth_append(&s->b, value ? "\1" : "\0", 1);
 }
 
-/* ------------------------------------------------------------------ what is in it
- * ----------------------------- */
+/* --- what is in it --- */
 
 static void put_model(struct section *s, const struct synth_options *o) {
     const struct model_config *m = &o->config;

@@ -57,8 +57,7 @@ static const char REGEX[] =
         "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?[\\\\p{L}\\\\p{M}]+|\\\\p{N}| "
         "?[^\\\\s\\\\p{L}\\\\p{M}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+";
 
-/* ------------------------------------------------------------------ making
- * ------------------------------------ */
+/* --- making --- */
 
 /* Bytes that stand for themselves in the byte-level alphabet; the others are moved to U+0100 and up. */
 static bool is_shown_as_itself(unsigned byte) {
@@ -151,8 +150,7 @@ static int make_tokenizer(const struct synth_options *o, struct error *e) {
     return r < 0 ? r : file_replace(path, synth_chat_template, synth_chat_template_bytes, 0644, e);
 }
 
-/* ------------------------------------------------------------------ copying
- * ----------------------------------- */
+/* --- copying --- */
 
 static int copy_file(const struct synth_options *o, const char *name, bool required, struct error *e) {
     char from[PATH_MAX], to[PATH_MAX], *data = NULL;

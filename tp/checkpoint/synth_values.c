@@ -26,8 +26,7 @@ static uint64_t key_of(const char *name, uint64_t seed) {
     return mix(hash ^ mix(seed + GOLDEN));
 }
 
-/* ------------------------------------------------------------------ dtypes
- * ------------------------------------ */
+/* --- dtypes --- */
 
 static uint32_t bits_of(float value) {
     uint32_t bits;
@@ -80,8 +79,7 @@ static void store(const float *from, size_t n, enum tensor_dtype dtype, void *to
             halves[i] = dtype == TENSOR_BF16 ? to_bf16(from[i]) : to_f16(from[i]);
 }
 
-/* ------------------------------------------------------------------ values
- * ------------------------------------ */
+/* --- values --- */
 
 /* n elements from `first` on. */
 static void draw(const struct synth_tensor *t, uint64_t key, uint64_t first, size_t n, float *to) {

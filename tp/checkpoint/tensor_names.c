@@ -28,8 +28,7 @@ struct resolver {
     struct error *e;
 };
 
-/* ------------------------------------------------------------------ one tensor
- * -------------------------------- */
+/* --- one tensor --- */
 
 static void print_shape(char *to, size_t size, const uint64_t *dims, uint32_t n) {
     size_t at = 1;
@@ -94,8 +93,7 @@ static int find_all(const struct resolver *r, const char *prefix, const struct w
     return 0;
 }
 
-/* ------------------------------------------------------------------ groups
- * ------------------------------------ */
+/* --- groups --- */
 
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
@@ -186,8 +184,7 @@ static int find_ends(const struct resolver *r) {
     return result;
 }
 
-/* ------------------------------------------------------------------ the whole
- * --------------------------------- */
+/* --- the whole --- */
 
 static bool begins_with(const char *text, const char *prefix) {
     return strncmp(text, prefix, strlen(prefix)) == 0;

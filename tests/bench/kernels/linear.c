@@ -26,7 +26,7 @@ static double now(void) {
     return ((double)t.tv_sec + (double)t.tv_nsec * 1e-9) * clock_share;
 }
 
-/* ---- rooflines ---- */
+/* --- rooflines --- */
 
 #define READ_BYTES (128u << 20)
 #define READ_PART  (1u << 20)
@@ -104,7 +104,7 @@ static double median(double *x) {
     return x[RUNS / 2];
 }
 
-/* ---- products ---- */
+/* --- products --- */
 
 struct shape {
     const char *name;

@@ -28,7 +28,7 @@ static double now_s(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-/* ---- roofs ---- */
+/* --- roofs --- */
 
 struct job {
     pthread_t thread;
@@ -136,7 +136,7 @@ static double fma_rate(uint32_t threads) {
     return flops * threads / run_jobs(fma_main, threads, NULL, 0);
 }
 
-/* ---- the model ---- */
+/* --- the model --- */
 
 static const char config[] =
         "{\"architectures\": [\"Qwen3_5ForCausalLM\"], \"model_type\": \"qwen3_5_text\", \"vocab_size\": 248320,\n"

@@ -1,5 +1,6 @@
-/* control_receive.c - hostile bytes, with and without descriptors, on a control socket: a message or a refusal, no
- * leak. A leaked descriptor runs the process out of them within seconds, which control_pair then reports. */
+/* control_receive.c - hostile bytes, with and without descriptors, on a control socket: a message or a
+ * refusal, no leak. A leaked descriptor runs the process out of them within seconds, which control_pair then
+ * reports. */
 #include "proto/step/control.h"
 
 #include <stddef.h>

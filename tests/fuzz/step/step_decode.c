@@ -1,4 +1,5 @@
-/* step_decode.c - hostile step records: decoded or refused, never read outside. What is decoded is walked in full.
+/* step_decode.c - hostile step records: decoded or refused, never read outside. What is decoded is walked in
+ * full.
  */
 #include "proto/step/step.h"
 

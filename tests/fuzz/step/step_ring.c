@@ -1,5 +1,5 @@
-/* step_ring.c - a peer writes what it likes into the shared words and frames: every answer is allowed, no read
- * outside. */
+/* step_ring.c - a peer writes what it likes into the shared words and frames: every answer is allowed, no
+ * read outside. */
 #include "proto/step/ring.h"
 
 #include <stdlib.h>

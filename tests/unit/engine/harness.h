@@ -37,8 +37,7 @@ static struct engine_options harness_engine_options(void) {
     return (struct engine_options){.max_num_seqs = 64, .max_num_batched_tokens = 256, .max_queue = 256};
 }
 
-/* ------------------------------------------------------------------ ranks on threads
- * ------------------------------ */
+/* --- ranks on threads --- */
 
 struct harness_rank {
     struct null_rank *rank;
@@ -105,8 +104,7 @@ static void harness_group_stop(struct harness_group *p) {
     p->n = 0;
 }
 
-/* ------------------------------------------------------------------ what the engine says
- * -------------------------- */
+/* --- what the engine says --- */
 
 struct harness_ear {
     pthread_mutex_t lock;
@@ -146,8 +144,7 @@ static struct control_message harness_wait_message(uint32_t i) {
     return m;
 }
 
-/* ------------------------------------------------------------------ requests and readers
- * -------------------------- */
+/* --- requests and readers --- */
 
 #define READ_MAX 2048u
 struct reading {

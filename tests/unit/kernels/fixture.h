@@ -17,7 +17,7 @@
 static const char *const all_isas[] = {"plain", "avx2", "avx512"};
 #define N_ISAS 3
 
-/* ---- seeded numbers ---- */
+/* --- seeded numbers --- */
 
 struct rng {
     uint64_t s;
@@ -49,7 +49,7 @@ static inline float of_bf16(uint16_t h) {
     return x;
 }
 
-/* ---- contexts ---- */
+/* --- contexts --- */
 
 /* NULL when this machine lacks the instruction set. */
 static inline struct k_context *context(const char *isa, uint32_t threads) {
@@ -70,7 +70,7 @@ static inline struct k_context *context(const char *isa, uint32_t threads) {
             fail_msg("%s:%d: %s: %s", __FILE__, __LINE__, #call, e->text);                                   \
     } while (0)
 
-/* ---- a rank ---- */
+/* --- a rank --- */
 
 struct world {
     struct k_shape shape;
@@ -113,7 +113,7 @@ static inline void world_close(struct world *w) {
     k_context_free(w->c);
 }
 
-/* ---- steps ---- */
+/* --- steps --- */
 
 static inline void step_new(struct world *w) {
     memset(&w->plan, 0, sizeof w->plan);
@@ -163,7 +163,7 @@ static inline void slot_new(struct world *w, uint32_t slot, const struct k_sampl
     k_slot_grant(w->s, w->p, slot, 0, n_pages, pages);
 }
 
-/* ---- comparisons ---- */
+/* --- comparisons --- */
 
 static inline void assert_same_floats(const float *a, const float *b, size_t n, const char *what) {
     for (size_t i = 0; i < n; i++)

@@ -324,8 +324,7 @@ static void test_eos_ids(void **state) {
             "config.json: eos_token_id: more than 8 different ids end a text");
 }
 
-/* ------------------------------------------------------------------ folders
- * ----------------------------------- */
+/* --- folders --- */
 
 static void test_load(void **state) {
     (void)state;
@@ -361,8 +360,7 @@ static void test_load(void **state) {
     rmdir(dir);
 }
 
-/* ------------------------------------------------------------------ tensor parallel
- * ---------------------------- */
+/* --- tensor parallel --- */
 
 static void test_tp_of_the_published_sizes(void **state) {
     (void)state;

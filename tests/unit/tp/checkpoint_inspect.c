@@ -158,8 +158,7 @@ static void test_json(void **state) {
     inspect_free(i);
 }
 
-/* ------------------------------------------------------------------ the program
- * ------------------------------- */
+/* --- the program --- */
 
 /* Exit status of `shardd-checkpoint <arguments>`; what it wrote, both streams, in out. */
 static int run(const char *arguments, char *out, size_t size) {

@@ -201,8 +201,7 @@ static void test_cover(void **state) {
             2, -EBADMSG, "m.safetensors: a: is in the header twice");
 }
 
-/* ------------------------------------------------------------------ folders
- * ----------------------------------- */
+/* --- folders --- */
 
 static void put(const char *name, const void *data, size_t bytes) {
     char path[PATH_MAX];

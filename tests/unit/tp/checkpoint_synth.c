@@ -140,8 +140,7 @@ static double tensor_value(const struct tensor *t, uint64_t i) {
     return value_of(t->dtype, t->data, i);
 }
 
-/* ------------------------------------------------------------------ the folder
- * -------------------------------- */
+/* --- the folder --- */
 
 static void assert_same_config(const struct model_config *a, const struct model_config *b) {
     assert_int_equal(a->hidden_size, b->hidden_size);
@@ -261,8 +260,7 @@ static void test_dtypes(void **state) {
     unload(&lb);
 }
 
-/* ------------------------------------------------------------------ the numbers
- * ------------------------------- */
+/* --- the numbers --- */
 
 static void mean_and_deviation(const struct tensor *t, double *ret_mean, double *ret_deviation) {
     uint64_t n = t->bytes / tensor_dtype_bytes(t->dtype);
@@ -312,8 +310,7 @@ static void test_scale(void **state) {
     unload(&l);
 }
 
-/* ------------------------------------------------------------------ GGUF
- * -------------------------------------- */
+/* --- GGUF --- */
 
 struct gguf {
     char *image;
@@ -538,8 +535,7 @@ static void test_gguf_tied_f16_without_mtp(void **state) {
     free(g.image);
 }
 
-/* ------------------------------------------------------------------ the tokenizer
- * ----------------------------- */
+/* --- the tokenizer --- */
 
 /* Every id has one text, and no text two ids. */
 static void test_tokenizer_covers_the_vocabulary(void **state) {
@@ -613,8 +609,7 @@ static void test_tokenizer_is_copied(void **state) {
     free(g.image);
 }
 
-/* ------------------------------------------------------------------ refusals
- * ---------------------------------- */
+/* --- refusals --- */
 
 static void refused(const struct synth_options *o, int code, const char *part) {
     struct error e = {0};

@@ -5,7 +5,7 @@
 #include "tp/fingerprint.h"
 #include "tp/worker_options.h"
 
-/* ---- flags ---- */
+/* --- flags --- */
 
 static int parse(struct worker_options *o, struct error *e, const char *line) {
     static char words[512];
@@ -96,7 +96,7 @@ static void bad_flags(void **state) {
     }
 }
 
-/* ---- budget ---- */
+/* --- budget --- */
 
 static struct k_shape small_shape(void) {
     return (struct k_shape){.tp = 1,
@@ -211,7 +211,7 @@ static void kv_dtype_follows_the_checkpoint(void **state) {
     offline_free(o);
 }
 
-/* ---- fingerprint and bad weights ---- */
+/* --- fingerprint and bad weights --- */
 
 static uint64_t fingerprint_at(const char *dir, uint32_t tp) {
     struct rank_options options = test_options(dir, tp);

@@ -34,7 +34,7 @@ struct group { /* what a launcher and a coordinator hold */
 
 static const uint32_t prompt[] = {5, 6, 7, 8, 9, 10, 11, 12};
 
-/* ---- launcher ---- */
+/* --- launcher --- */
 
 static struct process spawn_worker(const char *model, const char *ranks, const char *tp, int comm) {
     char path[512];
@@ -145,7 +145,7 @@ static void group_done(struct group *g) {
         close(g->comm);
 }
 
-/* ---- coordinator ---- */
+/* --- coordinator --- */
 
 static void commit(struct group *g) {
     void *place = NULL;
@@ -282,7 +282,7 @@ static void generate(struct group *g, const struct step_sample *expected) {
     }
 }
 
-/* ---- tests ---- */
+/* --- tests --- */
 
 static void generates_in_every_arrangement(void **state) {
     (void)state;

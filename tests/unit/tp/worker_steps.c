@@ -36,7 +36,7 @@ static int end(void **state) {
     return 0;
 }
 
-/* ---- plans ---- */
+/* --- plans --- */
 
 static void begin(void) {
     step_begin(writer, STEP_TYPE_PLAN, 0, 0, ++step);
@@ -92,8 +92,7 @@ static struct step_entry continue_of(uint32_t slot) {
             .sample_index = 1};
 }
 
-/* ---- one bad thing each; slot 1 is open with 8 tokens, page 1 and a sampled id, slot 2 is open and empty
- * ---- */
+/* --- one bad thing each; slot 1 is open with 8 tokens, page 1 and a sampled id, slot 2 is open and empty --- */
 
 static void open_no_such_slot(void) {
     open_slot(SLOTS + 1);
@@ -412,7 +411,7 @@ static void continue_after_restore(void **state) {
     assert_non_null(strstr(e.text, "no sampled id"));
 }
 
-/* ---- random plans ---- */
+/* --- random plans --- */
 
 static uint64_t random_state;
 
