@@ -7,8 +7,14 @@
 #define MIB(n) ((n)*1024ull * 1024ull)
 
 /* --- requests (daemon/) --- */
-#define REQUEST_BYTES_MAX      (16u << 20) /* one gRPC message in; more is RESOURCE_EXHAUSTED by the transport */
-#define METADATA_BYTES_MAX     (32u << 10)
+#define REQUEST_BYTES_MAX  (16u << 20) /* one gRPC message in; more is RESOURCE_EXHAUSTED by the transport */
+#define METADATA_BYTES_MAX (32u << 10)
+/* What the gRPC core may hold for all clients together: above all, messages that are not complete yet, 16 MiB each
+ * and as many as there are streams. Beyond it the core reads less, then resets streams. */
+#define CORE_BYTES_MAX  (512u << 20)
+#define ARENA_BYTES_MAX (64u << 20) /* one request unpacked: the largest text or ids several times over */
+/* Bytes of JSON in one request, tools and arguments together: parsed it takes up to fifty times as much. */
+#define REQUEST_JSON_BYTES_MAX (1u << 20)
 #define STREAMS_PER_CONNECTION 1024u
 #define CONNECTIONS_MAX        4096u
 #define MESSAGES_MAX           4096u /* chat messages in a request */

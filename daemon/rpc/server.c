@@ -7,6 +7,7 @@
  * its own queue, and knows. */
 #include "daemon/rpc/rpc_internal.h"
 
+#include "base/limits.h"
 #include "base/log.h"
 
 #include <assert.h>
@@ -16,10 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-/* What the C core may hold for all clients together: above all, messages that are not complete yet, 16 MiB
- * each and as many as there are streams. Beyond it the core reads less, then resets streams. */
-#define MEMORY_BYTES_MAX (512u << 20)
 
 uint64_t rpc_now_ns(void) {
     struct timespec t;
@@ -58,7 +55,7 @@ static grpc_server *make_server(void) {
     /* clang-format on */
     grpc_arg args[sizeof(ints) / sizeof(ints[0]) + 1];
     grpc_resource_quota *quota = grpc_resource_quota_create("clients");
-    grpc_resource_quota_resize(quota, MEMORY_BYTES_MAX);
+    grpc_resource_quota_resize(quota, CORE_BYTES_MAX);
     for (size_t i = 0; i < sizeof(ints) / sizeof(ints[0]); i++)
         args[i] = (grpc_arg){.type = GRPC_ARG_INTEGER,
                 .key = (char *)(uintptr_t)ints[i].key,

@@ -5,12 +5,11 @@
  * threads. */
 #pragma once
 
+#include "base/limits.h"
+
 #include <protobuf-c/protobuf-c.h>
 #include <stdbool.h>
 #include <stddef.h>
-
-/* Enough for the largest request of plain text or ids several times over. */
-#define ARENA_BYTES_MAX (64u << 20)
 
 struct arena_block;
 struct arena {

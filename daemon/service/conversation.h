@@ -4,14 +4,13 @@
  * Checks everything that the template does not: counts, UTF-8, JSON, which role may carry what. */
 #pragma once
 
+#include "base/limits.h"
+
 #include "daemon/rpc/rpc.h"
 
 #include "shardd/v1/shardd.pb-c.h"
 
 #include <jansson.h>
-
-/* Bytes of JSON in one request, tools and arguments together: parsed it takes up to fifty times as much. */
-#define REQUEST_JSON_BYTES_MAX (1u << 20)
 
 struct conversation {
     json_t *messages;
