@@ -178,6 +178,8 @@ def test_random_deaths_under_load(model, device):
                     if victims:
                         os.kill(chance.choice(victims), chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP]))
                 wait_for(lambda: client.state() == "serving" and len(run.children()) == 3, "serving")
+            except AssertionError as error:
+                raise AssertionError("%s; the service says:\n%s" % (error, run.log()[-6000:])) from None
             finally:
                 done.set()
             for future in asking:
