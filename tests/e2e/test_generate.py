@@ -218,11 +218,11 @@ def test_long_prompt_in_chunks(client):
 @pytest.mark.slow
 def test_tensor_parallel_sizes_give_the_same_tokens(model):
     seen = []
-    for tp in ("1", "2", "4"):
+    for tp in ("1", "2", "4", "8"):
         with Server(model, "--tensor-parallel-size", tp, "--max-model-len", "512") as running:
             with running.client() as connected:
                 request = make_request(text="Any number of ranks", temperature=0.9, seed=3, max_tokens=16)
                 request.output.logprobs = True
                 answer = connected.generate(request)
                 seen.append((answer.ids, [entry.logprob for entry in answer.logprobs]))
-    assert seen[0] == seen[1] == seen[2]
+    assert seen[0] == seen[1] == seen[2] == seen[3]
