@@ -30,11 +30,12 @@ static int read_number(const json_t *root, const char *name, double low, double 
     const json_t *j = json_object_get(root, name);
     if (!j || json_is_null(j))
         return 0;
-    double v = json_is_number(j) ? json_number_value(j) : NAN;
+    /* Checked as what it is used as: 1e-50 is above zero, but not as a float. */
+    float v = json_is_number(j) ? (float)json_number_value(j) : NAN;
     if (!(v <= high && (open ? v > low : v >= low)))
         return error_set(e, -EINVAL, "%s must be a number %s %g and at most %g", name,
                 open ? "above" : "of at least", low, high);
-    *value = (float)v;
+    *value = v;
     return 0;
 }
 

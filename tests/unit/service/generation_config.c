@@ -53,6 +53,8 @@ static void test_wrong_values_are_named(void **state) {
             {"{\"top_p\": 1.5}", "top_p"},
             {"{\"min_p\": 2}", "min_p"},
             {"{\"repetition_penalty\": 0}", "repetition_penalty"},
+            {"{\"repetition_penalty\": 1e-50}", "repetition_penalty"},
+            {"{\"top_p\": 1e-50}", "top_p"}, /* zero as a float */
             {"{\"top_k\": 1.5}", "top_k"},
             {"{\"top_k\": -2}", "top_k"},
             {"{\"eos_token_id\": -1}", "eos_token_id"},
