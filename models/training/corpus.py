@@ -3,12 +3,12 @@
 
 usage: corpus.py OUT.jsonl.xz
 
-Sources, installed on the machine and free to use (the model card names those that are not of Debian main: manual
-pages of google-cloud-cli, Apache-2.0, and Node.js documentation, MIT): the package descriptions (the Translation-en lists that
-`apt-get -o Acquire::Languages=en update` fetches; APT_LISTS names another list folder), the manual pages,
-the info manuals, the licences of /usr/share/common-licenses, README files and Markdown of /usr/share/doc,
-and the docstrings of the Python packages in /usr/lib/python3*. The script itself downloads nothing. Each
-line of the output is {"kind": ..., "name": ..., "text": ...}.
+Sources, installed on the machine and free to use (the model card names those that are not of Debian main:
+manual pages of google-cloud-cli, Apache-2.0, and Node.js documentation, MIT): the package descriptions (the
+Translation-en lists that `apt-get -o Acquire::Languages=en update` fetches; APT_LISTS names another list
+folder), the manual pages, the info manuals, the licences of /usr/share/common-licenses, README files and
+Markdown of /usr/share/doc, and the docstrings of the Python packages in /usr/lib/python3*. The script itself
+downloads nothing. Each line of the output is {"kind": ..., "name": ..., "text": ...}.
 """
 import ast
 import gzip
