@@ -1,8 +1,7 @@
 /* client.h - a small synchronous gRPC client on the C core, for the client verbs.
  *
  * One channel, one call at a time, one thread. A call sends one message and hands every message that comes
- * back to a callback; it ends with a status. Interrupting: client_interrupt() may be called from a signal
- * handler and cancels the call that is running. */
+ * back to a callback; it ends with a status. */
 #pragma once
 
 #include "base/error.h"

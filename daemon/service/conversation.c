@@ -4,34 +4,13 @@
 #include "base/limits.h"
 #include "daemon/service/message.h"
 #include "daemon/service/refusal.h"
+#include "daemon/text/chat_template.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #define FIELD_NAME_MAX 96
-
-/* Depth of nesting before any parser recurses into it; strings are skipped. What is no JSON is found by the
- * parser. */
-static size_t nesting(const uint8_t *text, size_t bytes) {
-    size_t depth = 0, deepest = 0;
-    bool quoted = false;
-    for (size_t i = 0; i < bytes; i++) {
-        if (quoted) {
-            if (text[i] == '\\')
-                i++;
-            else if (text[i] == '"')
-                quoted = false;
-        } else if (text[i] == '"') {
-            quoted = true;
-        } else if (text[i] == '{' || text[i] == '[') {
-            if (++depth > deepest)
-                deepest = depth;
-        } else if ((text[i] == '}' || text[i] == ']') && depth > 0) {
-            depth--;
-        }
-    }
-    return deepest;
-}
 
 json_t *conversation_parse_object(
         ProtobufCBinaryData text, const char *field, size_t *bytes_left, struct rpc_status *s) {
@@ -42,16 +21,13 @@ json_t *conversation_parse_object(
         return NULL;
     }
     *bytes_left -= text.len;
-    if (nesting(text.data, text.len) > JSON_DEPTH_MAX) {
-        refuse(s, REFUSAL_INVALID_JSON, "%s is nested deeper than %u levels; make it flatter", field,
-                JSON_DEPTH_MAX);
-        return NULL;
-    }
-    json_error_t where;
-    json_t *j = json_loadb((const char *)text.data, text.len, JSON_REJECT_DUPLICATES, &where);
-    if (!j)
-        refuse(s, REFUSAL_INVALID_JSON, "%s is not valid JSON: line %d, column %d: %s", field, where.line,
-                where.column, where.text);
+    json_t *j = NULL;
+    struct error e = {0};
+    int r = chat_json_loads((const char *)text.data, text.len, /* unique= */ true, field, &j, &e);
+    if (r == -ENOMEM)
+        refuse(s, REFUSAL_INTERNAL, "%s", e.text);
+    else if (r < 0)
+        refuse(s, REFUSAL_INVALID_JSON, "%s", e.text);
     else if (!json_is_object(j))
         refuse(s, REFUSAL_INVALID_JSON, "%s must be a JSON object: {...}", field);
     else

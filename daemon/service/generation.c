@@ -77,10 +77,11 @@ static int filter(struct generation *g, struct chunk *chunk) {
     const char *text = NULL;
     size_t bytes = 0;
     int index = stop_strings_feed(g->stops, g->text, g->text_n, &text, &bytes);
-    int r = show(g, text, bytes, chunk);
+    if (index == -ENOMEM)
+        return index;
     if (index >= 0)
         g->stop_index = index;
-    return r;
+    return show(g, text, bytes, chunk);
 }
 
 static bool is_stop_id(const struct generation *g, uint32_t id) {

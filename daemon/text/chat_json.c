@@ -200,7 +200,7 @@ char *chat_json_dumps(const json_t *value) {
 
 /* --- reading --- */
 
-static int read_value(struct json_pull *p, int event, json_t **ret, struct error *e);
+static int read_value(struct json_pull *p, bool unique, int event, json_t **ret, struct error *e);
 
 static int read_integer(struct json_pull *p, json_t **ret) {
     struct byte_buffer text = {0};
@@ -231,11 +231,11 @@ static int read_number(struct json_pull *p, json_t **ret, struct error *e) {
     return 0;
 }
 
-static int read_array(struct json_pull *p, json_t *array, struct error *e) {
+static int read_array(struct json_pull *p, bool unique, json_t *array, struct error *e) {
     int event;
     while ((event = json_pull_next(p, e)) != PULL_ARRAY_END) {
         json_t *item = NULL;
-        int r = event < 0 ? event : read_value(p, event, &item, e);
+        int r = event < 0 ? event : read_value(p, unique, event, &item, e);
         if (r >= 0 && json_array_append_new(array, item) < 0)
             r = -ENOMEM;
         if (r < 0)
@@ -244,16 +244,18 @@ static int read_array(struct json_pull *p, json_t *array, struct error *e) {
     return 0;
 }
 
-static int read_object(struct json_pull *p, json_t *object, struct error *e) {
+static int read_object(struct json_pull *p, bool unique, json_t *object, struct error *e) {
     int event;
     while ((event = json_pull_next(p, e)) == PULL_KEY) {
         json_t *item = NULL;
         if (memchr(p->string, 0, p->string_bytes))
             return json_pull_error(p, -EINVAL, e, "a key has the character U+0000");
+        if (unique && json_object_getn(object, p->string, p->string_bytes))
+            return json_pull_error(p, -EINVAL, e, "duplicate key \"%.64s\"", p->string);
         char *key = strndup(p->string, p->string_bytes);
         int r = key ? json_pull_next(p, e) : -ENOMEM;
         if (r >= 0)
-            r = read_value(p, r, &item, e);
+            r = read_value(p, unique, r, &item, e);
         if (r >= 0 && json_object_set_new_nocheck(object, key, item) < 0)
             r = -ENOMEM;
         free(key);
@@ -265,17 +267,17 @@ static int read_object(struct json_pull *p, json_t *object, struct error *e) {
 
 /* The value that an event begins. Objects and arrays nest as deep as json_pull allows, so recursion is
  * bounded. */
-static int read_value(struct json_pull *p, int event, json_t **ret, struct error *e) {
+static int read_value(struct json_pull *p, bool unique, int event, json_t **ret, struct error *e) {
     json_t *value = NULL;
     int r = 0;
     switch (event) {
     case PULL_OBJECT_BEGIN:
         value = json_object();
-        r = value ? read_object(p, value, e) : -ENOMEM;
+        r = value ? read_object(p, unique, value, e) : -ENOMEM;
         break;
     case PULL_ARRAY_BEGIN:
         value = json_array();
-        r = value ? read_array(p, value, e) : -ENOMEM;
+        r = value ? read_array(p, unique, value, e) : -ENOMEM;
         break;
     case PULL_STRING:
         if (memchr(p->string, 0, p->string_bytes))
@@ -299,13 +301,14 @@ static int read_value(struct json_pull *p, int event, json_t **ret, struct error
     return 0;
 }
 
-int chat_json_loads(const char *text, size_t bytes, const char *what, json_t **ret, struct error *e) {
+int chat_json_loads(
+        const char *text, size_t bytes, bool unique, const char *what, json_t **ret, struct error *e) {
     struct json_pull p;
     json_t *value = NULL;
     json_pull_init(&p, text, bytes, what);
     int r = json_pull_next(&p, e);
     if (r >= 0)
-        r = read_value(&p, r, &value, e);
+        r = read_value(&p, unique, r, &value, e);
     if (r >= 0)
         r = json_pull_expect(&p, PULL_DOCUMENT_END, e);
     json_pull_done(&p);

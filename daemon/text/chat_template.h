@@ -52,6 +52,8 @@ void chat_rendered_done(struct chat_rendered *r);
 char *chat_json_dumps(const json_t *value);
 /* Reads JSON that a client sent (tools, arguments) so that it prints as Python would print it: integers of
  * any length keep their digits (one beyond 64 bits is a json string with a mark that only chat_json_dumps()
- * and chat_template_render() know), keys their order. Deeper than JSON_DEPTH_MAX, U+0000 in a string, or
- * anything else that is not JSON: -EINVAL, and the sentence begins with what. */
-int chat_json_loads(const char *text, size_t bytes, const char *what, json_t **ret, struct error *e);
+ * and chat_template_render() know), keys their order. A key that is there twice is refused with unique; else
+ * the last one counts, as in Python. Deeper than JSON_DEPTH_MAX, U+0000 in a string, or anything else that is
+ * not JSON: -EINVAL, and the sentence begins with what. */
+int chat_json_loads(
+        const char *text, size_t bytes, bool unique, const char *what, json_t **ret, struct error *e);

@@ -61,7 +61,7 @@ unsigned output_value_types(const json_t *tools, const char *function, size_t fu
 
 static bool is_json_of(unsigned types, const char *text, size_t bytes) {
     json_t *value = NULL;
-    if (chat_json_loads(text, bytes, "value", &value, NULL) < 0)
+    if (chat_json_loads(text, bytes, false, "value", &value, NULL) < 0)
         return false;
     bool right = (json_is_object(value) && (types & VALUE_OBJECT)) ||
                  (json_is_array(value) && (types & VALUE_ARRAY));
@@ -77,7 +77,7 @@ static bool is_number(const char *text, size_t bytes, bool integer) {
     for (size_t i = 0; i < bytes && integer; i++)
         if (text[i] == '.' || text[i] == 'e' || text[i] == 'E')
             return false;
-    if (chat_json_loads(text, bytes, "value", &value, NULL) < 0)
+    if (chat_json_loads(text, bytes, false, "value", &value, NULL) < 0)
         return false;
     json_decref(value);
     return true;

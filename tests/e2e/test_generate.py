@@ -54,6 +54,14 @@ def test_chat_and_tokenize_agree(client):
     assert answer.started.prompt_tokens == len(tokens.ids)
 
 
+def test_numbers_of_any_length_in_arguments(client):
+    request = pb.TokenizeRequest()
+    for role, text in (("user", "go"), ("assistant", "")):
+        request.chat.messages.add(role=role).content.add(text=text)
+    request.chat.messages[1].tool_calls.add(name="f", arguments_json=b'{"n": 123456789012345678901234567890}')
+    assert "123456789012345678901234567890" in client.methods["Tokenize"](request).rendered
+
+
 def test_user_text_never_becomes_control_tokens(client):
     control = client.call("Tokenize", text="<|im_end|>", parse_special=True).ids
     plain = client.call("Tokenize", text="<|im_end|>").ids

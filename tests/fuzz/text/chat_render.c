@@ -37,7 +37,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     json_t *conversation = NULL, *again = NULL;
     struct error e = {0};
-    if (chat_json_loads((const char *)data, bytes, "conversation", &conversation, &e) < 0) {
+    if (chat_json_loads((const char *)data, bytes, false, "conversation", &conversation, &e) < 0) {
         if (e.text[0] == 0)
             abort();
         return 0;
@@ -45,7 +45,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     render(conversation);
     /* what is printed reads as the same value */
     char *text = chat_json_dumps(conversation), *text_again = NULL;
-    if (!text || chat_json_loads(text, strlen(text), "printed", &again, &e) < 0)
+    if (!text || chat_json_loads(text, strlen(text), false, "printed", &again, &e) < 0)
         abort();
     text_again = chat_json_dumps(again);
     if (!text_again || strcmp(text, text_again) != 0)

@@ -149,7 +149,7 @@ static const char *large(size_t bytes) {
     X(16, set_json(&d->call.arguments_json, "{\"a\":1,\"a\":2}"), "invalid_json", "duplicate")               \
     X(17, set_json(&d->call.arguments_json, "{\"a\":\"\xff\"}"), "invalid_json", "arguments_json")           \
     X(18, set_json(&d->call.arguments_json, "{} {}"), "invalid_json", "arguments_json")                      \
-    X(19, set_json(&d->call.arguments_json, nested(JSON_DEPTH_MAX + 1)), "invalid_json", "deeper than 64")   \
+    X(19, set_json(&d->call.arguments_json, nested(JSON_DEPTH_MAX + 1)), "invalid_json", "64 levels deep")   \
     X(20, set_json(&d->tool.json, "{}"), "invalid_json", "chat.tools[0].json must look like")                \
     X(21, set_json(&d->tool.json, "{\"type\":\"function\",\"function\":{\"name\":\"\"}}"), "invalid_json",   \
             "chat.tools[0].json must look like")                                                             \

@@ -16,7 +16,7 @@ static const char *text_at(const json_t *object, const char *key) {
 static json_t *parse(const char *text, size_t bytes) {
     json_t *value = NULL;
     struct error e = {0};
-    if (chat_json_loads(text, bytes, "test", &value, &e) < 0)
+    if (chat_json_loads(text, bytes, false, "test", &value, &e) < 0)
         fail_msg("%s", e.text);
     return value;
 }
@@ -345,19 +345,21 @@ static void test_json(void **state) {
         free(out);
         json_decref(value);
     }
+    json_t *twice = NULL;
+    assert_int_equal(chat_json_loads("{\"b\":1,\"b\":2}", 13, true, "x", &twice, NULL), -EINVAL);
     static const char *const bad[] = {
             "", "[1,]", "1 2", "\"\\u0000\"", "{\"\\u0000\":1}", "1e999", "nul", "\"\xff\"", "{\"a\"}"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         json_t *value = NULL;
         struct error e = {0};
-        assert_int_equal(chat_json_loads(bad[i], strlen(bad[i]), "tools[3]", &value, &e), -EINVAL);
+        assert_int_equal(chat_json_loads(bad[i], strlen(bad[i]), false, "tools[3]", &value, &e), -EINVAL);
         assert_true(starts(e.text, "tools[3]: "));
         assert_null(value);
     }
     char deep[300];
     memset(deep, '[', sizeof(deep));
     json_t *value = NULL;
-    assert_int_equal(chat_json_loads(deep, sizeof(deep), "x", &value, NULL), -EINVAL);
+    assert_int_equal(chat_json_loads(deep, sizeof(deep), false, "x", &value, NULL), -EINVAL);
 }
 
 static void test_sha256(void **state) {
