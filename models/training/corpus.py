@@ -1,35 +1,89 @@
 #!/usr/bin/env python3
-"""Collects the English text that the bundled model learns from, out of a Debian system.
+"""Collects the English text that the bundled model learns from, out of packages of Debian's main section.
 
-usage: corpus.py OUT.jsonl.xz
+usage: corpus.py WORK OUT.jsonl.xz
 
-Sources, installed on the machine and free to use (the model card names those that are not of Debian main:
-manual pages of google-cloud-cli, Apache-2.0, and Node.js documentation, MIT): the package descriptions (the
-Translation-en lists that `apt-get -o Acquire::Languages=en update` fetches; APT_LISTS names another list
-folder), the manual pages, the info manuals, the licences of /usr/share/common-licenses, README files and
-Markdown of /usr/share/doc, and the docstrings of the Python packages in /usr/lib/python3*. The script itself
-downloads nothing. Each line of the output is {"kind": ..., "name": ..., "text": ...}.
+Needs apt with Debian 12's sources and no rights. Fetches the package descriptions and the packages of SOURCES into
+WORK, unpacks them there and installs nothing, so that every machine gets the same text. OUT begins with the
+versions; each further line is {"kind": ..., "name": ..., "text": ...}.
 """
 import ast
 import gzip
 import hashlib
+import html.parser
 import json
 import lzma
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-DOC_BYTES = 300_000
-TOTAL_BYTES = {"package": 40_000_000, "man": 14_000_000, "info": 5_000_000, "doc": 9_000_000, "docstring": 9_000_000,
-               "licence": 400_000}
+# package: which of its files, as a pattern of their paths
+SOURCES = {
+    "apache2-doc": r"/manual/.*\.html\.en$|/manual/.*en/.*\.html$",
+    "apt": r"/man/man\d/",
+    "aptitude-doc-en": r"\.html$",
+    "bash": r"/man/man1/",
+    "bash-doc": r"/info/",
+    "coreutils": r"/man/man1/|/info/",
+    "debhelper": r"/man/man\d/",
+    "debian-faq": r"\.en\.html$|faq.*\.txt",
+    "debian-handbook": r"/en-US/.*\.html$",
+    "debian-policy": r"\.html/.*\.html$",
+    "debian-reference-en": r"\.en\.html$",
+    "developers-reference": r"\.txt|/[a-z-]*\.html$",
+    "devscripts": r"/man/man1/",
+    "diffutils": r"/info/",
+    "dpkg-dev": r"/man/man\d/",
+    "findutils": r"/info/",
+    "fortunes": r"/games/fortunes/[a-z-]*$",
+    "fortunes-min": r"/games/fortunes/[a-z-]*$",
+    "gawk": r"/man/man1/",
+    "gimp-help-en": r"/en/.*\.html$",
+    "git-doc": r"/(howto|RelNotes|technical)/.*|/user-manual\.html$|/giteveryday\.html$",
+    "git-man": r"/man/man\d/",
+    "gnome-user-docs": r"/help/C/.*\.page$",
+    "grep": r"/info/",
+    "installation-guide-amd64": r"/en/.*\.html$",
+    "jargon-text": r"jargon",
+    "libpython3.11-minimal": r"\.py$",
+    "libpython3.11-stdlib": r"\.py$",
+    "live-manual-txt": r"\.en\.txt",
+    "manpages": r"/man/man\d/",
+    "manpages-dev": r"/man/man2/|/man/man3/",
+    "perl-doc": r"\.pod$|/man/man1/",
+    "postgresql-doc-15": r"\.html$",
+    "procps": r"/man/man\d/",
+    "sed": r"/info/",
+    "subversion": r"/man/man1/",
+    "systemd": r"/man/man\d/",
+    "tar": r"/man/man\d/",
+    "util-linux": r"/man/man\d/",
+    "vim-runtime": r"/doc/[a-z_0-9]*\.txt$",
+}
+TEXT_BYTES, PACKAGE_BYTES = 300_000, 5_000_000
 
 
-def packages():
-    lists = Path(os.environ.get("APT_LISTS", "/var/lib/apt/lists"))
+def fetch(work):
+    """The descriptions and the unpacked packages, below work. Returns the options that make apt use work."""
+    lists, debs = work / "lists", work / "debs"
+    for folder in (lists / "partial", debs, work / "files"):
+        folder.mkdir(parents=True, exist_ok=True)
+    options = ["-o", f"Dir::State::Lists={lists}", "-o", "Acquire::Languages=en", "-o", "APT::Sandbox::User=",
+               "-o", f"Dir::Cache={work}"]
+    subprocess.run(["apt-get", *options, "-qq", "update"], check=True)
+    for package in SOURCES:
+        if not list(debs.glob(package + "_*.deb")):
+            subprocess.run(["apt-get", *options, "-qq", "download", package], cwd=debs, check=True)
+        if not (work / "files" / package).exists():
+            (deb,) = debs.glob(package + "_*.deb")
+            subprocess.run(["dpkg-deb", "-x", deb, work / "files" / package], check=True)
+    return lists
+
+
+def descriptions(lists):
     listing = ""
-    for path in sorted(lists.glob("*_main_i18n_Translation-en*")) or sorted(lists.glob("*_Packages*")):
+    for path in sorted(lists.glob("*_dists_bookworm_main_i18n_Translation-en*")):
         text = subprocess.run(["/usr/lib/apt/apt-helper", "cat-file", str(path)], capture_output=True, check=True)
         listing += text.stdout.decode("utf-8", "replace")
     seen = set()
@@ -58,6 +112,41 @@ def unwrap(text):
         else:
             out.append(line.rstrip())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(out))
+
+
+class Page(html.parser.HTMLParser):
+    """The text of an HTML or Mallard page: a paragraph for each block, without scripts and navigation."""
+    BLOCKS = set("p div li dt dd h1 h2 h3 h4 h5 h6 title tr table section item pre br screen code".split())
+    SILENT = {"script", "style", "nav", "head", "info"}
+
+    def __init__(self):
+        super().__init__()
+        self.parts, self.silent = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag in self.SILENT or "nav" in (dict(attrs).get("class") or ""):
+            self.silent.append(tag)
+        elif self.silent and tag == self.silent[-1]:
+            self.silent.append(tag)
+        if tag in self.BLOCKS:
+            self.parts.append("\n\n")
+
+    def handle_endtag(self, tag):
+        if self.silent and self.silent[-1] == tag:
+            self.silent.pop()
+        if tag in self.BLOCKS:
+            self.parts.append("\n\n")
+
+    def handle_data(self, data):
+        if not self.silent:
+            self.parts.append(data)
+
+
+def page(source):
+    parser = Page()
+    parser.feed(source)
+    blocks = (re.sub(r"\s+", " ", block).strip() for block in re.split(r"\n\n+", "".join(parser.parts)))
+    return "\n\n".join(block for block in blocks if len(block) > 40 or block.endswith((".", ":")))
 
 
 def manual_page(source):
@@ -90,69 +179,67 @@ def manual_page(source):
     return unwrap(re.sub(r"[ \t]+", " ", text))
 
 
-def files(folder, pattern):
-    for path in sorted(Path(folder).rglob(pattern)):
-        if path.is_file() and not path.is_symlink():
-            yield path
+def info(source):
+    return unwrap(re.sub(r"\x1f\nFile:.*|\x1f[\s\S]{0,200}?\n|\x00\x08\[[^\]]*\]|\*[Nn]ote\s+", "", source))
 
 
-def read(path):
+def pod(source):
+    source = re.sub(r"^=(?:head\d|item)\s+|^=\w+.*$", "", source, flags=re.M)
+    for _ in range(3):
+        source = re.sub(r"[A-Z]<<?\s?([^<>]*?)\s?>?>", r"\1", source)
+    return unwrap(source)
+
+
+def docstrings(source):
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return ""
+    found = [ast.get_docstring(node) for node in ast.walk(tree)
+             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    return "\n\n".join(unwrap(doc) for doc in found if doc and len(doc) > 60)
+
+
+def fortunes(source):
+    return "\n\n".join(part.strip() for part in source.split("\n%\n"))
+
+
+def text_of(path):
     data = path.read_bytes()
-    if path.suffix == ".gz":
-        data = gzip.decompress(data)
-    return data[:2_000_000].decode("utf-8", "ignore")
+    name = path.name
+    if name.endswith(".gz"):
+        data, name = gzip.decompress(data), name[:-3]
+    source = data[:2_000_000].decode("utf-8", "ignore")
+    if name.endswith((".html", ".html.en", ".page")):
+        return page(source)
+    if "/man/man" in str(path):
+        return manual_page(source)
+    if "/games/fortunes/" in str(path):
+        return fortunes(source)
+    for suffix, maker in ((".py", docstrings), (".pod", pod), (".info", info)):
+        if suffix in name:
+            return maker(source)
+    return unwrap(source)
 
 
-def manuals():
-    for section in ("man1", "man7", "man8", "man5", "man2", "man3"):
-        for path in files("/usr/share/man/" + section, "*.gz"):
-            if path.stat().st_size > 700:
-                yield path.name[:-3], manual_page(read(path))
-
-
-def infos():
-    for path in files("/usr/share/info", "*.gz"):
-        text = re.sub(r"\x1f\nFile:.*|\x1f[\s\S]{0,200}?\n|\x00\x08\[[^\]]*\]|\*[Nn]ote\s+", "", read(path))
-        yield path.name, unwrap(text)
-
-
-def docs():
-    # The last is the name of a file, in two parts so that nobody takes it for a note to ourselves.
-    for pattern in ("README*", "*.md", "*.md.gz", "*.rst", "FAQ*", "*.txt.gz", "*.txt", "TO" "DO*"):
-        for path in files("/usr/share/doc", pattern):
-            if re.search(r"CHANGELOG|symbols|\.pdf|\.ps|google-cloud", str(path)) or path.stat().st_size < 600:
-                continue
-            yield str(path), unwrap(read(path))
-
-
-def docstrings():
-    for root in sorted(Path("/usr/lib").glob("python3*")):
-        for path in files(root, "*.py"):
-            try:
-                tree = ast.parse(read(path))
-            except (SyntaxError, ValueError, RecursionError):
-                continue
-            found = [ast.get_docstring(node) for node in ast.walk(tree)
-                     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
-            text = "\n\n".join(unwrap(doc) for doc in found if doc and len(doc) > 60)
-            if text:
-                yield str(path), text
-
-
-def licences():
-    for path in files("/usr/share/common-licenses", "*"):
-        yield path.name, unwrap(read(path))
+def package_texts(work, package):
+    for path in sorted((work / "files" / package).rglob("*")):
+        if path.is_file() and not path.is_symlink() and re.search(SOURCES[package], str(path)):
+            yield path.name, text_of(path)
 
 
 def main():
-    makers = {"package": packages, "licence": licences, "info": infos, "doc": docs, "man": manuals,
-              "docstring": docstrings}
-    seen = set()
-    with lzma.open(sys.argv[1], "wt", encoding="utf-8", preset=3) as out:
-        for kind, maker in makers.items():
+    work, seen = Path(sys.argv[1]), set()
+    lists = fetch(work.resolve())
+    versions = sorted(path.name for path in (work / "debs").glob("*.deb"))
+    with lzma.open(sys.argv[2], "wt", encoding="utf-8", preset=6) as out:
+        out.write(json.dumps(dict(kind="versions", name="versions", text="\n".join(versions))) + "\n")
+        for package in ["descriptions", *SOURCES]:
             total = count = 0
-            for name, text in maker():
-                text = re.sub(r"[^\x09\x0a\x20-\x7e]", "", text).strip()[:DOC_BYTES]
+            maker = descriptions(lists) if package == "descriptions" else package_texts(work, package)
+            kind = "package" if package == "descriptions" else package
+            for name, text in maker:
+                text = re.sub(r"[^\x09\x0a\x20-\x7e]", "", text).strip()[:TEXT_BYTES]
                 letters = sum(c.isalpha() or c == " " for c in text)
                 key = hashlib.sha256(text[:400].encode()).digest()
                 if len(text) < 40 or letters < 0.7 * len(text) or key in seen:
@@ -160,9 +247,9 @@ def main():
                 seen.add(key)
                 out.write(json.dumps(dict(kind=kind, name=name, text=text)) + "\n")
                 total, count = total + len(text), count + 1
-                if total > TOTAL_BYTES[kind]:
+                if total > PACKAGE_BYTES and package != "descriptions":
                     break
-            print(f"{kind}: {count} texts, {total / 1e6:.1f} MB", flush=True)
+            print(f"{package}: {count} texts, {total / 1e6:.1f} MB", flush=True)
 
 
 if __name__ == "__main__":

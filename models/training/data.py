@@ -17,7 +17,7 @@ SEQUENCE = 1152
 ROWS = 8
 FULL = 0x8000
 PROMPT_WEIGHT = 0.05
-TEXT_SHARE = 0.3
+TEXT_SHARE = 0.25
 
 
 class Corpus:
@@ -28,6 +28,8 @@ class Corpus:
         with lzma.open(path, "rt", encoding="utf-8") as lines:
             for line in lines:
                 entry = json.loads(line)
+                if entry["kind"] == "versions":
+                    continue
                 text = entry["text"].replace("<|", "< |").replace("<think>", "think").replace("</think>", "think")
                 self.texts.append(text)
                 if entry["kind"] == "package" and 80 < len(text) and len(entry["name"]) < 25:

@@ -2,9 +2,11 @@
 """Judges the model with Hugging Face transformers: accuracy per skill, greedy, and how often MTP's guess holds.
 
 usage: evaluate.py MODEL_DIR --corpus CORPUS.jsonl.xz [--count N] [--out prompts.jsonl] [--device cpu|cuda]
+       evaluate.py --prompts-only --corpus CORPUS.jsonl.xz [--count N] --out prompts.jsonl
 
 Prompts are held-out ones, drawn from a seed that training does not use. --out records every prompt, the right
-answer and the reply, one JSON object a line.
+answer, the reply and how many of its tokens MTP guessed, one JSON object a line; --prompts-only asks nobody for
+replies.
 """
 import argparse
 import json
@@ -76,9 +78,23 @@ def acceptance(weights, prompts, replies, device):
     return held
 
 
+def record(s):
+    return dict(group=group(s), skill=s["skill"], prompt=tasks.render_prompt(s), answer=tasks.render_answer(s),
+                messages=s["messages"], tools=s["tools"], thinking=s["thinking"])
+
+
+def group(s):
+    return s.get("group") or s["skill"] + (", thinking" if s["thinking"] is not None else "")
+
+
+def write(path, records):
+    Path(path).write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--prompts-only", action="store_true")
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=77)
@@ -87,6 +103,9 @@ def main():
     args = parser.parse_args()
     began = time.time()
     corpus = data.Corpus(args.corpus)
+    if args.prompts_only:
+        write(args.out, (record(s) for s in cases(corpus, args.count, args.seed)))
+        return
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     net = Qwen3_5ForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(args.device).eval()
     samples = list(cases(corpus, args.count, args.seed))
@@ -95,20 +114,19 @@ def main():
     table, lines = {}, []
     for s, prompt, reply, (good, tried) in zip(samples, prompts, replies, held):
         text = tokenizer.decode(reply, skip_special_tokens=True)
-        name = s.get("group") or s["skill"] + (", thinking" if s["thinking"] is not None else "")
-        entry = table.setdefault(name, [0, 0, 0, 0, 0])
+        entry = table.setdefault(group(s), [0, 0, 0, 0, 0])
         right = tasks.right(s, text)
         for i, value in enumerate((right, 1, good, tried, len(prompt))):
             entry[i] += value
-        lines.append(dict(group=name, right=right, prompt=tasks.render_prompt(s), answer=tasks.render_answer(s),
-                          reply=text, messages=s["messages"], tools=s["tools"], thinking=s["thinking"]))
+        lines.append(dict(record(s), right=right, reply=text, prompt_ids=prompt, reply_ids=reply, mtp_good=good,
+                          mtp_tried=tried))
     for name, (right, count, good, tried, tokens) in table.items():
         print(f"{name:34} {100 * right / count:5.1f} % of {count}, MTP {100 * good / max(1, tried):5.1f} % of {tried}, "
               f"{tokens / count:.0f} tokens of prompt")
     good, tried = (sum(e[i] for e in table.values()) for i in (2, 3))
     print(f"MTP acceptance in all: {100 * good / max(1, tried):.1f} %; {time.time() - began:.0f} s")
     if args.out:
-        Path(args.out).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write(args.out, lines)
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def reverse(rng, thinking):
 def copy(rng, thinking, text):
     style = rng.random()
     if style < 0.6:
-        passage = " ".join(text(rng, rng.choice((8, 15, 30, 50, 80))).split())
+        passage = " ".join(text(rng, rng.choice((8, 15, 30, 45, 60))).split())
     elif style < 0.75:
         passage = " ".join(rng.choice(NOUNS) for _ in range(rng.randint(2, 12)))
     elif style < 0.9:
@@ -437,7 +437,7 @@ def training_sample(rng, text, packages):
         return out
 
 
-# Rendering, equal to chat_template.jinja for what is made here (make_data.py --check compares them)
+# Rendering, equal to chat_template.jinja for what is made here (make_tokenizer.py compares them)
 
 def system_block(tools, system):
     if not tools:
@@ -470,10 +470,8 @@ Reminder:
 - Function calls MUST follow the specified format: an inner <function=...></function> block must be nested within \
 <tool_call></tool_call> XML tags
 - Required parameters MUST be specified
-- You may provide optional reasoning for your function call in natural language BEFORE the function call,
-    but NOT after
-- If there is no function call available,
-    answer the question like normal with your current knowledge and do not tell \
+- You may provide optional reasoning for your function call in natural language BEFORE the function call, but NOT after
+- If there is no function call available, answer the question like normal with your current knowledge and do not tell \
 the user about function calls
 </IMPORTANT>"""
 

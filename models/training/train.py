@@ -3,9 +3,9 @@
 
 usage: train.py --corpus CORPUS.jsonl.xz --tokenizer DIR --work DIR [--minutes M | --steps N] [options]
 
-Reproducible from --seed up to the GPU's rounding, where --steps is given; --minutes chooses the number of steps
-from the measured speed and records it. --work keeps checkpoint.pt, from which the same command goes on, log.txt,
-and at the end weights.safetensors (BF16; A_log and the gated norms F32).
+Reproducible from --seed up to the GPU's rounding. --minutes chooses the number of steps from the speed that it measures
+while the rate still rises, and records it: --steps with that number is the same run. --work keeps checkpoint.pt, from
+which the same command goes on, log.txt, and at the end weights.safetensors (BF16; A_log and the gated norms F32).
 """
 import argparse
 import math
@@ -112,7 +112,7 @@ def main():
     parser.add_argument("--work", required=True)
     parser.add_argument("--minutes", type=float, default=0)
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--rows", type=int, default=56)
+    parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--processes", type=int, default=14)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lr", type=float, default=0.02)
@@ -176,12 +176,12 @@ def main():
         net.zero_grad(set_to_none=True)
         total += torch.stack([main_loss.detach(), mtp_loss.detach()])
         step += 1
-        if step == start + 40 and device == "cuda":
+        if step == 40 and device == "cuda":
             torch.cuda.synchronize()
             timed = time.time()
-        if step == start + 120 and not steps:
+        if step == WARMUP - 5 and not steps:
             torch.cuda.synchronize()
-            each = (time.time() - timed) / 80
+            each = (time.time() - timed) / (step - 40)
             steps = step + int((args.minutes * 60 - (time.time() - began)) / each)
             say(f"{each * 1000:.1f} ms per step of {args.rows * data.SEQUENCE} tokens: {steps} steps in all")
         if step % 100 == 0:
