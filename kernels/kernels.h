@@ -21,6 +21,11 @@
  *   - A linear product splits its full K into 8 equal leaves. A leaf is one fp32 accumulator, k ascending, fma.
  *     Leaves are added as ((0+1)+(2+3))+((4+5)+(6+7)). A row-parallel linear at tp P holds 8/P consecutive leaves
  *     and computes that subtree; k_reduce_residual() adds the top of the tree in rank order.
+ *   - A product of INT4 or INT8 weights with INT8 activations cuts a leaf into segments, wherever the weights' group
+ *     (counted in the full K) or the activations' group of 128 (counted from the leaf's start) ends. A segment's sum
+ *     n of (code - zero) * x is an exact integer; the leaf takes fma(n, scale_w * scale_x, leaf), then, with minimums,
+ *     fma(sum of x, -minimum * scale_x, leaf); segments ascending. With float activations a weight is
+ *     scale * (code - zero), rounded, minus minimum, rounded, and the rule of dense weights holds.
  *   - Attention reduces leaves of 256 positions counted from 0, each from a fresh maximum, combined in index order.
  *   - Norm sums, softmax sums and all others have one written order; exp and log are our own.
  * Every operation states where it rounds; what is not stated stays fp32. */
@@ -28,6 +33,7 @@
 
 #include "base/error.h"
 #include "base/limits.h"
+#include "base/quant.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -49,6 +55,10 @@ struct k_context_options {
     uint32_t device;  /* CUDA ordinal; ignored on the CPU */
     uint32_t threads; /* CPU threads of this rank, the calling one included; 0 = all this process may use */
     const char *isa;  /* CPU: NULL = best of "avx512" "avx2" "plain"; naming one that is absent is -ENOTSUP */
+    /* What INT4 and INT8 weights are multiplied with: false = activations rounded to INT8 per row and 128 k of a
+     * K-leaf (counted from its start) with scale max|x| / 127; true = fp32 activations and weights widened to fp32. FP8
+     * and dense weights always take fp32 activations. */
+    bool float_activations;
 };
 
 int k_context_create(const struct k_context_options *options, struct k_context **ret, struct error *e);
@@ -85,13 +95,22 @@ void k_download(struct k_stream *s, void *host_to, const void *device_from, size
 
 /* --- weights --- */
 
-/* A block of rows of a checkpoint matrix as it lies in the mapped file: element (r, k) is at
- * data + (r * row_stride + k) * size(dtype). The caller has applied the shard's first row and first column to data. */
+/* Some rows of a checkpoint matrix, full K unless the caller has moved to a shard's first column. One of three:
+ *   dense     data != NULL: element (r, k) is at data + (r * row_stride + k) * size(dtype); the shard's first row and
+ *             first column are already in data
+ *   quantised quant != NULL: rows first_row.. and columns first_column.. of that matrix
+ *   tiles     tiles != NULL: the same of a whole matrix that k_tiles_pack() made; used where they lie, not copied
+ * None of them: sizes only (dtype tells them), for k_linear_bytes() and k_linear_dummy(). */
 struct k_matrix_view {
     const void *data;
     uint64_t row_stride; /* elements */
+    const struct quant_matrix *quant;
+    const struct k_tiles *tiles;
+    uint32_t first_row, first_column; /* quant and tiles */
     uint32_t rows;
-    enum k_dtype dtype;
+    enum k_dtype dtype; /* dense */
+    const uint32_t
+            *row_order; /* NULL, or [rows]: row r is this row of data (or of quant), first_row not added */
 };
 
 /* One linear: pieces stacked along the output, all with the same K. Output columns are the pieces' rows in order,
@@ -101,10 +120,13 @@ struct k_linear_spec {
     uint32_t n_pieces; /* 1..8 */
     uint32_t columns;  /* local K */
     uint32_t leaves;   /* 1, 2, 4 or 8 */
-    const char *name;  /* for errors; copied */
+    const uint32_t
+            *order;   /* NULL, or [columns]: position k multiplies input order[k]; quantised pieces are in
+                            * positions already, dense ones are put into this order when they are packed; copied */
+    const char *name; /* for errors; copied */
 };
 
-struct k_linear; /* an opaque weight pack: canonical tiles of 16 output rows, [leaf][strip][k][16] on the CPU */
+struct k_linear; /* an opaque weight pack: canonical tiles of 16 output rows, [leaf][strip] */
 
 size_t k_linear_bytes(const struct k_linear_spec *spec); /* packed size; no allocation */
 int k_linear_pack(
@@ -114,6 +136,28 @@ int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64
         struct k_linear **ret, struct error *e);
 struct k_linear *k_linear_free(struct k_linear *l);
 uint32_t k_linear_rows(const struct k_linear *l);
+
+/* A whole matrix in tiles, [K-leaf 0..7][strip of 16 rows], rows padded to 16: one copy that serves every tp, since a
+ * row-parallel shard takes whole leaves and a column-parallel one whole strips. Made into memory of the caller (a
+ * packed file); `layout` names what the bytes mean and changes whenever they do. A view of tiles
+ * must start at a multiple of 16 rows and of K/8 columns. */
+struct k_tiles {
+    const void *data; /* 64-byte aligned, k_tiles_bytes() long; mapped read-only memory will do */
+    uint32_t rows, columns;
+    enum k_dtype dtype; /* dense */
+    bool quantised;     /* then the fields below hold, as in struct quant_matrix */
+    enum quant_format format;
+    enum quant_scale scale;
+    uint32_t group;
+    bool zeros, minimums;
+};
+const char *k_tiles_layout(void); /* "cpu-1" */
+/* Fills everything of *ret but data from a dense or quantised view of the whole matrix. */
+void k_tiles_describe(const struct k_matrix_view *whole, uint32_t columns, struct k_tiles *ret);
+size_t k_tiles_bytes(const struct k_tiles *t);
+/* order as in k_linear_spec: for a dense matrix that shares its linear with reordered ones; NULL otherwise. */
+int k_tiles_pack(struct k_context *c, const struct k_matrix_view *whole, uint32_t columns,
+        const uint32_t *order, void *to, struct error *e);
 
 /* A vector of weights, turned into fp32 on the device (norms, A_log, dt_bias, conv taps). offset is added in fp32
  * to every element: 1.0f for zero-centred norms. */

@@ -66,11 +66,18 @@ int shard_make(const struct model_config *m, uint32_t tp, uint32_t rank, bool wi
 static void add_rows(struct shard_linear *l, const struct shard_matrix *m, uint32_t first, uint32_t rows) {
     assert(l->n_pieces < 8);
     assert(first + rows <= m->rows);
-    const uint8_t *data = m->data;
-    if (data)
-        data += (uint64_t)first * m->columns * k_dtype_bytes(m->dtype);
-    l->pieces[l->n_pieces++] =
-            (struct k_matrix_view){.data = data, .row_stride = m->columns, .rows = rows, .dtype = m->dtype};
+    struct k_matrix_view *v = &l->pieces[l->n_pieces++];
+    *v = (struct k_matrix_view){.data = m->data,
+            .row_stride = m->columns,
+            .quant = m->quant,
+            .tiles = m->tiles,
+            .first_row = first,
+            .rows = rows,
+            .dtype = m->dtype};
+    if (m->row_order)
+        v->row_order = m->row_order + first;
+    else if (m->data)
+        v->data = (const uint8_t *)m->data + (uint64_t)first * m->columns * k_dtype_bytes(m->dtype);
     l->columns = m->columns;
     l->leaves = K_LEAVES;
 }
@@ -117,6 +124,7 @@ void shard_row_parallel(const struct shard *s, const struct shard_matrix *m, str
     struct shard_range k = split(m->columns, s->shape.tp, s->shape.rank);
     *ret = (struct shard_linear){0};
     add_rows(ret, m, 0, m->rows);
+    ret->pieces[0].first_column = k.first;
     if (m->data)
         ret->pieces[0].data = (const uint8_t *)m->data + (uint64_t)k.first * k_dtype_bytes(m->dtype);
     ret->columns = k.count;

@@ -31,10 +31,14 @@ struct shard {
 int shard_make(const struct model_config *m, uint32_t tp, uint32_t rank, bool with_mtp, struct shard *ret,
         struct error *e);
 
-struct shard_matrix { /* row-major [rows][columns] as in the file */
-    const void *data; /* NULL: sizes only */
+struct shard_matrix { /* a whole matrix [rows][columns]; at most one of data, quant and tiles */
+    const void *data; /* row-major, as in the file */
+    const struct quant_matrix *quant;
+    const struct k_tiles *tiles;
     uint32_t rows, columns;
-    enum k_dtype dtype;
+    enum k_dtype dtype; /* of data, or where none is given */
+    const uint32_t
+            *row_order; /* NULL, or [rows]: row r of the model is this row of the matrix; not with tiles */
 };
 
 struct shard_linear {

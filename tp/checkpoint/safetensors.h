@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/limits.h"
+#include "base/quant.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -32,7 +33,8 @@ enum tensor_dtype {
     TENSOR_BOOL,
     TENSOR_F8_E4M3,
     TENSOR_F8_E5M2,
-    TENSOR_DTYPES
+    TENSOR_DTYPES,
+    TENSOR_QUANTISED = TENSOR_DTYPES /* no file's: a matrix that model_tensors_resolve() put together */
 };
 const char *tensor_dtype_name(enum tensor_dtype t); /* "BF16" */
 size_t tensor_dtype_bytes(enum tensor_dtype t);
@@ -43,8 +45,10 @@ struct tensor {
     enum tensor_dtype dtype;
     uint32_t n_dims;
     uint64_t dims[TENSOR_DIMS_MAX];
-    const void *data; /* at least one byte aligned; never NULL, also where bytes is 0 */
-    uint64_t bytes;
+    const void
+            *data;  /* at least one byte aligned; never NULL, also where bytes is 0; TENSOR_QUANTISED: NULL */
+    uint64_t bytes; /* TENSOR_QUANTISED: of all the tensors that it is made of */
+    const struct quant_matrix *quant; /* TENSOR_QUANTISED only: how to read it; dims are [rows][columns] */
 };
 
 struct checkpoint;

@@ -141,8 +141,12 @@ static void bench_shape(struct k_context *c, struct k_stream *s, const struct sh
         enum k_dtype dtype, struct reading *reading) {
     const uint32_t half = shape->rows / 2, most = 128;
     struct k_matrix_view views[2] = {
-            {NULL, 0, shape->gate_up ? half : shape->rows, dtype}, {NULL, 0, half, dtype}};
-    struct k_linear_spec spec = {views, shape->gate_up ? 2 : 1, shape->columns, 8, shape->name};
+            {.rows = shape->gate_up ? half : shape->rows, .dtype = dtype}, {.rows = half, .dtype = dtype}};
+    struct k_linear_spec spec = {.pieces = views,
+            .n_pieces = shape->gate_up ? 2 : 1,
+            .columns = shape->columns,
+            .leaves = 8,
+            .name = shape->name};
     const size_t bytes = k_linear_bytes(&spec);
     uint32_t copies = (uint32_t)((128u << 20) / bytes) + 1;
     struct k_linear *w[64] = {NULL};

@@ -116,8 +116,9 @@ static void bench_sampling(
 
 static int setup(struct bench *b, const struct k_context_options *o, struct error *e) {
     const struct k_pool_options pool = {.slots = 1, .pages = 600, .pages_per_slot = 600, .kv_dtype = K_BF16};
-    struct k_matrix_view v = {NULL, 0, shape.vocab_size, K_BF16};
-    struct k_linear_spec spec = {&v, 1, shape.hidden_size, 8, "head"};
+    struct k_matrix_view v = {.data = NULL, .row_stride = 0, .rows = shape.vocab_size, .dtype = K_BF16};
+    struct k_linear_spec spec = {
+            .pieces = &v, .n_pieces = 1, .columns = shape.hidden_size, .leaves = 8, .name = "head"};
     uint32_t pages[600];
     if (k_context_create(o, &b->c, e) < 0 || k_stream_create(b->c, &b->s, e) < 0 ||
             k_pool_create(b->c, &shape, &pool, &b->p, e) < 0 || k_batch_create(b->c, 1, 512, &b->b, e) < 0 ||

@@ -47,7 +47,8 @@ static void matrix_make(
             memcpy(to + j * size, size == 4 ? (void *)&x : (void *)&half, size);
             *w++ = x;
         }
-        m->views[i] = (struct k_matrix_view){to, columns, pieces[i].rows, pieces[i].dtype};
+        m->views[i] = (struct k_matrix_view){
+                .data = to, .row_stride = columns, .rows = pieces[i].rows, .dtype = pieces[i].dtype};
     }
 }
 static void matrix_free(struct matrix *m) {
@@ -74,7 +75,8 @@ static void rows_only(struct world *w, uint32_t n) {
 
 static struct k_linear *packed(struct world *w, const struct matrix *m, uint32_t leaves) {
     struct k_linear *l = NULL;
-    struct k_linear_spec spec = {m->views, m->n, m->columns, leaves, "test"};
+    struct k_linear_spec spec = {
+            .pieces = m->views, .n_pieces = m->n, .columns = m->columns, .leaves = leaves, .name = "test"};
     OK(k_linear_pack(w->c, &spec, &l, e));
     assert_int_equal(k_linear_rows(l), m->rows);
     return l;
@@ -211,7 +213,8 @@ static void test_row_stride_and_column_offset(void **state) {
     for (uint32_t rank = 0; rank < 2; rank++) { /* row-parallel at tp 2: half the columns, half the leaves */
         struct k_matrix_view v = m.views[0];
         v.data = (const uint8_t *)v.data + rank * (K / 2) * 2;
-        struct k_linear_spec spec = {&v, 1, K / 2, 4, "half"};
+        struct k_linear_spec spec = {
+                .pieces = &v, .n_pieces = 1, .columns = K / 2, .leaves = 4, .name = "half"};
         OK(k_linear_pack(w.c, &spec, &l, e));
         k_project_partial(w.s, w.b, l, x + rank * (K / 2), part[rank]);
         k_linear_free(l);
@@ -229,7 +232,7 @@ static void test_bad_specs_are_refused_by_name(void **state) {
     struct error e;
     struct k_linear *l = NULL;
     float data[64] = {0};
-    struct k_matrix_view v = {data, 8, 8, K_F32};
+    struct k_matrix_view v = {.data = data, .row_stride = 8, .rows = 8, .dtype = K_F32};
     (void)state;
     assert_true(world_open(&w, &shape_1, &pool_1, NULL, 1, NULL));
     const struct k_linear_spec bad[] = {{&v, 1, 12, 8, "mlp.down"}, {&v, 0, 8, 8, "mlp.down"},
@@ -248,8 +251,9 @@ static void test_dummy_weights_are_seeded_and_bounded(void **state) {
     (void)state;
     assert_true(world_open(&w, &shape_1, &pool_1, NULL, 2, NULL));
     for (int d = 0; d < 3; d++) {
-        struct k_matrix_view v = {NULL, 64, 40, dtypes[d]};
-        struct k_linear_spec spec = {&v, 1, 64, 8, "dummy"};
+        struct k_matrix_view v = {.data = NULL, .row_stride = 64, .rows = 40, .dtype = dtypes[d]};
+        struct k_linear_spec spec = {
+                .pieces = &v, .n_pieces = 1, .columns = 64, .leaves = 8, .name = "dummy"};
         float x[64] = {0}, y[3][40], high = 0;
         for (uint64_t seed = 0; seed < 3; seed++) {
             struct k_linear *l = NULL;

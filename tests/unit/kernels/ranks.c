@@ -31,8 +31,9 @@ struct member {
 static struct k_linear *shard(struct world *w, const float *data, uint32_t stride, uint32_t rows,
         uint32_t columns, uint32_t leaves) {
     struct k_linear *l = NULL;
-    struct k_matrix_view v = {data, stride, rows, K_F32};
-    struct k_linear_spec spec = {&v, 1, columns, leaves, "shard"};
+    struct k_matrix_view v = {.data = data, .row_stride = stride, .rows = rows, .dtype = K_F32};
+    struct k_linear_spec spec = {
+            .pieces = &v, .n_pieces = 1, .columns = columns, .leaves = leaves, .name = "shard"};
     OK(k_linear_pack(w->c, &spec, &l, e));
     return l;
 }

@@ -229,8 +229,9 @@ static void test_a_graph_replays_with_new_contents(void **state) {
     struct k_event *ev = NULL;
     (void)state;
     assert_true(world_open(&w, &shape, &options, NULL, 2, NULL));
-    struct k_matrix_view v = {random_floats(3, 40 * 24, 1), 24, 40, K_F32};
-    struct k_linear_spec spec = {&v, 1, 24, 8, "w"};
+    struct k_matrix_view v = {
+            .data = random_floats(3, 40 * 24, 1), .row_stride = 24, .rows = 40, .dtype = K_F32};
+    struct k_linear_spec spec = {.pieces = &v, .n_pieces = 1, .columns = 24, .leaves = 8, .name = "w"};
     OK(k_linear_pack(w.c, &spec, &k.l, e));
     slot_new(&w, 1, NULL, 1, 1);
     slot_new(&w, 2, NULL, 2, 1);
@@ -297,8 +298,8 @@ static void test_a_small_workspace_is_a_fault(void **state) {
     struct error fault = {0};
     float x[24] = {0}, y[40];
     struct k_linear *l = NULL;
-    struct k_matrix_view v = {x, 24, 1, K_F32};
-    struct k_linear_spec spec = {&v, 1, 24, 1, "w"};
+    struct k_matrix_view v = {.data = x, .row_stride = 24, .rows = 1, .dtype = K_F32};
+    struct k_linear_spec spec = {.pieces = &v, .n_pieces = 1, .columns = 24, .leaves = 1, .name = "w"};
     (void)state;
     assert_true(world_open(&w, &shape, &options, NULL, 1, NULL));
     OK(k_linear_pack(w.c, &spec, &l, e));
