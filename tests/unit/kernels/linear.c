@@ -235,8 +235,12 @@ static void test_bad_specs_are_refused_by_name(void **state) {
     struct k_matrix_view v = {.data = data, .row_stride = 8, .rows = 8, .dtype = K_F32};
     (void)state;
     assert_true(world_open(&w, &shape_1, &pool_1, NULL, 1, NULL));
-    const struct k_linear_spec bad[] = {{&v, 1, 12, 8, "mlp.down"}, {&v, 0, 8, 8, "mlp.down"},
-            {&v, 9, 8, 8, "mlp.down"}, {&v, 1, 8, 3, "mlp.down"}, {&v, 1, 0, 1, "mlp.down"}};
+    const struct k_linear_spec bad[] = {
+            {.pieces = &v, .n_pieces = 1, .columns = 12, .leaves = 8, .name = "mlp.down"},
+            {.pieces = &v, .n_pieces = 0, .columns = 8, .leaves = 8, .name = "mlp.down"},
+            {.pieces = &v, .n_pieces = 9, .columns = 8, .leaves = 8, .name = "mlp.down"},
+            {.pieces = &v, .n_pieces = 1, .columns = 8, .leaves = 3, .name = "mlp.down"},
+            {.pieces = &v, .n_pieces = 1, .columns = 0, .leaves = 1, .name = "mlp.down"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(k_linear_pack(w.c, &bad[i], &l, &e), -EINVAL);
         assert_non_null(strstr(e.text, "mlp.down"));
