@@ -5,11 +5,13 @@
  * the file's orientation. The value of an element with code q in a group with (scale, zero, minimum) is
  *
  *     QUANT_INT4, QUANT_INT8   scale * (q - zero) - minimum      q in 0..15 or 0..255
- *     QUANT_FP8                scale * e4m3(q)                   q the byte; never a NaN (refused when opened)
+ *     QUANT_FP8                scale * e4m3(q)                   q the byte
  *
  * in real arithmetic; who turns it into fp32 says where it rounds. Pointers lead into mapped files that outlive it.
- * Readers do no checks: the maker has checked that every element is inside its file. They may be called from several
- * threads. */
+ * Readers do no checks: the maker has checked that every element is inside its file, and the order. What would take
+ * reading the matrix, scales and minimums that are no numbers and FP8 codes that are NaN (0x7f, 0xff), is refused by
+ * quant_matrix_check() (tp/checkpoint/quant_matrix.h), which whoever packs a matrix calls first. Readers may be called
+ * from several threads. */
 #pragma once
 
 #include <stdbool.h>
@@ -45,7 +47,8 @@ struct quant_matrix {
     /* ret[i] = group first + i of the row */
     void (*groups)(
             const struct quant_matrix *q, uint32_t row, uint32_t first, uint32_t n, struct quant_group *ret);
-    const void *file; /* the maker's own */
+    const char *label; /* for people: "gptq int4 g128 act-order"; never NULL; lives as long as the matrix */
+    const void *file;  /* the maker's own */
 };
 
 static inline uint32_t quant_groups(const struct quant_matrix *q) { /* per row */
