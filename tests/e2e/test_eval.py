@@ -104,10 +104,10 @@ def test_tool_calls_are_parsed_as_written(results, kv_dtype, size):
 
 @pytest.mark.parametrize("prompt, answer", [
     ("What is 17 + 25?", "17 + 25 = 42"),
-    ("What is 100 - 37?", "100 - 37 = 63"),
+    ("What is 92 - 37?", "92 - 37 = 55"),
     ("What is 7 times 8?", "7 * 8 = 56"),
     ("Sort these numbers: 31, 4, 15, 9", "4, 9, 15, 31"),
-    ("Sort from Z to A: apple, lamp, chair", "lamp, chair, apple"),
+    ("Sort these from largest to smallest: 12, 48, 7", "48, 12, 7"),
     ("Reverse this list: 5, 12, 8, 40", "40, 8, 12, 5"),
     ("Repeat exactly: the kettle is on the stove", "the kettle is on the stove"),
 ])
