@@ -32,7 +32,7 @@ def cases(corpus, count, seed):
             found = 0
             while found < count:
                 s = tasks.draw(rng, skill, corpus.window, corpus.packages, thinking)
-                if tasks.held_out(s):
+                if tasks.held_out(s) and tasks.claimed(s):
                     found += 1
                     yield s
     for distance in (100, 300, 600, 900):

@@ -3,18 +3,29 @@
 A sample is {"skill", "messages", "tools", "thinking", "answer", "key"}: thinking is None where the answer comes
 without a thinking block; `answer` is the whole assistant message that follows. Everything is drawn from a
 random.Random, so a seed gives the same samples. A sample whose key falls into the held-out twentieth is never
-trained on; evaluate.py draws from that twentieth only.
+trained on; evaluate.py draws from that twentieth only, and of that what claimed() lets through.
 """
 import json
+import re
 import zlib
 
 from words import CAPITALS, CITIES, FACTS, NAMES, NOUNS, SMALL_TALK
 
+COPY_CHARACTERS = 160
 CHECKED = ("arithmetic", "recall", "sort", "reverse", "copy", "tool")
 
 
 def held_out(sample):
     return zlib.crc32(sample["key"].encode()) % 20 == 0
+
+
+def claimed(sample):
+    """Whether the model card says that the model can do this one: what training makes is a little more."""
+    if sample["skill"] == "arithmetic":
+        return not re.match(r"(\d{3,}-\d+|\d+-\d{3,})$", sample["key"])
+    if sample["skill"] == "sort":
+        return sample["answer"].replace(", ", "").isdigit()
+    return sample["skill"] != "copy" or len(sample["answer"]) <= COPY_CHARACTERS
 
 
 def sample(skill, prompt, answer, thinking=None, system=None, tools=None, history=(), key=None):

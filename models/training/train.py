@@ -118,6 +118,7 @@ def main():
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.003)
     parser.add_argument("--compile", type=int, default=1)
+    parser.add_argument("--save-every", type=int, default=2000)
     args = parser.parse_args()
     work, began = Path(args.work), time.time()
     work.mkdir(parents=True, exist_ok=True)
@@ -190,7 +191,7 @@ def main():
                 f"{waited * 10:.1f} ms waiting, {time.time() - began:.0f} s")
             total.zero_()
             mark, waited = time.time(), 0.0
-        if step % 2000 == 0 or step == steps:
+        if step % args.save_every == 0 or step == steps:
             state = dict(net=net.state_dict(), muon=muon.momentum, adam=adam.state_dict(), step=step, steps=steps)
             torch.save(state, work / "checkpoint.tmp")
             os.replace(work / "checkpoint.tmp", work / "checkpoint.pt")
