@@ -2,6 +2,8 @@
  * budget and the loading can never disagree about what there is. */
 #include "tp/weights.h"
 
+#include "tp/linears.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <math.h>
@@ -68,41 +70,45 @@ static enum k_dtype dtype_of(const struct tensor *t) { /* model_tensors_resolve 
     return t->dtype == TENSOR_F32 ? K_F32 : t->dtype == TENSOR_F16 ? K_F16 : K_BF16;
 }
 
-static struct shard_matrix matrix(const struct tensor *t, uint32_t rows, uint32_t columns) {
-    struct shard_matrix x = {.rows = rows, .columns = columns, .dtype = K_BF16};
-    if (t) {
-        assert(t->n_dims == 2 && t->dims[0] == rows && t->dims[1] == columns);
-        x.data = t->data;
-        x.dtype = dtype_of(t);
-    }
-    return x;
-}
-
-static int load_linear(struct loader *l, const char *prefix, const char *name, const struct shard_linear *x,
-        float gain, struct k_linear **ret) {
-    char full[96];
-    snprintf(full, sizeof(full), "%s%s", prefix, name);
-    struct k_linear_spec spec = {.pieces = x->pieces,
-            .n_pieces = x->n_pieces,
-            .columns = x->columns,
-            .leaves = x->leaves,
-            .name = full};
-    uint64_t bytes = k_linear_bytes(&spec);
-    if (!l->context)
-        return l->total += bytes, 0;
-    int r;
-    if (l->dummy) { /* uniform in +-sqrt(3/K) has variance 1/K: activations keep their size */
-        uint64_t k_full = (uint64_t)x->columns * K_LEAVES / x->leaves;
-        r = k_linear_dummy(
-                l->context, &spec, seed_of(l, full), gain * sqrtf(3.0f / (float)k_full), ret, l->e);
-    } else
-        r = k_linear_pack(l->context, &spec, ret, l->e);
-    if (r < 0)
-        return r;
+static void progress(struct loader *l, uint64_t bytes, const char *what) {
     l->done += bytes;
     if (l->options->progress)
-        l->options->progress(l->options->user, l->done, l->total, full);
-    return 0;
+        l->options->progress(l->options->user, l->done, l->total, what);
+}
+
+static int make_linear(struct loader *l, const struct linear *x, const struct k_linear_spec *spec, float gain,
+        struct k_linear **ret) {
+    if (l->dummy) { /* uniform in +-sqrt(3/K) has variance 1/K: activations keep their size */
+        uint64_t k_full = (uint64_t)spec->columns * K_LEAVES / spec->leaves;
+        return k_linear_dummy(
+                l->context, spec, seed_of(l, x->name), gain * sqrtf(3.0f / (float)k_full), ret, l->e);
+    }
+    return k_linear_pack(l->context, spec, ret, l->e);
+}
+
+static int load_linear(struct loader *l, struct linear *x, float gain, struct k_linear **ret) {
+    struct shard_linear part;
+    const uint32_t *order;
+    uint32_t *owned = NULL;
+    int r = linear_shard(x, l->s, &part, &order, &owned, l->e);
+    if (r < 0)
+        return r;
+    struct k_linear_spec spec = {.pieces = part.pieces,
+            .n_pieces = part.n_pieces,
+            .columns = part.columns,
+            .leaves = part.leaves,
+            .order = order,
+            .name = x->name};
+    uint64_t bytes = k_linear_bytes(&spec);
+    if (!l->context)
+        l->total += bytes;
+    else {
+        r = make_linear(l, x, &spec, gain, ret);
+        if (r == 0)
+            progress(l, bytes, x->name);
+    }
+    free(owned);
+    return r;
 }
 
 struct dummy_range { /* uniform values for a vector without a checkpoint */
@@ -152,22 +158,10 @@ static int load_norm(struct loader *l, const char *prefix, const char *name, con
 
 /* --- the walk --- */
 
-static int walk_attention(
+static int walk_attention_vectors(
         struct loader *l, const char *prefix, const struct attention_tensors *t, struct weights_layer *w) {
-    const struct model_config *m = l->m;
-    uint32_t h = m->hidden_size, d = m->head_dim;
-    struct shard_matrix q = matrix(t->q, m->q_heads * 2 * d, h), k = matrix(t->k, m->kv_heads * d, h),
-                        v = matrix(t->v, m->kv_heads * d, h), o = matrix(t->o, h, m->q_heads * d);
-    struct shard_linear x;
-    shard_attention_in(l->s, &q, &k, &v, &x);
-    int r = load_linear(l, prefix, "self_attn.qkv", &x, 1.0f, &w->mixer_in);
-    if (r < 0)
-        return r;
-    shard_row_parallel(l->s, &o, &x);
-    r = load_linear(l, prefix, "self_attn.o_proj", &x, 0.2f, &w->mixer_out);
-    if (r < 0)
-        return r;
-    r = load_norm(l, prefix, "self_attn.q_norm", t->q_norm, d, &w->q_norm);
+    uint32_t d = l->m->head_dim;
+    int r = load_norm(l, prefix, "self_attn.q_norm", t->q_norm, d, &w->q_norm);
     return r < 0 ? r : load_norm(l, prefix, "self_attn.k_norm", t->k_norm, d, &w->k_norm);
 }
 
@@ -191,50 +185,30 @@ static int walk_gdn_vectors(
             (struct dummy_range){0.9f, 1.1f}, &w->gdn_norm);
 }
 
-static int walk_gdn(
-        struct loader *l, const char *prefix, const struct gdn_tensors *t, struct weights_layer *w) {
-    const struct model_config *m = l->m;
-    uint32_t h = m->hidden_size, v_rows = m->gdn_v_heads * m->gdn_v_dim;
-    struct shard_matrix qkv = matrix(t->in_qkv, 2 * m->gdn_k_heads * m->gdn_k_dim + v_rows, h),
-                        z = matrix(t->in_z, v_rows, h), b = matrix(t->in_b, m->gdn_v_heads, h),
-                        a = matrix(t->in_a, m->gdn_v_heads, h), out = matrix(t->out, h, v_rows);
-    struct shard_linear x;
-    shard_gdn_in(l->s, &qkv, &z, &b, &a, &x);
-    int r = load_linear(l, prefix, "linear_attn.in_proj", &x, 1.0f, &w->mixer_in);
-    if (r < 0)
-        return r;
-    shard_row_parallel(l->s, &out, &x);
-    r = load_linear(l, prefix, "linear_attn.out_proj", &x, 0.2f, &w->mixer_out);
-    return r < 0 ? r : walk_gdn_vectors(l, prefix, t, w);
-}
-
 static int walk_layer(struct loader *l, const char *prefix, const struct layer_tensors *t, bool attention,
         struct weights_layer *w) {
-    const struct model_config *m = l->m;
-    uint32_t h = m->hidden_size, i = m->intermediate_size;
-    int r = attention ? walk_attention(l, prefix, &t->attention, w) : walk_gdn(l, prefix, &t->gdn, w);
-    if (r < 0)
-        return r;
-    struct shard_matrix gate = matrix(t->gate, i, h), up = matrix(t->up, i, h), down = matrix(t->down, h, i);
-    struct shard_linear x;
-    shard_gate_up(l->s, &gate, &up, &x);
-    r = load_linear(l, prefix, "mlp.gate_up", &x, 1.0f, &w->gate_up);
-    if (r < 0)
-        return r;
-    shard_row_parallel(l->s, &down, &x);
-    r = load_linear(l, prefix, "mlp.down_proj", &x, 0.2f, &w->down);
-    if (r < 0)
-        return r;
-    r = load_norm(l, prefix, "input_layernorm", t->input_norm, h, &w->input_norm);
-    return r < 0 ? r : load_norm(l, prefix, "post_attention_layernorm", t->post_norm, h, &w->post_norm);
+    static const float gains[LINEARS_OF_LAYER] = {1.0f, 0.2f, 1.0f, 0.2f};
+    struct k_linear **const to[LINEARS_OF_LAYER] = {&w->mixer_in, &w->mixer_out, &w->gate_up, &w->down};
+    struct linear linears[LINEARS_OF_LAYER];
+    uint32_t h = l->m->hidden_size;
+    int r = linears_of_layer(l->m, t, attention, prefix, linears, l->e);
+    for (int i = 0; i < LINEARS_OF_LAYER && r == 0; i++)
+        r = load_linear(l, &linears[i], gains[i], to[i]);
+    if (r == 0)
+        r = attention ? walk_attention_vectors(l, prefix, &t->attention, w)
+                      : walk_gdn_vectors(l, prefix, &t->gdn, w);
+    if (r == 0)
+        r = load_norm(l, prefix, "input_layernorm", t->input_norm, h, &w->input_norm);
+    if (r == 0)
+        r = load_norm(l, prefix, "post_attention_layernorm", t->post_norm, h, &w->post_norm);
+    return r;
 }
 
 static int walk_mtp(struct loader *l, const struct mtp_tensors *t, struct weights *w) {
     uint32_t h = l->m->hidden_size;
-    struct shard_matrix fc = matrix(t->fc, h, 2 * h);
-    struct shard_linear x;
-    shard_replicated(&fc, &x);
-    int r = load_linear(l, "mtp.", "fc", &x, 1.0f, &w->mtp_fc);
+    struct linear fc;
+    linear_of_fc(l->m, t->fc, &fc);
+    int r = load_linear(l, &fc, 1.0f, &w->mtp_fc);
     if (r < 0)
         return r;
     r = load_norm(l, "mtp.", "pre_fc_norm_embedding", t->norm_embedding, h, &w->mtp_norm_embedding);
@@ -274,10 +248,9 @@ static int walk_model(struct loader *l, const struct model_tensors *t, struct we
             return r;
         w->has_mtp = true;
     }
-    struct shard_matrix head = matrix(t ? t->lm_head : NULL, m->vocab_size, m->hidden_size);
-    struct shard_linear x;
-    shard_head(l->s, &head, &x);
-    r = load_linear(l, "", "lm_head", &x, 1.0f, &w->head);
+    struct linear head;
+    linear_of_head(m, t ? t->lm_head : NULL, &head);
+    r = load_linear(l, &head, 1.0f, &w->head);
     if (r < 0)
         return r;
     r = load_norm(l, "", "norm", t ? t->norm : NULL, m->hidden_size, &w->final_norm);
