@@ -76,11 +76,11 @@ static void linear_small(const struct k_linear *w, const uint32_t *strips, uint3
     uint32_t n_chains = n * w->leaves, i = 0;
     for (uint32_t s = 0; s < n; s++) {
         for (uint32_t l = 0; l < w->leaves; l++) {
-            from[s * w->leaves + l] = w->data + l * w->leaf_bytes + w->strips[strips[s]].at;
+            from[s * w->leaves + l] = w->strips[strips[s]].data + l * w->strips[strips[s]].leaf_stride;
             x_at[s * w->leaves + l] = l * w->leaf_columns;
         }
     }
-    enum k_dtype dtype = (enum k_dtype)w->strips[strips[0]].dtype;
+    enum k_dtype dtype = (enum k_dtype)w->strips[strips[0]].kind;
     for (; i + LANES_SMALL_CHAINS <= n_chains; i += LANES_SMALL_CHAINS)
         chains_full(from + i, x_at + i, x, ldx, w->leaf_columns, rows, dtype, sums + i * rows);
     for (; i < n_chains; i++)
@@ -218,7 +218,7 @@ static void linear_block(const struct k_linear *w, const uint32_t *strips, uint3
         const uint32_t *rows, uint32_t n_tiles, float *out) {
     _Alignas(64) float sums[K_LEAVES][2][BLOCK_ROWS][16];
     const uint32_t stride = n == 2 && strips[1] == strips[0] + 1 ? 2 : 1; /* a caller walks strips upwards */
-    const enum k_dtype dtype = (enum k_dtype)w->strips[strips[0]].dtype;
+    const enum k_dtype dtype = (enum k_dtype)w->strips[strips[0]].kind;
     const uint8_t *from[2], *next[2];
     uint32_t n_rows = 0;
     for (uint32_t t = 0; t < n_tiles; t++)
@@ -226,8 +226,8 @@ static void linear_block(const struct k_linear *w, const uint32_t *strips, uint3
     for (uint32_t l = 0; l < w->leaves; l++) {
         for (uint32_t s = 0; s < n; s++) {
             uint32_t then = strips[s] + stride < w->n_strips ? strips[s] + stride : strips[s];
-            from[s] = w->data + l * w->leaf_bytes + w->strips[strips[s]].at;
-            next[s] = l + 1 < w->leaves ? from[s] + w->leaf_bytes : w->data + w->strips[then].at;
+            from[s] = w->strips[strips[s]].data + l * w->strips[strips[s]].leaf_stride;
+            next[s] = l + 1 < w->leaves ? from[s] + w->strips[strips[s]].leaf_stride : w->strips[then].data;
             memset(sums[l][s], 0, n_rows * sizeof sums[l][s][0]);
         }
         block_leaf(from, next, n, dtype, w->leaf_columns, tiles + (uint64_t)l * w->leaf_columns * TILE_ROWS,

@@ -23,6 +23,8 @@
 #define HEAD_ROWS       32u /* rows of logits computed at once */
 #define QUERIES_MAX     16u /* (row, head) pairs of one attention task */
 #define PIECES_MAX      8u
+#define CUTS_MAX        4u   /* different weight groups in one linear */
+#define ACTIVATION_RUN  128u /* k of a leaf that share one scale when activations are INT8 */
 #define BIAS_BYTES      (LOGIT_BIAS_MAX * 8u)
 #define SUPPRESS_MAX    (STOP_IDS_MAX + 16u)
 #define COUNT_PROMPT    0x8000u /* in a slot's token counts: the id occurred in the prompt */
@@ -30,18 +32,56 @@
 
 /* --- bodies --- */
 
-struct strip {        /* 16 outputs of a linear */
-    uint64_t at;      /* byte offset inside a leaf */
-    uint32_t column;  /* first output column */
-    uint16_t n_valid; /* 1..16 */
-    uint16_t dtype;   /* enum k_dtype */
+/* What a strip's weights are: an enum k_dtype, or one of these. */
+enum { KIND_INT4 = 3, KIND_INT8 = 4, KIND_FP8 = 5 };
+static inline bool kind_quantised(uint32_t kind) {
+    return kind >= KIND_INT4;
+}
+
+/* What the block of one leaf of one strip holds, in this order: codes; scales [segment][16]; zeros u8 [segment][16];
+ * minimums f32 [segment][16]. Dense weights are [k][16]. Codes of a segment: INT4 in vectors of 64 bytes with 16 rows x
+ * 4 k, two of them in the low and the high nibbles, so padded to 8 k; INT8 in vectors of 16 rows x 4 k; FP8 [k][16]. */
+struct form {
+    uint8_t kind, scale; /* scale: enum quant_scale */
+    bool zeros, minimums;
+    uint32_t group;    /* columns of the whole matrix with one scale */
+    uint32_t segments; /* reserved in every leaf: the most that a leaf of the matrix has */
+    uint32_t scales_at, zeros_at, minimums_at, bytes; /* bytes: a multiple of 64 */
+};
+
+/* How a rank's columns are cut into runs with one weight group and one activation group. */
+struct segment {
+    uint32_t column, n; /* of the rank's K */
+    uint32_t x_at; /* in a row of prepared INT8 activations, where every segment starts at a multiple of 8 */
+};
+struct cutting {
+    uint32_t group, first_column; /* of the whole matrix */
+    uint32_t n_segments, x_columns;
+    uint32_t *leaf_first; /* [leaves + 1] index of a leaf's first segment */
+    struct segment *segments;
+};
+
+struct strip {           /* 16 outputs of a linear */
+    const uint8_t *data; /* its block of this rank's first leaf, here or in tiles of somebody else */
+    uint64_t leaf_stride;
+    uint32_t column; /* first output column */
+    uint8_t n_valid; /* 1..16 */
+    uint8_t kind;    /* as in its piece's form */
+    uint8_t piece;
+};
+struct piece {
+    struct form form;
+    uint32_t cut; /* quantised: index of its cut */
+    uint32_t first_strip, n_strips;
 };
 struct k_linear {
     struct k_context *context;
-    uint8_t *data; /* [leaf][strip][k][16] */
+    uint8_t *data; /* per piece [leaf][strip][block] */
     struct strip *strips;
-    uint64_t leaf_bytes;
-    uint32_t n_strips, rows, columns, leaves, leaf_columns, n_pieces;
+    struct piece pieces[PIECES_MAX];
+    struct cutting cuts[CUTS_MAX];
+    uint32_t *order; /* NULL, or [columns]: position k takes input order[k] */
+    uint32_t n_strips, rows, columns, leaves, leaf_columns, n_pieces, n_cuts;
     char name[96];
 };
 
@@ -140,6 +180,7 @@ void spin_pause(void);
 struct k_context {
     const struct isa *isa;
     struct team *team;
+    bool float_activations;
     char text[64];
 };
 
@@ -222,6 +263,26 @@ static inline uint64_t align64(uint64_t n) {
     return (n + 63) & ~UINT64_C(63);
 }
 struct gdn_view pool_gdn(const struct k_pool *p, uint32_t slot, uint32_t layer);
+
+/* --- packing (pack.c) --- */
+
+/* The form of a dense or quantised view with K-leaves of leaf_columns; of whole tiles. */
+struct form form_of_view(const struct k_matrix_view *v, uint32_t leaf_columns);
+struct form form_of_tiles(const struct k_tiles *t);
+/* The first column after the segment that `column` begins; all columns of the whole matrix. */
+uint32_t segment_end(uint32_t group, uint32_t leaf_first, uint32_t leaf_columns, uint32_t column);
+
+struct pack_source {
+    const struct k_matrix_view *view;
+    const struct form *form;
+    const uint32_t *order; /* of dense columns; may be NULL */
+    uint32_t leaf_columns;
+};
+/* One block: rows row .. row + n - 1 of the view, its leaf number `leaf`. `to` is all zero bytes. */
+void pack_block(const struct pack_source *s, uint32_t row, uint32_t n, uint32_t leaf, uint8_t *to);
+/* -EINVAL naming what is wrong with the pointers, ranges and orders of a view with data or a quant. */
+int view_check(const struct k_matrix_view *v, uint32_t columns, uint32_t leaf_columns, const char *name,
+        struct error *e);
 
 /* --- products --- */
 

@@ -1,8 +1,8 @@
-/* linear.c - packing weights into strips, and the operations that multiply with them.
+/* linear.c - linears: tables of strips over packed weights, of their own or in somebody's tiles.
  *
- * A linear is packed as [leaf][strip][k][16]: 16 outputs side by side, so that one vector load serves one k
- * of them, in the dtype of the checkpoint. Threads split the strips of a product; each strip is computed by
- * one thread with the order of body_linear.h, so the split does not show in the bits. */
+ * Called by tp/ at load. A linear's pieces lie one after another, each as pack.c makes it; a strip knows where its block
+ * of the first leaf is and how far the next leaf's, so that a piece may as well lie in a mapped file, which must outlive
+ * the linear. Packing is split over the rank's threads, strip by strip, so that it needs no memory of its own. */
 #include "kernels/cpu/internal.h"
 
 #include <errno.h>
@@ -10,23 +10,74 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* --- packing --- */
-
-static uint32_t spec_strips(const struct k_linear_spec *spec) {
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < spec->n_pieces; i++)
-        n += (spec->pieces[i].rows + 15) / 16;
-    return n;
+static uint32_t strips_of(uint32_t rows) {
+    return rows / 16 + (rows % 16 != 0);
 }
-static size_t spec_leaf_bytes(const struct k_linear_spec *spec) {
+static struct form form_of_piece(const struct k_matrix_view *v, uint32_t leaf_columns) {
+    return v->tiles ? form_of_tiles(v->tiles) : form_of_view(v, leaf_columns);
+}
+static size_t spec_bytes(const struct k_linear_spec *spec, bool with_tiles) {
     size_t bytes = 0;
-    for (uint32_t i = 0; i < spec->n_pieces; i++)
-        bytes += (size_t)(spec->pieces[i].rows + 15) / 16 * 16 * (spec->columns / spec->leaves) *
-                 k_dtype_bytes(spec->pieces[i].dtype);
+    for (uint32_t i = 0; i < spec->n_pieces; i++) {
+        const struct k_matrix_view *v = &spec->pieces[i];
+        if (with_tiles || !v->tiles)
+            bytes += (size_t)strips_of(v->rows) * form_of_piece(v, spec->columns / spec->leaves).bytes *
+                     spec->leaves;
+    }
     return bytes;
 }
 size_t k_linear_bytes(const struct k_linear_spec *spec) {
-    return spec_leaf_bytes(spec) * spec->leaves;
+    return spec_bytes(spec, /* with_tiles= */ true);
+}
+
+/* --- what is refused --- */
+
+static int check_tiles(const struct k_matrix_view *v, const struct k_linear_spec *spec, struct error *e) {
+    const struct k_tiles *t = v->tiles;
+    const uint32_t leaf_columns = spec->columns / spec->leaves;
+    if (!t->data || (uintptr_t)t->data % 64)
+        return error_set(e, -EINVAL, "%s: tiles must lie at a multiple of 64 bytes", spec->name);
+    if (t->columns % K_LEAVES || t->columns / K_LEAVES != leaf_columns)
+        return error_set(e, -EINVAL, "%s: tiles of %u columns do not fit %u columns in %u leaves", spec->name,
+                t->columns, spec->columns, spec->leaves);
+    if (v->first_column % leaf_columns || v->first_column > t->columns ||
+            spec->columns > t->columns - v->first_column)
+        return error_set(e, -EINVAL,
+                "%s: column %u is not the start of one of the %u-column leaves of tiles of %u", spec->name,
+                v->first_column, leaf_columns, t->columns);
+    if (v->first_row % 16 || v->first_row > t->rows || v->rows > t->rows - v->first_row)
+        return error_set(e, -EINVAL,
+                "%s: rows %u to %u of %u in tiles do not start at a multiple of 16; keep this matrix unpacked or use "
+                "another tensor parallel size",
+                spec->name, v->first_row, v->first_row + v->rows, t->rows);
+    if (v->row_order)
+        return error_set(e, -EINVAL,
+                "%s: rows of tiles cannot be reordered; reorder them when they are packed", spec->name);
+    if (t->quantised && (t->group == 0 || (t->group % 16 && t->group != t->columns)))
+        return error_set(e, -EINVAL, "%s: tiles with groups of %u columns", spec->name, t->group);
+    return 0;
+}
+
+static int check_order(const struct k_linear_spec *spec, struct error *e) {
+    for (uint32_t k = 0; k < spec->columns; k++) {
+        if (spec->order[k] >= spec->columns)
+            return error_set(e, -EINVAL, "%s: the order of %u columns names column %u", spec->name,
+                    spec->columns, spec->order[k]);
+    }
+    for (uint32_t i = 0; i < spec->n_pieces; i++) {
+        const struct k_matrix_view *v = &spec->pieces[i];
+        if (!v->quant)
+            continue;
+        const uint32_t *own = v->quant->order;
+        for (uint32_t k = 0; k < spec->columns; k++) {
+            if ((own ? own[v->first_column + k] : v->first_column + k) - v->first_column != spec->order[k])
+                return error_set(e, -EINVAL,
+                        "%s: piece %u has its columns in another order than the linear; requantise so that all "
+                        "matrices of the input share one order",
+                        spec->name, i);
+        }
+    }
+    return 0;
 }
 
 static int check_spec(const struct k_linear_spec *spec, struct error *e) {
@@ -41,9 +92,91 @@ static int check_spec(const struct k_linear_spec *spec, struct error *e) {
                 "%s: %u columns do not divide into %u leaves; use another tensor parallel size", spec->name,
                 spec->columns, l);
     for (uint32_t i = 0; i < spec->n_pieces; i++) {
-        if (spec->pieces[i].rows == 0 || spec->pieces[i].rows > MODEL_DIM_MAX)
-            return error_set(e, -EINVAL, "%s: piece %u has %u rows; 1 to %u are possible", spec->name, i,
-                    spec->pieces[i].rows, MODEL_DIM_MAX);
+        const struct k_matrix_view *v = &spec->pieces[i];
+        int r = view_check(v, spec->columns, spec->columns / l, spec->name, e);
+        if (r >= 0 && v->tiles)
+            r = check_tiles(v, spec, e);
+        if (r < 0)
+            return r;
+    }
+    return spec->order ? check_order(spec, e) : 0;
+}
+
+/* --- making one --- */
+
+static int cut_fill(struct cutting *c, const struct k_linear *l, uint32_t first_column, uint32_t group) {
+    const uint32_t all =
+            l->leaves * (l->leaf_columns / ACTIVATION_RUN + 2) + l->columns / (group < 16 ? 16 : group);
+    *c = (struct cutting){.group = group, .first_column = first_column};
+    c->leaf_first = calloc(l->leaves + 1, sizeof *c->leaf_first);
+    c->segments = calloc(all, sizeof *c->segments);
+    if (!c->leaf_first || !c->segments)
+        return -ENOMEM;
+    for (uint32_t leaf = 0; leaf < l->leaves; leaf++) {
+        const uint32_t first = first_column + leaf * l->leaf_columns;
+        for (uint32_t at = first, end; at < first + l->leaf_columns; at = end) {
+            end = segment_end(group, first, l->leaf_columns, at);
+            c->segments[c->n_segments++] =
+                    (struct segment){.column = at - first_column, .n = end - at, .x_at = c->x_columns};
+            c->x_columns += (end - at + 7) & ~7u;
+        }
+        c->leaf_first[leaf + 1] = c->n_segments;
+    }
+    return 0;
+}
+static int piece_cut(struct k_linear *l, struct piece *p, uint32_t first_column, struct error *e) {
+    for (p->cut = 0; p->cut < l->n_cuts; p->cut++) {
+        const struct cutting *c = &l->cuts[p->cut];
+        if (c->group == p->form.group && c->first_column == first_column)
+            return 0;
+    }
+    if (l->n_cuts == CUTS_MAX)
+        return error_set(e, -EINVAL,
+                "%s: more than %u different group sizes in one linear; requantise with one", l->name,
+                CUTS_MAX);
+    int r = cut_fill(&l->cuts[l->n_cuts++], l, first_column, p->form.group);
+    return r < 0 ? error_set(e, r, "%s: no memory", l->name) : 0;
+}
+
+/* Strips of a piece whose blocks begin at `data` and whose leaves are leaf_stride apart. */
+static void piece_strips(
+        struct k_linear *l, uint32_t piece, uint32_t rows, const uint8_t *data, uint64_t leaf_stride) {
+    struct piece *p = &l->pieces[piece];
+    for (uint32_t s = 0; s < p->n_strips; s++) {
+        const uint32_t left = rows - s * 16;
+        l->strips[p->first_strip + s] = (struct strip){.data = data + (uint64_t)s * p->form.bytes,
+                .leaf_stride = leaf_stride,
+                .column = l->rows + s * 16,
+                .kind = p->form.kind,
+                .piece = (uint8_t)piece,
+                .n_valid = (uint8_t)(left < 16 ? left : 16)};
+    }
+    l->rows += rows;
+}
+
+static int linear_fill(struct k_linear *l, const struct k_linear_spec *spec, struct error *e) {
+    uint64_t own = 0;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < spec->n_pieces; i++) {
+        const struct k_matrix_view *v = &spec->pieces[i];
+        struct piece *p = &l->pieces[i];
+        *p = (struct piece){
+                .form = form_of_piece(v, l->leaf_columns), .first_strip = n, .n_strips = strips_of(v->rows)};
+        const uint64_t of_leaf = (uint64_t)p->form.bytes;
+        if (v->tiles) {
+            const uint64_t stride = of_leaf * strips_of(v->tiles->rows);
+            piece_strips(l, i, v->rows,
+                    (const uint8_t *)v->tiles->data + v->first_column / l->leaf_columns * stride +
+                            v->first_row / 16 * of_leaf,
+                    stride);
+        } else {
+            piece_strips(l, i, v->rows, l->data + own, of_leaf * p->n_strips);
+            own += of_leaf * p->n_strips * l->leaves;
+        }
+        n += p->n_strips;
+        int r = kind_quantised(p->form.kind) ? piece_cut(l, p, v->first_column, e) : 0;
+        if (r < 0)
+            return r;
     }
     return 0;
 }
@@ -54,6 +187,7 @@ static int linear_new(
     int r = check_spec(spec, e);
     if (r < 0)
         return r;
+    const size_t own = spec_bytes(spec, /* with_tiles= */ false);
     l = calloc(1, sizeof *l);
     if (!l)
         return error_set(e, -ENOMEM, "%s: no memory", spec->name);
@@ -61,49 +195,30 @@ static int linear_new(
             .columns = spec->columns,
             .leaves = spec->leaves,
             .n_pieces = spec->n_pieces,
-            .leaf_columns = spec->columns / spec->leaves,
-            .n_strips = spec_strips(spec),
-            .leaf_bytes = spec_leaf_bytes(spec)};
+            .leaf_columns = spec->columns / spec->leaves};
     snprintf(l->name, sizeof l->name, "%s", spec->name);
+    for (uint32_t i = 0; i < spec->n_pieces; i++)
+        l->n_strips += strips_of(spec->pieces[i].rows);
     l->strips = calloc(l->n_strips, sizeof *l->strips);
-    l->data = k_alloc(c, k_linear_bytes(spec));
-    if (!l->strips || !l->data) {
-        k_linear_free(l);
-        return error_set(e, -ENOMEM, "%s: no memory for %zu bytes of packed weights", spec->name,
-                k_linear_bytes(spec));
+    l->data = own ? k_alloc(c, own) : NULL;
+    l->order = spec->order ? malloc(l->columns * sizeof *l->order) : NULL;
+    if (!l->strips || (own && !l->data) || (spec->order && !l->order)) {
+        r = error_set(e, -ENOMEM, "%s: no memory for %zu bytes of packed weights", spec->name, own);
+        goto fail;
     }
-    uint64_t at = 0;
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < spec->n_pieces; i++) {
-        const struct k_matrix_view *p = &spec->pieces[i];
-        for (uint32_t r0 = 0; r0 < p->rows; r0 += 16) {
-            uint32_t left = p->rows - r0;
-            l->strips[n++] = (struct strip){.at = at,
-                    .column = l->rows + r0,
-                    .dtype = (uint16_t)p->dtype,
-                    .n_valid = (uint16_t)(left < 16 ? left : 16)};
-            at += (uint64_t)l->leaf_columns * 16 * k_dtype_bytes(p->dtype);
-        }
-        l->rows += p->rows;
-    }
+    if (l->order)
+        memcpy(l->order, spec->order, l->columns * sizeof *l->order);
+    r = linear_fill(l, spec, e);
+    if (r < 0)
+        goto fail;
     *ret = l;
     return 0;
+fail:
+    k_linear_free(l);
+    return r;
 }
 
-/* Transposes 16 rows x n columns; rows past n_rows stay the zeros of k_alloc(). */
-static void pack_tile(
-        const uint8_t *from, uint64_t row_bytes, uint32_t n_rows, uint32_t n, size_t size, uint8_t *to) {
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *row = from + r * row_bytes;
-        if (size == 2) {
-            for (uint32_t k = 0; k < n; k++)
-                memcpy(to + ((uint64_t)k * 16 + r) * 2, row + (uint64_t)k * 2, 2);
-        } else {
-            for (uint32_t k = 0; k < n; k++)
-                memcpy(to + ((uint64_t)k * 16 + r) * 4, row + (uint64_t)k * 4, 4);
-        }
-    }
-}
+/* --- filling it --- */
 
 struct pack_job {
     const struct k_linear_spec *spec;
@@ -112,24 +227,25 @@ struct pack_job {
 static void pack_strip(void *arg, uint32_t s) {
     const struct pack_job *j = arg;
     struct k_linear *l = j->l;
-    uint32_t piece = 0, first = 0, strips = 0;
-    while (s >= strips + (j->spec->pieces[piece].rows + 15) / 16) {
-        strips += (j->spec->pieces[piece].rows + 15) / 16;
-        first += j->spec->pieces[piece].rows;
-        piece++;
-    }
-    const struct k_matrix_view *p = &j->spec->pieces[piece];
-    size_t size = k_dtype_bytes(p->dtype);
-    uint64_t row_bytes = p->row_stride * size;
-    const uint8_t *from = (const uint8_t *)p->data + (l->strips[s].column - first) * row_bytes;
+    const struct strip *strip = &l->strips[s];
+    const struct piece *p = &l->pieces[strip->piece];
+    const struct k_matrix_view *v = &j->spec->pieces[strip->piece];
+    const struct pack_source source = {v, &p->form, l->order, l->leaf_columns};
+    if (v->tiles)
+        return;
+    uint8_t *to = l->data + (strip->data - l->data);
     for (uint32_t leaf = 0; leaf < l->leaves; leaf++)
-        pack_tile(from + (uint64_t)leaf * l->leaf_columns * size, row_bytes, l->strips[s].n_valid,
-                l->leaf_columns, size, l->data + leaf * l->leaf_bytes + l->strips[s].at);
+        pack_block(&source, (s - p->first_strip) * 16, strip->n_valid, leaf, to + leaf * strip->leaf_stride);
 }
 
 int k_linear_pack(
         struct k_context *c, const struct k_linear_spec *spec, struct k_linear **ret, struct error *e) {
     struct k_linear *l;
+    for (uint32_t i = 0; i < spec->n_pieces && i < PIECES_MAX; i++) {
+        const struct k_matrix_view *v = &spec->pieces[i];
+        if (!v->data && !v->quant && !v->tiles)
+            return error_set(e, -EINVAL, "%s: piece %u has no weights", spec->name, i);
+    }
     int r = linear_new(c, spec, &l, e);
     if (r < 0)
         return r;
@@ -145,41 +261,97 @@ static uint64_t mix64(uint64_t x) {
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
     return x ^ (x >> 31);
 }
+
+/* A quantised matrix of seeded codes; seed and scale are its `file`. */
+struct dummy_seed {
+    uint64_t seed;
+    float scale;
+};
+static void dummy_codes(const struct quant_matrix *q, uint32_t row, uint32_t n_rows, uint32_t column,
+        uint32_t n, uint8_t *ret) {
+    const struct dummy_seed *d = q->file;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        for (uint32_t k = 0; k < n; k += 8) {
+            uint64_t bits = mix64(d->seed ^ mix64((uint64_t)(row + r) << 32 | (column + k)));
+            for (uint32_t i = k; i < n && i < k + 8; i++, bits >>= 8) {
+                uint8_t code = (uint8_t)bits;
+                if (q->format == QUANT_INT4)
+                    code = code >> 4;
+                else if (q->format == QUANT_FP8)
+                    code = (code & 0x7f) == 0x7f ? 0 : code;
+                ret[(uint64_t)r * n + i] = code;
+            }
+        }
+    }
+}
+static void dummy_groups(
+        const struct quant_matrix *q, uint32_t row, uint32_t first, uint32_t n, struct quant_group *ret) {
+    const struct dummy_seed *d = q->file;
+    (void)row;
+    (void)first;
+    for (uint32_t i = 0; i < n; i++)
+        ret[i] = (struct quant_group){.scale = q->format == QUANT_INT4   ? d->scale / 8
+                                               : q->format == QUANT_INT8 ? d->scale / 128
+                                                                         : d->scale / 448,
+                .zero = q->format == QUANT_INT4 ? 8 : 128};
+}
+
 struct dummy_job {
+    const struct k_linear_spec *spec;
     struct k_linear *l;
     uint64_t seed;
     float scale;
 };
+static void dummy_quantised(const struct dummy_job *j, uint32_t s) {
+    const struct strip *strip = &j->l->strips[s];
+    const struct piece *p = &j->l->pieces[strip->piece];
+    const struct dummy_seed d = {mix64(j->seed ^ strip->piece), j->scale};
+    struct quant_matrix q = *j->spec->pieces[strip->piece].quant;
+    struct k_matrix_view v = j->spec->pieces[strip->piece];
+    q.codes = dummy_codes;
+    q.groups = dummy_groups;
+    q.file = &d;
+    v.quant = &q;
+    const struct pack_source source = {&v, &p->form, NULL, j->l->leaf_columns};
+    uint8_t *to = j->l->data + (strip->data - j->l->data);
+    for (uint32_t leaf = 0; leaf < j->l->leaves; leaf++)
+        pack_block(&source, (s - p->first_strip) * 16, strip->n_valid, leaf, to + leaf * strip->leaf_stride);
+}
+
 static void dummy_strip(void *arg, uint32_t s) {
     const struct dummy_job *j = arg;
     struct k_linear *l = j->l;
     const struct strip *strip = &l->strips[s];
+    if (kind_quantised(strip->kind)) {
+        dummy_quantised(j, s);
+        return;
+    }
     for (uint32_t leaf = 0; leaf < l->leaves; leaf++) {
-        uint8_t *to = l->data + leaf * l->leaf_bytes + strip->at;
+        uint8_t *to = l->data + (strip->data - l->data) + leaf * strip->leaf_stride;
         for (uint32_t i = 0; i < l->leaf_columns * 16; i++) {
             if (i % 16 >= strip->n_valid)
                 continue;
             uint64_t bits = mix64(j->seed ^ mix64(((uint64_t)s << 40 | (uint64_t)leaf << 36) + i));
             float x = ((float)(int32_t)(bits >> 40) - 8388607.5f) * (j->scale / 8388607.5f);
-            uint16_t half = bf16_of(x);
-            if (strip->dtype == K_F32)
+            uint16_t half = strip->kind == K_BF16 ? bf16_of(x) : f16_of(x);
+            if (strip->kind == K_F32)
                 memcpy(to + (uint64_t)i * 4, &x, 4);
-            else if (strip->dtype == K_BF16)
+            else
                 memcpy(to + (uint64_t)i * 2, &half, 2);
-            else {
-                half = f16_of(x);
-                memcpy(to + (uint64_t)i * 2, &half, 2);
-            }
         }
     }
 }
 int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64_t seed, float scale,
         struct k_linear **ret, struct error *e) {
     struct k_linear *l;
+    for (uint32_t i = 0; i < spec->n_pieces && i < PIECES_MAX; i++) {
+        if (spec->pieces[i].tiles)
+            return error_set(e, -EINVAL, "%s: tiles cannot hold made-up weights", spec->name);
+    }
     int r = linear_new(c, spec, &l, e);
     if (r < 0)
         return r;
-    struct dummy_job job = {l, mix64(seed), scale};
+    struct dummy_job job = {spec, l, mix64(seed), scale};
     team_run(c->team, dummy_strip, &job, l->n_strips);
     *ret = l;
     return 0;
@@ -189,7 +361,12 @@ struct k_linear *k_linear_free(struct k_linear *l) {
     if (!l)
         return NULL;
     k_free(l->context, l->data);
+    for (uint32_t i = 0; i < l->n_cuts; i++) {
+        free(l->cuts[i].leaf_first);
+        free(l->cuts[i].segments);
+    }
     free(l->strips);
+    free(l->order);
     free(l);
     return NULL;
 }

@@ -73,9 +73,9 @@ static void store_strip(const struct product *p, const struct isa *isa, uint32_t
     }
 }
 
-static uint32_t same_dtype(const struct k_linear *w, uint32_t s, uint32_t end, uint32_t limit) {
+static uint32_t same_piece(const struct k_linear *w, uint32_t s, uint32_t end, uint32_t limit) {
     uint32_t n = 1;
-    while (n < limit && s + n < end && w->strips[s + n].dtype == w->strips[s].dtype)
+    while (n < limit && s + n < end && w->strips[s + n].piece == w->strips[s].piece)
         n++;
     return n;
 }
@@ -88,7 +88,7 @@ static void small_task(void *arg, uint32_t task) {
              end = u + j->units_per_task < j->units ? u + j->units_per_task : j->units;
     const uint32_t limit = p->gate_up ? SMALL_STRIPS / 2 : SMALL_STRIPS;
     while (u < end) {
-        uint32_t n = same_dtype(p->w, u, end, limit), strips[SMALL_STRIPS];
+        uint32_t n = same_piece(p->w, u, end, limit), strips[SMALL_STRIPS];
         for (uint32_t i = 0; i < n; i++)
             strips[i] = u + i;
         float *second = out + (uint64_t)n * p->n * 16;
@@ -115,7 +115,7 @@ static void block_strips(const struct product_job *j, const uint32_t *strips, ui
         for (uint32_t t = 0; t < nt; t++)
             rows[t] = tile_first(p->n, j->n_tiles, t0 + t + 1) - tile_first(p->n, j->n_tiles, t0 + t);
         const float *tiles = j->in + (uint64_t)t0 * p->w->columns * TILE_ROWS;
-        if (n == 1 || p->w->strips[strips[0]].dtype == p->w->strips[strips[1]].dtype) {
+        if (n == 1 || p->w->strips[strips[0]].kind == p->w->strips[strips[1]].kind) {
             j->isa->linear_block(p->w, strips, n, tiles, rows, nt, out);
         } else { /* gate and up of different types */
             j->isa->linear_block(p->w, strips, 1, tiles, rows, nt, out);
@@ -134,7 +134,7 @@ static void block_task(void *arg, uint32_t task) {
     uint32_t u = task * j->units_per_task,
              end = u + j->units_per_task < j->units ? u + j->units_per_task : j->units;
     while (u < end) {
-        const uint32_t n = same_dtype(j->p->w, u, end, 2), gate_up[2] = {u, j->units + u},
+        const uint32_t n = same_piece(j->p->w, u, end, 2), gate_up[2] = {u, j->units + u},
                        plain[2] = {u, u + 1};
         block_strips(j, j->p->gate_up ? gate_up : plain, j->p->gate_up ? 2 : n);
         u += j->p->gate_up ? 1 : n;
