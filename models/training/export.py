@@ -4,6 +4,7 @@
 usage: export.py WEIGHTS.safetensors TOKENIZER_DIR OUTDIR
 """
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ def main():
                       temperature=0.3, top_k=20, top_p=0.95)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    shutil.copyfile(weights, out / "model.safetensors")
+    shutil.copyfile(weights, out / "model.safetensors.new")  # a server may have the old file mapped
+    os.replace(out / "model.safetensors.new", out / "model.safetensors")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer / name, out / name)
     shutil.copyfile(Path(__file__).parent.parent / "chat_template.jinja", out / "chat_template.jinja")
