@@ -59,6 +59,9 @@ static const char SYNTH_HELP[] =
         "  --layers N                 another number of layers; every fourth is attention\n"
         "  --vocab N                  another vocabulary, a multiple of 64\n"
         "  --dtype bf16|f16|f32       of the matrices (default bf16)\n"
+        "  --weights int4|int8        the matrices of the layers as integers, in the layout of\n"
+        "                             compressed-tensors (default: as --dtype says)\n"
+        "  --group-size 32|64|128     columns per scale of those (default 128)\n"
         "  --mtp, --no-mtp            with or without the layer for speculation (default: as configured)\n"
         "  --seed N                   (default 0)\n"
         "  --format safetensors|gguf  (default safetensors)\n"
@@ -263,6 +266,8 @@ enum {
     SHARD_SIZE,
     MTP,
     NO_MTP,
+    WEIGHTS,
+    GROUP_SIZE,
     SEED,
     TOKENIZER,
     SYNTH_HELP_FLAG
@@ -282,6 +287,11 @@ static int set_synth_flag(int flag, const char *value, struct synth_flags *f) {
         return set_dtype(value, &f->o.dtype);
     case FORMAT:
         return set_format(value, &f->o.format);
+    case WEIGHTS:
+        f->o.weight_bits = strcmp(value, "int4") == 0 ? 4 : strcmp(value, "int8") == 0 ? 8 : 0;
+        return f->o.weight_bits ? 0 : -EINVAL;
+    case GROUP_SIZE:
+        return parse_u32(value, 32, 128, &f->o.group_size);
     case SHARD_SIZE:
         return parse_bytes(value, &f->o.shard_bytes);
     case MTP:
@@ -338,12 +348,14 @@ static int run_synth(int argc, char **argv) {
             {"shard-size", required_argument, NULL, SHARD_SIZE},
             {"mtp", no_argument, NULL, MTP},
             {"no-mtp", no_argument, NULL, NO_MTP},
+            {"weights", required_argument, NULL, WEIGHTS},
+            {"group-size", required_argument, NULL, GROUP_SIZE},
             {"seed", required_argument, NULL, SEED},
             {"tokenizer", required_argument, NULL, TOKENIZER},
             {"help", no_argument, NULL, SYNTH_HELP_FLAG},
             {NULL, 0, NULL, 0},
     };
-    struct synth_flags f = {.config = "tiny", .mtp = -1};
+    struct synth_flags f = {.config = "tiny", .mtp = -1, .o.group_size = 128};
     f.o.dtype = TENSOR_BF16;
     f.o.shard_bytes = 4000000000;
     int flag;

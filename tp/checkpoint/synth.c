@@ -22,6 +22,12 @@ static int check_options(const struct synth_options *o, struct error *e) {
     if (m->vocab_size % VOCAB_SEGMENTS != 0)
         return error_set(
                 e, -EINVAL, "a vocabulary of %u: it must be a multiple of %u", m->vocab_size, VOCAB_SEGMENTS);
+    if (o->weight_bits != 0 && o->weight_bits != 4 && o->weight_bits != 8)
+        return error_set(e, -EINVAL, "weights of %u bits: 4 and 8 are possible", o->weight_bits);
+    if (o->weight_bits && o->group_size != 32 && o->group_size != 64 && o->group_size != 128)
+        return error_set(e, -EINVAL, "a group size of %u: 32, 64 and 128 are possible", o->group_size);
+    if (o->weight_bits && o->format == SYNTH_GGUF)
+        return error_set(e, -EINVAL, "quantised weights are written as safetensors only");
     for (uint32_t i = 0; o->format == SYNTH_GGUF && i < m->n_layers; i++)
         if (m->is_attention[i] != ((i + 1) % 4 == 0))
             return error_set(e, -EINVAL,
@@ -87,7 +93,11 @@ static void clean_folder(const char *dir, int fd, bool made) {
 static void count(const struct synth_options *o, const struct synth_plan *plan, struct synth_report *report) {
     report->tensors = plan->n;
     for (uint32_t i = 0; i < plan->n; i++) {
-        report->parameters += plan->tensors[i].rows * plan->tensors[i].columns;
+        const struct synth_tensor *t = &plan->tensors[i];
+        if (t->parameters)
+            report->parameters += t->parameters;
+        else if (!o->weight_bits || !strstr(t->name, "weight_"))
+            report->parameters += t->rows * t->columns;
         report->bytes += synth_tensor_bytes(&plan->tensors[i], o->format);
     }
 }
@@ -101,6 +111,8 @@ int synth_write(const struct synth_options *o, struct synth_report *ret, struct 
     int r = check_options(o, e);
     if (r == 0)
         r = synth_plan_make(&o->config, o->dtype, &plan, e);
+    if (r == 0 && o->weight_bits)
+        r = synth_plan_quantise(&plan, o->weight_bits, o->group_size, e);
     if (r < 0)
         goto done;
     count(o, &plan, &report);

@@ -24,6 +24,9 @@ struct synth_options {
             config;   /* what to write; mtp_layers says whether with MTP; eos ids are chosen by synth */
     const char *name; /* "tiny": goes into general.name of a GGUF file */
     enum tensor_dtype dtype; /* F32, BF16 or F16; A_log and the GDN norm are F32 always, as published */
+    /* 0, or 4 or 8: the matrices of the layers as integers with a BF16 scale per group_size columns, in the layout of
+     * compressed-tensors; safetensors only. It is another model than the dense one of that seed. */
+    uint32_t weight_bits, group_size;
     enum synth_format format;
     uint64_t shard_bytes; /* safetensors: a new file after about this many bytes of tensors; 0 = one file */
     uint64_t seed;

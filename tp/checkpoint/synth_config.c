@@ -101,6 +101,16 @@ static const char *dtype_word(enum tensor_dtype t) {
     return t == TENSOR_F32 ? "float32" : t == TENSOR_F16 ? "float16" : "bfloat16";
 }
 
+static json_t *quantization_object(const struct synth_options *o) {
+    json_t *weights = json_pack("{s:i, s:s, s:b, s:s, s:i, s:b}", "num_bits", (int)o->weight_bits, "type",
+            "int", "symmetric", 1, "strategy", "group", "group_size", (int)o->group_size, "dynamic", 0);
+    json_t *group = json_pack("{s:[s], s:o, s:n, s:n}", "targets", "Linear", "weights", weights,
+            "input_activations", "output_activations");
+    return json_pack("{s:s, s:s, s:s, s:{s:o}, s:[s,s,s,s]}", "quant_method", "compressed-tensors", "format",
+            "pack-quantized", "quantization_status", "compressed", "config_groups", "group_0", group,
+            "ignore", "lm_head", "re:.*in_proj_a$", "re:.*in_proj_b$", "mtp.fc");
+}
+
 static json_t *config_object(const struct synth_options *o, uint32_t eos) {
     const struct model_config *m = &o->config;
     json_t *types = json_array();
@@ -135,6 +145,8 @@ static json_t *config_object(const struct synth_options *o, uint32_t eos) {
     json_object_set_new(c, "tie_word_embeddings", json_boolean(m->tie_word_embeddings));
     json_object_set_new(c, "rope_parameters", rope_object(m));
     json_object_set_new(c, "layer_types", types);
+    if (o->weight_bits)
+        json_object_set_new(c, "quantization_config", quantization_object(o));
     return c;
 }
 

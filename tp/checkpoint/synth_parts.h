@@ -13,6 +13,8 @@ enum synth_draw {
     DRAW_NORMAL,      /* mean, standard deviation */
     DRAW_UNIFORM,     /* from mean - spread to mean + spread */
     DRAW_LOG_UNIFORM, /* the log of a uniform between 0.01 and 16 (A_log) */
+    DRAW_BITS,        /* all 32 bits of an I32: packed codes */
+    DRAW_SHAPE,       /* shape, as I64 */
 };
 
 /* What llama.cpp's converter changes on the way to GGUF. */
@@ -42,6 +44,8 @@ struct synth_tensor {
     enum synth_change change;
     enum synth_tile tile;
     uint64_t tile_first, tile_unit;
+    uint64_t parameters; /* that it stands for, where that is not rows * columns */
+    uint64_t shape[2];
 };
 
 struct synth_plan {
@@ -52,6 +56,8 @@ struct synth_plan {
 int synth_plan_make(
         const struct model_config *m, enum tensor_dtype dtype, struct synth_plan *ret, struct error *e);
 void synth_plan_done(struct synth_plan *plan);
+/* Puts quantised matrices in the place of the dense ones. On failure the plan is as it was. */
+int synth_plan_quantise(struct synth_plan *plan, uint32_t bits, uint32_t group, struct error *e);
 uint64_t synth_tensor_bytes(const struct synth_tensor *t, enum synth_format format);
 
 /* An output file in the folder, written under a temporary name and renamed when it is whole. */

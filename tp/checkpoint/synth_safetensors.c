@@ -51,9 +51,11 @@ static int divide(
     return 0;
 }
 
-/* F32 tensors go first, so that all are aligned for their dtype. */
+/* Wide elements go first, so that all are aligned for their dtype. */
+#define PASSES 3
 static bool goes_in_pass(const struct synth_tensor *t, int pass) {
-    return (tensor_dtype_bytes(t->dtype) == 4) == (pass == 0);
+    static const size_t bytes[PASSES] = {8, 4, 2};
+    return tensor_dtype_bytes(t->dtype) == bytes[pass];
 }
 
 static void print_entry(struct synth_buffer *b, const struct synth_tensor *t, uint64_t offset) {
@@ -73,7 +75,7 @@ static int make_header(
     uint64_t offset = 0;
     synth_append(b, "\0\0\0\0\0\0\0\0", 8);
     synth_print(b, "{\"__metadata__\":{\"format\":\"pt\"}");
-    for (int pass = 0; pass < 2; pass++)
+    for (int pass = 0; pass < PASSES; pass++)
         for (uint32_t i = part->first; i < part->end; i++)
             if (goes_in_pass(&plan->tensors[i], pass)) {
                 print_entry(b, &plan->tensors[i], offset);
@@ -100,7 +102,7 @@ static int write_part(const struct synth_options *o, const struct synth_plan *pl
     if (r == 0)
         r = synth_file_write(&f, header.data, header.n, e);
     f.done = done;
-    for (int pass = 0; pass < 2; pass++)
+    for (int pass = 0; pass < PASSES; pass++)
         for (uint32_t i = part->first; i < part->end && r == 0; i++)
             if (goes_in_pass(&plan->tensors[i], pass))
                 r = synth_write_tensor(&f, plan, &plan->tensors[i], e);

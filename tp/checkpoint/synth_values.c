@@ -138,11 +138,30 @@ static void gguf_row(
     change(t, to, t->columns);
 }
 
+/* Codes and shapes are not drawn as numbers. */
+static int write_integers(struct synth_file *f, const struct synth_tensor *t, uint64_t key, struct error *e) {
+    uint32_t block[1024];
+    const uint64_t n = t->rows * t->columns;
+    if (t->draw == DRAW_SHAPE)
+        return synth_file_write(f, t->shape, sizeof(t->shape), e);
+    for (uint64_t i = 0; i < n;) {
+        size_t some = 0;
+        for (; some < sizeof(block) / sizeof(*block) && i < n; i++)
+            block[some++] = (uint32_t)(mix(key + (i / 2 + 1) * GOLDEN) >> (i % 2 * 32));
+        int r = synth_file_write(f, block, some * sizeof(*block), e);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
 int synth_write_tensor(
         struct synth_file *f, const struct synth_plan *plan, const struct synth_tensor *t, struct error *e) {
     const bool gguf = f->options->format == SYNTH_GGUF;
     const enum tensor_dtype dtype = gguf ? t->gguf_dtype : t->dtype;
     const uint64_t key = key_of(t->name, f->options->seed);
+    if (t->draw == DRAW_BITS || t->draw == DRAW_SHAPE)
+        return write_integers(f, t, key, e);
     float *values = malloc(t->columns * sizeof(*values));
     void *stored = malloc(t->columns * tensor_dtype_bytes(dtype));
     int r = 0;

@@ -202,6 +202,62 @@ static void test_same_seed_same_bytes(void **state) {
 
 /* Pins the bytes themselves: a change of the generator would silently change what other tests were measured
  * on. */
+/* Codes, scales and shape of one matrix, in the layout of compressed-tensors. */
+static void check_quantised(const struct checkpoint *c, const char *matrix, uint64_t rows, uint64_t columns,
+        uint32_t bits, uint32_t group) {
+    const struct {
+        const char *end;
+        enum tensor_dtype dtype;
+        uint64_t rows, columns;
+    } parts[] = {{"_packed", TENSOR_I32, rows, columns * bits / 32},
+            {"_scale", TENSOR_BF16, rows, columns / group}};
+    char name[128];
+    for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {
+        snprintf(name, sizeof(name), "%s%s", matrix, parts[i].end);
+        const struct tensor *t = checkpoint_find(c, name);
+        assert_non_null(t);
+        assert_int_equal(t->dtype, parts[i].dtype);
+        assert_int_equal(t->n_dims, 2);
+        assert_int_equal(t->dims[0], parts[i].rows);
+        assert_int_equal(t->dims[1], parts[i].columns);
+    }
+    snprintf(name, sizeof(name), "%s_shape", matrix);
+    const struct tensor *shape = checkpoint_find(c, name);
+    assert_non_null(shape);
+    assert_int_equal(shape->dtype, TENSOR_I64);
+    const uint64_t want[2] = {rows, columns};
+    assert_memory_equal(shape->data, want, sizeof(want));
+    assert_null(checkpoint_find(c, matrix));
+}
+
+static void test_quantised(void **state) {
+    (void)state;
+    static const char *const q[] = {"model.layers.3.self_attn.q_proj.weight",
+            "model.layers.3.mlp.down_proj.weight", "mtp.layers.0.mlp.up_proj.weight"};
+    for (uint32_t bits = 4; bits <= 8; bits += 4) {
+        struct synth_options o = options_for(in_folder(bits == 4 ? "int4" : "int8")),
+                             again = options_for(in_folder(bits == 4 ? "int4again" : "int8again"));
+        struct checkpoint *c = NULL;
+        struct error e = {0};
+        o.weight_bits = again.weight_bits = bits;
+        o.group_size = again.group_size = 32;
+        struct synth_report report = write_model(&o), dense;
+        write_model(&again);
+        assert_true(same_file(o.dir, again.dir, "model.safetensors"));
+        assert_int_equal(checkpoint_open(o.dir, &c, &e), 0);
+        check_quantised(c, q[0], 2ull * o.config.q_heads * o.config.head_dim, 64, bits, 32);
+        check_quantised(c, q[1], 64, 128, bits, 32);
+        check_quantised(c, q[2], 128, 64, bits, 32);
+        assert_non_null(checkpoint_find(c, "lm_head.weight"));
+        assert_non_null(checkpoint_find(c, "model.layers.0.linear_attn.in_proj_a.weight"));
+        checkpoint_free(c);
+        o = options_for(in_folder(bits == 4 ? "dense4" : "dense8"));
+        dense = write_model(&o);
+        assert_int_equal(report.parameters, dense.parameters);
+        assert_true(report.bytes < dense.bytes);
+    }
+}
+
 static void test_pinned_values(void **state) {
     (void)state;
     struct synth_options o = options_for(in_folder("pinned"));
@@ -636,6 +692,15 @@ static void test_refusals(void **state) {
     o.format = SYNTH_GGUF;
     refused(&o, -EINVAL, "layer 0: a GGUF file can only say that every fourth layer is attention");
     o = options_for(o.dir);
+    o.weight_bits = 3;
+    refused(&o, -EINVAL, "weights of 3 bits: 4 and 8 are possible");
+    o.weight_bits = 4;
+    refused(&o, -EINVAL, "a group size of 0: 32, 64 and 128 are possible");
+    o.group_size = 128;
+    refused(&o, -EINVAL, "64 columns are no multiple of the group size 128");
+    o.format = SYNTH_GGUF;
+    refused(&o, -EINVAL, "quantised weights are written as safetensors only");
+    o = options_for(o.dir);
     o.tokenizer_dir = "/no/such/tokenizer";
     refused(&o, -ENOENT, "/no/such/tokenizer/tokenizer.json: cannot open");
     /* A folder that was made for nothing is taken away again. */
@@ -695,6 +760,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_complete),
             cmocka_unit_test(test_same_seed_same_bytes),
+            cmocka_unit_test(test_quantised),
             cmocka_unit_test(test_pinned_values),
             cmocka_unit_test(test_shards),
             cmocka_unit_test(test_dtypes),
