@@ -1,9 +1,9 @@
 /* checkpoint.c - a model folder: one file or an index and its shards, all tensors in one sorted table. */
 #include "base/file.h"
 #include "base/json_pull.h"
+#include "tp/checkpoint/gguf_model.h"
 #include "tp/checkpoint/safetensors_file.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -22,6 +22,7 @@ struct checkpoint {
     struct shard *shards; /* in name order */
     size_t n_shards, shards_size;
     struct tensor_list tensors;
+    struct gguf_checkpoint *gguf; /* NULL: safetensors */
     uint64_t bytes;
 };
 
@@ -40,6 +41,7 @@ struct checkpoint *checkpoint_free(struct checkpoint *c) {
         free(c->shards[i].file);
     }
     free(c->shards);
+    gguf_checkpoint_free(c->gguf);
     free(c);
     return NULL;
 }
@@ -72,7 +74,11 @@ uint64_t checkpoint_bytes(const struct checkpoint *c) {
 }
 
 size_t checkpoint_files(const struct checkpoint *c) {
-    return c->n_shards;
+    return c->gguf ? gguf_checkpoint_files(c->gguf) : c->n_shards;
+}
+
+const struct gguf_checkpoint *checkpoint_gguf(const struct checkpoint *c) {
+    return c->gguf;
 }
 
 /* --- shards --- */
@@ -282,39 +288,44 @@ static bool is_there(const char *dir, const char *name) {
     return file_path(dir, name, path, NULL) == 0 && stat(path, &st) == 0;
 }
 
-/* Why there is nothing to open in this folder. */
-static int explain_absence(const char *dir, struct error *e) {
-    DIR *entries = opendir(dir);
-    const struct dirent *entry;
-    bool gguf = false;
-    while (entries && !gguf && (entry = readdir(entries))) {
-        const char *dot = strrchr(entry->d_name, '.');
-        gguf = dot && strcmp(dot, ".gguf") == 0;
+static int open_gguf(const struct gguf_files *files, struct checkpoint **ret, struct error *e) {
+    struct checkpoint *c = calloc(1, sizeof(*c));
+    if (!c)
+        return error_set(e, -ENOMEM, "%s: out of memory", files->first);
+    int r = gguf_checkpoint_open(files, &c->gguf, e);
+    if (r == 0)
+        r = gguf_checkpoint_list(c->gguf, &c->tensors, e);
+    if (r == 0)
+        r = tensor_list_sort(&c->tensors, e);
+    if (r < 0) {
+        checkpoint_free(c);
+        return r;
     }
-    if (entries)
-        closedir(entries);
-    if (gguf)
-        return error_set(e, -ENOENT,
-                "%s: has no %s: GGUF files are not read yet, use the Hugging Face folder of this model", dir,
-                SINGLE_FILE);
-    return error_set(e, -ENOENT, "%s: has neither %s nor %s: is this a Hugging Face model folder?", dir,
-            SINGLE_FILE, INDEX_FILE);
+    c->bytes = gguf_checkpoint_bytes(c->gguf);
+    *ret = c;
+    return 0;
 }
 
 int checkpoint_open(const char *dir, struct checkpoint **ret, struct error *e) {
     struct stat st;
+    struct gguf_files gguf;
     char path[PATH_MAX];
     if (stat(dir, &st) < 0)
         return error_set(e, -errno, "%s: no model folder: %s", dir, strerror(errno));
+    int found = gguf_locate(dir, &gguf, e);
+    if (found != 0)
+        return found < 0 ? found : open_gguf(&gguf, ret, e);
     if (!S_ISDIR(st.st_mode))
-        return error_set(
-                e, -ENOTDIR, "%s: is a file; a model is a folder with config.json and %s", dir, SINGLE_FILE);
+        return error_set(e, -ENOTDIR,
+                "%s: is a file; a model is a folder with config.json and %s, or a GGUF file", dir,
+                SINGLE_FILE);
     if (is_there(dir, SINGLE_FILE)) {
         int r = file_path(dir, SINGLE_FILE, path, e);
         return r < 0 ? r : checkpoint_open_file(path, ret, e);
     }
     if (!is_there(dir, INDEX_FILE))
-        return explain_absence(dir, e);
+        return error_set(e, -ENOENT, "%s: has neither %s nor %s nor a *.gguf: is this a model folder?", dir,
+                SINGLE_FILE, INDEX_FILE);
     struct checkpoint *c = calloc(1, sizeof(*c));
     if (!c)
         return error_set(e, -ENOMEM, "%s: out of memory", dir);

@@ -4,6 +4,7 @@
 #include "tp/checkpoint/model_config.h"
 
 #include "base/file.h"
+#include "tp/checkpoint/gguf_model.h"
 
 #include <errno.h>
 #include <float.h>
@@ -348,6 +349,10 @@ static int check_relations(const struct reader *r, const struct model_config *m)
     return 0;
 }
 
+int model_config_check(const struct model_config *m, const char *file, struct error *e) {
+    return check_relations(&(struct reader){file, "", NULL, e}, m);
+}
+
 /* --- files --- */
 
 static int load_object(const char *text, size_t bytes, const char *file, json_t **ret, struct error *e) {
@@ -435,11 +440,33 @@ static int load_generation_eos(const char *dir, struct model_config *m, struct e
     return r;
 }
 
+/* A GGUF model brings its own configuration; whether its head is tied is said by its tensors. */
+static int load_gguf(const struct gguf_files *files, struct model_config *ret, struct error *e) {
+    struct gguf_checkpoint *c = NULL;
+    struct model_config m = {0};
+    int r = gguf_checkpoint_open(files, &c, e);
+    if (r == 0)
+        r = gguf_model_config(gguf_checkpoint_metadata(c), &m, e);
+    if (r == 0) {
+        const char *file;
+        m.tie_word_embeddings = !gguf_checkpoint_find(c, "output.weight", &file);
+        r = load_generation_eos(files->folder, &m, e);
+    }
+    gguf_checkpoint_free(c);
+    if (r == 0)
+        *ret = m;
+    return r;
+}
+
 int model_config_load(const char *dir, struct model_config *ret, struct error *e) {
     char path[PATH_MAX], *text = NULL;
     size_t bytes = 0;
     struct model_config m = {0};
-    int r = file_path(dir, "config.json", path, e);
+    struct gguf_files gguf;
+    int r = gguf_locate(dir, &gguf, e);
+    if (r != 0)
+        return r < 0 ? r : load_gguf(&gguf, ret, e);
+    r = file_path(dir, "config.json", path, e);
     if (r == 0)
         r = file_read(path, CONFIG_BYTES_MAX, &text, &bytes, e);
     if (r == 0)

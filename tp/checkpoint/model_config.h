@@ -1,4 +1,4 @@
-/* model_config.h - what config.json says of a Qwen3.5 model, checked and complete.
+/* model_config.h - what config.json, or the metadata of a GGUF file, says of a Qwen3.5 model, checked and complete.
  *
  * Read once at load by tp/ and by the checkpoint tool. Accepts the multimodal nesting (text_config) and the
  * text-only form. A value that this code does not implement (another hidden_act, attention_bias, MoE, rope
@@ -25,11 +25,14 @@ struct model_config {
     uint32_t eos_ids[8], n_eos_ids; /* config.json and generation_config.json together */
 };
 
-/* dir/config.json (and generation_config.json's eos ids where that file is there). */
+/* dir/config.json, or the metadata where dir is a GGUF model (gguf_locate() of base/gguf.h); and the eos ids of
+ * generation_config.json where that file is there. */
 int model_config_load(const char *dir, struct model_config *ret, struct error *e);
 /* The same from memory; file is for messages. */
 int model_config_parse(
         const char *json, size_t bytes, const char *file, struct model_config *ret, struct error *e);
+/* Sizes that must fit each other, whatever tp is; file is for messages. */
+int model_config_check(const struct model_config *m, const char *file, struct error *e);
 /* Can this model be split over tp ranks? 0 or -EINVAL with a sentence that names the size that does not
  * divide and the values of tp that work. Rules: qwen35 sharding table; vocab_size a multiple of 64; every K
  * splits in 8 leaves. */

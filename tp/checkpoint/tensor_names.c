@@ -2,6 +2,8 @@
  * goes, the shape. */
 #include "tp/checkpoint/tensor_names.h"
 
+#include "tp/checkpoint/gguf_model.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -252,6 +254,8 @@ static int resolve(const struct resolver *r) {
 
 int model_tensors_resolve(const struct checkpoint *c, const struct model_config *m,
         struct model_tensors **ret, struct error *e) {
+    if (checkpoint_gguf(c))
+        return gguf_tensors_resolve(c, m, /* with_copies= */ true, ret, e);
     struct model_tensors *t = calloc(1, sizeof(*t));
     struct layer_tensors *layers = calloc(m->n_layers, sizeof(*layers));
     bool *used = calloc(checkpoint_count(c) + 1, sizeof(*used));
@@ -274,11 +278,19 @@ done:
     return r;
 }
 
+int model_tensors_survey(const struct checkpoint *c, const struct model_config *m,
+        struct model_tensors **ret, struct error *e) {
+    if (checkpoint_gguf(c))
+        return gguf_tensors_resolve(c, m, /* with_copies= */ false, ret, e);
+    return model_tensors_resolve(c, m, ret, e);
+}
+
 struct model_tensors *model_tensors_free(struct model_tensors *t) {
     if (!t)
         return NULL;
     free(t->layers);
     free(t->ignored);
+    gguf_parts_free(t->gguf);
     free(t);
     return NULL;
 }

@@ -58,9 +58,11 @@ struct mtp_tensors {
 };
 
 struct model_tensors {
-    const struct tensor *embed;   /* [V][H] */
-    const struct tensor *norm;    /* [H], zero-centred */
-    const struct tensor *lm_head; /* [V][H]; == embed where the model is tied */
+    const struct tensor *embed; /* [V][H] */
+    const struct tensor *norm;  /* [H], zero-centred */
+    /* [V][H]; == embed where the model is tied, except in a GGUF file with a quantised embedding: there this is the
+     * quantised matrix and embed a dense copy of it. */
+    const struct tensor *lm_head;
     struct layer_tensors *layers; /* [n_layers] */
     uint32_t n_layers;
     bool has_mtp; /* the configuration announces an MTP layer and the checkpoint has it, all 15 tensors */
@@ -72,11 +74,16 @@ struct model_tensors {
     uint32_t n_used, n_vision;     /* tensors; MTP's are in n_used where has_mtp */
     const struct tensor **ignored; /* tensors that are neither: stepped over, for inspect to name */
     uint32_t n_ignored;
+    struct gguf_parts *gguf; /* of a GGUF checkpoint: what the pointers above lead into, owned; else NULL */
 };
 
 /* 0; -ENOENT: a tensor is missing; -EINVAL: a shape differs; -ENOTSUP: a dtype that is not read. A checkpoint
  * with some MTP tensors but not all is refused; one with none where the configuration announces MTP is
  * accepted. */
 int model_tensors_resolve(const struct checkpoint *c, const struct model_config *m,
+        struct model_tensors **ret, struct error *e);
+/* The same to look at sizes only: what would be copied into memory (of GGUF files) is not, and data must not be
+ * read. */
+int model_tensors_survey(const struct checkpoint *c, const struct model_config *m,
         struct model_tensors **ret, struct error *e);
 struct model_tensors *model_tensors_free(struct model_tensors *t); /* NULL ok; returns NULL */

@@ -306,12 +306,11 @@ static void test_nothing_there(void **state) {
     struct checkpoint *c = NULL;
     struct error e = {0};
     folder_refused(-ENOENT,
-            ": has neither model.safetensors nor model.safetensors.index.json: is this a Hugging Face "
-            "model folder?");
+            ": has neither model.safetensors nor model.safetensors.index.json nor a *.gguf: is this a model "
+            "folder?");
     put_text("x.gguf", "GGUF");
-    folder_refused(-ENOENT,
-            ": has no model.safetensors: GGUF files are not read yet, use the Hugging Face folder of this "
-            "model");
+    assert_int_equal(checkpoint_open(folder, &c, &e), -EBADMSG);
+    assert_string_equal(e.text, "x.gguf: ends inside its header: it is truncated, fetch it again");
     assert_int_equal(checkpoint_open("/no/such/model", &c, &e), -ENOENT);
     assert_string_equal(e.text, "/no/such/model: no model folder: No such file or directory");
     assert_int_equal(checkpoint_open("/dev/null", &c, &e), -ENOTDIR);
