@@ -53,10 +53,13 @@
 #define SAFETENSORS_TENSORS_MAX 1000000u
 #define SAFETENSORS_SHARDS_MAX  4096u
 #define GGUF_TENSORS_MAX        1000000u
-#define GGUF_VALUES_MAX         65536u /* keys of the metadata */
-#define GGUF_NAME_BYTES_MAX     127u   /* a tensor's name */
-#define GGUF_PARTS_MAX          1024u  /* files of a split model */
+#define GGUF_VALUES_MAX         65536u      /* keys of the metadata */
+#define GGUF_NAME_BYTES_MAX     127u        /* a tensor's name */
+#define GGUF_PARTS_MAX          1024u       /* files of a split model */
 #define CONFIG_BYTES_MAX        (16u << 20) /* config.json, generation_config.json, tokenizer_config.json, index */
+#define QUANT_RULES_MAX         16384u      /* modules and patterns that a quantization_config names */
+#define QUANT_REGEX_MAX         256u        /* ... those of them that are regular expressions */
+#define QUANT_PATTERN_BYTES_MAX 1024u
 #define TOKENIZER_BYTES_MAX     (256u << 20)
 #define TOKENIZER_VOCAB_MAX     1048576u
 #define TOKEN_BYTES_MAX         4096u /* one vocabulary entry */

@@ -1,6 +1,8 @@
 /* fingerprint.c - see fingerprint.h. FNV-1a, in 64 bits. */
 #include "tp/fingerprint.h"
 
+#include "tp/checkpoint/quant_config.h"
+
 #include <string.h>
 
 #define SAMPLES_PER_TENSOR 16u
@@ -44,6 +46,14 @@ static uint64_t hash_tensor(uint64_t h, const struct tensor *t) {
     return h;
 }
 
+/* What codes mean, where the configuration is what says it. */
+static uint64_t hash_quantisation(uint64_t h, const struct quant_config *q) {
+    if (!q)
+        return h;
+    h = hash_u64(h, quant_config_method(q));
+    return hash_u64(h, quant_config_is_v2(q));
+}
+
 uint64_t fingerprint_model(const struct model_config *m, const struct checkpoint *c, uint64_t seed) {
     uint64_t h = hash_config(0xcbf29ce484222325ull, m);
     if (!c)
@@ -51,5 +61,5 @@ uint64_t fingerprint_model(const struct model_config *m, const struct checkpoint
     size_t n = checkpoint_count(c);
     for (size_t i = 0; i < n; i++)
         h = hash_tensor(h, checkpoint_at(c, i));
-    return h;
+    return hash_quantisation(h, checkpoint_quantisation(c));
 }

@@ -2,6 +2,7 @@
 #include "base/file.h"
 #include "base/json_pull.h"
 #include "tp/checkpoint/gguf_model.h"
+#include "tp/checkpoint/quant_config.h"
 #include "tp/checkpoint/safetensors_file.h"
 
 #include <errno.h>
@@ -22,6 +23,7 @@ struct checkpoint {
     struct shard *shards; /* in name order */
     size_t n_shards, shards_size;
     struct tensor_list tensors;
+    struct quant_config *quantisation; /* NULL: config.json says nothing of it */
     struct gguf_checkpoint *gguf; /* NULL: safetensors */
     uint64_t bytes;
 };
@@ -41,6 +43,7 @@ struct checkpoint *checkpoint_free(struct checkpoint *c) {
         free(c->shards[i].file);
     }
     free(c->shards);
+    quant_config_free(c->quantisation);
     gguf_checkpoint_free(c->gguf);
     free(c);
     return NULL;
@@ -79,6 +82,10 @@ size_t checkpoint_files(const struct checkpoint *c) {
 
 const struct gguf_checkpoint *checkpoint_gguf(const struct checkpoint *c) {
     return c->gguf;
+}
+
+const struct quant_config *checkpoint_quantisation(const struct checkpoint *c) {
+    return c->quantisation;
 }
 
 /* --- shards --- */
@@ -306,10 +313,18 @@ static int open_gguf(const struct gguf_files *files, struct checkpoint **ret, st
     return 0;
 }
 
+static int open_folder(struct checkpoint *c, const char *dir, struct error *e) {
+    char path[PATH_MAX];
+    int r = quant_config_load(dir, &c->quantisation, e);
+    if (r < 0 || !is_there(dir, SINGLE_FILE))
+        return r < 0 ? r : open_sharded(c, dir, e);
+    r = file_path(dir, SINGLE_FILE, path, e);
+    return r < 0 ? r : open_single(c, path, e);
+}
+
 int checkpoint_open(const char *dir, struct checkpoint **ret, struct error *e) {
     struct stat st;
     struct gguf_files gguf;
-    char path[PATH_MAX];
     if (stat(dir, &st) < 0)
         return error_set(e, -errno, "%s: no model folder: %s", dir, strerror(errno));
     int found = gguf_locate(dir, &gguf, e);
@@ -319,17 +334,13 @@ int checkpoint_open(const char *dir, struct checkpoint **ret, struct error *e) {
         return error_set(e, -ENOTDIR,
                 "%s: is a file; a model is a folder with config.json and %s, or a GGUF file", dir,
                 SINGLE_FILE);
-    if (is_there(dir, SINGLE_FILE)) {
-        int r = file_path(dir, SINGLE_FILE, path, e);
-        return r < 0 ? r : checkpoint_open_file(path, ret, e);
-    }
-    if (!is_there(dir, INDEX_FILE))
+    if (!is_there(dir, SINGLE_FILE) && !is_there(dir, INDEX_FILE))
         return error_set(e, -ENOENT, "%s: has neither %s nor %s nor a *.gguf: is this a model folder?", dir,
                 SINGLE_FILE, INDEX_FILE);
     struct checkpoint *c = calloc(1, sizeof(*c));
     if (!c)
         return error_set(e, -ENOMEM, "%s: out of memory", dir);
-    int r = open_sharded(c, dir, e);
+    int r = open_folder(c, dir, e);
     if (r < 0) {
         checkpoint_free(c);
         return r;

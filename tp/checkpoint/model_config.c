@@ -142,21 +142,8 @@ static int check_model_type(const struct reader *r) {
             type);
 }
 
-static int check_not_quantised(const struct reader *r) {
-    const json_t *value = field(r, "quantization_config");
-    if (!value)
-        return 0;
-    const char *method = json_string_value(json_object_get(value, "quant_method"));
-    return error_set(r->e, -ENOTSUP,
-            "%s: %squantization_config: quantised checkpoints are not supported yet: quant_method '%.60s'; "
-            "use the BF16 checkpoint of this model",
-            r->file, r->path, method ? method : "not given");
-}
-
 static int check_supported(const struct reader *r) {
-    int result = check_not_quantised(r);
-    if (result == 0)
-        result = require_flag(r, "attention_bias", false);
+    int result = require_flag(r, "attention_bias", false);
     if (result == 0)
         result = require_flag(r, "attn_output_gate", true);
     if (result == 0)
@@ -379,9 +366,7 @@ static int parse_root(const struct reader *root, struct model_config *m) {
         if (!json_is_object(nested))
             return wrong_type(root, "text_config", "an object", nested);
         text = (struct reader){root->file, "text_config.", nested, root->e};
-        result = check_not_quantised(root);
-        if (result == 0)
-            result = check_model_type(&text);
+        result = check_model_type(&text);
     }
     if (result == 0)
         result = check_supported(&text);

@@ -9,6 +9,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,6 +44,16 @@ const char *tensor_dtype_name(enum tensor_dtype t) {
 size_t tensor_dtype_bytes(enum tensor_dtype t) {
     assert(t < TENSOR_DTYPES);
     return DTYPES[t].bytes;
+}
+
+const char *tensor_shape_text(const struct tensor *t, char to[TENSOR_SHAPE_TEXT]) {
+    size_t at = 1;
+    snprintf(to, TENSOR_SHAPE_TEXT, "[");
+    for (uint32_t i = 0; i < t->n_dims; i++)
+        at += (size_t)snprintf(
+                to + at, TENSOR_SHAPE_TEXT - at, "%s%llu", i ? ", " : "", (unsigned long long)t->dims[i]);
+    snprintf(to + at, TENSOR_SHAPE_TEXT - at, "]");
+    return to;
 }
 
 /* --- the list --- */

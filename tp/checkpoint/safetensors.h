@@ -51,10 +51,13 @@ struct tensor {
     const struct quant_matrix *quant; /* TENSOR_QUANTISED only: how to read it; dims are [rows][columns] */
 };
 
+#define TENSOR_SHAPE_TEXT (TENSOR_DIMS_MAX * 22 + 3)
+const char *tensor_shape_text(const struct tensor *t, char to[TENSOR_SHAPE_TEXT]); /* "[8, 4]"; returns to */
+
 struct checkpoint;
 /* dir: a model folder with model.safetensors, or model.safetensors.index.json and its shards. -ENOENT: no
  * folder, no checkpoint in it, a shard or an announced tensor missing; -EBADMSG: a file is broken; -ENOTSUP:
- * an unknown dtype; -E2BIG: a limit. */
+ * an unknown dtype, or a quantisation in config.json that is not read; -E2BIG: a limit. */
 int checkpoint_open(const char *dir, struct checkpoint **ret, struct error *e);
 /* One safetensors file by path (tests, goldens). */
 int checkpoint_open_file(const char *path, struct checkpoint **ret, struct error *e);
@@ -64,6 +67,8 @@ size_t checkpoint_count(const struct checkpoint *c);
 const struct tensor *checkpoint_at(const struct checkpoint *c, size_t i); /* in name order */
 uint64_t checkpoint_bytes(const struct checkpoint *c);                    /* of the files */
 size_t checkpoint_files(const struct checkpoint *c);
+/* What the folder's config.json says of quantisation (quant_config.h); NULL if nothing. Owned by c. */
+const struct quant_config *checkpoint_quantisation(const struct checkpoint *c);
 
 /* Walks a whole file image in memory (length, header, data) through the same checks: what open does for each
  * shard and what the fuzzer calls. */

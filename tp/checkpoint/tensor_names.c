@@ -3,6 +3,7 @@
 #include "tp/checkpoint/tensor_names.h"
 
 #include "tp/checkpoint/gguf_model.h"
+#include "tp/checkpoint/quant_tensor.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -14,12 +15,19 @@
 static const char *const PREFIXES[] = {"model.language_model.", "model."};
 static const char *const VISION_PREFIXES[] = {"model.visual.", "visual."};
 
-/* A tensor that must be there. columns = 0: a vector. middle: a dimension of 1 may stand between the two. */
+enum form {
+    VECTOR,
+    MATRIX, /* dense or quantised */
+    TABLE,  /* dense: the embedding */
+    TAPS    /* dense; a dimension of 1 may stand between the two */
+};
+
+/* A tensor that must be there. */
 struct wanted {
     const char *name;
     const struct tensor **to;
-    uint64_t rows, columns;
-    bool middle;
+    uint64_t rows, columns; /* columns = 0: a vector */
+    enum form form;
 };
 
 struct resolver {
@@ -32,38 +40,29 @@ struct resolver {
 
 /* --- one tensor --- */
 
-static void print_shape(char *to, size_t size, const uint64_t *dims, uint32_t n) {
-    size_t at = 1;
-    snprintf(to, size, "[");
-    for (uint32_t i = 0; i < n && at < size; i++)
-        at += (size_t)snprintf(to + at, size - at, "%s%llu", i ? ", " : "", (unsigned long long)dims[i]);
-    if (at < size)
-        snprintf(to + at, size - at, "]");
-}
-
 static bool shape_is(const struct tensor *t, const struct wanted *w) {
     if (w->columns == 0)
         return t->n_dims == 1 && t->dims[0] == w->rows;
     if (t->n_dims == 2)
         return t->dims[0] == w->rows && t->dims[1] == w->columns;
-    return w->middle && t->n_dims == 3 && t->dims[0] == w->rows && t->dims[1] == 1 &&
+    return w->form == TAPS && t->n_dims == 3 && t->dims[0] == w->rows && t->dims[1] == 1 &&
            t->dims[2] == w->columns;
 }
 
 static int check_tensor(const struct resolver *r, const struct tensor *t, const struct wanted *w) {
-    char expected[64], found[TENSOR_DIMS_MAX * 22 + 3];
-    size_t unit = tensor_dtype_bytes(t->dtype);
+    char expected[TENSOR_SHAPE_TEXT], found[TENSOR_SHAPE_TEXT];
     if (!shape_is(t, w)) {
-        uint64_t dims[2] = {w->rows, w->columns};
-        print_shape(expected, sizeof(expected), dims, w->columns ? 2 : 1);
-        print_shape(found, sizeof(found), t->dims, t->n_dims);
-        return error_set(r->e, -EINVAL, "%s: %s: expected %s, found %s", t->file, t->name, expected, found);
+        const struct tensor wanted = {.n_dims = w->columns ? 2 : 1, .dims = {w->rows, w->columns}};
+        return error_set(r->e, -EINVAL, "%s: %s: expected %s, found %s", t->file, t->name,
+                tensor_shape_text(&wanted, expected), tensor_shape_text(t, found));
     }
+    if (t->dtype == TENSOR_QUANTISED)
+        return 0;
     if (t->dtype != TENSOR_F32 && t->dtype != TENSOR_BF16 && t->dtype != TENSOR_F16)
         return error_set(r->e, -ENOTSUP, "%s: %s: dtype %s is not supported here: F32, BF16 and F16 are",
                 t->file, t->name, tensor_dtype_name(t->dtype));
     /* The kernels read elements where they lie. Files of the safetensors library are always aligned. */
-    if ((uintptr_t)t->data % unit != 0)
+    if ((uintptr_t)t->data % tensor_dtype_bytes(t->dtype) != 0)
         return error_set(r->e, -ENOTSUP,
                 "%s: %s: its data are not aligned for %s; save the checkpoint again with the safetensors "
                 "library",
@@ -73,6 +72,31 @@ static int check_tensor(const struct resolver *r, const struct tensor *t, const 
 
 static void mark_used(const struct resolver *r, const struct tensor *t) {
     r->used[t - checkpoint_at(r->checkpoint, 0)] = true;
+    r->t->n_used++;
+}
+
+/* The matrix named name, put together; leaves *ret alone where it is not quantised. */
+static int find_quantised(
+        const struct resolver *r, const char *name, const struct wanted *w, const struct tensor **ret) {
+    char module[NAME_SIZE];
+    struct quant_tensor *quantised = NULL;
+    const size_t length = strlen(name) - strlen(".weight");
+    memcpy(module, name, length);
+    module[length] = '\0';
+    const struct quant_request request = {.checkpoint = r->checkpoint,
+            .config = checkpoint_quantisation(r->checkpoint),
+            .module = module,
+            .rows = (uint32_t)w->rows,
+            .columns = (uint32_t)w->columns};
+    int result = quant_tensor_make(&request, &quantised, r->e);
+    if (result <= 0)
+        return result;
+    quantised->next = r->t->quantised;
+    r->t->quantised = quantised;
+    for (uint32_t i = 0; i < quantised->n_parts; i++)
+        mark_used(r, quantised->parts[i]);
+    *ret = &quantised->tensor;
+    return 0;
 }
 
 /* Finds the n tensors named prefix + name. */
@@ -80,15 +104,21 @@ static int find_all(const struct resolver *r, const char *prefix, const struct w
         uint64_t *bytes) {
     for (size_t i = 0; i < n; i++) {
         char name[NAME_SIZE];
+        const struct tensor *t = NULL;
+        int result = 0;
         snprintf(name, sizeof(name), "%s%s", prefix, wanted[i].name);
-        const struct tensor *t = checkpoint_find(r->checkpoint, name);
-        if (!t)
-            return error_set(r->e, -ENOENT, "%s: this tensor is not in the checkpoint", name);
-        int result = check_tensor(r, t, &wanted[i]);
+        if (wanted[i].form == MATRIX)
+            result = find_quantised(r, name, &wanted[i], &t);
+        if (result == 0 && !t) {
+            t = checkpoint_find(r->checkpoint, name);
+            if (!t)
+                return error_set(r->e, -ENOENT, "%s: this tensor is not in the checkpoint", name);
+            mark_used(r, t);
+        }
+        if (result == 0)
+            result = check_tensor(r, t, &wanted[i]);
         if (result < 0)
             return result;
-        mark_used(r, t);
-        r->t->n_used++;
         *bytes += t->bytes;
         *wanted[i].to = t;
     }
@@ -104,15 +134,15 @@ static int find_gdn(const struct resolver *r, const char *prefix, struct gdn_ten
     const uint64_t h = m->hidden_size, heads = m->gdn_v_heads, v = heads * m->gdn_v_dim;
     const uint64_t qkv = 2ull * m->gdn_k_heads * m->gdn_k_dim + v;
     const struct wanted wanted[] = {
-            {"linear_attn.in_proj_qkv.weight", &g->in_qkv, qkv, h, false},
-            {"linear_attn.in_proj_z.weight", &g->in_z, v, h, false},
-            {"linear_attn.in_proj_b.weight", &g->in_b, heads, h, false},
-            {"linear_attn.in_proj_a.weight", &g->in_a, heads, h, false},
-            {"linear_attn.conv1d.weight", &g->conv, qkv, m->conv_kernel, true},
-            {"linear_attn.dt_bias", &g->dt_bias, heads, 0, false},
-            {"linear_attn.A_log", &g->a_log, heads, 0, false},
-            {"linear_attn.norm.weight", &g->norm, m->gdn_v_dim, 0, false},
-            {"linear_attn.out_proj.weight", &g->out, h, v, false},
+            {"linear_attn.in_proj_qkv.weight", &g->in_qkv, qkv, h, MATRIX},
+            {"linear_attn.in_proj_z.weight", &g->in_z, v, h, MATRIX},
+            {"linear_attn.in_proj_b.weight", &g->in_b, heads, h, MATRIX},
+            {"linear_attn.in_proj_a.weight", &g->in_a, heads, h, MATRIX},
+            {"linear_attn.conv1d.weight", &g->conv, qkv, m->conv_kernel, TAPS},
+            {"linear_attn.dt_bias", &g->dt_bias, heads, 0, VECTOR},
+            {"linear_attn.A_log", &g->a_log, heads, 0, VECTOR},
+            {"linear_attn.norm.weight", &g->norm, m->gdn_v_dim, 0, VECTOR},
+            {"linear_attn.out_proj.weight", &g->out, h, v, MATRIX},
     };
     return find_all(r, prefix, wanted, COUNT(wanted), bytes);
 }
@@ -122,12 +152,12 @@ static int find_attention(
     const struct model_config *m = r->m;
     const uint64_t h = m->hidden_size, d = m->head_dim, q = m->q_heads * d, kv = m->kv_heads * d;
     const struct wanted wanted[] = {
-            {"self_attn.q_proj.weight", &a->q, 2 * q, h, false},
-            {"self_attn.k_proj.weight", &a->k, kv, h, false},
-            {"self_attn.v_proj.weight", &a->v, kv, h, false},
-            {"self_attn.o_proj.weight", &a->o, h, q, false},
-            {"self_attn.q_norm.weight", &a->q_norm, d, 0, false},
-            {"self_attn.k_norm.weight", &a->k_norm, d, 0, false},
+            {"self_attn.q_proj.weight", &a->q, 2 * q, h, MATRIX},
+            {"self_attn.k_proj.weight", &a->k, kv, h, MATRIX},
+            {"self_attn.v_proj.weight", &a->v, kv, h, MATRIX},
+            {"self_attn.o_proj.weight", &a->o, h, q, MATRIX},
+            {"self_attn.q_norm.weight", &a->q_norm, d, 0, VECTOR},
+            {"self_attn.k_norm.weight", &a->k_norm, d, 0, VECTOR},
     };
     return find_all(r, prefix, wanted, COUNT(wanted), bytes);
 }
@@ -136,11 +166,11 @@ static int find_layer(const struct resolver *r, const char *prefix, bool is_atte
         struct layer_tensors *l, uint64_t *bytes) {
     const uint64_t h = r->m->hidden_size, i = r->m->intermediate_size;
     const struct wanted wanted[] = {
-            {"input_layernorm.weight", &l->input_norm, h, 0, false},
-            {"post_attention_layernorm.weight", &l->post_norm, h, 0, false},
-            {"mlp.gate_proj.weight", &l->gate, i, h, false},
-            {"mlp.up_proj.weight", &l->up, i, h, false},
-            {"mlp.down_proj.weight", &l->down, h, i, false},
+            {"input_layernorm.weight", &l->input_norm, h, 0, VECTOR},
+            {"post_attention_layernorm.weight", &l->post_norm, h, 0, VECTOR},
+            {"mlp.gate_proj.weight", &l->gate, i, h, MATRIX},
+            {"mlp.up_proj.weight", &l->up, i, h, MATRIX},
+            {"mlp.down_proj.weight", &l->down, h, i, MATRIX},
     };
     l->is_attention = is_attention;
     int result = find_all(r, prefix, wanted, COUNT(wanted), bytes);
@@ -153,10 +183,10 @@ static int find_layer(const struct resolver *r, const char *prefix, bool is_atte
 static int find_mtp(const struct resolver *r, struct mtp_tensors *mtp) {
     const uint64_t h = r->m->hidden_size;
     const struct wanted wanted[] = {
-            {"fc.weight", &mtp->fc, h, 2 * h, false},
-            {"pre_fc_norm_embedding.weight", &mtp->norm_embedding, h, 0, false},
-            {"pre_fc_norm_hidden.weight", &mtp->norm_hidden, h, 0, false},
-            {"norm.weight", &mtp->norm, h, 0, false},
+            {"fc.weight", &mtp->fc, h, 2 * h, MATRIX},
+            {"pre_fc_norm_embedding.weight", &mtp->norm_embedding, h, 0, VECTOR},
+            {"pre_fc_norm_hidden.weight", &mtp->norm_hidden, h, 0, VECTOR},
+            {"norm.weight", &mtp->norm, h, 0, VECTOR},
     };
     int result = find_all(r, "mtp.", wanted, COUNT(wanted), &r->t->mtp_bytes);
     return result < 0 ? result : find_layer(r, "mtp.layers.0.", true, &mtp->layer, &r->t->mtp_bytes);
@@ -167,10 +197,10 @@ static int find_ends(const struct resolver *r) {
     const struct model_config *m = r->m;
     struct model_tensors *t = r->t;
     const struct wanted ends[] = {
-            {"embed_tokens.weight", &t->embed, m->vocab_size, m->hidden_size, false},
-            {"norm.weight", &t->norm, m->hidden_size, 0, false},
+            {"embed_tokens.weight", &t->embed, m->vocab_size, m->hidden_size, TABLE},
+            {"norm.weight", &t->norm, m->hidden_size, 0, VECTOR},
     };
-    const struct wanted head = {"lm_head.weight", &t->lm_head, m->vocab_size, m->hidden_size, false};
+    const struct wanted head = {"lm_head.weight", &t->lm_head, m->vocab_size, m->hidden_size, MATRIX};
     int result = find_all(r, t->prefix, ends, COUNT(ends), &t->bytes);
     if (result < 0)
         return result;
@@ -199,6 +229,22 @@ static bool has_any(const struct checkpoint *c, const char *prefix) {
     return false;
 }
 
+/* The parts that a quantised embedding would have: rows of it are looked up, so only a dense one will do. */
+static int refuse_quantised_embedding(const struct resolver *r) {
+    static const char *const parts[] = {"qweight", "weight_packed"};
+    for (size_t i = 0; i < COUNT(PREFIXES) * COUNT(parts); i++) {
+        char name[NAME_SIZE];
+        snprintf(name, sizeof(name), "%sembed_tokens.%s", PREFIXES[i / 2], parts[i % 2]);
+        const struct tensor *t = checkpoint_find(r->checkpoint, name);
+        if (t)
+            return error_set(r->e, -ENOTSUP,
+                    "%s: %s: a quantised embedding is not read; quantise the model again without "
+                    "embed_tokens",
+                    t->file, t->name);
+    }
+    return 0;
+}
+
 static int find_prefix(const struct resolver *r) {
     for (size_t i = 0; i < COUNT(PREFIXES); i++) {
         char name[NAME_SIZE];
@@ -208,6 +254,9 @@ static int find_prefix(const struct resolver *r) {
             return 0;
         }
     }
+    int result = refuse_quantised_embedding(r);
+    if (result < 0)
+        return result;
     return error_set(r->e, -ENOENT,
             "%sembed_tokens.weight (or %sembed_tokens.weight): this tensor is not in the checkpoint: is it "
             "a Qwen3.5 language model?",
@@ -288,6 +337,10 @@ int model_tensors_survey(const struct checkpoint *c, const struct model_config *
 struct model_tensors *model_tensors_free(struct model_tensors *t) {
     if (!t)
         return NULL;
+    for (struct quant_tensor *next, *q = t->quantised; q; q = next) {
+        next = q->next;
+        quant_tensor_free(q);
+    }
     free(t->layers);
     free(t->ignored);
     gguf_parts_free(t->gguf);

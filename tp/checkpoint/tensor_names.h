@@ -3,8 +3,9 @@
  * Called by the model loader and by the checkpoint tool, once, after checkpoint_open() and
  * model_config_load(). It is the only place that knows Hugging Face's names. Accepts both prefixes
  * (model.language_model. of the multimodal files, model. of text-only ones). Every tensor that the model
- * needs is there afterwards, F32, BF16 or F16, aligned for its dtype, and has exactly the shape that the
- * configuration says; what is not, is refused by file, tensor, expected and found:
+ * needs is there afterwards, F32, BF16 or F16, aligned for its dtype, or, where it is a matrix other than the
+ * embedding, TENSOR_QUANTISED, put together from its parts (quant_tensor.h); and it has exactly the shape that
+ * the configuration says. What is not, is refused by file, tensor, expected and found:
  *
  *     model-00003.safetensors: model.layers.12.mlp.up_proj.weight: expected [8, 4], found [8, 6]
  *
@@ -71,9 +72,10 @@ struct model_tensors {
 
     uint64_t bytes, mtp_bytes;     /* of the tensors named above; a tied head is counted once; MTP apart */
     uint64_t vision_bytes;         /* of model.visual.*, which is not used */
-    uint32_t n_used, n_vision;     /* tensors; MTP's are in n_used where has_mtp */
+    uint32_t n_used, n_vision;     /* tensors of the files; MTP's are in n_used where has_mtp */
     const struct tensor **ignored; /* tensors that are neither: stepped over, for inspect to name */
     uint32_t n_ignored;
+    struct quant_tensor *quantised; /* the matrices put together here, owned; NULL: none */
     struct gguf_parts *gguf; /* of a GGUF checkpoint: what the pointers above lead into, owned; else NULL */
 };
 

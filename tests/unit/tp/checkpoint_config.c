@@ -183,12 +183,6 @@ static void test_model_types(void **state) {
 
 static void test_unsupported(void **state) {
     (void)state;
-    refused("'rms", "'quantization_config':{'quant_method':'gptq','bits':4},'rms", -ENOTSUP,
-            "config.json: quantization_config: quantised checkpoints are not supported yet: quant_method "
-            "'gptq'; use the BF16 checkpoint of this model");
-    refused_in(NESTED, "'vision_config'", "'quantization_config':{},'vision_config'", -ENOTSUP,
-            "config.json: quantization_config: quantised checkpoints are not supported yet: quant_method "
-            "'not given'; use the BF16 checkpoint of this model");
     refused("'rms", "'attention_bias':true,'rms", -ENOTSUP,
             "config.json: attention_bias is true, which is not supported: only false is");
     refused("'rms", "'attention_bias':1,'rms", -EINVAL,
