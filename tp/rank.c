@@ -5,6 +5,7 @@
 #include "tp/fingerprint.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 static uint32_t rows_of(const struct rank_options *o) {
@@ -116,6 +117,32 @@ static int open_model(struct rank *r, const char *dir, struct error *e) {
     return shard_make(&r->config, o->tp, o->rank, o->mtp, &r->shard, e);
 }
 
+/* Packs or finds the packed file, as the options say; r->packed stays NULL where there is none to use. */
+static int open_packed(struct rank *r, const struct rank_options *o, struct error *e) {
+    if (o->dummy || o->packed == RANK_PACKED_NEVER)
+        return 0;
+    const struct packed_request q = {.model = o->model_dir,
+            .cache_dir = o->packed_cache,
+            .fingerprint = packed_fingerprint(o->model_dir, r->fingerprint),
+            .config = &r->config,
+            .tensors = r->tensors,
+            .progress = o->progress,
+            .user = o->user};
+    struct error why = {0};
+    int rc = 0;
+    if (o->packed == RANK_PACKED_MAKE)
+        rc = packed_make(&q, r->context, &r->packed, e);
+    else
+        packed_look(&q, &r->packed, &why);
+    if (rc == 0 && r->packed && o->verify_packed)
+        rc = packed_verify(r->packed, o->progress, o->user, e);
+    if (r->packed)
+        snprintf(r->weights_from, sizeof(r->weights_from), "weights mapped from %s", packed_name(r->packed));
+    else if (why.code)
+        snprintf(r->weights_from, sizeof(r->weights_from), "packed file not used: %s", why.text);
+    return rc;
+}
+
 static int decide_budget(
         struct rank *r, const struct weights_options *wo, uint64_t memory_free, struct error *e) {
     const struct rank_options *o = &r->options;
@@ -155,11 +182,17 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
     rc = open_model(r, o->model_dir, e);
     if (rc < 0)
         return rc;
-    struct k_context_options co = {.device = o->device, .threads = o->threads, .isa = o->isa};
+    struct k_context_options co = {.device = o->device,
+            .threads = o->threads,
+            .isa = o->isa,
+            .float_activations = o->float_activations};
     rc = k_context_create(&co, &r->context, e);
+    if (rc == 0)
+        rc = open_packed(r, o, e);
     if (rc < 0)
         return rc;
     struct weights_options wo = {.with_mtp = r->options.mtp,
+            .packed = r->packed,
             .dummy = o->dummy,
             .seed = o->seed,
             .progress = o->progress,
@@ -194,7 +227,7 @@ int rank_create(const struct rank_options *options, struct rank **ret, struct er
     if (!r)
         return error_set(e, -ENOMEM, "out of memory for a rank");
     r->options = *options;
-    r->options.model_dir = NULL;
+    r->options.model_dir = r->options.packed_cache = NULL;
     r->options.isa = NULL;
     int rc = build(r, options, e);
     if (rc < 0) {
@@ -223,6 +256,7 @@ struct rank *rank_free(struct rank *r) {
         weights_done(r->context, &r->weights);
         k_context_free(r->context);
     }
+    packed_free(r->packed);
     model_tensors_free(r->tensors);
     checkpoint_free(r->checkpoint);
     free(r);

@@ -21,6 +21,11 @@
 #define RANK_POOL_FRACTION_DEFAULT 0.5
 
 enum rank_kv_dtype { RANK_KV_AUTO, RANK_KV_BF16, RANK_KV_F32 };
+enum rank_packed {     /* what is done about packed files (packed.h) */
+    RANK_PACKED_AUTO,  /* used where there is one that serves */
+    RANK_PACKED_NEVER, /* --load-format safetensors */
+    RANK_PACKED_MAKE,  /* --load-format packed: made where there is none that serves */
+};
 
 struct rank_options {
     const char *model_dir;
@@ -37,6 +42,10 @@ struct rank_options {
     uint64_t memory_bytes;    /* what this rank may use; 0 = free memory / tp */
     uint32_t slot_units, page_units;
     bool dummy; /* --load-format dummy: only config.json is read */
+    enum rank_packed packed;
+    const char *packed_cache; /* --packed-cache; NULL = beside the model, else the user's cache folder */
+    bool verify_packed;       /* --verify-weights */
+    bool float_activations;   /* --activations float */
     uint64_t seed;
     bool mtp;             /* load the MTP layer (if the checkpoint has it) and run it in every step */
     bool eager;           /* queue each operation instead of replaying graphs */
@@ -48,15 +57,17 @@ struct rank_options {
 };
 
 struct rank {
-    struct rank_options options; /* model_dir and isa are not kept */
+    struct rank_options options; /* model_dir, packed_cache and isa are not kept */
     struct model_config config;
     struct shard shard;
     struct checkpoint *checkpoint; /* NULL for dummy */
     struct model_tensors *tensors;
+    struct packed *packed; /* NULL = none is used */
     struct weights weights;
     struct budget budget;
     uint32_t rows_max, entries_max, logits_rows;
     uint64_t fingerprint;
+    char weights_from[ERROR_TEXT_MAX + 64]; /* the packed file used, or why the one there is not */
 
     struct k_context *context;
     struct k_stream *stream;

@@ -70,6 +70,23 @@ static enum k_dtype dtype_of(const struct tensor *t) { /* model_tensors_resolve 
     return t->dtype == TENSOR_F32 ? K_F32 : t->dtype == TENSOR_F16 ? K_F16 : K_BF16;
 }
 
+/* The tiles of a packed file in place of what the checkpoint holds. */
+static int use_tiles(const struct loader *l, struct linear *x) {
+    for (uint32_t i = 0; i < x->n; i++) {
+        const struct k_tiles *tiles = x->t[i] ? packed_find(l->options->packed, x->t[i]->name) : NULL;
+        if (!tiles)
+            continue;
+        struct shard_matrix *m = &x->m[i];
+        if (tiles->rows != m->rows || tiles->columns != m->columns)
+            return error_set(l->e, -EBADMSG, "%s: %s: the tiles are of %u x %u, the matrix of %u x %u",
+                    packed_name(l->options->packed), x->t[i]->name, tiles->rows, tiles->columns, m->rows,
+                    m->columns);
+        *m = (struct shard_matrix){
+                .tiles = tiles, .rows = m->rows, .columns = m->columns, .dtype = tiles->dtype};
+    }
+    return 0;
+}
+
 static void progress(struct loader *l, uint64_t bytes, const char *what) {
     l->done += bytes;
     if (l->options->progress)
@@ -90,7 +107,9 @@ static int load_linear(struct loader *l, struct linear *x, float gain, struct k_
     struct shard_linear part;
     const uint32_t *order;
     uint32_t *owned = NULL;
-    int r = linear_shard(x, l->s, &part, &order, &owned, l->e);
+    int r = l->options->packed ? use_tiles(l, x) : 0;
+    if (r == 0)
+        r = linear_shard(x, l->s, &part, &order, &owned, l->e);
     if (r < 0)
         return r;
     struct k_linear_spec spec = {.pieces = part.pieces,
@@ -104,6 +123,8 @@ static int load_linear(struct loader *l, struct linear *x, float gain, struct k_
         l->total += bytes;
     else {
         r = make_linear(l, x, &spec, gain, ret);
+        for (uint32_t i = 0; i < part.n_pieces && r == 0; i++)
+            packed_fetch(&part.pieces[i], part.columns, part.leaves);
         if (r == 0)
             progress(l, bytes, x->name);
     }

@@ -1,13 +1,14 @@
 /* weights.h - one rank's weights, on its device, in the form the operations of a step take.
  *
- * Called by tp/rank.c. Linears are packed from the mapped checkpoint (or made up: weights_dummy); the
- * embedding table is replicated and stays in the mapping, so the checkpoint must outlive the weights.
+ * Called by tp/rank.c. Linears are packed from the mapped checkpoint, or lie in a packed file, or are made up (dummy);
+ * the embedding table is replicated and stays in the mapping, so checkpoint and packed file must outlive the weights.
  * Everything else is owned here. */
 #pragma once
 
 #include "kernels/kernels.h"
 #include "tp/checkpoint/model_config.h"
 #include "tp/checkpoint/tensor_names.h"
+#include "tp/packed.h"
 #include "tp/shard.h"
 
 #include <stdbool.h>
@@ -40,8 +41,9 @@ struct weights {
 
 struct weights_options {
     bool with_mtp;
-    bool dummy;    /* no checkpoint: seeded values, not the same at another tp or rank count */
-    uint64_t seed; /* dummy */
+    bool dummy;                  /* no checkpoint: seeded values, not the same at another tp or rank count */
+    uint64_t seed;               /* dummy */
+    const struct packed *packed; /* tiles that are used where they lie; NULL = everything is packed here */
     void (*progress)(
             void *user, uint64_t bytes_done, uint64_t bytes_total, const char *what); /* may be NULL */
     void *user;

@@ -56,9 +56,11 @@ int worker_generate(const struct worker_options *options) {
         rank.max_num_seqs = 1;
     int r = offline_create(&rank, &o, &e);
     if (r == 0) {
-        for (uint32_t i = 0; i < rank.tp; i++)
-            log_info("rank %u: %s; %s", i, k_context_describe(offline_rank(o, i)->context),
-                    offline_rank(o, i)->budget.text);
+        for (uint32_t i = 0; i < rank.tp; i++) {
+            const struct rank *at = offline_rank(o, i);
+            log_info("rank %u: %s; %s%s%s", i, k_context_describe(at->context), at->budget.text,
+                    at->weights_from[0] ? "; " : "", at->weights_from);
+        }
         r = run(o, options, &e);
     }
     if (r < 0)

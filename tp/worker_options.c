@@ -18,8 +18,13 @@ const char worker_help[] =
         "\n"
         "model and memory\n"
         "  --model DIR                  Hugging Face checkpoint folder: config.json and *.safetensors\n"
-        "  --load-format auto|dummy     dummy: seeded random weights of config.json's sizes. They are not the same\n"
+        "  --load-format auto|safetensors|packed|dummy   packed: from a file of packed weights, which is made if it\n"
+        "                               is not there; auto: from one if it is there; safetensors: never from one;\n"
+        "                               dummy: seeded random weights of config.json's sizes, which are not the same\n"
         "                               at another --tensor-parallel-size\n"
+        "  --packed-cache DIR           where packed files are kept; default beside the model, else the user's cache\n"
+        "  --verify-weights             compare all checksums of the packed file first\n"
+        "  --activations int8|float     what INT4 and INT8 weights are multiplied with (default int8)\n"
         "  --seed N                     of dummy weights, and of sampling with --generate-ids\n"
         "  --max-model-len N            longest sequence in tokens; 0 = the model's own\n"
         "  --max-num-seqs N             sequences that run at the same time (default 64)\n"
@@ -59,6 +64,9 @@ enum flag {
     FLAG_SLOT_UNITS,
     FLAG_PAGE_UNITS,
     FLAG_LOAD_FORMAT,
+    FLAG_PACKED_CACHE,
+    FLAG_VERIFY_WEIGHTS,
+    FLAG_ACTIVATIONS,
     FLAG_SEED,
     FLAG_ENFORCE_EAGER,
     FLAG_CONTROL_FD,
@@ -87,6 +95,9 @@ static const struct option flags[] = {
         {"slot-units", required_argument, NULL, FLAG_SLOT_UNITS},
         {"page-units", required_argument, NULL, FLAG_PAGE_UNITS},
         {"load-format", required_argument, NULL, FLAG_LOAD_FORMAT},
+        {"packed-cache", required_argument, NULL, FLAG_PACKED_CACHE},
+        {"verify-weights", no_argument, NULL, FLAG_VERIFY_WEIGHTS},
+        {"activations", required_argument, NULL, FLAG_ACTIVATIONS},
         {"seed", required_argument, NULL, FLAG_SEED},
         {"enforce-eager", no_argument, NULL, FLAG_ENFORCE_EAGER},
         {"control-fd", required_argument, NULL, FLAG_CONTROL_FD},
@@ -197,6 +208,30 @@ static int parse_generate(struct worker_options *o, const char *text, struct err
     return parse_list(FLAG_GENERATE_IDS, text, UINT32_MAX - 1, WORKER_PROMPT_MAX, o->prompt, &o->n_prompt, e);
 }
 
+static int parse_load_format(const char *text, struct rank_options *o, struct error *e) {
+    static const struct {
+        const char *name;
+        bool dummy;
+        enum rank_packed packed;
+    } formats[] = {{"auto", false, RANK_PACKED_AUTO}, {"safetensors", false, RANK_PACKED_NEVER},
+            {"packed", false, RANK_PACKED_MAKE}, {"dummy", true, RANK_PACKED_NEVER}};
+    for (size_t i = 0; i < sizeof(formats) / sizeof(formats[0]); i++) {
+        if (strcmp(text, formats[i].name) != 0)
+            continue;
+        o->dummy = formats[i].dummy;
+        o->packed = formats[i].packed;
+        return 0;
+    }
+    return error_set(e, -EINVAL, "--load-format '%s': auto, safetensors, packed or dummy is expected", text);
+}
+
+static int parse_activations(const char *text, bool *ret_float, struct error *e) {
+    *ret_float = strcmp(text, "float") == 0;
+    if (!*ret_float && strcmp(text, "int8") != 0)
+        return error_set(e, -EINVAL, "--activations '%s': int8 or float is expected", text);
+    return 0;
+}
+
 static int parse_model_flag(struct worker_options *o, int flag, char *text, struct error *e) {
     struct rank_options *r = &o->rank;
     switch (flag) {
@@ -221,10 +256,15 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
     case FLAG_PAGE_UNITS:
         return parse_u32(flag, text, 1u << 24, &r->page_units, e);
     case FLAG_LOAD_FORMAT:
-        if (strcmp(text, "auto") != 0 && strcmp(text, "dummy") != 0)
-            return error_set(e, -EINVAL, "--load-format '%s': auto or dummy is expected", text);
-        r->dummy = strcmp(text, "dummy") == 0;
+        return parse_load_format(text, r, e);
+    case FLAG_PACKED_CACHE:
+        r->packed_cache = text;
         return 0;
+    case FLAG_VERIFY_WEIGHTS:
+        r->verify_packed = true;
+        return 0;
+    case FLAG_ACTIVATIONS:
+        return parse_activations(text, &r->float_activations, e);
     case FLAG_SEED:
         return parse_u64(flag, text, UINT64_MAX, &r->seed, e);
     case FLAG_ENFORCE_EAGER:

@@ -143,6 +143,8 @@ static int load_and_serve(struct worker_rank *w) {
     if (r == 0) {
         snprintf(w->ready_text, sizeof(w->ready_text), "rank %u: %s; %s", w->options.rank,
                 k_context_describe(rank->context), rank->budget.text);
+        if (rank->weights_from[0])
+            log_info("rank %u: %s", w->options.rank, rank->weights_from);
         report(w, WORKER_RANK_READY);
         r = serve(w, x, &w->e);
     }
