@@ -10,6 +10,10 @@
 #ifdef LANES_FEW
 #undef LANES_TILE_ROWS
 #define LANES_TILE_ROWS 1
+#undef LANES_CODES_ROWS
+#define LANES_CODES_ROWS 1
+#undef LANES_CODES_STRIPS
+#define LANES_CODES_STRIPS 1
 #endif
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
@@ -33,6 +37,7 @@ static inline void v_store_m(float *p, v16 x, uint32_t n) {
 }
 
 #include "kernels/cpu/body_attention.h"
+#include "kernels/cpu/body_codes.h"
 #include "kernels/cpu/body_gdn.h"
 #include "kernels/cpu/body_linear.h"
 #include "kernels/cpu/body_math.h"
@@ -42,9 +47,10 @@ static inline void v_store_m(float *p, v16 x, uint32_t n) {
 #define ISA_TABLE                                                                                            \
     {                                                                                                        \
         .name = LANES_NAME, .linear_small = linear_small, .linear_block = linear_block,                      \
-        .norm_row = norm_row, .norm_spread = norm_spread, .silu_mul = silu_mul, .conv_row = conv_row,        \
-        .l2_row = l2_row, .gdn_gates = gdn_gates, .gdn_rows = gdn_rows, .gdn_fold = gdn_fold,                \
-        .gated_norm = gated_norm, .rope = rope, .attention = attention, .attention_leaf = attention_leaf,    \
+        .linear_codes = linear_codes, .quantise_row = quantise_row, .norm_row = norm_row,                    \
+        .norm_spread = norm_spread, .silu_mul = silu_mul, .conv_row = conv_row, .l2_row = l2_row,            \
+        .gdn_gates = gdn_gates, .gdn_rows = gdn_rows, .gdn_fold = gdn_fold, .gated_norm = gated_norm,        \
+        .rope = rope, .attention = attention, .attention_leaf = attention_leaf,                              \
         .attention_merge = attention_merge, .sigmoid_mul = sigmoid_mul, .highest = highest,                  \
         .sum_exp = sum_exp, .exp_minus = exp_minus, .log_one = log_one, .argmax = argmax,                    \
         .gumbel_argmax = gumbel_argmax,                                                                      \

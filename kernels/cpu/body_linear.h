@@ -59,37 +59,100 @@ static void chains_one(const uint8_t *const *w, const uint32_t *x_at, const floa
     CHAINS_DTYPE(1);
 }
 
-/* ((0+1)+(2+3))+((4+5)+(6+7)) over leaves, or the part of it that this rank holds; `stride` vectors per leaf.
- */
-static inline v16 leaf_tree(const v16 *leaf, uint32_t leaves, uint32_t stride) {
-    if (leaves == 1)
-        return leaf[0];
-    uint32_t half = leaves / 2;
-    return v_add(leaf_tree(leaf, half, stride), leaf_tree(leaf + (uint64_t)half * stride, half, stride));
-}
-
-static void linear_small(const struct k_linear *w, const uint32_t *strips, uint32_t n, const float *x,
-        uint32_t ldx, uint32_t rows, float *out) {
-    v16 sums[SMALL_STRIPS * K_LEAVES * SMALL_ROWS];
+static void small_dense(const struct k_linear *w, uint32_t first, uint32_t n, const float *x, uint32_t ldx,
+        uint32_t rows, v16 *sums) {
     const uint8_t *from[SMALL_STRIPS * K_LEAVES];
     uint32_t x_at[SMALL_STRIPS * K_LEAVES];
     uint32_t n_chains = n * w->leaves, i = 0;
     for (uint32_t s = 0; s < n; s++) {
         for (uint32_t l = 0; l < w->leaves; l++) {
-            from[s * w->leaves + l] = w->strips[strips[s]].data + l * w->strips[strips[s]].leaf_stride;
+            from[s * w->leaves + l] = w->strips[first + s].data + l * w->strips[first + s].leaf_stride;
             x_at[s * w->leaves + l] = l * w->leaf_columns;
         }
     }
-    enum k_dtype dtype = (enum k_dtype)w->strips[strips[0]].kind;
+    enum k_dtype dtype = (enum k_dtype)w->strips[first].kind;
     for (; i + LANES_SMALL_CHAINS <= n_chains; i += LANES_SMALL_CHAINS)
         chains_full(from + i, x_at + i, x, ldx, w->leaf_columns, rows, dtype, sums + i * rows);
     for (; i < n_chains; i++)
         chains_one(from + i, x_at + i, x, ldx, w->leaf_columns, rows, dtype, sums + i * rows);
+}
+
+/* --- few rows, quantised weights: a segment of some strips at a time is widened in L1 --- */
+
+#define WIDE_STRIPS (LANES_SMALL_CHAINS < 4 ? 1 : 4)
+
+ALWAYS_INLINE void wide_dot(const float (*wide)[BLOCK_K * 16], const float *x, uint32_t ldx, uint32_t n,
+        const uint32_t ns, const uint32_t nr, v16 *sums) {
+    v16 acc[WIDE_STRIPS * SMALL_ROWS];
+    UNROLL for (uint32_t i = 0; i < ns * nr; i++) acc[i] = sums[i];
+    for (uint32_t k = 0; k < n; k++) {
+        UNROLL for (uint32_t r = 0; r < nr; r++) {
+            const v16 xk = v_set1(x[(uint64_t)r * ldx + k]);
+            UNROLL for (uint32_t s = 0; s < ns; s++) acc[s * nr + r] =
+                    v_fma(v_load(wide[s] + k * 16), xk, acc[s * nr + r]);
+        }
+    }
+    UNROLL for (uint32_t i = 0; i < ns * nr; i++) sums[i] = acc[i];
+}
+#define WIDE_DOT_ROWS(ns)                                                                                    \
+    (rows == 1          ? wide_dot(wide, x, ldx, n, ns, 1, sums)                                             \
+            : rows == 2 ? wide_dot(wide, x, ldx, n, ns, 2, sums)                                             \
+                        : wide_dot(wide, x, ldx, n, ns, 3, sums))
+static void wide_dot_some(const float (*wide)[BLOCK_K * 16], const float *x, uint32_t ldx, uint32_t n,
+        uint32_t ns, uint32_t rows, v16 *sums) {
+    if (ns == WIDE_STRIPS) {
+        WIDE_DOT_ROWS(WIDE_STRIPS);
+        return;
+    }
+    for (uint32_t s = 0; s < ns; s++, wide++, sums += rows)
+        WIDE_DOT_ROWS(1);
+}
+
+/* One leaf of ns neighbouring strips: sums[strip][row]. */
+static void small_widened_leaf(const struct k_linear *w, const struct strip *strip, uint32_t leaf,
+        uint32_t ns, const float *x, uint32_t ldx, uint32_t rows, v16 *sums) {
+    _Alignas(64) float wide[WIDE_STRIPS][BLOCK_K * 16];
+    const struct piece *p = &w->pieces[strip->piece];
+    const struct cutting *c = &w->cuts[p->cut];
+    const uint8_t *block = strip->data + leaf * strip->leaf_stride, *codes = block;
+    for (uint32_t i = 0; i < ns * rows; i++)
+        sums[i] = v_set1(0.0f);
+    for (uint32_t i = c->leaf_first[leaf]; i < c->leaf_first[leaf + 1]; i++) {
+        const struct segment *g = &c->segments[i];
+        for (uint32_t s = 0; s < ns; s++)
+            widen_segment(&p->form, block + s * p->form.bytes, codes + s * p->form.bytes,
+                    i - c->leaf_first[leaf], g->n, wide[s]);
+        wide_dot_some((const float(*)[BLOCK_K * 16]) wide, x + g->column, ldx, g->n, ns, rows, sums);
+        codes += segment_bytes(p->form.kind, g->n);
+    }
+}
+static void small_widened(const struct k_linear *w, uint32_t first, uint32_t n, const float *x, uint32_t ldx,
+        uint32_t rows, v16 *sums) {
+    v16 part[WIDE_STRIPS * SMALL_ROWS];
+    for (uint32_t s = 0, ns; s < n; s += ns) {
+        ns = n - s < WIDE_STRIPS ? n - s : WIDE_STRIPS;
+        for (uint32_t l = 0; l < w->leaves; l++) {
+            small_widened_leaf(w, &w->strips[first + s], l, ns, x, ldx, rows, part);
+            for (uint32_t i = 0; i < ns * rows; i++)
+                sums[((s + i / rows) * w->leaves + l) * rows + i % rows] = part[i];
+        }
+    }
+}
+
+static void linear_small(const struct k_linear *w, uint32_t first, uint32_t n, const float *x, uint32_t ldx,
+        uint32_t rows, float *out) {
+    v16 sums[SMALL_STRIPS * K_LEAVES * SMALL_ROWS];
+    if (kind_quantised(w->strips[first].kind))
+        small_widened(w, first, n, x, ldx, rows, sums);
+    else
+        small_dense(w, first, n, x, ldx, rows, sums);
     for (uint32_t s = 0; s < n; s++)
         for (uint32_t r = 0; r < rows; r++)
             v_store(out + ((uint64_t)s * rows + r) * 16,
                     leaf_tree(sums + s * w->leaves * rows + r, w->leaves, rows));
 }
+
+/* --- more rows --- */
 
 /* Where the weights of a tile come from: strips as they lie in memory, or widened ones; and what to fetch
  * ahead. */
@@ -186,52 +249,81 @@ static void widen(const uint8_t *from, enum k_dtype dtype, uint32_t n, float *to
     }
 }
 
-/* One K-leaf of n strips for all rows of the tiles: sums[s][row]. `next` is what will be read after it. */
-static void block_leaf(const uint8_t *const *strip, const uint8_t *const *next, uint32_t n,
-        enum k_dtype dtype, uint32_t leaf_k, const float *x, uint64_t tile_floats, const uint32_t *rows,
-        uint32_t n_tiles, float (*sums)[BLOCK_ROWS][16]) {
-    _Alignas(64) float wide[2][BLOCK_K * 16];
-    const uint64_t k_bytes = 16 * k_dtype_bytes(dtype);
-    const bool direct = dtype == K_F32 || (dtype == K_BF16 && n_tiles == 1);
-    for (uint32_t k0 = 0; k0 < leaf_k; k0 += BLOCK_K) {
-        const uint32_t nk = leaf_k - k0 < BLOCK_K ? leaf_k - k0 : BLOCK_K;
-        struct tile_source from = {.ahead_step = k_bytes};
-        for (uint32_t s = 0; s < n; s++) {
-            from.w[s] = strip[s] + k0 * k_bytes;
-            from.ahead[s] = k0 + nk < leaf_k ? from.w[s] + nk * k_bytes : next[s];
-            if (!direct) {
-                widen(from.w[s], dtype, nk, wide[s]);
-                from.w[s] = (const uint8_t *)wide[s];
-            }
+/* A K-leaf of n strips: its blocks, and what will be read after them. */
+struct block_source {
+    const struct form *form;
+    const struct segment *segments; /* quantised: of this leaf */
+    const uint8_t *strip[2], *next[2];
+    uint32_t n, leaf_k;
+};
+
+/* The next run of k from k0 on, widened where that pays: at most BLOCK_K, one segment of quantised weights. */
+static uint32_t block_run(const struct block_source *b, uint32_t k0, uint32_t i, bool direct,
+        const uint8_t **codes, float (*wide)[BLOCK_K * 16], struct tile_source *ret) {
+    const uint32_t kind = b->form->kind;
+    if (kind_quantised(kind)) {
+        const uint32_t nk = b->segments[i].n, bytes = segment_bytes(kind, nk);
+        ret->ahead_step = bytes / nk;
+        for (uint32_t s = 0; s < b->n; s++) {
+            widen_segment(b->form, b->strip[s], codes[s], i, nk, wide[s]);
+            codes[s] += bytes;
+            ret->w[s] = (const uint8_t *)wide[s];
+            ret->ahead[s] = k0 + nk < b->leaf_k ? codes[s] : b->next[s];
         }
+        return nk;
+    }
+    const uint32_t nk = b->leaf_k - k0 < BLOCK_K ? b->leaf_k - k0 : BLOCK_K;
+    const uint64_t k_bytes = 16 * k_dtype_bytes((enum k_dtype)kind);
+    ret->ahead_step = k_bytes;
+    for (uint32_t s = 0; s < b->n; s++) {
+        ret->w[s] = b->strip[s] + k0 * k_bytes;
+        ret->ahead[s] = k0 + nk < b->leaf_k ? ret->w[s] + nk * k_bytes : b->next[s];
+        if (!direct) {
+            widen(ret->w[s], (enum k_dtype)kind, nk, wide[s]);
+            ret->w[s] = (const uint8_t *)wide[s];
+        }
+    }
+    return nk;
+}
+
+/* One K-leaf for all rows of the tiles: sums[s][row]. */
+static void block_leaf(const struct block_source *b, const float *x, uint64_t tile_floats,
+        const uint32_t *rows, uint32_t n_tiles, float (*sums)[BLOCK_ROWS][16]) {
+    _Alignas(64) float wide[2][BLOCK_K * 16];
+    const uint8_t *codes[2] = {b->strip[0], b->strip[1]};
+    const bool bf16 = b->form->kind == K_BF16 && n_tiles == 1, direct = bf16 || b->form->kind == K_F32;
+    for (uint32_t k0 = 0, nk, i = 0; k0 < b->leaf_k; k0 += nk, i++) {
+        struct tile_source from = {{NULL}, {NULL}, 0};
+        nk = block_run(b, k0, i, direct, codes, wide, &from);
         for (uint32_t t = 0, r = 0; t < n_tiles; r += rows[t++]) {
             const float *xt = x + t * tile_floats + (uint64_t)k0 * TILE_ROWS;
-            if (direct && dtype == K_BF16)
-                tile_bf16(&from, xt, nk, n, rows[t], sums[0][r]);
-            else
-                tile_f32(&from, xt, nk, n, rows[t], sums[0][r]);
+            (bf16 ? tile_bf16 : tile_f32)(&from, xt, nk, b->n, rows[t], sums[0][r]);
         }
     }
 }
 
-static void linear_block(const struct k_linear *w, const uint32_t *strips, uint32_t n, const float *tiles,
+static void linear_block(const struct k_linear *w, uint32_t first, uint32_t n, const float *tiles,
         const uint32_t *rows, uint32_t n_tiles, float *out) {
     _Alignas(64) float sums[K_LEAVES][2][BLOCK_ROWS][16];
-    const uint32_t stride = n == 2 && strips[1] == strips[0] + 1 ? 2 : 1; /* a caller walks strips upwards */
-    const enum k_dtype dtype = (enum k_dtype)w->strips[strips[0]].kind;
-    const uint8_t *from[2], *next[2];
+    const struct strip *strips = &w->strips[first];
+    const struct piece *piece = &w->pieces[strips->piece];
+    struct block_source b = {.form = &piece->form, .n = n, .leaf_k = w->leaf_columns};
     uint32_t n_rows = 0;
     for (uint32_t t = 0; t < n_tiles; t++)
         n_rows += rows[t];
     for (uint32_t l = 0; l < w->leaves; l++) {
+        if (kind_quantised(strips->kind)) {
+            const struct cutting *c = &w->cuts[piece->cut];
+            b.segments = c->segments + c->leaf_first[l];
+        }
         for (uint32_t s = 0; s < n; s++) {
-            uint32_t then = strips[s] + stride < w->n_strips ? strips[s] + stride : strips[s];
-            from[s] = w->strips[strips[s]].data + l * w->strips[strips[s]].leaf_stride;
-            next[s] = l + 1 < w->leaves ? from[s] + w->strips[strips[s]].leaf_stride : w->strips[then].data;
+            const uint32_t then = first + s + n < w->n_strips ? s + n : s;
+            b.strip[s] = strips[s].data + l * strips[s].leaf_stride;
+            b.next[s] = l + 1 < w->leaves ? b.strip[s] + strips[s].leaf_stride : strips[then].data;
             memset(sums[l][s], 0, n_rows * sizeof sums[l][s][0]);
         }
-        block_leaf(from, next, n, dtype, w->leaf_columns, tiles + (uint64_t)l * w->leaf_columns * TILE_ROWS,
-                (uint64_t)w->columns * TILE_ROWS, rows, n_tiles, sums[l]);
+        block_leaf(&b, tiles + (uint64_t)l * w->leaf_columns * TILE_ROWS, (uint64_t)w->columns * TILE_ROWS,
+                rows, n_tiles, sums[l]);
     }
     for (uint32_t s = 0; s < n; s++) {
         for (uint32_t r = 0; r < n_rows; r++) {

@@ -89,3 +89,11 @@ static inline float s_dot(const float *a, const float *b, uint32_t n) {
         acc = v_fma(v_load_n(a + i, n - i), v_load_n(b + i, n - i), acc);
     return v_sum(acc);
 }
+
+/* ((0+1)+(2+3))+((4+5)+(6+7)) over leaves, or the part of it that this rank holds; `stride` vectors per leaf. */
+static inline v16 leaf_tree(const v16 *leaf, uint32_t leaves, uint32_t stride) {
+    if (leaves == 1)
+        return leaf[0];
+    uint32_t half = leaves / 2;
+    return v_add(leaf_tree(leaf, half, stride), leaf_tree(leaf + (uint64_t)half * stride, half, stride));
+}

@@ -24,7 +24,9 @@ static bool f16c_present(void) {
 
 static bool isa_present(const struct isa *isa) {
     __builtin_cpu_init();
-    if (isa == &isa_avx512)
+    if (isa == &isa_avx512_vnni && !__builtin_cpu_supports("avx512vnni"))
+        return false;
+    if (isa == &isa_avx512 || isa == &isa_avx512_vnni)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (isa == &isa_avx2)
@@ -33,7 +35,8 @@ static bool isa_present(const struct isa *isa) {
 }
 
 static int isa_find(const char *name, const struct isa **ret, struct error *e) {
-    static const struct isa *const best_first[] = {&isa_avx512, &isa_avx2, &isa_plain};
+    static const struct isa *const best_first[] = {&isa_avx512_vnni, &isa_avx512, &isa_avx2, &isa_plain};
+    bool known = false;
     for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++) {
         if (name && strcmp(name, best_first[i]->name) != 0)
             continue;
@@ -41,10 +44,11 @@ static int isa_find(const char *name, const struct isa **ret, struct error *e) {
             *ret = best_first[i];
             return 0;
         }
-        if (name)
-            return error_set(
-                    e, -ENOTSUP, "this processor has no %s; leave the instruction set to be chosen", name);
+        known = name != NULL;
     }
+    if (known)
+        return error_set(
+                e, -ENOTSUP, "this processor has no %s; leave the instruction set to be chosen", name);
     return error_set(e, -EINVAL, "unknown instruction set '%s'; use avx512, avx2 or plain", name ? name : "");
 }
 

@@ -20,6 +20,7 @@
 #define BLOCK_ROWS      (TILE_ROWS * BLOCK_TILES)
 #define SMALL_ROWS      3u  /* up to here the few-rows product is used; both give the same bits */
 #define SMALL_STRIPS    8u  /* strips per call of the few-rows product */
+#define OUT_MAX         96u /* strips x rows of one call of a product */
 #define HEAD_ROWS       32u /* rows of logits computed at once */
 #define QUERIES_MAX     16u /* (row, head) pairs of one attention task */
 #define PIECES_MAX      8u
@@ -119,15 +120,30 @@ struct gumbel_key {
     uint32_t a, b;
 };
 
+struct codes_tile {      /* INT8 activations of a few rows, as one cutting of a linear wants them */
+    const int8_t *x;     /* [x_columns / 4][rows][4] */
+    const float *scales; /* [segment][rows] */
+    const int32_t *sums; /* [segment][rows] of x */
+    uint32_t rows;       /* 1..TILE_ROWS */
+};
+
 struct isa {
     const char *name;
-    /* out[n][rows][16]: the tree over leaves of n strips of one dtype; x[rows][ldx], rows <= SMALL_ROWS */
-    void (*linear_small)(const struct k_linear *w, const uint32_t *strips, uint32_t n, const float *x,
-            uint32_t ldx, uint32_t rows, float *out);
+    /* out[n][rows][16]: the tree over leaves of n <= SMALL_STRIPS neighbouring strips of one piece, fp32 activations
+     * x[rows][ldx], rows <= SMALL_ROWS */
+    void (*linear_small)(const struct k_linear *w, uint32_t first, uint32_t n, const float *x, uint32_t ldx,
+            uint32_t rows, float *out);
     /* The same for n <= 2 strips and up to BLOCK_TILES tiles [K][12]; tile t has rows[t] rows; out[n][all
      * rows][16] */
-    void (*linear_block)(const struct k_linear *w, const uint32_t *strips, uint32_t n, const float *tiles,
+    void (*linear_block)(const struct k_linear *w, uint32_t first, uint32_t n, const float *tiles,
             const uint32_t *rows, uint32_t n_tiles, float *out);
+    /* INT4 or INT8 weights x INT8 activations: n neighbouring strips of one piece x all rows of the tiles, n * rows
+     * <= OUT_MAX; out[n][all rows][16] */
+    void (*linear_codes)(const struct k_linear *w, uint32_t first, uint32_t n, const struct codes_tile *tiles,
+            uint32_t n_tiles, float *out);
+    /* codes[columns], scales[leaf][run of ACTIVATION_RUN] */
+    void (*quantise_row)(
+            const float *x, uint32_t columns, uint32_t leaf_columns, int8_t *codes, float *scales);
     void (*norm_row)(const float *x, const float *w, float eps, uint32_t n, float *y);
     void (*norm_spread)(
             const float *x, const float *w, float eps, uint32_t n, float *y); /* to y[i * TILE_ROWS] */
@@ -159,7 +175,7 @@ struct isa {
     uint32_t (*argmax)(const float *x, uint32_t n);
     uint32_t (*gumbel_argmax)(const float *x, const uint32_t *ids, uint32_t n, struct gumbel_key key);
 };
-extern const struct isa isa_plain, isa_avx2, isa_avx512;
+extern const struct isa isa_plain, isa_avx2, isa_avx512, isa_avx512_vnni;
 
 /* --- threads and streams --- */
 

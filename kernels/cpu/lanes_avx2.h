@@ -10,6 +10,8 @@
 #define LANES_SMALL_CHAINS 4
 #define LANES_TILE_ROWS    6 /* 12 accumulator registers, 2 of weights, 1 of activations: 15 of 16 */
 #define LANES_TILE_STRIPS  1
+#define LANES_CODES_ROWS   4
+#define LANES_CODES_STRIPS 1
 
 typedef struct {
     __m256 a, b;
@@ -153,4 +155,39 @@ static inline v16 v_load_bf16(const uint16_t *p) {
 static inline v16 v_load_f16(const uint16_t *p) {
     return (v16){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
             _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
+}
+
+static inline v16i vi_load(const uint8_t *p) {
+    return (v16i){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 32))};
+}
+static inline v16i vi_load_bytes(const uint8_t *p) {
+    return (v16i){_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)),
+            _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8)))};
+}
+static inline void vi_store_bytes(int8_t *p, v16i x, uint32_t n) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+    int8_t t[16];
+    _mm_storeu_si128(
+            (__m128i *)t, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    memcpy(p, t, n < 16 ? n : 16);
+}
+static inline v16i vi_max(v16i x, v16i y) {
+    return BOTHI(_mm256_max_epi32, x, y);
+}
+/* maddubs adds two products in 16 bits: exact for codes below 16, so codes up to 255 go as two nibbles. */
+static inline __m256i dot4_nibbles(__m256i acc, __m256i codes, __m256i x, int weight) {
+    return _mm256_add_epi32(
+            acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16((short)weight)));
+}
+static inline v16i vi_dot4_nibbles(v16i acc, v16i codes, int32_t x) {
+    const __m256i xs = _mm256_set1_epi32(x);
+    return (v16i){dot4_nibbles(acc.a, codes.a, xs, 1), dot4_nibbles(acc.b, codes.b, xs, 1)};
+}
+static inline v16i vi_dot4(v16i acc, v16i codes, int32_t x) {
+    const __m256i xs = _mm256_set1_epi32(x), nibble = _mm256_set1_epi8(15);
+    v16i low = {_mm256_and_si256(codes.a, nibble), _mm256_and_si256(codes.b, nibble)};
+    v16i high = {_mm256_and_si256(_mm256_srli_epi16(codes.a, 4), nibble),
+            _mm256_and_si256(_mm256_srli_epi16(codes.b, 4), nibble)};
+    acc = (v16i){dot4_nibbles(acc.a, low.a, xs, 1), dot4_nibbles(acc.b, low.b, xs, 1)};
+    return (v16i){dot4_nibbles(acc.a, high.a, xs, 16), dot4_nibbles(acc.b, high.b, xs, 16)};
 }

@@ -1,5 +1,5 @@
-/* lanes_avx512.h - the lane operations of lanes_plain.h on one 16-float register. Included by isa_avx512.c
- * only. */
+/* lanes_avx512.h - the lane operations of lanes_plain.h on one 16-float register. Included by isa_avx512.c and, compiled
+ * with the byte products of VNNI, by isa_avx512_vnni.c. */
 #pragma once
 
 #include <immintrin.h>
@@ -9,6 +9,8 @@
 #define LANES_SMALL_CHAINS 8
 #define LANES_TILE_ROWS    12 /* 24 accumulators, 2 of weights: 26 of 32 registers */
 #define LANES_TILE_STRIPS  2
+#define LANES_CODES_ROWS   12
+#define LANES_CODES_STRIPS 2
 
 typedef __m512 v16;
 typedef __m512i v16i;
@@ -126,3 +128,37 @@ static inline v16 v_load_bf16(const uint16_t *p) {
 static inline v16 v_load_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
+
+static inline v16i vi_load(const uint8_t *p) {
+    return _mm512_loadu_si512(p);
+}
+static inline v16i vi_load_bytes(const uint8_t *p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
+static inline void vi_store_bytes(int8_t *p, v16i x, uint32_t n) {
+    _mm512_mask_cvtepi32_storeu_epi8(p, (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffff), x);
+}
+static inline v16i vi_max(v16i x, v16i y) {
+    return _mm512_max_epi32(x, y);
+}
+#ifdef __AVX512VNNI__
+static inline v16i vi_dot4(v16i acc, v16i codes, int32_t x) {
+    return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(x));
+}
+static inline v16i vi_dot4_nibbles(v16i acc, v16i codes, int32_t x) {
+    return vi_dot4(acc, codes, x);
+}
+#else
+/* maddubs adds two products in 16 bits: exact for codes below 16, so codes up to 255 go as two nibbles. */
+static inline v16i vi_dot4_nibbles(v16i acc, v16i codes, int32_t x) {
+    return _mm512_add_epi32(
+            acc, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, _mm512_set1_epi32(x)), _mm512_set1_epi16(1)));
+}
+static inline v16i vi_dot4(v16i acc, v16i codes, int32_t x) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibble);
+    acc = vi_dot4_nibbles(acc, _mm512_and_si512(codes, nibble), x);
+    return _mm512_add_epi32(
+            acc, _mm512_madd_epi16(_mm512_maddubs_epi16(high, _mm512_set1_epi32(x)), _mm512_set1_epi16(16)));
+}
+#endif

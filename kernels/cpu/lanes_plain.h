@@ -13,6 +13,8 @@
 #define LANES_SMALL_CHAINS 1 /* no registers to fill: keep the code small */
 #define LANES_TILE_ROWS    1
 #define LANES_TILE_STRIPS  1
+#define LANES_CODES_ROWS   1
+#define LANES_CODES_STRIPS 1
 
 typedef struct {
     float f[16];
@@ -199,4 +201,41 @@ LANE_FUNCTION v16 v_load_f16(const uint16_t *p) {
         memcpy(&r.f[i], &rest, sizeof rest);
     }
     return r;
+}
+
+/* 64 bytes; 16 bytes, each one lane. */
+LANE_FUNCTION v16i vi_load(const uint8_t *p) {
+    v16i r;
+    memcpy(r.u, p, sizeof r.u);
+    return r;
+}
+LANE_FUNCTION v16i vi_load_bytes(const uint8_t *p) {
+    v16i r;
+    EACH_LANE(r.u[i] = p[i]);
+    return r;
+}
+/* The low bytes of the first n lanes; of all when n is more. */
+LANE_FUNCTION void vi_store_bytes(int8_t *p, v16i a, uint32_t n) {
+    for (uint32_t i = 0; i < n && i < 16; i++)
+        p[i] = (int8_t)(uint8_t)a.u[i];
+}
+/* as signed numbers */
+LANE_FUNCTION v16i vi_max(v16i a, v16i b) {
+    EACH_LANE(a.u[i] = (int32_t)a.u[i] > (int32_t)b.u[i] ? a.u[i] : b.u[i]);
+    return a;
+}
+/* acc + the sum over a lane's four bytes of code (0..255) * x (-127..127); x is the same in all lanes */
+LANE_FUNCTION v16i vi_dot4(v16i acc, v16i codes, int32_t x) {
+    const uint32_t u = (uint32_t)x;
+    const int32_t x0 = (int8_t)u, x1 = (int8_t)(u >> 8), x2 = (int8_t)(u >> 16), x3 = (int8_t)(u >> 24);
+    for (int i = 0; i < 16; i++) {
+        const uint32_t c = codes.u[i];
+        acc.u[i] += (uint32_t)((int32_t)(c & 255) * x0 + (int32_t)(c >> 8 & 255) * x1 +
+                               (int32_t)(c >> 16 & 255) * x2 + (int32_t)(c >> 24) * x3);
+    }
+    return acc;
+}
+/* the same where every code is below 16 */
+LANE_FUNCTION v16i vi_dot4_nibbles(v16i acc, v16i codes, int32_t x) {
+    return vi_dot4(acc, codes, x);
 }

@@ -1,21 +1,34 @@
 /* product.c - multiplying activations with packed weights, split over the threads of a rank.
  *
- * The input rows are brought into the form that the bodies read (normalised once per row, not once per
- * strip): row after row for a few, tiles [k][12] for more. Then groups of strips are tasks; a task keeps its
- * outputs on its stack and stores them with the activation applied, so gate and up are never written out. */
+ * The input rows are brought into the forms that the bodies read, once per row and not once per strip: normalised and put
+ * into the linear's order; fp32 row after row for a few, in tiles [k][12] for more; INT8 in tiles [k / 4][rows][4] with
+ * scales and sums per segment, once for each way in which the weights' groups cut the columns. Then groups of strips are
+ * tasks; a task keeps its outputs on its stack and stores them with the activation applied, so gate and up are never
+ * written out. More than CHUNK_ROWS rows go through in chunks, which bounds the scratch. */
 #include "kernels/cpu/internal.h"
 
 #include <errno.h>
 #include <string.h>
 
-#define GROUPS_PER_THREAD 16u /* tasks per thread: enough to even out, few enough to keep long streams */
+#define GROUPS_PER_THREAD 16u  /* tasks per thread: enough to even out, few enough to keep long streams */
+#define CHUNK_ROWS        480u /* rows that one pass over the weights serves */
+#define CODES_STRIPS      32u  /* strips of one walk over the leaves, when rows are few */
 
 struct product_job {
     const struct product *p;
     const struct isa *isa;
-    float *in;        /* [n][columns], or tiles */
-    uint32_t n_tiles; /* 0 = rows lie one after another */
-    uint32_t units;   /* strips, or pairs of a gate and an up strip */
+    uint32_t first, n; /* rows of the product in this chunk */
+    uint32_t n_tiles;
+    bool floats;              /* some piece takes fp32 activations */
+    bool cuts[CUTS_MAX];      /* some piece takes INT8 activations cut like this */
+    float *in;                /* n <= SMALL_ROWS: [n][columns], else tiles [columns][12] */
+    float *row;               /* [tile][2][columns] a row on its way, and before it is put in order */
+    int8_t *row_codes;        /* [tile][columns + 64] */
+    float *row_scales;        /* [tile][runs] */
+    uint32_t runs;            /* activation scales of a row */
+    uint8_t *codes[CUTS_MAX]; /* [tile] x, scales, sums */
+    uint64_t codes_stride[CUTS_MAX];
+    uint32_t units; /* strips, or pairs of a gate and an up strip */
     uint32_t units_per_task;
 };
 
@@ -26,50 +39,174 @@ static uint32_t tile_count(uint32_t rows) {
 static uint32_t tile_first(uint32_t rows, uint32_t n_tiles, uint32_t t) {
     return (uint32_t)((uint64_t)rows * t / n_tiles);
 }
+static uint32_t tile_rows(const struct product_job *j, uint32_t t) {
+    return tile_first(j->n, j->n_tiles, t + 1) - tile_first(j->n, j->n_tiles, t);
+}
 
+/* --- scratch --- */
+
+/* A tile of INT8 activations: rows are counted as TILE_ROWS, whatever they are. */
+static uint64_t codes_tile_bytes(uint64_t x_columns, uint64_t segments) {
+    return align64(TILE_ROWS * x_columns) + 2 * align64(TILE_ROWS * segments * sizeof(float));
+}
+static uint32_t row_runs(const struct k_linear *w) {
+    return w->leaves * ((w->leaf_columns + ACTIVATION_RUN - 1) / ACTIVATION_RUN);
+}
+
+/* Whatever the groups are: a leaf ends, a run of 128 ends, or a group of at least 16 does. */
 uint64_t product_scratch_bytes(uint32_t columns, uint32_t rows) {
-    return align64((uint64_t)(tile_count(rows) * TILE_ROWS + 1) * columns * sizeof(float));
+    const uint64_t tiles = tile_count(rows < CHUNK_ROWS ? rows : CHUNK_ROWS);
+    const uint64_t segments = columns / 16 + columns / ACTIVATION_RUN + 3 * K_LEAVES,
+                   x_columns = columns + 7 * segments;
+    const uint64_t row =
+            align64(columns * sizeof(float)) + align64(columns + 64) + align64(segments * sizeof(float));
+    return tiles * (align64(TILE_ROWS * columns * sizeof(float)) + row +
+                           CUTS_MAX * codes_tile_bytes(x_columns, segments));
 }
 
-static const float *input_row(const struct product *p, uint32_t r) {
-    return p->x + (uint64_t)(p->rows_at ? p->rows_at[r] : r) * p->w->columns;
+static void *take(uint8_t **at, uint64_t bytes) {
+    void *p = *at;
+    *at += bytes;
+    return p;
+}
+static void lay_out(struct product_job *j, float *scratch) {
+    const struct k_linear *w = j->p->w;
+    const uint64_t tiles = j->n_tiles;
+    uint8_t *at = (uint8_t *)scratch;
+    j->runs = row_runs(w);
+    j->in = take(&at, tiles * align64(TILE_ROWS * (uint64_t)w->columns * sizeof(float)));
+    j->row = take(&at, tiles * 2 * align64(w->columns * sizeof(float)));
+    j->row_codes = take(&at, tiles * align64(w->columns + 64));
+    j->row_scales = take(&at, tiles * align64(j->runs * sizeof(float)));
+    for (uint32_t c = 0; c < w->n_cuts; c++) {
+        j->codes_stride[c] = codes_tile_bytes(w->cuts[c].x_columns, w->cuts[c].n_segments);
+        j->codes[c] = take(&at, tiles * j->codes_stride[c]);
+    }
 }
 
-static void prepare_row(const struct product_job *j, uint32_t r, float *to) {
+/* --- the input --- */
+
+static struct codes_tile codes_tile(const struct product_job *j, uint32_t cut, uint32_t t) {
+    const struct cutting *c = &j->p->w->cuts[cut];
+    const uint8_t *at = j->codes[cut] + t * j->codes_stride[cut];
+    const uint64_t x = align64((uint64_t)TILE_ROWS * c->x_columns),
+                   of_segments = align64(TILE_ROWS * 4ull * c->n_segments);
+    return (struct codes_tile){.x = (const int8_t *)at,
+            .scales = (const float *)(at + x),
+            .sums = (const int32_t *)(at + x + of_segments),
+            .rows = tile_rows(j, t)};
+}
+
+/* Row r of the chunk, as it enters the product, to `to`. */
+static void prepare_row(const struct product_job *j, uint32_t r, float *to, float *spare) {
     const struct product *p = j->p;
-    if (p->norm)
-        j->isa->norm_row(input_row(p, r), p->norm, p->eps, p->w->columns, to);
-    else
-        memcpy(to, input_row(p, r), p->w->columns * sizeof *to);
+    const float *x = p->x + (uint64_t)(p->rows_at ? p->rows_at[j->first + r] : j->first + r) * p->w->columns;
+    const uint32_t *order = p->w->order;
+    if (p->norm) {
+        float *normed = order ? spare : to;
+        j->isa->norm_row(x, p->norm, p->eps, p->w->columns, normed);
+        x = normed;
+    } else if (!order) {
+        memcpy(to, x, p->w->columns * sizeof *to);
+    }
+    for (uint32_t k = 0; order && k < p->w->columns; k++)
+        to[k] = x[order[k]];
+}
+
+/* One row's codes to row r of a tile; a segment's end is filled up with zeros. */
+static void spread_codes(const struct product_job *j, uint32_t cut, uint32_t t, uint32_t r,
+        const int8_t *codes, const float *scales) {
+    const struct cutting *c = &j->p->w->cuts[cut];
+    const struct codes_tile tile = codes_tile(j, cut, t);
+    const uint32_t leaf_runs = j->runs / j->p->w->leaves, leaf_columns = j->p->w->leaf_columns;
+    int8_t *x = (int8_t *)tile.x;
+    for (uint32_t i = 0; i < c->n_segments; i++) {
+        const struct segment *g = &c->segments[i];
+        const uint32_t leaf = g->column / leaf_columns;
+        int8_t quad[4];
+        int32_t sum = 0;
+        for (uint32_t k = 0; k < g->n; k++)
+            sum += codes[g->column + k];
+        for (uint32_t k = 0; k < ((g->n + 7) & ~7u); k += 4) {
+            memset(quad, 0, sizeof quad);
+            if (k < g->n)
+                memcpy(quad, codes + g->column + k, g->n - k < 4 ? g->n - k : 4);
+            memcpy(x + ((uint64_t)(g->x_at + k) / 4 * tile.rows + r) * 4, quad, sizeof quad);
+        }
+        ((int32_t *)tile.sums)[i * tile.rows + r] = sum;
+        ((float *)tile.scales)[i * tile.rows + r] =
+                scales[leaf * leaf_runs + (g->column - leaf * leaf_columns) / ACTIVATION_RUN];
+    }
 }
 
 static void prepare_tile(void *arg, uint32_t t) {
     const struct product_job *j = arg;
-    const uint32_t k = j->p->w->columns;
-    const uint32_t first = tile_first(j->p->n, j->n_tiles, t),
-                   n = tile_first(j->p->n, j->n_tiles, t + 1) - first;
-    float *tile = j->in + (uint64_t)t * k * TILE_ROWS;
+    const uint32_t k = j->p->w->columns, n = tile_rows(j, t), first = tile_first(j->n, j->n_tiles, t);
+    const bool small = j->n <= SMALL_ROWS;
+    const uint64_t row_stride = align64(k * sizeof(float)) / sizeof(float);
+    float *tile = j->in + t * (align64((uint64_t)TILE_ROWS * k * sizeof(float)) / sizeof(float));
+    float *scales = j->row_scales + t * (align64(j->runs * sizeof(float)) / sizeof(float));
+    int8_t *codes = j->row_codes + t * align64(k + 64);
+    bool any = false;
+    for (uint32_t c = 0; c < j->p->w->n_cuts; c++)
+        any = any || j->cuts[c];
     for (uint32_t r = 0; r < n; r++) {
-        const float *x = input_row(j->p, first + r);
-        if (j->p->norm) {
-            j->isa->norm_spread(x, j->p->norm, j->p->eps, k, tile + r);
+        float *spare = j->row + (2 * t + 1) * row_stride, *own = j->row + 2 * t * row_stride;
+        float *row = small && j->floats ? tile + (uint64_t)r * k : own;
+        prepare_row(j, first + r, row, spare);
+        if (j->floats && !small)
+            for (uint32_t i = 0; i < k; i++)
+                tile[(uint64_t)i * TILE_ROWS + r] = row[i];
+        if (!any)
             continue;
-        }
-        for (uint32_t i = 0; i < k; i++)
-            tile[(uint64_t)i * TILE_ROWS + r] = x[i];
+        j->isa->quantise_row(row, k, j->p->w->leaf_columns, codes, scales);
+        for (uint32_t c = 0; c < j->p->w->n_cuts; c++)
+            if (j->cuts[c])
+                spread_codes(j, c, t, r, codes, scales);
     }
 }
 
-/* 16 outputs of each of n rows, computed by strip s0 (and s1 for gate and up). */
-static void store_strip(const struct product *p, const struct isa *isa, uint32_t s, const float *first,
-        const float *second, uint32_t row0, uint32_t n) {
+/* --- the strips --- */
+
+static bool takes_codes(const struct product_job *j, const struct piece *p) {
+    return (p->form.kind == KIND_INT4 || p->form.kind == KIND_INT8) && !j->p->w->context->float_activations;
+}
+
+/* 16 outputs of each of n rows, computed by strip s (and its partner for gate and up). */
+static void store_strip(const struct product_job *j, uint32_t s, const float *first, const float *second,
+        uint32_t row0, uint32_t n) {
+    const struct product *p = j->p;
     const struct strip *strip = &p->w->strips[s];
     for (uint32_t r = 0; r < n; r++) {
-        float *y = p->y + (uint64_t)(row0 + r) * p->ldy + strip->column;
+        float *y = p->y + (uint64_t)(j->first + row0 + r) * p->ldy + strip->column;
         if (p->gate_up)
-            isa->silu_mul(first + r * 16, second + r * 16, strip->n_valid, y);
+            j->isa->silu_mul(first + r * 16, second + r * 16, strip->n_valid, y);
         else
             memcpy(y, first + r * 16, strip->n_valid * sizeof *y);
+    }
+}
+
+/* out[n][rows][16] of neighbouring strips of one piece and nt tiles from t0 on. */
+static void strips_times_tiles(
+        const struct product_job *j, uint32_t s, uint32_t n, uint32_t t0, uint32_t nt, float *out) {
+    const struct k_linear *w = j->p->w;
+    const struct piece *piece = &w->pieces[w->strips[s].piece];
+    const uint64_t tile_floats = (uint64_t)w->columns * TILE_ROWS;
+    if (takes_codes(j, piece)) {
+        struct codes_tile tiles[BLOCK_TILES];
+        for (uint32_t t = 0; t < nt; t++)
+            tiles[t] = codes_tile(j, piece->cut, t0 + t);
+        j->isa->linear_codes(w, s, n, tiles, nt, out);
+    } else if (j->n <= SMALL_ROWS) {
+        for (uint32_t i = 0, step; i < n; i += step) {
+            step = n - i < SMALL_STRIPS ? n - i : SMALL_STRIPS;
+            j->isa->linear_small(w, s + i, step, j->in, w->columns, j->n, out + (uint64_t)i * j->n * 16);
+        }
+    } else {
+        uint32_t rows[BLOCK_TILES];
+        for (uint32_t t = 0; t < nt; t++)
+            rows[t] = tile_rows(j, t0 + t);
+        j->isa->linear_block(w, s, n, j->in + t0 * tile_floats, rows, nt, out);
     }
 }
 
@@ -80,86 +217,57 @@ static uint32_t same_piece(const struct k_linear *w, uint32_t s, uint32_t end, u
     return n;
 }
 
-static void small_task(void *arg, uint32_t task) {
+static void strips_task(void *arg, uint32_t task) {
     const struct product_job *j = arg;
     const struct product *p = j->p;
-    _Alignas(64) float out[SMALL_STRIPS * SMALL_ROWS * 16];
-    uint32_t u = task * j->units_per_task,
-             end = u + j->units_per_task < j->units ? u + j->units_per_task : j->units;
-    const uint32_t limit = p->gate_up ? SMALL_STRIPS / 2 : SMALL_STRIPS;
-    while (u < end) {
-        uint32_t n = same_piece(p->w, u, end, limit), strips[SMALL_STRIPS];
-        for (uint32_t i = 0; i < n; i++)
-            strips[i] = u + i;
-        float *second = out + (uint64_t)n * p->n * 16;
-        j->isa->linear_small(p->w, strips, n, j->in, p->w->columns, p->n, out);
-        if (p->gate_up) {
+    _Alignas(64) float out[OUT_MAX * 16], second[OUT_MAX * 16];
+    const uint32_t end =
+            (task + 1) * j->units_per_task < j->units ? (task + 1) * j->units_per_task : j->units;
+    const uint32_t few = OUT_MAX / j->n < CODES_STRIPS ? OUT_MAX / j->n : CODES_STRIPS;
+    const uint32_t limit = j->n <= SMALL_ROWS ? few : 2;
+    for (uint32_t u = task * j->units_per_task, n; u < end; u += n) {
+        n = same_piece(p->w, u, end, limit);
+        for (uint32_t t0 = 0; t0 < j->n_tiles; t0 += BLOCK_TILES) {
+            const uint32_t nt = j->n_tiles - t0 < BLOCK_TILES ? j->n_tiles - t0 : BLOCK_TILES,
+                           row0 = tile_first(j->n, j->n_tiles, t0),
+                           rows = tile_first(j->n, j->n_tiles, t0 + nt) - row0;
+            strips_times_tiles(j, u, n, t0, nt, out);
+            if (p->gate_up)
+                strips_times_tiles(j, j->units + u, n, t0, nt, second);
             for (uint32_t i = 0; i < n; i++)
-                strips[i] = j->units + u + i;
-            j->isa->linear_small(p->w, strips, n, j->in, p->w->columns, p->n, second);
+                store_strip(j, u + i, out + (uint64_t)i * rows * 16, second + (uint64_t)i * rows * 16, row0,
+                        rows);
         }
-        for (uint32_t i = 0; i < n; i++)
-            store_strip(p, j->isa, u + i, out + (uint64_t)i * p->n * 16, second + (uint64_t)i * p->n * 16, 0,
-                    p->n);
-        u += n;
     }
 }
 
-/* One or two strips against all rows, BLOCK_TILES tiles at a time. */
-static void block_strips(const struct product_job *j, const uint32_t *strips, uint32_t n) {
-    const struct product *p = j->p;
-    _Alignas(64) float out[2 * BLOCK_ROWS * 16];
-    for (uint32_t t0 = 0; t0 < j->n_tiles; t0 += BLOCK_TILES) {
-        uint32_t nt = j->n_tiles - t0 < BLOCK_TILES ? j->n_tiles - t0 : BLOCK_TILES, rows[BLOCK_TILES];
-        uint32_t row0 = tile_first(p->n, j->n_tiles, t0), all = tile_first(p->n, j->n_tiles, t0 + nt) - row0;
-        for (uint32_t t = 0; t < nt; t++)
-            rows[t] = tile_first(p->n, j->n_tiles, t0 + t + 1) - tile_first(p->n, j->n_tiles, t0 + t);
-        const float *tiles = j->in + (uint64_t)t0 * p->w->columns * TILE_ROWS;
-        if (n == 1 || p->w->strips[strips[0]].kind == p->w->strips[strips[1]].kind) {
-            j->isa->linear_block(p->w, strips, n, tiles, rows, nt, out);
-        } else { /* gate and up of different types */
-            j->isa->linear_block(p->w, strips, 1, tiles, rows, nt, out);
-            j->isa->linear_block(p->w, strips + 1, 1, tiles, rows, nt, out + (uint64_t)all * 16);
-        }
-        if (p->gate_up) {
-            store_strip(p, j->isa, strips[0], out, out + (uint64_t)all * 16, row0, all);
-            continue;
-        }
-        for (uint32_t i = 0; i < n; i++)
-            store_strip(p, j->isa, strips[i], out + (uint64_t)i * all * 16, NULL, row0, all);
-    }
-}
-static void block_task(void *arg, uint32_t task) {
-    const struct product_job *j = arg;
-    uint32_t u = task * j->units_per_task,
-             end = u + j->units_per_task < j->units ? u + j->units_per_task : j->units;
-    while (u < end) {
-        const uint32_t n = same_piece(j->p->w, u, end, 2), gate_up[2] = {u, j->units + u},
-                       plain[2] = {u, u + 1};
-        block_strips(j, j->p->gate_up ? gate_up : plain, j->p->gate_up ? 2 : n);
-        u += j->p->gate_up ? 1 : n;
-    }
-}
-
-void product_run(struct k_stream *s, const struct product *p, float *scratch) {
-    struct product_job j = {.p = p, .isa = stream_isa(s), .in = scratch};
-    if (p->n == 0)
-        return;
-    j.units = p->gate_up ? p->w->n_strips / 2 : p->w->n_strips;
+static void run_chunk(struct k_stream *s, struct product_job *j, float *scratch) {
+    const struct k_linear *w = j->p->w;
+    j->n_tiles = tile_count(j->n);
+    lay_out(j, scratch);
+    j->units = j->p->gate_up ? w->n_strips / 2 : w->n_strips;
     uint32_t tasks = team_threads(s->context->team) * GROUPS_PER_THREAD;
     /* Strips that are open together stay together: pairs, or what fills the chains when a rank has few
      * leaves. */
-    const uint32_t together = p->w->leaves == K_LEAVES ? 2 : SMALL_STRIPS;
-    j.units_per_task = ((j.units + tasks - 1) / tasks + together - 1) / together * together;
-    tasks = (j.units + j.units_per_task - 1) / j.units_per_task;
-    if (p->n <= SMALL_ROWS) {
-        for (uint32_t r = 0; r < p->n; r++)
-            prepare_row(&j, r, scratch + (uint64_t)r * p->w->columns);
-        stream_run(s, small_task, &j, tasks);
-    } else {
-        j.n_tiles = tile_count(p->n);
-        stream_run(s, prepare_tile, &j, j.n_tiles);
-        stream_run(s, block_task, &j, tasks);
+    const uint32_t together = w->leaves == K_LEAVES ? 2 : SMALL_STRIPS;
+    j->units_per_task = ((j->units + tasks - 1) / tasks + together - 1) / together * together;
+    tasks = (j->units + j->units_per_task - 1) / j->units_per_task;
+    stream_run(s, prepare_tile, j, j->n_tiles);
+    stream_run(s, strips_task, j, tasks);
+}
+
+void product_run(struct k_stream *s, const struct product *p, float *scratch) {
+    struct product_job j = {.p = p, .isa = stream_isa(s)};
+    for (uint32_t i = 0; i < p->w->n_pieces; i++) {
+        const struct piece *piece = &p->w->pieces[i];
+        if (takes_codes(&j, piece))
+            j.cuts[piece->cut] = true;
+        else
+            j.floats = true;
+    }
+    for (; j.first < p->n; j.first += j.n) {
+        j.n = p->n - j.first < CHUNK_ROWS ? p->n - j.first : CHUNK_ROWS;
+        run_chunk(s, &j, scratch);
     }
 }
 
