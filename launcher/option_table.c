@@ -49,8 +49,16 @@ const struct option_info option_table[OPTIONS_N] = {
                 "0", 0, CONTEXT_MAX, NO_CHOICE,
                 "Longest prompt and answer together, in tokens; 0: what the model and the memory allow."},
         [OPT_LOAD_FORMAT] = {OPT_LOAD_FORMAT, "load-format", NULL, OPTION_CHOICE, "model", SERVICE, "FORMAT",
-                "auto", NO_RANGE, "auto|dummy",
-                "auto reads the files; dummy makes seeded random weights, to test sizes and speed."},
+                "auto", NO_RANGE, "auto|safetensors|packed|dummy",
+                "packed maps a file of packed weights, which the first start makes; auto maps it where it is there; "
+                "safetensors reads the checkpoint always; dummy makes seeded random weights, to test sizes and speed."},
+        [OPT_PACKED_CACHE] = {OPT_PACKED_CACHE, "packed-cache", NULL, OPTION_TEXT, "model", SERVICE, "DIR",
+                NULL, NO_RANGE, NO_CHOICE,
+                "Folder for files of packed weights. Default: the model's own, or ~/.cache/shardd where that cannot be "
+                "written to."},
+        [OPT_VERIFY_WEIGHTS] = {OPT_VERIFY_WEIGHTS, "verify-weights", NULL, OPTION_SWITCH, "model", SERVICE,
+                NULL, "false", NO_RANGE, NO_CHOICE,
+                "Compare the checksums of packed weights before serving; reads the whole file."},
         [OPT_SEED] = {OPT_SEED, "seed", NULL, OPTION_NUMBER, "model", SERVICE, "N", "0", 0,
                 18446744073709551616.0, NO_CHOICE,
                 "Seed of requests that bring none (serve: 0 draws one per request), of dummy weights, and of this "
@@ -74,6 +82,10 @@ const struct option_info option_table[OPTIONS_N] = {
                 OPTION_NUMBER, "engine", SERVICE, "N", "512", 1, STEP_ROWS_MAX, NO_CHOICE,
                 "Tokens of one engine step, prompts and answers together. Larger reads prompts faster, smaller "
                 "keeps answers flowing meanwhile."},
+        [OPT_ACTIVATIONS] = {OPT_ACTIVATIONS, "activations", NULL, OPTION_CHOICE, "engine", SERVICE, "TYPE",
+                "int8", NO_RANGE, "int8|float",
+                "What INT4 and INT8 weights are multiplied with on the CPU: int8 rounds activations to 8 bits, float "
+                "keeps them as they are and is slower."},
         [OPT_KV_CACHE_DTYPE] = {OPT_KV_CACHE_DTYPE, "kv-cache-dtype", NULL, OPTION_CHOICE, "engine", SERVICE,
                 "TYPE", "auto", NO_RANGE, "auto|bf16|fp32",
                 "Type of the KV cache: auto, bf16 or fp32. auto is fp32 for an fp32 checkpoint, else bf16."},

@@ -158,6 +158,11 @@ static void worker_command(struct serve *s, uint32_t index, uint32_t hosted) {
     else
         pass_number(a, o, OPT_KV_CACHE_MEMORY);
     pass(a, o, OPT_LOAD_FORMAT);
+    if (options_text(o, OPT_PACKED_CACHE))
+        pass(a, o, OPT_PACKED_CACHE);
+    if (options_number(o, OPT_VERIFY_WEIGHTS))
+        argv_add(a, "--verify-weights");
+    pass(a, o, OPT_ACTIVATIONS);
     pass_number(a, o, OPT_SEED);
     pass(a, o, OPT_LOG_LEVEL);
 }

@@ -5,6 +5,7 @@
 #include "tp/packed.h"
 
 #include "base/file.h"
+#include "tp/checkpoint/quant_matrix.h"
 #include "tp/linears.h"
 #include "tp/packed_format.h"
 
@@ -288,7 +289,7 @@ static int write_matrix(struct writer *w, struct matrix *m) {
     const uint64_t strip = m->entry.bytes / ((m->view.rows + 15) / 16);
     const uint32_t rows = strip < PIECE_BYTES ? (uint32_t)(PIECE_BYTES / strip) * 16 : 16;
     struct packed_sum sums[K_LEAVES];
-    int r = 0;
+    int r = m->view.quant ? quant_matrix_check(m->tensor, w->e) : 0;
     for (uint32_t leaf = 0; leaf < K_LEAVES; leaf++)
         packed_sum_begin(&sums[leaf]);
     for (uint32_t first = 0; first < m->view.rows && r == 0; first += rows) {

@@ -2,6 +2,7 @@
  * budget and the loading can never disagree about what there is. */
 #include "tp/weights.h"
 
+#include "tp/checkpoint/quant_matrix.h"
 #include "tp/linears.h"
 
 #include <assert.h>
@@ -87,6 +88,16 @@ static int use_tiles(const struct loader *l, struct linear *x) {
     return 0;
 }
 
+/* Scales that are no numbers and the like: found by reading the matrix, so not when it was opened. */
+static int check_values(const struct loader *l, const struct linear *x) {
+    for (uint32_t i = 0; i < x->n; i++) {
+        int r = x->m[i].quant ? quant_matrix_check(x->t[i], l->e) : 0;
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
 static void progress(struct loader *l, uint64_t bytes, const char *what) {
     l->done += bytes;
     if (l->options->progress)
@@ -100,7 +111,8 @@ static int make_linear(struct loader *l, const struct linear *x, const struct k_
         return k_linear_dummy(
                 l->context, spec, seed_of(l, x->name), gain * sqrtf(3.0f / (float)k_full), ret, l->e);
     }
-    return k_linear_pack(l->context, spec, ret, l->e);
+    int r = check_values(l, x);
+    return r < 0 ? r : k_linear_pack(l->context, spec, ret, l->e);
 }
 
 static int load_linear(struct loader *l, struct linear *x, float gain, struct k_linear **ret) {
