@@ -56,6 +56,8 @@ static const struct verb_info verbs[] = {
         {"inspect", 0, NULL, "shardd inspect DIR [options]",
                 "what a checkpoint is, its size per rank, whether it fits", NULL},
         {"synth", 0, NULL, "shardd synth DIR [options]", "write a synthetic checkpoint of any size", NULL},
+        {"quantize", 0, NULL, "shardd quantize SRC DST [options]",
+                "make a checkpoint with 4 or 8 bit weights", NULL},
 };
 #define VERBS_N (sizeof(verbs) / sizeof(verbs[0]))
 

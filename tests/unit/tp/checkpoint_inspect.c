@@ -189,7 +189,7 @@ static void test_program(void **state) {
     expect("", 2, "usage: shardd inspect DIR");
     expect("--help", 0, "usage: shardd inspect DIR");
     expect("--version", 0, "shardd-checkpoint " SHARDD_VERSION);
-    expect("frobnicate", 2, "'frobnicate' is neither inspect nor synth");
+    expect("frobnicate", 2, "'frobnicate' is none of inspect, synth and quantize");
     expect("inspect --help", 0, "--tensor-parallel-size");
     expect("synth --help", 0, "--shard-size");
     expect("inspect", 2, "name one model folder");
