@@ -194,6 +194,7 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
     struct weights_options wo = {.with_mtp = r->options.mtp,
             .packed = r->packed,
             .dummy = o->dummy,
+            .dummy_quant = o->dummy_quant,
             .seed = o->seed,
             .progress = o->progress,
             .user = o->user};

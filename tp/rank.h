@@ -42,6 +42,8 @@ struct rank_options {
     uint64_t memory_bytes;    /* what this rank may use; 0 = free memory / tp */
     uint32_t slot_units, page_units;
     bool dummy; /* --load-format dummy: only config.json is read */
+    const struct quant_matrix
+            *dummy_quant; /* what dummy linears are quantised like; NULL = BF16 (benchmarks) */
     enum rank_packed packed;
     const char *packed_cache; /* --packed-cache; NULL = beside the model, else the user's cache folder */
     bool verify_packed;       /* --verify-weights */
@@ -57,7 +59,7 @@ struct rank_options {
 };
 
 struct rank {
-    struct rank_options options; /* model_dir, packed_cache and isa are not kept */
+    struct rank_options options; /* model_dir, packed_cache, isa and dummy_quant are not kept */
     struct model_config config;
     struct shard shard;
     struct checkpoint *checkpoint; /* NULL for dummy */

@@ -115,8 +115,22 @@ static int make_linear(struct loader *l, const struct linear *x, const struct k_
     return r < 0 ? r : k_linear_pack(l->context, spec, ret, l->e);
 }
 
+/* Quantised as options say, but for the few rows (the gates a and b) that checkpoints keep in BF16. */
+static void dummy_quantise(const struct loader *l, struct shard_linear *part, struct quant_matrix quants[8]) {
+    for (uint32_t i = 0; i < part->n_pieces; i++) {
+        struct k_matrix_view *v = &part->pieces[i];
+        if (v->rows < 128)
+            continue;
+        quants[i] = *l->options->dummy_quant;
+        quants[i].rows = v->first_row + v->rows;
+        quants[i].columns = part->columns / part->leaves * K_LEAVES;
+        v->quant = &quants[i];
+    }
+}
+
 static int load_linear(struct loader *l, struct linear *x, float gain, struct k_linear **ret) {
     struct shard_linear part;
+    struct quant_matrix quants[8];
     const uint32_t *order;
     uint32_t *owned = NULL;
     int r = l->options->packed ? use_tiles(l, x) : 0;
@@ -124,6 +138,8 @@ static int load_linear(struct loader *l, struct linear *x, float gain, struct k_
         r = linear_shard(x, l->s, &part, &order, &owned, l->e);
     if (r < 0)
         return r;
+    if (l->dummy && l->options->dummy_quant)
+        dummy_quantise(l, &part, quants);
     struct k_linear_spec spec = {.pieces = part.pieces,
             .n_pieces = part.n_pieces,
             .columns = part.columns,

@@ -1,9 +1,10 @@
 /* decode.c - speed of the CPU worker on a made-up model of 0.8B: decoding against this machine's read
  * bandwidth, prefill against its fp32 rate.
  *
- *   bench-tp-decode [threads [tokens]]        default: all cores, 32 tokens
+ *   bench-tp-decode [--dtype bf16|int8|int4] [threads [tokens]]        default: BF16, all cores, 32 tokens
  *
- * The model has the sizes of the published one and seeded BF16 weights. Both roofs are measured here, with
+ * The model has the sizes of the published one and seeded weights: BF16, or all large matrices quantised in groups of
+ * 128 with BF16 scales. Bytes per token are what a token has to read: every weight once and the recurrent state. Both roofs are measured here, with
  * the same number of threads: reading 1 GiB, and fused multiply-adds in registers. */
 #include "tp/offline.h"
 
@@ -190,13 +191,33 @@ static void highest(double *best, double value) {
         *best = value;
 }
 
-static void measure(struct offline *o, uint32_t threads, uint32_t tokens) {
+/* What the GDN layers read of a sequence for one token: its state, the keys and deltas of half a block, conv rows. */
+static uint64_t state_bytes(const struct k_shape *h) {
+    const uint64_t state = (uint64_t)h->gdn_v_heads * h->gdn_k_dim * h->gdn_v_dim,
+                   block = 8ull * (h->gdn_k_heads * h->gdn_k_dim + h->gdn_v_heads * h->gdn_v_dim),
+                   conv = (h->conv_kernel - 1ull) *
+                          (2 * h->gdn_k_heads * h->gdn_k_dim + h->gdn_v_heads * h->gdn_v_dim);
+    return (state + block + conv) * sizeof(float) * h->n_gdn_layers;
+}
+
+/* Multiply-adds of the linears of all layers for one row. */
+static uint64_t multiplications(const struct model_config *m) {
+    const uint64_t h = m->hidden_size, v = m->gdn_v_heads * m->gdn_v_dim, k = m->gdn_k_heads * m->gdn_k_dim,
+                   q = m->q_heads * m->head_dim, kv = m->kv_heads * m->head_dim;
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < m->n_layers; i++)
+        n += 3 * h * m->intermediate_size +
+             (m->is_attention[i] ? h * (3 * q + 2 * kv) : h * (2 * k + 3 * v + 2 * m->gdn_v_heads));
+    return n;
+}
+
+static void measure(struct offline *o, const char *dtype, uint32_t threads, uint32_t tokens) {
     struct step_sample *samples = calloc(tokens + 1u, sizeof(samples[0]));
     uint8_t *block = aligned_alloc(4096, READ_BYTES);
     struct rank *r = offline_rank(o, 0);
-    uint64_t head = (uint64_t)r->config.vocab_size * r->config.hidden_size * 2;
-    uint64_t bytes =
-            r->weights.bytes - head; /* the dummy embedding counts as packed, but only one row is read */
+    const uint64_t table = (uint64_t)r->config.vocab_size * r->config.hidden_size * 2;
+    /* the dummy embedding counts as packed, but only one row is read */
+    const uint64_t weights = r->weights.bytes - table, bytes = weights + state_bytes(&r->shard.shape);
     double bandwidth = 0, flops = 0, decode = 0, prefill = 0;
     if (!samples || !block) {
         fprintf(stderr, "out of memory\n");
@@ -211,28 +232,45 @@ static void measure(struct offline *o, uint32_t threads, uint32_t tokens) {
         highest(&flops, fma_rate(threads));
         highest(&prefill, PROMPT / run_once(o, PROMPT, 0, samples));
     }
-    double rate = decode * (double)bytes,
-           work = prefill * (double)(bytes - head); /* nothing is sampled: no lm_head */
-    printf("decode   %6.2f tok/s  %5.1f GB/s, %3.0f %% of %.1f  B=1 bf16 %.2f GB of weights, %u threads, %u tokens, "
-           "best of %d\n",
-            decode, rate / 1e9, 100 * rate / bandwidth, bandwidth / 1e9, (double)bytes / 1e9, threads, tokens,
-            ROUNDS);
+    const double rate = decode * (double)bytes,
+                 work = prefill * 2 *
+                        (double)multiplications(&r->config); /* nothing is sampled: no lm_head */
+    printf("decode   %6.2f tok/s  %5.1f GB/s, %3.0f %% of %.1f  B=1 %s, %.1f MB a token (%.1f of weights), %u threads, "
+           "%u tokens, best of %d\n",
+            decode, rate / 1e9, 100 * rate / bandwidth, bandwidth / 1e9, dtype, (double)bytes / 1e6,
+            (double)weights / 1e6, threads, tokens, ROUNDS);
     printf("prefill  %6.1f tok/s  %5.1f GFLOP/s, %3.0f %% of %.0f  %u tokens at once, %u threads, best of %d\n",
             prefill, work / 1e9, 100 * work / flops, flops / 1e9, PROMPT, threads, ROUNDS);
     free(block);
     free(samples);
 }
 
+/* The format of --dtype; false = there is none of that name. */
+static bool dtype_named(const char *name, struct quant_matrix *ret, const struct quant_matrix **ret_quant) {
+    *ret = (struct quant_matrix){.scale = QUANT_SCALE_BF16, .group = 128, .label = name};
+    *ret_quant = strcmp(name, "bf16") == 0 ? NULL : ret;
+    ret->format = strcmp(name, "int8") == 0 ? QUANT_INT8 : QUANT_INT4;
+    return !*ret_quant || strcmp(name, "int8") == 0 || strcmp(name, "int4") == 0;
+}
+
 int main(int argc, char **argv) {
+    const char *dtype = "bf16";
+    if (argc > 2 && strcmp(argv[1], "--dtype") == 0) {
+        dtype = argv[2];
+        argc -= 2;
+        argv += 2;
+    }
     uint32_t threads =
             argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
     uint32_t tokens = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 32;
     char dir[] = "/tmp/shardd-bench-XXXXXX";
     struct error e = {0};
     struct offline *o = NULL;
-    if (threads == 0 || threads > THREADS_MAX || tokens == 0 || tokens > 4096 || !mkdtemp(dir) ||
-            !write_config(dir)) {
-        fprintf(stderr, "usage: bench-tp-decode [threads [tokens]]\n");
+    struct quant_matrix quant;
+    const struct quant_matrix *dummy_quant;
+    if (threads == 0 || threads > THREADS_MAX || tokens == 0 || tokens > 4096 ||
+            !dtype_named(dtype, &quant, &dummy_quant) || !mkdtemp(dir) || !write_config(dir)) {
+        fprintf(stderr, "usage: bench-tp-decode [--dtype bf16|int8|int4] [threads [tokens]]\n");
         return EXIT_FAILURE;
     }
     for (uint32_t i = 0; i < PROMPT; i++)
@@ -241,6 +279,7 @@ int main(int argc, char **argv) {
             .tp = 1,
             .threads = threads,
             .dummy = true,
+            .dummy_quant = dummy_quant,
             .max_num_seqs = 1,
             .max_num_batched_tokens = PROMPT,
             .max_model_len = 8192};
@@ -253,7 +292,7 @@ int main(int argc, char **argv) {
     }
     printf("%s; made in %.1f s; %s\n", k_context_describe(offline_rank(o, 0)->context), now_s() - begin,
             offline_rank(o, 0)->budget.text);
-    measure(o, threads, tokens);
+    measure(o, dtype, threads, tokens);
     offline_free(o);
     return EXIT_SUCCESS;
 }
