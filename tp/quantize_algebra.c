@@ -11,8 +11,10 @@
 
 #define TILE_ROWS    4u
 #define TILE_COLUMNS 32u /* two vectors of 16 */
-#define BLOCK        64u /* columns of the factor at a time */
-#define BAND         64u /* rows or columns per task */
+#define PANEL_ROWS   64u
+#define DEPTH        256u /* products of a panel: it and a tile's columns fit in the second cache */
+#define BLOCK        64u  /* columns of the factor at a time */
+#define BAND         64u  /* rows or columns per task */
 
 typedef float lanes_f __attribute__((vector_size(64)));
 
@@ -24,40 +26,66 @@ struct product {
     float sign;
 };
 
-static inline __attribute__((always_inline)) void tile(const struct product *p, uint32_t i, uint32_t j) {
+/* Parts of A and B side by side, as a tile wants them: rows of a matrix whose width is a power of two fight for the
+ * same lines of the cache. */
+struct panels {
+    float a[PANEL_ROWS / TILE_ROWS][DEPTH][TILE_ROWS];
+    float b[DEPTH][TILE_COLUMNS];
+};
+
+static inline __attribute__((always_inline)) void tile(
+        float *c, size_t ldc, const float (*a)[TILE_ROWS], const float (*b)[TILE_COLUMNS], uint32_t depth) {
     lanes_f sum[TILE_ROWS][2];
     for (uint32_t r = 0; r < TILE_ROWS; r++)
-        memcpy(sum[r], p->c + (i + r) * p->ldc + j, sizeof(sum[r]));
-    for (uint32_t q = 0; q < p->k; q++) {
-        lanes_f b[2];
-        memcpy(b, p->b + q * p->ldb + j, sizeof(b));
+        memcpy(sum[r], c + r * ldc, sizeof(sum[r]));
+    for (uint32_t q = 0; q < depth; q++) {
+        lanes_f row[2];
+        memcpy(row, b[q], sizeof(row));
         for (uint32_t r = 0; r < TILE_ROWS; r++) {
-            float a = p->sign * p->a[(i + r) * p->a_row + q * p->a_column];
-            sum[r][0] += b[0] * a;
-            sum[r][1] += b[1] * a;
+            sum[r][0] += row[0] * a[q][r];
+            sum[r][1] += row[1] * a[q][r];
         }
     }
     for (uint32_t r = 0; r < TILE_ROWS; r++)
-        memcpy(p->c + (i + r) * p->ldc + j, sum[r], sizeof(sum[r]));
+        memcpy(c + r * ldc, sum[r], sizeof(sum[r]));
 }
 
-static inline __attribute__((always_inline)) void edge(
-        const struct product *p, uint32_t i, uint32_t i_end, uint32_t j_begin, uint32_t j_end) {
+/* Products p0..p0+depth-1 for some elements that fill no tile. */
+static inline __attribute__((always_inline)) void edge(const struct product *p, uint32_t i, uint32_t i_end,
+        uint32_t j_begin, uint32_t j_end, uint32_t p0, uint32_t depth) {
     for (; i < i_end; i++)
-        for (uint32_t q = 0; q < p->k; q++) {
+        for (uint32_t q = p0; q < p0 + depth; q++) {
             float a = p->sign * p->a[i * p->a_row + q * p->a_column];
             for (uint32_t j = j_begin; j < j_end; j++)
                 p->c[i * p->ldc + j] += p->b[q * p->ldb + j] * a;
         }
 }
 
-static inline __attribute__((always_inline)) void multiply(const struct product *p) {
-    uint32_t rows = p->m / TILE_ROWS * TILE_ROWS, columns = p->n / TILE_COLUMNS * TILE_COLUMNS;
-    for (uint32_t j = 0; j < columns; j += TILE_COLUMNS)
+static inline __attribute__((always_inline)) void multiply_panel(const struct product *p,
+        struct panels *panels, uint32_t i0, uint32_t rows, uint32_t p0, uint32_t depth) {
+    uint32_t columns = p->n / TILE_COLUMNS * TILE_COLUMNS;
+    for (uint32_t i = 0; i < rows; i++)
+        for (uint32_t q = 0; q < depth; q++)
+            panels->a[i / TILE_ROWS][q][i % TILE_ROWS] =
+                    p->sign * p->a[(i0 + i) * p->a_row + (p0 + q) * p->a_column];
+    for (uint32_t j = 0; j < columns; j += TILE_COLUMNS) {
+        for (uint32_t q = 0; q < depth; q++)
+            memcpy(panels->b[q], p->b + (p0 + q) * p->ldb + j, sizeof(panels->b[q]));
         for (uint32_t i = 0; i < rows; i += TILE_ROWS)
-            tile(p, i, j);
-    edge(p, 0, rows, columns, p->n);
-    edge(p, rows, p->m, 0, p->n);
+            tile(p->c + (i0 + i) * p->ldc + j, p->ldc, panels->a[i / TILE_ROWS], panels->b, depth);
+    }
+}
+
+static inline __attribute__((always_inline)) void multiply(const struct product *p) {
+    struct panels panels;
+    uint32_t rows = p->m / TILE_ROWS * TILE_ROWS, columns = p->n / TILE_COLUMNS * TILE_COLUMNS;
+    for (uint32_t p0 = 0; p0 < p->k; p0 += DEPTH) {
+        uint32_t depth = p->k - p0 < DEPTH ? p->k - p0 : DEPTH;
+        for (uint32_t i = 0; i < rows; i += PANEL_ROWS)
+            multiply_panel(p, &panels, i, rows - i < PANEL_ROWS ? rows - i : PANEL_ROWS, p0, depth);
+        edge(p, 0, rows, columns, p->n, p0, depth);
+        edge(p, rows, p->m, 0, p->n, p0, depth);
+    }
 }
 
 static void multiply_plain(const struct product *p) {
