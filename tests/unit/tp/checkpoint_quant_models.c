@@ -1,0 +1,123 @@
+/* checkpoint_quant_models.c - the same tiny model in every format (tests/golden/quant/models) resolves, and each of its
+ * matrices is worth, element by element, what the dense one has. */
+#include "tests/unit/tp/checkpoint_quant_test.h"
+
+struct loaded {
+    struct model_config m;
+    struct checkpoint *c;
+    struct model_tensors *t;
+};
+
+static struct loaded load(const char *name) {
+    char dir[512];
+    struct loaded l = {0};
+    struct error e = {0};
+    snprintf(dir, sizeof(dir), "%s/golden/quant/models/%s", TESTS_DIR, name);
+    if (model_config_load(dir, &l.m, &e) < 0 || checkpoint_open(dir, &l.c, &e) < 0 ||
+            model_tensors_resolve(l.c, &l.m, &l.t, &e) < 0)
+        fail_msg("%s", e.text);
+    return l;
+}
+
+static void unload(struct loaded *l) {
+    model_tensors_free(l->t);
+    checkpoint_free(l->c);
+}
+
+static float bf16(const struct tensor *t, size_t at) {
+    assert_int_equal(t->dtype, TENSOR_BF16);
+    uint32_t bits = (uint32_t)((const uint16_t *)t->data)[at] << 16;
+    float f;
+    memcpy(&f, &bits, sizeof(f));
+    return f;
+}
+
+/* Returns whether found is quantised. */
+static bool same(const struct tensor *expected, const struct tensor *found) {
+    struct error e = {0};
+    assert_string_equal(found->name, expected->name);
+    assert_int_equal(found->dims[0], expected->dims[0]);
+    assert_int_equal(found->dims[1], expected->dims[1]);
+    size_t n = (size_t)found->dims[0] * found->dims[1];
+    if (found->dtype != TENSOR_QUANTISED) {
+        assert_int_equal(found->bytes, expected->bytes);
+        assert_memory_equal(found->data, expected->data, expected->bytes);
+        return false;
+    }
+    assert_int_equal(quant_matrix_check(found, &e), 0);
+    float *values = test_values(found->quant);
+    for (size_t i = 0; i < n; i++)
+        if (values[i] != bf16(expected, i))
+            fail_msg("%s (%s): element %zu: expected %.9g, found %.9g", found->name, found->quant->label, i,
+                    (double)bf16(expected, i), (double)values[i]);
+    free(values);
+    return true;
+}
+
+/* -> matrices that are quantised. */
+static unsigned compare_layer(const struct layer_tensors *d, const struct layer_tensors *q) {
+    unsigned n = same(d->gate, q->gate) + same(d->up, q->up) + same(d->down, q->down);
+    if (d->is_attention)
+        return n + same(d->attention.q, q->attention.q) + same(d->attention.k, q->attention.k) +
+               same(d->attention.v, q->attention.v) + same(d->attention.o, q->attention.o);
+    return n + same(d->gdn.in_qkv, q->gdn.in_qkv) + same(d->gdn.in_z, q->gdn.in_z) +
+           same(d->gdn.in_b, q->gdn.in_b) + same(d->gdn.in_a, q->gdn.in_a) + same(d->gdn.out, q->gdn.out);
+}
+
+/* label: of the first layer's down_proj. */
+static void compare(const char *name, unsigned quantised, bool has_mtp, const char *label) {
+    struct loaded dense = load("dense"), l = load(name);
+    unsigned n = same(dense.t->lm_head, l.t->lm_head);
+    for (uint32_t i = 0; i < dense.t->n_layers; i++)
+        n += compare_layer(&dense.t->layers[i], &l.t->layers[i]);
+    assert_int_equal(l.t->has_mtp, has_mtp);
+    if (has_mtp)
+        n += same(dense.t->mtp.fc, l.t->mtp.fc) + compare_layer(&dense.t->mtp.layer, &l.t->mtp.layer);
+    assert_int_equal(n, quantised);
+    assert_string_equal(l.t->layers[0].down->quant->label, label);
+    assert_int_equal(l.t->n_ignored, 0);
+    assert_int_equal(l.t->n_used, checkpoint_count(l.c));
+    same(dense.t->embed, l.t->embed);
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < checkpoint_count(l.c); i++)
+        bytes += checkpoint_at(l.c, i)->bytes;
+    assert_int_equal(l.t->bytes + l.t->mtp_bytes, bytes);
+    unload(&dense);
+    unload(&l);
+}
+
+static void test_gptq(void **state) {
+    (void)state;
+    compare("gptq", 6, false, "gptq int4 g32 act-order");
+}
+
+static void test_awq(void **state) {
+    (void)state;
+    compare("awq", 13, false, "awq int4 g32");
+}
+
+static void test_packed(void **state) {
+    (void)state;
+    compare("packed", 22, true, "compressed-tensors int4 g32");
+}
+
+static void test_int8(void **state) {
+    (void)state;
+    compare("int8", 24, true, "compressed-tensors int8 by row");
+}
+
+static void test_fp8(void **state) {
+    (void)state;
+    compare("fp8", 20, true, "fp8 128x128");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+            cmocka_unit_test(test_gptq),
+            cmocka_unit_test(test_awq),
+            cmocka_unit_test(test_packed),
+            cmocka_unit_test(test_int8),
+            cmocka_unit_test(test_fp8),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
