@@ -44,7 +44,7 @@ const struct option_info option_table[OPTIONS_N] = {
 
         [OPT_MODEL] = {OPT_MODEL, "model", "m", OPTION_TEXT, "model", SERVICE, "DIR", NULL, NO_RANGE,
                 NO_CHOICE,
-                "Folder of a Hugging Face checkpoint: config.json, tokenizer.json, *.safetensors."},
+                "Folder of a Hugging Face checkpoint (config.json, tokenizer.json, *.safetensors), or a GGUF file."},
         [OPT_MAX_MODEL_LEN] = {OPT_MAX_MODEL_LEN, "max-model-len", NULL, OPTION_NUMBER, "model", SERVICE, "N",
                 "0", 0, CONTEXT_MAX, NO_CHOICE,
                 "Longest prompt and answer together, in tokens; 0: what the model and the memory allow."},

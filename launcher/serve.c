@@ -2,6 +2,7 @@
  * anything is started, listeners, then supervisor.c. */
 #include "launcher/verbs.h"
 
+#include "base/gguf.h"
 #include "base/log.h"
 #include "launcher/argv.h"
 #include "launcher/child.h"
@@ -43,25 +44,31 @@ static int check_model(struct serve *s, struct error *e) {
     s->model = o->n_positional == 1 ? o->positional[0] : options_text(o, OPT_MODEL);
     if (!s->model)
         return error_set(e, -EINVAL,
-                "no model is given: add --model DIR, the folder of a Hugging Face checkpoint (`shardd synth DIR` "
-                "makes one to try)");
+                "no model is given: add --model DIR, the folder of a Hugging Face checkpoint, or a GGUF file (`shardd "
+                "synth DIR` makes one to try)");
     struct stat st;
     char path[PATH_MAX];
     if (stat(s->model, &st) < 0 && errno == ENOENT)
         return error_set(e, -ENOENT,
                 "the model folder %s does not exist; --model takes a folder of this machine, e.g. "
-                "made with `hf download NAME --local-dir DIR`",
+                "made with `hf download NAME --local-dir DIR`, or a GGUF file",
                 s->model);
     if (stat(s->model, &st) < 0)
         return error_set(e, -errno, "the model folder %s cannot be read: %s", s->model, strerror(errno));
+    struct gguf_files gguf;
+    int found = gguf_locate(s->model, &gguf, e);
+    if (found != 0)
+        return found < 0 ? found : 0;
     if (!S_ISDIR(st.st_mode))
         return error_set(e, -ENOTDIR,
-                "--model %s is not a folder; give the folder that holds config.json and the *.safetensors",
+                "--model %s is neither a folder nor a GGUF file; give the folder that holds config.json and the "
+                "*.safetensors, or a *.gguf",
                 s->model);
     int n = snprintf(path, sizeof(path), "%s/config.json", s->model);
     if (n < 0 || n >= (int)sizeof(path) || access(path, R_OK) < 0)
         return error_set(e, -ENOENT,
-                "the model folder %s has no config.json that can be read; is it a Hugging Face checkpoint?",
+                "the model folder %s has neither a config.json that can be read nor a *.gguf; is it a Hugging Face "
+                "checkpoint?",
                 s->model);
     return 0;
 }
@@ -271,6 +278,9 @@ static void describe(struct serve *s) {
     snprintf(folder, sizeof(folder), "%s", s->model);
     for (size_t n = strlen(folder); n > 1 && folder[n - 1] == '/'; n--)
         folder[n - 1] = '\0';
+    char *suffix = strrchr(folder, '.');
+    if (suffix && strcmp(suffix, ".gguf") == 0) /* the coordinator leaves it out of the name too */
+        *suffix = '\0';
     const char *slash = strrchr(folder, '/'), *name = names->n_texts      ? names->texts[0]
                                                       : slash && slash[1] ? slash + 1
                                                                           : folder;

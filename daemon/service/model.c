@@ -2,14 +2,17 @@
 #include "daemon/service/model.h"
 
 #include "base/file.h"
+#include "base/gguf.h"
 #include "base/limits.h"
 #include "base/utf8.h"
+#include "daemon/text/gguf_text.h"
 
 #include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static int add_name(struct model *m, const char *name, size_t bytes, struct error *e) {
     if (bytes == 0 || bytes > SERVED_NAME_BYTES_MAX || !utf8_valid(name, bytes, NULL))
@@ -25,11 +28,14 @@ static int add_name(struct model *m, const char *name, size_t bytes, struct erro
     return 0;
 }
 
-/* The last part of the path: "/models/Qwen3.5-27B/" is Qwen3.5-27B. */
+/* The last part of the path: "/models/Qwen3.5-27B/" is Qwen3.5-27B, and so is "Qwen3.5-27B.gguf". */
 static int add_name_of_path(struct model *m, struct error *e) {
+    static const char suffix[] = ".gguf";
     size_t end = strlen(m->path), start;
     while (end > 1 && m->path[end - 1] == '/')
         end--;
+    if (end > strlen(suffix) && strncmp(m->path + end - strlen(suffix), suffix, strlen(suffix)) == 0)
+        end -= strlen(suffix);
     for (start = end; start > 0 && m->path[start - 1] != '/'; start--)
         ;
     return add_name(m, m->path + start, end - start, e);
@@ -79,22 +85,80 @@ static int add_usual_stop_ids(struct model *m, struct error *e) {
     return 0;
 }
 
-static int load_files(struct model *m, struct error *e) {
+static bool is_beside(const char *folder, const char *name) {
     char path[PATH_MAX];
-    generation_config_init(&m->generation);
-    int r = file_path(m->path, "generation_config.json", path, e);
+    return file_path(folder, name, path, NULL) == 0 && access(path, F_OK) == 0;
+}
+
+/* Architecture and stop ids of a GGUF model, and its tokenizer and chat template unless files beside it have them. */
+static int read_metadata(struct model *m, const char *folder, const struct gguf *g, struct error *e) {
+    static const char *const keys[] = {
+            "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+    struct gguf_string architecture;
+    char path[PATH_MAX];
+    int r = gguf_get_string(g, "general.architecture", &architecture, e);
+    if (r < 0)
+        return r;
+    snprintf(m->architecture, sizeof(m->architecture), "%.*s",
+            (int)(architecture.bytes < sizeof(m->architecture) ? architecture.bytes : 0), architecture.data);
+    for (size_t i = 0; i < sizeof(keys) / sizeof(*keys) && r == 0; i++) {
+        uint64_t id = 0;
+        if (gguf_find(g, keys[i]))
+            r = gguf_get_u64(g, keys[i], &id, e);
+        if (r == 0 && gguf_find(g, keys[i]) && id < TOKENIZER_VOCAB_MAX)
+            r = generation_config_add_stop_id(&m->generation, (uint32_t)id, e);
+    }
     if (r == 0)
-        r = generation_config_load(&m->generation, path, e);
-    if (r == 0 || r == -ENOENT)
-        r = read_config(m, e);
+        r = file_path(folder, "tokenizer.json", path, e);
+    if (r == 0)
+        r = is_beside(folder, "tokenizer.json") ? tokenizer_load(path, &m->tokenizer, e)
+                                                : gguf_tokenizer_load(g, &m->tokenizer, e);
+    if (r < 0)
+        return r;
+    return is_beside(folder, "chat_template.jinja") || is_beside(folder, "tokenizer_config.json")
+                   ? chat_template_load(folder, &m->template, e)
+                   : gguf_chat_template_load(g, &m->template, e);
+}
+
+static int load_gguf(struct model *m, const struct gguf_files *files, struct error *e) {
+    const char *slash = strrchr(files->first, '/');
+    struct file_map map;
+    struct gguf g = {0};
+    int r = file_map(files->first, &map, e);
+    if (r < 0)
+        return r;
+    r = gguf_parse(map.data, map.bytes, slash ? slash + 1 : files->first, &g, e);
+    if (r == 0)
+        r = read_metadata(m, files->folder, &g, e);
+    gguf_done(&g);
+    file_unmap(&map);
+    return r;
+}
+
+static int load_folder(struct model *m, struct error *e) {
+    char path[PATH_MAX];
+    int r = read_config(m, e);
     if (r == 0)
         r = file_path(m->path, "tokenizer.json", path, e);
     if (r == 0)
         r = tokenizer_load(path, &m->tokenizer, e);
+    return r < 0 ? r : chat_template_load(m->path, &m->template, e);
+}
+
+static int load_files(struct model *m, struct error *e) {
+    struct gguf_files gguf;
+    char path[PATH_MAX];
+    int is_gguf = gguf_locate(m->path, &gguf, e);
+    if (is_gguf < 0)
+        return is_gguf;
+    generation_config_init(&m->generation);
+    int r = file_path(is_gguf ? gguf.folder : m->path, "generation_config.json", path, e);
+    if (r == 0)
+        r = generation_config_load(&m->generation, path, e);
+    if (r == 0 || r == -ENOENT)
+        r = is_gguf ? load_gguf(m, &gguf, e) : load_folder(m, e);
     if (r == 0)
         r = add_usual_stop_ids(m, e);
-    if (r == 0)
-        r = chat_template_load(m->path, &m->template, e);
     if (r == 0 && m->template.kind == CHAT_TEMPLATE_NONE && e)
         m->template_error = *e;
     return r;

@@ -16,6 +16,9 @@ struct tokenizer;
 
 /* path: tokenizer.json. -ENOENT, -EBADMSG (broken), -ENOTSUP (a feature that is not supported), -E2BIG. */
 int tokenizer_load(const char *path, struct tokenizer **ret, struct error *e);
+/* The same from memory; file is for messages. */
+int tokenizer_parse(
+        const char *text, size_t bytes, const char *file, struct tokenizer **ret, struct error *e);
 struct tokenizer *tokenizer_free(struct tokenizer *t);
 
 uint32_t tokenizer_vocab_size(const struct tokenizer *t); /* highest id + 1, added tokens included */

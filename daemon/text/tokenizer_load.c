@@ -679,22 +679,18 @@ static int load(struct loading *l) {
     return r;
 }
 
-int tokenizer_load(const char *path, struct tokenizer **ret, struct error *e) {
+int tokenizer_parse(
+        const char *text, size_t bytes, const char *file, struct tokenizer **ret, struct error *e) {
     struct loading l = {.e = e};
-    char *text = NULL;
-    size_t bytes;
-    int r = file_read(path, TOKENIZER_BYTES_MAX, &text, &bytes, e);
-    if (r < 0)
-        return r == -EFBIG ? error_set(e, -E2BIG, "%s: larger than %u bytes", path, TOKENIZER_BYTES_MAX) : r;
-    json_pull_init(&l.json, text, bytes, path);
+    int r = -ENOMEM;
+    json_pull_init(&l.json, text, bytes, file);
     l.t = calloc(1, sizeof(*l.t));
-    r = -ENOMEM;
     if (l.t) {
         l.t->bpe.vocab = &l.t->vocab;
         r = load(&l);
     }
     if (r == -ENOMEM)
-        error_set(e, r, "%s: not enough memory to load it", path);
+        error_set(e, r, "%s: not enough memory to load it", file);
     else if (r == -EINVAL)
         r = -EBADMSG;
     json_pull_done(&l.json);
@@ -703,11 +699,21 @@ int tokenizer_load(const char *path, struct tokenizer **ret, struct error *e) {
     free(l.added);
     free(l.pattern);
     free(l.scratch.data);
-    free(text);
     if (r < 0) {
         tokenizer_free(l.t);
         return r;
     }
     *ret = l.t;
     return 0;
+}
+
+int tokenizer_load(const char *path, struct tokenizer **ret, struct error *e) {
+    char *text = NULL;
+    size_t bytes;
+    int r = file_read(path, TOKENIZER_BYTES_MAX, &text, &bytes, e);
+    if (r < 0)
+        return r == -EFBIG ? error_set(e, -E2BIG, "%s: larger than %u bytes", path, TOKENIZER_BYTES_MAX) : r;
+    r = tokenizer_parse(text, bytes, path, ret, e);
+    free(text);
+    return r;
 }

@@ -392,7 +392,7 @@ def test_refusals(tmp_path):
     cases = [
         (1, [], "--model"),
         (1, ["--model", "/no/such/model"], "/no/such/model does not exist"),
-        (1, ["--model", str(model / "config.json")], "is not a folder"),
+        (1, ["--model", str(model / "config.json")], "is neither a folder nor a GGUF file"),
         (1, ["--model", str(tmp_path)], "has no config.json"),
         (1, ["--model", str(model), str(model)], "given twice"),
         (2, good + ["--tensor-parallel-size", "3"], "--tensor-parallel-size 3"),
