@@ -55,6 +55,8 @@ static const struct verb_info verbs[] = {
                 "Exit code: 0 serving, 1 there but not serving, 3 no service there.\n"},
         {"inspect", 0, NULL, "shardd inspect DIR [options]",
                 "what a checkpoint is, its size per rank, whether it fits", NULL},
+        {"pack", 0, NULL, "shardd pack DIR [options]", "keep a model's weights in a file that starts map",
+                NULL},
         {"synth", 0, NULL, "shardd synth DIR [options]", "write a synthetic checkpoint of any size", NULL},
         {"quantize", 0, NULL, "shardd quantize SRC DST [options]",
                 "make a checkpoint with 4 or 8 bit weights", NULL},

@@ -1,7 +1,8 @@
-/* checkpoint_main.c - shardd-checkpoint: looks at checkpoints and makes them. `shardd inspect`, `shardd synth` and
- * `shardd quantize` run it. Exit status: 0 done (inspect: and it fits), 1 it failed or does not fit, 2 wrong usage. */
+/* checkpoint_main.c - shardd-checkpoint: looks at checkpoints and makes them. `shardd inspect`, `synth`, `quantize` and
+ * `pack` run it. Exit status: 0 done (inspect: and it fits), 1 it failed or does not fit, 2 wrong usage. */
 #include "tp/checkpoint/synth.h"
 #include "tp/inspect.h"
+#include "tp/pack_main.h"
 #include "tp/quantize_main.h"
 
 #include "base/file.h"
@@ -26,8 +27,9 @@ static const char USAGE[] =
         "usage: shardd inspect DIR [options]    what a checkpoint is, its size per rank, whether it fits\n"
         "       shardd synth DIR [options]      write a checkpoint with random weights\n"
         "       shardd quantize SRC DST [options]   make a checkpoint with 4 or 8 bit weights\n"
+        "       shardd pack DIR [options]       make its packed file, for fast starts\n"
         "\n"
-        "`shardd inspect --help`, `shardd synth --help` and `shardd quantize --help` show the options.\n"
+        "`shardd inspect --help` and so on show the options.\n"
         "Exit status: 0 done, 1 failed or does not fit, 2 wrong usage.\n";
 
 static const char INSPECT_HELP[] =
@@ -389,6 +391,8 @@ int main(int argc, char **argv) {
         return run_synth(argc - 1, argv + 1);
     if (strcmp(argv[1], "quantize") == 0)
         return run_quantize(argc - 1, argv + 1);
+    if (strcmp(argv[1], "pack") == 0)
+        return pack_main(argc - 1, argv + 1);
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
         fputs(USAGE, stdout);
         return EXIT_OK;
@@ -397,6 +401,7 @@ int main(int argc, char **argv) {
         printf("shardd-checkpoint %s\n", SHARDD_VERSION);
         return EXIT_OK;
     }
-    fprintf(stderr, "shardd-checkpoint: '%s' is none of inspect, synth and quantize\n%s", argv[1], USAGE);
+    fprintf(stderr, "shardd-checkpoint: '%s' is none of inspect, synth, quantize and pack\n%s", argv[1],
+            USAGE);
     return EXIT_USAGE;
 }
