@@ -20,7 +20,8 @@ int quant_need(const struct quant_build *b, const char *suffix, const struct ten
     const struct tensor *t = quant_part(b, suffix);
     if (!t)
         return error_set(b->e, -ENOENT,
-                "%s.%s: this tensor is not in the checkpoint, but others of this quantised matrix are: fetch the "
+                "%s.%s: this tensor is not in the checkpoint, but others of this quantised matrix are: "
+                "fetch the "
                 "checkpoint again",
                 b->q->module, suffix);
     *ret = t;
@@ -54,7 +55,8 @@ int quant_expect_method(const struct quant_build *b, const struct tensor *codes,
     if (said == method || said == other)
         return 0;
     return error_set(b->e, -EINVAL,
-            "%s: %s: is quantised as %s does it, but quant_method in config.json is %s: are both files of one "
+            "%s: %s: is quantised as %s does it, but quant_method in config.json is %s: are both files of "
+            "one "
             "checkpoint?",
             codes->file, codes->name, quant_method_name(method), quant_method_name(said));
 }
@@ -89,7 +91,8 @@ int quant_set_group(struct quant_build *b, const struct tensor *t, uint64_t foun
     uint32_t group = b->scheme.group < columns ? b->scheme.group : columns;
     if (group && found != (columns + group - 1) / group)
         return error_set(b->e, -EINVAL,
-                "%s: %s: expected scales of %u groups, because quantization_config says that a group has %u of %u "
+                "%s: %s: expected scales of %u groups, because quantization_config says that a group has "
+                "%u of %u "
                 "inputs; found %llu: are both files of one checkpoint?",
                 t->file, t->name, (columns + group - 1) / group, group, columns, (unsigned long long)found);
     if (!group && (found == 0 || columns % found != 0))
@@ -100,7 +103,8 @@ int quant_set_group(struct quant_build *b, const struct tensor *t, uint64_t foun
         group = columns / (uint32_t)found;
     if (group != columns && group % GROUP_MULTIPLE != 0)
         return error_set(b->e, -ENOTSUP,
-                "%s: %s: groups of %u inputs are not read: multiples of %u and whole rows are; quantise the model "
+                "%s: %s: groups of %u inputs are not read: multiples of %u and whole rows are; quantise "
+                "the model "
                 "again with group size 32, 64 or 128",
                 t->file, t->name, group, GROUP_MULTIPLE);
     b->t->matrix.group = group;
@@ -146,7 +150,8 @@ static int count_groups(
         int32_t group = group_of(t, k);
         if (group < 0 || (uint32_t)group >= n)
             return error_set(b->e, -EBADMSG,
-                    "%s: %s: says that input %u is in group %d, but there are scales of %u groups: fetch the file "
+                    "%s: %s: says that input %u is in group %d, but there are scales of %u groups: fetch "
+                    "the file "
                     "again",
                     t->file, t->name, k, group, n);
         counts[group]++;
@@ -156,7 +161,8 @@ static int count_groups(
         uint32_t whole = i + 1 < n ? m->group : m->columns - i * m->group;
         if (counts[i] != whole)
             return error_set(b->e, -ENOTSUP,
-                    "%s: %s: gives group %u %u inputs, expected %u: only groups of one size are read; quantise the "
+                    "%s: %s: gives group %u %u inputs, expected %u: only groups of one size are read; "
+                    "quantise the "
                     "model again without reordering (desc_act false)",
                     t->file, t->name, i, counts[i], whole);
     }

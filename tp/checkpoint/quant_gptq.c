@@ -21,7 +21,8 @@ static int refuse_shape(const struct quant_build *b, const struct tensor *codes)
     char found[TENSOR_SHAPE_TEXT];
     if (n % 8 != 0 || k % 8 != 0)
         return error_set(b->e, -EINVAL,
-                "%s: %s: a matrix of %u outputs and %u inputs cannot be packed eight codes to a word; found %s",
+                "%s: %s: a matrix of %u outputs and %u inputs cannot be packed eight codes to a word; "
+                "found %s",
                 codes->file, codes->name, n, k, tensor_shape_text(codes, found));
     return error_set(b->e, -EINVAL,
             "%s: %s: expected [%u, %u] or [%u, %u] (GPTQ of 4 or 8 bits) or [%u, %u] (AWQ), found %s",
@@ -101,7 +102,8 @@ int quant_make_gptq(struct quant_build *b, const struct tensor *codes) {
         r = quant_expect_bits(b, codes, bits);
     if (r == 0 && !b->q->config)
         r = error_set(b->e, -ENOENT,
-                "%s: %s: config.json has no quantization_config (and there is no quantize_config.json): it says which "
+                "%s: %s: config.json has no quantization_config (and there is no quantize_config.json): "
+                "it says which "
                 "of GPTQ's formats this is; fetch it too",
                 codes->file, codes->name);
     if (r < 0)

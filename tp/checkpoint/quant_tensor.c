@@ -23,7 +23,8 @@ static int refuse_orphans(const struct quant_build *b) {
         const struct tensor *t = quant_part(b, parts[i][0]);
         if (t)
             return error_set(b->e, -ENOENT,
-                    "%s: %s: is part of a quantised matrix, but %s.%s is not in the checkpoint: fetch it again",
+                    "%s: %s: is part of a quantised matrix, but %s.%s is not in the checkpoint: fetch it "
+                    "again",
                     t->file, t->name, b->q->module, parts[i][1]);
     }
     return 0;
@@ -38,7 +39,8 @@ static int find_codes(const struct quant_build *b, const struct tensor **ret, ma
     for (size_t i = 0; i < 3; i++) {
         if (one && all[i])
             return error_set(b->e, -EINVAL,
-                    "%s: %s: is in the checkpoint, and so is %s (in %s): two forms of one matrix; fetch the checkpoint "
+                    "%s: %s: is in the checkpoint, and so is %s (in %s): two forms of one matrix; fetch "
+                    "the checkpoint "
                     "again",
                     one->file, one->name, all[i]->name, all[i]->file);
         one = one ? one : all[i];
@@ -65,7 +67,8 @@ static int ask_config(struct quant_build *b, const struct tensor *codes) {
     if (r < 0 || !excluded)
         return r;
     return error_set(b->e, -EINVAL,
-            "%s: %s: is quantised, but '%.120s' in config.json leaves this matrix as it is: are both files of one "
+            "%s: %s: is quantised, but '%.120s' in config.json leaves this matrix as it is: are both "
+            "files of one "
             "checkpoint?",
             codes->file, codes->name, excluded);
 }

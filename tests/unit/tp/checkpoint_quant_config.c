@@ -108,27 +108,32 @@ static void test_gptq_refused(void **state) {
     (void)state;
     refused("'quant_method':'gptq'", -EINVAL, "config.json: quantization_config.bits is missing");
     refused("'quant_method':'gptq','bits':3", -ENOTSUP,
-            "config.json: quantization_config.bits is 3: of gptq, 4 and 8 bits are read; use another checkpoint of this "
+            "config.json: quantization_config.bits is 3: of gptq, 4 and 8 bits are read; use another "
+            "checkpoint of this "
             "model");
     refused("'quant_method':'gptq','bits':'4'", -EINVAL,
             "config.json: quantization_config.bits: expected a whole number");
     refused("'quant_method':'gptq','bits':4,'group_size':0", -EINVAL,
             "config.json: quantization_config.group_size is 0, it must be -1 or 1 to 1048576");
     refused("'quant_method':'gptq','bits':4,'checkpoint_format':'marlin'", -ENOTSUP,
-            "config.json: quantization_config.checkpoint_format 'marlin' is not read: gptq and gptq_v2 are; use another "
+            "config.json: quantization_config.checkpoint_format 'marlin' is not read: gptq and gptq_v2 "
+            "are; use another "
             "checkpoint of this model");
     refused("'quant_method':'gptq','bits':4,'pack_dtype':'int8'", -ENOTSUP,
-            "config.json: quantization_config.pack_dtype 'int8' is not read: int32 is; use another checkpoint of this "
+            "config.json: quantization_config.pack_dtype 'int8' is not read: int32 is; use another "
+            "checkpoint of this "
             "model");
     refused("'quant_method':'gptq','bits':4,'dynamic':[]", -EINVAL,
             "config.json: quantization_config.dynamic: expected an object");
     refused("'quant_method':'gptq','bits':4,'dynamic':{'x':4}", -EINVAL,
             "config.json: quantization_config.dynamic: 'x': expected an object");
     refused("'quant_method':'gptq','bits':4,'dynamic':{'x':{'bits':2}}", -ENOTSUP,
-            "config.json: quantization_config.dynamic: bits is 2: of gptq, 4 and 8 bits are read; use another checkpoint "
+            "config.json: quantization_config.dynamic: bits is 2: of gptq, 4 and 8 bits are read; use "
+            "another checkpoint "
             "of this model");
     refused("'quant_method':'gptq','bits':4,'dynamic':{'-:a(':{}}", -EINVAL,
-            "config.json: quantization_config: 'a(' is not a regular expression: missing closing parenthesis at "
+            "config.json: quantization_config: 'a(' is not a regular expression: missing closing "
+            "parenthesis at "
             "character 2");
 }
 
@@ -142,9 +147,11 @@ static void test_awq(void **state) {
     assert_true(s.bits == 4 && s.group == 128);
     quant_config_free(c);
     refused("'quant_method':'awq','bits':4,'version':'gemv'", -ENOTSUP,
-            "config.json: quantization_config.version 'gemv' is not read: gemm is; use another checkpoint of this model");
+            "config.json: quantization_config.version 'gemv' is not read: gemm is; use another checkpoint "
+            "of this model");
     refused("'quant_method':'awq','bits':8", -ENOTSUP,
-            "config.json: quantization_config.bits is 8: of awq, 4 bits are read; use another checkpoint of this model");
+            "config.json: quantization_config.bits is 8: of awq, 4 bits are read; use another checkpoint "
+            "of this model");
     refused("'quant_method':'awq','modules_to_not_convert':'visual'", -EINVAL,
             "config.json: quantization_config.modules_to_not_convert: expected a list");
     refused("'quant_method':'awq','modules_to_not_convert':[1]", -EINVAL,
@@ -162,7 +169,8 @@ static void test_fp8(void **state) {
     assert_true(s.bits == 8 && s.group == 0 && s.block_rows == 64 && s.block_columns == 256);
     quant_config_free(c);
     refused("'quant_method':'fp8','fmt':'e5m2'", -ENOTSUP,
-            "config.json: quantization_config.fmt 'e5m2' is not read: e4m3 is; use another checkpoint of this model");
+            "config.json: quantization_config.fmt 'e5m2' is not read: e4m3 is; use another checkpoint of "
+            "this model");
     refused("'quant_method':'fp8','weight_block_size':[128]", -EINVAL,
             "config.json: quantization_config.weight_block_size: expected a list of two sizes");
     refused("'quant_method':'fp8','weight_block_size':[0,128]", -EINVAL,
@@ -203,25 +211,31 @@ static void test_compressed(void **state) {
 static void test_compressed_refused(void **state) {
     (void)state;
     refused("'quant_method':'compressed-tensors','format':'nvfp4-pack-quantized'", -ENOTSUP,
-            "config.json: quantization_config.format 'nvfp4-pack-quantized' is not read: pack-quantized, int-quantized, "
+            "config.json: quantization_config.format 'nvfp4-pack-quantized' is not read: pack-quantized, "
+            "int-quantized, "
             "float-quantized and mixed-precision are; use another checkpoint of this model");
     refused(PACKED "'config_groups':{'g':{'targets':['Linear'],'weights':{'num_bits':2}}}", -ENOTSUP,
-            "config.json: quantization_config.config_groups: weights.num_bits is 2: of compressed-tensors, 4 and 8 bits "
+            "config.json: quantization_config.config_groups: weights.num_bits is 2: of "
+            "compressed-tensors, 4 and 8 bits "
             "are read; use another checkpoint of this model");
     refused(PACKED "'config_groups':{'g':{'targets':['Linear'],'weights':{'num_bits':4,'type':'float'}}}",
             -ENOTSUP,
-            "config.json: quantization_config.config_groups: weights.num_bits is 4: of compressed-tensors, 8 bits are "
+            "config.json: quantization_config.config_groups: weights.num_bits is 4: of "
+            "compressed-tensors, 8 bits are "
             "read; use another checkpoint of this model");
     refused(PACKED "'config_groups':{'g':{'weights':{'num_bits':4,'strategy':'tensor_group'}}}", -ENOTSUP,
-            "config.json: quantization_config.config_groups: weights.strategy 'tensor_group' is not read: group, channel, "
+            "config.json: quantization_config.config_groups: weights.strategy 'tensor_group' is not read: "
+            "group, channel, "
             "tensor and block are; use another checkpoint of this model");
     refused(PACKED "'config_groups':{'g':3}", -EINVAL,
             "config.json: quantization_config.config_groups: expected objects");
     refused(PACKED "'sparsity_config':{'format':'sparse-24-bitmask'}", -ENOTSUP,
-            "config.json: quantization_config.sparsity_config.format 'sparse-24-bitmask' is not read: dense is; use "
+            "config.json: quantization_config.sparsity_config.format 'sparse-24-bitmask' is not read: "
+            "dense is; use "
             "another checkpoint of this model");
     refused(PACKED "'transform_config':{'config_groups':{'R1':{}}}", -ENOTSUP,
-            "config.json: quantization_config.transform_config: rotations of activations are not applied; use another "
+            "config.json: quantization_config.transform_config: rotations of activations are not applied; "
+            "use another "
             "checkpoint of this model");
 }
 
@@ -230,9 +244,11 @@ static void test_methods(void **state) {
     struct error e = {0};
     (void)state;
     refused("'bits':4", -EINVAL,
-            "config.json: quantization_config.quant_method is missing: gptq, awq, compressed-tensors and fp8 are read");
+            "config.json: quantization_config.quant_method is missing: gptq, awq, compressed-tensors and "
+            "fp8 are read");
     refused("'quant_method':'bitsandbytes','load_in_4bit':true", -ENOTSUP,
-            "config.json: quantization_config.quant_method 'bitsandbytes' is not read: gptq, awq, compressed-tensors and "
+            "config.json: quantization_config.quant_method 'bitsandbytes' is not read: gptq, awq, "
+            "compressed-tensors and "
             "fp8 are read; use another checkpoint of this model");
     assert_int_equal(parse("{'quantization_config':4}", &c, &e), -EINVAL);
     assert_string_equal(e.text, "config.json: quantization_config: expected an object");

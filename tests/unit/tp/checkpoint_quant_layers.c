@@ -260,7 +260,8 @@ static void test_no_numbers(void **state) {
     const struct test_piece integers[] = {
             {"m.weight", TENSOR_I8, 2, {4, 32}, codes}, {"m.weight_scale", TENSOR_BF16, 2, {4, 2}, scales}};
     check_refused(integers, 2, 32,
-            ": m.weight: the scale is not a finite number for row 2, column 16: the file is broken, fetch it again");
+            ": m.weight: the scale is not a finite number for row 2, column 16: the file is broken, fetch "
+            "it again");
     scales[5] = 0xffc0;
     check_refused(integers, 2, 32, "the scale is not a finite number for row 2, column 16");
     const struct test_piece bytes[] = {

@@ -124,11 +124,12 @@ static void accepted(const char *inside) {
         fail_msg("%s", e.text);
 }
 
-#define FETCH                                                                                                \
-    ": this tensor is not in the checkpoint, but others of this quantised matrix are: fetch the checkpoint again"
+#define FETCH ": this tensor is not in the checkpoint, but others of this quantised matrix are: fetch the "
+"checkpoint again"
 #define BOTH ": are both files of one checkpoint?"
 
-static void test_missing(void **state) {
+        static void
+        test_missing(void **state) {
     static const char *const needed[][3] = {{"gptq_v1_g32", "m.scales", GPTQ},
             {"gptq_v1_g32", "m.qzeros", GPTQ}, {"gptq_order", "m.g_idx", GPTQ ",'desc_act':true"},
             {"awq_g32", "m.qzeros", AWQ}, {"packed_g32", "m.weight_scale", G32},
@@ -145,11 +146,13 @@ static void test_missing(void **state) {
     start("gptq_v1_g32");
     drop("m.qweight");
     refused(GPTQ, -ENOENT,
-            "m.scales: is part of a quantised matrix, but m.qweight is not in the checkpoint: fetch it again");
+            "m.scales: is part of a quantised matrix, but m.qweight is not in the checkpoint: fetch it "
+            "again");
     start("packed_g32");
     drop("m.weight_packed");
     refused(G32, -ENOENT,
-            "m.weight_scale: is part of a quantised matrix, but m.weight is not in the checkpoint: fetch it again");
+            "m.weight_scale: is part of a quantised matrix, but m.weight is not in the checkpoint: fetch "
+            "it again");
     start("gptq_v1_g32"); /* columns in order: g_idx says nothing */
     drop("m.g_idx");
     accepted(GPTQ);
@@ -162,22 +165,26 @@ static void test_group_sizes(void **state) {
     (void)state;
     start("gptq_v1_g32");
     refused("'quant_method':'gptq','bits':4,'group_size':64", -EINVAL,
-            "m.scales: expected scales of 2 groups, because quantization_config says that a group has 64 of 128 inputs; "
+            "m.scales: expected scales of 2 groups, because quantization_config says that a group has 64 "
+            "of 128 inputs; "
             "found 4" BOTH);
     refused("'quant_method':'gptq','bits':4,'group_size':-1", -EINVAL,
-            "m.scales: expected scales of 1 groups, because quantization_config says that a group has 128 of 128 inputs; "
+            "m.scales: expected scales of 1 groups, because quantization_config says that a group has 128 "
+            "of 128 inputs; "
             "found 4" BOTH);
     reshape("m.scales", 3, 32);
     refused("'quant_method':'gptq','bits':4", -EINVAL,
             "m.scales: has scales of 3 groups, which 128 inputs do not divide into");
     start("packed_g32");
     refused(PACKED "'weights':{'num_bits':4,'group_size':128}}}", -EINVAL,
-            "m.weight_scale: expected scales of 1 groups, because quantization_config says that a group has 128 of 128 "
+            "m.weight_scale: expected scales of 1 groups, because quantization_config says that a group "
+            "has 128 of 128 "
             "inputs; found 4" BOTH);
     start("gptq_int8_bf16"); /* 4 groups of 32: as 16 groups of 8 there would be too few rows of zeros */
     reshape("m.scales", 16, 8);
     refused("'quant_method':'gptq','bits':8,'group_size':8", -ENOTSUP,
-            "m.scales: groups of 8 inputs are not read: multiples of 16 and whole rows are; quantise the model again with "
+            "m.scales: groups of 8 inputs are not read: multiples of 16 and whole rows are; quantise the "
+            "model again with "
             "group size 32, 64 or 128");
     start("fp8_blocks");
     refused("'quant_method':'fp8','weight_block_size':[64,64]", -EINVAL,
@@ -189,7 +196,8 @@ static void test_shapes(void **state) {
     start("gptq_v1_g32");
     reshape("m.qweight", 8, 64);
     refused(GPTQ, -EINVAL,
-            "m.qweight: expected [16, 32] or [32, 32] (GPTQ of 4 or 8 bits) or [128, 4] (AWQ), found [8, 64]");
+            "m.qweight: expected [16, 32] or [32, 32] (GPTQ of 4 or 8 bits) or [128, 4] (AWQ), found [8, "
+            "64]");
     start("gptq_v1_g32");
     reshape("m.qweight", 12, 32);
     refused(GPTQ, -ENOTSUP,
@@ -197,7 +205,8 @@ static void test_shapes(void **state) {
     start("gptq_v1_g32");
     rows = 30;
     refused(GPTQ, -EINVAL,
-            "m.qweight: a matrix of 30 outputs and 128 inputs cannot be packed eight codes to a word; found [16, 32]");
+            "m.qweight: a matrix of 30 outputs and 128 inputs cannot be packed eight codes to a word; "
+            "found [16, 32]");
     start("gptq_v1_g32");
     reshape("m.qzeros", 4, 2);
     refused(GPTQ, -EINVAL, "m.qzeros: expected [4, 4], found [4, 2]");
@@ -238,7 +247,8 @@ static void test_mixed_up(void **state) {
             "m.qweight: is quantised as gptq does it, but quant_method in config.json is awq" BOTH);
     start("packed_g32");
     refused(FP8, -EINVAL,
-            "m.weight_packed: is quantised as compressed-tensors does it, but quant_method in config.json is fp8" BOTH);
+            "m.weight_packed: is quantised as compressed-tensors does it, but quant_method in config.json "
+            "is fp8" BOTH);
     start("fp8_row");
     refused(GPTQ, -EINVAL,
             "m.weight: is quantised as fp8 does it, but quant_method in config.json is gptq" BOTH);
@@ -250,7 +260,8 @@ static void test_mixed_up(void **state) {
             "m.weight_packed: expected codes of 4 bits, as quantization_config says, found 8" BOTH);
     start("gptq_v1_g32");
     refused(NULL, -ENOENT,
-            "m.qweight: config.json has no quantization_config (and there is no quantize_config.json): it says which of "
+            "m.qweight: config.json has no quantization_config (and there is no quantize_config.json): it "
+            "says which of "
             "GPTQ's formats this is; fetch it too");
     start("gptq_v1_g32"); /* zeros as compressed-tensors packs them: [outputs in words][groups] */
     reshape("m.qzeros", 2, 8);
@@ -287,14 +298,17 @@ static void test_orders(void **state) {
     int32_t *g_idx = contents("m.g_idx");
     g_idx[7] = 4;
     refused(GPTQ, -EBADMSG,
-            "m.g_idx: says that input 7 is in group 4, but there are scales of 4 groups: fetch the file again");
+            "m.g_idx: says that input 7 is in group 4, but there are scales of 4 groups: fetch the file "
+            "again");
     g_idx[7] = -2;
     refused(GPTQ, -EBADMSG,
-            "m.g_idx: says that input 7 is in group -2, but there are scales of 4 groups: fetch the file again");
+            "m.g_idx: says that input 7 is in group -2, but there are scales of 4 groups: fetch the file "
+            "again");
     for (uint32_t k = 0; k < 128; k++)
         g_idx[k] = k < 30 ? 0 : k < 64 ? 1 : (int32_t)(k / 32);
     refused(GPTQ, -ENOTSUP,
-            "m.g_idx: gives group 0 30 inputs, expected 32: only groups of one size are read; quantise the model again "
+            "m.g_idx: gives group 0 30 inputs, expected 32: only groups of one size are read; quantise "
+            "the model again "
             "without reordering (desc_act false)");
     start("gptq_order");
     reshape("m.g_idx", 64, 0);
