@@ -44,7 +44,8 @@ OTHERS = {
     "model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight", "mtp.fc.weight": "blk.4.nextn.eh_proj.weight",
     "mtp.pre_fc_norm_embedding.weight": "blk.4.nextn.enorm.weight",
-    "mtp.pre_fc_norm_hidden.weight": "blk.4.nextn.hnorm.weight", "mtp.norm.weight": "blk.4.nextn.shared_head_norm.weight",
+    "mtp.pre_fc_norm_hidden.weight": "blk.4.nextn.hnorm.weight",
+    "mtp.norm.weight": "blk.4.nextn.shared_head_norm.weight",
 }
 
 

@@ -68,7 +68,8 @@ static int read_size(const struct gguf *g, const char *key, uint32_t max, uint32
     return 0;
 }
 
-/* The number of KV heads may be given per layer; GDN layers then have 0 or any. All attention layers have one number. */
+/* The number of KV heads may be given per layer; what GDN layers have there does not matter, attention layers have one
+ * number. */
 static int read_kv_heads(const struct gguf *g, struct model_config *m, struct error *e) {
     static const char key[] = ARCH ".attention.head_count_kv";
     const struct gguf_value *v = gguf_find(g, key);

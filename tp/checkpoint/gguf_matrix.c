@@ -1,7 +1,7 @@
 /* gguf_matrix.c - the block formats of GGUF behind the readers of base/quant.h. See gguf_model.h.
  *
- * A block is one row's 32 elements (or 256, in eight runs of 32) with its scales. Codes are shifted where that saves the
- * zeros: five- and six-bit codes are 8-bit ones whose zero is 128, as for Q8_0.
+ * A block is one row's 32 elements (or 256, in eight runs of 32) with its scales. Codes are shifted where that saves
+ * the zeros: five- and six-bit codes are 8-bit ones whose zero is 128, as for Q8_0.
  *
  *   type   code         zero  scale         minimum   group
  *   Q8_0   q + 128      128   d             -         32
