@@ -96,6 +96,7 @@ static int pack(struct pack *p, struct error *e) {
             .cache_dir = p->cache,
             .fingerprint = packed_fingerprint(p->model, fingerprint_model(&p->config, p->checkpoint, 0)),
             .config = &p->config,
+            .checkpoint = p->checkpoint,
             .tensors = p->tensors,
             .progress = show,
             .user = &progress};

@@ -49,6 +49,7 @@ struct packed_request {
             cache_dir; /* --packed-cache: only there; NULL = beside the model, else the user's cache folder */
     uint64_t fingerprint; /* packed_fingerprint() */
     const struct model_config *config;
+    const struct checkpoint *checkpoint; /* of the tensors; pages are let go as matrices are packed */
     const struct model_tensors *tensors;
     packed_progress *progress; /* of making; may be NULL */
     void *user;

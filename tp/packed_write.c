@@ -282,6 +282,7 @@ static int write_rows(
         packed_sum_add(&sums[leaf], from, run);
         r = write_at(w, from, run, m->entry.at + (leaf * strips + first / 16) * block);
     }
+    checkpoint_release(w->q->checkpoint);
     return r;
 }
 

@@ -125,6 +125,7 @@ static int open_packed(struct rank *r, const struct rank_options *o, struct erro
             .cache_dir = o->packed_cache,
             .fingerprint = packed_fingerprint(o->model_dir, r->fingerprint),
             .config = &r->config,
+            .checkpoint = r->checkpoint,
             .tensors = r->tensors,
             .progress = o->progress,
             .user = o->user};
@@ -192,6 +193,7 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
     if (rc < 0)
         return rc;
     struct weights_options wo = {.with_mtp = r->options.mtp,
+            .checkpoint = r->checkpoint,
             .packed = r->packed,
             .dummy = o->dummy,
             .dummy_quant = o->dummy_quant,

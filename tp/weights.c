@@ -270,6 +270,11 @@ static int walk_mtp(struct loader *l, const struct mtp_tensors *t, struct weight
     return r < 0 ? r : walk_layer(l, "mtp.layers.0.", &t->layer, true, &w->mtp);
 }
 
+static void release(const struct loader *l) {
+    if (l->context && l->options->checkpoint)
+        checkpoint_release(l->options->checkpoint);
+}
+
 /* w->layers must have m->n_layers elements when loading; counting uses one scratch layer. */
 static int walk_model(struct loader *l, const struct model_tensors *t, struct weights *w) {
     static const struct layer_tensors no_layer;
@@ -287,6 +292,7 @@ static int walk_model(struct loader *l, const struct model_tensors *t, struct we
         r = walk_layer(l, prefix, t ? &t->layers[i] : &no_layer, layer->attention, layer);
         if (r < 0)
             return r;
+        release(l);
     }
     if (l->options->with_mtp) {
         struct weights_layer *layer = &w->mtp;
@@ -302,6 +308,7 @@ static int walk_model(struct loader *l, const struct model_tensors *t, struct we
     r = load_linear(l, &head, 1.0f, &w->head);
     if (r < 0)
         return r;
+    release(l);
     r = load_norm(l, "", "norm", t ? t->norm : NULL, m->hidden_size, &w->final_norm);
     if (r < 0 || !l->dummy)
         return r;

@@ -44,6 +44,7 @@ struct weights_options {
     bool dummy;    /* no checkpoint: seeded values, not the same at another tp or rank count */
     uint64_t seed; /* dummy */
     const struct quant_matrix *dummy_quant; /* format, scale, group of dummy linears; NULL = BF16 */
+    const struct checkpoint *checkpoint;    /* whose pages are let go after each layer; NULL: none are */
     const struct packed *packed; /* tiles that are used where they lie; NULL = everything is packed here */
     void (*progress)(
             void *user, uint64_t bytes_done, uint64_t bytes_total, const char *what); /* may be NULL */

@@ -24,7 +24,7 @@ struct checkpoint {
     size_t n_shards, shards_size;
     struct tensor_list tensors;
     struct quant_config *quantisation; /* NULL: config.json says nothing of it */
-    struct gguf_checkpoint *gguf; /* NULL: safetensors */
+    struct gguf_checkpoint *gguf;      /* NULL: safetensors */
     uint64_t bytes;
 };
 
@@ -47,6 +47,13 @@ struct checkpoint *checkpoint_free(struct checkpoint *c) {
     gguf_checkpoint_free(c->gguf);
     free(c);
     return NULL;
+}
+
+void checkpoint_release(const struct checkpoint *c) {
+    for (size_t i = 0; i < c->n_shards; i++)
+        file_map_release(&c->shards[i].map);
+    if (c->gguf)
+        gguf_checkpoint_release(c->gguf);
 }
 
 const struct tensor *checkpoint_find(const struct checkpoint *c, const char *name) {

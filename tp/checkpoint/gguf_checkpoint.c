@@ -29,6 +29,11 @@ struct gguf_checkpoint *gguf_checkpoint_free(struct gguf_checkpoint *c) {
     return NULL;
 }
 
+void gguf_checkpoint_release(const struct gguf_checkpoint *c) {
+    for (size_t i = 0; i < c->n; i++)
+        file_map_release(&c->parts[i].map);
+}
+
 /* Does the part say of itself what its name says of it? */
 static int check_part(const struct part *p, uint32_t number, uint32_t n, struct error *e) {
     uint64_t no = 0, count = 1;

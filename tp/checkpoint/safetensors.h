@@ -62,6 +62,8 @@ int checkpoint_open(const char *dir, struct checkpoint **ret, struct error *e);
 /* One safetensors file by path (tests, goldens). */
 int checkpoint_open_file(const char *path, struct checkpoint **ret, struct error *e);
 struct checkpoint *checkpoint_free(struct checkpoint *c);
+/* Lets go of the pages that were touched so far; tensors stay valid. For who has used a part up: after each layer. */
+void checkpoint_release(const struct checkpoint *c);
 const struct tensor *checkpoint_find(const struct checkpoint *c, const char *name); /* NULL if absent */
 size_t checkpoint_count(const struct checkpoint *c);
 const struct tensor *checkpoint_at(const struct checkpoint *c, size_t i); /* in name order */
