@@ -37,13 +37,15 @@ static const char INSPECT_HELP[] =
         "\n"
         "Says what the checkpoint in DIR is (config.json and *.safetensors of a Qwen3.5 model), checks\n"
         "that every tensor is there and has its shape, and computes what each rank needs. Reads headers\n"
-        "only.\n"
+        "only, unless told to verify.\n"
         "\n"
         "  --tensor-parallel-size N   ranks to split it over, all on this machine: 1, 2, 4, 8 (default 1)\n"
         "  --max-model-len N          tokens of a sequence, at most the model's own limit (default 8192;\n"
         "                             0: that limit)\n"
         "  --max-num-seqs N           sequences at the same time (default 8)\n"
         "  --memory SIZE              to fit into, e.g. 24GB (default: what this machine has available)\n"
+        "  --verify                   compare the checksums of its packed file, if it has one: reads it all\n"
+        "  --packed-cache DIR         where that is (default: beside the model, or in ~/.cache/shardd)\n"
         "  --json                     print one JSON object\n"
         "\n"
         "Exit status: 0 it is valid and fits, 1 it does not, 2 wrong usage.\n"
@@ -134,13 +136,15 @@ static int parse_bytes(const char *text, uint64_t *ret) {
 /* --- inspect --- */
 
 static int run_inspect(int argc, char **argv) {
-    enum { TP = 256, LEN, SEQS, MEMORY, JSON, HELP };
+    enum { TP = 256, LEN, SEQS, MEMORY, VERIFY, CACHE, JSON, HELP };
     static const struct option flags[] = {
             {"tensor-parallel-size", required_argument, NULL, TP},
             {"tp", required_argument, NULL, TP},
             {"max-model-len", required_argument, NULL, LEN},
             {"max-num-seqs", required_argument, NULL, SEQS},
             {"memory", required_argument, NULL, MEMORY},
+            {"verify", no_argument, NULL, VERIFY},
+            {"packed-cache", required_argument, NULL, CACHE},
             {"json", no_argument, NULL, JSON},
             {"help", no_argument, NULL, HELP},
             {NULL, 0, NULL, 0},
@@ -163,6 +167,12 @@ static int run_inspect(int argc, char **argv) {
             break;
         case MEMORY:
             r = parse_bytes(optarg, &o.memory_bytes);
+            break;
+        case VERIFY:
+            o.verify = true;
+            break;
+        case CACHE:
+            o.cache_dir = optarg;
             break;
         case JSON:
             json = true;
@@ -189,9 +199,9 @@ static int run_inspect(int argc, char **argv) {
         inspect_print_json(i, stdout);
     else
         inspect_print(i, stdout);
-    bool fits = i->fits;
+    bool good = i->fits && !i->packed_damaged;
     inspect_free(i);
-    return fits ? EXIT_OK : EXIT_FAILED;
+    return good ? EXIT_OK : EXIT_FAILED;
 }
 
 /* --- synth --- */

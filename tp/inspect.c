@@ -1,6 +1,8 @@
 /* inspect.c - see inspect.h. */
 #include "tp/inspect.h"
 
+#include "tp/fingerprint.h"
+#include "tp/packed.h"
 #include "tp/shard.h"
 #include "tp/weights.h"
 
@@ -42,6 +44,82 @@ static void count_tensors(struct inspection *i) {
     for (uint32_t k = 0; k < i->config.n_layers; k++)
         i->n_attention_layers += i->config.is_attention[k];
     i->n_gdn_layers = i->config.n_layers - i->n_attention_layers;
+}
+
+/* --- how the matrices are stored --- */
+
+static void count_matrix(struct inspection *i, const char *part, const struct tensor *t) {
+    const char *stored = t ? t->quant ? t->quant->label : tensor_dtype_name(t->dtype) : NULL;
+    struct inspect_part *p = i->parts;
+    if (!t)
+        return;
+    while (p < i->parts + i->n_parts && (strcmp(p->part, part) != 0 || strcmp(p->stored, stored) != 0))
+        p++;
+    if (p == i->parts + i->n_parts) {
+        if (i->n_parts == INSPECT_PARTS_MAX)
+            return;
+        i->n_parts++;
+        p->part = part;
+        snprintf(p->stored, sizeof(p->stored), "%s", stored);
+    }
+    p->matrices++;
+    p->bytes += t->bytes;
+}
+
+static void count_layer(struct inspection *i, const struct layer_tensors *t, bool mtp) {
+    const struct tensor *const attention[] = {t->attention.q, t->attention.k, t->attention.v, t->attention.o},
+                               *const gdn[] = {t->gdn.in_qkv, t->gdn.in_z, t->gdn.in_b, t->gdn.in_a,
+                                       t->gdn.out},
+                               *const mlp[] = {t->gate, t->up, t->down};
+    for (size_t k = 0; k < sizeof(attention) / sizeof(*attention); k++)
+        count_matrix(i, mtp ? "MTP layer" : "attention", attention[k]);
+    for (size_t k = 0; k < sizeof(gdn) / sizeof(*gdn); k++)
+        count_matrix(i, "delta net", gdn[k]);
+    for (size_t k = 0; k < sizeof(mlp) / sizeof(*mlp); k++)
+        count_matrix(i, mtp ? "MTP layer" : "mlp", mlp[k]);
+}
+
+static void count_parts(struct inspection *i) {
+    const struct model_tensors *t = i->tensors;
+    for (int attention = 0; attention < 2; attention++) /* a part's lines follow one another */
+        for (uint32_t k = 0; k < t->n_layers; k++)
+            if (t->layers[k].is_attention == attention)
+                count_layer(i, &t->layers[k], false);
+    if (t->has_mtp) {
+        count_layer(i, &t->mtp.layer, true);
+        count_matrix(i, "MTP layer", t->mtp.fc);
+    }
+    count_matrix(i, "embedding", t->embed);
+    if (t->lm_head != t->embed)
+        count_matrix(i, "head", t->lm_head);
+}
+
+/* --- its packed file --- */
+
+static void verify_packed(struct inspection *i) {
+    const struct inspect_options *o = &i->options;
+    const struct packed_request q = {.model = o->dir,
+            .cache_dir = o->cache_dir,
+            .fingerprint = packed_fingerprint(o->dir, fingerprint_model(&i->config, i->checkpoint, 0)),
+            .config = &i->config,
+            .checkpoint = i->checkpoint,
+            .tensors = i->tensors};
+    struct packed *p = NULL;
+    struct error e = {0};
+    if (packed_look(&q, &p, &e)) {
+        int r = packed_verify(p, NULL, NULL, &e);
+        i->packed_damaged = r < 0;
+        if (r == 0)
+            snprintf(i->packed, sizeof(i->packed), "%s, %.2f GB, checksums right", packed_name(p),
+                    (double)packed_bytes(p) / GB);
+        else
+            snprintf(i->packed, sizeof(i->packed), "%s", e.text);
+    } else if (e.code) {
+        i->packed_damaged = e.code == -EBADMSG;
+        snprintf(i->packed, sizeof(i->packed), "not used: %s", e.text);
+    } else
+        snprintf(i->packed, sizeof(i->packed), "none; `shardd pack` makes it");
+    packed_free(p);
 }
 
 /* The bytes of all ranks for n sequences of max_model_len tokens. */
@@ -101,9 +179,12 @@ int inspect_open(const struct inspect_options *options, struct inspection **ret,
     if (i->options.memory_bytes == 0)
         i->options.memory_bytes = memory_available();
     count_tensors(i);
+    count_parts(i);
     r = measure(i, e);
     if (r < 0)
         goto fail;
+    if (i->options.verify)
+        verify_packed(i);
     *ret = i;
     return 0;
 fail:
@@ -186,6 +267,17 @@ static void print_tensors(const struct inspection *i, FILE *out) {
         fprintf(out, "%s\n", t->n_ignored > SHOWN_MAX ? ", ..." : "");
 }
 
+static void print_parts(const struct inspection *i, FILE *out) {
+    char text[24];
+    fprintf(out, "matrices\n");
+    for (uint32_t k = 0; k < i->n_parts; k++) {
+        const struct inspect_part *p = &i->parts[k];
+        fprintf(out, "  %-13s %u of %s, %s\n", p->part, p->matrices, p->stored, amount(p->bytes, text));
+    }
+    if (i->packed[0])
+        fprintf(out, "packed file     %s\n", i->packed);
+}
+
 static void print_memory(const struct inspection *i, FILE *out) {
     char a[24], b[24];
     fprintf(out, "memory of each of %u rank%s, for %u sequence%s of %u tokens\n", i->options.tp,
@@ -227,6 +319,7 @@ void inspect_print(const struct inspection *i, FILE *out) {
     fprintf(out, "%s\n", i->options.dir);
     print_model(i, out);
     print_tensors(i, out);
+    print_parts(i, out);
     print_memory(i, out);
     inspect_verdict(i, verdict, sizeof(verdict));
     fprintf(out, "%s\n", verdict);
@@ -301,6 +394,20 @@ static json_t *tensors_json(const struct inspection *i) {
     return object;
 }
 
+static json_t *parts_json(const struct inspection *i) {
+    json_t *array = json_array();
+    for (uint32_t k = 0; k < i->n_parts; k++) {
+        const struct inspect_part *p = &i->parts[k];
+        json_t *object = json_object();
+        json_object_set_new(object, "part", json_string(p->part));
+        json_object_set_new(object, "stored", json_string(p->stored));
+        json_object_set_new(object, "matrices", json_integer(p->matrices));
+        json_object_set_new(object, "bytes", json_integer((json_int_t)p->bytes));
+        json_array_append_new(array, object);
+    }
+    return array;
+}
+
 void inspect_print_json(const struct inspection *i, FILE *out) {
     const struct json_number memory[] = {
             {"ranks", i->options.tp},
@@ -322,6 +429,9 @@ void inspect_print_json(const struct inspection *i, FILE *out) {
     json_object_set_new(root, "path", json_string(i->options.dir));
     json_object_set_new(root, "model", model_json(i));
     json_object_set_new(root, "tensors", tensors_json(i));
+    json_object_set_new(root, "matrices", parts_json(i));
+    if (i->packed[0])
+        json_object_set_new(root, "packed", json_string(i->packed));
     json_object_set_new(root, "memory", numbers(memory, sizeof(memory) / sizeof(*memory)));
     json_object_set_new(root, "fits", json_boolean(i->fits));
     json_object_set_new(root, "verdict", json_string(verdict));

@@ -12,12 +12,23 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#define INSPECT_PARTS_MAX 48u
+
 struct inspect_options {
     const char *dir;
+    bool verify;            /* compare the checksums of the packed file, if there is one */
+    const char *cache_dir;  /* of packed files; NULL = the usual places */
     uint32_t tp;            /* ranks, all on this machine */
     uint32_t max_model_len; /* tokens; 0, or more than it takes = the model's own limit */
     uint32_t max_num_seqs;
     uint64_t memory_bytes; /* to fit into; 0 = what this machine has available now */
+};
+
+struct inspect_part { /* the matrices of one part of the model that are stored alike */
+    const char *part; /* "mlp" */
+    char stored[64];  /* "gptq int4 g128", "BF16" */
+    uint32_t matrices;
+    uint64_t bytes; /* in the checkpoint, scales and zeros included */
 };
 
 struct inspection {
@@ -27,6 +38,10 @@ struct inspection {
     struct model_tensors *tensors;
     uint32_t n_attention_layers, n_gdn_layers;
     uint64_t dtype_tensors[TENSOR_DTYPES]; /* how many of each */
+    struct inspect_part parts[INSPECT_PARTS_MAX];
+    uint32_t n_parts;
+    char packed[ERROR_TEXT_MAX + 64]; /* with verify: what was found */
+    bool packed_damaged;
 
     /* Per rank, rank 0's. */
     uint64_t weight_bytes;       /* packed matrices */

@@ -34,7 +34,7 @@ static int make_model(void **state) {
 
 static int remove_folder(const char *dir) {
     static const char *const names[] = {"config.json", "generation_config.json", "model.safetensors",
-            "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"};
+            "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "shardd-packed-cpu-1.bin"};
     for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
         char path[PATH_MAX];
         file_path(dir, names[i], path, NULL);
@@ -135,6 +135,24 @@ static void test_refusals(void **state) {
     assert_null(i);
 }
 
+static void test_parts(void **state) {
+    (void)state;
+    struct inspection *i = inspected(1, 1024, 2, 0);
+    uint64_t bytes = 0;
+    uint32_t matrices = 0;
+    for (uint32_t k = 0; k < i->n_parts; k++) {
+        const struct inspect_part *p = &i->parts[k];
+        assert_string_equal(p->stored, "BF16");
+        bytes += p->bytes;
+        matrices += p->matrices;
+    }
+    assert_int_equal(i->n_parts, i->tensors->has_mtp ? 6 : 5);
+    assert_int_equal(matrices, 3 * 8 + 7 + 2 + (i->tensors->has_mtp ? 8 : 0));
+    assert_true(bytes < i->tensors->bytes + i->tensors->mtp_bytes); /* vectors are not matrices */
+    assert_true(bytes > i->tensors->bytes - 200000);
+    inspect_free(i);
+}
+
 static void test_json(void **state) {
     (void)state;
     char *text = NULL;
@@ -153,6 +171,10 @@ static void test_json(void **state) {
     assert_int_equal(
             json_integer_value(json_object_get(about, "parameters")), model_config_parameters(&i->config));
     assert_true(json_is_true(json_object_get(root, "fits")));
+    json_t *part = json_array_get(json_object_get(root, "matrices"), 0);
+    assert_string_equal(json_string_value(json_object_get(part, "part")), "delta net");
+    assert_string_equal(json_string_value(json_object_get(part, "stored")), "BF16");
+    assert_int_equal(json_integer_value(json_object_get(part, "matrices")), 3 * 5);
     json_decref(root);
     free(text);
     inspect_free(i);
@@ -189,7 +211,7 @@ static void test_program(void **state) {
     expect("", 2, "usage: shardd inspect DIR");
     expect("--help", 0, "usage: shardd inspect DIR");
     expect("--version", 0, "shardd-checkpoint " SHARDD_VERSION);
-    expect("frobnicate", 2, "'frobnicate' is none of inspect, synth and quantize");
+    expect("frobnicate", 2, "'frobnicate' is none of inspect, synth, quantize and pack");
     expect("inspect --help", 0, "--tensor-parallel-size");
     expect("synth --help", 0, "--shard-size");
     expect("inspect", 2, "name one model folder");
@@ -204,6 +226,16 @@ static void test_program(void **state) {
     expect(arguments, 1, "does not fit: ");
     snprintf(arguments, sizeof(arguments), "inspect %s --tensor-parallel-size 16", model);
     expect(arguments, 1, "sizes that work: 1, 2, 4, 8");
+    snprintf(arguments, sizeof(arguments), "inspect %s --verify", model);
+    expect(arguments, 0, "packed file     none; `shardd pack` makes it");
+    expect("pack", 2, "name one model folder");
+    expect("pack --threads x y", 2, "a number from 0 to 1024 is expected");
+    expect("pack /no/such/model", 1, "/no/such/model/config.json: cannot open");
+    snprintf(arguments, sizeof(arguments), "pack %s --verify", model);
+    expect(arguments, 0, ", checksums right");
+    expect(arguments, 0, "there already, checksums right");
+    snprintf(arguments, sizeof(arguments), "inspect %s --verify", model);
+    expect(arguments, 0, ".bin, 0.01 GB, checksums right");
     expect("synth", 2, "name one folder to write");
     expect("synth --config 27c /tmp/x", 1, "--config 27c: there is no such file, and the names are 0.8b, 2b");
     expect("synth --dtype int4 /tmp/x", 2, "'int4' is not a value");
@@ -226,6 +258,7 @@ int main(void) {
             cmocka_unit_test(test_limits_of_the_model),
             cmocka_unit_test(test_verdicts),
             cmocka_unit_test(test_refusals),
+            cmocka_unit_test(test_parts),
             cmocka_unit_test(test_json),
             cmocka_unit_test(test_program),
     };
