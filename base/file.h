@@ -29,7 +29,7 @@ struct file_map {
     uint64_t bytes;
 };
 int file_map(const char *path, struct file_map *ret, struct error *e);
-/* Lets go of the pages that this process has touched; they are read again from the page cache when they are wanted. What
+/* Lets go of the pages that this process has touched; they come back from the page cache when they are wanted. What
  * has been used up is then no longer counted as this process's memory. */
 void file_map_release(const struct file_map *m);
 void file_unmap(struct file_map *m); /* sets data to NULL; a zeroed struct is fine */

@@ -4,21 +4,21 @@
  * the caller's. One packing serves every tensor-parallel size, as with k_tiles: a row-parallel shard takes whole
  * leaves, a column-parallel one whole strips.
  *
- * A matrix is 8 leaves of K/8 columns; a leaf is strips of 16 rows; a strip is tiles of 16 rows x 64 k, counted from the
- * leaf's first column. Rows are padded to 16 with zero bytes; a leaf's columns are padded to 64 with zeros or, where
- * quantised, with the code that is the zero of the leaf's last group: x must be 0 there. Four arrays follow one another,
- * each beginning at a multiple of 256 bytes:
+ * A matrix is 8 leaves of K/8 columns; a leaf is strips of 16 rows; a strip is tiles of 16 rows x 64 k, counted from
+ * the leaf's first column. Rows are padded to 16 with zero bytes; a leaf's columns are padded to 64 with zeros or,
+ * where quantised, with the code that is the zero of the leaf's last group: x must be 0 there. Four arrays follow one
+ * another, each beginning at a multiple of 256 bytes:
  *
  *   codes      [leaf][strip][tile][tile bytes]
  *   scales     [leaf][strip][slot][16 rows]    quantised, in the dtype of k_tiles.scale
  *   zeros      [leaf][strip][slot][16 rows]    u8, if there are zeros
  *   minimums   [leaf][strip][slot][16 rows]    f32, if there are minimums
  *
- * Slot s of a leaf is the weights' group (first column of the leaf / group) + s of the full K: a group that a leaf's end
- * cuts is in both. Every leaf has as many slots as the one that touches most groups; those left over are 0.
+ * Slot s of a leaf is the weights' group (first column of the leaf / group) + s of the full K: a group that a leaf's
+ * end cuts is in both. Every leaf has as many slots as the one that touches most groups; those left over are 0.
  *
- * Inside a tile. mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16") wants of A, 16 rows x 16 k, in lane t, with
- * g = t >> 2 and i = t & 3:
+ * Inside a tile. mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16") wants of A, 16 rows x 16 k, in lane t,
+ * with g = t >> 2 and i = t & 3:
  *
  *   a0 a1   row g       k = 2i, 2i + 1              a4 a5   row g       k = 2i + 8, 2i + 9
  *   a2 a3   row g + 8   k = 2i, 2i + 1              a6 a7   row g + 8   k = 2i + 8, 2i + 9

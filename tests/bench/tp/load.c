@@ -4,7 +4,7 @@
  *   bench-tp-load MODEL [THREADS]     THREADS 0: all cores
  *
  * Writes the packed file beside the model if it is not there. "cold" is after posix_fadvise(DONTNEED) of every file of
- * the folder, "warm" right after that. Loading includes everything up to the first step: pools, scratch, fingerprint. */
+ * the folder, "warm" right after that. Loading is everything up to the first step: pools, scratch, fingerprint too. */
 #include "tp/offline.h"
 
 #include <dirent.h>

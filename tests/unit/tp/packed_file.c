@@ -1,5 +1,5 @@
-/* packed_file.c - packed files: the same bits as the checkpoint at every tp, from one file that one rank makes; and what
- * is refused, by name. */
+/* packed_file.c - packed files: the same bits as the checkpoint at every tp, from one file that one rank makes; and
+ * what is refused, by name. */
 #include "bits_test.h"
 #include "tests/lib/gptq_checkpoint.h"
 #include "tp/packed.h"

@@ -44,12 +44,16 @@ static void good_flags(void **state) {
     worker_options_done(&o);
 
     must(parse(&o, &e,
-                 "--model /m --generate-ids 7,8,9 --tensor-parallel-size 2 --kv-cache-memory 5000000000"),
+                 "--model /m --generate-ids 7,8,9 --tensor-parallel-size 2 --kv-cache-memory 5000000000 "
+                 "--load-format packed --packed-cache /c --verify-weights --activations float"),
             &e);
     assert_int_equal(o.n_prompt, 3);
     assert_int_equal(o.prompt[2], 9);
     assert_int_equal(o.n_ranks, 2); /* all of them */
     assert_true(o.rank.kv_cache_bytes == 5000000000u);
+    assert_int_equal(o.rank.packed, RANK_PACKED_MAKE);
+    assert_string_equal(o.rank.packed_cache, "/c");
+    assert_true(o.rank.verify_packed && o.rank.float_activations && !o.rank.dummy);
     worker_options_done(&o);
 }
 
@@ -75,6 +79,7 @@ static void bad_flags(void **state) {
             {"--model /m --control-fd 3 --kv-cache-memory 1.5", "--kv-cache-memory"},
             {"--model /m --control-fd 3 --kv-cache-memory 8GB", "--kv-cache-memory"},
             {"--model /m --control-fd 3 --load-format gguf", "--load-format"},
+            {"--model /m --control-fd 3 --activations bf16", "--activations 'bf16': int8 or float"},
             {"--model /m --control-fd 3 --seed 18446744073709551616", "--seed"},
             {"--model /m --generate-ids 1,2,x", "--generate-ids"},
             {"--model /m --generate-ids 4294967295", "--generate-ids"},
