@@ -140,6 +140,7 @@ static int measure(struct inspection *i, struct error *e) {
         r = weights_bytes(&i->config, &shard, i->tensors, &weights, &i->weight_bytes, e);
     if (r < 0)
         return r;
+    i->weight_bytes += i->tensors->copied_bytes;
     const struct k_pool_options pool = {
             .slots = o->max_num_seqs,
             .pages = 1,
@@ -154,7 +155,7 @@ static int measure(struct inspection *i, struct error *e) {
                        k_comm_region_bytes(&shard.shape, ROWS_DEFAULT) / o->tp;
     i->pages = (uint64_t)o->max_num_seqs * pool.pages_per_slot;
     i->kv_bytes = i->pages * i->kv_page_bytes;
-    i->embedding_bytes = i->tensors->embed->bytes;
+    i->embedding_bytes = i->tensors->embed_copied ? 0 : i->tensors->embed->bytes;
     i->total_bytes = bytes_for(i, cost.fixed_bytes, o->max_num_seqs);
     i->one_sequence_bytes = bytes_for(i, cost.fixed_bytes, 1);
     i->rank_bytes = (i->total_bytes - i->embedding_bytes) / o->tp;
@@ -171,7 +172,7 @@ int inspect_open(const struct inspect_options *options, struct inspection **ret,
     if (r == 0)
         r = checkpoint_open(options->dir, &i->checkpoint, e);
     if (r == 0)
-        r = model_tensors_resolve(i->checkpoint, &i->config, &i->tensors, e);
+        r = model_tensors_survey(i->checkpoint, &i->config, &i->tensors, e);
     if (r < 0)
         goto fail;
     if (i->options.max_model_len == 0 || i->options.max_model_len > i->config.max_position_embeddings)
@@ -248,10 +249,10 @@ static void print_tensors(const struct inspection *i, FILE *out) {
     for (int d = 0; d < TENSOR_DTYPES; d++)
         if (i->dtype_tensors[d]) {
             fprintf(out, "%s %llu %s", separator, (unsigned long long)i->dtype_tensors[d],
-                    tensor_dtype_name((enum tensor_dtype)d));
+                    t->gguf && d == TENSOR_U8 ? "quantised" : tensor_dtype_name((enum tensor_dtype)d));
             separator = ",";
         }
-    fprintf(out, "\n  names         %slayers.0...\n", t->prefix);
+    fprintf(out, "\n  names         %s%s0...\n", t->gguf ? "" : t->prefix, t->gguf ? "blk." : "layers.");
     if (t->has_mtp)
         fprintf(out, "  MTP layer     %s\n", amount(t->mtp_bytes, text));
     if (t->n_vision)
@@ -283,14 +284,20 @@ static void print_memory(const struct inspection *i, FILE *out) {
     fprintf(out, "memory of each of %u rank%s, for %u sequence%s of %u tokens\n", i->options.tp,
             i->options.tp == 1 ? "" : "s", i->options.max_num_seqs, i->options.max_num_seqs == 1 ? "" : "s",
             i->options.max_model_len);
-    fprintf(out, "  weights       %s\n", amount(i->weight_bytes, a));
+    fprintf(out, "  weights       %s", amount(i->weight_bytes, a));
+    if (i->tensors->copied_bytes)
+        fprintf(out, " (%s of it copied out of the GGUF file%s)", amount(i->tensors->copied_bytes, b),
+                i->tensors->embed_copied ? ", the embedding as F16" : "");
+    fprintf(out, "\n");
     fprintf(out, "  KV            %s (%s a token)\n", amount(i->kv_bytes, a), amount(i->kv_token_bytes, b));
     fprintf(out, "  state         %s (%s a sequence)\n",
             amount(i->sequence_bytes * i->options.max_num_seqs, a), amount(i->sequence_bytes, b));
     fprintf(out, "  scratch       %s\n", amount(i->scratch_bytes, a));
     fprintf(out, "  together      %s\n", amount(i->rank_bytes, a));
-    fprintf(out, "memory of all ranks\n  needed        %s (%s of it the embedding table, shared)\n",
-            amount(i->total_bytes, a), amount(i->embedding_bytes, b));
+    fprintf(out, "memory of all ranks\n  needed        %s", amount(i->total_bytes, a));
+    if (i->embedding_bytes)
+        fprintf(out, " (%s of it the embedding table, shared)", amount(i->embedding_bytes, b));
+    fprintf(out, "\n");
     fprintf(out, "  available     %s\n", amount(i->options.memory_bytes, a));
 }
 

@@ -44,14 +44,14 @@ struct inspection {
     bool packed_damaged;
 
     /* Per rank, rank 0's. */
-    uint64_t weight_bytes;       /* packed matrices */
+    uint64_t weight_bytes;       /* packed matrices, and what is copied of a GGUF file */
     uint64_t kv_token_bytes;     /* KV of one token */
     uint64_t kv_page_bytes;      /* of PAGE_TOKENS */
     uint64_t sequence_bytes;     /* state, sampling and page table of a sequence */
     uint64_t scratch_bytes;      /* at the default --max-num-batched-tokens */
     uint64_t pages, kv_bytes;    /* for max_num_seqs sequences of max_model_len tokens */
     uint64_t rank_bytes;         /* all of these */
-    uint64_t embedding_bytes;    /* the mapped table, once for all ranks */
+    uint64_t embedding_bytes;    /* the mapped table, once for all ranks; 0 where each has its copy */
     uint64_t total_bytes;        /* all ranks and the table */
     uint64_t one_sequence_bytes; /* the same for one sequence: the least that serves at this length */
     bool fits;

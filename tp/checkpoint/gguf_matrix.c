@@ -43,22 +43,20 @@ float gguf_f16(uint16_t bits) {
     return value;
 }
 
-/* To nearest even; what is too large becomes infinite. */
+/* To nearest even; what is too large becomes infinite. Without branches, so that compilers make vectors of it: the
+ * normal and the subnormal form are both computed. */
 static uint16_t to_f16(float value) {
-    uint32_t bits;
+    uint32_t bits, small;
     memcpy(&bits, &value, sizeof(bits));
-    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
-    const uint32_t magnitude = bits & 0x7FFFFFFFu;
-    if (magnitude >= 0x477FF000u) /* 65520 and more, and what is no number */
-        return sign | 0x7C00u;
-    if (magnitude < 0x38800000u) { /* below 2^-14: units of 2^-24; the addition rounds to nearest even */
-        float positive, shifted;
-        memcpy(&positive, &magnitude, sizeof(positive));
-        shifted = positive + 0.5f;
-        memcpy(&bits, &shifted, sizeof(bits));
-        return (uint16_t)(sign | (bits - 0x3F000000u));
-    }
-    return (uint16_t)(sign | (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1)) >> 13);
+    const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+    float shifted;
+    memcpy(&shifted, &magnitude, sizeof(shifted));
+    shifted += 0.5f; /* below 2^-14: units of 2^-24, which is what the addition rounds to */
+    memcpy(&small, &shifted, sizeof(small));
+    const uint32_t normal = (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1)) >> 13;
+    uint32_t half = magnitude < 0x38800000u ? small - 0x3F000000u : normal;
+    half = magnitude >= 0x477FF000u ? 0x7C00u : half; /* 65520 and more, and what is no number */
+    return (uint16_t)(sign | half);
 }
 
 static float half_at(const unsigned char *p) {
@@ -288,15 +286,19 @@ int gguf_matrix_row_f16(const struct gguf_matrix *m, uint32_t row, uint16_t *ret
     unsigned char codes[RUN];
     struct quant_group g[2];
     const uint32_t group = m->q.group;
-    uint16_t infinite = 0;
-    for (uint32_t at = 0; at < m->q.columns; at += RUN) {
+    uint32_t infinite = 0;
+    for (uint32_t at = 0; at < m->q.columns; at += RUN, ret += RUN) {
+        float values[RUN];
         read_row(m, row, at, RUN, codes);
         read_groups(&m->q, row, at / group, RUN / group, g);
+        for (uint32_t half = 0; half < 2; half++) {
+            const struct quant_group own = g[half * 16 / group];
+            for (uint32_t i = half * 16; i < half * 16 + 16; i++)
+                values[i] = own.scale * (float)(codes[i] - own.zero) - own.minimum;
+        }
         for (uint32_t i = 0; i < RUN; i++) {
-            const struct quant_group *own = &g[i / group];
-            uint16_t half = to_f16(own->scale * (float)(codes[i] - own->zero) - own->minimum);
-            infinite |= (uint16_t)((half & 0x7C00u) == 0x7C00u);
-            ret[at + i] = half;
+            ret[i] = to_f16(values[i]);
+            infinite |= (ret[i] & 0x7C00u) == 0x7C00u;
         }
     }
     return infinite ? -ERANGE : 0;

@@ -122,6 +122,9 @@ static int copy_moved(
     const struct gguf_order rows = order_of(r, w, MOVE_ROWS), columns = order_of(r, w, MOVE_COLUMNS);
     const uint64_t size = tensor_dtype_bytes(p->tensor.dtype),
                    run = columns.ratio ? columns.unit : w->columns;
+    r->t->copied_bytes += t->bytes;
+    if (!r->with_copies)
+        return 0;
     char *to = malloc(t->bytes);
     if (!to)
         return error_set(r->e, -ENOMEM, "%s: out of memory for a copy of %.*s of %llu bytes", p->tensor.file,
@@ -189,7 +192,7 @@ static int make_part(
     to->dtype = t->type == GGUF_TENSOR_F32   ? TENSOR_F32
                 : t->type == GGUF_TENSOR_F16 ? TENSOR_F16
                                              : TENSOR_BF16;
-    if ((rows.ratio >= 2 || columns.ratio >= 2) && r->with_copies)
+    if (rows.ratio >= 2 || columns.ratio >= 2)
         return copy_moved(r, w, t, p);
     return 0;
 }
@@ -341,6 +344,8 @@ static int copy_embedding(const struct resolver *r, const struct part *from, str
     to->tensor.dtype = TENSOR_F16;
     to->tensor.bytes = bytes;
     to->tensor.data = from->matrix.data; /* never NULL */
+    r->t->copied_bytes += bytes;
+    r->t->embed_copied = true;
     if (!r->with_copies)
         return 0;
     uint16_t *table = malloc(bytes);

@@ -327,8 +327,8 @@ done:
     return r;
 }
 
-int model_tensors_survey(const struct checkpoint *c, const struct model_config *m,
-        struct model_tensors **ret, struct error *e) {
+int model_tensors_survey(const struct checkpoint *c, const struct model_config *m, struct model_tensors **ret,
+        struct error *e) {
     if (checkpoint_gguf(c))
         return gguf_tensors_resolve(c, m, /* with_copies= */ false, ret, e);
     return model_tensors_resolve(c, m, ret, e);
