@@ -22,11 +22,27 @@ static uint64_t spread(uint32_t word) {
     return (x | x << 4) & 0x0f0f0f0f0f0f0f0full;
 }
 
+/* Rows of words lie far apart, where no hardware looks ahead: this many are asked for before they are needed. */
+#define WORDS_AHEAD 16u
+
 static uint32_t input(const struct quant_matrix *q, uint32_t position) {
     return q->order ? q->order[position] : position;
 }
 
 /* --- codes --- */
+
+static void flip_bytes(uint8_t *p, uint32_t n, uint8_t flip) {
+    const uint64_t flips = flip * 0x0101010101010101ull;
+    uint64_t eight;
+    uint32_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        memcpy(&eight, p + i, 8);
+        eight ^= flips;
+        memcpy(p + i, &eight, 8);
+    }
+    for (; i < n; i++)
+        p[i] ^= flip;
+}
 
 void quant_codes_bytes(const struct quant_matrix *q, uint32_t row, uint32_t n_rows, uint32_t column,
         uint32_t n_columns, uint8_t *ret) {
@@ -38,8 +54,8 @@ void quant_codes_bytes(const struct quant_matrix *q, uint32_t row, uint32_t n_ro
                 ret[i] = from[q->order[column + i]];
         else
             memcpy(ret, from + column, n_columns);
-        for (uint32_t i = 0; l->flip && i < n_columns; i++)
-            ret[i] ^= l->flip;
+        if (l->flip)
+            flip_bytes(ret, n_columns, l->flip);
     }
 }
 
@@ -71,6 +87,10 @@ void quant_codes_columns(const struct quant_matrix *q, uint32_t row, uint32_t n_
         uint32_t k = input(q, column + i);
         const uint8_t *from = l->codes + k / per * l->code_stride + row * 4ull;
         if (!q->order && k % per == 0 && n_columns - i >= per) {
+            if (n_columns - i > WORDS_AHEAD * per) {
+                __builtin_prefetch(from + WORDS_AHEAD * l->code_stride);
+                __builtin_prefetch(from + WORDS_AHEAD * l->code_stride + 4 * n_rows - 1);
+            }
             for (uint32_t r = 0; r < n_rows; r++) {
                 uint32_t word = load32(from + 4 * r);
                 uint64_t codes = per == 8 ? spread(word) : word;
@@ -85,17 +105,32 @@ void quant_codes_columns(const struct quant_matrix *q, uint32_t row, uint32_t n_
     }
 }
 
-/* 8 rows x 8 columns at once: words of eight columns, turned. */
-static void awq_block(const uint8_t *from, uint64_t stride, uint32_t n_columns, uint8_t *ret) {
-    uint64_t columns[8];
+/* The upper part of each block of a with the lower one of b. */
+static inline void swap(uint64_t *a, uint64_t *b, uint32_t shift, uint64_t mask) {
+    uint64_t both = (*a >> shift ^ *b) & mask;
+    *b ^= both;
+    *a ^= both << shift;
+}
+
+/* 8 words of a row each, eight codes in a word: turned so that ret[i] has code i of each, as bytes. */
+static void turn(const uint8_t *from, uint64_t stride, uint64_t ret[8]) {
     for (uint32_t k = 0; k < 8; k++)
-        columns[k] = spread(load32(from + k * stride));
-    for (uint32_t r = 0; r < 8; r++) {
-        uint64_t codes = 0;
-        for (uint32_t k = 0; k < 8; k++)
-            codes |= (columns[k] >> 8 * QUANT_AWQ_SLOTS[r] & 15) << 8 * k;
-        memcpy(ret + (size_t)r * n_columns, &codes, 8);
+        ret[k] = spread(load32(from + k * stride));
+    for (uint32_t k = 0; k < 4; k++) /* 4 x 4 bytes change places, then 2 x 2, then single ones */
+        swap(&ret[k], &ret[k + 4], 32, 0x00000000ffffffffull);
+    for (uint32_t k = 0; k < 2; k++) {
+        swap(&ret[k], &ret[k + 2], 16, 0x0000ffff0000ffffull);
+        swap(&ret[k + 4], &ret[k + 6], 16, 0x0000ffff0000ffffull);
     }
+    for (uint32_t k = 0; k < 8; k += 2)
+        swap(&ret[k], &ret[k + 1], 8, 0x00ff00ff00ff00ffull);
+}
+
+static void awq_block(const uint8_t *from, uint64_t stride, uint32_t n_columns, uint8_t *ret) {
+    uint64_t slots[8];
+    turn(from, stride, slots);
+    for (uint32_t r = 0; r < 8; r++)
+        memcpy(ret + (size_t)r * n_columns, &slots[QUANT_AWQ_SLOTS[r]], 8);
 }
 
 void quant_codes_awq(const struct quant_matrix *q, uint32_t row, uint32_t n_rows, uint32_t column,
@@ -105,6 +140,8 @@ void quant_codes_awq(const struct quant_matrix *q, uint32_t row, uint32_t n_rows
     while (i < n_columns) {
         const uint8_t *from = l->codes + (column + i) * l->code_stride;
         if (row % 8 == 0 && n_rows % 8 == 0 && n_columns - i >= 8) {
+            for (uint32_t k = WORDS_AHEAD; k < WORDS_AHEAD + 8 && n_columns - i > k; k++)
+                __builtin_prefetch(from + row / 2 + k * l->code_stride);
             for (uint32_t r = 0; r < n_rows; r += 8)
                 awq_block(from + (row + r) / 2, l->code_stride, n_columns, ret + (size_t)r * n_columns + i);
             i += 8;
