@@ -132,8 +132,7 @@ static int check_entry(const struct packed *p, uint32_t i, uint64_t names_bytes,
         return damaged(p, "its table holds sizes or types that do not exist", e);
     if (t->quantised && (t->group == 0 || t->group > t->columns || (t->group % 16 && t->group != t->columns)))
         return damaged(p, "its table holds groups that do not exist", e);
-    const struct k_tiles tiles = {.data = p->data + t->at,
-            .rows = t->rows,
+    struct k_tiles tiles = {.rows = t->rows,
             .columns = t->columns,
             .dtype = (enum k_dtype)t->dtype,
             .quantised = t->quantised,
@@ -145,6 +144,7 @@ static int check_entry(const struct packed *p, uint32_t i, uint64_t names_bytes,
     if (t->at < h->data_at || t->at % PACKED_ALIGN != 0 || __builtin_add_overflow(t->at, t->bytes, &end) ||
             end > p->bytes || t->bytes != k_tiles_bytes(&tiles))
         return damaged(p, "a matrix of its table does not lie in it", e);
+    tiles.data = p->data + t->at;
     p->tiles[i] = tiles;
     return 0;
 }
