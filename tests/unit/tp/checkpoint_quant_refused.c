@@ -124,12 +124,12 @@ static void accepted(const char *inside) {
         fail_msg("%s", e.text);
 }
 
-#define FETCH ": this tensor is not in the checkpoint, but others of this quantised matrix are: fetch the "
-"checkpoint again"
+#define FETCH                                                                                                \
+    ": this tensor is not in the checkpoint, but others of this quantised matrix are: fetch the "            \
+    "checkpoint again"
 #define BOTH ": are both files of one checkpoint?"
 
-        static void
-        test_missing(void **state) {
+static void test_missing(void **state) {
     static const char *const needed[][3] = {{"gptq_v1_g32", "m.scales", GPTQ},
             {"gptq_v1_g32", "m.qzeros", GPTQ}, {"gptq_order", "m.g_idx", GPTQ ",'desc_act':true"},
             {"awq_g32", "m.qzeros", AWQ}, {"packed_g32", "m.weight_scale", G32},
