@@ -68,6 +68,11 @@ static void show(void *user, uint64_t done, uint64_t total, const char *what) {
             p->terminal ? "" : "\n");
 }
 
+static void tell(void *user, const char *text) {
+    (void)user;
+    fprintf(stderr, "%s\n", text);
+}
+
 static struct progress progress_begin(const char *verb) {
     double now = now_s();
     return (struct progress){.begin = now, .last = now, .verb = verb, .terminal = isatty(STDERR_FILENO)};
@@ -99,11 +104,9 @@ static int pack(struct pack *p, struct error *e) {
             .checkpoint = p->checkpoint,
             .tensors = p->tensors,
             .progress = show,
+            .note = tell,
             .user = &progress};
-    struct error why;
-    bool there = packed_look(&q, &p->packed, &why);
-    if (!there && why.code)
-        fprintf(stderr, "%s\n", why.text);
+    bool there = packed_look(&q, &p->packed, NULL);
     if (!there)
         r = packed_make(&q, p->context, &p->packed, e);
     progress_end(&progress);

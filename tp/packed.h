@@ -51,14 +51,15 @@ struct packed_request {
     const struct model_config *config;
     const struct checkpoint *checkpoint; /* of the tensors; pages are let go as matrices are packed */
     const struct model_tensors *tensors;
-    packed_progress *progress; /* of making; may be NULL */
+    packed_progress *progress;                  /* of making; may be NULL */
+    void (*note)(void *user, const char *text); /* why a file does not serve, that one is made; may be NULL */
     void *user;
 };
 
 /* What a packed file must be of; fingerprint_of_model is fingerprint_model()'s. */
 uint64_t packed_fingerprint(const char *model, uint64_t fingerprint_of_model);
 /* Opens the packed file of these weights where it is there. Otherwise false and *ret is NULL; if a file was found that
- * does not serve, *why says why (code 0: there is none). */
+ * does not serve, *why (NULL ok) says why (code 0: there is none). */
 bool packed_look(const struct packed_request *q, struct packed **ret, struct error *why);
 /* packed_look(), and makes the file where that found none: streaming, into a temporary file that is then renamed. Ranks
  * and processes that want the same file wait for the one that makes it. */

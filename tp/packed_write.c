@@ -60,12 +60,15 @@ static int in_cache(const struct packed_request *q, const char *dir, char ret[PA
 }
 
 static int users_cache(char ret[PATH_MAX], struct error *e) {
-    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    const char *unit = getenv("CACHE_DIRECTORY"), *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (unit && unit[0] == '/') /* systemd's CacheDirectory=: the first of a list */
+        return join(ret, e, "%.*s", (int)strcspn(unit, ":"), unit);
     if (xdg && xdg[0] == '/')
         return join(ret, e, "%s/shardd", xdg);
     if (home && home[0] == '/')
         return join(ret, e, "%s/.cache/shardd", home);
-    return error_set(e, -ENOENT, "there is no cache folder: neither XDG_CACHE_HOME nor HOME is set");
+    return error_set(e, -ENOENT,
+            "there is no cache folder: neither HOME nor XDG_CACHE_HOME nor CACHE_DIRECTORY is set");
 }
 
 /* Opens the file at path if it serves. The first reason why one does not is kept in *why. */
@@ -79,6 +82,9 @@ static bool opens(const struct packed_request *q, const char *path, struct packe
 
 bool packed_look(const struct packed_request *q, struct packed **ret, struct error *why) {
     char path[PATH_MAX], cache[PATH_MAX];
+    struct error unwanted;
+    if (!why)
+        why = &unwanted;
     *ret = NULL;
     *why = (struct error){0};
     if (q->cache_dir)
@@ -375,6 +381,12 @@ static int write_file(struct writer *w) {
         return error_set(w->e, r,
                 "%s: cannot take %.2f GB there: %s; name another folder with --packed-cache", w->path,
                 (double)w->file_bytes / 1e9, strerror(-r));
+    if (w->q->note) {
+        char text[PATH_MAX + 160];
+        snprintf(text, sizeof(text), "packing %.2f GB of weights into %s, once: later starts map that file",
+                (double)w->file_bytes / 1e9, w->path);
+        w->q->note(w->q->user, text);
+    }
     w->buffer = k_host_alloc(w->context, buffer_bytes(w));
     if (!w->buffer)
         return error_set(w->e, -ENOMEM, "out of memory for %" PRIu64 " bytes to pack in", buffer_bytes(w));
@@ -457,9 +469,10 @@ int packed_make(const struct packed_request *q, struct k_context *c, struct pack
     char path[PATH_MAX], temporary[PATH_MAX];
     struct error why;
     int fd = -1, r = 0;
-    packed_look(q, ret, &why);
-    if (*ret)
+    if (packed_look(q, ret, &why))
         return 0;
+    if (why.code && q->note)
+        q->note(q->user, why.text);
     r = place_of_new(q, path, e);
     if (r == 0)
         r = join(temporary, e, "%s.part", path);

@@ -128,6 +128,7 @@ static int open_packed(struct rank *r, const struct rank_options *o, struct erro
             .checkpoint = r->checkpoint,
             .tensors = r->tensors,
             .progress = o->progress,
+            .note = o->note,
             .user = o->user};
     struct error why = {0};
     int rc = 0;

@@ -55,6 +55,7 @@ struct rank_options {
     void *comm_region;    /* shared by all ranks, rank_comm_bytes() long, zeroed once; NULL when tp == 1 */
     size_t comm_bytes;
     void (*progress)(void *user, uint64_t bytes_done, uint64_t bytes_total, const char *what);
+    void (*note)(void *user, const char *text); /* a sentence for the log; may be NULL */
     void *user;
 };
 

@@ -47,11 +47,17 @@ static int run(struct offline *o, const struct worker_options *options, struct e
     return r;
 }
 
+static void on_note(void *user, const char *text) {
+    (void)user;
+    log_notice("%s", text);
+}
+
 int worker_generate(const struct worker_options *options) {
     struct error e = {0};
     struct offline *o = NULL;
     struct rank_options rank = options->rank;
     rank.threads = worker_threads(options);
+    rank.note = on_note;
     if (!rank.max_num_seqs)
         rank.max_num_seqs = 1;
     int r = offline_create(&rank, &o, &e);

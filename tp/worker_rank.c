@@ -25,6 +25,11 @@ static void on_progress(void *user, uint64_t done, uint64_t total, const char *w
     atomic_store(&w->bytes_done, done);
 }
 
+static void on_note(void *user, const char *text) {
+    const struct worker_rank *w = user;
+    log_notice("rank %u: %s", w->options.rank, text);
+}
+
 struct at_work { /* what the step's marks publish */
     struct step_ring *ring;
     uint64_t step;
@@ -169,6 +174,7 @@ int worker_rank_start(
         struct worker_rank *w, const struct rank_options *options, int event_fd, struct error *e) {
     *w = (struct worker_rank){.options = *options, .event_fd = event_fd};
     w->options.progress = on_progress;
+    w->options.note = on_note;
     w->options.user = w;
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->changed, NULL);
