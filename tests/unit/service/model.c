@@ -1,0 +1,129 @@
+/* model.c - what the coordinator takes out of a GGUF model: names, ids that end a text, tokenizer, chat template, and
+ * which files beside it win. */
+#include "daemon/service/model.h"
+
+#include "base/file.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define GOLDEN TESTS_DIR "/golden/"
+
+static char folder[64];
+
+static int make_folder(void **state) {
+    (void)state;
+    snprintf(folder, sizeof(folder), "/tmp/shardd-model-XXXXXX");
+    return mkdtemp(folder) ? 0 : -1;
+}
+
+static int remove_folder(void **state) {
+    (void)state;
+    return rmdir(folder);
+}
+
+static const char *in_folder(const char *name) {
+    static char path[PATH_MAX];
+    assert_int_equal(file_path(folder, name, path, NULL), 0);
+    return path;
+}
+
+static void copy(const char *from, const char *name) {
+    char *data = NULL;
+    size_t bytes = 0;
+    assert_int_equal(file_read(from, 1u << 20, &data, &bytes, NULL), 0);
+    assert_int_equal(file_replace(in_folder(name), data, bytes, 0600, NULL), 0);
+    free(data);
+}
+
+static void write_text(const char *name, const char *text) {
+    assert_int_equal(file_replace(in_folder(name), text, strlen(text), 0600, NULL), 0);
+}
+
+static void drop(const char *name) {
+    assert_int_equal(unlink(in_folder(name)), 0);
+}
+
+static struct model *load(const char *path) {
+    struct model *m = NULL;
+    struct error e = {0};
+    if (model_load(path, NULL, 0, &m, &e) < 0)
+        fail_msg("%s", e.text);
+    return m;
+}
+
+static bool stops_at(const struct model *m, const char *text) {
+    uint32_t id = 0;
+    assert_int_equal(tokenizer_find(m->tokenizer, text, &id), 0);
+    for (size_t i = 0; i < m->generation.n_stop_ids; i++)
+        if (m->generation.stop_ids[i] == id)
+            return true;
+    return false;
+}
+
+static void test_file_alone(void **state) {
+    (void)state;
+    copy(GOLDEN "gguf/tokenizer.gguf", "Small-Q8_0.gguf");
+    for (int by_folder = 0; by_folder < 2; by_folder++) {
+        struct model *m = load(by_folder ? folder : in_folder("Small-Q8_0.gguf"));
+        assert_string_equal(m->names[0], by_folder ? strrchr(folder, '/') + 1 : "Small-Q8_0");
+        assert_string_equal(m->architecture, "qwen35");
+        assert_int_equal(m->template.kind, CHAT_TEMPLATE_QWEN35);
+        assert_true(stops_at(m, "<|im_end|>"));
+        assert_true(stops_at(m, "<|endoftext|>"));
+        model_free(m);
+    }
+    drop("Small-Q8_0.gguf");
+}
+
+static void test_files_beside_it_win(void **state) {
+    (void)state;
+    struct model *m;
+    struct error e = {0};
+    copy(GOLDEN "gguf/tokenizer.gguf", "m.gguf");
+    write_text("chat_template.jinja", "another");
+    write_text("generation_config.json", "{\"top_k\": 7, \"eos_token_id\": 5}");
+    m = load(in_folder("m.gguf"));
+    assert_int_equal(m->template.kind, CHAT_TEMPLATE_NONE);
+    assert_non_null(strstr(m->template_error.text, "chat_template.jinja"));
+    assert_int_equal(m->generation.sampling.top_k, 7);
+    assert_int_equal(m->generation.stop_ids[0], 5);
+    assert_true(stops_at(m, "<|im_end|>"));
+    model_free(m);
+    write_text("tokenizer.json", "{}");
+    m = NULL;
+    assert_int_equal(model_load(in_folder("m.gguf"), NULL, 0, &m, &e), -EBADMSG);
+    assert_non_null(strstr(e.text, "tokenizer.json"));
+    assert_null(m);
+    drop("tokenizer.json");
+    drop("generation_config.json");
+    drop("chat_template.jinja");
+    drop("m.gguf");
+}
+
+static void test_broken_file(void **state) {
+    (void)state;
+    struct model *m = NULL;
+    struct error e = {0};
+    write_text("m.gguf", "GGUF\3");
+    assert_int_equal(model_load(folder, NULL, 0, &m, &e), -EBADMSG);
+    assert_string_equal(e.text, "m.gguf: ends inside its header: it is truncated, fetch it again");
+    assert_null(m);
+    drop("m.gguf");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+            cmocka_unit_test(test_file_alone),
+            cmocka_unit_test(test_files_beside_it_win),
+            cmocka_unit_test(test_broken_file),
+    };
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}
