@@ -77,9 +77,9 @@ struct model_tensors {
     uint32_t n_ignored;
     struct quant_tensor *quantised; /* the matrices put together here, owned; NULL: none */
     struct gguf_parts *gguf; /* of a GGUF checkpoint: what the pointers above lead into, owned; else NULL */
-    uint64_t
-            copied_bytes; /* of a GGUF checkpoint: memory of this process that holds copies; the embedding is */
-    bool embed_copied;    /* among them where embed_copied */
+    /* Of a GGUF checkpoint: memory of this process that holds copies, and whether the embedding is one of them. */
+    uint64_t copied_bytes;
+    bool embed_copied;
 };
 
 /* 0; -ENOENT: a tensor is missing; -EINVAL: a shape differs; -ENOTSUP: a dtype that is not read. A checkpoint
@@ -87,7 +87,8 @@ struct model_tensors {
  * accepted. */
 int model_tensors_resolve(const struct checkpoint *c, const struct model_config *m,
         struct model_tensors **ret, struct error *e);
-/* The same to look at sizes only: what would be copied into memory (of GGUF files) is not, and data must not be read. */
+/* The same to look at sizes only: what would be copied into memory (of GGUF files) is not, so data must not be
+ * read. */
 int model_tensors_survey(const struct checkpoint *c, const struct model_config *m, struct model_tensors **ret,
         struct error *e);
 struct model_tensors *model_tensors_free(struct model_tensors *t); /* NULL ok; returns NULL */
