@@ -6,9 +6,8 @@
  * stream; two strips and as many rows as the registers hold for more. */
 #pragma once
 
+#include "kernels/cpu/body_walk.h"
 #include "kernels/cpu/body_widen.h"
-
-#define AHEAD_BYTES 3072u /* how far before their use weights are fetched */
 
 /* The activations of a run of 128 k (or what the leaf has left): codes and their scale. */
 static void quantise_run(const float *x, uint32_t n, int8_t *codes, float *scale) {
@@ -48,6 +47,122 @@ ALWAYS_INLINE v16i dot_quad(v16i acc, v16i codes, const int8_t *x, const uint32_
     return kind == KIND_INT4 ? vi_dot4_nibbles(acc, codes, quad) : vi_dot4(acc, codes, quad);
 }
 
+/* leaf[r] takes the segment's sums of one strip. */
+ALWAYS_INLINE void segment_add(const struct form *f, const uint8_t *block, uint32_t segment,
+        const float *scales, const int32_t *sums, const uint32_t nr, const uint32_t kind, const v16i *acc,
+        v16 *leaf) {
+    const v16 scale = segment_scales(f, block, segment);
+    const int32_t common = kind == KIND_INT4 ? 8 : 128;
+    if (!f->zeros && !f->minimums) {
+        UNROLL for (uint32_t r = 0; r < nr; r++) {
+            const v16 n = v_of_int(vi_sub(acc[r], vi_set1((uint32_t)(common * sums[r]))));
+            leaf[r] = v_fma(n, v_mul(scale, v_set1(scales[r])), leaf[r]);
+        }
+        return;
+    }
+    const v16i zero = segment_zeros(f, block, segment);
+    const v16 minimum = f->minimums ? segment_minimums(f, block, segment) : scale;
+    UNROLL for (uint32_t r = 0; r < nr; r++) {
+        const v16 n = v_of_int(vi_sub(acc[r], vi_mul(zero, vi_set1((uint32_t)sums[r])))),
+                  x_scale = v_set1(scales[r]);
+        leaf[r] = v_fma(n, v_mul(scale, x_scale), leaf[r]);
+        if (f->minimums)
+            leaf[r] = v_nfma(v_set1((float)sums[r]), v_mul(minimum, x_scale), leaf[r]);
+    }
+}
+
+/* --- few rows: strip after strip, so that the weights are read as one stream --- */
+
+/* acc[r] = codes times row r over one segment of n_loads vectors; x is [quad][nr][4]. Two or four sums take turns, so that
+ * no addition waits for the one before. */
+ALWAYS_INLINE void few_sums(const uint8_t *codes, const uint8_t *ahead, const int8_t *x, uint64_t n_loads,
+        const uint32_t nr, const uint32_t kind, v16i *acc) {
+    const uint64_t x_load = (kind == KIND_INT4 ? 8 : 4) * nr;
+    v16i more[3][SMALL_ROWS];
+    UNROLL for (uint32_t r = 0; r < nr; r++) {
+        acc[r] = more[0][r] = more[1][r] = more[2][r] = vi_set1(0);
+    }
+    const v16i nibble = vi_set1(0x0f0f0f0f);
+    uint64_t v = 0;
+    for (; v + 2 <= n_loads; v += 2, codes += 128, ahead += 128, x += 2 * x_load) {
+        __builtin_prefetch(ahead);
+        __builtin_prefetch(ahead + 64);
+        const v16i c = vi_load(codes), d = vi_load(codes + 64);
+        UNROLL for (uint32_t r = 0; r < nr; r++) {
+            if (kind == KIND_INT4) {
+                acc[r] = dot_quad(acc[r], vi_and(c, nibble), x + r * 4, kind);
+                more[0][r] =
+                        dot_quad(more[0][r], vi_and(vi_shift_right(c, 4), nibble), x + (nr + r) * 4, kind);
+                more[1][r] = dot_quad(more[1][r], vi_and(d, nibble), x + (2 * nr + r) * 4, kind);
+                more[2][r] = dot_quad(
+                        more[2][r], vi_and(vi_shift_right(d, 4), nibble), x + (3 * nr + r) * 4, kind);
+            } else {
+                acc[r] = dot_quad(acc[r], c, x + r * 4, kind);
+                more[0][r] = dot_quad(more[0][r], d, x + (nr + r) * 4, kind);
+            }
+        }
+    }
+    if (v < n_loads) {
+        const v16i c = vi_load(codes);
+        UNROLL for (uint32_t r = 0; r < nr; r++) {
+            acc[r] = dot_quad(acc[r], kind == KIND_INT4 ? vi_and(c, nibble) : c, x + r * 4, kind);
+            if (kind == KIND_INT4)
+                more[1][r] =
+                        dot_quad(more[1][r], vi_and(vi_shift_right(c, 4), nibble), x + (nr + r) * 4, kind);
+        }
+    }
+    UNROLL for (uint32_t r = 0; r < nr; r++) {
+        acc[r] = vi_add(acc[r], more[0][r]);
+        if (kind == KIND_INT4)
+            acc[r] = vi_add(acc[r], vi_add(more[1][r], more[2][r]));
+    }
+}
+
+ALWAYS_INLINE void few_rows(const struct k_linear *w, uint32_t first, uint32_t n, const struct codes_tile *t,
+        const uint32_t nr, const uint32_t kind, float (*sums)[OUT_MAX][16]) {
+    const struct strip *strip = &w->strips[first];
+    const struct form *f = &w->pieces[strip->piece].form;
+    const struct cutting *cut = &w->cuts[w->pieces[strip->piece].cut];
+    for (uint32_t l = 0; l < w->leaves; l++) {
+        const uint32_t from = cut->leaf_first[l], n_segments = cut->leaf_first[l + 1] - from;
+        const struct segment *segments = &cut->segments[from];
+        const float *scales = t->scales + (uint64_t)from * nr;
+        const int32_t *x_sums = t->sums + (uint64_t)from * nr;
+        for (uint32_t s = 0; s < n; s++) {
+            const uint8_t *block = strip->data + l * strip->leaf_stride + (uint64_t)s * f->bytes,
+                          *codes = block;
+            const uint8_t *ahead = block_ahead(w, first, n, s, l, f->bytes);
+            v16 leaf[SMALL_ROWS];
+            UNROLL for (uint32_t r = 0; r < nr; r++) leaf[r] = v_set1(0.0f);
+            __builtin_prefetch(ahead + f->scales_at);
+            for (uint32_t i = 0; i < n_segments; i++) {
+                const struct segment *g = &segments[i];
+                const uint64_t n_loads = kind == KIND_INT4 ? (g->n + 7) / 8 : (g->n + 3) / 4;
+                v16i acc[SMALL_ROWS];
+                few_sums(codes, ahead, t->x + (uint64_t)g->x_at * nr, n_loads, nr, kind, acc);
+                segment_add(f, block, i, scales + i * nr, x_sums + i * nr, nr, kind, acc, leaf);
+                codes += n_loads * 64;
+                ahead += n_loads * 64;
+            }
+            UNROLL for (uint32_t r = 0; r < nr; r++) v_store(sums[l][s * nr + r], leaf[r]);
+        }
+    }
+}
+#define FEW_ROWS(kind)                                                                                       \
+    (t->rows == 1          ? few_rows(w, first, n, t, 1, kind, sums)                                         \
+            : t->rows == 2 ? few_rows(w, first, n, t, 2, kind, sums)                                         \
+                           : few_rows(w, first, n, t, 3, kind, sums))
+static void few_rows_int4(const struct k_linear *w, uint32_t first, uint32_t n, const struct codes_tile *t,
+        float (*sums)[OUT_MAX][16]) {
+    FEW_ROWS(KIND_INT4);
+}
+static void few_rows_int8(const struct k_linear *w, uint32_t first, uint32_t n, const struct codes_tile *t,
+        float (*sums)[OUT_MAX][16]) {
+    FEW_ROWS(KIND_INT8);
+}
+
+/* --- more rows --- */
+
 /* Where the codes of a segment are, strips `stride` apart, and what to fetch meanwhile. */
 struct codes_from {
     const uint8_t *codes, *ahead;
@@ -55,84 +170,32 @@ struct codes_from {
 };
 
 /* acc[s * nr + r] = codes of strip s times row r over one segment; x is [quad][x_rows][4]. */
-ALWAYS_INLINE void segment_sums(const struct codes_from *from, const int8_t *x, uint32_t x_rows, uint32_t n,
+ALWAYS_INLINE void segment_sums(const struct codes_from *from, const int8_t *x, uint64_t x_rows, uint32_t n,
         const uint32_t ns, const uint32_t nr, const uint32_t kind, v16i *acc) {
-    const uint32_t per_load = kind == KIND_INT4 ? 8 : 4, n_loads = (n + per_load - 1) / per_load;
-    const bool two = ns * nr <= 4; /* few sums: take turns, so that no addition waits for the one before */
-    v16i odd[LANES_CODES_STRIPS * LANES_CODES_ROWS];
+    const uint64_t x_quad = x_rows * 4;
+    const uint8_t *codes = from->codes, *const end = codes + segment_bytes(kind, n);
+    const int64_t ahead = from->ahead - codes;
+    const v16i nibble = vi_set1(0x0f0f0f0f);
     UNROLL for (uint32_t i = 0; i < ns * nr; i++) acc[i] = vi_set1(0);
-    if (two) {
-        UNROLL for (uint32_t i = 0; i < ns * nr; i++) odd[i] = vi_set1(0);
-    }
-    uint32_t v = 0;
-    if (kind == KIND_INT4) {
-        const v16i nibble = vi_set1(0x0f0f0f0f);
-        for (; v < n_loads; v++) {
-            v16i low[2], high[2];
-            UNROLL for (uint32_t s = 0; s < ns; s++) {
-                __builtin_prefetch(from->ahead + s * from->stride + v * 64);
-                v16i c = vi_load(from->codes + s * from->stride + v * 64);
-                low[s] = vi_and(c, nibble);
-                high[s] = vi_and(vi_shift_right(c, 4), nibble);
-            }
-            const int8_t *xv = x + (uint64_t)v * 2 * x_rows * 4;
-            UNROLL for (uint32_t r = 0; r < nr; r++) {
-                UNROLL for (uint32_t s = 0; s < ns; s++) {
-                    const uint32_t i = s * nr + r;
-                    acc[i] = dot_quad(acc[i], low[s], xv + r * 4, kind);
-                    if (two)
-                        odd[i] = dot_quad(odd[i], high[s], xv + (x_rows + r) * 4, kind);
-                    else
-                        acc[i] = dot_quad(acc[i], high[s], xv + (x_rows + r) * 4, kind);
-                }
-            }
+    for (; codes < end; codes += 64) {
+        v16i c[LANES_CODES_STRIPS];
+        UNROLL for (uint32_t s = 0; s < ns; s++) {
+            __builtin_prefetch(codes + s * from->stride + ahead);
+            c[s] = vi_load(codes + s * from->stride);
         }
-    } else {
-        for (; two && v + 2 <= n_loads; v += 2) {
-            UNROLL for (uint32_t s = 0; s < ns; s++) {
-                const uint64_t at = s * from->stride + v * 64;
-                __builtin_prefetch(from->ahead + at);
-                __builtin_prefetch(from->ahead + at + 64);
-                v16i c = vi_load(from->codes + at), d = vi_load(from->codes + at + 64);
-                UNROLL for (uint32_t r = 0; r < nr; r++) {
-                    const uint32_t i = s * nr + r;
-                    acc[i] = dot_quad(acc[i], c, x + ((uint64_t)v * x_rows + r) * 4, kind);
-                    odd[i] = dot_quad(odd[i], d, x + ((uint64_t)(v + 1) * x_rows + r) * 4, kind);
-                }
-            }
+        UNROLL for (uint32_t r = 0; r < nr; r++) {
+            UNROLL for (uint32_t s = 0; s < ns; s++) acc[s * nr + r] = dot_quad(
+                    acc[s * nr + r], kind == KIND_INT4 ? vi_and(c[s], nibble) : c[s], x + r * 4, kind);
         }
-        for (; v < n_loads; v++) {
-            v16i c[2];
-            UNROLL for (uint32_t s = 0; s < ns; s++) {
-                __builtin_prefetch(from->ahead + s * from->stride + v * 64);
-                c[s] = vi_load(from->codes + s * from->stride + v * 64);
-            }
-            UNROLL for (uint32_t r = 0; r < nr; r++) {
-                UNROLL for (uint32_t s = 0; s < ns; s++) acc[s * nr + r] =
-                        dot_quad(acc[s * nr + r], c[s], x + ((uint64_t)v * x_rows + r) * 4, kind);
-            }
+        x += x_quad;
+        if (kind != KIND_INT4)
+            continue;
+        UNROLL for (uint32_t s = 0; s < ns; s++) c[s] = vi_and(vi_shift_right(c[s], 4), nibble);
+        UNROLL for (uint32_t r = 0; r < nr; r++) {
+            UNROLL for (uint32_t s = 0; s < ns; s++) acc[s * nr + r] =
+                    dot_quad(acc[s * nr + r], c[s], x + r * 4, kind);
         }
-    }
-    if (two) {
-        UNROLL for (uint32_t i = 0; i < ns * nr; i++) acc[i] = vi_add(acc[i], odd[i]);
-    }
-}
-
-/* leaf[r] takes the segment's sums of one strip. */
-ALWAYS_INLINE void segment_add(const struct form *f, const uint8_t *block, uint32_t segment,
-        const float *scales, const int32_t *sums, const uint32_t nr, const v16i *acc, float *leaf) {
-    const v16 scale = segment_scales(f, block, segment);
-    const v16i zero = segment_zeros(f, block, segment);
-    const v16 minimum = f->minimums ? segment_minimums(f, block, segment) : scale;
-    const int32_t common = f->kind == KIND_INT4 ? 8 : 128;
-    UNROLL for (uint32_t r = 0; r < nr; r++) {
-        v16i less =
-                f->zeros ? vi_mul(zero, vi_set1((uint32_t)sums[r])) : vi_set1((uint32_t)(common * sums[r]));
-        v16 n = v_of_int(vi_sub(acc[r], less)), x_scale = v_set1(scales[r]);
-        v16 to = v_fma(n, v_mul(scale, x_scale), v_load(leaf + r * 16));
-        if (f->minimums)
-            to = v_nfma(v_set1((float)sums[r]), v_mul(minimum, x_scale), to);
-        v_store(leaf + r * 16, to);
+        x += x_quad;
     }
 }
 
@@ -160,8 +223,14 @@ ALWAYS_INLINE void codes_leaf(const struct codes_job *j, const struct codes_tile
         const uint64_t at = (uint64_t)(j->first + i) * t->rows + r0, bytes = segment_bytes(kind, g->n);
         v16i acc[LANES_CODES_STRIPS * LANES_CODES_ROWS];
         segment_sums(&from, t->x + ((uint64_t)g->x_at * t->rows) + r0 * 4, t->rows, g->n, ns, nr, kind, acc);
-        UNROLL for (uint32_t s = 0; s < ns; s++) segment_add(f, j->block + s * f->bytes, i, t->scales + at,
-                t->sums + at, nr, acc + s * nr, leaf + s * j->sums_stride * 16);
+        UNROLL for (uint32_t s = 0; s < ns; s++) {
+            float *to = leaf + s * j->sums_stride * 16;
+            v16 sums[LANES_CODES_ROWS];
+            UNROLL for (uint32_t r = 0; r < nr; r++) sums[r] = v_load(to + r * 16);
+            segment_add(f, j->block + s * f->bytes, i, t->scales + at, t->sums + at, nr, kind, acc + s * nr,
+                    sums);
+            UNROLL for (uint32_t r = 0; r < nr; r++) v_store(to + r * 16, sums[r]);
+        }
         from.codes += bytes;
         from.ahead += bytes;
     }
@@ -224,32 +293,20 @@ static void codes_strips(const struct codes_job *j, const struct codes_tile *t, 
     (j->form->kind == KIND_INT4 ? codes_one_int4 : codes_one_int8)(j, t);
 }
 
-/* out[n][rows of all tiles][16] of n neighbouring strips of one piece; n * rows <= OUT_MAX. */
-static void linear_codes(const struct k_linear *w, uint32_t first, uint32_t n, const struct codes_tile *tiles,
-        uint32_t n_tiles, float *out) {
-    _Alignas(64) float sums[K_LEAVES][OUT_MAX][16];
+static void more_rows(const struct k_linear *w, uint32_t first, uint32_t n, const struct codes_tile *tiles,
+        uint32_t n_tiles, uint32_t rows, float (*sums)[OUT_MAX][16]) {
     const struct strip *strip = &w->strips[first];
-    const struct piece *piece = &w->pieces[strip->piece];
-    const struct form *f = &piece->form;
-    const struct cutting *cut = &w->cuts[piece->cut];
-    const uint32_t blocks_ahead = AHEAD_BYTES / f->bytes + 1;
-    uint32_t rows = 0;
-    for (uint32_t t = 0; t < n_tiles; t++)
-        rows += tiles[t].rows;
-    const uint32_t together = rows <= SMALL_ROWS ? 1 : LANES_CODES_STRIPS;
+    const struct form *f = &w->pieces[strip->piece].form;
+    const struct cutting *cut = &w->cuts[w->pieces[strip->piece].cut];
     for (uint32_t l = 0; l < w->leaves; l++) {
         for (uint32_t s = 0, ns; s < n; s += ns) {
-            ns = n - s < together ? n - s : together;
-            /* the block that this walk reaches blocks_ahead later: past the run's end it goes on in the next leaf */
-            uint32_t as = s + (ns > blocks_ahead ? ns : blocks_ahead), al = l;
-            for (; as >= n && al + 1 < w->leaves; al++)
-                as -= n;
+            ns = n - s < LANES_CODES_STRIPS ? n - s : LANES_CODES_STRIPS;
             struct codes_job j = {.form = f,
                     .segments = cut->segments,
                     .first = cut->leaf_first[l],
                     .n = cut->leaf_first[l + 1] - cut->leaf_first[l],
                     .block = strip->data + l * strip->leaf_stride + (uint64_t)s * f->bytes,
-                    .ahead = strip->data + al * strip->leaf_stride + (uint64_t)as * f->bytes,
+                    .ahead = block_ahead(w, first, n, s, l, f->bytes),
                     .sums_stride = rows};
             for (uint32_t t = 0, r = 0; t < n_tiles; r += tiles[t++].rows) {
                 j.sums = sums[l][s * rows + r];
@@ -258,6 +315,19 @@ static void linear_codes(const struct k_linear *w, uint32_t first, uint32_t n, c
             }
         }
     }
+}
+
+/* out[n][rows of all tiles][16] of n neighbouring strips of one piece; n * rows <= OUT_MAX. */
+static void linear_codes(const struct k_linear *w, uint32_t first, uint32_t n, const struct codes_tile *tiles,
+        uint32_t n_tiles, float *out) {
+    _Alignas(64) float sums[K_LEAVES][OUT_MAX][16];
+    uint32_t rows = 0;
+    for (uint32_t t = 0; t < n_tiles; t++)
+        rows += tiles[t].rows;
+    if (rows <= SMALL_ROWS)
+        (w->strips[first].kind == KIND_INT4 ? few_rows_int4 : few_rows_int8)(w, first, n, tiles, sums);
+    else
+        more_rows(w, first, n, tiles, n_tiles, rows, sums);
     for (uint32_t i = 0; i < n * rows; i++) {
         v16 leaf[K_LEAVES];
         for (uint32_t l = 0; l < w->leaves; l++)

@@ -8,8 +8,7 @@
  * KB, in L1) and multiplied with activation tiles [k][12] from registers. */
 #pragma once
 
-#define BLOCK_K        128u
-#define PREFETCH_BYTES 1024u /* ahead in each chain; 768 to 3072 measure alike, none or 4096 lose a fifth */
+#define BLOCK_K 128u
 
 ALWAYS_INLINE v16 weights_at(const uint8_t *strip, uint64_t k, const enum k_dtype dtype) {
     if (dtype == K_BF16)
@@ -19,67 +18,78 @@ ALWAYS_INLINE v16 weights_at(const uint8_t *strip, uint64_t k, const enum k_dtyp
     return v_load((const float *)strip + k * 16);
 }
 
-/* nc chains (a leaf of a strip each) x nr rows; chain c reads w[c] and x[r] + x_at[c]. */
-ALWAYS_INLINE void chains(const uint8_t *const *w, const uint32_t *x_at, const float *x, uint32_t ldx,
+/* nc chains (a strip each) x nr rows of one leaf; chain c reads w[c]. What lies ahead is fetched meanwhile, as one
+ * stream. */
+ALWAYS_INLINE void chains(const uint8_t *const *w, const uint8_t *ahead, const float *x, uint32_t ldx,
         uint32_t n, const uint32_t nc, const uint32_t nr, const enum k_dtype dtype, v16 *out) {
     v16 acc[LANES_SMALL_CHAINS * SMALL_ROWS];
     const uint8_t *p[LANES_SMALL_CHAINS];
-    const float *q[LANES_SMALL_CHAINS];
-    UNROLL for (uint32_t c = 0; c < nc; c++) {
-        p[c] = w[c];
-        q[c] = x + x_at[c];
-    }
+    const uint64_t step = 16 * k_dtype_bytes(dtype), per_line = 64 / step;
+    UNROLL for (uint32_t c = 0; c < nc; c++) p[c] = w[c];
     UNROLL for (uint32_t i = 0; i < nc * nr; i++) acc[i] = v_set1(0.0f);
-    for (uint32_t k = 0; k < n; k++) {
+    uint64_t k = 0;
+    for (; k + per_line <= n; k += per_line) {
         UNROLL for (uint32_t c = 0; c < nc; c++) {
-            __builtin_prefetch(p[c] + ((uint64_t)k * 16) * k_dtype_bytes(dtype) + PREFETCH_BYTES);
+            __builtin_prefetch(ahead + (k * nc + c * per_line) * step);
+            UNROLL for (uint32_t i = 0; i < per_line; i++) {
+                v16 wk = weights_at(p[c], k + i, dtype);
+                UNROLL for (uint32_t r = 0; r < nr; r++) acc[c * nr + r] =
+                        v_fma(wk, v_set1(x[(uint64_t)r * ldx + k + i]), acc[c * nr + r]);
+            }
+        }
+    }
+    for (; k < n; k++) {
+        UNROLL for (uint32_t c = 0; c < nc; c++) {
             v16 wk = weights_at(p[c], k, dtype);
             UNROLL for (uint32_t r = 0; r < nr; r++) acc[c * nr + r] =
-                    v_fma(wk, v_set1(q[c][(uint64_t)r * ldx + k]), acc[c * nr + r]);
+                    v_fma(wk, v_set1(x[(uint64_t)r * ldx + k]), acc[c * nr + r]);
         }
     }
     UNROLL for (uint32_t i = 0; i < nc * nr; i++) out[i] = acc[i];
 }
 
 #define CHAINS_ROWS(nc, dtype)                                                                               \
-    (rows == 1          ? chains(w, x_at, x, ldx, n, nc, 1, dtype, out)                                      \
-            : rows == 2 ? chains(w, x_at, x, ldx, n, nc, 2, dtype, out)                                      \
-                        : chains(w, x_at, x, ldx, n, nc, 3, dtype, out))
+    (rows == 1          ? chains(w, ahead, x, ldx, n, nc, 1, dtype, out)                                     \
+            : rows == 2 ? chains(w, ahead, x, ldx, n, nc, 2, dtype, out)                                     \
+                        : chains(w, ahead, x, ldx, n, nc, 3, dtype, out))
 #define CHAINS_DTYPE(nc)                                                                                     \
     (dtype == K_BF16         ? CHAINS_ROWS(nc, K_BF16)                                                       \
             : dtype == K_F16 ? CHAINS_ROWS(nc, K_F16)                                                        \
                              : CHAINS_ROWS(nc, K_F32))
 
-static void chains_full(const uint8_t *const *w, const uint32_t *x_at, const float *x, uint32_t ldx,
+static void chains_full(const uint8_t *const *w, const uint8_t *ahead, const float *x, uint32_t ldx,
         uint32_t n, uint32_t rows, enum k_dtype dtype, v16 *out) {
     CHAINS_DTYPE(LANES_SMALL_CHAINS);
 }
-static void chains_one(const uint8_t *const *w, const uint32_t *x_at, const float *x, uint32_t ldx,
+static void chains_one(const uint8_t *const *w, const uint8_t *ahead, const float *x, uint32_t ldx,
         uint32_t n, uint32_t rows, enum k_dtype dtype, v16 *out) {
     CHAINS_DTYPE(1);
 }
 
 static void small_dense(const struct k_linear *w, uint32_t first, uint32_t n, const float *x, uint32_t ldx,
         uint32_t rows, v16 *sums) {
-    const uint8_t *from[SMALL_STRIPS * K_LEAVES];
-    uint32_t x_at[SMALL_STRIPS * K_LEAVES];
-    uint32_t n_chains = n * w->leaves, i = 0;
-    for (uint32_t s = 0; s < n; s++) {
-        for (uint32_t l = 0; l < w->leaves; l++) {
-            from[s * w->leaves + l] = w->strips[first + s].data + l * w->strips[first + s].leaf_stride;
-            x_at[s * w->leaves + l] = l * w->leaf_columns;
+    const struct strip *strips = &w->strips[first];
+    const enum k_dtype dtype = (enum k_dtype)strips->kind;
+    const uint32_t bytes = w->pieces[strips->piece].form.bytes;
+    const uint8_t *from[SMALL_STRIPS], *ahead[SMALL_STRIPS];
+    for (uint32_t l = 0; l < w->leaves; l++) {
+        const float *xl = x + (uint64_t)l * w->leaf_columns;
+        v16 *out = sums + (uint64_t)l * n * rows;
+        uint32_t s = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            from[i] = strips[i].data + l * strips[i].leaf_stride;
+            ahead[i] = block_ahead(w, first, n, i, l, bytes);
         }
+        for (; s + LANES_SMALL_CHAINS <= n; s += LANES_SMALL_CHAINS)
+            chains_full(from + s, ahead[s], xl, ldx, w->leaf_columns, rows, dtype, out + (uint64_t)s * rows);
+        for (; s < n; s++)
+            chains_one(from + s, ahead[s], xl, ldx, w->leaf_columns, rows, dtype, out + (uint64_t)s * rows);
     }
-    enum k_dtype dtype = (enum k_dtype)w->strips[first].kind;
-    for (; i + LANES_SMALL_CHAINS <= n_chains; i += LANES_SMALL_CHAINS)
-        chains_full(from + i, x_at + i, x, ldx, w->leaf_columns, rows, dtype, sums + i * rows);
-    for (; i < n_chains; i++)
-        chains_one(from + i, x_at + i, x, ldx, w->leaf_columns, rows, dtype, sums + i * rows);
 }
 
 /* --- few rows, quantised weights: a segment of some strips at a time is widened in L1 --- */
 
-#define WIDE_STRIPS (LANES_SMALL_CHAINS < 4 ? 1 : 4)
+#define WIDE_STRIPS (LANES_TILE_ROWS == 1 ? 1 : 4)
 
 ALWAYS_INLINE void wide_dot(const float (*wide)[BLOCK_K * 16], const float *x, uint32_t ldx, uint32_t n,
         const uint32_t ns, const uint32_t nr, v16 *sums) {
@@ -134,7 +144,7 @@ static void small_widened(const struct k_linear *w, uint32_t first, uint32_t n, 
         for (uint32_t l = 0; l < w->leaves; l++) {
             small_widened_leaf(w, &w->strips[first + s], l, ns, x, ldx, rows, part);
             for (uint32_t i = 0; i < ns * rows; i++)
-                sums[((s + i / rows) * w->leaves + l) * rows + i % rows] = part[i];
+                sums[((uint64_t)l * n + s) * rows + i] = part[i];
         }
     }
 }
@@ -148,8 +158,7 @@ static void linear_small(const struct k_linear *w, uint32_t first, uint32_t n, c
         small_dense(w, first, n, x, ldx, rows, sums);
     for (uint32_t s = 0; s < n; s++)
         for (uint32_t r = 0; r < rows; r++)
-            v_store(out + ((uint64_t)s * rows + r) * 16,
-                    leaf_tree(sums + s * w->leaves * rows + r, w->leaves, rows));
+            v_store(out + ((uint64_t)s * rows + r) * 16, leaf_tree(sums + s * rows + r, w->leaves, n * rows));
 }
 
 /* --- more rows --- */

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #define LANES_NAME         "avx512"
-#define LANES_SMALL_CHAINS 8
+#define LANES_SMALL_CHAINS 2  /* hide the latency of fma; more streams than this measure slower */
 #define LANES_TILE_ROWS    12 /* 24 accumulators, 2 of weights: 26 of 32 registers */
 #define LANES_TILE_STRIPS  2
 #define LANES_CODES_ROWS   12
