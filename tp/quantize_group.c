@@ -155,6 +155,9 @@ struct quantize_params quantize_search(
         coarse_asymmetric(low, high, s, &c);
     else
         coarse_symmetric(-low > high ? -low : high, s, &c);
+    /* Candidate 0 (asymmetric: 16) is not clipped: what is left where errors are too large for a number. */
+    uint32_t first = s->asymmetric ? 1 : 0;
+    best.params = (struct quantize_params){c.scale[first][0], (uint8_t)-c.low[first][0]};
     keep_best(w, importance, n, &c, &best);
     const struct quantize_params coarse = best.params;
     c.n = 1;
