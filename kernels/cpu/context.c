@@ -92,10 +92,25 @@ const char *k_context_describe(const struct k_context *c) {
  * weights. The size lies in the 64 bytes before the block. */
 #define MAP_FROM MIB(1)
 struct block_header {
-    uint64_t mapped; /* bytes of the mapping; 0 = from the heap */
+    uint64_t mapped; /* bytes of the mapping, which begins here; 0 = from the heap */
     uint8_t pad[56];
 };
 _Static_assert(sizeof(struct block_header) == 64, "blocks stay 64-byte aligned");
+
+/* A mapping that begins where a huge page can; what is in front is given back. */
+static void *map_whole(size_t bytes) {
+    const size_t huge = MIB(2), more = bytes < huge ? bytes : bytes + huge;
+    uint8_t *p = mmap(NULL, more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED || more == bytes)
+        return p;
+    uint8_t *from = (uint8_t *)(((uintptr_t)p + huge - 1) & ~(uintptr_t)(huge - 1));
+    uint8_t *end = from + ((bytes + 4095) & ~(size_t)4095);
+    if (from > p)
+        munmap(p, (size_t)(from - p));
+    if (p + more > end)
+        munmap(end, (size_t)(p + more - end));
+    return from;
+}
 
 void *k_alloc(struct k_context *c, size_t bytes) {
     struct block_header *h;
@@ -111,7 +126,9 @@ void *k_alloc(struct k_context *c, size_t bytes) {
         memset(h, 0, whole);
         return h + 1;
     }
-    h = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (whole >= MIB(32)) /* the end in a huge page too, where that costs little */
+        whole = (whole + MIB(2) - 1) & ~(size_t)(MIB(2) - 1);
+    h = map_whole(whole);
     if (h == MAP_FAILED)
         return NULL;
     madvise(h, whole, MADV_HUGEPAGE); /* only speed: a refusal changes nothing */

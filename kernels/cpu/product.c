@@ -10,9 +10,10 @@
 #include <errno.h>
 #include <string.h>
 
-#define GROUPS_PER_THREAD 16u  /* tasks per thread: enough to even out, few enough to keep long streams */
-#define CHUNK_ROWS        480u /* rows that one pass over the weights serves */
-#define CODES_STRIPS      32u  /* strips of one walk over the leaves, when rows are few */
+#define FEW_GROUPS_PER_THREAD 8u   /* for few rows: longer streams */
+#define GROUPS_PER_THREAD     16u  /* tasks per thread: enough to even out, few enough to keep long streams */
+#define CHUNK_ROWS            480u /* rows that one pass over the weights serves */
+#define CODES_STRIPS          32u  /* strips of one walk over the leaves, when rows are few */
 
 struct product_job {
     const struct product *p;
@@ -127,7 +128,10 @@ static void spread_codes(const struct product_job *j, uint32_t cut, uint32_t t, 
         int32_t sum = 0;
         for (uint32_t k = 0; k < g->n; k++)
             sum += codes[g->column + k];
-        for (uint32_t k = 0; k < ((g->n + 7) & ~7u); k += 4) {
+        const bool whole = tile.rows == 1 && g->n % 8 == 0; /* nothing to interleave and nothing to fill */
+        if (whole)
+            memcpy(x + g->x_at, codes + g->column, g->n);
+        for (uint32_t k = 0; k < ((g->n + 7) & ~7u) && !whole; k += 4) {
             memset(quad, 0, sizeof quad);
             if (k < g->n)
                 memcpy(quad, codes + g->column + k, g->n - k < 4 ? g->n - k : 4);
@@ -246,10 +250,10 @@ static void run_chunk(struct k_stream *s, struct product_job *j, float *scratch)
     j->n_tiles = tile_count(j->n);
     lay_out(j, scratch);
     j->units = j->p->gate_up ? w->n_strips / 2 : w->n_strips;
-    uint32_t tasks = team_threads(s->context->team) * GROUPS_PER_THREAD;
-    /* Strips that are open together stay together: pairs, or what fills the chains when a rank has few
-     * leaves. */
-    const uint32_t together = w->leaves == K_LEAVES ? 2 : SMALL_STRIPS;
+    const bool few = j->n <= SMALL_ROWS;
+    uint32_t tasks = team_threads(s->context->team) * (few ? FEW_GROUPS_PER_THREAD : GROUPS_PER_THREAD);
+    /* Strips that are open together stay together: pairs, or what makes a long stream. */
+    const uint32_t together = few ? SMALL_STRIPS : 2;
     j->units_per_task = ((j->units + tasks - 1) / tasks + together - 1) / together * together;
     tasks = (j->units + j->units_per_task - 1) / j->units_per_task;
     stream_run(s, prepare_tile, j, j->n_tiles);

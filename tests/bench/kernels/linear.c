@@ -6,7 +6,7 @@
  * too. Shapes are those of the 0.8B model (H 1024, I 3584). Decode reads every weight once for one row: its
  * roofline is a loop that only reads. Prefill multiplies 128 rows: its roofline is a loop of fma on
  * registers. Roofs and products take turns and the median of
- * their ratios is printed, so that a busy machine gives nearly the same. */
+ * their ratios is printed, so that a busy machine gives nearly the same. The megabytes are what one row has to read. */
 #include "kernels/cpu/internal.h"
 
 #include <math.h>
@@ -119,6 +119,14 @@ static const struct shape shapes[] = {
         {"lm_head    248320 x 1024", 248320, 1024, false},
 };
 
+static const struct dtype {
+    const char *name;
+    enum k_dtype dense;
+    bool quantised; /* in groups of 128 with BF16 scales */
+    enum quant_format format;
+} dtypes[] = {{"bf16", K_BF16, false, QUANT_INT8}, {"int8", K_BF16, true, QUANT_INT8},
+        {"int4", K_BF16, true, QUANT_INT4}, {"fp8 ", K_BF16, true, QUANT_FP8}};
+
 /* Seconds per product; copies of the weights are used in turn so that caches do not help. */
 static double seconds(struct k_stream *s, struct k_linear **w, uint32_t copies, const struct shape *shape,
         uint32_t n, const float *x, const float *norm, float *y, float *scratch) {
@@ -138,10 +146,18 @@ static double seconds(struct k_stream *s, struct k_linear **w, uint32_t copies, 
 }
 
 static void bench_shape(struct k_context *c, struct k_stream *s, const struct shape *shape,
-        enum k_dtype dtype, struct reading *reading) {
+        const struct dtype *dtype, struct reading *reading) {
+    struct quant_matrix quant = {.format = dtype->format,
+            .scale = QUANT_SCALE_BF16,
+            .group = 128,
+            .rows = shape->rows,
+            .columns = shape->columns,
+            .label = dtype->name};
+    const struct quant_matrix *q = dtype->quantised ? &quant : NULL;
     const uint32_t half = shape->rows / 2, most = 128;
     struct k_matrix_view views[2] = {
-            {.rows = shape->gate_up ? half : shape->rows, .dtype = dtype}, {.rows = half, .dtype = dtype}};
+            {.rows = shape->gate_up ? half : shape->rows, .dtype = dtype->dense, .quant = q},
+            {.rows = half, .dtype = dtype->dense, .quant = q}};
     struct k_linear_spec spec = {.pieces = views,
             .n_pieces = shape->gate_up ? 2 : 1,
             .columns = shape->columns,
@@ -162,7 +178,7 @@ static void bench_shape(struct k_context *c, struct k_stream *s, const struct sh
     for (uint32_t i = 0; i < shape->columns; i++)
         norm[i] = 1;
     static const uint32_t counts[] = {1, 2, 3, 4, 8, 16, 32, 128};
-    printf("%s %s", shape->name, dtype == K_F32 ? "f32 " : "bf16");
+    printf("%s %s %5.1f MB", shape->name, dtype->name, (double)bytes * 1e-6);
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
         double reads[RUNS], fmas[RUNS];
         for (int run = 0; run < RUNS; run++) {
@@ -204,9 +220,8 @@ int main(int argc, char **argv) {
     printf("%s: reads %.1f GB/s, %.1f G fma/s; rows: %% of read rate / %% of fma rate\n",
             k_context_describe(c), median(reads) * 1e-9, median(fmas) * 1e-9);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        bench_shape(c, s, &shapes[i], K_BF16, &reading);
-        if (shapes[i].rows < 10000)
-            bench_shape(c, s, &shapes[i], K_F32, &reading);
+        for (size_t d = 0; d < sizeof dtypes / sizeof *dtypes; d++)
+            bench_shape(c, s, &shapes[i], &dtypes[d], &reading);
     }
     k_free(c, (void *)reading.data);
     k_stream_free(s);

@@ -1,6 +1,6 @@
 /* Several ranks: the reduce and the head give the bits of one rank; a group that is stopped lets everyone go.
  */
-#include "tests/unit/kernels/fixture.h"
+#include "tests/unit/kernels/quantised.h"
 
 #include <pthread.h>
 #include <sys/mman.h>
@@ -15,6 +15,7 @@ struct group {
     void *region;
     const float *w, *head, *in, *x;    /* [H][K], [V][H], [ROWS][K], [ROWS][H] */
     const struct k_sampling *sampling; /* [ENTRIES + 1] */
+    const struct fake *quant;          /* the head's weights; NULL = head */
     bool poison;                       /* a NaN in the hidden row of entry 3 */
     const char *isa;
 };
@@ -36,6 +37,12 @@ static struct k_linear *shard(struct world *w, const float *data, uint32_t strid
             .pieces = &v, .n_pieces = 1, .columns = columns, .leaves = leaves, .name = "shard"};
     OK(k_linear_pack(w->c, &spec, &l, e));
     return l;
+}
+
+static struct k_linear *head_of(struct world *w, const struct group *g, uint32_t first, uint32_t rows) {
+    const struct k_matrix_view v = {
+            .quant = g->quant ? &g->quant->q : NULL, .rows = rows, .first_row = first};
+    return g->quant ? linear_of(w, &v, 1, H, 8, NULL) : shard(w, g->head + (size_t)first * H, H, rows, H, 8);
 }
 
 static void plan_step(struct world *w, uint32_t step) {
@@ -73,7 +80,7 @@ static void *member_main(void *arg) {
     for (uint32_t i = 1; i <= ENTRIES; i++)
         slot_new(w, i, &g->sampling[i], 0, 0);
     struct k_linear *l = shard(w, g->w + m->rank * (K / g->tp), K, H, K / g->tp, 8 / g->tp);
-    struct k_linear *head = shard(w, g->head + (size_t)first * H, H, shape.vocab_rows, H, 8);
+    struct k_linear *head = head_of(w, g, first, shape.vocab_rows);
     for (uint32_t r = 0; r < ROWS; r++)
         memcpy(in + r * (K / g->tp), g->in + r * K + m->rank * (K / g->tp), K / g->tp * sizeof *in);
     for (uint32_t step = 0; step < STEPS; step++) {
@@ -144,10 +151,10 @@ static void whole_logits(const struct member *m, uint32_t row, float *ret) {
     }
 }
 
-static void test_every_size_gives_the_bits_of_one(void **state) {
+static void every_size_gives_the_bits_of_one(const struct fake *quant) {
     struct group one = group_of(1);
+    one.quant = quant;
     struct member *alone = run_group(&one);
-    (void)state;
     assert_int_equal(alone->fault, 0);
     for (uint32_t i = 1; i < ENTRIES; i++) /* the sampling really differs between entries */
         if (alone->results[0][i].id != alone->results[0][0].id)
@@ -156,6 +163,7 @@ static void test_every_size_gives_the_bits_of_one(void **state) {
             assert_true(i + 1 < ENTRIES);
     for (uint32_t tp = 2; tp <= 8; tp *= 2) {
         struct group g = group_of(tp);
+        g.quant = quant;
         struct member *m = run_group(&g);
         for (uint32_t r = 0; r < tp; r++) {
             assert_int_equal(m[r].fault, 0);
@@ -173,6 +181,22 @@ static void test_every_size_gives_the_bits_of_one(void **state) {
     }
     free(alone);
     group_free(&one);
+}
+
+static void test_every_size_gives_the_bits_of_one(void **state) {
+    (void)state;
+    every_size_gives_the_bits_of_one(NULL);
+}
+static void test_a_quantised_head_at_every_size(void **state) {
+    const struct fake_kind kinds[] = {{QUANT_INT4, QUANT_SCALE_BF16, 32, true, false},
+            {QUANT_INT8, QUANT_SCALE_F16, 128, false, false},
+            {QUANT_FP8, QUANT_SCALE_F32, 128, false, false}};
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct fake *f = fake_make((uint64_t)i, kinds[i], V, H);
+        every_size_gives_the_bits_of_one(f);
+        fake_free(f);
+    }
 }
 
 static void test_every_instruction_set_gives_them_too(void **state) {
@@ -333,6 +357,7 @@ static void test_ranks_in_two_processes(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_every_size_gives_the_bits_of_one),
+            cmocka_unit_test(test_a_quantised_head_at_every_size),
             cmocka_unit_test(test_every_instruction_set_gives_them_too),
             cmocka_unit_test(test_a_bad_logit_is_a_fault_of_that_slot_only),
             cmocka_unit_test(test_abort_frees_ranks_that_wait_or_come_later),
