@@ -192,6 +192,17 @@ static int find_mtp(const struct resolver *r, struct mtp_tensors *mtp) {
     return result < 0 ? result : find_layer(r, "mtp.layers.0.", true, &mtp->layer, &r->t->mtp_bytes);
 }
 
+static bool begins_with(const char *text, const char *prefix) {
+    return strncmp(text, prefix, strlen(prefix)) == 0;
+}
+
+static bool has_any(const struct checkpoint *c, const char *prefix) {
+    for (size_t i = 0; i < checkpoint_count(c); i++)
+        if (begins_with(checkpoint_at(c, i)->name, prefix))
+            return true;
+    return false;
+}
+
 /* Embedding, final norm and head. */
 static int find_ends(const struct resolver *r) {
     const struct model_config *m = r->m;
@@ -208,26 +219,14 @@ static int find_ends(const struct resolver *r) {
         t->lm_head = t->embed;
         return 0;
     }
-    result = find_all(r, "", &head, 1, &t->bytes);
-    if (result == -ENOENT)
-        error_set(r->e, result,
+    if (!has_any(r->checkpoint, "lm_head."))
+        return error_set(r->e, -ENOENT,
                 "lm_head.weight: this tensor is not in the checkpoint, and tie_word_embeddings in "
                 "config.json is not true");
-    return result;
+    return find_all(r, "", &head, 1, &t->bytes);
 }
 
 /* --- the whole --- */
-
-static bool begins_with(const char *text, const char *prefix) {
-    return strncmp(text, prefix, strlen(prefix)) == 0;
-}
-
-static bool has_any(const struct checkpoint *c, const char *prefix) {
-    for (size_t i = 0; i < checkpoint_count(c); i++)
-        if (begins_with(checkpoint_at(c, i)->name, prefix))
-            return true;
-    return false;
-}
 
 /* The parts that a quantised embedding would have: rows of it are looked up, so only a dense one will do. */
 static int refuse_quantised_embedding(const struct resolver *r) {

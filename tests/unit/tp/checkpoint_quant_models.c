@@ -111,6 +111,51 @@ static void test_fp8(void **state) {
     compare("fp8", 20, true, "fp8 128x128");
 }
 
+/* The INT8 model with one tensor changed: renamed, or left out where `to` is NULL. */
+static void refused(const struct model_config *changes, const char *from, const char *to, int code,
+        const char *sentence) {
+    struct loaded l = load("int8");
+    struct test_piece *pieces = calloc(checkpoint_count(l.c), sizeof(*pieces));
+    struct model_tensors *t = NULL;
+    struct error e = {0};
+    assert_non_null(pieces);
+    for (size_t i = 0; i < checkpoint_count(l.c); i++) {
+        const struct tensor *tensor = checkpoint_at(l.c, i);
+        const char *name = strcmp(tensor->name, from) != 0 ? tensor->name : to ? to : "";
+        pieces[i] =
+                (struct test_piece){.dtype = tensor->dtype, .n_dims = tensor->n_dims, .data = tensor->data};
+        snprintf(pieces[i].name, sizeof(pieces[i].name), "%s", name);
+        memcpy(pieces[i].dims, tensor->dims, sizeof(pieces[i].dims));
+    }
+    struct checkpoint *c = test_open(pieces, checkpoint_count(l.c));
+    int r = model_tensors_resolve(c, changes ? changes : &l.m, &t, &e);
+    if (r != code || !strstr(e.text, sentence))
+        fail_msg("%d: %s", r, e.text);
+    assert_null(t);
+    checkpoint_free(c);
+    free(pieces);
+    unload(&l);
+}
+
+static void test_refused(void **state) {
+    (void)state;
+    struct loaded l = load("int8");
+    struct model_config wider = l.m;
+    wider.intermediate_size = 256;
+    unload(&l);
+    refused(NULL, "model.embed_tokens.weight", "model.embed_tokens.qweight", -ENOTSUP,
+            "model.embed_tokens.qweight: a quantised embedding is not read; quantise the model again without "
+            "embed_tokens");
+    refused(NULL, "mtp.layers.0.mlp.up_proj.weight_scale", NULL, -ENOENT,
+            "mtp.layers.0.mlp.up_proj.weight_scale: this tensor is not in the checkpoint, but others of this "
+            "quantised matrix are");
+    refused(NULL, "lm_head.weight", NULL, -ENOENT,
+            "lm_head.weight_scale: is part of a quantised matrix, but lm_head.weight is not in the "
+            "checkpoint");
+    refused(&wider, "", "", -EINVAL,
+            "model.layers.0.mlp.gate_proj.weight: expected [256, 64], found [128, 64]");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_gptq),
@@ -118,6 +163,7 @@ int main(void) {
             cmocka_unit_test(test_packed),
             cmocka_unit_test(test_int8),
             cmocka_unit_test(test_fp8),
+            cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

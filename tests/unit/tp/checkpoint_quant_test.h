@@ -85,6 +85,8 @@ static inline struct checkpoint *test_open(const struct test_piece *pieces, size
         at += test_bytes(p);
     }
     fputc('}', text);
+    while (ftell(text) % 8 != 0)
+        fputc(' ', text);
     fclose(text);
     length = bytes;
     assert_int_equal(file_write_all(fd, &length, 8), 0);
