@@ -87,8 +87,8 @@ def follow(net, prompt):
 
 def ask_shardd(folder, model, prompt):
     command = [folder + "/shardd-worker-cpu", "--model", model, "--load-format", "safetensors",
-               "--activations", "float", "--kv-cache-dtype", "fp32", "--max-model-len", "2048", "--max-tokens", str(TOKENS), "--generate-ids",
-               ",".join(map(str, prompt))]
+               "--activations", "float", "--kv-cache-dtype", "fp32", "--max-model-len", "2048",
+               "--max-tokens", str(TOKENS), "--generate-ids", ",".join(map(str, prompt))]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [(int(i), float(p)) for i, p in LINE.findall(out)]
 
