@@ -352,6 +352,9 @@ static int open_source(struct quantize_run *r, struct error *e) {
         rc = checkpoint_open(o->source, &r->checkpoint, e);
     if (rc == 0)
         rc = model_tensors_resolve(r->checkpoint, &r->m, &r->t, e);
+    if (rc == 0 && r->t->gguf)
+        rc = error_set(e, -ENOTSUP, "%s: is a GGUF model: start from the Hugging Face folder of this model",
+                o->source);
     uint64_t row_bytes = r->m.hidden_size * sizeof(float);
     if (rc == 0 && o->calibration)
         rc = quantize_sequences_read(o->calibration, r->m.vocab_size,
