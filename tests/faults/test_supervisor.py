@@ -393,7 +393,7 @@ def test_refusals(tmp_path):
         (1, [], "--model"),
         (1, ["--model", "/no/such/model"], "/no/such/model does not exist"),
         (1, ["--model", str(model / "config.json")], "is neither a folder nor a GGUF file"),
-        (1, ["--model", str(tmp_path)], "has no config.json"),
+        (1, ["--model", str(tmp_path)], "has neither a config.json"),
         (1, ["--model", str(model), str(model)], "given twice"),
         (2, good + ["--tensor-parallel-size", "3"], "--tensor-parallel-size 3"),
         (2, good + ["--tensor-parallel-size", "16"], "1 to 8"),
