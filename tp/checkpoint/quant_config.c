@@ -10,7 +10,7 @@
 #include <string.h>
 #include <strings.h>
 
-#define READ_METHODS "gptq, awq, compressed-tensors and fp8 are read"
+#define READ_METHODS "gptq, awq, compressed-tensors, fp8 and auto-round are read"
 
 struct quant_config {
     enum quant_method method;
@@ -251,6 +251,55 @@ static int read_awq(const struct reader *r) {
     return result < 0 ? result : add_rule(r, QUANT_MATCH_ALL, "", false, &s);
 }
 
+/* --- auto-round: the layouts of GPTQ and AWQ under other names --- */
+
+/* "extra_config": what differs, by name or pattern of modules; 16 bits are as they were. */
+static int add_extra(const struct reader *r, const char *key, const json_t *value, struct quant_scheme s) {
+    const struct reader rule = {r->file, "quantization_config.extra_config: ", value, r->e, r->c};
+    if (!json_is_object(value))
+        return error_set(r->e, -EINVAL, "%s: quantization_config.extra_config: '%.120s': expected an object",
+                r->file, key);
+    bool excludes = json_integer_value(field(&rule, "bits")) >= 16;
+    int result = excludes ? 0 : read_bits(&rule, "bits", false, false, &s.bits);
+    if (result == 0 && !excludes)
+        result = read_group(&rule, "group_size", &s.group);
+    if (result == 0)
+        result = add_rule(r, QUANT_MATCH_NAME, key, excludes, &s);
+    return result < 0 || !strpbrk(key, "*$^\\") ? result : add_rule(r, QUANT_MATCH_REGEX, key, excludes, &s);
+}
+
+static int read_auto_round(const struct reader *r) {
+    struct quant_scheme s = {0};
+    const char *packing = "auto_round:auto_gptq", *type = "int", *key;
+    const json_t *extra = field(r, "extra_config"), *value;
+    int result = read_text(r, "packing_format", &packing);
+    if (result == 0)
+        result = read_text(r, "data_type", &type);
+    if (result < 0)
+        return result;
+    if (strcmp(type, "int") != 0)
+        return unread(r, "data_type", type, "int is");
+    bool awq = strcmp(packing, "auto_round:auto_awq") == 0, v1 = strcmp(packing, "auto_round:auto_gptq") == 0;
+    if (!awq && !v1 && strcmp(packing, "auto_round") != 0 && strcmp(packing, "auto_round:gptqmodel") != 0)
+        return unread(r, "packing_format", packing,
+                "auto_round:auto_gptq, auto_round:gptqmodel, auto_round and auto_round:auto_awq are");
+    r->c->method = awq ? QUANT_METHOD_AWQ : QUANT_METHOD_GPTQ;
+    r->c->v2 = !awq && !v1;
+    result = read_bits(r, "bits", awq, false, &s.bits);
+    if (result == 0)
+        result = read_group(r, "group_size", &s.group);
+    if (result == 0 && extra && !json_is_object(extra))
+        return wrong_type(r, "extra_config", "an object");
+    if (result < 0)
+        return result;
+    json_object_foreach((json_t *)(uintptr_t)extra, key, value) {
+        result = add_extra(r, key, value, s);
+        if (result < 0)
+            return result;
+    }
+    return add_rule(r, QUANT_MATCH_ALL, "", false, &s);
+}
+
 /* --- fp8 --- */
 
 static int read_fp8(const struct reader *r) {
@@ -416,6 +465,8 @@ static int read_method(const struct reader *r, const char *fallback) {
         return result;
     if (!method)
         return error_set(r->e, -EINVAL, "%s: %squant_method is missing: " READ_METHODS, r->file, r->path);
+    if (strcmp(method, "auto-round") == 0)
+        return read_auto_round(r);
     for (size_t i = 0; i < QUANT_METHODS; i++)
         if (strcmp(method, METHODS[i]) == 0) {
             r->c->method = (enum quant_method)i;

@@ -158,6 +158,36 @@ static void test_awq(void **state) {
             "config.json: quantization_config.modules_to_not_convert: expected a list of strings");
 }
 
+static void test_auto_round(void **state) {
+    (void)state;
+    struct quant_config *c = accepted(
+            "'quant_method':'auto-round','packing_format':'auto_round:auto_gptq','bits':4,'group_size':128,'sym':true,"
+            "'data_type':'int','extra_config':{'a.in_proj_a':{'bits':16,'data_type':'fp'},"
+            "'.*down_proj':{'bits':8,'group_size':32}}");
+    assert_true(quant_config_method(c) == QUANT_METHOD_GPTQ && !quant_config_is_v2(c));
+    find(c, "a.in_proj_a", "a.in_proj_a");
+    struct quant_scheme s = find(c, "a.up_proj", NULL);
+    assert_true(s.bits == 4 && s.group == 128 && !s.order);
+    s = find(c, "a.down_proj", NULL);
+    assert_true(s.bits == 8 && s.group == 32);
+    quant_config_free(c);
+    c = accepted("'quant_method':'auto-round','packing_format':'auto_round:gptqmodel','bits':4");
+    assert_true(quant_config_method(c) == QUANT_METHOD_GPTQ && quant_config_is_v2(c));
+    quant_config_free(c);
+    c = accepted("'quant_method':'auto-round','packing_format':'auto_round:auto_awq','bits':4");
+    assert_int_equal(quant_config_method(c), QUANT_METHOD_AWQ);
+    quant_config_free(c);
+    refused("'quant_method':'auto-round','packing_format':'auto_round:fp8_static','bits':8", -ENOTSUP,
+            "config.json: quantization_config.packing_format 'auto_round:fp8_static' is not read: "
+            "auto_round:auto_gptq, auto_round:gptqmodel, auto_round and auto_round:auto_awq are; use another "
+            "checkpoint of this model");
+    refused("'quant_method':'auto-round','bits':4,'data_type':'mx_fp'", -ENOTSUP,
+            "config.json: quantization_config.data_type 'mx_fp' is not read: int is; use another checkpoint of "
+            "this model");
+    refused("'quant_method':'auto-round','bits':4,'extra_config':{'x':3}", -EINVAL,
+            "config.json: quantization_config.extra_config: 'x': expected an object");
+}
+
 static void test_fp8(void **state) {
     (void)state;
     struct quant_config *c =
@@ -244,12 +274,12 @@ static void test_methods(void **state) {
     struct error e = {0};
     (void)state;
     refused("'bits':4", -EINVAL,
-            "config.json: quantization_config.quant_method is missing: gptq, awq, compressed-tensors and "
-            "fp8 are read");
+            "config.json: quantization_config.quant_method is missing: gptq, awq, compressed-tensors, "
+            "fp8 and auto-round are read");
     refused("'quant_method':'bitsandbytes','load_in_4bit':true", -ENOTSUP,
             "config.json: quantization_config.quant_method 'bitsandbytes' is not read: gptq, awq, "
-            "compressed-tensors and "
-            "fp8 are read; use another checkpoint of this model");
+            "compressed-tensors, "
+            "fp8 and auto-round are read; use another checkpoint of this model");
     assert_int_equal(parse("{'quantization_config':4}", &c, &e), -EINVAL);
     assert_string_equal(e.text, "config.json: quantization_config: expected an object");
     assert_int_equal(parse("{'quantization_config':{}", &c, &e), -EBADMSG);
@@ -345,6 +375,7 @@ int main(void) {
             cmocka_unit_test(test_gptq),
             cmocka_unit_test(test_gptq_refused),
             cmocka_unit_test(test_awq),
+            cmocka_unit_test(test_auto_round),
             cmocka_unit_test(test_fp8),
             cmocka_unit_test(test_compressed),
             cmocka_unit_test(test_compressed_refused),
