@@ -131,7 +131,7 @@ ALWAYS_INLINE void few_rows(const struct k_linear *w, uint32_t first, uint32_t n
         for (uint32_t s = 0; s < n; s++) {
             const uint8_t *block = strip->data + l * strip->leaf_stride + (uint64_t)s * f->bytes,
                           *codes = block;
-            const uint8_t *ahead = block_ahead(w, first, n, s, l, f->bytes);
+            const uint8_t *ahead = block_ahead(w, first, n, s, l, 1, f->bytes);
             v16 leaf[SMALL_ROWS];
             UNROLL for (uint32_t r = 0; r < nr; r++) leaf[r] = v_set1(0.0f);
             __builtin_prefetch(ahead + f->scales_at);
@@ -306,7 +306,7 @@ static void more_rows(const struct k_linear *w, uint32_t first, uint32_t n, cons
                     .first = cut->leaf_first[l],
                     .n = cut->leaf_first[l + 1] - cut->leaf_first[l],
                     .block = strip->data + l * strip->leaf_stride + (uint64_t)s * f->bytes,
-                    .ahead = block_ahead(w, first, n, s, l, f->bytes),
+                    .ahead = block_ahead(w, first, n, s, l, ns, f->bytes),
                     .sums_stride = rows};
             for (uint32_t t = 0, r = 0; t < n_tiles; r += tiles[t++].rows) {
                 j.sums = sums[l][s * rows + r];

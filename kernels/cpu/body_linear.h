@@ -78,7 +78,7 @@ static void small_dense(const struct k_linear *w, uint32_t first, uint32_t n, co
         uint32_t s = 0;
         for (uint32_t i = 0; i < n; i++) {
             from[i] = strips[i].data + l * strips[i].leaf_stride;
-            ahead[i] = block_ahead(w, first, n, i, l, bytes);
+            ahead[i] = block_ahead(w, first, n, i, l, LANES_SMALL_CHAINS, bytes);
         }
         for (; s + LANES_SMALL_CHAINS <= n; s += LANES_SMALL_CHAINS)
             chains_full(from + s, ahead[s], xl, ldx, w->leaf_columns, rows, dtype, out + (uint64_t)s * rows);

@@ -7,14 +7,15 @@
  * of their use measures best; nearer loses more than farther. */
 #define AHEAD_BYTES 8192u
 
-/* What to fetch while block s of n neighbouring strips from `first` on is used in leaf l: further on in this leaf, then in
- * the next one, then in the strips that come after these. */
-static inline const uint8_t *block_ahead(
-        const struct k_linear *w, uint32_t first, uint32_t n, uint32_t s, uint32_t l, uint32_t block_bytes) {
+/* What to fetch while block s of n neighbouring strips from `first` on is used in leaf l, together with the blocks up to
+ * s + together: further on in this leaf, then in the next one, then in the strips that come after these. */
+static inline const uint8_t *block_ahead(const struct k_linear *w, uint32_t first, uint32_t n, uint32_t s,
+        uint32_t l, uint32_t together, uint32_t block_bytes) {
     const struct strip *strip = &w->strips[first];
-    if (block_bytes >= AHEAD_BYTES)
+    if (together == 1 && block_bytes >= AHEAD_BYTES)
         return strip->data + l * strip->leaf_stride + (uint64_t)s * block_bytes + AHEAD_BYTES;
-    for (s += (AHEAD_BYTES + block_bytes - 1) / block_bytes; s >= n && l + 1 < w->leaves; l++)
+    const uint32_t blocks = (AHEAD_BYTES + block_bytes - 1) / block_bytes;
+    for (s += blocks > together ? blocks : together; s >= n && l + 1 < w->leaves; l++)
         s -= n;
     if (s >= n) {
         strip += first + s < w->n_strips ? s : 0;
