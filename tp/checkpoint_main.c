@@ -35,9 +35,9 @@ static const char USAGE[] =
 static const char INSPECT_HELP[] =
         "usage: shardd inspect DIR [options]\n"
         "\n"
-        "Says what the checkpoint in DIR is (config.json and *.safetensors of a Qwen3.5 model), checks\n"
-        "that every tensor is there and has its shape, and computes what each rank needs. Reads headers\n"
-        "only, unless told to verify.\n"
+        "Says what the checkpoint in DIR is (config.json and *.safetensors of a Qwen3.5 model, or a GGUF\n"
+        "file), checks that every tensor is there and has its shape, and computes what each rank needs.\n"
+        "Reads headers only, unless told to verify.\n"
         "\n"
         "  --tensor-parallel-size N   ranks to split it over, all on this machine: 1, 2, 4, 8 (default 1)\n"
         "  --max-model-len N          tokens of a sequence, at most the model's own limit (default 8192;\n"
