@@ -241,7 +241,7 @@ static void pack_strip(void *arg, uint32_t s) {
 int k_linear_pack(
         struct k_context *c, const struct k_linear_spec *spec, struct k_linear **ret, struct error *e) {
     struct k_linear *l;
-    for (uint32_t i = 0; i < spec->n_pieces && i < PIECES_MAX; i++) {
+    for (uint32_t i = 0; spec->n_pieces <= PIECES_MAX && i < spec->n_pieces; i++) {
         const struct k_matrix_view *v = &spec->pieces[i];
         if (!v->data && !v->quant && !v->tiles)
             return error_set(e, -EINVAL, "%s: piece %u has no weights", spec->name, i);
@@ -344,7 +344,7 @@ static void dummy_strip(void *arg, uint32_t s) {
 int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64_t seed, float scale,
         struct k_linear **ret, struct error *e) {
     struct k_linear *l;
-    for (uint32_t i = 0; i < spec->n_pieces && i < PIECES_MAX; i++) {
+    for (uint32_t i = 0; spec->n_pieces <= PIECES_MAX && i < spec->n_pieces; i++) {
         if (spec->pieces[i].tiles)
             return error_set(e, -EINVAL, "%s: tiles cannot hold made-up weights", spec->name);
     }
