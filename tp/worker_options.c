@@ -17,7 +17,7 @@ const char worker_help[] =
         "  shardd-worker-cpu --model DIR --generate-ids 1,2,3 --tensor-parallel-size 4 --temperature 0.8 --seed 7\n"
         "\n"
         "model and memory\n"
-        "  --model DIR                  Hugging Face checkpoint folder (config.json and *.safetensors), or a GGUF file\n"
+        "  --model DIR                  Hugging Face folder (config.json and *.safetensors), or a GGUF file\n"
         "  --load-format auto|safetensors|packed|dummy   packed: from a file of packed weights, which is made if it\n"
         "                               is not there; auto: from one if it is there; safetensors: never from one;\n"
         "                               dummy: seeded random weights of config.json's sizes, which are not the same\n"
