@@ -223,6 +223,41 @@ static void lanes_find_their_fragments(void **state) {
     }
 }
 
+static uint64_t hash(const uint8_t *p, size_t n) {
+    uint64_t h = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ p[i]) * 0x100000001b3u;
+    return h;
+}
+
+/* Packed files outlive the program that made them: whoever changes the bytes must give the layout another name. */
+static void bytes_are_what_the_name_says(void **state) {
+    (void)state;
+    static const struct {
+        enum quant_format format;
+        uint32_t group;
+        bool zeros, minimums;
+        uint64_t hash;
+    } cases[] = {{QUANT_INT4, 128, false, false, 0x7a01f70917d6e532u},
+            {QUANT_INT4, 32, true, true, 0x5b46b524b02ed9f9u},
+            {QUANT_INT8, 1u << 20, false, false, 0x059a44972913e3a4u},
+            {QUANT_FP8, 64, false, false, 0x760ef2c2d8351359u}};
+    struct random r = {123456789u};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct source s;
+        struct packed p;
+        source_make(&s, &r, cases[i].format, 37, 1200, cases[i].group, cases[i].zeros, cases[i].minimums);
+        const struct k_matrix_view whole = {.quant = &s.q, .rows = 37};
+        packed_make(&p, &whole, 1200, NULL);
+        if (hash(p.data, p.plan.bytes) != cases[i].hash)
+            fail_msg("case %zu hashes to 0x%016llx, not to 0x%016llx", i,
+                    (unsigned long long)hash(p.data, p.plan.bytes), (unsigned long long)cases[i].hash);
+        free(p.data);
+        source_done(&s);
+    }
+    assert_string_equal(CUDA_MMA_LAYOUT, "cuda-mma-1");
+}
+
 /* The sizes that the kernels count on: 512 bytes of INT4 per tile, [slot][16] scales. */
 static void sizes_are_as_written(void **state) {
     (void)state;
@@ -262,6 +297,7 @@ int main(void) {
             cmocka_unit_test(quantised_round_trips),
             cmocka_unit_test(dense_round_trips),
             cmocka_unit_test(lanes_find_their_fragments),
+            cmocka_unit_test(bytes_are_what_the_name_says),
             cmocka_unit_test(sizes_are_as_written),
             cmocka_unit_test(what_has_no_form_is_refused),
     };
