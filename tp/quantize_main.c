@@ -41,17 +41,18 @@ static const char HELP[] =
         "  --symmetric, --asymmetric     without or with a zero point per group (default --symmetric)\n"
         "  --ignore PATTERN              leave modules as they are, e.g. '*.layers.0.*', '*.down_proj'; may be\n"
         "                                given several times. vLLM wants q, k, v (and gate, up) alike\n"
-        "  --calibration FILE.jsonl      run the model over these sequences, layer by layer, and round so that\n"
+        "  --calibration FILE            run the model over these sequences, layer by layer, and round so that\n"
         "                                its outputs change least: error feedback (GPTQ) where a linear has at\n"
         "                                most --feedback-columns inputs, else errors weighted by the inputs\n"
         "  --feedback-columns N          (default 8192; memory 4 N^2 bytes)\n"
-        "  --eval FILE.jsonl             compare with the original over these sequences: KL, likeliest token\n"
+        "  --eval FILE                   compare with the original over these sequences: KL, likeliest token\n"
         "  --report FILE.json            write the figures to this file too\n"
         "  --threads N                   (default: all that this process may use)\n"
         "  --shard-size SIZE             bytes of an output file (default 4000000000)\n"
         "\n"
-        "A sequence file has a JSON object a line with \"ids\": [..], or \"prompt_ids\" and maybe \"reply_ids\".\n"
-        "Of a sequence 2048 tokens are used, of a file 65536. `shardd generate --json` shows such ids.\n"
+        "A sequence file is running text, or, named .jsonl, has a JSON object a line: \"text\", or \"messages\"\n"
+        "(and \"tools\") as in a chat, or token ids: \"ids\", or \"prompt_ids\" and maybe \"reply_ids\". Of a\n"
+        "sequence 2048 tokens are used, of a file at most 65536.\n"
         "\n"
         "in_proj_a, in_proj_b, conv1d, norms, the embedding and the vision part always stay as they are.\n"
         "vLLM may not read a quantised head; transformers and shardd do.\n"
@@ -274,6 +275,7 @@ int run_quantize(int argc, char **argv) {
     struct progress progress = {.terminal = isatty(STDERR_FILENO)};
     struct quantize_report report = {0};
     struct error e = {0};
+    char paths[2][QUANTIZE_FD_PATH_MAX];
     int code = read_options(argc, argv, &f);
     if (code != EXIT_OK)
         return code < 0 ? EXIT_OK : code;
@@ -282,7 +284,11 @@ int run_quantize(int argc, char **argv) {
     clock_gettime(CLOCK_MONOTONIC, &progress.begin);
     progress.last = progress.begin;
     catch_signals();
-    int r = quantize_run(&f.o, &report, &e);
+    int r = quantize_ids_of(f.o.source, &f.o.calibration, paths[0], &e);
+    if (r == 0)
+        r = quantize_ids_of(f.o.source, &f.o.evaluation, paths[1], &e);
+    if (r == 0)
+        r = quantize_run(&f.o, &report, &e);
     if (progress.shown && progress.terminal)
         fprintf(stderr, "\r\033[K");
     if (r < 0) {

@@ -17,7 +17,7 @@ WRITTEN = quality_table.written()
 
 # The rows that are measured anew, and how many of 100 answers may be right less often than docs/quality.md says: a
 # reply hangs on single tokens, and other rounding may choose another one.
-AGAIN = ("INT8 g128, head INT8", "INT4 g32", "INT4 g128, calibrated", "INT4 g128, calibrated, head INT8")
+AGAIN = ("INT8 g128, head INT8", "INT4 g128, calibrated, head INT8")
 ACCURACY_SLACK = 4.0
 
 
@@ -64,6 +64,24 @@ def test_a_quantised_model_is_served(tmp_path):
         request.chat.enable_thinking = False
         request.sampling.temperature = 0
         assert client.generate(request).text == "17 + 25 = 42"
+
+
+def test_text_and_messages_are_made_ids(tmp_path):
+    text, chat, report = tmp_path / "a.txt", tmp_path / "b.jsonl", tmp_path / "report.json"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    chat.write_text(json.dumps({"messages": [{"role": "user", "content": "What is 3 + 4?"},
+                                             {"role": "assistant", "content": "3 + 4 = 7"}]}) + "\n"
+                    + json.dumps({"text": "Sort these numbers"}) + "\n")
+    done = shardd("quantize", shardd_eval.MODEL, str(tmp_path / "out"), "--weights", "int8", "--calibration", str(text),
+                  "--eval", str(chat), "--report", str(report))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(report.read_text())
+    assert figures["calibration_sequences"] == 1 and figures["calibration_tokens"] > 200
+    assert figures["evaluation_sequences"] == 2 and 0 < figures["kl"] < 0.01
+    chat.write_text('{"x": 1}\n')
+    done = shardd("quantize", shardd_eval.MODEL, str(tmp_path / "other"), "--calibration", str(chat))
+    assert done.returncode == 1 and "b.jsonl, line 1: has neither" in done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_refusals(tmp_path):
