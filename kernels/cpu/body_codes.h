@@ -1,9 +1,9 @@
 /* body_codes.h - INT4 and INT8 weights times INT8 activations, for one instruction set.
  *
- * The rule (kernels.h): per segment an exact integer sum, scaled once and added to the leaf's fp32 accumulator, segments
- * ascending; then the tree over leaves. Integer sums may be taken in any order, so a segment is added up four k at a
- * time, and how many strips and rows are open at once is free: one strip for a few rows, so that the weights are one
- * stream; two strips and as many rows as the registers hold for more. */
+ * The rule (kernels.h): per segment an exact integer sum, scaled once and added to the leaf's fp32 accumulator,
+ * segments ascending; then the tree over leaves. Integer sums may be taken in any order, so a segment is added
+ * up four k at a time, and how many strips and rows are open at once is free: one strip for a few rows, so that
+ * the weights are one stream; two strips and as many rows as the registers hold for more. */
 #pragma once
 
 #include "kernels/cpu/body_walk.h"
@@ -73,8 +73,8 @@ ALWAYS_INLINE void segment_add(const struct form *f, const uint8_t *block, uint3
 
 /* --- few rows: strip after strip, so that the weights are read as one stream --- */
 
-/* acc[r] = codes times row r over one segment of n_loads vectors; x is [quad][nr][4]. Two or four sums take turns, so that
- * no addition waits for the one before. */
+/* acc[r] = codes times row r over one segment of n_loads vectors; x is [quad][nr][4]. Two or four sums take
+ * turns, so that no addition waits for the one before. */
 ALWAYS_INLINE void few_sums(const uint8_t *codes, const uint8_t *ahead, const int8_t *x, uint64_t n_loads,
         const uint32_t nr, const uint32_t kind, v16i *acc) {
     const uint64_t x_load = (kind == KIND_INT4 ? 8 : 4) * nr;

@@ -1,11 +1,11 @@
 /* body_linear.h - linear products over packed strips, for one instruction set.
  *
  * The rule: an output is, per K-leaf, one fp32 accumulator that starts at 0 and takes fma(w[k], x[k]) with k
- * ascending; leaves are then added as a binary tree. How many outputs are open at once is free, and is what
- * the two forms below differ in: small  1..3 rows: weights are read once and straight from memory, as one stream; a few
- * neighbouring strips are open at once, which hides the latency of fma (measured: more of them are slower, since the
- * machine follows few streams well). block  more rows: weights are turned into fp32 once per BLOCK_ROWS rows (128 k x 2 strips = 16
- * KB, in L1) and multiplied with activation tiles [k][12] from registers. */
+ * ascending; leaves are then added as a binary tree. How many outputs are open at once is free, and is what the
+ * two forms below differ in: small  1..3 rows: weights are read once and straight from memory, as one stream; a
+ * few neighbouring strips are open at once, which hides the latency of fma (measured: more of them are slower,
+ * since the machine follows few streams well). block  more rows: weights are turned into fp32 once per
+ * BLOCK_ROWS rows (128 k x 2 strips = 16 KB, in L1) and multiplied with activation tiles [k][12] from registers. */
 #pragma once
 
 #define BLOCK_K 128u

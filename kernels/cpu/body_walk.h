@@ -3,12 +3,13 @@
 
 #include "kernels/cpu/internal.h"
 
-/* Weights that are used one strip after another are one stream through the memory of a leaf. Fetching about this far ahead
- * of their use measures best; nearer loses more than farther. */
+/* Weights that are used one strip after another are one stream through the memory of a leaf. Fetching about this
+ * far ahead of their use measures best; nearer loses more than farther. */
 #define AHEAD_BYTES 8192u
 
-/* What to fetch while block s of n neighbouring strips from `first` on is used in leaf l, together with the blocks up to
- * s + together: further on in this leaf, then in the next one, then in the strips that come after these. */
+/* What to fetch while block s of n neighbouring strips from `first` on is used in leaf l, together with the
+ * blocks up to s + together: further on in this leaf, then in the next one, then in the strips that come after
+ * these. */
 static inline const uint8_t *block_ahead(const struct k_linear *w, uint32_t first, uint32_t n, uint32_t s,
         uint32_t l, uint32_t together, uint32_t block_bytes) {
     const struct strip *strip = &w->strips[first];

@@ -1,5 +1,6 @@
-/* body_widen.h - quantised weights as fp32, for one instruction set: what FP8 always is multiplied as, and INT4 and INT8
- * when the activations stay fp32. A weight is scale * (code - zero), rounded, then minus its minimum, rounded. */
+/* body_widen.h - quantised weights as fp32, for one instruction set: what FP8 always is multiplied as, and INT4
+ * and INT8 when the activations stay fp32. A weight is scale * (code - zero), rounded, then minus its minimum,
+ * rounded. */
 #pragma once
 
 #include "kernels/cpu/body_math.h"

@@ -1,5 +1,5 @@
-/* lanes_avx512.h - the lane operations of lanes_plain.h on one 16-float register. Included by isa_avx512.c and, compiled
- * with the byte products of VNNI, by isa_avx512_vnni.c. */
+/* lanes_avx512.h - the lane operations of lanes_plain.h on one 16-float register. Included by isa_avx512.c and,
+ * compiled with the byte products of VNNI, by isa_avx512_vnni.c. */
 #pragma once
 
 #include <immintrin.h>

@@ -1,8 +1,9 @@
 /* linear.c - linears: tables of strips over packed weights, of their own or in somebody's tiles.
  *
- * Called by tp/ at load. A linear's pieces lie one after another, each as pack.c makes it; a strip knows where its block
- * of the first leaf is and how far the next leaf's, so that a piece may as well lie in a mapped file, which must outlive
- * the linear. Packing is split over the rank's threads, strip by strip, so that it needs no memory of its own. */
+ * Called by tp/ at load. A linear's pieces lie one after another, each as pack.c makes it; a strip knows where
+ * its block of the first leaf is and how far the next leaf's, so that a piece may as well lie in a mapped file,
+ * which must outlive the linear. Packing is split over the rank's threads, strip by strip, so that it needs no
+ * memory of its own. */
 #include "kernels/cpu/internal.h"
 
 #include <errno.h>

@@ -1,10 +1,11 @@
 /* product.c - multiplying activations with packed weights, split over the threads of a rank.
  *
- * The input rows are brought into the forms that the bodies read, once per row and not once per strip: normalised and put
- * into the linear's order; fp32 row after row for a few, in tiles [k][12] for more; INT8 in tiles [k / 4][rows][4] with
- * scales and sums per segment, once for each way in which the weights' groups cut the columns. Then groups of strips are
- * tasks; a task keeps its outputs on its stack and stores them with the activation applied, so gate and up are never
- * written out. More than CHUNK_ROWS rows go through in chunks, which bounds the scratch. */
+ * The input rows are brought into the forms that the bodies read, once per row and not once per strip:
+ * normalised and put into the linear's order; fp32 row after row for a few, in tiles [k][12] for more; INT8 in
+ * tiles [k / 4][rows][4] with scales and sums per segment, once for each way in which the weights' groups cut
+ * the columns. Then groups of strips are tasks; a task keeps its outputs on its stack and stores them with the
+ * activation applied, so gate and up are never written out. More than CHUNK_ROWS rows go through in chunks,
+ * which bounds the scratch. */
 #include "kernels/cpu/internal.h"
 
 #include <errno.h>

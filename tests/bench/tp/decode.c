@@ -3,9 +3,10 @@
  *
  *   bench-tp-decode [--dtype bf16|int8|int4] [threads [tokens]]        default: BF16, all cores, 32 tokens
  *
- * The model has the sizes of the published one and seeded weights: BF16, or all large matrices quantised in groups of
- * 128 with BF16 scales. Bytes per token are what a token has to read: every weight once and the recurrent state. Both roofs are measured here, with
- * the same number of threads: reading 1 GiB, and fused multiply-adds in registers. */
+ * The model has the sizes of the published one and seeded weights: BF16, or all large matrices quantised in
+ * groups of 128 with BF16 scales. Bytes per token are what a token has to read: every weight once and the
+ * recurrent state. Both roofs are measured here, with the same number of threads: reading 1 GiB, and fused
+ * multiply-adds in registers. */
 #include "tp/offline.h"
 
 #include <immintrin.h>
