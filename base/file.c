@@ -100,6 +100,11 @@ int file_map(const char *path, struct file_map *ret, struct error *e) {
     return 0;
 }
 
+void file_map_scattered(const struct file_map *m, bool scattered) {
+    if (m->data)
+        madvise((void *)(uintptr_t)m->data, (size_t)m->bytes, scattered ? MADV_RANDOM : MADV_NORMAL);
+}
+
 void file_map_release(const struct file_map *m) {
     if (m->data) /* private, never written: nothing is lost */
         madvise((void *)(uintptr_t)m->data, (size_t)m->bytes, MADV_DONTNEED);

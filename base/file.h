@@ -8,6 +8,7 @@
 #include "base/error.h"
 
 #include <limits.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -32,6 +33,8 @@ int file_map(const char *path, struct file_map *ret, struct error *e);
 /* Lets go of the pages that this process has touched; they come back from the page cache when they are wanted. What
  * has been used up is then no longer counted as this process's memory. */
 void file_map_release(const struct file_map *m);
+/* Reads single pages from now on where they are touched, without what lies around them; or as usual again. */
+void file_map_scattered(const struct file_map *m, bool scattered);
 void file_unmap(struct file_map *m); /* sets data to NULL; a zeroed struct is fine */
 
 /* Writes all bytes, through interruptions and short writes. 0 or write's errno. */

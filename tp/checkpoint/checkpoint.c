@@ -49,6 +49,13 @@ struct checkpoint *checkpoint_free(struct checkpoint *c) {
     return NULL;
 }
 
+void checkpoint_scattered(const struct checkpoint *c, bool scattered) {
+    for (size_t i = 0; i < c->n_shards; i++)
+        file_map_scattered(&c->shards[i].map, scattered);
+    if (c->gguf)
+        gguf_checkpoint_scattered(c->gguf, scattered);
+}
+
 void checkpoint_release(const struct checkpoint *c) {
     for (size_t i = 0; i < c->n_shards; i++)
         file_map_release(&c->shards[i].map);

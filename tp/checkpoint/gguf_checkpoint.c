@@ -29,6 +29,11 @@ struct gguf_checkpoint *gguf_checkpoint_free(struct gguf_checkpoint *c) {
     return NULL;
 }
 
+void gguf_checkpoint_scattered(const struct gguf_checkpoint *c, bool scattered) {
+    for (size_t i = 0; i < c->n; i++)
+        file_map_scattered(&c->parts[i].map, scattered);
+}
+
 void gguf_checkpoint_release(const struct gguf_checkpoint *c) {
     for (size_t i = 0; i < c->n; i++)
         file_map_release(&c->parts[i].map);

@@ -23,6 +23,7 @@
 struct gguf_checkpoint;
 int gguf_checkpoint_open(const struct gguf_files *files, struct gguf_checkpoint **ret, struct error *e);
 struct gguf_checkpoint *gguf_checkpoint_free(struct gguf_checkpoint *c);
+void gguf_checkpoint_scattered(const struct gguf_checkpoint *c, bool scattered);
 void gguf_checkpoint_release(const struct gguf_checkpoint *c); /* see checkpoint_release() */
 /* Appends all tensors under the names of the file; a quantised one is U8 with dims [..., bytes of a row]. */
 int gguf_checkpoint_list(const struct gguf_checkpoint *c, struct tensor_list *list, struct error *e);

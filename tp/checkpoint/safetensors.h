@@ -15,6 +15,7 @@
 #include "base/limits.h"
 #include "base/quant.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -64,6 +65,8 @@ int checkpoint_open_file(const char *path, struct checkpoint **ret, struct error
 struct checkpoint *checkpoint_free(struct checkpoint *c);
 /* Lets go of the pages that were touched so far; tensors stay valid. For who has used a part up: after each layer. */
 void checkpoint_release(const struct checkpoint *c);
+/* Samples are about to be taken here and there (file_map_scattered()); or that is over. */
+void checkpoint_scattered(const struct checkpoint *c, bool scattered);
 const struct tensor *checkpoint_find(const struct checkpoint *c, const char *name); /* NULL if absent */
 size_t checkpoint_count(const struct checkpoint *c);
 const struct tensor *checkpoint_at(const struct checkpoint *c, size_t i); /* in name order */
