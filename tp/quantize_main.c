@@ -2,7 +2,7 @@
  * shardd-checkpoint. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted. */
 #include "tp/quantize_main.h"
 
-#include "tp/quantize.h"
+#include "tp/quantize/quantize.h"
 
 #include <errno.h>
 #include <getopt.h>

@@ -1,6 +1,6 @@
 /* quantize_folder.c - whole runs of quantize over small synthetic models: what is written, read back through the
  * loader's own reader and decoded by hand; memory; and that a run which fails or is stopped leaves nothing behind. */
-#include "tp/quantize.h"
+#include "tp/quantize/quantize.h"
 
 #include "base/file.h"
 #include "tp/checkpoint/quant_config.h"

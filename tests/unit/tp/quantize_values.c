@@ -1,6 +1,6 @@
 /* quantize_values.c - the arithmetic of quantize: groups are never worse than plain rounding, the factor is what it
  * says, error feedback makes outputs better, and packed matrices come back through the reader as they were meant. */
-#include "tp/quantize_parts.h"
+#include "tp/quantize/parts.h"
 
 #include <errno.h>
 #include <math.h>

@@ -1,5 +1,5 @@
-/* quantize_sequences.c - reads a file of token ids for calibration and evaluation: a JSON object a line. */
-#include "tp/quantize_parts.h"
+/* sequences.c - reads a file of token ids for calibration and evaluation: a JSON object a line. */
+#include "tp/quantize/parts.h"
 
 #include "base/file.h"
 #include "base/json_pull.h"

@@ -1,9 +1,9 @@
-/* quantize_output.c - the folder that quantize makes: planned as a whole, written in any order, named at the end.
+/* output.c - the folder that quantize makes: planned as a whole, written in any order, named at the end.
  *
  * All sizes are known before the first weight is read, so the files are made at their full size with their headers;
  * a disk that is too small is found then and not hours later. The folder is called TARGET.part until everything is
  * on the disk, and then renamed: TARGET is there whole or not at all. */
-#include "tp/quantize_parts.h"
+#include "tp/quantize/parts.h"
 
 #include "base/file.h"
 #include "base/limits.h"

@@ -1,6 +1,6 @@
-/* quantize_eval.c - compares two models' distributions of the next token while the vocabulary passes in bands: no
- * more than one band of logits is ever in memory. Called by quantize_layers.c. */
-#include "tp/quantize_parts.h"
+/* eval.c - compares two models' distributions of the next token while the vocabulary passes in bands: no
+ * more than one band of logits is ever in memory. Called by layers.c. */
+#include "tp/quantize/parts.h"
 
 #include <math.h>
 

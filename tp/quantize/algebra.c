@@ -1,8 +1,8 @@
-/* quantize_algebra.c - matrix products and a Cholesky factor for error feedback, in fp32.
+/* algebra.c - matrix products and a Cholesky factor for error feedback, in fp32.
  *
- * Called by quantize_stats.c and quantize_matrix.c. Every element is a sum in ascending order of p, multiplied and
+ * Called by stats.c and matrix.c. Every element is a sum in ascending order of p, multiplied and
  * added apart, so neither tiles nor threads nor the width of vectors show in the bits. */
-#include "tp/quantize_parts.h"
+#include "tp/quantize/parts.h"
 
 #include <errno.h>
 #include <math.h>

@@ -1,10 +1,10 @@
-/* quantize_layers.c - quantises a model while sequences run through it, layer by layer.
+/* layers.c - quantises a model while sequences run through it, layer by layer.
  *
  * For each layer: the calibration sequences, as the quantised layers before have left them, pass through the original
  * layer and show what its linears get; the linears are quantised; then the sequences pass through the quantised layer
  * and go on to the next. Evaluation sequences pass twice beside them, through the original layers and through the
  * quantised ones. After the layers come MTP's and the head, whose rows are taken in bands. Called by quantize.c. */
-#include "tp/quantize_parts.h"
+#include "tp/quantize/parts.h"
 
 #include "kernels/kernels.h"
 #include "tp/linears.h"

@@ -1,11 +1,11 @@
-/* quantize_parts.h - what the parts of quantize share: groups of weights, algebra, a matrix, the output folder,
+/* parts.h - what the parts of quantize share: groups of weights, algebra, a matrix, the output folder,
  * the model's layers. Included by quantize*.c and their tests only.
  *
  * Arithmetic is written so that every machine makes the same bytes: one order of operations, no fused
  * multiply-adds, whatever the instruction set and the number of threads. */
 #pragma once
 
-#include "tp/quantize.h"
+#include "tp/quantize/quantize.h"
 
 #include "base/quant.h"
 #include "tp/checkpoint/model_config.h"
@@ -20,7 +20,7 @@
 /* Calls fn(arg, i) for i in 0..n-1 on up to `threads` threads, in any order; returns when all are done. */
 void quantize_parallel(uint32_t threads, uint32_t n, void (*fn)(void *arg, uint32_t i), void *arg);
 
-/* --- one group of weights (quantize_group.c) --- */
+/* --- one group of weights (group.c) --- */
 
 struct quantize_scheme {
     uint32_t bits;  /* 4 or 8; 16 = left as it is */
@@ -57,7 +57,7 @@ static inline float quantize_value(uint8_t code, struct quantize_params p) {
     return p.scale * (float)((int)code - (int)p.zero);
 }
 
-/* --- algebra (quantize_algebra.c): row-major fp32 --- */
+/* --- algebra (algebra.c): row-major fp32 --- */
 
 /* C[m][n] += sign * A B, A[i][p] at a[i * a_row + p * a_column], B[p][n] with row stride ldb. sign is 1 or -1. */
 void quantize_multiply(float *c, size_t ldc, const float *a, size_t a_row, size_t a_column, const float *b,
@@ -66,7 +66,7 @@ void quantize_multiply(float *c, size_t ldc, const float *a, size_t a_row, size_
  * positive definite. */
 int quantize_inverse_factor(float *h, uint32_t n, uint32_t threads);
 
-/* --- what a linear's input looks like (quantize_stats.c) --- */
+/* --- what a linear's input looks like (stats.c) --- */
 
 struct quantize_stats {
     uint32_t columns;
@@ -82,7 +82,7 @@ void quantize_stats_add(struct quantize_stats *s, const float *x, uint32_t rows,
 /* After the last row: importance, and U from the damped hessian. */
 void quantize_stats_prepare(struct quantize_stats *s, uint32_t threads);
 
-/* --- some rows of a matrix (quantize_matrix.c) --- */
+/* --- some rows of a matrix (matrix.c) --- */
 
 struct quantize_matrix {
     struct quant_matrix view; /* readers over the arrays below; view.file is this struct: do not move it */
@@ -108,7 +108,7 @@ void quantize_matrix_values(const struct quantize_matrix *q, uint32_t first, uin
 /* Tells the kernel that these bytes of a mapped file are not needed again. */
 void quantize_forget(const void *data, uint64_t bytes);
 
-/* --- the output folder (quantize_output.c) --- */
+/* --- the output folder (output.c) --- */
 
 struct quantize_output_tensor {
     char name[192];
@@ -157,7 +157,7 @@ struct quantize_text {
 };
 void quantize_print(struct quantize_text *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* --- config.json (quantize_config.c) --- */
+/* --- config.json (config.c) --- */
 
 struct quantize_config {
     const struct quantize_options *options;
@@ -170,7 +170,7 @@ struct quantize_config {
 int quantize_config_write(
         const char *source, const struct quantize_config *c, struct quantize_text *ret, struct error *e);
 
-/* --- the model, a layer at a time (quantize_model.c) --- */
+/* --- the model, a layer at a time (model.c) --- */
 
 struct quantize_model;
 int quantize_model_create(
@@ -195,7 +195,7 @@ int quantize_model_project(struct quantize_model *model, struct k_linear *w, con
 /* ret[n][H] = norm(x[n][H]) with a zero-centred weight; ret may be x. */
 void quantize_norm(const struct tensor *w, float eps, const float *x, uint32_t n, float *ret);
 
-/* --- two distributions compared (quantize_eval.c) --- */
+/* --- two distributions compared (eval.c) --- */
 
 struct quantize_token { /* one position; the vocabulary comes in bands. [0]: the original's, [1]: the other's */
     double max[2], sum[2]; /* of exp(logit - max) */
@@ -211,7 +211,7 @@ void quantize_tokens_add(struct quantize_token *t, const float *original, const 
 double quantize_token_kl(const struct quantize_token *t);             /* after the last band; natural log */
 double quantize_token_nll(const struct quantize_token *t, int which); /* of target */
 
-/* --- the run (quantize.c) and its walk over the layers (quantize_layers.c) --- */
+/* --- the run (quantize.c) and its walk over the layers (layers.c) --- */
 
 /* Inputs of a layer's linears, as in tp/linears.h, and after them those outside layers. */
 enum { QUANTIZE_INPUT_FC = 4, QUANTIZE_INPUT_HEAD, QUANTIZE_INPUTS };

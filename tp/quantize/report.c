@@ -1,5 +1,5 @@
-/* quantize_report.c - what quantising cost, as a table and as JSON. Called by `shardd quantize` when it is done. */
-#include "tp/quantize_parts.h"
+/* report.c - what quantising cost, as a table and as JSON. Called by `shardd quantize` when it is done. */
+#include "tp/quantize/parts.h"
 
 #include <stdlib.h>
 

@@ -1,8 +1,8 @@
-/* quantize_config.c - config.json of a quantised model: the source's text with a quantization_config put in.
+/* config.c - config.json of a quantised model: the source's text with a quantization_config put in.
  *
  * Called by quantize.c. The text is changed where it must be and nowhere else, so that numbers and order stay as their
  * author wrote them. */
-#include "tp/quantize_parts.h"
+#include "tp/quantize/parts.h"
 
 #include "base/file.h"
 #include "base/json_pull.h"

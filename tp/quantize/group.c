@@ -1,10 +1,10 @@
-/* quantize_group.c - finds the scale of one group of weights that loses least.
+/* group.c - finds the scale of one group of weights that loses least.
  *
  * Candidates are tried side by side, one per lane of a vector: a coarse grid from no clipping to heavy clipping
  * (and for asymmetric schemes three zeros for each), then a fine one around the best. Since a candidate is a lane,
- * no sum depends on the width of the machine's vectors. Called by quantize_matrix.c for every group of a model, so
+ * no sum depends on the width of the machine's vectors. Called by matrix.c for every group of a model, so
  * this loop is what quantising without calibration costs. */
-#include "tp/quantize_parts.h"
+#include "tp/quantize/parts.h"
 
 #include <math.h>
 #include <string.h>

@@ -1,10 +1,10 @@
-/* quantize_matrix.c - quantises rows of a matrix: group by group, or column by column with error feedback.
+/* matrix.c - quantises rows of a matrix: group by group, or column by column with error feedback.
  *
- * Rows are independent of each other and are shared among threads in bands. With a factored hessian (quantize_stats.c)
+ * Rows are independent of each other and are shared among threads in bands. With a factored hessian (stats.c)
  * the error of a column is spread over the columns after it, so that the product with typical inputs changes least;
  * groups stay in order, and a group's scale is chosen when its first column is reached, from what the weights have
  * become by then. */
-#include "tp/quantize_parts.h"
+#include "tp/quantize/parts.h"
 
 #include <errno.h>
 #include <math.h>

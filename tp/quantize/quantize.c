@@ -1,6 +1,6 @@
 /* quantize.c - see quantize.h. Decides what is quantised, plans the output as a whole, then fills it: straight from
- * the file where there are no sequences, else layer by layer (quantize_layers.c). */
-#include "tp/quantize_parts.h"
+ * the file where there are no sequences, else layer by layer (layers.c). */
+#include "tp/quantize/parts.h"
 
 #include "tp/linears.h"
 

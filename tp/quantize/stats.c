@@ -1,6 +1,6 @@
-/* quantize_stats.c - what is learnt of a linear's input while calibration sequences pass: the mean square of every
+/* stats.c - what is learnt of a linear's input while calibration sequences pass: the mean square of every
  * column, and where memory allows all products of two columns. Also the threads that quantize's parts use. */
-#include "tp/quantize_parts.h"
+#include "tp/quantize/parts.h"
 
 #include <errno.h>
 #include <pthread.h>
