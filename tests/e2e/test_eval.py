@@ -39,7 +39,8 @@ def chat(*turns, thinking=False, tools=()):
 
 
 # The held-out prompts. Transformers computed in float32, so all its replies must come back with a KV cache of float32;
-# the default is BF16, where rounding may choose another token when two are as good as equal (2 replies of 2,800, of an earlier training).
+# the default is BF16, where rounding may choose another token when two are as good as equal (2 replies of 2,800,
+# of an earlier training).
 
 EXACT, DEFAULT = "fp32", "auto"
 RUNS = [(EXACT, 1), (EXACT, 2), (EXACT, 4), (DEFAULT, 1), (DEFAULT, 4)]
