@@ -128,7 +128,8 @@ struct k_linear_spec {
 
 struct k_linear; /* an opaque weight pack: canonical tiles of 16 output rows, [leaf][strip] */
 
-size_t k_linear_bytes(const struct k_linear_spec *spec); /* packed size, parts of tiles included; no allocation */
+size_t k_linear_bytes(
+        const struct k_linear_spec *spec); /* packed size, parts of tiles included; no allocation */
 int k_linear_pack(
         struct k_context *c, const struct k_linear_spec *spec, struct k_linear **ret, struct error *e);
 /* Seeded weights straight in the packed form, uniform in [-scale, scale], views' data ignored. */
