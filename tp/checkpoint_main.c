@@ -2,6 +2,7 @@
  * `pack` run it. Exit status: 0 done (inspect: and it fits), 1 it failed or does not fit, 2 wrong usage. */
 #include "tp/checkpoint/synth.h"
 #include "tp/inspect.h"
+#include "tp/option_values.h"
 #include "tp/pack_main.h"
 #include "tp/quantize_main.h"
 
@@ -97,42 +98,6 @@ static int failed(const char *verb, const struct error *e) {
     return EXIT_FAILED;
 }
 
-static int parse_u64(const char *text, uint64_t min, uint64_t max, uint64_t *ret) {
-    char *end;
-    errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || *end || errno || value < min || value > max)
-        return -EINVAL;
-    *ret = value;
-    return 0;
-}
-
-static int parse_u32(const char *text, uint32_t min, uint32_t max, uint32_t *ret) {
-    uint64_t value;
-    int r = parse_u64(text, min, max, &value);
-    if (r == 0)
-        *ret = (uint32_t)value;
-    return r;
-}
-
-/* "500MB", "2GiB", "1000000": units of 1000 or of 1024, whole numbers. */
-static int parse_bytes(const char *text, uint64_t *ret) {
-    static const struct {
-        const char *unit;
-        uint64_t bytes;
-    } units[] = {{"", 1}, {"KB", 1000}, {"MB", 1000000}, {"GB", 1000000000}, {"TB", 1000000000000},
-            {"KiB", 1ull << 10}, {"MiB", 1ull << 20}, {"GiB", 1ull << 30}, {"TiB", 1ull << 40}};
-    char *end;
-    errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || errno || value == 0)
-        return -EINVAL;
-    for (size_t i = 0; i < sizeof(units) / sizeof(*units); i++)
-        if (strcmp(end, units[i].unit) == 0)
-            return __builtin_mul_overflow(value, units[i].bytes, ret) ? -ERANGE : 0;
-    return -EINVAL;
-}
-
 /* --- inspect --- */
 
 static int run_inspect(int argc, char **argv) {
@@ -157,16 +122,16 @@ static int run_inspect(int argc, char **argv) {
         int r = 0;
         switch (flag) {
         case TP:
-            r = parse_u32(optarg, 1, 1024, &o.tp);
+            r = option_u32(optarg, 1, 1024, &o.tp);
             break;
         case LEN:
-            r = parse_u32(optarg, 0, CONTEXT_MAX, &o.max_model_len);
+            r = option_u32(optarg, 0, CONTEXT_MAX, &o.max_model_len);
             break;
         case SEQS:
-            r = parse_u32(optarg, 1, SEQS_MAX, &o.max_num_seqs);
+            r = option_u32(optarg, 1, SEQS_MAX, &o.max_num_seqs);
             break;
         case MEMORY:
-            r = parse_bytes(optarg, &o.memory_bytes);
+            r = option_bytes(optarg, &o.memory_bytes);
             break;
         case VERIFY:
             o.verify = true;
@@ -294,9 +259,9 @@ static int set_synth_flag(int flag, const char *value, struct synth_flags *f) {
         f->config = value;
         return 0;
     case LAYERS:
-        return parse_u32(value, 1, MODEL_LAYERS_MAX, &f->layers);
+        return option_u32(value, 1, MODEL_LAYERS_MAX, &f->layers);
     case VOCAB:
-        return parse_u32(value, 1, TOKENIZER_VOCAB_MAX, &f->vocab);
+        return option_u32(value, 1, TOKENIZER_VOCAB_MAX, &f->vocab);
     case DTYPE:
         return set_dtype(value, &f->o.dtype);
     case FORMAT:
@@ -305,15 +270,15 @@ static int set_synth_flag(int flag, const char *value, struct synth_flags *f) {
         f->o.weight_bits = strcmp(value, "int4") == 0 ? 4 : strcmp(value, "int8") == 0 ? 8 : 0;
         return f->o.weight_bits ? 0 : -EINVAL;
     case GROUP_SIZE:
-        return parse_u32(value, 32, 128, &f->o.group_size);
+        return option_u32(value, 32, 128, &f->o.group_size);
     case SHARD_SIZE:
-        return parse_bytes(value, &f->o.shard_bytes);
+        return option_bytes(value, &f->o.shard_bytes);
     case MTP:
     case NO_MTP:
         f->mtp = flag == MTP;
         return 0;
     case SEED:
-        return parse_u64(value, 0, UINT64_MAX, &f->o.seed);
+        return option_u64(value, 0, UINT64_MAX, &f->o.seed);
     case TOKENIZER:
         f->o.tokenizer_dir = value;
         return 0;

@@ -2,6 +2,7 @@
 #include "tp/pack_main.h"
 
 #include "tp/fingerprint.h"
+#include "tp/option_values.h"
 #include "tp/packed.h"
 
 #include <errno.h>
@@ -140,7 +141,6 @@ int pack_main(int argc, char **argv) {
     struct error e = {0};
     int flag;
     while ((flag = getopt_long(argc, argv, "h", flags, NULL)) != -1) {
-        char *end = NULL;
         switch (flag) {
         case CACHE:
             p.cache = optarg;
@@ -149,8 +149,7 @@ int pack_main(int argc, char **argv) {
             p.verify = true;
             break;
         case THREADS:
-            p.threads = (uint32_t)strtoul(optarg, &end, 10);
-            if (end == optarg || *end || p.threads > 1024) {
+            if (option_u32(optarg, 0, 1024, &p.threads) < 0) {
                 fprintf(stderr, "shardd pack: --threads '%s': a number from 0 to 1024 is expected\n", optarg);
                 return EXIT_USAGE;
             }

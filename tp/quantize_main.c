@@ -2,6 +2,7 @@
  * shardd-checkpoint. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted. */
 #include "tp/quantize_main.h"
 
+#include "tp/option_values.h"
 #include "tp/quantize/quantize.h"
 
 #include <errno.h>
@@ -48,7 +49,7 @@ static const char HELP[] =
         "  --eval FILE                   compare with the original over these sequences: KL, likeliest token\n"
         "  --report FILE.json            write the figures to this file too\n"
         "  --threads N                   (default: all that this process may use)\n"
-        "  --shard-size SIZE             bytes of an output file (default 4000000000)\n"
+        "  --shard-size SIZE             of an output file, e.g. 500MB (default 4GB)\n"
         "\n"
         "A sequence file is running text, or, named .jsonl, has a JSON object a line: \"text\", or \"messages\"\n"
         "(and \"tools\") as in a chat, or token ids: \"ids\", or \"prompt_ids\" and maybe \"reply_ids\". Of a\n"
@@ -139,24 +140,6 @@ enum {
     HELP_FLAG
 };
 
-static int parse_number(const char *text, uint64_t min, uint64_t max, uint64_t *ret) {
-    char *end;
-    errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || *end || errno || value < min || value > max)
-        return -EINVAL;
-    *ret = value;
-    return 0;
-}
-
-static int parse_u32(const char *text, uint32_t min, uint32_t max, uint32_t *ret) {
-    uint64_t value;
-    int r = parse_number(text, min, max, &value);
-    if (r == 0)
-        *ret = (uint32_t)value;
-    return r;
-}
-
 static int parse_bits(const char *text, bool as_is, uint32_t *ret) {
     if (strcmp(text, "int4") == 0)
         *ret = 4;
@@ -170,7 +153,7 @@ static int parse_bits(const char *text, bool as_is, uint32_t *ret) {
 }
 
 static int parse_group(const char *text, uint32_t *ret) {
-    int r = parse_u32(text, 32, 128, ret);
+    int r = option_u32(text, 32, 128, ret);
     return r < 0 || *ret & (*ret - 1) ? -EINVAL : 0;
 }
 
@@ -198,7 +181,7 @@ static int set_flag(int flag, const char *value, struct flags *f) {
         o->calibration = value;
         return 0;
     case FEEDBACK:
-        return parse_u32(value, 0, 65536, &o->hessian_columns_max);
+        return option_u32(value, 0, 65536, &o->hessian_columns_max);
     case EVAL:
         o->evaluation = value;
         return 0;
@@ -206,9 +189,9 @@ static int set_flag(int flag, const char *value, struct flags *f) {
         f->report = value;
         return 0;
     case THREADS:
-        return parse_u32(value, 1, THREADS_MAX, &o->threads);
+        return option_u32(value, 1, THREADS_MAX, &o->threads);
     case SHARD_SIZE:
-        return parse_number(value, 1, UINT64_MAX, &o->shard_bytes);
+        return option_bytes(value, &o->shard_bytes);
     default:
         return 1;
     }

@@ -83,6 +83,20 @@ def test_text_and_messages_are_made_ids(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_shard_size_takes_units(tmp_path):
+    done = shardd("quantize", shardd_eval.MODEL, str(tmp_path / "out"), "--weights", "int8", "--shard-size", "4MB")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/model.safetensors.index.json").exists()
+
+
+def test_threads_beyond_32_bits_are_refused(tmp_path):
+    """4294967297 is 1 where the upper half is lost."""
+    for verb in ("pack", "quantize"):
+        done = shardd(verb, shardd_eval.MODEL, *([str(tmp_path / "x")] if verb == "quantize" else []), "--threads",
+                      "4294967297")
+        assert done.returncode == 2 and "'4294967297'" in done.stderr
+
+
 def test_refusals(tmp_path):
     done = shardd("quantize", shardd_eval.MODEL, str(tmp_path), "--weights", "int3")
     assert done.returncode == 2 and "'int3' is not a value" in done.stderr
