@@ -6,14 +6,16 @@
 
 #define GOLDEN TESTS_DIR "/golden/quant/"
 
-static struct checkpoint *layers;
-static json_t *cases;
+static struct checkpoint *layers, *gptqmodel;
+static json_t *cases, *gptqmodel_cases;
 
 static int open_layers(void **state) {
     struct error e = {0};
     (void)state;
     cases = json_load_file(GOLDEN "layers.json", 0, NULL);
-    if (!cases || checkpoint_open_file(GOLDEN "layers.safetensors", &layers, &e) < 0) {
+    gptqmodel_cases = json_load_file(GOLDEN "gptqmodel.json", 0, NULL);
+    if (!cases || !gptqmodel_cases || checkpoint_open_file(GOLDEN "layers.safetensors", &layers, &e) < 0 ||
+            checkpoint_open_file(GOLDEN "gptqmodel.safetensors", &gptqmodel, &e) < 0) {
         print_error("%s\n", e.text);
         return -1;
     }
@@ -23,15 +25,16 @@ static int open_layers(void **state) {
 static int close_layers(void **state) {
     (void)state;
     layers = checkpoint_free(layers);
+    gptqmodel = checkpoint_free(gptqmodel);
     json_decref(cases);
+    json_decref(gptqmodel_cases);
     return 0;
 }
 
-static struct quant_config *config_of(const char *name) {
+static struct quant_config *config_of(const json_t *layer) {
     struct quant_config *config = NULL;
     struct error e = {0};
-    json_t *root = json_pack("{s:O}", "quantization_config",
-            json_object_get(json_object_get(cases, name), "quantization_config"));
+    json_t *root = json_pack("{s:O}", "quantization_config", json_object_get(layer, "quantization_config"));
     char *text = json_dumps(root, 0);
     if (quant_config_parse(text, strlen(text), "config.json", &config, &e) < 0)
         fail_msg("%s", e.text);
@@ -40,23 +43,42 @@ static struct quant_config *config_of(const char *name) {
     return config;
 }
 
-static uint32_t size_of(const char *name, const char *key) {
-    return (uint32_t)json_integer_value(json_object_get(json_object_get(cases, name), key));
+static uint32_t size_of(const json_t *layer, const char *key) {
+    return (uint32_t)json_integer_value(json_object_get(layer, key));
 }
 
-static struct quant_tensor *make(const char *name) {
+static struct quant_tensor *make_of(const struct checkpoint *c, const json_t *layer, const char *name) {
     struct quant_tensor *t = NULL;
     struct error e = {0};
-    struct quant_config *config = config_of(name);
-    const struct quant_request q = {.checkpoint = layers,
+    struct quant_config *config = config_of(layer);
+    const struct quant_request q = {.checkpoint = c,
             .config = config,
             .module = name,
-            .rows = size_of(name, "rows"),
-            .columns = size_of(name, "columns")};
+            .rows = size_of(layer, "rows"),
+            .columns = size_of(layer, "columns")};
     if (quant_tensor_make(&q, &t, &e) != 1)
         fail_msg("%s: %s", name, e.text);
     quant_config_free(config);
     return t;
+}
+
+static struct quant_tensor *make(const char *name) {
+    return make_of(layers, json_object_get(cases, name), name);
+}
+
+/* Is each element the package's own, bit for bit? */
+static void check_values(const struct checkpoint *c, const struct quant_tensor *t, const char *layer) {
+    char name[64];
+    snprintf(name, sizeof(name), "%s.value", layer);
+    const struct tensor *golden = checkpoint_find(c, name);
+    assert_non_null(golden);
+    const float *expected = golden->data;
+    float *found = test_values(&t->matrix);
+    for (size_t k = 0; k < (size_t)t->matrix.rows * t->matrix.columns; k++)
+        if (found[k] != expected[k])
+            fail_msg("%s: element %zu: expected %.9g, found %.9g", name, k, (double)expected[k],
+                    (double)found[k]);
+    free(found);
 }
 
 static const struct {
@@ -92,18 +114,42 @@ static void test_values_are_the_packages(void **state) {
     (void)state;
     assert_int_equal(N_LAYERS, json_object_size(cases));
     for (size_t i = 0; i < N_LAYERS; i++) {
-        char name[64];
         struct quant_tensor *t = make(LAYERS[i].name);
-        snprintf(name, sizeof(name), "%s.value", LAYERS[i].name);
-        const struct tensor *golden = checkpoint_find(layers, name);
-        assert_non_null(golden);
-        const float *expected = golden->data;
-        float *found = test_values(&t->matrix);
-        for (size_t k = 0; k < (size_t)t->matrix.rows * t->matrix.columns; k++)
-            if (found[k] != expected[k])
-                fail_msg("%s: element %zu: expected %.9g, found %.9g", name, k, (double)expected[k],
-                        (double)found[k]);
-        free(found);
+        check_values(layers, t, LAYERS[i].name);
+        quant_tensor_free(t);
+    }
+}
+
+/* Both versions of the format as GPTQModel writes them, with the configuration that it writes. */
+static void test_gptqmodel(void **state) {
+    static const struct {
+        const char *name, *label;
+    } expected[] = {
+            {"v1_int4_sym_g128", "gptq int4 g128"},
+            {"v1_int4_sym_g32_order", "gptq int4 g32 act-order"},
+            {"v1_int4_asym_g32", "gptq int4 g32 asymmetric"},
+            {"v1_int4_asym_g128_order", "gptq int4 g128 asymmetric act-order"},
+            {"v1_int4_sym_row_order", "gptq int4 by row"},
+            {"v1_int4_asym_row", "gptq int4 by row asymmetric"},
+            {"v2_int4_sym_g32", "gptq int4 g32"},
+            {"v2_int4_sym_g128_order", "gptq int4 g128 act-order"},
+            {"v2_int4_asym_g128", "gptq int4 g128 asymmetric"},
+            {"v2_int4_asym_g32_order", "gptq int4 g32 asymmetric act-order"},
+            {"v2_int4_sym_row", "gptq int4 by row"},
+            {"v2_int4_asym_row_order", "gptq int4 by row asymmetric"},
+            {"v1_int8_asym_g32_order", "gptq int8 g32 asymmetric act-order"},
+            {"v2_int8_asym_g32", "gptq int8 g32 asymmetric"},
+    };
+    const size_t n = sizeof(expected) / sizeof(*expected);
+    (void)state;
+    assert_int_equal(n, json_object_size(gptqmodel_cases));
+    for (size_t i = 0; i < n; i++) {
+        const char *name = expected[i].name;
+        struct quant_tensor *t = make_of(gptqmodel, json_object_get(gptqmodel_cases, name), name);
+        struct error e = {0};
+        assert_string_equal(t->matrix.label, expected[i].label);
+        assert_int_equal(quant_matrix_check(&t->tensor, &e), 0);
+        check_values(gptqmodel, t, name);
         quant_tensor_free(t);
     }
 }
@@ -275,6 +321,7 @@ static void test_no_numbers(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_values_are_the_packages),
+            cmocka_unit_test(test_gptqmodel),
             cmocka_unit_test(test_what_they_are),
             cmocka_unit_test(test_windows),
             cmocka_unit_test(test_order_is_by_group),
