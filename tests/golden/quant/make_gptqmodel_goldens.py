@@ -3,9 +3,9 @@
 
 usage: make_gptqmodel_goldens.py [OUTDIR]     (default: beside this file)
 
-Its own venv: requirements-gptqmodel.txt. Codes, zeros and scales are packed by GPTQModel and taken to the first version of
-the format by it; values are what it turns the stored tensors back into, with the scales widened to fp32 first, so that
-each value is rounded once. README.md in this folder describes the files. Seeded: a second run writes the same bytes.
+Its own venv: requirements-gptqmodel.txt. Codes, zeros and scales are packed by GPTQModel and taken to the first version
+of the format by it; values are what it turns the stored tensors back into, with the scales widened to fp32 first: so
+each is rounded once. README.md in this folder describes the files. Seeded: a second run writes the same bytes.
 """
 import json
 import sys
