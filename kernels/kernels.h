@@ -126,7 +126,7 @@ struct k_linear_spec {
     const char *name; /* for errors; copied */
 };
 
-struct k_linear; /* an opaque weight pack: canonical tiles of 16 output rows, [leaf][strip] */
+struct k_linear; /* an opaque weight pack: canonical tiles of 16 output rows */
 
 size_t k_linear_bytes(
         const struct k_linear_spec *spec); /* packed size, parts of tiles included; no allocation */
@@ -138,10 +138,10 @@ int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64
 struct k_linear *k_linear_free(struct k_linear *l);
 uint32_t k_linear_rows(const struct k_linear *l);
 
-/* A whole matrix in tiles, [K-leaf 0..7][strip of 16 rows], rows padded to 16: one copy that serves every tp, since a
- * row-parallel shard takes whole leaves and a column-parallel one whole strips. Made into memory of the caller (a
- * packed file); `layout` names what the bytes mean and changes whenever they do. A view of tiles
- * must start at a multiple of 16 rows and of K/8 columns. */
+/* A whole matrix in tiles: groups of 16 strips of 16 rows, in a group [K-leaf 0..7][strip], rows padded to 16. One copy
+ * serves every tp, since a row-parallel shard takes whole leaves and a column-parallel one whole strips. Made into
+ * memory of the caller (a packed file); `layout` names what the bytes mean and changes whenever they do. A view of
+ * tiles must start at a multiple of 16 rows and of K/8 columns. */
 struct k_tiles {
     const void *data; /* 64-byte aligned, k_tiles_bytes() long; mapped read-only memory will do */
     uint32_t rows, columns;
@@ -152,10 +152,16 @@ struct k_tiles {
     uint32_t group;
     bool zeros, minimums;
 };
-const char *k_tiles_layout(void); /* "cpu-1" */
+const char *k_tiles_layout(void); /* "cpu-2" */
 /* Fills everything of *ret but data from a dense or quantised view of the whole matrix. */
 void k_tiles_describe(const struct k_matrix_view *whole, uint32_t columns, struct k_tiles *ret);
 size_t k_tiles_bytes(const struct k_tiles *t);
+/* A matrix may be packed in parts of a multiple of this many rows: their tiles, one after another, are the whole's. */
+uint32_t k_tiles_group_rows(void);
+/* Stretch i of the bytes that a view of tiles will read with its `columns` in `leaves`, ascending; false = no more. A
+ * stretch may hold bytes of others when the view has part of a group. */
+bool k_tiles_part(const struct k_matrix_view *v, uint32_t columns, uint32_t leaves, uint32_t i,
+        const void **ret, size_t *ret_bytes);
 /* order as in k_linear_spec: for a dense matrix that shares its linear with reordered ones; NULL otherwise. */
 int k_tiles_pack(struct k_context *c, const struct k_matrix_view *whole, uint32_t columns,
         const uint32_t *order, void *to, struct error *e);

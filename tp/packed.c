@@ -207,12 +207,9 @@ int packed_verify(const struct packed *p, packed_progress *progress, void *user,
     for (uint32_t i = 0; i < p->n; i++) {
         const struct packed_entry *t = &p->entries[i];
         const char *name = p->names + t->name_at;
-        uint64_t leaf_bytes = t->bytes / K_LEAVES;
-        for (uint32_t leaf = 0; leaf < K_LEAVES; leaf++)
-            if (packed_sum_of(p->data + t->at + leaf * leaf_bytes, leaf_bytes) != t->sums[leaf])
-                return error_set(e, -EBADMSG,
-                        "%s: %s: its tiles are damaged (checksum of K-leaf %u); " ADVICE, p->path, name,
-                        leaf);
+        if (packed_sum_of(p->data + t->at, t->bytes) != t->sum)
+            return error_set(
+                    e, -EBADMSG, "%s: %s: its tiles are damaged (wrong checksum); " ADVICE, p->path, name);
         done += t->bytes;
         if (progress)
             progress(user, done, total, name);
@@ -239,10 +236,10 @@ uint64_t packed_fetch(const struct k_matrix_view *v, uint32_t columns, uint32_t 
     if (!v->tiles)
         return 0;
     const struct k_tiles *t = v->tiles;
-    uint64_t strips = (t->rows + 15) / 16, block = k_tiles_bytes(t) / K_LEAVES / strips,
-             run = (v->rows + 15ull) / 16 * block;
-    uint32_t first_leaf = v->first_column / (columns / leaves);
-    for (uint32_t leaf = first_leaf; leaf < first_leaf + leaves; leaf++)
-        fetch((const uint8_t *)t->data + (leaf * strips + v->first_row / 16) * block, run);
-    return run * leaves;
+    uint64_t strips = (t->rows + 15) / 16, block = k_tiles_bytes(t) / K_LEAVES / strips;
+    const void *from;
+    size_t bytes;
+    for (uint32_t i = 0; k_tiles_part(v, columns, leaves, i, &from, &bytes); i++)
+        fetch(from, bytes);
+    return (v->rows + 15ull) / 16 * block * leaves;
 }

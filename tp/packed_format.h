@@ -4,8 +4,8 @@
  *   table                 struct packed_entry [n_entries], sorted by name
  *   names                 one after another, each with its NUL
  *   (to data_at, a multiple of 2 MiB)
- *   tiles                 of each matrix, [K-leaf 0..7][strip][block] as kernels.h says, each matrix at a multiple of
- *                         4096 bytes, in the order in which a step uses them
+ *   tiles                 of each matrix, as the layout of kernels.h says, each matrix at a multiple of 4096 bytes,
+ *                         in the order in which a step uses them
  *
  * Numbers are little-endian. A checksum is packed_sum(): 8 lanes of 64 bits, one per 8 bytes of a 64-byte block. Each
  * step of a lane is a bijection, so that a change within one 8-byte word of a part is always seen; others are missed
@@ -16,10 +16,9 @@
 #include <string.h>
 
 #define PACKED_MAGIC   "SHARDDPK"
-#define PACKED_VERSION 1u
+#define PACKED_VERSION 2u
 #define PACKED_ALIGN   4096u      /* of a matrix */
 #define PACKED_DATA    (2u << 20) /* of the first */
-#define PACKED_LEAVES  8u
 
 struct packed_header {
     char magic[8];
@@ -33,15 +32,15 @@ struct packed_header {
 };
 
 struct packed_entry {
-    uint64_t at, bytes;           /* of the tiles, from the file's start */
-    uint64_t sums[PACKED_LEAVES]; /* of each leaf's bytes */
-    uint64_t name_at;             /* from the names' start */
+    uint64_t at, bytes; /* of the tiles, from the file's start */
+    uint64_t sum;       /* of the tiles */
+    uint64_t name_at;   /* from the names' start */
     uint32_t rows, columns, group;
     uint8_t dtype, quantised, format, scale, zeros, minimums, reserved[6];
 };
 
 _Static_assert(sizeof(struct packed_header) == 104, "no holes");
-_Static_assert(sizeof(struct packed_entry) == 112, "no holes");
+_Static_assert(sizeof(struct packed_entry) == 56, "no holes");
 
 struct packed_sum {
     uint64_t lanes[8], bytes;

@@ -18,7 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define PIECE_BYTES  (64ull << 20) /* packed at once; a strip of 16 rows is less */
+#define PIECE_BYTES  (64ull << 20) /* packed at once; a group of strips is less, mostly */
 #define LOCK_WAIT_US 200000
 
 /* --- which weights --- */
@@ -157,7 +157,7 @@ struct writer {
     const char *path;
     int fd;
     uint64_t data_at, file_bytes, done, total;
-    void *buffer; /* PIECE_BYTES, or one strip if that is more */
+    void *buffer; /* PIECE_BYTES, or one group of strips if that is more */
     struct error *e;
 };
 
@@ -253,6 +253,10 @@ static void lay_out(struct writer *w) {
 
 /* --- writing --- */
 
+static uint64_t strip_bytes(const struct matrix *m) {
+    return m->entry.bytes / ((m->view.rows + 15) / 16);
+}
+
 static int write_at(struct writer *w, const void *data, uint64_t bytes, uint64_t at) {
     const uint8_t *from = data;
     while (bytes > 0) {
@@ -269,11 +273,10 @@ static int write_at(struct writer *w, const void *data, uint64_t bytes, uint64_t
     return 0;
 }
 
-/* Packs rows [first, first + n) as a matrix of their own and writes each leaf where the whole matrix has it. */
+/* Packs rows [first, first + n), whole groups of strips, as a matrix of their own: the same bytes as in the whole. */
 static int write_rows(
-        struct writer *w, struct matrix *m, uint32_t first, uint32_t n, struct packed_sum sums[K_LEAVES]) {
-    const uint64_t strips = (m->view.rows + 15) / 16, block = m->entry.bytes / K_LEAVES / strips,
-                   run = (n + 15ull) / 16 * block;
+        struct writer *w, struct matrix *m, uint32_t first, uint32_t n, struct packed_sum *sum) {
+    const uint64_t strip = strip_bytes(m), bytes = (n + 15ull) / 16 * strip;
     struct k_matrix_view part = m->view;
     part.rows = n;
     if (part.row_order)
@@ -283,28 +286,25 @@ static int write_rows(
     else
         part.data = (const uint8_t *)part.data + (uint64_t)first * m->columns * k_dtype_bytes(part.dtype);
     int r = k_tiles_pack(w->context, &part, m->columns, part.quant ? NULL : m->order, w->buffer, w->e);
-    for (uint32_t leaf = 0; leaf < K_LEAVES && r == 0; leaf++) {
-        const uint8_t *from = (const uint8_t *)w->buffer + leaf * run;
-        packed_sum_add(&sums[leaf], from, run);
-        r = write_at(w, from, run, m->entry.at + (leaf * strips + first / 16) * block);
+    if (r == 0) {
+        packed_sum_add(sum, w->buffer, bytes);
+        r = write_at(w, w->buffer, bytes, m->entry.at + first / 16 * strip);
     }
     checkpoint_release(w->q->checkpoint);
     return r;
 }
 
 static int write_matrix(struct writer *w, struct matrix *m) {
-    const uint64_t strip = m->entry.bytes / ((m->view.rows + 15) / 16);
-    const uint32_t rows = strip < PIECE_BYTES ? (uint32_t)(PIECE_BYTES / strip) * 16 : 16;
-    struct packed_sum sums[K_LEAVES];
+    const uint64_t group = k_tiles_group_rows() / 16 * strip_bytes(m);
+    const uint32_t rows = (group < PIECE_BYTES ? (uint32_t)(PIECE_BYTES / group) : 1) * k_tiles_group_rows();
+    struct packed_sum sum;
     int r = m->view.quant ? quant_matrix_check(m->tensor, w->e) : 0;
-    for (uint32_t leaf = 0; leaf < K_LEAVES; leaf++)
-        packed_sum_begin(&sums[leaf]);
+    packed_sum_begin(&sum);
     for (uint32_t first = 0; first < m->view.rows && r == 0; first += rows) {
         uint32_t left = m->view.rows - first;
-        r = write_rows(w, m, first, left < rows ? left : rows, sums);
+        r = write_rows(w, m, first, left < rows ? left : rows, &sum);
     }
-    for (uint32_t leaf = 0; leaf < K_LEAVES; leaf++)
-        m->entry.sums[leaf] = packed_sum_end(&sums[leaf]);
+    m->entry.sum = packed_sum_end(&sum);
     w->done += m->entry.bytes;
     if (r == 0 && w->q->progress)
         w->q->progress(w->q->user, w->done, w->total, m->tensor->name);
@@ -361,9 +361,8 @@ done:
 static uint64_t buffer_bytes(const struct writer *w) {
     uint64_t most = PIECE_BYTES;
     for (uint32_t i = 0; i < w->n; i++) {
-        const struct matrix *m = &w->matrices[i];
-        uint64_t strip = m->entry.bytes / ((m->view.rows + 15) / 16);
-        most = strip > most ? strip : most;
+        uint64_t group = k_tiles_group_rows() / 16 * strip_bytes(&w->matrices[i]);
+        most = group > most ? group : most;
     }
     return most;
 }

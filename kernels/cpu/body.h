@@ -17,6 +17,11 @@
 #endif
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define ROLLED _Pragma("clang loop unroll(disable)")
+#else
+#define ROLLED _Pragma("GCC unroll 1")
+#endif
 #if defined(LANES_FEW) || LANES_TILE_ROWS == 1
 #define UNROLL
 #elif defined(__clang__)

@@ -47,6 +47,13 @@ ALWAYS_INLINE v16i dot_quad(v16i acc, v16i codes, const int8_t *x, const uint32_
     return kind == KIND_INT4 ? vi_dot4_nibbles(acc, codes, quad) : vi_dot4(acc, codes, quad);
 }
 
+/* acc + 16 times the products of the high nibbles. */
+ALWAYS_INLINE v16i dot_high(v16i acc, v16i codes, const int8_t *x) {
+    int32_t quad;
+    memcpy(&quad, x, sizeof quad);
+    return vi_dot4_high(acc, codes, quad);
+}
+
 /* leaf[r] takes the segment's sums of one strip. */
 ALWAYS_INLINE void segment_add(const struct form *f, const uint8_t *block, uint32_t segment,
         const float *scales, const int32_t *sums, const uint32_t nr, const uint32_t kind, const v16i *acc,
@@ -73,48 +80,59 @@ ALWAYS_INLINE void segment_add(const struct form *f, const uint8_t *block, uint3
 
 /* --- few rows: strip after strip, so that the weights are read as one stream --- */
 
-/* acc[r] = codes times row r over one segment of n_loads vectors; x is [quad][nr][4]. Two or four sums take
- * turns, so that no addition waits for the one before. */
+/* The sums of one vector of codes: INT4 has one quad of k in the low nibbles and one in the high. */
+ALWAYS_INLINE void few_add(const uint8_t *codes, const int8_t *x, const uint32_t nr, const uint32_t kind,
+        v16i *low, v16i *high) {
+    const v16i c = vi_load(codes), nibble = vi_set1(0x0f0f0f0f);
+    UNROLL for (uint32_t r = 0; r < nr; r++) {
+        low[r] = dot_quad(low[r], kind == KIND_INT4 ? vi_and(c, nibble) : c, x + r * 4, kind);
+        if (kind == KIND_INT4)
+            high[r] = dot_high(high[r], c, x + (nr + r) * 4);
+    }
+}
+
+/* acc[r] = codes times row r over one segment of n_loads vectors; x is [quad][nr][4]. Vectors take turns between
+ * two sets of sums, so that no addition waits for the one before; an unrolled loop runs ahead with its fetches and
+ * reads memory a fifth slower. */
 ALWAYS_INLINE void few_sums(const uint8_t *codes, const uint8_t *ahead, const int8_t *x, uint64_t n_loads,
         const uint32_t nr, const uint32_t kind, v16i *acc) {
     const uint64_t x_load = (kind == KIND_INT4 ? 8 : 4) * nr;
-    v16i more[3][SMALL_ROWS];
+    v16i low[2][SMALL_ROWS], high[2][SMALL_ROWS];
+    UNROLL for (uint32_t r = 0; r < nr; r++) low[0][r] = low[1][r] = high[0][r] = high[1][r] = vi_set1(0);
+    ROLLED for (uint64_t v = 0; v < n_loads / 2; v++) {
+        __builtin_prefetch(ahead + v * 128);
+        __builtin_prefetch(ahead + v * 128 + 64);
+        few_add(codes + v * 128, x + 2 * v * x_load, nr, kind, low[0], high[0]);
+        few_add(codes + v * 128 + 64, x + (2 * v + 1) * x_load, nr, kind, low[1], high[1]);
+    }
+    if (n_loads % 2)
+        few_add(codes + (n_loads - 1) * 64, x + (n_loads - 1) * x_load, nr, kind, low[0], high[0]);
     UNROLL for (uint32_t r = 0; r < nr; r++) {
-        acc[r] = more[0][r] = more[1][r] = more[2][r] = vi_set1(0);
-    }
-    const v16i nibble = vi_set1(0x0f0f0f0f);
-    uint64_t v = 0;
-    for (; v + 2 <= n_loads; v += 2, codes += 128, ahead += 128, x += 2 * x_load) {
-        __builtin_prefetch(ahead);
-        __builtin_prefetch(ahead + 64);
-        const v16i c = vi_load(codes), d = vi_load(codes + 64);
-        UNROLL for (uint32_t r = 0; r < nr; r++) {
-            if (kind == KIND_INT4) {
-                acc[r] = dot_quad(acc[r], vi_and(c, nibble), x + r * 4, kind);
-                more[0][r] =
-                        dot_quad(more[0][r], vi_and(vi_shift_right(c, 4), nibble), x + (nr + r) * 4, kind);
-                more[1][r] = dot_quad(more[1][r], vi_and(d, nibble), x + (2 * nr + r) * 4, kind);
-                more[2][r] = dot_quad(
-                        more[2][r], vi_and(vi_shift_right(d, 4), nibble), x + (3 * nr + r) * 4, kind);
-            } else {
-                acc[r] = dot_quad(acc[r], c, x + r * 4, kind);
-                more[0][r] = dot_quad(more[0][r], d, x + (nr + r) * 4, kind);
-            }
-        }
-    }
-    if (v < n_loads) {
-        const v16i c = vi_load(codes);
-        UNROLL for (uint32_t r = 0; r < nr; r++) {
-            acc[r] = dot_quad(acc[r], kind == KIND_INT4 ? vi_and(c, nibble) : c, x + r * 4, kind);
-            if (kind == KIND_INT4)
-                more[1][r] =
-                        dot_quad(more[1][r], vi_and(vi_shift_right(c, 4), nibble), x + (nr + r) * 4, kind);
-        }
-    }
-    UNROLL for (uint32_t r = 0; r < nr; r++) {
-        acc[r] = vi_add(acc[r], more[0][r]);
+        acc[r] = vi_add(low[0][r], low[1][r]);
         if (kind == KIND_INT4)
-            acc[r] = vi_add(acc[r], vi_add(more[1][r], more[2][r]));
+            acc[r] = vi_add(acc[r], vi_shift_sign(vi_add(high[0][r], high[1][r]), 4));
+    }
+}
+
+/* One leaf of one strip. */
+ALWAYS_INLINE void few_block(const struct form *f, const struct cutting *cut, uint32_t leaf,
+        const uint8_t *block, const uint8_t *ahead, const struct codes_tile *t, const uint32_t nr,
+        const uint32_t kind, v16 *sums) {
+    const uint32_t from = cut->leaf_first[leaf], n_segments = cut->leaf_first[leaf + 1] - from;
+    const float *scales = t->scales + (uint64_t)from * nr;
+    const int32_t *x_sums = t->sums + (uint64_t)from * nr;
+    const uint8_t *codes = block;
+    UNROLL for (uint32_t r = 0; r < nr; r++) sums[r] = v_set1(0.0f);
+    __builtin_prefetch(ahead + f->scales_at);
+    for (uint32_t i = 0; i < n_segments; i++) {
+        const struct segment *g = &cut->segments[from + i];
+        const uint32_t n_loads = segment_bytes(kind, g->n) / 64;
+        const int8_t *x = t->x + (uint64_t)g->x_at * nr;
+        v16i acc[SMALL_ROWS];
+        few_sums(codes, ahead, x, n_loads, nr, kind, acc);
+        segment_add(f, block, i, scales + i * nr, x_sums + i * nr, nr, kind, acc, sums);
+        codes += n_loads * 64;
+        ahead += n_loads * 64;
     }
 }
 
@@ -124,26 +142,12 @@ ALWAYS_INLINE void few_rows(const struct k_linear *w, uint32_t first, uint32_t n
     const struct form *f = &w->pieces[strip->piece].form;
     const struct cutting *cut = &w->cuts[w->pieces[strip->piece].cut];
     for (uint32_t l = 0; l < w->leaves; l++) {
-        const uint32_t from = cut->leaf_first[l], n_segments = cut->leaf_first[l + 1] - from;
-        const struct segment *segments = &cut->segments[from];
-        const float *scales = t->scales + (uint64_t)from * nr;
-        const int32_t *x_sums = t->sums + (uint64_t)from * nr;
-        for (uint32_t s = 0; s < n; s++) {
-            const uint8_t *block = strip->data + l * strip->leaf_stride + (uint64_t)s * f->bytes,
-                          *codes = block;
-            const uint8_t *ahead = block_ahead(w, first, n, s, l, 1, f->bytes);
+        const uint8_t *block = strip->data + l * strip->leaf_stride, *then = run_after(w, first, n, l);
+        for (uint32_t s = 0; s < n; s++, block += f->bytes) {
+            const uint64_t left = (uint64_t)(n - s) * f->bytes;
+            const uint8_t *ahead = left > AHEAD_BYTES ? block + AHEAD_BYTES : then + (AHEAD_BYTES - left);
             v16 leaf[SMALL_ROWS];
-            UNROLL for (uint32_t r = 0; r < nr; r++) leaf[r] = v_set1(0.0f);
-            __builtin_prefetch(ahead + f->scales_at);
-            for (uint32_t i = 0; i < n_segments; i++) {
-                const struct segment *g = &segments[i];
-                const uint64_t n_loads = kind == KIND_INT4 ? (g->n + 7) / 8 : (g->n + 3) / 4;
-                v16i acc[SMALL_ROWS];
-                few_sums(codes, ahead, t->x + (uint64_t)g->x_at * nr, n_loads, nr, kind, acc);
-                segment_add(f, block, i, scales + i * nr, x_sums + i * nr, nr, kind, acc, leaf);
-                codes += n_loads * 64;
-                ahead += n_loads * 64;
-            }
+            few_block(f, cut, l, block, ahead, t, nr, kind, leaf);
             UNROLL for (uint32_t r = 0; r < nr; r++) v_store(sums[l][s * nr + r], leaf[r]);
         }
     }

@@ -71,7 +71,7 @@ static void small_dense(const struct k_linear *w, uint32_t first, uint32_t n, co
     const struct strip *strips = &w->strips[first];
     const enum k_dtype dtype = (enum k_dtype)strips->kind;
     const uint32_t bytes = w->pieces[strips->piece].form.bytes;
-    const uint8_t *from[SMALL_STRIPS], *ahead[SMALL_STRIPS];
+    const uint8_t *from[GROUP_STRIPS], *ahead[GROUP_STRIPS];
     for (uint32_t l = 0; l < w->leaves; l++) {
         const float *xl = x + (uint64_t)l * w->leaf_columns;
         v16 *out = sums + (uint64_t)l * n * rows;
@@ -151,7 +151,7 @@ static void small_widened(const struct k_linear *w, uint32_t first, uint32_t n, 
 
 static void linear_small(const struct k_linear *w, uint32_t first, uint32_t n, const float *x, uint32_t ldx,
         uint32_t rows, float *out) {
-    v16 sums[SMALL_STRIPS * K_LEAVES * SMALL_ROWS];
+    v16 sums[GROUP_STRIPS * K_LEAVES * SMALL_ROWS];
     if (kind_quantised(w->strips[first].kind))
         small_widened(w, first, n, x, ldx, rows, sums);
     else

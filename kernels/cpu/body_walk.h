@@ -7,6 +7,15 @@
  * far ahead of their use measures best; nearer loses more than farther. */
 #define AHEAD_BYTES 8192u
 
+/* Where the walk over n neighbouring strips from `first` on goes after leaf l: to their next leaf, or to the strips
+ * after them. */
+static inline const uint8_t *run_after(const struct k_linear *w, uint32_t first, uint32_t n, uint32_t l) {
+    const struct strip *strip = &w->strips[first];
+    if (l + 1 < w->leaves)
+        return strip->data + (l + 1) * strip->leaf_stride;
+    return first + n < w->n_strips ? strip[n].data : strip->data;
+}
+
 /* What to fetch while block s of n neighbouring strips from `first` on is used in leaf l, together with the
  * blocks up to s + together: further on in this leaf, then in the next one, then in the strips that come after
  * these. */

@@ -19,7 +19,7 @@
 #define BLOCK_TILES     4u  /* tiles that share one conversion of the weights */
 #define BLOCK_ROWS      (TILE_ROWS * BLOCK_TILES)
 #define SMALL_ROWS      3u  /* up to here the few-rows product is used; both give the same bits */
-#define SMALL_STRIPS    8u  /* strips per call of the few-rows product */
+#define GROUP_STRIPS    16u /* strips whose blocks lie together, leaf after leaf */
 #define OUT_MAX         96u /* strips x rows of one call of a product */
 #define HEAD_ROWS       32u /* rows of logits computed at once */
 #define QUERIES_MAX     16u /* (row, head) pairs of one attention task */
@@ -62,6 +62,9 @@ struct cutting {
     struct segment *segments;
 };
 
+static inline uint32_t strips_of(uint32_t rows) {
+    return rows / 16 + (rows % 16 != 0);
+}
 struct strip {           /* 16 outputs of a linear */
     const uint8_t *data; /* its block of this rank's first leaf, here or in tiles of somebody else */
     uint64_t leaf_stride;
@@ -77,7 +80,7 @@ struct piece {
 };
 struct k_linear {
     struct k_context *context;
-    uint8_t *data; /* per piece [leaf][strip][block] */
+    uint8_t *data; /* per piece [group of strips][leaf][strip][block] */
     struct strip *strips;
     struct piece pieces[PIECES_MAX];
     struct cutting cuts[CUTS_MAX];
@@ -129,7 +132,7 @@ struct codes_tile {      /* INT8 activations of a few rows, as one cutting of a 
 
 struct isa {
     const char *name;
-    /* out[n][rows][16]: the tree over leaves of n <= SMALL_STRIPS neighbouring strips of one piece, fp32 activations
+    /* out[n][rows][16]: the tree over leaves of n <= GROUP_STRIPS neighbouring strips of one piece, fp32 activations
      * x[rows][ldx], rows <= SMALL_ROWS */
     void (*linear_small)(const struct k_linear *w, uint32_t first, uint32_t n, const float *x, uint32_t ldx,
             uint32_t rows, float *out);
@@ -285,6 +288,11 @@ struct gdn_view pool_gdn(const struct k_pool *p, uint32_t slot, uint32_t layer);
 /* The form of a dense or quantised view with K-leaves of leaf_columns; of whole tiles. */
 struct form form_of_view(const struct k_matrix_view *v, uint32_t leaf_columns);
 struct form form_of_tiles(const struct k_tiles *t);
+/* Where a strip's block of the first of `leaves` leaves lies in a matrix of n_strips, and how far on the next is. */
+struct strip_place {
+    uint64_t first, leaf_stride; /* bytes */
+};
+struct strip_place strip_place(uint32_t strip, uint32_t n_strips, uint32_t leaves, uint32_t block_bytes);
 /* The first column after the segment that `column` begins; all columns of the whole matrix. */
 uint32_t segment_end(uint32_t group, uint32_t leaf_first, uint32_t leaf_columns, uint32_t column);
 

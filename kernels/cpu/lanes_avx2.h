@@ -183,11 +183,12 @@ static inline v16i vi_dot4_nibbles(v16i acc, v16i codes, int32_t x) {
     const __m256i xs = _mm256_set1_epi32(x);
     return (v16i){dot4_nibbles(acc.a, codes.a, xs, 1), dot4_nibbles(acc.b, codes.b, xs, 1)};
 }
-static inline v16i vi_dot4(v16i acc, v16i codes, int32_t x) {
+static inline v16i vi_dot4_high(v16i acc, v16i codes, int32_t x) {
     const __m256i xs = _mm256_set1_epi32(x), nibble = _mm256_set1_epi8(15);
-    v16i low = {_mm256_and_si256(codes.a, nibble), _mm256_and_si256(codes.b, nibble)};
-    v16i high = {_mm256_and_si256(_mm256_srli_epi16(codes.a, 4), nibble),
-            _mm256_and_si256(_mm256_srli_epi16(codes.b, 4), nibble)};
-    acc = (v16i){dot4_nibbles(acc.a, low.a, xs, 1), dot4_nibbles(acc.b, low.b, xs, 1)};
-    return (v16i){dot4_nibbles(acc.a, high.a, xs, 16), dot4_nibbles(acc.b, high.b, xs, 16)};
+    return (v16i){dot4_nibbles(acc.a, _mm256_and_si256(_mm256_srli_epi16(codes.a, 4), nibble), xs, 16),
+            dot4_nibbles(acc.b, _mm256_and_si256(_mm256_srli_epi16(codes.b, 4), nibble), xs, 16)};
+}
+static inline v16i vi_dot4(v16i acc, v16i codes, int32_t x) {
+    const v16i nibble = vi_set1(0x0f0f0f0f);
+    return vi_dot4_high(vi_dot4_nibbles(acc, vi_and(codes, nibble), x), codes, x);
 }

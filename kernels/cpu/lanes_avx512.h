@@ -148,17 +148,21 @@ static inline v16i vi_dot4(v16i acc, v16i codes, int32_t x) {
 static inline v16i vi_dot4_nibbles(v16i acc, v16i codes, int32_t x) {
     return vi_dot4(acc, codes, x);
 }
+static inline v16i vi_dot4_high(v16i acc, v16i codes, int32_t x) {
+    return vi_dot4(acc, vi_and(codes, vi_set1(0xf0f0f0f0)), x);
+}
 #else
 /* maddubs adds two products in 16 bits: exact for codes below 16, so codes up to 255 go as two nibbles. */
 static inline v16i vi_dot4_nibbles(v16i acc, v16i codes, int32_t x) {
     return _mm512_add_epi32(
             acc, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, _mm512_set1_epi32(x)), _mm512_set1_epi16(1)));
 }
-static inline v16i vi_dot4(v16i acc, v16i codes, int32_t x) {
-    const __m512i nibble = _mm512_set1_epi8(15);
-    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibble);
-    acc = vi_dot4_nibbles(acc, _mm512_and_si512(codes, nibble), x);
+static inline v16i vi_dot4_high(v16i acc, v16i codes, int32_t x) {
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(codes, 4), _mm512_set1_epi8(15));
     return _mm512_add_epi32(
             acc, _mm512_madd_epi16(_mm512_maddubs_epi16(high, _mm512_set1_epi32(x)), _mm512_set1_epi16(16)));
+}
+static inline v16i vi_dot4(v16i acc, v16i codes, int32_t x) {
+    return vi_dot4_high(vi_dot4_nibbles(acc, _mm512_and_si512(codes, _mm512_set1_epi8(15)), x), codes, x);
 }
 #endif

@@ -11,9 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static uint32_t strips_of(uint32_t rows) {
-    return rows / 16 + (rows % 16 != 0);
-}
 static struct form form_of_piece(const struct k_matrix_view *v, uint32_t leaf_columns) {
     return v->tiles ? form_of_tiles(v->tiles) : form_of_view(v, leaf_columns);
 }
@@ -139,18 +136,25 @@ static int piece_cut(struct k_linear *l, struct piece *p, uint32_t first_column,
     return r < 0 ? error_set(e, r, "%s: no memory", l->name) : 0;
 }
 
-/* Strips of a piece whose blocks begin at `data` and whose leaves are leaf_stride apart. */
+struct whole_strips { /* a matrix in memory, of which a piece may be a part */
+    const uint8_t *data;
+    uint32_t n_strips, leaves;
+    uint32_t first_strip, first_leaf; /* of the piece */
+};
 static void piece_strips(
-        struct k_linear *l, uint32_t piece, uint32_t rows, const uint8_t *data, uint64_t leaf_stride) {
+        struct k_linear *l, uint32_t piece, uint32_t rows, const struct whole_strips *whole) {
     struct piece *p = &l->pieces[piece];
     for (uint32_t s = 0; s < p->n_strips; s++) {
         const uint32_t left = rows - s * 16;
-        l->strips[p->first_strip + s] = (struct strip){.data = data + (uint64_t)s * p->form.bytes,
-                .leaf_stride = leaf_stride,
-                .column = l->rows + s * 16,
-                .kind = p->form.kind,
-                .piece = (uint8_t)piece,
-                .n_valid = (uint8_t)(left < 16 ? left : 16)};
+        const struct strip_place place =
+                strip_place(whole->first_strip + s, whole->n_strips, whole->leaves, p->form.bytes);
+        l->strips[p->first_strip + s] =
+                (struct strip){.data = whole->data + place.first + whole->first_leaf * place.leaf_stride,
+                        .leaf_stride = place.leaf_stride,
+                        .column = l->rows + s * 16,
+                        .kind = p->form.kind,
+                        .piece = (uint8_t)piece,
+                        .n_valid = (uint8_t)(left < 16 ? left : 16)};
     }
     l->rows += rows;
 }
@@ -163,17 +167,19 @@ static int linear_fill(struct k_linear *l, const struct k_linear_spec *spec, str
         struct piece *p = &l->pieces[i];
         *p = (struct piece){
                 .form = form_of_piece(v, l->leaf_columns), .first_strip = n, .n_strips = strips_of(v->rows)};
-        const uint64_t of_leaf = (uint64_t)p->form.bytes;
+        struct whole_strips whole;
         if (v->tiles) {
-            const uint64_t stride = of_leaf * strips_of(v->tiles->rows);
-            piece_strips(l, i, v->rows,
-                    (const uint8_t *)v->tiles->data + v->first_column / l->leaf_columns * stride +
-                            v->first_row / 16 * of_leaf,
-                    stride);
+            whole = (struct whole_strips){.data = v->tiles->data,
+                    .n_strips = strips_of(v->tiles->rows),
+                    .leaves = K_LEAVES,
+                    .first_strip = v->first_row / 16,
+                    .first_leaf = v->first_column / l->leaf_columns};
         } else {
-            piece_strips(l, i, v->rows, l->data + own, of_leaf * p->n_strips);
-            own += of_leaf * p->n_strips * l->leaves;
+            whole = (struct whole_strips){
+                    .data = l->data + own, .n_strips = p->n_strips, .leaves = l->leaves};
+            own += (uint64_t)p->form.bytes * p->n_strips * l->leaves;
         }
+        piece_strips(l, i, v->rows, &whole);
         n += p->n_strips;
         int r = kind_quantised(p->form.kind) ? piece_cut(l, p, v->first_column, e) : 0;
         if (r < 0)

@@ -1,8 +1,10 @@
 /* pack.c - how weights lie in memory: the forms of a block, and turning matrices of a checkpoint into blocks.
  *
  * Used by linear.c for weights of its own and by whoever writes packed files, through k_tiles_*. A matrix becomes
- * [K-leaf][strip of 16 rows][block]; struct form (internal.h) says what a block holds. Which columns form a segment
- * depends on the whole matrix only, so that a rank finds in its part what the whole has there. */
+ * [group of 16 strips][K-leaf][strip of 16 rows][block]: one stream for a product that works group after group, and
+ * still long runs for a rank that has some of the leaves. struct form (internal.h) says what a block holds. Which
+ * columns form a segment depends on the whole matrix only, so that a rank finds in its part what the whole has
+ * there. */
 #include "kernels/cpu/internal.h"
 
 #include <errno.h>
@@ -217,7 +219,7 @@ int view_check(const struct k_matrix_view *v, uint32_t columns, uint32_t leaf_co
 /* --- whole matrices --- */
 
 const char *k_tiles_layout(void) {
-    return "cpu-1";
+    return "cpu-2";
 }
 
 void k_tiles_describe(const struct k_matrix_view *whole, uint32_t columns, struct k_tiles *ret) {
@@ -234,13 +236,37 @@ void k_tiles_describe(const struct k_matrix_view *whole, uint32_t columns, struc
     ret->minimums = q->minimums;
 }
 
-static uint32_t strips_of(uint32_t rows) {
-    return rows / 16 + (rows % 16 != 0);
+struct strip_place strip_place(uint32_t strip, uint32_t n_strips, uint32_t leaves, uint32_t block_bytes) {
+    const uint32_t in_group = strip % GROUP_STRIPS, group = strip - in_group,
+                   n = n_strips - group < GROUP_STRIPS ? n_strips - group : GROUP_STRIPS;
+    return (struct strip_place){.first = ((uint64_t)group * leaves + in_group) * block_bytes,
+            .leaf_stride = (uint64_t)n * block_bytes};
 }
+
 size_t k_tiles_bytes(const struct k_tiles *t) {
     if (t->columns < K_LEAVES || (t->quantised && t->group == 0))
         return 0;
     return (size_t)form_of_tiles(t).bytes * strips_of(t->rows) * K_LEAVES;
+}
+
+uint32_t k_tiles_group_rows(void) {
+    return GROUP_STRIPS * 16;
+}
+
+bool k_tiles_part(const struct k_matrix_view *v, uint32_t columns, uint32_t leaves, uint32_t i,
+        const void **ret, size_t *ret_bytes) {
+    const uint32_t first = v->first_row / 16, end = first + strips_of(v->rows), n = strips_of(v->tiles->rows),
+                   block = form_of_tiles(v->tiles).bytes;
+    const uint32_t group = first / GROUP_STRIPS + i, of_group = group * GROUP_STRIPS,
+                   from = of_group > first ? of_group : first,
+                   to = of_group + GROUP_STRIPS < end ? of_group + GROUP_STRIPS : end;
+    if (from >= end)
+        return false;
+    const struct strip_place place = strip_place(from, n, K_LEAVES, block);
+    *ret = (const uint8_t *)v->tiles->data + place.first +
+           v->first_column / (columns / leaves) * place.leaf_stride;
+    *ret_bytes = (leaves - 1) * place.leaf_stride + (size_t)(to - from) * block;
+    return true;
 }
 
 struct tiles_job {
@@ -251,8 +277,9 @@ struct tiles_job {
 static void pack_tiles_strip(void *arg, uint32_t s) {
     const struct tiles_job *j = arg;
     const uint32_t left = j->source.view->rows - s * 16, bytes = j->source.form->bytes;
+    const struct strip_place place = strip_place(s, j->n_strips, K_LEAVES, bytes);
     for (uint32_t leaf = 0; leaf < K_LEAVES; leaf++) {
-        uint8_t *to = j->to + ((uint64_t)leaf * j->n_strips + s) * bytes;
+        uint8_t *to = j->to + place.first + leaf * place.leaf_stride;
         memset(to, 0, bytes);
         pack_block(&j->source, s * 16, left < 16 ? left : 16, leaf, to);
     }

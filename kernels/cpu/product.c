@@ -3,19 +3,22 @@
  * The input rows are brought into the forms that the bodies read, once per row and not once per strip:
  * normalised and put into the linear's order; fp32 row after row for a few, in tiles [k][12] for more; INT8 in
  * tiles [k / 4][rows][4] with scales and sums per segment, once for each way in which the weights' groups cut
- * the columns. Then groups of strips are tasks; a task keeps its outputs on its stack and stores them with the
- * activation applied, so gate and up are never written out. More than CHUNK_ROWS rows go through in chunks,
- * which bounds the scratch. */
+ * the columns. Then every thread has a share of the strips, which lie together in memory, and takes them group by
+ * group; outputs stay on its stack and are stored with the activation applied, so gate and up are never written
+ * out. More than CHUNK_ROWS rows go through in chunks, which bounds the scratch. */
 #include "kernels/cpu/internal.h"
 
 #include <errno.h>
 #include <string.h>
 
-#define FEW_GROUPS_PER_THREAD 8u   /* for few rows: longer streams */
-#define GROUPS_PER_THREAD     16u  /* tasks per thread: enough to even out, few enough to keep long streams */
-#define CHUNK_ROWS            480u /* rows that one pass over the weights serves */
-#define CODES_STRIPS          32u  /* strips of one walk over the leaves, when rows are few */
+#define CHUNK_ROWS  480u /* rows that one pass over the weights serves */
+#define SHARES_MAX  64u
+#define UNITS_LEAST 2u /* strips that a thread takes at once, at least; a power of two */
 
+struct share { /* units that one thread begins with; whoever is done first helps with the rest */
+    _Alignas(64) atomic_uint next;
+    uint32_t end;
+};
 struct product_job {
     const struct product *p;
     const struct isa *isa;
@@ -31,7 +34,8 @@ struct product_job {
     uint8_t *codes[CUTS_MAX]; /* [tile] x, scales, sums */
     uint64_t codes_stride[CUTS_MAX];
     uint32_t units; /* strips, or pairs of a gate and an up strip */
-    uint32_t units_per_task;
+    uint32_t n_shares;
+    struct share shares[SHARES_MAX];
 };
 
 static uint32_t tile_count(uint32_t rows) {
@@ -203,10 +207,7 @@ static void strips_times_tiles(
             tiles[t] = codes_tile(j, piece->cut, t0 + t);
         j->isa->linear_codes(w, s, n, tiles, nt, out);
     } else if (j->n <= SMALL_ROWS) {
-        for (uint32_t i = 0, step; i < n; i += step) {
-            step = n - i < SMALL_STRIPS ? n - i : SMALL_STRIPS;
-            j->isa->linear_small(w, s + i, step, j->in, w->columns, j->n, out + (uint64_t)i * j->n * 16);
-        }
+        j->isa->linear_small(w, s, n, j->in, w->columns, j->n, out);
     } else {
         uint32_t rows[BLOCK_TILES];
         for (uint32_t t = 0; t < nt; t++)
@@ -215,23 +216,32 @@ static void strips_times_tiles(
     }
 }
 
-static uint32_t same_piece(const struct k_linear *w, uint32_t s, uint32_t end, uint32_t limit) {
+/* How many strips from s on lie together: of one piece, their blocks of a leaf one after another. */
+static uint32_t strips_together(const struct k_linear *w, uint32_t s, uint32_t end, uint32_t limit) {
+    const struct strip *first = &w->strips[s];
+    const uint64_t bytes = w->pieces[first->piece].form.bytes;
     uint32_t n = 1;
-    while (n < limit && s + n < end && w->strips[s + n].piece == w->strips[s].piece)
+    while (n < limit && s + n < end && first[n].piece == first->piece &&
+            first[n].leaf_stride == first->leaf_stride && first[n].data == first->data + n * bytes)
         n++;
     return n;
 }
+/* How many strips, at most, one call of a body may take. */
+static uint32_t strips_limit(const struct product_job *j, uint32_t s) {
+    const uint32_t rows = j->n < BLOCK_ROWS ? j->n : BLOCK_ROWS;
+    if (j->n > SMALL_ROWS && !takes_codes(j, &j->p->w->pieces[j->p->w->strips[s].piece]))
+        return 2;
+    return OUT_MAX / rows < GROUP_STRIPS ? OUT_MAX / rows : GROUP_STRIPS;
+}
 
-static void strips_task(void *arg, uint32_t task) {
-    const struct product_job *j = arg;
+/* Units u .. end - 1. */
+static void units_run(const struct product_job *j, uint32_t u, uint32_t end) {
     const struct product *p = j->p;
     _Alignas(64) float out[OUT_MAX * 16], second[OUT_MAX * 16];
-    const uint32_t end =
-            (task + 1) * j->units_per_task < j->units ? (task + 1) * j->units_per_task : j->units;
-    const uint32_t few = OUT_MAX / j->n < CODES_STRIPS ? OUT_MAX / j->n : CODES_STRIPS;
-    const uint32_t limit = j->n <= SMALL_ROWS ? few : 2;
-    for (uint32_t u = task * j->units_per_task, n; u < end; u += n) {
-        n = same_piece(p->w, u, end, limit);
+    for (uint32_t n; u < end; u += n) {
+        n = strips_together(p->w, u, end, strips_limit(j, u));
+        if (p->gate_up)
+            n = strips_together(p->w, j->units + u, j->units + u + n, strips_limit(j, j->units + u));
         for (uint32_t t0 = 0; t0 < j->n_tiles; t0 += BLOCK_TILES) {
             const uint32_t nt = j->n_tiles - t0 < BLOCK_TILES ? j->n_tiles - t0 : BLOCK_TILES,
                            row0 = tile_first(j->n, j->n_tiles, t0),
@@ -246,19 +256,54 @@ static void strips_task(void *arg, uint32_t task) {
     }
 }
 
+/* The next units of a share: to the end of a group of strips, which is one stream. With many rows, when arithmetic
+ * takes longer than memory, no more than half of what is left, so that the threads end together. Returns how many;
+ * 0 = none are left. */
+static uint32_t share_take(const struct product_job *j, struct share *share, uint32_t *ret_first) {
+    uint32_t from = atomic_load_explicit(&share->next, memory_order_relaxed), n;
+    do {
+        if (from >= share->end)
+            return 0;
+        const uint32_t left = share->end - from,
+                       in_piece = from - j->p->w->pieces[j->p->w->strips[from].piece].first_strip;
+        n = GROUP_STRIPS - in_piece % GROUP_STRIPS;
+        if (j->n_tiles > 1 && n > left / 2)
+            n = left / 2 > UNITS_LEAST ? (left / 2) & ~(UNITS_LEAST - 1) : UNITS_LEAST;
+        n = left < n ? left : n;
+    } while (!atomic_compare_exchange_weak_explicit(
+            &share->next, &from, from + n, memory_order_relaxed, memory_order_relaxed));
+    *ret_first = from;
+    return n;
+}
+/* A thread's share of the strips, then what others have left of theirs. */
+static void strips_task(void *arg, uint32_t task) {
+    struct product_job *j = arg;
+    for (uint32_t i = 0; i < j->n_shares; i++) {
+        struct share *share = &j->shares[(task + i) % j->n_shares];
+        for (uint32_t first, n; (n = share_take(j, share, &first)) != 0;)
+            units_run(j, first, first + n);
+    }
+}
+static void share_out(struct product_job *j, uint32_t threads) {
+    const uint32_t least = (j->units + UNITS_LEAST - 1) / UNITS_LEAST;
+    j->n_shares = threads < SHARES_MAX ? threads : SHARES_MAX;
+    for (uint32_t i = 0; i < j->n_shares; i++) {
+        const uint64_t from = (uint64_t)least * i / j->n_shares * UNITS_LEAST,
+                       to = (uint64_t)least * (i + 1) / j->n_shares * UNITS_LEAST;
+        atomic_init(&j->shares[i].next, (uint32_t)from);
+        j->shares[i].end = to < j->units ? (uint32_t)to : j->units;
+    }
+}
+
 static void run_chunk(struct k_stream *s, struct product_job *j, float *scratch) {
     const struct k_linear *w = j->p->w;
+    const uint32_t threads = team_threads(s->context->team);
     j->n_tiles = tile_count(j->n);
     lay_out(j, scratch);
     j->units = j->p->gate_up ? w->n_strips / 2 : w->n_strips;
-    const bool few = j->n <= SMALL_ROWS;
-    uint32_t tasks = team_threads(s->context->team) * (few ? FEW_GROUPS_PER_THREAD : GROUPS_PER_THREAD);
-    /* Strips that are open together stay together: pairs, or what makes a long stream. */
-    const uint32_t together = few ? SMALL_STRIPS : 2;
-    j->units_per_task = ((j->units + tasks - 1) / tasks + together - 1) / together * together;
-    tasks = (j->units + j->units_per_task - 1) / j->units_per_task;
+    share_out(j, threads);
     stream_run(s, prepare_tile, j, j->n_tiles);
-    stream_run(s, strips_task, j, tasks);
+    stream_run(s, strips_task, j, threads);
 }
 
 void product_run(struct k_stream *s, const struct product *p, float *scratch) {

@@ -1,8 +1,8 @@
 /* threads.c - the threads of one rank: fork, join, and waits that spin briefly and then sleep on a futex.
  *
  * Used by context.c (creation) and by every operation through team_run(). A run publishes (fn, arg, n) and
- * raises `generation`; each helper takes task numbers from a counter until none is left, and the caller, who
- * works too, waits for the last helper to leave. Tasks are taken in any order: no result may depend on it. */
+ * raises `generation`; each helper takes tasks until none is left, and the caller, who works too, waits for the
+ * last helper to leave. Tasks are taken in any order: no result may depend on it. */
 #include "kernels/cpu/internal.h"
 
 #include <errno.h>
@@ -19,18 +19,26 @@
 #define THREADS_MAX 1024u
 #define STACK_BYTES (2u << 20)
 
+struct part { /* tasks of one thread */
+    _Alignas(64) atomic_uint next;
+    uint32_t end;
+};
+struct helper {
+    struct team *team;
+    uint32_t self; /* 1..; the caller is 0 */
+    pthread_t thread;
+};
 struct team {
     _Alignas(64) atomic_uint generation; /* a new value = a new run; helpers sleep on it */
     atomic_uint sleepers;                /* helpers that sleep or are about to */
-    _Alignas(64) atomic_uint next;       /* next task */
     _Alignas(64) atomic_uint busy;       /* helpers that have not left this run; the caller sleeps on it */
     atomic_uint caller_sleeps;
     team_fn fn;
     void *arg;
-    uint32_t n;
     atomic_bool quit;
     uint32_t threads, started; /* with the caller; helpers created */
-    pthread_t *helpers;
+    struct part *parts;        /* [threads] */
+    struct helper *helpers;
 };
 
 void futex_wait(atomic_uint *word, uint32_t seen, uint64_t timeout_ns, bool shared) {
@@ -48,12 +56,13 @@ void spin_pause(void) {
 #endif
 }
 
-static void take_tasks(struct team *t) {
-    for (;;) {
-        uint32_t i = atomic_fetch_add_explicit(&t->next, 1, memory_order_relaxed);
-        if (i >= t->n)
-            return;
-        t->fn(t->arg, i);
+/* Thread `self` does its own part of the tasks first, then what others have left: the same tasks fall to the same
+ * thread, and its cache, run after run. */
+static void take_tasks(struct team *t, uint32_t self) {
+    for (uint32_t k = 0; k < t->threads; k++) {
+        struct part *p = &t->parts[(self + k) % t->threads];
+        for (uint32_t i; (i = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed)) < p->end;)
+            t->fn(t->arg, i);
     }
 }
 
@@ -73,13 +82,14 @@ static uint32_t next_generation(struct team *t, uint32_t seen) {
 }
 
 static void *helper_main(void *arg) {
-    struct team *t = arg;
+    const struct helper *h = arg;
+    struct team *t = h->team;
     uint32_t seen = 0;
     for (;;) {
         seen = next_generation(t, seen);
         if (atomic_load(&t->quit))
             return NULL;
-        take_tasks(t);
+        take_tasks(t, h->self);
         if (atomic_fetch_sub(&t->busy, 1) == 1 && atomic_load(&t->caller_sleeps))
             futex_wake_all(&t->busy, /* shared= */ false);
     }
@@ -99,11 +109,14 @@ void team_run(struct team *t, team_fn fn, void *arg, uint32_t n) {
     }
     t->fn = fn;
     t->arg = arg;
-    t->n = n;
-    atomic_store_explicit(&t->next, 0, memory_order_relaxed);
+    for (uint32_t i = 0; i < t->threads; i++) {
+        atomic_store_explicit(
+                &t->parts[i].next, (uint32_t)((uint64_t)n * i / t->threads), memory_order_relaxed);
+        t->parts[i].end = (uint32_t)((uint64_t)n * (i + 1) / t->threads);
+    }
     atomic_store_explicit(&t->busy, t->started, memory_order_relaxed);
     raise_generation(t);
-    take_tasks(t);
+    take_tasks(t, 0);
     for (uint32_t i = 0; i < SPINS; i++) {
         if (atomic_load_explicit(&t->busy, memory_order_acquire) == 0)
             return;
@@ -142,14 +155,17 @@ int team_create(uint32_t threads, struct team **ret, struct error *e) {
         return error_set(e, -ENOMEM, "no memory for the thread pool");
     *t = (struct team){.threads = threads};
     t->helpers = calloc(threads, sizeof *t->helpers);
+    t->parts = aligned_alloc(64, threads * sizeof *t->parts);
     r = pthread_attr_init(&attr);
-    if (!t->helpers || r != 0) {
+    if (!t->helpers || !t->parts || r != 0) {
         team_free(t);
         return error_set(e, -ENOMEM, "no memory for the thread pool");
     }
     pthread_attr_setstacksize(&attr, STACK_BYTES);
     while (t->started < threads - 1) {
-        r = pthread_create(&t->helpers[t->started], &attr, helper_main, t);
+        struct helper *h = &t->helpers[t->started];
+        *h = (struct helper){.team = t, .self = t->started + 1};
+        r = pthread_create(&h->thread, &attr, helper_main, h);
         if (r != 0)
             break;
         t->started++;
@@ -170,8 +186,9 @@ struct team *team_free(struct team *t) {
     atomic_store(&t->quit, true);
     raise_generation(t);
     for (uint32_t i = 0; i < t->started; i++)
-        pthread_join(t->helpers[i], NULL);
+        pthread_join(t->helpers[i].thread, NULL);
     free(t->helpers);
+    free(t->parts);
     free(t);
     return NULL;
 }

@@ -34,7 +34,7 @@ static const struct fake_kind kinds[] = {
         {QUANT_INT8, QUANT_SCALE_BF16, 64, false, true},
         {QUANT_FP8, QUANT_SCALE_BF16, 128, false, false},
 };
-enum { N_KINDS = sizeof kinds / sizeof *kinds, K = 448, ROWS = 75, X = 14 };
+enum { N_KINDS = sizeof kinds / sizeof *kinds, K = 448, ROWS = 331, X = 14 };
 
 struct matrix { /* quantised in one of the kinds, or dense */
     struct fake *f;
@@ -99,6 +99,7 @@ static void test_any_part_equals_a_copy(void **state) {
         compare_part(&w, &m, &t.tiles, 0, ROWS, 1, 0);
         compare_part(&w, &m, &t.tiles, 16, 48, 1, 0);
         compare_part(&w, &m, &t.tiles, 32, 5, 1, 0);
+        compare_part(&w, &m, &t.tiles, 240, 91, 1, 0);
         for (uint32_t tp = 2; tp <= 8; tp *= 2)
             for (uint32_t rank = 0; rank < tp; rank++)
                 compare_part(&w, &m, &t.tiles, 0, ROWS, tp, rank);
@@ -124,10 +125,10 @@ static void test_threads_and_machines_pack_the_same_bytes(void **state) {
         world_close(&a);
         world_close(&b);
     }
-    assert_string_equal(k_tiles_layout(), "cpu-1");
+    assert_string_equal(k_tiles_layout(), "cpu-2");
 }
 
-/* A packed file says only "cpu-1": these bytes are what that means. */
+/* A packed file says only "cpu-2": these bytes are what that means. */
 static void test_the_layout_of_a_small_matrix(void **state) {
     static const uint8_t low_first[] = {0x40, 0x51, 0x62, 0x73}; /* k 0..7 of row 0: 0 1 2 3, 4 5 6 7 */
     struct fake *f = fake_make(1, (struct fake_kind){QUANT_INT4, QUANT_SCALE_BF16, 16, true, false}, 3, 64);
@@ -150,6 +151,69 @@ static void test_the_layout_of_a_small_matrix(void **state) {
     assert_true(of_bf16(scale) == f->groups[1].scale); /* leaf 2 is of the second group of 16 */
     unmap(&t);
     fake_free(f);
+    world_close(&w);
+}
+
+/* Groups of strips lie one after another, so a matrix can be packed in parts. */
+static void test_parts_make_the_whole(void **state) {
+    const uint32_t rows = k_tiles_group_rows();
+    (void)state;
+    assert_true(rows < ROWS);
+    for (uint32_t i = 0; i <= N_KINDS; i++) {
+        struct matrix m = matrix_make(i);
+        struct world w;
+        assert_true(kernels_open(&w, 0, 2, false));
+        struct k_matrix_view first = m.whole, rest = m.whole;
+        first.rows = rows;
+        rest.rows = ROWS - rows;
+        if (m.dense)
+            rest.data = m.dense + (size_t)rows * K;
+        else
+            rest.first_row = rows;
+        struct mapped all = tiles_of(&w, &m.whole, K, NULL), a = tiles_of(&w, &first, K, NULL),
+                      b = tiles_of(&w, &rest, K, NULL);
+        assert_int_equal(a.bytes + b.bytes, all.bytes);
+        assert_memory_equal(all.tiles.data, a.tiles.data, a.bytes);
+        assert_memory_equal((const uint8_t *)all.tiles.data + a.bytes, b.tiles.data, b.bytes);
+        unmap(&all);
+        unmap(&a);
+        unmap(&b);
+        matrix_free(&m);
+        world_close(&w);
+    }
+}
+
+/* The stretches of the ranks' parts are ascending, inside, and together the whole. */
+static void test_stretches_of_parts(void **state) {
+    struct matrix m = matrix_make(0);
+    struct world w;
+    (void)state;
+    assert_true(kernels_open(&w, 0, 2, false));
+    struct mapped t = tiles_of(&w, &m.whole, K, NULL);
+    for (uint32_t tp = 1; tp <= 8; tp *= 2) {
+        uint8_t *seen = calloc(1, t.bytes);
+        size_t total = 0;
+        assert_non_null(seen);
+        for (uint32_t rank = 0; rank < tp; rank++) {
+            const struct k_matrix_view v = {.tiles = &t.tiles, .rows = ROWS, .first_column = rank * (K / tp)};
+            const uint8_t *end = t.tiles.data;
+            const void *from;
+            size_t bytes;
+            for (uint32_t i = 0; k_tiles_part(&v, K / tp, 8 / tp, i, &from, &bytes); i++) {
+                const uint8_t *at = from;
+                assert_true(at >= end);
+                end = at + bytes;
+                assert_true(end <= (const uint8_t *)t.tiles.data + t.bytes);
+                memset(seen + (at - (const uint8_t *)t.tiles.data), 1, bytes);
+                total += bytes;
+            }
+        }
+        assert_int_equal(total, t.bytes);
+        assert_null(memchr(seen, 0, t.bytes));
+        free(seen);
+    }
+    unmap(&t);
+    matrix_free(&m);
     world_close(&w);
 }
 
@@ -217,13 +281,13 @@ static void test_what_does_not_fit_is_refused(void **state) {
         const char *why;
     } bad[] = {
             {{.tiles = &t.tiles, .rows = 16, .first_row = 8}, K, 8, NULL, "multiple of 16"},
-            {{.tiles = &t.tiles, .rows = ROWS, .first_row = 16}, K, 8, NULL, "rows 16 to 91 of 75"},
+            {{.tiles = &t.tiles, .rows = ROWS, .first_row = 16}, K, 8, NULL, "rows 16 to 347 of 331"},
             {{.tiles = &t.tiles, .rows = 16, .first_column = K / 16}, K / 8, 1, NULL, "not the start"},
             {{.tiles = &t.tiles, .rows = 16, .first_column = K / 2}, K, 8, NULL, "not the start"},
             {{.tiles = &t.tiles, .rows = 16}, K, 4, NULL, "do not fit"},
             {{.tiles = &t.tiles, .rows = ROWS, .row_order = rows}, K, 8, NULL, "reordered"},
             {{.tiles = &crooked, .rows = 16}, K, 8, NULL, "64 bytes"},
-            {{.quant = q, .rows = ROWS + 1}, K, 8, NULL, "rows 0 to 76"},
+            {{.quant = q, .rows = ROWS + 1}, K, 8, NULL, "rows 0 to 332"},
             {{.quant = q, .rows = 16, .first_row = UINT32_MAX}, K, 8, NULL, "rows"},
             {{.quant = q, .rows = 16, .first_column = K}, K, 8, NULL, "columns"},
             {{.quant = q, .rows = 16, .first_column = 28}, K / 2, 4, NULL, "not the start"},
@@ -313,6 +377,8 @@ int main(void) {
             cmocka_unit_test(test_any_part_equals_a_copy),
             cmocka_unit_test(test_threads_and_machines_pack_the_same_bytes),
             cmocka_unit_test(test_the_layout_of_a_small_matrix),
+            cmocka_unit_test(test_parts_make_the_whole),
+            cmocka_unit_test(test_stretches_of_parts),
             cmocka_unit_test(test_dense_tiles_take_an_order),
             cmocka_unit_test(test_what_does_not_fit_is_refused),
             cmocka_unit_test(test_sizes_are_known_without_weights),

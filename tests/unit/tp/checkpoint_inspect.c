@@ -34,7 +34,7 @@ static int make_model(void **state) {
 
 static int remove_folder(const char *dir) {
     static const char *const names[] = {"config.json", "generation_config.json", "model.safetensors",
-            "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "shardd-packed-cpu-1.bin"};
+            "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "shardd-packed-cpu-2.bin"};
     for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
         char path[PATH_MAX];
         file_path(dir, names[i], path, NULL);

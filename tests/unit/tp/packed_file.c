@@ -248,7 +248,7 @@ static void bad_files_are_refused_by_name(void **state) {
         void (*edit)(struct packed_header *);
         int code;
         const char *word;
-    } headers[] = {{other_version, -ENOTSUP, "version 2"}, {other_layout, -ENOTSUP, "cuda-mma-1"},
+    } headers[] = {{other_version, -ENOTSUP, "version 3"}, {other_layout, -ENOTSUP, "cuda-mma-1"},
             {other_weights, -ESTALE, "other weights"}, {many_entries, -EBADMSG, "table"},
             {long_names, -EBADMSG, "table"}, {data_beyond, -EBADMSG, "table"}};
     struct opened o;
