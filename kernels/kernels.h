@@ -137,6 +137,9 @@ int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64
         struct k_linear **ret, struct error *e);
 struct k_linear *k_linear_free(struct k_linear *l);
 uint32_t k_linear_rows(const struct k_linear *l);
+/* Only speed: `next` is what a step multiplies after l, so that its beginning can be fetched early (NULL: unknown; it
+ * must live as long as l is used); gate_up: l itself serves k_norm_gate_up. */
+void k_linear_then(struct k_linear *l, const struct k_linear *next, bool gate_up);
 
 /* A whole matrix in tiles: groups of 16 strips of 16 rows, in a group [K-leaf 0..7][strip], rows padded to 16. One copy
  * serves every tp, since a row-parallel shard takes whole leaves and a column-parallel one whole strips. Made into
@@ -328,7 +331,7 @@ void k_norm_project(struct k_stream *s, const struct k_batch *b, const float *x,
  * (columns in that order, as the pieces of the projection). Convolution + SiLU, L2 norms, the block form of
  * docs/architecture.md (C = 16 counted from position 0), gated RMS norm. out[R][Hv*dv], input of out_proj. */
 struct k_gdn_weights {
-    const float *conv;    /* [2*Hk*dk + Hv*dv][W] taps, newest last */
+    const float *conv;    /* [W][2*Hk*dk + Hv*dv] taps, newest last */
     const float *a_log;   /* [Hv] */
     const float *dt_bias; /* [Hv] */
     const float *norm;    /* [dv], plain (not zero-centred) */

@@ -164,7 +164,14 @@ struct dummy_range { /* uniform values for a vector without a checkpoint */
     float low, high;
 };
 
-/* n_ranges runs of `width` consecutive elements per unit, gathered into one fp32 device vector. */
+/* [width][units] of [units][width]. */
+static void transpose(const uint8_t *from, uint32_t units, uint32_t width, size_t size, uint8_t *to) {
+    for (uint32_t u = 0; u < units; u++)
+        for (uint32_t i = 0; i < width; i++)
+            memcpy(to + ((size_t)i * units + u) * size, from + ((size_t)u * width + i) * size, size);
+}
+
+/* n_ranges runs of `width` consecutive elements per unit, gathered into one fp32 device vector, [width][units]. */
 static int load_vector(struct loader *l, const char *prefix, const char *name, const struct tensor *t,
         const struct shard_range *ranges, uint32_t n_ranges, uint32_t width, float offset,
         struct dummy_range dummy, float **ret) {
@@ -175,9 +182,10 @@ static int load_vector(struct loader *l, const char *prefix, const char *name, c
         n += ranges[i].count * width;
     enum k_dtype dtype = t ? dtype_of(t) : K_F32;
     size_t size = k_dtype_bytes(dtype);
-    uint8_t *gathered = malloc((size_t)n * size);
+    uint8_t *gathered = malloc(2 * (size_t)n * size);
     if (!gathered)
         return error_set(l->e, -ENOMEM, "out of memory while loading %s%s", prefix, name);
+    uint8_t *turned = gathered + (size_t)n * size;
     if (t) {
         size_t at = 0;
         for (uint32_t i = 0; i < n_ranges; i++) {
@@ -193,7 +201,8 @@ static int load_vector(struct loader *l, const char *prefix, const char *name, c
             ((float *)gathered)[i] =
                     dummy.low + (dummy.high - dummy.low) * (float)(next_random(&state) >> 40) * 0x1p-24f;
     }
-    int r = k_vector_load(l->context, gathered, dtype, n, offset, ret, l->e);
+    transpose(gathered, n / width, width, size, turned);
+    int r = k_vector_load(l->context, turned, dtype, n, offset, ret, l->e);
     free(gathered);
     return r < 0 ? error_prefix(l->e, r, "%s%s", prefix, name) : 0;
 }
@@ -326,6 +335,21 @@ int weights_bytes(const struct model_config *m, const struct shard *s, const str
     return 0;
 }
 
+/* The order in which a step multiplies; after the head comes the next step. */
+static void chain_layer(struct weights_layer *w, const struct k_linear *next) {
+    k_linear_then(w->mixer_in, w->mixer_out, false);
+    k_linear_then(w->mixer_out, w->gate_up, false);
+    k_linear_then(w->gate_up, w->down, true);
+    k_linear_then(w->down, next, false);
+}
+static void chain(struct weights *w) {
+    for (uint32_t i = 0; i < w->n_layers; i++)
+        chain_layer(&w->layers[i], i + 1 < w->n_layers ? w->layers[i + 1].mixer_in : w->head);
+    k_linear_then(w->head, w->layers[0].mixer_in, false);
+    if (w->has_mtp)
+        chain_layer(&w->mtp, w->head);
+}
+
 int weights_load(struct k_context *c, const struct model_config *m, const struct shard *s,
         const struct model_tensors *tensors, const struct weights_options *options, struct weights *w,
         struct error *e) {
@@ -348,6 +372,7 @@ int weights_load(struct k_context *c, const struct model_config *m, const struct
     r = walk_model(&l, tensors, w);
     if (r < 0)
         return r;
+    chain(w);
     if (tensors) {
         w->embedding = tensors->embed->data;
         w->embedding_dtype = dtype_of(tensors->embed);

@@ -10,7 +10,12 @@
 
 #include "kernels/cpu/body_math.h"
 
-#define GDN_CHUNKS (2 * LANES_TILE_STRIPS) /* x 2 vectors: accumulators in flight */
+/* Vectors of columns at once, with two accumulators each; a state of 128 columns is then read as one stream. */
+#if LANES_TILE_ROWS == 12
+#define GDN_CHUNKS 8
+#else
+#define GDN_CHUNKS (2 * LANES_TILE_STRIPS)
+#endif
 
 /* a[v] = sum_k s[k][v] x[k] and b[v] = sum_k s[k][v] y[k], k ascending */
 ALWAYS_INLINE void state_chunk(const float *s, const float *x, const float *y, uint32_t dk, uint32_t dv,

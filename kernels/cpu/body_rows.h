@@ -40,12 +40,13 @@ static void sigmoid_mul(const float *gate, uint32_t n, float *y) {
     }
 }
 
-static void conv_row(const float *const *x, const float *taps, uint32_t n_taps, uint32_t channels, float *y) {
+static void conv_row(const float *const *x, const float *taps, uint32_t taps_stride, uint32_t n_taps,
+        uint32_t channels, float *y) {
     for (uint32_t c = 0; c < channels; c += 16) {
         uint32_t m = channels - c < 16 ? channels - c : 16;
         v16 acc = v_set1(0.0f);
         for (uint32_t j = 0; j < n_taps; j++)
-            acc = v_fma(v_load_m(taps + (uint64_t)j * channels + c, m), v_load_m(x[j] + c, m), acc);
+            acc = v_fma(v_load_m(taps + (uint64_t)j * taps_stride + c, m), v_load_m(x[j] + c, m), acc);
         v_store_m(y + c, v_silu(acc), m);
     }
 }

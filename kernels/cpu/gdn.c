@@ -11,6 +11,8 @@
 #include <math.h>
 #include <string.h>
 
+#define ROW_PARTS 8u /* of a row, when rows are too few for the threads */
+
 struct gdn_args {
     struct k_pool *p;
     const struct k_batch *b;
@@ -22,10 +24,10 @@ struct gdn_args {
 struct gdn_job {
     const struct gdn_args *a;
     const struct isa *isa;
-    float *taps;              /* [W][channels] */
     float *mixed;             /* [R][channels] after convolution, q and k normalised */
     float *g, *beta;          /* [R][Hv] */
     uint32_t channels, width; /* width: columns of `in` */
+    uint32_t parts;           /* of a row, which different threads take */
 };
 
 /* Row i of the entry before convolution; negative i lie in the slot's window. */
@@ -37,20 +39,37 @@ static const float *pre_conv(
     return j->a->in + (e->row_begin + (uint64_t)i) * j->width;
 }
 
-static void gdn_row(void *arg, uint32_t row) {
+/* Channels first .. first + n - 1 of a row. */
+static void convolve(const struct gdn_job *j, const float *const *x, uint32_t first, uint32_t n, float *y) {
+    const float *from[CONV_KERNEL_MAX];
+    for (uint32_t t = 0; t < j->a->p->shape.conv_kernel; t++)
+        from[t] = x[t] + first;
+    j->isa->conv_row(from, j->a->w.conv + first, j->channels, j->a->p->shape.conv_kernel, n, y + first);
+}
+
+/* Task: one of `parts` parts of the heads of one row. */
+static void gdn_row(void *arg, uint32_t task) {
     const struct gdn_job *j = arg;
     const struct k_shape *h = &j->a->p->shape;
+    const uint32_t row = task / j->parts, part = task % j->parts;
     const struct k_entry *e = &j->a->b->entries[j->a->b->row_entry[row]];
     const struct gdn_view g = pool_gdn(j->a->p, e->slot, j->a->layer);
     const float *x[CONV_KERNEL_MAX], *in = j->a->in + (uint64_t)row * j->width;
+    const uint32_t k0 = h->gdn_k_heads * part / j->parts, k1 = h->gdn_k_heads * (part + 1) / j->parts,
+                   v0 = h->gdn_v_heads * part / j->parts, v1 = h->gdn_v_heads * (part + 1) / j->parts,
+                   dk = h->gdn_k_dim, keys = h->gdn_k_heads * dk;
     float *y = j->mixed + (uint64_t)row * j->channels;
     for (uint32_t t = 0; t < h->conv_kernel; t++)
         x[t] = pre_conv(j, e, &g, (int64_t)row - e->row_begin - h->conv_kernel + 1 + t);
-    j->isa->conv_row(x, j->taps, h->conv_kernel, j->channels, y);
-    for (uint32_t i = 0; i < h->gdn_k_heads; i++) {
-        j->isa->l2_row(y + (uint64_t)i * h->gdn_k_dim, h->gdn_k_dim, 1.0f / sqrtf((float)h->gdn_k_dim));
-        j->isa->l2_row(y + (uint64_t)(h->gdn_k_heads + i) * h->gdn_k_dim, h->gdn_k_dim, 1.0f);
+    convolve(j, x, k0 * dk, (k1 - k0) * dk, y);
+    convolve(j, x, keys + k0 * dk, (k1 - k0) * dk, y);
+    convolve(j, x, 2 * keys + v0 * h->gdn_v_dim, (v1 - v0) * h->gdn_v_dim, y);
+    for (uint32_t i = k0; i < k1; i++) {
+        j->isa->l2_row(y + (uint64_t)i * dk, dk, 1.0f / sqrtf((float)dk));
+        j->isa->l2_row(y + keys + (uint64_t)i * dk, dk, 1.0f);
     }
+    if (part > 0)
+        return;
     const float *b = in + j->channels + (uint64_t)h->gdn_v_heads * h->gdn_v_dim, *a = b + h->gdn_v_heads;
     uint64_t at = (uint64_t)row * h->gdn_v_heads;
     j->isa->gdn_gates(a, b, j->a->w.a_log, j->a->w.dt_bias, h->gdn_v_heads, j->g + at, j->beta + at);
@@ -121,15 +140,14 @@ static void gdn_commit(void *arg, uint32_t entry) {
                 j->channels * sizeof *g.conv);
 }
 
-static uint64_t gdn_scratch(const struct k_shape *h, uint32_t rows, uint64_t at[4]) {
-    at[0] = align64((uint64_t)h->conv_kernel * gdn_channels(h) * sizeof(float));
-    at[1] = at[0] + align64((uint64_t)rows * gdn_channels(h) * sizeof(float));
-    at[2] = at[1] + align64((uint64_t)rows * h->gdn_v_heads * sizeof(float));
-    at[3] = at[2] + align64((uint64_t)rows * h->gdn_v_heads * sizeof(float));
-    return at[3];
+static uint64_t gdn_scratch(const struct k_shape *h, uint32_t rows, uint64_t at[2]) {
+    const uint64_t gates = align64((uint64_t)rows * h->gdn_v_heads * sizeof(float));
+    at[0] = align64((uint64_t)rows * gdn_channels(h) * sizeof(float));
+    at[1] = at[0] + gates;
+    return at[1] + gates;
 }
 uint64_t gdn_scratch_bytes(const struct k_shape *h, uint32_t rows) {
-    uint64_t at[4];
+    uint64_t at[2];
     return gdn_scratch(h, rows, at);
 }
 
@@ -137,22 +155,19 @@ static void run_gdn(struct k_stream *s, const void *args) {
     const struct gdn_args *a = args;
     const struct k_shape *h = &a->p->shape;
     const struct k_plan *plan = &a->b->plan;
-    uint64_t at[4];
+    uint64_t at[2];
     uint8_t *scratch = stream_scratch(s, gdn_scratch(h, plan->n_rows, at));
     if (!scratch)
         return;
     struct gdn_job j = {.a = a,
             .isa = stream_isa(s),
-            .taps = (float *)scratch,
-            .mixed = (float *)(scratch + at[0]),
-            .g = (float *)(scratch + at[1]),
-            .beta = (float *)(scratch + at[2]),
-            .channels = gdn_channels(h)};
+            .mixed = (float *)scratch,
+            .g = (float *)(scratch + at[0]),
+            .beta = (float *)(scratch + at[1]),
+            .channels = gdn_channels(h),
+            .parts = plan->n_rows < ROW_PARTS ? ROW_PARTS : 1};
     j.width = j.channels + h->gdn_v_heads * (h->gdn_v_dim + 2);
-    for (uint32_t t = 0; t < h->conv_kernel; t++)
-        for (uint32_t c = 0; c < j.channels; c++)
-            j.taps[(uint64_t)t * j.channels + c] = a->w.conv[(uint64_t)c * h->conv_kernel + t];
-    stream_run(s, gdn_row, &j, plan->n_rows);
+    stream_run(s, gdn_row, &j, plan->n_rows * j.parts);
     stream_run(s, gdn_head, &j, plan->n_entries * h->gdn_v_heads);
     stream_run(s, gdn_commit, &j, plan->n_entries);
 }

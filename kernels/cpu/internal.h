@@ -86,6 +86,8 @@ struct k_linear {
     struct cutting cuts[CUTS_MAX];
     uint32_t *order; /* NULL, or [columns]: position k takes input order[k] */
     uint32_t n_strips, rows, columns, leaves, leaf_columns, n_pieces, n_cuts;
+    const struct k_linear *next; /* NULL, or what a step multiplies after this */
+    bool gate_up;                /* used by k_norm_gate_up */
     char name[96];
 };
 
@@ -152,7 +154,8 @@ struct isa {
             const float *x, const float *w, float eps, uint32_t n, float *y); /* to y[i * TILE_ROWS] */
     void (*silu_mul)(const float *g, const float *u, uint32_t n, float *y);
     /* y = silu(sum_j taps[j][c] * x[j][c]), j ascending */
-    void (*conv_row)(const float *const *x, const float *taps, uint32_t n_taps, uint32_t channels, float *y);
+    void (*conv_row)(const float *const *x, const float *taps, uint32_t taps_stride, uint32_t n_taps,
+            uint32_t channels, float *y);
     void (*l2_row)(float *x, uint32_t n, float scale);
     /* g = -exp(a_log) * softplus(a + dt_bias), beta = sigmoid(b) */
     void (*gdn_gates)(const float *a, const float *b, const float *a_log, const float *dt_bias, uint32_t n,
@@ -189,6 +192,18 @@ struct team *team_free(struct team *t);
 uint32_t team_threads(const struct team *t);
 /* Calls fn(arg, 0 .. n-1) in any order on any thread; returns when all are done. One caller at a time. */
 void team_run(struct team *t, team_fn fn, void *arg, uint32_t n);
+/* What thread `self` of `threads` does while it waits: a piece of well below a microsecond from `at` on, which is 0
+ * first and then what the last piece returned, or TEAM_IDLE_DONE. */
+struct team_idle {
+    uint64_t (*fn)(const void *arg, uint32_t self, uint32_t threads, uint64_t at);
+    const void *arg;
+};
+#define TEAM_IDLE_DONE UINT64_MAX
+/* The same as team_run; threads that are done wait with `idle`, also after the run, until another run brings another
+ * one. */
+void team_run_idle(struct team *t, team_fn fn, void *arg, uint32_t n, const struct team_idle *idle);
+/* Returns when no thread uses the argument of an idle function any more. */
+void team_forget_idle(struct team *t);
 
 /* Waits on *word while it is `seen`; at most timeout_ns. shared: the word lies in memory of several
  * processes. */

@@ -367,6 +367,7 @@ int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64
 struct k_linear *k_linear_free(struct k_linear *l) {
     if (!l)
         return NULL;
+    team_forget_idle(l->context->team); /* threads may be reading ahead in it */
     k_free(l->context, l->data);
     for (uint32_t i = 0; i < l->n_cuts; i++) {
         free(l->cuts[i].leaf_first);
@@ -376,6 +377,10 @@ struct k_linear *k_linear_free(struct k_linear *l) {
     free(l->order);
     free(l);
     return NULL;
+}
+void k_linear_then(struct k_linear *l, const struct k_linear *next, bool gate_up) {
+    l->next = next;
+    l->gate_up = gate_up;
 }
 uint32_t k_linear_rows(const struct k_linear *l) {
     return l->rows;

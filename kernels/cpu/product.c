@@ -13,6 +13,8 @@
 
 #define CHUNK_ROWS  480u /* rows that one pass over the weights serves */
 #define SHARES_MAX  64u
+#define READ_AHEAD  (256u << 10) /* of a thread; what its cache holds beside its work */
+#define READ_STEP   512u
 #define UNITS_LEAST 2u /* strips that a thread takes at once, at least; a power of two */
 
 struct share { /* units that one thread begins with; whoever is done first helps with the rest */
@@ -284,15 +286,51 @@ static void strips_task(void *arg, uint32_t task) {
             units_run(j, first, first + n);
     }
 }
+static uint32_t share_first(uint32_t units, uint32_t i, uint32_t n_shares) {
+    const uint64_t least = (units + UNITS_LEAST - 1) / UNITS_LEAST,
+                   first = least * i / n_shares * UNITS_LEAST;
+    return first < units ? (uint32_t)first : units;
+}
+static uint32_t share_count(uint32_t threads) {
+    return threads < SHARES_MAX ? threads : SHARES_MAX;
+}
 static void share_out(struct product_job *j, uint32_t threads) {
-    const uint32_t least = (j->units + UNITS_LEAST - 1) / UNITS_LEAST;
-    j->n_shares = threads < SHARES_MAX ? threads : SHARES_MAX;
+    j->n_shares = share_count(threads);
     for (uint32_t i = 0; i < j->n_shares; i++) {
-        const uint64_t from = (uint64_t)least * i / j->n_shares * UNITS_LEAST,
-                       to = (uint64_t)least * (i + 1) / j->n_shares * UNITS_LEAST;
-        atomic_init(&j->shares[i].next, (uint32_t)from);
-        j->shares[i].end = to < j->units ? (uint32_t)to : j->units;
+        atomic_init(&j->shares[i].next, share_first(j->units, i, j->n_shares));
+        j->shares[i].end = share_first(j->units, i + 1, j->n_shares);
     }
+}
+
+/* Byte `at` of what a thread with the share from unit u on reads first: group after group, gate and up by turns.
+ * NULL = behind its last group. */
+static const uint8_t *share_byte(const struct k_linear *w, uint32_t u, uint32_t end, uint64_t at) {
+    const uint32_t halves = w->gate_up ? 2 : 1;
+    for (uint32_t n; u < end; u += n) {
+        n = strips_together(w, u, end, GROUP_STRIPS);
+        for (uint32_t h = 0; h < halves; h++) {
+            const struct strip *s = &w->strips[h * (w->n_strips / 2) + u];
+            const uint64_t bytes =
+                    (w->leaves - 1) * s->leaf_stride + (uint64_t)n * w->pieces[s->piece].form.bytes;
+            if (at < bytes)
+                return s->data + at;
+            at -= bytes;
+        }
+    }
+    return NULL;
+}
+/* What a thread fetches into its cache while it waits: the beginning of its share of the next linear. */
+static uint64_t read_ahead(const void *arg, uint32_t self, uint32_t threads, uint64_t at) {
+    const struct k_linear *w = arg;
+    const uint32_t units = w->gate_up ? w->n_strips / 2 : w->n_strips, n = share_count(threads);
+    if (self >= n || at >= READ_AHEAD)
+        return TEAM_IDLE_DONE;
+    const uint8_t *from = share_byte(w, share_first(units, self, n), share_first(units, self + 1, n), at);
+    if (!from)
+        return TEAM_IDLE_DONE;
+    for (uint32_t i = 0; i < READ_STEP; i += 64)
+        __builtin_prefetch(from + i, /* rw= */ 0, /* locality= */ 2);
+    return at + READ_STEP;
 }
 
 static void run_chunk(struct k_stream *s, struct product_job *j, float *scratch) {
@@ -303,7 +341,8 @@ static void run_chunk(struct k_stream *s, struct product_job *j, float *scratch)
     j->units = j->p->gate_up ? w->n_strips / 2 : w->n_strips;
     share_out(j, threads);
     stream_run(s, prepare_tile, j, j->n_tiles);
-    stream_run(s, strips_task, j, threads);
+    const struct team_idle idle = {.fn = w->next ? read_ahead : NULL, .arg = w->next};
+    team_run_idle(s->context->team, strips_task, j, threads, &idle);
 }
 
 void product_run(struct k_stream *s, const struct product *p, float *scratch) {

@@ -2,7 +2,8 @@
  *
  * Used by context.c (creation) and by every operation through team_run(). A run publishes (fn, arg, n) and
  * raises `generation`; each helper takes tasks until none is left, and the caller, who works too, waits for the
- * last helper to leave. Tasks are taken in any order: no result may depend on it. */
+ * last helper to leave. Tasks are taken in any order: no result may depend on it. A thread that waits may be given
+ * something to do meanwhile, in short pieces. */
 #include "kernels/cpu/internal.h"
 
 #include <errno.h>
@@ -23,6 +24,10 @@ struct part { /* tasks of one thread */
     _Alignas(64) atomic_uint next;
     uint32_t end;
 };
+struct meanwhile { /* what a thread that waits has to do, and how far it is */
+    struct team_idle idle;
+    uint64_t at;
+};
 struct helper {
     struct team *team;
     uint32_t self; /* 1..; the caller is 0 */
@@ -35,6 +40,8 @@ struct team {
     atomic_uint caller_sleeps;
     team_fn fn;
     void *arg;
+    struct team_idle idle; /* of the last run that had one */
+    struct meanwhile of_caller;
     atomic_bool quit;
     uint32_t threads, started; /* with the caller; helpers created */
     struct part *parts;        /* [threads] */
@@ -66,13 +73,26 @@ static void take_tasks(struct team *t, uint32_t self) {
     }
 }
 
-static uint32_t next_generation(struct team *t, uint32_t seen) {
+/* One short piece of what can be done while waiting; with nothing to do, a pause. */
+static void wait_a_little(struct team *t, uint32_t self, struct meanwhile *m) {
+    if (m->idle.fn && m->at != TEAM_IDLE_DONE)
+        m->at = m->idle.fn(m->idle.arg, self, t->threads, m->at);
+    else
+        spin_pause();
+}
+/* A run that has something for threads which wait begins that anew; after others they go on with what they had. */
+static void take_idle(const struct team *t, struct meanwhile *m) {
+    if (t->idle.fn != m->idle.fn || t->idle.arg != m->idle.arg)
+        *m = (struct meanwhile){.idle = t->idle};
+}
+
+static uint32_t next_generation(struct team *t, uint32_t seen, uint32_t self, struct meanwhile *m) {
     uint32_t now;
     for (uint32_t i = 0; i < SPINS; i++) {
         now = atomic_load_explicit(&t->generation, memory_order_acquire);
         if (now != seen)
             return now;
-        spin_pause();
+        wait_a_little(t, self, m);
     }
     atomic_fetch_add(&t->sleepers, 1);
     while ((now = atomic_load(&t->generation)) == seen)
@@ -84,11 +104,13 @@ static uint32_t next_generation(struct team *t, uint32_t seen) {
 static void *helper_main(void *arg) {
     const struct helper *h = arg;
     struct team *t = h->team;
+    struct meanwhile m = {0};
     uint32_t seen = 0;
     for (;;) {
-        seen = next_generation(t, seen);
+        seen = next_generation(t, seen, h->self, &m);
         if (atomic_load(&t->quit))
             return NULL;
+        take_idle(t, &m);
         take_tasks(t, h->self);
         if (atomic_fetch_sub(&t->busy, 1) == 1 && atomic_load(&t->caller_sleeps))
             futex_wake_all(&t->busy, /* shared= */ false);
@@ -101,12 +123,8 @@ static void raise_generation(struct team *t) {
         futex_wake_all(&t->generation, /* shared= */ false);
 }
 
-void team_run(struct team *t, team_fn fn, void *arg, uint32_t n) {
-    if (n <= 1 || t->started == 0) {
-        for (uint32_t i = 0; i < n; i++)
-            fn(arg, i);
-        return;
-    }
+/* Publishes a run of n tasks, works too, and waits until all helpers have left it. */
+static void run_all(struct team *t, team_fn fn, void *arg, uint32_t n) {
     t->fn = fn;
     t->arg = arg;
     for (uint32_t i = 0; i < t->threads; i++) {
@@ -116,16 +134,37 @@ void team_run(struct team *t, team_fn fn, void *arg, uint32_t n) {
     }
     atomic_store_explicit(&t->busy, t->started, memory_order_relaxed);
     raise_generation(t);
+    take_idle(t, &t->of_caller);
     take_tasks(t, 0);
     for (uint32_t i = 0; i < SPINS; i++) {
         if (atomic_load_explicit(&t->busy, memory_order_acquire) == 0)
             return;
-        spin_pause();
+        wait_a_little(t, 0, &t->of_caller);
     }
     atomic_store(&t->caller_sleeps, 1);
     for (uint32_t left; (left = atomic_load(&t->busy)) != 0;)
         futex_wait(&t->busy, left, 0, /* shared= */ false);
     atomic_store(&t->caller_sleeps, 0);
+}
+
+void team_run(struct team *t, team_fn fn, void *arg, uint32_t n) {
+    if (n > 1 && t->started > 0) {
+        run_all(t, fn, arg, n);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        fn(arg, i);
+}
+
+void team_run_idle(struct team *t, team_fn fn, void *arg, uint32_t n, const struct team_idle *idle) {
+    t->idle = *idle;
+    team_run(t, fn, arg, n);
+}
+void team_forget_idle(struct team *t) {
+    if (!t->idle.fn)
+        return;
+    t->idle = (struct team_idle){.fn = NULL};
+    run_all(t, NULL, NULL, 0);
 }
 
 uint32_t team_threads(const struct team *t) {

@@ -63,7 +63,7 @@ static void reference_head(const struct layer *l, uint32_t rows, uint32_t v, dou
                 double sum = 0;
                 for (uint32_t j = 0; j < h->conv_kernel; j++)
                     if (t + j + 1 >= h->conv_kernel)
-                        sum += (double)l->conv[(first + i) * h->conv_kernel + j] *
+                        sum += (double)l->conv[j * l->channels + first + i] *
                                l->in[(t + j + 1 - h->conv_kernel) * l->width + first + i];
                 mixed[part][i] = silu(sum);
             }
