@@ -22,6 +22,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # noqa: E402
 from gptqmodel.nn_modules.qlinear.torch import TorchLinear  # noqa: E402
+from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear  # noqa: E402
+from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import Qwen3_5ForCausalLM  # noqa: E402
 
@@ -42,6 +44,14 @@ def quantise(args):
     model.save(args.target)
 
 
+def dequantise(layer, scales):
+    """The fp32 matrix of one of GPTQModel's layers, whose own scales are rounded to BF16 by now."""
+    layer.scales = scales.float()
+    if isinstance(layer, TorchLinear):
+        return TorchLinear.dequantize_weight(layer.eval()).t()
+    return dequantize_gemm(layer.qweight, layer.qzeros, layer.scales, layer.bits, layer.group_size).t()
+
+
 def text_name(name):
     return name.replace("model.language_model.", "model.", 1)
 
@@ -54,12 +64,12 @@ def plain_model(args):
     for name, tensor in tensors.items():
         if text_name(name) in state:
             state[text_name(name)].copy_(tensor)
-    quantised = GPTQModel.load(args.target, backend=BACKEND.GPTQ_TORCH, device="cpu").model
-    for name, layer in quantised.named_modules():
-        if isinstance(layer, TorchLinear):
-            layer.scales = tensors[name + ".scales"].float()  # those of the layer are rounded to BF16 by now
-            weight = TorchLinear.dequantize_weight(layer.eval()).t()
-            state[text_name(name) + ".weight"].copy_(weight)
+    with open(args.target + "/config.json", encoding="utf-8") as f:
+        awq = json.load(f)["quantization_config"]["quant_method"] == "awq"
+    backend = BACKEND.AWQ_TORCH if awq else BACKEND.GPTQ_TORCH
+    for name, layer in GPTQModel.load(args.target, backend=backend, device="cpu").model.named_modules():
+        if isinstance(layer, (TorchLinear, AwqTorchLinear)):
+            state[text_name(name) + ".weight"].copy_(dequantise(layer, tensors[name + ".scales"]))
             found += 1
     return net, found
 
