@@ -99,14 +99,15 @@ ALWAYS_INLINE void few_sums(const uint8_t *codes, const uint8_t *ahead, const in
     const uint64_t x_load = (kind == KIND_INT4 ? 8 : 4) * nr;
     v16i low[2][SMALL_ROWS], high[2][SMALL_ROWS];
     UNROLL for (uint32_t r = 0; r < nr; r++) low[0][r] = low[1][r] = high[0][r] = high[1][r] = vi_set1(0);
-    ROLLED for (uint64_t v = 0; v < n_loads / 2; v++) {
-        __builtin_prefetch(ahead + v * 128);
-        __builtin_prefetch(ahead + v * 128 + 64);
-        few_add(codes + v * 128, x + 2 * v * x_load, nr, kind, low[0], high[0]);
-        few_add(codes + v * 128 + 64, x + (2 * v + 1) * x_load, nr, kind, low[1], high[1]);
+    const uint8_t *const end = codes + n_loads / 2 * 128;
+    ROLLED for (; codes < end; codes += 128, ahead += 128, x += 2 * x_load) {
+        __builtin_prefetch(ahead);
+        __builtin_prefetch(ahead + 64);
+        few_add(codes, x, nr, kind, low[0], high[0]);
+        few_add(codes + 64, x + x_load, nr, kind, low[1], high[1]);
     }
     if (n_loads % 2)
-        few_add(codes + (n_loads - 1) * 64, x + (n_loads - 1) * x_load, nr, kind, low[0], high[0]);
+        few_add(codes, x, nr, kind, low[0], high[0]);
     UNROLL for (uint32_t r = 0; r < nr; r++) {
         acc[r] = vi_add(low[0][r], low[1][r]);
         if (kind == KIND_INT4)

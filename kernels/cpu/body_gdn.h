@@ -17,6 +17,8 @@
 #define GDN_CHUNKS (2 * LANES_TILE_STRIPS)
 #endif
 
+#define STATE_AHEAD 2048u /* floats that are fetched ahead of their use */
+
 /* a[v] = sum_k s[k][v] x[k] and b[v] = sum_k s[k][v] y[k], k ascending */
 ALWAYS_INLINE void state_chunk(const float *s, const float *x, const float *y, uint32_t dk, uint32_t dv,
         const uint32_t nc, uint32_t m, float *a, float *b) {
@@ -26,6 +28,7 @@ ALWAYS_INLINE void state_chunk(const float *s, const float *x, const float *y, u
         v16 xk = v_set1(x[k]), yk = v_set1(y[k]);
         UNROLL for (uint32_t c = 0; c < nc; c++) {
             const float *at = s + (uint64_t)k * dv + c * 16;
+            __builtin_prefetch(at + STATE_AHEAD); /* into the next head's */
             v16 sk = nc > 1 ? v_load(at) : v_load_m(at, m);
             sa[c] = v_fma(sk, xk, sa[c]);
             sb[c] = v_fma(sk, yk, sb[c]);

@@ -3,16 +3,28 @@
 
 #include "kernels/cpu/body_math.h"
 
+#define SCAN_CHAINS 4u /* so that no comparison waits for the one before */
+
 static float highest(const float *x, uint32_t n, bool *ret_finite) {
     /* x - x is 0 for a finite x and NaN otherwise; a NaN stays in the sum. */
-    v16 max = v_set1(-INFINITY), odd = v_set1(0.0f);
+    v16 max[SCAN_CHAINS], odd[SCAN_CHAINS];
     uint32_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        v16 v = v_load(x + i);
-        max = v_max(v, max);
-        odd = v_add(odd, v_sub(v, v));
+    UNROLL for (uint32_t c = 0; c < SCAN_CHAINS; c++) {
+        max[c] = v_set1(-INFINITY);
+        odd[c] = v_set1(0.0f);
     }
-    float top = v_highest(max), rest = v_sum(odd);
+    for (; i + 16 * SCAN_CHAINS <= n; i += 16 * SCAN_CHAINS) {
+        UNROLL for (uint32_t c = 0; c < SCAN_CHAINS; c++) {
+            v16 v = v_load(x + i + 16 * c);
+            max[c] = v_max(v, max[c]);
+            odd[c] = v_add(odd[c], v_sub(v, v));
+        }
+    }
+    UNROLL for (uint32_t c = 1; c < SCAN_CHAINS; c++) {
+        max[0] = v_max(max[c], max[0]);
+        odd[0] = v_add(odd[0], odd[c]);
+    }
+    float top = v_highest(max[0]), rest = v_sum(odd[0]);
     for (; i < n; i++) {
         top = x[i] > top ? x[i] : top;
         rest += x[i] - x[i];
@@ -64,44 +76,59 @@ static inline v16 gumbel(v16i id, struct gumbel_key key) {
     return v_sub(zero, v_log(e));
 }
 
-/* The lanes' best values and ids become one: the highest value, then the lowest id. */
-static uint32_t best_lane(v16 value, v16 id_bits) {
-    float v[16], id[16];
-    uint32_t ids[16], at = 0;
-    v_store(v, value);
-    v_store(id, id_bits);
+/* The best values and ids of all lanes of some chains become one: the highest value, then the lowest id. */
+static uint32_t best_lane(const v16 *value, const v16 *id_bits) {
+    float v[16 * SCAN_CHAINS], id[16 * SCAN_CHAINS];
+    uint32_t ids[16 * SCAN_CHAINS], at = 0;
+    for (uint32_t c = 0; c < SCAN_CHAINS; c++) {
+        v_store(v + 16 * c, value[c]);
+        v_store(id + 16 * c, id_bits[c]);
+    }
     memcpy(ids, id, sizeof ids);
-    for (uint32_t i = 1; i < 16; i++)
+    for (uint32_t i = 1; i < 16 * SCAN_CHAINS; i++)
         if (v[i] > v[at] || (v[i] == v[at] && ids[i] < ids[at]))
             at = i;
     return ids[at];
+}
+
+/* 16 values from i on, of which m are there, against a chain's best. */
+ALWAYS_INLINE void argmax_step(const float *x, const uint32_t *ids, uint32_t i, uint32_t m, const bool noisy,
+        struct gumbel_key key, v16 *best, v16 *best_id) {
+    float t[16], t_ids[16] = {0};
+    const float *from = x + i;
+    if (m < 16) {
+        for (uint32_t j = 0; j < 16; j++)
+            t[j] = j < m ? from[j] : -INFINITY;
+        from = t;
+    }
+    v16 v = v_load(from);
+    v16i id = vi_count(i);
+    if (ids) {
+        memcpy(t_ids, ids + i, m * sizeof *ids);
+        id = v_bits(v_load(t_ids));
+    }
+    if (noisy)
+        v = v_add(v, gumbel(id, key));
+    *best_id = v_select_gt(v, *best, v_of_bits(id), *best_id);
+    *best = v_select_gt(v, *best, v, *best);
 }
 
 /* The first index of the highest x; with noise, the id of the highest x + noise: ids[i], or i if ids is NULL.
  */
 ALWAYS_INLINE uint32_t argmax_of(
         const float *x, const uint32_t *ids, uint32_t n, const bool noisy, struct gumbel_key key) {
-    v16 best = v_set1(-INFINITY), best_id = v_of_bits(vi_set1(ids ? ids[0] : 0));
-    for (uint32_t i = 0; i < n; i += 16) {
-        float t[16], t_ids[16] = {0};
-        const float *from = x + i;
-        const uint32_t m = n - i < 16 ? n - i : 16;
-        if (m < 16) {
-            for (uint32_t j = 0; j < 16; j++)
-                t[j] = j < m ? from[j] : -INFINITY;
-            from = t;
-        }
-        v16 v = v_load(from);
-        v16i id = vi_count(i);
-        if (ids) {
-            memcpy(t_ids, ids + i, m * sizeof *ids);
-            id = v_bits(v_load(t_ids));
-        }
-        if (noisy)
-            v = v_add(v, gumbel(id, key));
-        best_id = v_select_gt(v, best, v_of_bits(id), best_id);
-        best = v_select_gt(v, best, v, best);
+    v16 best[SCAN_CHAINS], best_id[SCAN_CHAINS];
+    uint32_t i = 0;
+    for (uint32_t c = 0; c < SCAN_CHAINS; c++) {
+        best[c] = v_set1(-INFINITY);
+        best_id[c] = v_of_bits(vi_set1(ids ? ids[0] : 0));
     }
+    for (; i + 16 * SCAN_CHAINS <= n; i += 16 * SCAN_CHAINS) {
+        UNROLL for (uint32_t c = 0; c < SCAN_CHAINS; c++)
+                argmax_step(x, ids, i + 16 * c, 16, noisy, key, &best[c], &best_id[c]);
+    }
+    for (; i < n; i += 16)
+        argmax_step(x, ids, i, n - i < 16 ? n - i : 16, noisy, key, &best[0], &best_id[0]);
     return best_lane(best, best_id);
 }
 static uint32_t argmax(const float *x, uint32_t n) {

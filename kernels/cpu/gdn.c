@@ -1,8 +1,8 @@
 /* gdn.c - one Gated DeltaNet mixer over a batch: which rows, slots and heads the bodies of body_gdn.h get.
  *
- * Three passes. Rows: convolution with SiLU over [window | rows], L2 norms, gates. Heads: one task per
- * sequence and value head walks its rows block by block. Slots: the ring of k and the convolution window take
- * the last rows; they change last because every head of a sequence reads them.
+ * One task per sequence and key head does all of it, since the value heads of a key head share nothing with others:
+ * convolution with SiLU over [window | rows], L2 norms, gates; then each value head walks its rows block by block;
+ * at last the ring of k and the convolution window take the last rows.
  *
  * A block whose 16 rows are all there stays in the ring until the first row of the next block folds it into
  * S0, so a slot at length L > 0 has (L - 1) % 16 + 1 rows in its ring. */
@@ -10,8 +10,6 @@
 
 #include <math.h>
 #include <string.h>
-
-#define ROW_PARTS 8u /* of a row, when rows are too few for the threads */
 
 struct gdn_args {
     struct k_pool *p;
@@ -27,7 +25,6 @@ struct gdn_job {
     float *mixed;             /* [R][channels] after convolution, q and k normalised */
     float *g, *beta;          /* [R][Hv] */
     uint32_t channels, width; /* width: columns of `in` */
-    uint32_t parts;           /* of a row, which different threads take */
 };
 
 /* Row i of the entry before convolution; negative i lie in the slot's window. */
@@ -41,48 +38,53 @@ static const float *pre_conv(
 
 /* Channels first .. first + n - 1 of a row. */
 static void convolve(const struct gdn_job *j, const float *const *x, uint32_t first, uint32_t n, float *y) {
-    const float *from[CONV_KERNEL_MAX];
-    for (uint32_t t = 0; t < j->a->p->shape.conv_kernel; t++)
+    const uint32_t n_taps = j->a->p->shape.conv_kernel;
+    const float *from[CONV_KERNEL_MAX], *taps = j->a->w.conv + first;
+    for (uint32_t t = 0; t < n_taps; t++) {
         from[t] = x[t] + first;
-    j->isa->conv_row(from, j->a->w.conv + first, j->channels, j->a->p->shape.conv_kernel, n, y + first);
+        for (uint32_t i = 0; i < n;
+                i += 16) { /* many short streams: all at once is faster than as they come */
+            __builtin_prefetch(from[t] + i);
+            __builtin_prefetch(taps + (uint64_t)t * j->channels + i);
+        }
+    }
+    j->isa->conv_row(from, taps, j->channels, n_taps, n, y + first);
 }
 
-/* Task: one of `parts` parts of the heads of one row. */
-static void gdn_row(void *arg, uint32_t task) {
-    const struct gdn_job *j = arg;
+struct columns { /* channels of one key head: its q, its k, the v of its value heads */
+    uint32_t first[3], n[3];
+};
+static struct columns columns_of(const struct k_shape *h, uint32_t head) {
+    const uint32_t dk = h->gdn_k_dim, keys = h->gdn_k_heads * dk,
+                   dv = h->gdn_v_heads / h->gdn_k_heads * h->gdn_v_dim;
+    return (struct columns){{head * dk, keys + head * dk, 2 * keys + head * dv}, {dk, dk, dv}};
+}
+
+/* q, k and v after the convolution, and the gates, of one row and key head. */
+static void gdn_row(const struct gdn_job *j, const struct k_entry *e, const struct gdn_view *g, uint32_t row,
+        uint32_t head) {
     const struct k_shape *h = &j->a->p->shape;
-    const uint32_t row = task / j->parts, part = task % j->parts;
-    const struct k_entry *e = &j->a->b->entries[j->a->b->row_entry[row]];
-    const struct gdn_view g = pool_gdn(j->a->p, e->slot, j->a->layer);
+    const struct columns c = columns_of(h, head);
+    const uint32_t dk = h->gdn_k_dim, n = h->gdn_v_heads / h->gdn_k_heads, v = head * n;
     const float *x[CONV_KERNEL_MAX], *in = j->a->in + (uint64_t)row * j->width;
-    const uint32_t k0 = h->gdn_k_heads * part / j->parts, k1 = h->gdn_k_heads * (part + 1) / j->parts,
-                   v0 = h->gdn_v_heads * part / j->parts, v1 = h->gdn_v_heads * (part + 1) / j->parts,
-                   dk = h->gdn_k_dim, keys = h->gdn_k_heads * dk;
     float *y = j->mixed + (uint64_t)row * j->channels;
     for (uint32_t t = 0; t < h->conv_kernel; t++)
-        x[t] = pre_conv(j, e, &g, (int64_t)row - e->row_begin - h->conv_kernel + 1 + t);
-    convolve(j, x, k0 * dk, (k1 - k0) * dk, y);
-    convolve(j, x, keys + k0 * dk, (k1 - k0) * dk, y);
-    convolve(j, x, 2 * keys + v0 * h->gdn_v_dim, (v1 - v0) * h->gdn_v_dim, y);
-    for (uint32_t i = k0; i < k1; i++) {
-        j->isa->l2_row(y + (uint64_t)i * dk, dk, 1.0f / sqrtf((float)dk));
-        j->isa->l2_row(y + keys + (uint64_t)i * dk, dk, 1.0f);
-    }
-    if (part > 0)
-        return;
+        x[t] = pre_conv(j, e, g, (int64_t)row - e->row_begin - h->conv_kernel + 1 + t);
+    for (uint32_t i = 0; i < 3; i++)
+        convolve(j, x, c.first[i], c.n[i], y);
+    j->isa->l2_row(y + c.first[0], dk, 1.0f / sqrtf((float)dk));
+    j->isa->l2_row(y + c.first[1], dk, 1.0f);
     const float *b = in + j->channels + (uint64_t)h->gdn_v_heads * h->gdn_v_dim, *a = b + h->gdn_v_heads;
-    uint64_t at = (uint64_t)row * h->gdn_v_heads;
-    j->isa->gdn_gates(a, b, j->a->w.a_log, j->a->w.dt_bias, h->gdn_v_heads, j->g + at, j->beta + at);
+    const uint64_t at = (uint64_t)row * h->gdn_v_heads + v;
+    j->isa->gdn_gates(a + v, b + v, j->a->w.a_log + v, j->a->w.dt_bias + v, n, j->g + at, j->beta + at);
 }
 
 /* All rows of one sequence for one value head. */
-static void gdn_head(void *arg, uint32_t task) {
-    const struct gdn_job *j = arg;
-    const struct k_pool *p = j->a->p;
-    const struct k_shape *h = &p->shape;
-    const struct k_entry *e = &j->a->b->entries[task / h->gdn_v_heads];
-    const uint32_t v = task % h->gdn_v_heads, k = v / (h->gdn_v_heads / h->gdn_k_heads);
-    const struct gdn_view g = pool_gdn(p, e->slot, j->a->layer);
+static void gdn_head(
+        const struct gdn_job *j, const struct k_entry *e, const struct gdn_view *view, uint32_t v) {
+    const struct k_shape *h = &j->a->p->shape;
+    const uint32_t k = v / (h->gdn_v_heads / h->gdn_k_heads);
+    const struct gdn_view g = *view;
     const uint32_t dk = h->gdn_k_dim, dv = h->gdn_v_dim, pos = j->a->b->row_pos[e->row_begin];
     float *s0 = g.s0 + (uint64_t)v * dk * dv, ring_k[GDN_BLOCK * GDN_DIM_MAX];
     struct gdn_task t = {.dk = dk,
@@ -97,10 +99,14 @@ static void gdn_head(void *arg, uint32_t task) {
             .row_stride = j->channels,
             .gate_stride = h->gdn_v_heads,
             .out_stride = h->gdn_v_heads * dv};
-    /* The ring's k is copied: later blocks of this entry refill the copy while other heads still read the
-     * slot's. */
-    for (uint32_t i = 0; i < GDN_BLOCK; i++)
+    /* The ring's k of several rows is copied: later blocks of this entry refill the copy while other heads still
+     * read the slot's. */
+    for (uint32_t i = 0; i < GDN_BLOCK && e->n_rows > 1; i++)
         memcpy(ring_k + i * dk, g.k + ((uint64_t)i * h->gdn_k_heads + k) * dk, dk * sizeof *ring_k);
+    if (e->n_rows == 1) {
+        t.k_ring = g.k + (uint64_t)k * dk;
+        t.k_ring_stride = h->gdn_k_heads * dk;
+    }
     for (uint32_t i = 0; i < e->n_rows; i += t.n_rows) {
         const uint64_t row = e->row_begin + i;
         t.first = (pos + i) % GDN_BLOCK;
@@ -118,26 +124,44 @@ static void gdn_head(void *arg, uint32_t task) {
         for (uint32_t r = 0; r < t.n_rows; r++) {
             float *o = t.out + (uint64_t)r * t.out_stride;
             const float *z = j->a->in + (row + r) * j->width + j->channels + (uint64_t)v * dv;
-            memcpy(ring_k + (t.first + r) * dk, t.k + (uint64_t)r * t.row_stride, dk * sizeof *ring_k);
+            if (e->n_rows > 1)
+                memcpy(ring_k + (t.first + r) * dk, t.k + (uint64_t)r * t.row_stride, dk * sizeof *ring_k);
             j->isa->gated_norm(o, j->a->w.norm, z, h->rms_eps, dv, o);
         }
     }
 }
 
-/* The slot's ring of k and window after the entry. */
-static void gdn_commit(void *arg, uint32_t entry) {
+/* The slot's ring of k and window after the entry, as far as one key head uses them. */
+static void gdn_commit(
+        const struct gdn_job *j, const struct k_entry *e, const struct gdn_view *g, uint32_t head) {
+    const struct k_shape *h = &j->a->p->shape;
+    const struct columns c = columns_of(h, head);
+    const uint32_t kept = h->conv_kernel - 1, first = e->n_rows > GDN_BLOCK ? e->n_rows - GDN_BLOCK : 0,
+                   dk = h->gdn_k_dim;
+    for (uint32_t i = first; i < e->n_rows; i++)
+        memcpy(g->k + ((uint64_t)(j->a->b->row_pos[e->row_begin + i] % GDN_BLOCK) * h->gdn_k_heads + head) *
+                                dk,
+                j->mixed + (e->row_begin + (uint64_t)i) * j->channels + c.first[1], dk * sizeof *g->k);
+    for (uint32_t i = 0; i < kept;
+            i++) { /* ascending: a row of the window moves down onto one already read */
+        const float *from = pre_conv(j, e, g, (int64_t)e->n_rows - kept + i);
+        for (uint32_t part = 0; part < 3; part++)
+            memmove(g->conv + (uint64_t)i * j->channels + c.first[part], from + c.first[part],
+                    c.n[part] * sizeof *g->conv);
+    }
+}
+
+static void gdn_sequence_head(void *arg, uint32_t task) {
     const struct gdn_job *j = arg;
     const struct k_shape *h = &j->a->p->shape;
-    const struct k_entry *e = &j->a->b->entries[entry];
+    const struct k_entry *e = &j->a->b->entries[task / h->gdn_k_heads];
+    const uint32_t head = task % h->gdn_k_heads, n = h->gdn_v_heads / h->gdn_k_heads;
     const struct gdn_view g = pool_gdn(j->a->p, e->slot, j->a->layer);
-    const uint64_t k_floats = (uint64_t)h->gdn_k_heads * h->gdn_k_dim;
-    const uint32_t kept = h->conv_kernel - 1, first = e->n_rows > GDN_BLOCK ? e->n_rows - GDN_BLOCK : 0;
-    for (uint32_t i = first; i < e->n_rows; i++)
-        memcpy(g.k + j->a->b->row_pos[e->row_begin + i] % GDN_BLOCK * k_floats,
-                j->mixed + (e->row_begin + (uint64_t)i) * j->channels + k_floats, k_floats * sizeof *g.k);
-    for (uint32_t i = 0; i < kept; i++) /* ascending: a row of the window moves down onto one already read */
-        memmove(g.conv + (uint64_t)i * j->channels, pre_conv(j, e, &g, (int64_t)e->n_rows - kept + i),
-                j->channels * sizeof *g.conv);
+    for (uint32_t i = 0; i < e->n_rows; i++)
+        gdn_row(j, e, &g, e->row_begin + i, head);
+    for (uint32_t v = head * n; v < (head + 1) * n; v++)
+        gdn_head(j, e, &g, v);
+    gdn_commit(j, e, &g, head);
 }
 
 static uint64_t gdn_scratch(const struct k_shape *h, uint32_t rows, uint64_t at[2]) {
@@ -164,12 +188,9 @@ static void run_gdn(struct k_stream *s, const void *args) {
             .mixed = (float *)scratch,
             .g = (float *)(scratch + at[0]),
             .beta = (float *)(scratch + at[1]),
-            .channels = gdn_channels(h),
-            .parts = plan->n_rows < ROW_PARTS ? ROW_PARTS : 1};
+            .channels = gdn_channels(h)};
     j.width = j.channels + h->gdn_v_heads * (h->gdn_v_dim + 2);
-    stream_run(s, gdn_row, &j, plan->n_rows * j.parts);
-    stream_run(s, gdn_head, &j, plan->n_entries * h->gdn_v_heads);
-    stream_run(s, gdn_commit, &j, plan->n_entries);
+    stream_run(s, gdn_sequence_head, &j, plan->n_entries * h->gdn_k_heads);
 }
 void k_gdn_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, uint32_t gdn_layer,
         const struct k_gdn_weights *w, const float *in, float *out) {

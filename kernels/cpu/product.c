@@ -13,7 +13,7 @@
 
 #define CHUNK_ROWS  480u /* rows that one pass over the weights serves */
 #define SHARES_MAX  64u
-#define READ_AHEAD  (256u << 10) /* of a thread; what its cache holds beside its work */
+#define READ_AHEAD  (512u << 10) /* of a thread: what its own cache holds beside its work */
 #define READ_STEP   512u
 #define UNITS_LEAST 2u /* strips that a thread takes at once, at least; a power of two */
 

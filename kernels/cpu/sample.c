@@ -74,6 +74,12 @@ static void change_logits(const struct sample_task *t, float *x) {
             x[p->suppress[i]] = -INFINITY;
 }
 
+static bool unchanged(const struct sample_task *t) {
+    const struct k_sampling *p = t->sampling;
+    return p->n_bias == 0 && p->repetition_penalty == 1.0f && p->presence_penalty == 0.0f &&
+           p->frequency_penalty == 0.0f && (p->n_suppress == 0 || t->sample_index >= p->min_tokens);
+}
+
 /* --- cuts --- */
 
 /* Unsigned integers in the order of the floats. */
@@ -283,9 +289,13 @@ bool sample_row(const struct sample_task *t, const float *raw, float *work, stru
         for (uint32_t i = 0; i < r.n_top; i++)
             r.top_logprobs[i] -= lse;
     }
-    memcpy(work, raw, t->vocab * sizeof *work);
-    change_logits(t, work);
-    r.id = choose(t, work);
+    if (t->sampling->temperature == 0 && unchanged(t)) {
+        r.id = t->isa->argmax(raw, t->vocab);
+    } else {
+        memcpy(work, raw, t->vocab * sizeof *work);
+        change_logits(t, work);
+        r.id = choose(t, work);
+    }
     if (t->top_logprobs != UINT32_MAX)
         r.logprob = raw[r.id] - lse;
     *ret = r;
