@@ -255,15 +255,21 @@ static int check_index(const struct checkpoint *c, const struct index *index, st
     return 0;
 }
 
-static int open_sharded(struct checkpoint *c, const char *dir, struct error *e) {
+static int read_index(struct checkpoint *c, const char *dir, struct index *index, struct error *e) {
     char path[PATH_MAX], *text = NULL;
     size_t bytes = 0;
-    struct index index = {0};
     int r = file_path(dir, INDEX_FILE, path, e);
     if (r >= 0)
         r = file_read(path, CONFIG_BYTES_MAX, &text, &bytes, e);
     if (r >= 0)
-        r = parse_index(c, text, bytes, &index, e);
+        r = parse_index(c, text, bytes, index, e);
+    free(text);
+    return r;
+}
+
+static int open_shards(struct checkpoint *c, const char *dir, const struct index *index, struct error *e) {
+    char path[PATH_MAX];
+    int r = 0;
     for (size_t i = 0; i < c->n_shards && r >= 0; i++) {
         r = file_path(dir, c->shards[i].file, path, e);
         if (r >= 0)
@@ -273,11 +279,7 @@ static int open_sharded(struct checkpoint *c, const char *dir, struct error *e) 
     }
     if (r >= 0)
         r = tensor_list_sort(&c->tensors, e);
-    if (r >= 0)
-        r = check_index(c, &index, e);
-    index_done(&index);
-    free(text);
-    return r;
+    return r < 0 ? r : check_index(c, index, e);
 }
 
 /* --- opening --- */
@@ -327,13 +329,35 @@ static int open_gguf(const struct gguf_files *files, struct checkpoint **ret, st
     return 0;
 }
 
-static int open_folder(struct checkpoint *c, const char *dir, struct error *e) {
+static void forget_shards(struct checkpoint *c) {
+    for (size_t i = 0; i < c->n_shards; i++)
+        free(c->shards[i].file);
+    c->n_shards = 0;
+}
+
+/* An index beside a single file counts where it names that file: llm-compressor writes the MTP layer to a second one.
+ * Where it does not, or cannot be read, it is what a conversion left lying there. */
+static int open_files(struct checkpoint *c, const char *dir, struct error *e) {
     char path[PATH_MAX];
+    struct index index = {0};
+    bool single = is_there(dir, SINGLE_FILE), named = false;
+    int r = single && !is_there(dir, INDEX_FILE) ? 0 : read_index(c, dir, &index, single ? NULL : e);
+    if (r >= 0 && c->n_shards > 0)
+        shard_position(c, SINGLE_FILE, &named);
+    if (single && !named) {
+        forget_shards(c);
+        r = file_path(dir, SINGLE_FILE, path, e);
+        r = r < 0 ? r : open_single(c, path, e);
+    } else if (r >= 0) {
+        r = open_shards(c, dir, &index, e);
+    }
+    index_done(&index);
+    return r;
+}
+
+static int open_folder(struct checkpoint *c, const char *dir, struct error *e) {
     int r = quant_config_load(dir, &c->quantisation, e);
-    if (r < 0 || !is_there(dir, SINGLE_FILE))
-        return r < 0 ? r : open_sharded(c, dir, e);
-    r = file_path(dir, SINGLE_FILE, path, e);
-    return r < 0 ? r : open_single(c, path, e);
+    return r < 0 ? r : open_files(c, dir, e);
 }
 
 int checkpoint_open(const char *dir, struct checkpoint **ret, struct error *e) {

@@ -56,9 +56,10 @@ struct tensor {
 const char *tensor_shape_text(const struct tensor *t, char to[TENSOR_SHAPE_TEXT]); /* "[8, 4]"; returns to */
 
 struct checkpoint;
-/* dir: a model folder with model.safetensors, or model.safetensors.index.json and its shards. -ENOENT: no
- * folder, no checkpoint in it, a shard or an announced tensor missing; -EBADMSG: a file is broken; -ENOTSUP:
- * an unknown dtype, or a quantisation in config.json that is not read; -E2BIG: a limit. */
+/* dir: a model folder with model.safetensors, or model.safetensors.index.json and its shards; with both, the index if
+ * it names model.safetensors. -ENOENT: no folder, no checkpoint in it, a shard or an announced tensor missing;
+ * -EBADMSG: a file is broken; -ENOTSUP: an unknown dtype, or a quantisation in config.json that is not read; -E2BIG: a
+ * limit. */
 int checkpoint_open(const char *dir, struct checkpoint **ret, struct error *e);
 /* One safetensors file by path (tests, goldens). */
 int checkpoint_open_file(const char *path, struct checkpoint **ret, struct error *e);

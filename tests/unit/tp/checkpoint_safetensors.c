@@ -283,6 +283,35 @@ static void test_single_file(void **state) {
     assert_null(checkpoint_free(c));
 }
 
+/* As llm-compressor writes a model with an MTP layer; and an index of other files, which a conversion left. */
+static void test_single_file_and_index(void **state) {
+    (void)state;
+    struct checkpoint *c = NULL;
+    struct error e = {0};
+    put_shard("model.safetensors", "w", 7);
+    put_shard("s1.safetensors", "mtp", 8);
+    put_text("model.safetensors.index.json",
+            "{\"weight_map\":{\"w\":\"model.safetensors\",\"mtp\":\"s1.safetensors\"}}");
+    if (checkpoint_open(folder, &c, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(checkpoint_files(c), 2);
+    assert_memory_equal(checkpoint_find(c, "w")->data, "\7\7\7\7", 4);
+    assert_string_equal(checkpoint_find(c, "mtp")->file, "s1.safetensors");
+    checkpoint_free(c);
+    put_text("model.safetensors.index.json",
+            "{\"weight_map\":{\"mtp\":\"s1.safetensors\",\"x\":\"s2.safetensors\"}}");
+    if (checkpoint_open(folder, &c, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(checkpoint_files(c), 1);
+    assert_non_null(checkpoint_find(c, "w"));
+    assert_null(checkpoint_find(c, "mtp"));
+    checkpoint_free(c);
+    put_text("model.safetensors.index.json",
+            "{\"weight_map\":{\"w\":\"model.safetensors\",\"x\":\"s2.safetensors\"}}");
+    folder_refused(-ENOENT,
+            "/s2.safetensors: this shard is missing: model.safetensors.index.json names it; fetch it again");
+}
+
 static void test_shards(void **state) {
     (void)state;
     struct checkpoint *c = NULL;
@@ -396,6 +425,7 @@ int main(void) {
             cmocka_unit_test(test_sizes),
             cmocka_unit_test(test_cover),
             cmocka_unit_test_teardown(test_single_file, clean_folder),
+            cmocka_unit_test_teardown(test_single_file_and_index, clean_folder),
             cmocka_unit_test_teardown(test_shards, clean_folder),
             cmocka_unit_test_teardown(test_nothing_there, clean_folder),
             cmocka_unit_test_teardown(test_broken_files, clean_folder),
