@@ -5,8 +5,9 @@
  *
  * The model has the sizes of the published one and seeded weights: BF16, or all large matrices quantised in
  * groups of 128 with BF16 scales. Bytes per token are what a token has to read: every weight once and the
- * recurrent state. Both roofs are measured here, with the same number of threads: reading 1 GiB, and fused
- * multiply-adds in registers. */
+ * recurrent state. Both roofs are measured here, with the same number of threads: reading 1 GiB in huge pages, and
+ * fused multiply-adds in registers. The bandwidth of some machines changes from minute to minute, so that it is read
+ * before and after each round, a round in which it changed does not count, and the middle one is printed. */
 #include "tp/offline.h"
 
 #include <immintrin.h>
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -21,7 +23,10 @@
 #define READ_BYTES  (1ull << 30)
 #define FMA_ROUNDS  20000000ull
 #define PROMPT      128u
+#define READ_ROUNDS 8
 #define ROUNDS      5
+#define TRIES       20   /* rounds at most, with those that do not count */
+#define CHANGED     0.08 /* of the bandwidth, within a round */
 #define THREADS_MAX 64u
 
 static double now_s(void) {
@@ -56,14 +61,14 @@ __attribute__((target("avx2"))) static uint64_t read_all(const uint8_t *data, ui
 
 static void *read_main(void *argument) {
     struct job *j = argument;
-    for (int round = 0; round < 3; round++) { /* the best of three; the first also maps the pages */
+    for (int round = 0; round <= READ_ROUNDS;
+            round++) { /* a mean, as that of a run's tokens; the first warms up */
         pthread_barrier_wait(j->barrier);
         double begin = now_s();
         j->sum += read_all(j->data, j->bytes);
         pthread_barrier_wait(j->barrier);
-        double seconds = now_s() - begin;
-        if (round == 0 || seconds < j->seconds)
-            j->seconds = seconds;
+        if (round > 0)
+            j->seconds += (now_s() - begin) / READ_ROUNDS;
     }
     return NULL;
 }
@@ -187,9 +192,37 @@ static double run_once(struct offline *o, uint32_t prompt, uint32_t tokens, stru
     return now_s() - begin;
 }
 
-static void highest(double *best, double value) {
-    if (value > *best)
-        *best = value;
+struct round {
+    double bandwidth, decode, flops, prefill; /* bytes/s, tokens/s, flop/s, tokens/s */
+};
+static int by_share(const void *a, const void *b) {
+    const struct round *x = a, *y = b;
+    const double d = x->decode / x->bandwidth - y->decode / y->bandwidth;
+    return (d > 0) - (d < 0);
+}
+static int by_prefill(const void *a, const void *b) {
+    const struct round *x = a, *y = b;
+    const double d = x->prefill / x->flops - y->prefill / y->flops;
+    return (d > 0) - (d < 0);
+}
+
+/* Returns false when the bandwidth was another one after the round than before. */
+static bool measure_round(
+        struct offline *o, uint32_t threads, uint32_t tokens, const uint8_t *block, struct round *ret) {
+    struct step_sample *samples = calloc(tokens + 1u, sizeof(samples[0]));
+    if (!samples) {
+        fprintf(stderr, "out of memory\n");
+        exit(EXIT_FAILURE);
+    }
+    const double before = read_bandwidth(threads, block), one = run_once(o, 1, 1, samples);
+    ret->decode = tokens / (run_once(o, 1, 1 + tokens, samples) - one);
+    const double after = read_bandwidth(threads, block);
+    ret->bandwidth = (before + after) / 2;
+    ret->flops = fma_rate(threads);
+    ret->prefill = PROMPT / run_once(o, PROMPT, 0, samples);
+    free(samples);
+    const double change = before > after ? before / after : after / before;
+    return change < 1 + CHANGED;
 }
 
 /* What the GDN layers read of a sequence for one token: its state, the keys and deltas of half a block, conv rows. */
@@ -212,38 +245,43 @@ static uint64_t multiplications(const struct model_config *m) {
     return n;
 }
 
+static uint8_t *block_to_read(void) {
+    void *block = mmap(NULL, READ_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (block == MAP_FAILED) {
+        fprintf(stderr, "out of memory\n");
+        exit(EXIT_FAILURE);
+    }
+    madvise(block, READ_BYTES, MADV_HUGEPAGE); /* as the weights are kept; without, a read is slower */
+    memset(block, 1, READ_BYTES);
+    return block;
+}
+
 static void measure(struct offline *o, const char *dtype, uint32_t threads, uint32_t tokens) {
-    struct step_sample *samples = calloc(tokens + 1u, sizeof(samples[0]));
-    uint8_t *block = aligned_alloc(4096, READ_BYTES);
+    struct round rounds[ROUNDS];
+    struct step_sample sample[3];
+    uint8_t *block = block_to_read();
     struct rank *r = offline_rank(o, 0);
     const uint64_t table = (uint64_t)r->config.vocab_size * r->config.hidden_size * 2;
     /* the dummy embedding counts as packed, but only one row is read */
     const uint64_t weights = r->weights.bytes - table, bytes = weights + state_bytes(&r->shard.shape);
-    double bandwidth = 0, flops = 0, decode = 0, prefill = 0;
-    if (!samples || !block) {
-        fprintf(stderr, "out of memory\n");
-        exit(EXIT_FAILURE);
-    }
-    memset(block, 1, READ_BYTES);
-    run_once(o, 1, 2, samples);
-    for (int i = 0; i < ROUNDS; i++) {
-        highest(&bandwidth, read_bandwidth(threads, block));
-        double one = run_once(o, 1, 1, samples);
-        highest(&decode, tokens / (run_once(o, 1, 1 + tokens, samples) - one));
-        highest(&flops, fma_rate(threads));
-        highest(&prefill, PROMPT / run_once(o, PROMPT, 0, samples));
-    }
-    const double rate = decode * (double)bytes,
-                 work = prefill * 2 *
+    int n = 0;
+    run_once(o, 1, 2, sample);
+    for (int try = 0; try < TRIES && n < ROUNDS; try++)
+        n += measure_round(o, threads, tokens, block, &rounds[n]) || TRIES - try <= ROUNDS - n;
+    qsort(rounds, (size_t)n, sizeof(rounds[0]), by_share);
+    const struct round d = rounds[n / 2];
+    qsort(rounds, (size_t)n, sizeof(rounds[0]), by_prefill);
+    const struct round p = rounds[n / 2];
+    const double rate = d.decode * (double)bytes,
+                 work = p.prefill * 2 *
                         (double)multiplications(&r->config); /* nothing is sampled: no lm_head */
     printf("decode   %6.2f tok/s  %5.1f GB/s, %3.0f %% of %.1f  B=1 %s, %.1f MB a token (%.1f of weights), %u threads, "
-           "%u tokens, best of %d\n",
-            decode, rate / 1e9, 100 * rate / bandwidth, bandwidth / 1e9, dtype, (double)bytes / 1e6,
-            (double)weights / 1e6, threads, tokens, ROUNDS);
-    printf("prefill  %6.1f tok/s  %5.1f GFLOP/s, %3.0f %% of %.0f  %u tokens at once, %u threads, best of %d\n",
-            prefill, work / 1e9, 100 * work / flops, flops / 1e9, PROMPT, threads, ROUNDS);
-    free(block);
-    free(samples);
+           "%u tokens, middle of %d\n",
+            d.decode, rate / 1e9, 100 * rate / d.bandwidth, d.bandwidth / 1e9, dtype, (double)bytes / 1e6,
+            (double)weights / 1e6, threads, tokens, n);
+    printf("prefill  %6.1f tok/s  %5.1f GFLOP/s, %3.0f %% of %.0f  %u tokens at once, %u threads, middle of %d\n",
+            p.prefill, work / 1e9, 100 * work / p.flops, p.flops / 1e9, PROMPT, threads, n);
+    munmap(block, READ_BYTES);
 }
 
 /* The format of --dtype; false = there is none of that name. */
