@@ -1,4 +1,4 @@
-/* context.c - contexts, memory, streams, events and graphs of the CPU library.
+/* context.c - contexts, streams, events and graphs of the CPU library.
  *
  * Called by tp/. Operations run on the calling thread and its team when they are queued, so a stream is empty
  * whenever the caller looks; between capture begin and end they are only written down. The caller owns every
@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 /* --- context --- */
 
@@ -76,109 +75,16 @@ fail:
 }
 
 struct k_context *k_context_free(struct k_context *c) {
-    if (c)
+    if (c) {
         team_free(c->team);
+        memory_leave(c);
+    }
     free(c);
     return NULL;
 }
 
 const char *k_context_describe(const struct k_context *c) {
     return c->text;
-}
-
-/* --- memory --- */
-
-/* Big blocks are mapped, so that pages which nobody touches cost nothing and huge pages can serve the
- * weights. The size lies in the 64 bytes before the block. */
-#define MAP_FROM MIB(1)
-struct block_header {
-    uint64_t mapped; /* bytes of the mapping, which begins here; 0 = from the heap */
-    uint8_t pad[56];
-};
-_Static_assert(sizeof(struct block_header) == 64, "blocks stay 64-byte aligned");
-
-/* A mapping that begins where a huge page can; what is in front is given back. */
-static void *map_whole(size_t bytes) {
-    const size_t huge = MIB(2), more = bytes < huge ? bytes : bytes + huge;
-    uint8_t *p = mmap(NULL, more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED || more == bytes)
-        return p;
-    uint8_t *from = (uint8_t *)(((uintptr_t)p + huge - 1) & ~(uintptr_t)(huge - 1));
-    uint8_t *end = from + ((bytes + 4095) & ~(size_t)4095);
-    if (from > p)
-        munmap(p, (size_t)(from - p));
-    if (p + more > end)
-        munmap(end, (size_t)(p + more - end));
-    return from;
-}
-
-void *k_alloc(struct k_context *c, size_t bytes) {
-    struct block_header *h;
-    size_t whole;
-    (void)c;
-    if (__builtin_add_overflow(bytes, 2 * sizeof *h, &whole))
-        return NULL;
-    whole &= ~(size_t)63;
-    if (whole < MAP_FROM) {
-        h = aligned_alloc(64, whole);
-        if (!h)
-            return NULL;
-        memset(h, 0, whole);
-        return h + 1;
-    }
-    if (whole >= MIB(32)) /* the end in a huge page too, where that costs little */
-        whole = (whole + MIB(2) - 1) & ~(size_t)(MIB(2) - 1);
-    h = map_whole(whole);
-    if (h == MAP_FAILED)
-        return NULL;
-    madvise(h, whole, MADV_HUGEPAGE); /* only speed: a refusal changes nothing */
-    h->mapped = whole;
-    return h + 1;
-}
-void k_free(struct k_context *c, void *p) {
-    (void)c;
-    if (!p)
-        return;
-    struct block_header *h = (struct block_header *)p - 1;
-    if (h->mapped)
-        munmap(h, h->mapped);
-    else
-        free(h);
-}
-void *k_host_alloc(struct k_context *c, size_t bytes) {
-    return k_alloc(c, bytes);
-}
-void k_host_free(struct k_context *c, void *p) {
-    k_free(c, p);
-}
-
-static bool read_number(const char *path, const char *key, uint64_t *ret) {
-    char line[256];
-    bool found = false;
-    FILE *f = fopen(path, "re");
-    if (!f)
-        return false;
-    while (!found && fgets(line, sizeof line, f)) {
-        size_t n = strlen(key);
-        if (strncmp(line, key, n) == 0)
-            found = sscanf(line + n, "%" SCNu64, ret) == 1;
-    }
-    fclose(f);
-    return found;
-}
-
-/* What the machine has left, or the control group if that is less. */
-uint64_t k_memory_free(const struct k_context *c) {
-    uint64_t kib = 0, limit, used;
-    (void)c;
-    read_number("/proc/meminfo", "MemAvailable:", &kib);
-    uint64_t bytes = kib * 1024;
-    if (read_number("/sys/fs/cgroup/memory.max", "", &limit) &&
-            read_number("/sys/fs/cgroup/memory.current", "", &used)) {
-        uint64_t left = limit > used ? limit - used : 0;
-        bytes = left < bytes ? left : bytes;
-    }
-    return bytes;
 }
 
 /* --- streams --- */

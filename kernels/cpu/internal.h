@@ -214,9 +214,11 @@ void spin_pause(void);
 struct k_context {
     const struct isa *isa;
     struct team *team;
+    struct arena *arena; /* memory.c: where the next blocks come from */
     bool float_activations;
     char text[64];
 };
+void memory_leave(struct k_context *c); /* before the context goes; blocks may outlive it */
 
 typedef void (*stream_fn)(struct k_stream *s, const void *args);
 struct k_stream {
