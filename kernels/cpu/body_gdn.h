@@ -121,33 +121,37 @@ static void gdn_rows(const struct gdn_task *t) {
     }
 }
 
-/* row[c ..] = e_g row + sum_j w[j] Delta_j */
-ALWAYS_INLINE void fold_columns(const struct gdn_task *t, const float *w, v16 e_g, uint32_t n_rows,
+/* row[c ..] = e_g row + sum_j w[j] Delta_j; delta is [n_rows][dv] */
+ALWAYS_INLINE void fold_columns(const float *delta, uint32_t dv, const float *w, v16 e_g, uint32_t n_rows,
         uint32_t c, const uint32_t nc, uint32_t m, float *row) {
     v16 sum[GDN_CHUNKS];
     UNROLL for (uint32_t n = 0; n < nc; n++) sum[n] = v_mul(e_g, v_load_m(row + c + n * 16, m));
     for (uint32_t j = 0; j < n_rows; j++) {
-        const float *from = t->delta + (uint64_t)j * t->delta_stride + c;
+        const float *from = delta + (uint64_t)j * dv + c;
         v16 wj = v_set1(w[j]);
         UNROLL for (uint32_t n = 0; n < nc; n++) sum[n] = v_fma(wj, v_load_m(from + n * 16, m), sum[n]);
     }
     UNROLL for (uint32_t n = 0; n < nc; n++) v_store_m(row + c + n * 16, sum[n], m);
 }
 
+/* The block's rows are brought together first: in the ring they lie a power of two apart, which a cache takes badly. */
 static void gdn_fold(const struct gdn_task *t, uint32_t n, float *s) {
-    float decay[GDN_BLOCK] = {0}, fade[GDN_BLOCK], w[GDN_BLOCK];
-    for (uint32_t j = 0; j < n; j++)
+    float decay[GDN_BLOCK] = {0}, fade[GDN_BLOCK], w[GDN_DIM_MAX][GDN_BLOCK], delta[GDN_BLOCK * GDN_DIM_MAX];
+    for (uint32_t j = 0; j < n; j++) {
         decay[j] = t->decay[(uint64_t)j * t->decay_stride];
+        memcpy(delta + j * t->dv, t->delta + (uint64_t)j * t->delta_stride, t->dv * sizeof *delta);
+    }
     v_store(fade, v_exp(v_sub(v_set1(decay[n - 1]), v_load(decay))));
     v16 e_g = v_set1(s_exp(decay[n - 1]));
+    for (uint32_t j = 0; j < n; j++)
+        for (uint32_t k = 0; k < t->dk; k++)
+            w[k][j] = fade[j] * t->k_ring[(uint64_t)j * t->k_ring_stride + k];
     for (uint32_t k = 0; k < t->dk; k++) {
         float *row = s + (uint64_t)k * t->dv;
         uint32_t c = 0;
-        for (uint32_t j = 0; j < n; j++)
-            w[j] = fade[j] * t->k_ring[(uint64_t)j * t->k_ring_stride + k];
         for (; c + GDN_CHUNKS * 16 <= t->dv; c += GDN_CHUNKS * 16)
-            fold_columns(t, w, e_g, n, c, GDN_CHUNKS, 16, row);
+            fold_columns(delta, t->dv, w[k], e_g, n, c, GDN_CHUNKS, 16, row);
         for (; c < t->dv; c += 16)
-            fold_columns(t, w, e_g, n, c, 1, t->dv - c < 16 ? t->dv - c : 16, row);
+            fold_columns(delta, t->dv, w[k], e_g, n, c, 1, t->dv - c < 16 ? t->dv - c : 16, row);
     }
 }
