@@ -149,7 +149,7 @@ static int open_slots(struct null_rank *n, const struct step_plan *p, struct err
 static int run_memory(struct null_rank *n, const struct step_plan *p, struct error *e) {
     for (uint32_t i = 0; i < p->n_memory; i++) {
         const struct step_memory *m = &p->memory[i];
-        struct null_slot *a, *b;
+        struct null_slot *a = NULL, *b = NULL;
         int r = 0;
         switch (m->kind) {
         case STEP_MEMORY_ZERO_SLOT:
@@ -285,7 +285,7 @@ static int run_entries(struct null_rank *n, const struct step_plan *p, struct er
         return error_set(e, -EINVAL, "a step of %u rows, this rank takes %u", p->n_rows, n->o.rows_max);
     for (uint32_t i = 0; i < p->n_entries; i++) {
         const struct step_entry *t = &p->entries[i];
-        struct null_slot *s;
+        struct null_slot *s = NULL;
         int r = open_slot_of(n, t->slot, "entry", &s, e);
         if (r == 0)
             r = grant(n, p, t, e);
