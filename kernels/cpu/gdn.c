@@ -42,8 +42,8 @@ static void convolve(const struct gdn_job *j, const float *const *x, uint32_t fi
     const float *from[CONV_KERNEL_MAX], *taps = j->a->w.conv + first;
     for (uint32_t t = 0; t < n_taps; t++) {
         from[t] = x[t] + first;
-        for (uint32_t i = 0; i < n;
-                i += 16) { /* many short streams: all at once is faster than as they come */
+        /* many short streams: all at once is faster than as they come */
+        for (uint32_t i = 0; i < n; i += 16) {
             __builtin_prefetch(from[t] + i);
             __builtin_prefetch(taps + (uint64_t)t * j->channels + i);
         }
@@ -138,12 +138,13 @@ static void gdn_commit(
     const struct columns c = columns_of(h, head);
     const uint32_t kept = h->conv_kernel - 1, first = e->n_rows > GDN_BLOCK ? e->n_rows - GDN_BLOCK : 0,
                    dk = h->gdn_k_dim;
-    for (uint32_t i = first; i < e->n_rows; i++)
-        memcpy(g->k + ((uint64_t)(j->a->b->row_pos[e->row_begin + i] % GDN_BLOCK) * h->gdn_k_heads + head) *
-                                dk,
+    for (uint32_t i = first; i < e->n_rows; i++) {
+        const uint64_t at = j->a->b->row_pos[e->row_begin + i] % GDN_BLOCK;
+        memcpy(g->k + (at * h->gdn_k_heads + head) * dk,
                 j->mixed + (e->row_begin + (uint64_t)i) * j->channels + c.first[1], dk * sizeof *g->k);
-    for (uint32_t i = 0; i < kept;
-            i++) { /* ascending: a row of the window moves down onto one already read */
+    }
+    /* ascending: a row of the window moves down onto one already read */
+    for (uint32_t i = 0; i < kept; i++) {
         const float *from = pre_conv(j, e, g, (int64_t)e->n_rows - kept + i);
         for (uint32_t part = 0; part < 3; part++)
             memmove(g->conv + (uint64_t)i * j->channels + c.first[part], from + c.first[part],

@@ -279,8 +279,48 @@ static void test_dummy_weights_are_seeded_and_bounded(void **state) {
     world_close(&w);
 }
 
+/* Threads that wait read ahead in the next linear: that changes no bit, and a linear may go at once after its use. */
+static void test_linears_in_a_chain(void **state) {
+    enum { K = 128, ROWS = 16 * 37, HALF = 16 * 9 + 5, N = 3 };
+    static const uint32_t rows[N][2] = {{ROWS, 0}, {HALF, HALF}, {7, 0}};
+    float *x = random_floats(1, K, 1.0f), *norm = random_floats(2, K, 1.0f), y[2][N][ROWS];
+    (void)state;
+    for (int chained = 0; chained < 2; chained++) {
+        struct world w;
+        struct k_linear *l[N];
+        assert_true(world_open(&w, &shape_1, &pool_1, NULL, 3, NULL));
+        for (uint32_t i = 0; i < N; i++) {
+            const struct k_matrix_view v[2] = {
+                    {.rows = rows[i][0], .dtype = K_BF16}, {.rows = rows[i][1], .dtype = K_BF16}};
+            const struct k_linear_spec spec = {
+                    .pieces = v, .n_pieces = rows[i][1] ? 2 : 1, .columns = K, .leaves = 8, .name = "chain"};
+            OK(k_linear_dummy(w.c, &spec, i, 0.5f, &l[i], e));
+        }
+        for (uint32_t i = 0; i < N && chained; i++)
+            k_linear_then(l[i], l[(i + 1) % N], rows[i][1] > 0);
+        rows_only(&w, 1);
+        for (uint32_t step = 0; step < 50; step++) {
+            for (uint32_t i = 0; i < N; i++) {
+                if (rows[i][1])
+                    k_norm_gate_up(w.s, w.b, x, norm, 1e-6f, l[i], y[chained][i]);
+                else
+                    k_project(w.s, w.b, x, l[i], y[chained][i]);
+            }
+        }
+        for (uint32_t i = 0; i < N; i++)
+            k_linear_free(l[i]);
+        OK(k_stream_wait(w.s, 0, e));
+        world_close(&w);
+    }
+    for (uint32_t i = 0; i < N; i++)
+        assert_same_floats(y[1][i], y[0][i], rows[i][0], "a chain");
+    free(x);
+    free(norm);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+            cmocka_unit_test(test_linears_in_a_chain),
             cmocka_unit_test(test_every_way_gives_the_rules_bits),
             cmocka_unit_test(test_norm_and_gate_up_against_double),
             cmocka_unit_test(test_row_stride_and_column_offset),
