@@ -173,6 +173,9 @@ int k_tiles_pack(struct k_context *c, const struct k_matrix_view *whole, uint32_
  * to every element: 1.0f for zero-centred norms. */
 int k_vector_load(struct k_context *c, const void *data, enum k_dtype dtype, uint32_t n, float offset,
         float **ret, struct error *e); /* release with k_free */
+/* Convolution taps [channels][W] of a checkpoint as k_gdn_weights wants them, [W][channels]. */
+int k_taps_load(struct k_context *c, const void *data, enum k_dtype dtype, uint32_t channels, uint32_t w,
+        float **ret, struct error *e); /* release with k_free */
 
 /* --- geometry and pools --- */
 
@@ -331,7 +334,7 @@ void k_norm_project(struct k_stream *s, const struct k_batch *b, const float *x,
  * (columns in that order, as the pieces of the projection). Convolution + SiLU, L2 norms, the block form of
  * docs/architecture.md (C = 16 counted from position 0), gated RMS norm. out[R][Hv*dv], input of out_proj. */
 struct k_gdn_weights {
-    const float *conv;    /* [W][2*Hk*dk + Hv*dv] taps, newest last */
+    const float *conv;    /* [W][2*Hk*dk + Hv*dv] taps, newest last: of k_taps_load() */
     const float *a_log;   /* [Hv] */
     const float *dt_bias; /* [Hv] */
     const float *norm;    /* [dv], plain (not zero-centred) */

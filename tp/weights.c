@@ -164,14 +164,8 @@ struct dummy_range { /* uniform values for a vector without a checkpoint */
     float low, high;
 };
 
-/* [width][units] of [units][width]. */
-static void transpose(const uint8_t *from, uint32_t units, uint32_t width, size_t size, uint8_t *to) {
-    for (uint32_t u = 0; u < units; u++)
-        for (uint32_t i = 0; i < width; i++)
-            memcpy(to + ((size_t)i * units + u) * size, from + ((size_t)u * width + i) * size, size);
-}
-
-/* n_ranges runs of `width` consecutive elements per unit, gathered into one fp32 device vector, [width][units]. */
+/* n_ranges runs of `width` consecutive elements per unit, gathered into one fp32 device vector; runs of
+ * several are convolution taps. */
 static int load_vector(struct loader *l, const char *prefix, const char *name, const struct tensor *t,
         const struct shard_range *ranges, uint32_t n_ranges, uint32_t width, float offset,
         struct dummy_range dummy, float **ret) {
@@ -182,10 +176,9 @@ static int load_vector(struct loader *l, const char *prefix, const char *name, c
         n += ranges[i].count * width;
     enum k_dtype dtype = t ? dtype_of(t) : K_F32;
     size_t size = k_dtype_bytes(dtype);
-    uint8_t *gathered = malloc(2 * (size_t)n * size);
+    uint8_t *gathered = malloc((size_t)n * size);
     if (!gathered)
         return error_set(l->e, -ENOMEM, "out of memory while loading %s%s", prefix, name);
-    uint8_t *turned = gathered + (size_t)n * size;
     if (t) {
         size_t at = 0;
         for (uint32_t i = 0; i < n_ranges; i++) {
@@ -201,8 +194,8 @@ static int load_vector(struct loader *l, const char *prefix, const char *name, c
             ((float *)gathered)[i] =
                     dummy.low + (dummy.high - dummy.low) * (float)(next_random(&state) >> 40) * 0x1p-24f;
     }
-    transpose(gathered, n / width, width, size, turned);
-    int r = k_vector_load(l->context, turned, dtype, n, offset, ret, l->e);
+    int r = width > 1 ? k_taps_load(l->context, gathered, dtype, n / width, width, ret, l->e)
+                      : k_vector_load(l->context, gathered, dtype, n, offset, ret, l->e);
     free(gathered);
     return r < 0 ? error_prefix(l->e, r, "%s%s", prefix, name) : 0;
 }

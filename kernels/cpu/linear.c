@@ -397,3 +397,17 @@ int k_vector_load(struct k_context *c, const void *data, enum k_dtype dtype, uin
     *ret = v;
     return 0;
 }
+
+int k_taps_load(struct k_context *c, const void *data, enum k_dtype dtype, uint32_t channels, uint32_t w,
+        float **ret, struct error *e) {
+    float *taps, *turned;
+    int r = k_vector_load(c, data, dtype, channels * w, 0.0f, &taps, e);
+    if (r < 0)
+        return r;
+    turned = k_alloc(c, (size_t)channels * w * sizeof *turned);
+    for (uint32_t i = 0; turned && i < channels * w; i++)
+        turned[(size_t)(i % w) * channels + i / w] = taps[i];
+    k_free(c, taps);
+    *ret = turned;
+    return turned ? 0 : error_set(e, -ENOMEM, "no memory for the taps of %u channels", channels);
+}

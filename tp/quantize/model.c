@@ -179,13 +179,22 @@ int quantize_model_pack(
     return r;
 }
 
+static enum k_dtype dtype_of(const struct tensor *t) {
+    return t->dtype == TENSOR_F32 ? K_F32 : t->dtype == TENSOR_F16 ? K_F16 : K_BF16;
+}
+/* Nothing to do without a tensor: it is of the other kind of layer. */
 static int load_vector(
         struct quantize_model *q, const struct tensor *t, float offset, float **ret, struct error *e) {
     if (!t)
-        return 0; /* of the other kind of layer */
-    enum k_dtype dtype = t->dtype == TENSOR_F32 ? K_F32 : t->dtype == TENSOR_F16 ? K_F16 : K_BF16;
-    return k_vector_load(
-            q->context, t->data, dtype, (uint32_t)(t->bytes / k_dtype_bytes(dtype)), offset, ret, e);
+        return 0;
+    return k_vector_load(q->context, t->data, dtype_of(t), (uint32_t)(t->bytes / k_dtype_bytes(dtype_of(t))),
+            offset, ret, e);
+}
+static int load_taps(struct quantize_model *q, const struct tensor *t, float **ret, struct error *e) {
+    if (!t)
+        return 0;
+    const uint32_t n = (uint32_t)(t->bytes / k_dtype_bytes(dtype_of(t))), w = q->m->conv_kernel;
+    return k_taps_load(q->context, t->data, dtype_of(t), n / w, w, ret, e);
 }
 
 int quantize_model_load(
@@ -204,11 +213,10 @@ int quantize_model_load(
         float offset, **to;
     } vectors[] = {{t->input_norm, 1, &w->input_norm}, {t->post_norm, 1, &w->post_norm},
             {t->attention.q_norm, 1, &w->q_norm}, {t->attention.k_norm, 1, &w->k_norm},
-            {t->gdn.conv, 0, &w->conv}, {t->gdn.a_log, 0, &w->a_log}, {t->gdn.dt_bias, 0, &w->dt_bias},
-            {t->gdn.norm, 0, &w->gdn_norm}};
+            {t->gdn.a_log, 0, &w->a_log}, {t->gdn.dt_bias, 0, &w->dt_bias}, {t->gdn.norm, 0, &w->gdn_norm}};
     for (size_t i = 0; i < sizeof(vectors) / sizeof(vectors[0]) && r == 0; i++)
         r = load_vector(q, vectors[i].t, vectors[i].offset, vectors[i].to, e);
-    return r;
+    return r < 0 ? r : load_taps(q, t->gdn.conv, &w->conv, e);
 }
 
 /* A fresh sequence of n rows in the only slot, alone in the batch. */
