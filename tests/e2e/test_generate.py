@@ -193,10 +193,14 @@ def test_hang_up_frees_everything(server, client):
 def test_deadline(client):
     request = make_request(text="Too slow", max_tokens=1900)
     request.stopping.ignore_eos = True
-    with pytest.raises(Refused) as refused:
-        client.generate(request, timeout=0.3)
-    assert refused.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
-    client.wait_idle()
+    codes = []
+    for seconds in (0.3, 0.1, 0.03, 0.01, 0.003):  # a fast machine may be done within the first ones
+        try:
+            client.generate(request, timeout=seconds)
+        except Refused as refused:
+            codes.append(refused.code)
+            client.wait_idle()
+    assert codes and set(codes) == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 def test_abort_by_id(client):
