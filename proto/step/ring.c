@@ -334,8 +334,11 @@ int step_ring_wait(struct step_ring *r, uint64_t timeout_ns) {
         struct timespec t = {
                 .tv_sec = (time_t)(timeout_ns / 1000000000u), .tv_nsec = (long)(timeout_ns % 1000000000u)};
         atomic_fetch_add(sleeping, 1);
-        /* Returns at once when the word has moved. An interruption only makes the caller look once more. */
-        syscall(SYS_futex, word, FUTEX_WAIT, r->seen, &t, NULL, 0);
+        /* Returns at once when the word has moved. An interruption only makes the caller look once more; a wake that
+         * was meant for the wait before does not. */
+        while (syscall(SYS_futex, word, FUTEX_WAIT, r->seen, &t, NULL, 0) == 0 &&
+                atomic_load(word) == r->seen)
+            continue;
         atomic_fetch_sub(sleeping, 1);
     }
     uint32_t now = atomic_load(word);
