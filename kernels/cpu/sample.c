@@ -51,8 +51,14 @@ static void find_top(const float *x, uint32_t n_x, uint32_t n, struct k_result *
 
 /* --- changes to logits --- */
 
+static bool penalises(const struct k_sampling *p) {
+    return p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f;
+}
+static bool suppresses(const struct sample_task *t) {
+    return t->sampling->n_suppress > 0 && t->sample_index < t->sampling->min_tokens;
+}
 static void penalise(const struct k_sampling *p, const uint16_t *counts, uint32_t n, float *x) {
-    if (p->repetition_penalty == 1.0f && p->presence_penalty == 0.0f && p->frequency_penalty == 0.0f)
+    if (!penalises(p))
         return;
     for (uint32_t id = 0; id < n; id++) {
         if (!counts[id])
@@ -69,15 +75,13 @@ static void change_logits(const struct sample_task *t, float *x) {
         if (p->bias_ids[i] < t->vocab)
             x[p->bias_ids[i]] += p->bias[i];
     penalise(p, t->counts, t->vocab, x);
-    for (uint32_t i = 0; i < p->n_suppress && t->sample_index < p->min_tokens; i++)
+    for (uint32_t i = 0; suppresses(t) && i < p->n_suppress; i++)
         if (p->suppress[i] < t->vocab)
             x[p->suppress[i]] = -INFINITY;
 }
 
 static bool unchanged(const struct sample_task *t) {
-    const struct k_sampling *p = t->sampling;
-    return p->n_bias == 0 && p->repetition_penalty == 1.0f && p->presence_penalty == 0.0f &&
-           p->frequency_penalty == 0.0f && (p->n_suppress == 0 || t->sample_index >= p->min_tokens);
+    return t->sampling->n_bias == 0 && !penalises(t->sampling) && !suppresses(t);
 }
 
 /* --- cuts --- */

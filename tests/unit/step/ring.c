@@ -4,13 +4,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -224,6 +227,40 @@ static void test_kick_from_thread(void **state) {
     pair_close(&p);
 }
 
+struct waiter {
+    struct step_ring *ring;
+    atomic_bool done;
+    int result;
+};
+static void *wait_long(void *arg) {
+    struct waiter *w = arg;
+    w->result = step_ring_wait(w->ring, WAIT_LONG_NS);
+    atomic_store(&w->done, true);
+    return NULL;
+}
+
+/* Wakes that come late, for a wait that is over, do not end the next one: its thread sleeps again after each. */
+static void test_wakes_for_the_wait_before(void **state) {
+    (void)state;
+    enum { BYTES = 4096 };
+    struct pair p;
+    pthread_t t;
+    pair_open(&p, 1);
+    struct waiter w = {.ring = p.coordinator};
+    uint32_t *words = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, p.fd, 0);
+    assert_true(words != MAP_FAILED);
+    assert_int_equal(pthread_create(&t, NULL, wait_long, &w), 0);
+    for (int late = 0; late < 5 && !atomic_load(&w.done);) /* it sleeps on one of the words */
+        for (size_t i = 0; i < BYTES / sizeof(*words); i++)
+            late += (int)syscall(SYS_futex, &words[i], FUTEX_WAKE, 1, NULL, NULL, 0);
+    assert_false(atomic_load(&w.done));
+    step_ring_kick(p.ranks[0]);
+    pthread_join(t, NULL);
+    assert_int_equal(w.result, 0);
+    munmap(words, BYTES);
+    pair_close(&p);
+}
+
 #define FORK_STEPS 3000u
 
 /* A rank in another process: checks every record and answers each with its sum. Ends with the process. */
@@ -398,6 +435,7 @@ int main(void) {
             cmocka_unit_test(test_completion_ring_full),
             cmocka_unit_test(test_wait),
             cmocka_unit_test(test_kick_from_thread),
+            cmocka_unit_test(test_wakes_for_the_wait_before),
             cmocka_unit_test(test_two_processes),
             cmocka_unit_test(test_attach_refuses),
             cmocka_unit_test(test_scribbling_peer),
