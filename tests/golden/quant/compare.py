@@ -1,13 +1,13 @@
 """For check_*.py in this folder: does shardd say what a plain PyTorch model with the same matrices says?"""
 import json
-import re
-import subprocess
+import sys
+from pathlib import Path
 
 import torch
 from transformers import Qwen3_5ForCausalLM
 
-TOKENS = 24
-LINE = re.compile(r"^\s*\d+\s+id\s+(\d+)\s+logprob\s+(-?[\d.]+)$", re.M)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from greedy import TOKENS, ask_shardd, follow  # noqa: E402
 
 
 def rows_of(path):
@@ -33,23 +33,6 @@ def plain_model(original, tensors, matrices):
     for name, matrix in matrices.items():
         state[text_name(name) + ".weight"].copy_(matrix)
     return net
-
-
-def follow(net, prompt):
-    ids, found = list(prompt), []
-    for _ in range(TOKENS):
-        logprobs = net(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
-        ids.append(int(logprobs.argmax()))
-        found.append((ids[-1], float(logprobs.max())))
-    return found
-
-
-def ask_shardd(folder, model, prompt):
-    command = [folder + "/shardd-worker-cpu", "--model", model, "--load-format", "safetensors",
-               "--activations", "float", "--kv-cache-dtype", "fp32", "--max-model-len", "2048",
-               "--max-tokens", str(TOKENS), "--generate-ids", ",".join(map(str, prompt))]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [(int(i), float(p)) for i, p in LINE.findall(out)]
 
 
 def compare(name, net, n_matrices, folder, target, prompts):

@@ -14,9 +14,8 @@ Exits 1 where an answer is no.
 """
 import argparse
 import json
-import re
-import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from compressed_tensors.compressors import PackedQuantizationCompressor
@@ -24,8 +23,8 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import load_file
 from transformers import Qwen3_5ForCausalLM
 
-TOKENS = 24
-LINE = re.compile(r"^\s*\d+\s+id\s+(\d+)\s+logprob\s+(-?[\d.]+)$", re.M)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from greedy import TOKENS, ask_shardd, follow  # noqa: E402
 
 
 def load(path):
@@ -73,24 +72,6 @@ def matrix_errors(original, quantized, report):
         a, b = (net.get_submodule(m["name"]).weight.double() for net in (original, quantized))
         worst = max(worst, abs(float((a - b).norm() / a.norm()) - m["error"]))
     return worst
-
-
-def follow(net, prompt):
-    """Greedy tokens and their log probabilities."""
-    ids, found = list(prompt), []
-    for _ in range(TOKENS):
-        logprobs = net(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
-        ids.append(int(logprobs.argmax()))
-        found.append((ids[-1], float(logprobs.max())))
-    return found
-
-
-def ask_shardd(folder, model, prompt):
-    command = [folder + "/shardd-worker-cpu", "--model", model, "--load-format", "safetensors",
-               "--activations", "float", "--kv-cache-dtype", "fp32", "--max-model-len", "2048",
-               "--max-tokens", str(TOKENS), "--generate-ids", ",".join(map(str, prompt))]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [(int(i), float(p)) for i, p in LINE.findall(out)]
 
 
 def mean_kl(original, quantized, all_ids):

@@ -18,9 +18,8 @@ answer is no.
 import argparse
 import json
 import os
-import re
-import subprocess
 import sys
+from pathlib import Path
 
 os.environ.update(VLLM_TARGET_DEVICE="cpu", VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0",
                   VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1")
@@ -33,8 +32,8 @@ from vllm.model_executor.kernels.linear import MPLinearKernel  # noqa: E402
 from vllm.model_executor.layers.quantization.utils.quant_utils import unpack_quantized_values_into_int32  # noqa: E402
 from vllm.platforms import PlatformEnum  # noqa: E402
 
-TOKENS = 24
-LINE = re.compile(r"^\s*\d+\s+id\s+(\d+)\s+logprob\s+(-?[\d.]+)$", re.M)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from greedy import TOKENS, ask_shardd  # noqa: E402
 # The matrices of vLLM's fused modules, each with its number of the module's output parts.
 FUSED = {"qkv_proj": (("q_proj", 1), ("k_proj", 1), ("v_proj", 1)),
          "gate_up_proj": (("gate_proj", 1), ("up_proj", 1)),
@@ -177,13 +176,9 @@ def continue_greedily(llm, prompts):
     return [list(d.outputs[0].token_ids) for d in done]
 
 
-def ask_shardd(folder, model, prompt):
+def reply_of_shardd(folder, model, prompt):
     """The reply's tokens up to its end, and their log probabilities."""
-    command = [folder + "/shardd-worker-cpu", "--model", model, "--load-format", "safetensors",
-               "--activations", "float", "--kv-cache-dtype", "fp32", "--max-model-len", "2048",
-               "--max-tokens", str(TOKENS), "--generate-ids", ",".join(map(str, prompt))]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    reply = [(int(i), float(p)) for i, p in LINE.findall(out)]
+    reply = ask_shardd(folder, model, prompt)
     with open(model + "/generation_config.json", encoding="utf-8") as f:
         ends = json.load(f)["eos_token_id"]
     n = next((k for k, (i, _) in enumerate(reply) if i == ends or isinstance(ends, list) and i in ends), len(reply))
@@ -214,7 +209,7 @@ def main():
     with open(args.report, encoding="utf-8") as f:
         report = json.load(f)
     prompts = sequences(args.sequences, args.count)
-    answers = {m: [ask_shardd(args.bin, m, p) for p in prompts] for m in (args.original, args.quantized)}
+    answers = {m: [reply_of_shardd(args.bin, m, p) for p in prompts] for m in (args.original, args.quantized)}
     possible = kernels._POSSIBLE_KERNELS[PlatformEnum.CPU]
     possible.append(PlainKernel)
     for kernel in (kernels.CPUWNA16LinearKernel, PlainKernel):

@@ -293,6 +293,39 @@ static void test_contexts_and_memory(void **state) {
     k_context_free(c);
 }
 
+/* Blocks that share mappings: apart, zero, and there until they are freed, also when their context is gone. */
+static void test_blocks_of_arenas(void **state) {
+    enum { N = 60, BYTES = 5 << 20 };
+    struct k_context *c = context("plain", 1);
+    uint8_t *block[N];
+    (void)state;
+    for (uint32_t i = 0; i < N; i++) {
+        block[i] = k_alloc(c, BYTES);
+        assert_non_null(block[i]);
+        assert_int_equal((uintptr_t)block[i] % 64, 0);
+        assert_true(block[i][0] == 0 && block[i][BYTES - 1] == 0);
+        block[i][0] = block[i][BYTES - 1] = (uint8_t)(i + 1);
+    }
+    for (uint32_t i = 0; i < N; i += 2)
+        k_free(c, block[i]);
+    k_context_free(c);
+    for (uint32_t i = 1; i < N; i += 2) {
+        assert_true(block[i][0] == i + 1 && block[i][BYTES - 1] == i + 1);
+        k_free(NULL, block[i]);
+    }
+}
+
+static void test_taps_are_turned(void **state) {
+    struct k_context *c = context("plain", 1);
+    const float taps[3][2] = {{1, 2}, {3, 4}, {5, 6}}, expected[2][3] = {{1, 3, 5}, {2, 4, 6}};
+    float *turned;
+    (void)state;
+    OK(k_taps_load(c, taps, K_F32, 3, 2, &turned, e));
+    assert_memory_equal(turned, expected, sizeof expected);
+    k_free(c, turned);
+    k_context_free(c);
+}
+
 static void test_a_small_workspace_is_a_fault(void **state) {
     struct world w;
     struct error fault = {0};
@@ -326,6 +359,8 @@ int main(void) {
             cmocka_unit_test(test_pool_cost_and_refusals),
             cmocka_unit_test(test_a_graph_replays_with_new_contents),
             cmocka_unit_test(test_contexts_and_memory),
+            cmocka_unit_test(test_blocks_of_arenas),
+            cmocka_unit_test(test_taps_are_turned),
             cmocka_unit_test(test_a_small_workspace_is_a_fault),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
