@@ -1,7 +1,7 @@
 /* verbs.h - what `shardd VERB` runs. Each takes the words after the verb and returns the exit code. */
 #pragma once
 
-#include "launcher/options.h"
+#include "launcher/options/options.h"
 
 enum exit_code {
     EXIT_OK = 0,

@@ -1,10 +1,10 @@
 /* checkpoint_main.c - shardd-checkpoint: looks at checkpoints and makes them. `shardd inspect`, `synth`, `quantize` and
  * `pack` run it. Exit status: 0 done (inspect: and it fits), 1 it failed or does not fit, 2 wrong usage. */
-#include "tp/checkpoint/synth.h"
-#include "tp/inspect.h"
-#include "tp/option_values.h"
-#include "tp/pack_main.h"
-#include "tp/quantize_main.h"
+#include "tp/synth/synth.h"
+#include "tp/tools/inspect.h"
+#include "tp/tools/option_values.h"
+#include "tp/tools/pack_verb.h"
+#include "tp/tools/quantize_verb.h"
 
 #include "base/file.h"
 

@@ -1,7 +1,7 @@
 /* worker_main.c - the worker program (shardd-worker-cpu): command line, log, and one of two ways to run. */
 #include "base/log.h"
 #include "proto/step/control.h"
-#include "tp/worker.h"
+#include "tp/worker/worker.h"
 
 #include <stdio.h>
 #include <stdlib.h>

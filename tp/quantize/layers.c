@@ -7,7 +7,7 @@
 #include "tp/quantize/parts.h"
 
 #include "kernels/kernels.h"
-#include "tp/linears.h"
+#include "tp/load/linears.h"
 
 #include <errno.h>
 #include <math.h>

@@ -1,14 +1,14 @@
 /* model.c - runs a model one layer at a time, so that memory holds one layer.
  *
- * Called by layers.c. It queues the operations that tp/forward.c queues, with pools for one sequence and one
+ * Called by layers.c. It queues the operations that tp/worker/forward.c queues, with pools for one sequence and one
  * layer of each kind, and shows what goes into each linear. INT4 and INT8 weights are multiplied with float
  * activations: what is measured is the weights' error alone. */
 #include "tp/quantize/parts.h"
 
 #include "kernels/kernels.h"
-#include "tp/linears.h"
-#include "tp/shard.h"
-#include "tp/weights.h"
+#include "tp/load/linears.h"
+#include "tp/load/shard.h"
+#include "tp/load/weights.h"
 
 #include <errno.h>
 #include <math.h>

@@ -180,7 +180,7 @@ struct quantize_model *quantize_model_free(struct quantize_model *model);
 int quantize_model_load(
         struct quantize_model *model, const struct layer_tensors *t, const char *name, struct error *e);
 void quantize_model_unload(struct quantize_model *model);
-/* What a linear of the layer gets as its input: input is LINEAR_MIXER_IN.. of tp/linears.h, x [rows][columns]. */
+/* What a linear of the layer gets as its input: input is LINEAR_MIXER_IN.. of tp/load/linears.h, x [rows][columns]. */
 typedef void (*quantize_tap)(void *user, uint32_t input, const float *x, uint32_t rows, uint32_t columns);
 /* One whole sequence through the layer: x[n][H], in and out. mtp: the layer is MTP's. tap may be NULL. */
 int quantize_model_run(struct quantize_model *model, const uint32_t *ids, uint32_t n, bool mtp, float *x,
@@ -213,7 +213,7 @@ double quantize_token_nll(const struct quantize_token *t, int which); /* of targ
 
 /* --- the run (quantize.c) and its walk over the layers (layers.c) --- */
 
-/* Inputs of a layer's linears, as in tp/linears.h, and after them those outside layers. */
+/* Inputs of a layer's linears, as in tp/load/linears.h, and after them those outside layers. */
 enum { QUANTIZE_INPUT_FC = 4, QUANTIZE_INPUT_HEAD, QUANTIZE_INPUTS };
 
 struct quantize_item { /* a matrix that is quantised */

@@ -2,7 +2,7 @@
  * the file where there are no sequences, else layer by layer (layers.c). */
 #include "tp/quantize/parts.h"
 
-#include "tp/linears.h"
+#include "tp/load/linears.h"
 
 #include <errno.h>
 #include <fnmatch.h>

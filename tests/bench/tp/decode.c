@@ -8,7 +8,7 @@
  * recurrent state. Both roofs are measured here, with the same number of threads: reading 1 GiB in huge pages, and
  * fused multiply-adds in registers. The bandwidth of some machines changes from minute to minute, so that it is read
  * before and after each round, a round in which it changed does not count, and the middle one is printed. */
-#include "tp/offline.h"
+#include "tp/worker/offline.h"
 
 #include <immintrin.h>
 #include <pthread.h>

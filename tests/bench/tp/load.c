@@ -5,7 +5,7 @@
  *
  * Writes the packed file beside the model if it is not there. "cold" is after posix_fadvise(DONTNEED) of every file of
  * the folder, "warm" right after that. Loading is everything up to the first step: pools, scratch, fingerprint too. */
-#include "tp/offline.h"
+#include "tp/worker/offline.h"
 
 #include <dirent.h>
 #include <fcntl.h>

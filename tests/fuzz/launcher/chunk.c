@@ -1,5 +1,5 @@
 /* Any bytes as a chunk of a service: refused, or printed as one line of valid JSON. */
-#include "launcher/chunk_json.h"
+#include "launcher/client/chunk_json.h"
 
 #include <stdlib.h>
 #include <string.h>

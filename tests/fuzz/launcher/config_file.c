@@ -1,6 +1,6 @@
 /* Any bytes as a configuration file: read or refused with a sentence, and what was read prints and reads
  * again. */
-#include "launcher/options.h"
+#include "launcher/options/options.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -1,8 +1,8 @@
 /* packed_open.c - fuzzes the reader of packed files: the input is header, table and names, of which magic, version,
  * length, fingerprint and checksums are made right, so that what lies behind them is reached. What is accepted must be
  * readable to its last byte. */
-#include "tp/packed.h"
-#include "tp/packed_format.h"
+#include "tp/load/packed.h"
+#include "tp/load/packed_format.h"
 
 #include <errno.h>
 #include <stdio.h>

@@ -1,6 +1,6 @@
 /* pack_cuda_mma.c - the layout cuda-mma-1: what is packed is read back, on odd shapes and every format, and a lane
  * finds in its bytes the fragments that the mma instruction wants. */
-#include "kernels/pack/cuda_mma.h"
+#include "kernels/layout/cuda_mma.h"
 
 #include <errno.h>
 #include <setjmp.h>

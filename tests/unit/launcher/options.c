@@ -1,6 +1,6 @@
 /* The option table and its four sources: flags, environment, file, defaults; what wins, what is refused and
  * how. */
-#include "launcher/options.h"
+#include "launcher/options/options.h"
 #include "base/file.h"
 
 #include <errno.h>

@@ -1,6 +1,6 @@
 /* What the command line becomes on the wire, and what comes back as JSON. */
-#include "launcher/request.h"
-#include "launcher/chunk_json.h"
+#include "launcher/client/request.h"
+#include "launcher/client/chunk_json.h"
 
 #include <errno.h>
 #include <setjmp.h>

@@ -2,7 +2,7 @@
 #include "tp/checkpoint/model_config.h"
 
 #include "base/file.h"
-#include "tp/checkpoint/synth.h"
+#include "tp/synth/synth.h"
 
 #include <errno.h>
 #include <setjmp.h>

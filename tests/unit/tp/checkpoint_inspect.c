@@ -1,9 +1,9 @@
 /* checkpoint_inspect.c - what inspect computes and says, and the shardd-checkpoint program with its exit
  * codes. */
-#include "tp/inspect.h"
+#include "tp/tools/inspect.h"
 
 #include "base/file.h"
-#include "tp/checkpoint/synth.h"
+#include "tp/synth/synth.h"
 
 #include <errno.h>
 #include <jansson.h>

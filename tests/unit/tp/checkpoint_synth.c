@@ -1,6 +1,6 @@
 /* checkpoint_synth.c - synthetic models: complete, the same for the same seed, sound in their numbers, and
  * the same model in both formats. */
-#include "tp/checkpoint/synth.h"
+#include "tp/synth/synth.h"
 
 #include "base/file.h"
 #include "base/json_pull.h"

@@ -3,7 +3,7 @@
 #include "tp/checkpoint/tensor_names.h"
 
 #include "base/file.h"
-#include "tp/checkpoint/synth.h"
+#include "tp/synth/synth.h"
 
 #include <errno.h>
 #include <setjmp.h>

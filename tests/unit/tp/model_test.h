@@ -2,7 +2,7 @@
 #pragma once
 
 #include "tp/checkpoint/safetensors.h"
-#include "tp/offline.h"
+#include "tp/worker/offline.h"
 
 #include <errno.h>
 #include <fcntl.h>

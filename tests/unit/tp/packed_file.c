@@ -2,8 +2,8 @@
  * what is refused, by name. */
 #include "bits_test.h"
 #include "tests/lib/gptq_checkpoint.h"
-#include "tp/packed.h"
-#include "tp/packed_format.h"
+#include "tp/load/packed.h"
+#include "tp/load/packed_format.h"
 
 #include <dirent.h>
 

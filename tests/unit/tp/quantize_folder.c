@@ -4,8 +4,8 @@
 
 #include "base/file.h"
 #include "tp/checkpoint/quant_config.h"
-#include "tp/checkpoint/synth.h"
 #include "tp/checkpoint/tensor_names.h"
+#include "tp/synth/synth.h"
 
 #include <dirent.h>
 #include <errno.h>

@@ -1,6 +1,6 @@
 /* shard_table.c - the sharding table: the sizes of the published 27B model at every tp, and that the pieces
  * of all ranks together are each matrix exactly once. */
-#include "tp/shard.h"
+#include "tp/load/shard.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -2,8 +2,8 @@
  * what it does when weights make its numbers meaningless. */
 #include "model_test.h"
 
-#include "tp/fingerprint.h"
-#include "tp/worker_options.h"
+#include "tp/load/fingerprint.h"
+#include "tp/worker/worker_options.h"
 
 /* --- flags --- */
 

@@ -1,7 +1,0 @@
-/* isa_avx2.c - the numeric bodies compiled for one instruction set. Called through struct isa (internal.h)
- * only. */
-#include "kernels/cpu/lanes_avx2.h"
-
-#include "kernels/cpu/body.h"
-
-const struct isa isa_avx2 = ISA_TABLE;

@@ -1,7 +1,0 @@
-/* isa_avx512_vnni.c - the numeric bodies compiled for AVX-512 with VNNI: the same bits as isa_avx512.c, faster INT4 and
- * INT8. Called through struct isa (internal.h) only. */
-#include "kernels/cpu/lanes_avx512.h"
-
-#include "kernels/cpu/body.h"
-
-const struct isa isa_avx512_vnni = ISA_TABLE;

@@ -1,0 +1,100 @@
+/* option_check.c - settings that contradict each other; each pair is refused with a sentence that names both.
+ */
+#include "launcher/options/options.h"
+
+#include <errno.h>
+#include <string.h>
+
+struct conflict {
+    unsigned verbs;
+    enum option_id a, b;
+    const char *why; /* a sentence's second half */
+};
+
+static const struct conflict conflicts[] = {
+        {VERB_ASKS, OPT_SERVER, OPT_MODEL,
+                "--server asks a running service, --model DIR starts a private one: give one of them"},
+        {VERB_GENERATE, OPT_CHAT, OPT_PROMPT_TOKEN_IDS,
+                "a chat message is text, not token ids: drop one of them"},
+        {VERB_GENERATE, OPT_CHAT, OPT_PARSE_SPECIAL,
+                "control tokens in a chat message always stay plain text"},
+        {VERB_GENERATE, OPT_PROMPT_TOKEN_IDS, OPT_PARSE_SPECIAL,
+                "token ids are taken as they are: drop --parse-special"},
+};
+
+/* Settings of a service make no sense when an existing one is asked. */
+static int check_service_settings(const struct options *o, struct error *e) {
+    if (options_given(o, OPT_MODEL) || options_given(o, OPT_CONFIG))
+        return 0;
+    for (size_t i = 0; i < OPTIONS_N; i++) {
+        const struct option_info *info = &option_table[i];
+        if (!(info->verbs & VERB_SERVE) || info->id == OPT_SEED || info->id == OPT_HELP ||
+                !options_given(o, info->id))
+            continue;
+        return error_set(e, -EINVAL,
+                "--%s sets up a service, but %s is only asked; give --model DIR to start a private "
+                "one, or drop it",
+                info->name, options_text(o, OPT_SERVER));
+    }
+    return 0;
+}
+
+static int check_asks(const struct options *o, struct error *e) {
+    const struct option_value *top_p = &o->values[OPT_TOP_P], *penalty = &o->values[OPT_REPETITION_PENALTY];
+    if (options_given(o, OPT_TOP_P) && top_p->real <= 0)
+        return error_set(e, -EINVAL, "--top-p: 0 leaves no token to choose from; 1 turns it off");
+    if (options_given(o, OPT_REPETITION_PENALTY) && penalty->real <= 0)
+        return error_set(e, -EINVAL, "--repetition-penalty: it must be above 0; 1 turns it off");
+    if (options_given(o, OPT_MAX_TOKENS) && options_given(o, OPT_MIN_TOKENS) &&
+            options_number(o, OPT_MIN_TOKENS) > options_number(o, OPT_MAX_TOKENS))
+        return error_set(e, -EINVAL, "--min-tokens %s is more than --max-tokens %s",
+                options_text(o, OPT_MIN_TOKENS), options_text(o, OPT_MAX_TOKENS));
+    if (o->verb == VERB_GENERATE && !options_given(o, OPT_CHAT) && options_given(o, OPT_SYSTEM))
+        return error_set(e, -EINVAL, "--system needs --chat: a plain prompt has no system message");
+    if (o->verb == VERB_GENERATE && !options_given(o, OPT_CHAT) && options_given(o, OPT_THINKING))
+        return error_set(
+                e, -EINVAL, "--thinking needs --chat: a plain prompt has no template to ask for reasoning");
+    if (options_given(o, OPT_LOGPROBS) && !options_given(o, OPT_JSON))
+        return error_set(e, -EINVAL, "--logprobs needs --json: plain output has no place for them");
+    return check_service_settings(o, e);
+}
+
+static int check_serve(struct options *o, struct error *e) {
+    uint64_t tp = options_number(o, OPT_TENSOR_PARALLEL_SIZE),
+             hosted = options_number(o, OPT_RANKS_PER_PROCESS);
+    if (tp != 1 && tp != 2 && tp != 4 && tp != 8)
+        return error_set(e, -EINVAL,
+                "--tensor-parallel-size %llu: every layer is split in 1, 2, 4 or 8 equal parts",
+                (unsigned long long)tp);
+    if (hosted > tp || tp % hosted != 0)
+        return error_set(e, -EINVAL, "--ranks-per-process %llu does not divide --tensor-parallel-size %llu",
+                (unsigned long long)hosted, (unsigned long long)tp);
+    uint64_t seqs = options_number(o, OPT_MAX_NUM_SEQS), rows = options_number(o, OPT_MAX_NUM_BATCHED_TOKENS);
+    if (seqs <= rows)
+        return 0;
+    if (options_given(o, OPT_MAX_NUM_SEQS) && options_given(o, OPT_MAX_NUM_BATCHED_TOKENS))
+        return error_set(e, -EINVAL,
+                "--max-num-batched-tokens %llu is less than --max-num-seqs %llu: a step must hold one "
+                "token of every running sequence; raise the first or lower the second",
+                (unsigned long long)rows, (unsigned long long)seqs);
+    /* Only one of them was chosen by a person: the default of the other follows. */
+    return options_given(o, OPT_MAX_NUM_SEQS)
+                   ? options_replace(o, OPT_MAX_NUM_BATCHED_TOKENS, options_text(o, OPT_MAX_NUM_SEQS), e)
+                   : options_replace(o, OPT_MAX_NUM_SEQS, options_text(o, OPT_MAX_NUM_BATCHED_TOKENS), e);
+}
+
+int options_check(struct options *o, struct error *e) {
+    for (size_t i = 0; i < sizeof(conflicts) / sizeof(conflicts[0]); i++) {
+        const struct conflict *c = &conflicts[i];
+        /* A flag simply wins over an environment variable; two of one kind are a contradiction. */
+        if ((c->verbs & o->verb) && options_given(o, c->a) &&
+                o->values[c->a].source == o->values[c->b].source)
+            return error_set(e, -EINVAL, "%s and %s contradict each other: %s", o->values[c->a].where,
+                    o->values[c->b].where, c->why);
+    }
+    if (o->verb == VERB_SERVE)
+        return check_serve(o, e);
+    if (o->verb & VERB_ASKS)
+        return check_asks(o, e);
+    return 0;
+}

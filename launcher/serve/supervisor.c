@@ -1,0 +1,601 @@
+/* supervisor.c - see supervisor.h.
+ *
+ *   group:        STARTING --all READY--> UP --death, stuck--> DYING --all reaped--> WAITING --back-off-->
+ * STARTING coordinator:  STARTING --READY------> UP --death, stuck--> DYING --reaped------> WAITING
+ * --back-off--> STARTING
+ *
+ * A channel (a new ring, told to every child) is made whenever the group is UP and the coordinator runs and
+ * one of them is new. A worker that dies before the first channel is a mistake in the model or the settings:
+ * its sentence ends the service. Later deaths are repaired, unless they come too often without a moment of
+ * service between. */
+#include "launcher/serve/supervisor.h"
+
+#include "base/log.h"
+#include "launcher/serve/child.h"
+#include "proto/step/ring.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
+#include <systemd/sd-daemon.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MS            1000000ull
+#define SECOND        1000000000ull
+#define PING_EVERY    SECOND
+#define SERVED_AFTER  SECOND /* a part that lived this long with a channel counts as having served */
+#define DEATHS_MAX    5u     /* within DEATHS_WINDOW and without service: give up */
+#define DEATHS_WINDOW (60 * SECOND)
+#define BACKOFF_FIRST (500 * MS)    /* doubled with each death that followed no service; the first is free */
+#define EOF_GRACE     (5 * SECOND)  /* from closing the control socket to the end of the process */
+#define LINGER        (10 * SECOND) /* beyond the grace: the coordinator lets peers hang up */
+#define WORKERS_STOP  (5 * SECOND)
+#define NEVER         UINT64_MAX
+
+enum part_state { PART_STARTING, PART_UP, PART_DYING, PART_WAITING, PART_STOPPED };
+enum stop_stage { RUNNING, STOPPING_COORDINATOR, STOPPING_WORKERS, STOPPED };
+
+/* The rank group or the coordinator: what dies and is restarted as one. */
+struct part {
+    const char *name;
+    enum part_state state;
+    struct child *children;
+    uint32_t n;
+    uint64_t epoch;
+    uint64_t restart_ns;            /* WAITING: when to start */
+    uint64_t deaths_ns[DEATHS_MAX]; /* since it last served */
+    uint32_t deaths;
+    char why[CONTROL_TEXT_MAX]; /* of the last death */
+};
+
+struct supervisor {
+    const struct service *service;
+    struct child children[RANKS_MAX + 1]; /* workers, then the coordinator */
+    struct part group, coordinator;
+    uint64_t channel_group, channel_coordinator; /* epochs of the last channel; 0 = none yet */
+    uint64_t channel_ns;
+    enum stop_stage stop;
+    uint64_t stop_deadline_ns;
+    uint64_t next_ping_ns, watchdog_ns, next_watchdog_ns;
+    uint64_t pings;
+    int signals;
+    bool announced;  /* it served once */
+    bool recovering; /* since a death, until everybody is back */
+    uint32_t told_percent;
+    int failed; /* negative errno: give up */
+    struct error *error;
+};
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
+}
+
+static bool part_has_child(const struct part *p) {
+    for (uint32_t i = 0; i < p->n; i++)
+        if (child_alive(&p->children[i]))
+            return true;
+    return false;
+}
+
+/* Workers have worked once there was a channel; READY of the coordinator comes a moment after it answers
+ * requests. */
+static bool never_worked(const struct supervisor *s, const struct part *p) {
+    return p == &s->group ? !s->channel_group : !s->announced;
+}
+
+static bool is_serving(const struct supervisor *s) {
+    return s->group.state == PART_UP && s->coordinator.state == PART_UP &&
+           s->channel_group == s->group.epoch && s->channel_coordinator == s->coordinator.epoch;
+}
+
+static void give_up(struct supervisor *s, int code, const char *format, ...)
+        __attribute__((format(printf, 3, 4)));
+static void give_up(struct supervisor *s, int code, const char *format, ...) {
+    if (s->failed)
+        return;
+    va_list ap;
+    va_start(ap, format);
+    s->failed = error_setv(s->error, code, format, ap);
+    va_end(ap);
+}
+
+static struct control_message message(const struct supervisor *s, enum control_kind kind) {
+    return (struct control_message){
+            .kind = kind, .group_epoch = s->group.epoch, .coord_epoch = s->coordinator.epoch};
+}
+
+/* --- starting --- */
+
+static int start_group(struct supervisor *s) {
+    struct error e = {0};
+    int comm = memfd_create("shardd-comm", MFD_CLOEXEC); /* the workers size it; a new one per epoch */
+    int rc = comm < 0
+                     ? error_set(&e, -errno, "cannot make shared memory for the workers: %s", strerror(errno))
+                     : 0;
+    s->group.epoch++;
+    s->group.state = PART_STARTING;
+    s->told_percent = 0;
+    for (uint32_t i = 0; i < s->group.n && rc == 0; i++)
+        rc = child_spawn(
+                &s->group.children[i], s->service->worker_argv[i], s->service->environment, comm, &e);
+    if (comm >= 0)
+        close(comm);
+    if (rc < 0)
+        give_up(s, rc, "%s", e.text);
+    return rc;
+}
+
+static int start_coordinator(struct supervisor *s) {
+    struct error e = {0};
+    struct child *c = s->coordinator.children;
+    s->coordinator.epoch++;
+    s->coordinator.state = PART_STARTING;
+    int rc = child_spawn(c, s->service->coordinator_argv, s->service->environment, -1, &e);
+    if (rc == 0) {
+        struct control_message m;
+        listeners_message(s->service->listeners, &m);
+        m.group_epoch = s->group.epoch;
+        m.coord_epoch = s->coordinator.epoch;
+        rc = control_send(c->control, &m, &e);
+    }
+    if (rc < 0)
+        give_up(s, rc, "%s", e.text);
+    return rc;
+}
+
+/* A ring of its own for this pair of epochs, told to everybody. */
+static void connect_parts(struct supervisor *s) {
+    bool up = s->group.state == PART_UP &&
+              (s->coordinator.state == PART_STARTING || s->coordinator.state == PART_UP);
+    if (!up || (s->channel_group == s->group.epoch && s->channel_coordinator == s->coordinator.epoch))
+        return;
+    struct error e = {0};
+    int ring, rc = step_ring_create(s->service->tp, s->group.epoch, s->coordinator.epoch, &ring, &e);
+    if (rc < 0) {
+        give_up(s, rc, "%s", e.text);
+        return;
+    }
+    struct control_message m = message(s, CONTROL_CHANNEL);
+    m.n_fds = 1;
+    m.fds[0] = ring;
+    for (uint32_t i = 0; i <= s->group.n; i++)
+        (void)child_send(&s->children[i], &m); /* one that cannot take it is dying: its pidfd will tell */
+    close(ring);
+    s->channel_group = s->group.epoch;
+    s->channel_coordinator = s->coordinator.epoch;
+    s->channel_ns = now_ns();
+    log_debug("channel of group epoch %llu, coordinator epoch %llu", (unsigned long long)s->group.epoch,
+            (unsigned long long)s->coordinator.epoch);
+}
+
+static void announce(struct supervisor *s) {
+    if (!is_serving(s))
+        return;
+    if (!s->announced) {
+        s->announced = true;
+        printf("serving %s\ntry:  %s\n", s->service->title, s->service->try_it);
+        fflush(stdout);
+        sd_notifyf(0, "READY=1\nSTATUS=serving %s", s->service->title);
+    } else if (s->recovering) {
+        log_notice("serving again");
+        sd_notifyf(0, "STATUS=serving %s", s->service->title);
+    }
+    s->recovering = false;
+}
+
+/* --- dying --- */
+
+/* Something of the part is dead or must die: all of it goes, and is started again once every process is
+ * reaped. */
+static void part_lost(struct supervisor *s, struct part *p, const char *why) {
+    if (p->state == PART_DYING || p->state == PART_WAITING || p->state == PART_STOPPED)
+        return;
+    snprintf(p->why, sizeof(p->why), "%s", why);
+    bool served =
+            p->state == PART_UP && s->announced && s->channel_ns && now_ns() - s->channel_ns >= SERVED_AFTER;
+    if (served)
+        p->deaths = 0;
+    p->state = PART_DYING;
+    s->recovering = true;
+    for (uint32_t i = 0; i < p->n; i++)
+        child_kill(&p->children[i]);
+}
+
+static void group_lost(struct supervisor *s, uint32_t rank, const char *why) {
+    if (s->group.state == PART_DYING || s->group.state == PART_WAITING)
+        return;
+    if (s->stop < STOPPING_WORKERS && s->channel_group) {
+        log_error("%s; restarting the rank group", why);
+        sd_notifyf(0, "STATUS=recovering: %.300s", why);
+    }
+    struct control_message m = message(s, CONTROL_GROUP_LOST);
+    m.a = rank;
+    snprintf(m.text, sizeof(m.text), "%s", why);
+    (void)child_send(s->coordinator.children, &m);
+    part_lost(s, &s->group, why);
+}
+
+static void coordinator_lost(struct supervisor *s, const char *why) {
+    if (s->coordinator.state == PART_DYING || s->coordinator.state == PART_WAITING)
+        return;
+    if (s->stop == RUNNING && s->announced) {
+        log_error("%s; restarting it", why);
+        sd_notifyf(0, "STATUS=recovering: %.300s", why);
+    }
+    part_lost(s, &s->coordinator, why);
+}
+
+/* All of its processes are reaped: start again now, later, or never. */
+static void part_reaped(struct supervisor *s, struct part *p) {
+    uint64_t now = now_ns();
+    bool stopping = s->stop >= STOPPING_WORKERS || (s->stop == STOPPING_COORDINATOR && p == &s->coordinator);
+    if (stopping) {
+        p->state = PART_STOPPED;
+        return;
+    }
+    if (never_worked(s, p)) { /* a mistake in the model or the settings, not an accident */
+        give_up(s, -EIO, "%s", p->why);
+        return;
+    }
+    if (p->deaths == DEATHS_MAX - 1 && now - p->deaths_ns[0] < DEATHS_WINDOW) {
+        give_up(s, -EIO, "%s; that was the %uth time within a minute without serving in between: giving up",
+                p->why, DEATHS_MAX);
+        return;
+    }
+    if (p->deaths == DEATHS_MAX - 1) {
+        memmove(p->deaths_ns, p->deaths_ns + 1, sizeof(p->deaths_ns) - sizeof(p->deaths_ns[0]));
+        p->deaths--;
+    }
+    p->deaths_ns[p->deaths++] = now;
+    p->state = PART_WAITING;
+    p->restart_ns = p->deaths > 1 ? now + (BACKOFF_FIRST << (p->deaths - 2)) : now;
+}
+
+static void on_death(struct supervisor *s, struct child *c, const char *how) {
+    bool coordinator = c == s->coordinator.children;
+    struct part *p = coordinator ? &s->coordinator : &s->group;
+    char why[CONTROL_TEXT_MAX + 128];
+    if (c->fault[0] && never_worked(s, p)) /* the sentence says it all */
+        snprintf(why, sizeof(why), "%s", c->fault);
+    else if (c->fault[0])
+        snprintf(why, sizeof(why), "%s: %s", c->name, c->fault);
+    else
+        snprintf(why, sizeof(why), "%s %s%s", c->name, how, c->ready ? "" : " while it was starting");
+    if (coordinator)
+        coordinator_lost(s, why);
+    else if (s->stop < STOPPING_WORKERS) /* later each of them ends for itself */
+        group_lost(s, s->service->worker_rank[c - s->group.children], why);
+    if (!part_has_child(p))
+        part_reaped(s, p);
+}
+
+static void reap(struct supervisor *s) {
+    char how[128];
+    for (uint32_t i = 0; i <= s->group.n; i++)
+        if (child_reap(&s->children[i], how, sizeof(how)))
+            on_death(s, &s->children[i], how);
+}
+
+/* --- listening to children --- */
+
+static void tell_progress(struct supervisor *s) {
+    uint64_t done = 0, total = 0;
+    for (uint32_t i = 0; i < s->group.n; i++) {
+        done += s->group.children[i].loaded;
+        total += s->group.children[i].to_load;
+    }
+    uint32_t percent = total ? (uint32_t)(done * 100.0 / (double)total) : 0;
+    if (percent < s->told_percent + 10)
+        return;
+    s->told_percent = percent - percent % 10;
+    log_info("loading: %u %% of %.1f GB", percent, (double)total / 1e9);
+    sd_notifyf(0, "STATUS=loading: %u %%\nEXTEND_TIMEOUT_USEC=120000000", percent);
+}
+
+static void worker_ready(struct supervisor *s, struct child *c, const char *text) {
+    if (*text)
+        log_info("%s: %s", c->name, text);
+    for (uint32_t i = 0; i < s->group.n; i++)
+        if (!s->group.children[i].ready)
+            return;
+    if (s->group.state == PART_STARTING)
+        s->group.state = PART_UP;
+    connect_parts(s);
+    announce(s);
+}
+
+static void coordinator_ready(struct supervisor *s, const char *text) {
+    if (*text)
+        log_info("coordinator: %s", text);
+    if (s->coordinator.state == PART_STARTING)
+        s->coordinator.state = PART_UP;
+    connect_parts(s);
+    announce(s);
+}
+
+static void on_message(struct supervisor *s, struct child *c, const struct control_message *m) {
+    bool coordinator = c == s->coordinator.children;
+    char why[CONTROL_TEXT_MAX];
+    switch (m->kind) {
+    case CONTROL_READY:
+        c->ready = true;
+        if (coordinator)
+            coordinator_ready(s, m->text);
+        else
+            worker_ready(s, c, m->text);
+        break;
+    case CONTROL_LOADING:
+        c->loaded = m->a;
+        c->to_load = m->b;
+        tell_progress(s);
+        break;
+    case CONTROL_FAULT:
+        snprintf(c->fault, sizeof(c->fault), "%s", *m->text ? m->text : "it gave no reason");
+        break;
+    case CONTROL_PONG:
+        if (m->a == c->ping)
+            c->ping_ns = 0;
+        break;
+    case CONTROL_STUCK: /* of this channel only: an older one is repaired already */
+        if (coordinator && m->group_epoch == s->group.epoch && s->group.state == PART_UP) {
+            snprintf(why, sizeof(why), "rank %llu makes no progress%s%.300s", (unsigned long long)m->a,
+                    *m->text ? ": " : "", m->text);
+            group_lost(s, (uint32_t)m->a, why);
+        }
+        break;
+    default:
+        log_warning("%s sent a control message of kind %u: ignoring it", c->name, m->kind);
+    }
+}
+
+static void listen_to(struct supervisor *s, struct child *c) {
+    struct control_message m;
+    struct error e;
+    while (c->control >= 0 && c->eof_ns == 0) {
+        int rc = control_receive(c->control, /* block= */ false, &m, &e);
+        if (rc == -EAGAIN)
+            return;
+        if (rc == -EPIPE || rc == -ECONNRESET) {
+            c->eof_ns = now_ns(); /* it is exiting: its pidfd will tell how */
+            return;
+        }
+        if (rc < 0) {
+            log_warning("%s: %s: ignoring the message", c->name, e.text);
+            continue;
+        }
+        on_message(s, c, &m);
+        control_close_fds(&m);
+    }
+}
+
+/* --- time --- */
+
+static void ping_children(struct supervisor *s, uint64_t now) {
+    s->next_ping_ns = now + PING_EVERY;
+    for (uint32_t i = 0; i <= s->group.n; i++) {
+        struct child *c = &s->children[i];
+        if (!c->ready || c->ping_ns || c->eof_ns || !child_alive(c))
+            continue;
+        struct control_message m = message(s, CONTROL_PING);
+        m.a = c->ping = ++s->pings;
+        if (child_send(c, &m))
+            c->ping_ns = now;
+    }
+}
+
+static void check_silence(struct supervisor *s, uint64_t now) {
+    uint64_t limit = s->service->step_timeout_ms * MS;
+    for (uint32_t i = 0; i <= s->group.n; i++) {
+        struct child *c = &s->children[i];
+        if (!child_alive(c) || c->killed)
+            continue;
+        if (c->eof_ns && now - c->eof_ns > EOF_GRACE)
+            child_kill(c);
+        if (!c->ping_ns || now - c->ping_ns <= limit)
+            continue;
+        char why[128];
+        snprintf(why, sizeof(why), "%s does not answer for %llu ms", c->name,
+                (unsigned long long)(limit / MS));
+        c->ping_ns = 0;
+        if (c == s->coordinator.children)
+            coordinator_lost(s, why);
+        else
+            group_lost(s, s->service->worker_rank[i], why);
+    }
+}
+
+static void restart_due(struct supervisor *s, uint64_t now) {
+    if (s->failed || s->stop >= STOPPING_WORKERS)
+        return;
+    if (s->group.state == PART_WAITING && now >= s->group.restart_ns)
+        (void)start_group(s);
+    if (s->coordinator.state == PART_WAITING && now >= s->coordinator.restart_ns && start_coordinator(s) == 0)
+        connect_parts(s);
+}
+
+static void feed_watchdog(struct supervisor *s, uint64_t now) {
+    if (!s->watchdog_ns || now < s->next_watchdog_ns)
+        return;
+    s->next_watchdog_ns = now + s->watchdog_ns / 2;
+    sd_notify(0, "WATCHDOG=1");
+}
+
+/* --- stopping --- */
+
+static void stop_workers(struct supervisor *s) {
+    s->stop = STOPPING_WORKERS;
+    s->stop_deadline_ns = now_ns() + WORKERS_STOP;
+    struct control_message m = message(s, CONTROL_STOP);
+    for (uint32_t i = 0; i < s->group.n; i++)
+        if (child_alive(&s->group.children[i]) && !child_send(&s->group.children[i], &m))
+            child_kill(&s->group.children[i]);
+    if (!part_has_child(&s->group))
+        s->group.state = PART_STOPPED;
+}
+
+static void stop_at_once(struct supervisor *s) {
+    for (uint32_t i = 0; i <= s->group.n; i++)
+        child_kill(&s->children[i]);
+    s->stop = STOPPING_WORKERS;
+    s->stop_deadline_ns = NEVER;
+    if (!part_has_child(&s->group))
+        s->group.state = PART_STOPPED;
+}
+
+static void begin_stop(struct supervisor *s, const char *signal_name) {
+    uint64_t grace = s->service->grace_ms;
+    /* Without a channel nobody is being served, and a child that loads does not listen. (READY is no measure:
+     * it comes a moment after the first request can be answered.) */
+    if (!s->channel_group) {
+        log_notice("%s: stopping", signal_name);
+        stop_at_once(s);
+        return;
+    }
+    log_notice("%s: stopping; running requests have %.1f s, a second signal stops at once", signal_name,
+            (double)grace / 1e3);
+    sd_notifyf(0, "STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC=%llu",
+            (unsigned long long)(grace * 1000 + (LINGER + WORKERS_STOP) / 1000));
+    s->stop = STOPPING_COORDINATOR;
+    s->stop_deadline_ns = now_ns() + grace * MS + LINGER;
+    struct control_message m = message(s, CONTROL_STOP);
+    m.a = grace;
+    if (!child_alive(s->coordinator.children))
+        s->coordinator.state = PART_STOPPED;
+    else if (!child_send(s->coordinator.children, &m))
+        child_kill(s->coordinator.children);
+}
+
+static void advance_stop(struct supervisor *s, uint64_t now) {
+    if (s->stop == STOPPING_COORDINATOR && s->coordinator.state == PART_STOPPED)
+        stop_workers(s);
+    if (s->stop == STOPPING_WORKERS && s->group.state == PART_STOPPED)
+        s->stop = STOPPED;
+    if (s->stop == RUNNING || s->stop == STOPPED || now < s->stop_deadline_ns)
+        return;
+    struct part *late = s->stop == STOPPING_COORDINATOR ? &s->coordinator : &s->group;
+    log_warning("%s did not stop in time: killing it", late->name);
+    for (uint32_t i = 0; i < late->n; i++)
+        child_kill(&late->children[i]);
+    s->stop_deadline_ns = NEVER;
+}
+
+static void on_signal(struct supervisor *s) {
+    struct signalfd_siginfo info;
+    while (read(s->signals, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
+        const char *name = info.ssi_signo == SIGINT ? "SIGINT" : "SIGTERM";
+        if (info.ssi_signo == SIGHUP) {
+            log_notice(
+                    "SIGHUP: ignoring it; settings are read at start, so restart the service to change them");
+        } else if (s->stop == RUNNING) {
+            begin_stop(s, name);
+        } else {
+            log_notice("%s again: stopping at once", name);
+            stop_at_once(s);
+        }
+    }
+}
+
+/* --- the loop --- */
+
+static int wait_ms(const struct supervisor *s, uint64_t now) {
+    uint64_t due = s->next_ping_ns;
+    if (s->group.state == PART_WAITING && s->group.restart_ns < due)
+        due = s->group.restart_ns;
+    if (s->coordinator.state == PART_WAITING && s->coordinator.restart_ns < due)
+        due = s->coordinator.restart_ns;
+    if (s->stop != RUNNING && s->stop_deadline_ns < due)
+        due = s->stop_deadline_ns;
+    if (s->watchdog_ns && s->next_watchdog_ns < due)
+        due = s->next_watchdog_ns;
+    return due <= now ? 0 : (int)((due - now + MS - 1) / MS);
+}
+
+static void wait_for_events(struct supervisor *s) {
+    struct pollfd fds[1 + 2 * (RANKS_MAX + 1)];
+    nfds_t n = 0;
+    fds[n++] = (struct pollfd){.fd = s->signals, .events = POLLIN};
+    for (uint32_t i = 0; i <= s->group.n; i++) {
+        const struct child *c = &s->children[i];
+        if (c->pidfd >= 0)
+            fds[n++] = (struct pollfd){.fd = c->pidfd, .events = POLLIN};
+        if (c->control >= 0 && !c->eof_ns)
+            fds[n++] = (struct pollfd){.fd = c->control, .events = POLLIN};
+    }
+    (void)poll(fds, n, wait_ms(s, now_ns()));
+}
+
+static void kill_all(struct supervisor *s) {
+    char how[128];
+    for (uint32_t i = 0; i <= s->group.n; i++) {
+        struct child *c = &s->children[i];
+        child_kill(c);
+        while (child_alive(c) && !child_reap(c, how, sizeof(how))) {
+            struct pollfd end = {.fd = c->pidfd, .events = POLLIN};
+            (void)poll(&end, 1, -1);
+        }
+    }
+}
+
+static void run(struct supervisor *s) {
+    while (s->stop != STOPPED && !s->failed) {
+        wait_for_events(s);
+        on_signal(s);
+        /* What a child said before it died comes first: its FAULT is the reason of its death. */
+        for (uint32_t i = 0; i <= s->group.n; i++)
+            listen_to(s, &s->children[i]);
+        reap(s);
+        uint64_t now = now_ns();
+        if (now >= s->next_ping_ns)
+            ping_children(s, now);
+        check_silence(s, now);
+        restart_due(s, now);
+        feed_watchdog(s, now);
+        advance_stop(s, now);
+    }
+}
+
+static int open_signals(struct supervisor *s) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    if (sigprocmask(SIG_BLOCK, &set, NULL) < 0 ||
+            (s->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
+        return error_set(s->error, -errno, "cannot take signals: %s", strerror(errno));
+    return 0;
+}
+
+int supervisor_run(const struct service *service, struct error *e) {
+    struct supervisor s = {.service = service, .signals = -1, .error = e};
+    uint64_t watchdog_us = 0;
+    int rc = open_signals(&s);
+    if (rc < 0)
+        return rc;
+    s.group = (struct part){.name = "the rank group", .children = s.children, .n = service->n_workers};
+    s.coordinator =
+            (struct part){.name = "the coordinator", .children = &s.children[service->n_workers], .n = 1};
+    for (uint32_t i = 0; i < service->n_workers; i++) {
+        char name[sizeof(s.children[i].name)];
+        snprintf(name, sizeof(name), "worker of rank %u", service->worker_rank[i]);
+        child_init(&s.children[i], name);
+    }
+    child_init(s.coordinator.children, "coordinator");
+    if (sd_watchdog_enabled(0, &watchdog_us) > 0)
+        s.watchdog_ns = watchdog_us * 1000;
+    s.next_ping_ns = now_ns() + PING_EVERY;
+    sd_notify(0, "STATUS=loading");
+    if (start_group(&s) == 0 && start_coordinator(&s) == 0)
+        run(&s);
+    kill_all(&s);
+    close(s.signals);
+    return s.failed;
+}

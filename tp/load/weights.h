@@ -1,0 +1,64 @@
+/* weights.h - one rank's weights, on its device, in the form the operations of a step take.
+ *
+ * Called by tp/worker/rank.c. Linears are packed from the mapped checkpoint, or lie in a packed file, or are made up
+ * (dummy); the embedding table is replicated and stays in the mapping, so checkpoint and packed file must outlive the
+ * weights. Everything else is owned here. */
+#pragma once
+
+#include "kernels/kernels.h"
+#include "tp/checkpoint/model_config.h"
+#include "tp/checkpoint/tensor_names.h"
+#include "tp/load/packed.h"
+#include "tp/load/shard.h"
+
+#include <stdbool.h>
+
+struct weights_layer {
+    bool attention;
+    uint32_t index;                /* among the layers of its kind: KV layer or GDN layer of the pool */
+    float *input_norm, *post_norm; /* [H], +1 applied */
+    struct k_linear *mixer_in;     /* q+gate|k|v or q|k|v|z|b|a */
+    struct k_linear *mixer_out;    /* o_proj or out_proj, row-parallel */
+    struct k_linear *gate_up, *down;
+    float *q_norm, *k_norm;                   /* attention: [D], +1 applied */
+    float *conv, *a_log, *dt_bias, *gdn_norm; /* GDN: k_gdn_weights */
+};
+
+struct weights {
+    uint32_t n_layers;
+    struct weights_layer *layers; /* [n_layers] */
+    const void *embedding;        /* [V][H] */
+    enum k_dtype embedding_dtype;
+    void *embedding_owned; /* dummy only: released with k_free */
+    float *final_norm;
+    struct k_linear *head;
+    bool has_mtp;
+    struct weights_layer mtp;
+    float *mtp_norm_embedding, *mtp_norm_hidden, *mtp_norm;
+    struct k_linear *mtp_fc; /* [H][2H], replicated */
+    uint64_t bytes;          /* packed, without the mapped embedding */
+};
+
+struct weights_options {
+    bool with_mtp;
+    bool dummy;    /* no checkpoint: seeded values, not the same at another tp or rank count */
+    uint64_t seed; /* dummy */
+    const struct quant_matrix *dummy_quant; /* format, scale, group of dummy linears; NULL = BF16 */
+    const struct checkpoint *checkpoint;    /* whose pages are let go after each layer; NULL: none are */
+    const struct packed *packed; /* tiles that are used where they lie; NULL = everything is packed here */
+    void (*progress)(
+            void *user, uint64_t bytes_done, uint64_t bytes_total, const char *what); /* may be NULL */
+    void *user;
+};
+
+/* Packed size of this rank's linears (and of a dummy embedding), without allocating. tensors is NULL for
+ * dummy. */
+int weights_bytes(const struct model_config *m, const struct shard *s, const struct model_tensors *tensors,
+        const struct weights_options *options, uint64_t *ret, struct error *e);
+/* Fills *w, which must be zero; after a failure weights_done() releases what was loaded. */
+int weights_load(struct k_context *c, const struct model_config *m, const struct shard *s,
+        const struct model_tensors *tensors, const struct weights_options *options, struct weights *w,
+        struct error *e);
+void weights_done(struct k_context *c, struct weights *w);
+/* K_F32 when every matrix of the model is F32, else K_BF16: the KV dtype that --kv-cache-dtype auto means. */
+enum k_dtype weights_kv_dtype(const struct model_tensors *tensors);

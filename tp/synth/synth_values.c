@@ -1,0 +1,182 @@
+/* synth_values.c - the value of each element, and how it is stored.
+ *
+ * An element is drawn from a counter: splitmix64 of (key of the tensor + index), so any element can be
+ * computed alone and the order of writing does not matter. Only integer operations and single float products
+ * are used where it counts, so that the bytes do not depend on the compiler's options. */
+#include "tp/synth/synth_parts.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define GOLDEN 0x9E3779B97F4A7C15ull
+
+static uint64_t mix(uint64_t x) {
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBull;
+    return x ^ x >> 31;
+}
+
+/* The start of a tensor's sequence: FNV-1a of its name, mixed with the seed. */
+static uint64_t key_of(const char *name, uint64_t seed) {
+    uint64_t hash = 0xCBF29CE484222325ull;
+    for (; *name; name++)
+        hash = (hash ^ (unsigned char)*name) * 0x100000001B3ull;
+    return mix(hash ^ mix(seed + GOLDEN));
+}
+
+/* --- dtypes --- */
+
+static uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    return bits;
+}
+
+static float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+/* Our values are finite, so neither function has a case for NaN. */
+static uint16_t to_bf16(float value) {
+    uint32_t bits = bits_of(value);
+    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+static uint16_t to_f16(float value) {
+    uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7FFFFFFF;
+    if (magnitude >= 0x47800000) /* 65536 and above */
+        return (uint16_t)(sign | 0x7C00);
+    if (magnitude < 0x38800000) /* below 2^-14: adding 0.5 rounds at the last bit of a subnormal */
+        return (uint16_t)(sign | (bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f)));
+    return (uint16_t)(sign | (magnitude - (112u << 23) + 0xFFF + (magnitude >> 13 & 1)) >> 13);
+}
+
+static float from_f16(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, magnitude = half & 0x7FFF;
+    if (magnitude < 0x400) /* subnormal: units of 2^-24 */
+        return float_of(sign | bits_of((float)magnitude * 0x1p-24f));
+    return float_of(sign | ((magnitude << 13) + (112u << 23)));
+}
+
+float synth_round(float value, enum tensor_dtype dtype) {
+    if (dtype == TENSOR_BF16)
+        return float_of((uint32_t)to_bf16(value) << 16);
+    if (dtype == TENSOR_F16)
+        return from_f16(to_f16(value));
+    return value;
+}
+
+static void store(const float *from, size_t n, enum tensor_dtype dtype, void *to) {
+    uint16_t *halves = to;
+    if (dtype == TENSOR_F32)
+        memcpy(to, from, n * sizeof(*from));
+    else
+        for (size_t i = 0; i < n; i++)
+            halves[i] = dtype == TENSOR_BF16 ? to_bf16(from[i]) : to_f16(from[i]);
+}
+
+/* --- values --- */
+
+/* n elements from `first` on. */
+static void draw(const struct synth_tensor *t, uint64_t key, uint64_t first, size_t n, float *to) {
+    /* The sum of four 16-bit uniforms is near enough to normal; its deviation is 65536 / sqrt(3). */
+    const float scale = t->spread * (1.7320508f / 65536.0f);
+    for (size_t i = 0; i < n; i++) {
+        uint64_t x = mix(key + (first + i + 1) * GOLDEN);
+        if (t->draw == DRAW_NORMAL) {
+            int32_t sum =
+                    (int32_t)((x & 0xFFFF) + (x >> 16 & 0xFFFF) + (x >> 32 & 0xFFFF) + (x >> 48)) - 2 * 65535;
+            to[i] = t->mean + scale * (float)sum;
+            continue;
+        }
+        float unit = (float)(x >> 40) * 0x1p-24f; /* [0, 1) */
+        if (t->draw == DRAW_UNIFORM)
+            to[i] = t->mean + t->spread * (2.0f * unit - 1.0f);
+        else
+            to[i] = (float)log(0.01 + (double)unit * 15.99);
+    }
+}
+
+static void change(const struct synth_tensor *t, float *values, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        float value = synth_round(values[i], t->dtype); /* the model is the safetensors one */
+        if (t->change == CHANGE_PLUS_ONE)
+            value += 1.0f;
+        else if (t->change == CHANGE_MINUS_EXP)
+            value = (float)-exp((double)value);
+        values[i] = value;
+    }
+}
+
+/* Which head of Hugging Face's order stands at place p of GGUF's. */
+static uint64_t head_at(const struct synth_plan *plan, uint64_t p) {
+    uint64_t ratio = plan->v_heads / plan->k_heads;
+    return p % plan->k_heads * ratio + p / plan->k_heads;
+}
+
+static uint64_t source_row(const struct synth_plan *plan, const struct synth_tensor *t, uint64_t row) {
+    if (t->tile != TILE_ROWS || row < t->tile_first)
+        return row;
+    uint64_t within = row - t->tile_first;
+    return t->tile_first + head_at(plan, within / t->tile_unit) * t->tile_unit + within % t->tile_unit;
+}
+
+/* A row of the GGUF form. */
+static void gguf_row(
+        const struct synth_plan *plan, const struct synth_tensor *t, uint64_t key, uint64_t row, float *to) {
+    uint64_t first = source_row(plan, t, row) * t->columns;
+    if (t->tile != TILE_COLUMNS) {
+        draw(t, key, first, t->columns, to);
+    } else {
+        for (uint64_t p = 0; p < plan->v_heads; p++)
+            draw(t, key, first + head_at(plan, p) * t->tile_unit, t->tile_unit, to + p * t->tile_unit);
+    }
+    change(t, to, t->columns);
+}
+
+/* Codes and shapes are not drawn as numbers. */
+static int write_integers(struct synth_file *f, const struct synth_tensor *t, uint64_t key, struct error *e) {
+    uint32_t block[1024];
+    const uint64_t n = t->rows * t->columns;
+    if (t->draw == DRAW_SHAPE)
+        return synth_file_write(f, t->shape, sizeof(t->shape), e);
+    for (uint64_t i = 0; i < n;) {
+        size_t some = 0;
+        for (; some < sizeof(block) / sizeof(*block) && i < n; i++)
+            block[some++] = (uint32_t)(mix(key + (i / 2 + 1) * GOLDEN) >> (i % 2 * 32));
+        int r = synth_file_write(f, block, some * sizeof(*block), e);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+int synth_write_tensor(
+        struct synth_file *f, const struct synth_plan *plan, const struct synth_tensor *t, struct error *e) {
+    const bool gguf = f->options->format == SYNTH_GGUF;
+    const enum tensor_dtype dtype = gguf ? t->gguf_dtype : t->dtype;
+    const uint64_t key = key_of(t->name, f->options->seed);
+    if (t->draw == DRAW_BITS || t->draw == DRAW_SHAPE)
+        return write_integers(f, t, key, e);
+    float *values = malloc(t->columns * sizeof(*values));
+    void *stored = malloc(t->columns * tensor_dtype_bytes(dtype));
+    int r = 0;
+    if (!values || !stored)
+        r = error_set(
+                e, -ENOMEM, "%s: out of memory for a row of %llu", t->name, (unsigned long long)t->columns);
+    for (uint64_t row = 0; row < t->rows && r == 0; row++) {
+        if (gguf)
+            gguf_row(plan, t, key, row, values);
+        else
+            draw(t, key, row * t->columns, t->columns, values);
+        store(values, t->columns, dtype, stored);
+        r = synth_file_write(f, stored, t->columns * tensor_dtype_bytes(dtype), e);
+    }
+    free(values);
+    free(stored);
+    return r;
+}

@@ -1,0 +1,105 @@
+/* budget.c - see budget.h. */
+#include "tp/worker/budget.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#define GB 1e9
+
+static uint64_t pool_total(
+        const struct k_shape *shape, const struct k_pool_options *o, struct k_pool_cost *ret_cost) {
+    k_pool_cost(shape, o, ret_cost);
+    /* The dummies, slot 0 and page 0, take as much as the others. */
+    return ret_cost->fixed_bytes + ret_cost->slot_bytes * (o->slots + 1ull) +
+           ret_cost->page_bytes * (o->pages + 1ull);
+}
+
+static uint32_t pages_for(const struct budget_request *q, uint32_t tokens) {
+    return (tokens + q->extra_positions + PAGE_TOKENS - 1) / PAGE_TOKENS;
+}
+
+/* The most slots and pages within `limit` bytes for sequences of o->pages_per_slot pages: state first, but
+ * never more than half of the memory as long as a sequence still lacks pages. False if not one page fits. */
+static bool fit(const struct k_shape *shape, const struct budget_request *q, uint64_t limit,
+        struct k_pool_options *o) {
+    struct k_pool_cost cost;
+    for (o->slots = q->max_num_seqs;; o->slots = o->slots / 2) {
+        o->pages = o->slots * o->pages_per_slot;
+        if (pool_total(shape, o, &cost) <= limit)
+            return true;
+        uint64_t state = cost.fixed_bytes + cost.slot_bytes * (o->slots + 1ull) + cost.page_bytes;
+        if (o->slots == 1 || state <= limit / 2) {
+            if (state >= limit || !cost.page_bytes)
+                return false;
+            uint64_t pages = (limit - state) / cost.page_bytes;
+            o->pages = pages < o->pages ? (uint32_t)pages : o->pages;
+            return o->pages > 0;
+        }
+    }
+}
+
+static int refuse(const struct budget_request *q, uint64_t needed, struct error *e) {
+    return error_set(e, -ENOMEM,
+            "the model does not fit: weights %.2f GB, scratch %.2f GB and at least %.2f GB for one sequence are "
+            "needed, %.2f GB are free for this rank; use more ranks (--tensor-parallel-size), a smaller "
+            "--max-num-batched-tokens, or a machine with more memory",
+            (double)q->weight_bytes / GB, (double)q->scratch_bytes / GB, (double)needed / GB,
+            (double)q->memory_bytes / GB);
+}
+
+static void describe(const struct budget_request *q, struct budget *b) {
+    uint64_t slots = b->slot_bytes * (b->pool.slots + 1ull), pages = b->page_bytes * (b->pool.pages + 1ull);
+    uint64_t used = q->weight_bytes + q->scratch_bytes + b->pool_bytes;
+    int n = snprintf(b->text, sizeof(b->text),
+            "%.2f GB usable: weights %.2f, KV %u pages %.2f, state %u slots %.2f, scratch %.2f; %.2f left",
+            (double)q->memory_bytes / GB, (double)q->weight_bytes / GB, b->pool.pages, (double)pages / GB,
+            b->pool.slots, (double)slots / GB, (double)q->scratch_bytes / GB,
+            (double)(q->memory_bytes > used ? q->memory_bytes - used : 0) / GB);
+    if (b->pool.slots < q->max_num_seqs && n > 0 && (size_t)n < sizeof(b->text))
+        n += snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-num-seqs %u clamped to %u",
+                q->max_num_seqs, b->pool.slots);
+    if (b->max_model_len < q->max_model_len && n > 0 && (size_t)n < sizeof(b->text))
+        snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-model-len %u clamped to %u",
+                q->max_model_len, b->max_model_len);
+}
+
+int budget_make(
+        const struct k_shape *shape, const struct budget_request *q, struct budget *ret, struct error *e) {
+    struct budget b = {.max_model_len = q->max_model_len};
+    struct k_pool_options *o = &b.pool;
+    *o = (struct k_pool_options){
+            .slots = 1,
+            .pages = 1,
+            .pages_per_slot = 1,
+            .slot_units = q->slot_units,
+            .page_units = q->page_units,
+            .kv_dtype = q->kv_dtype,
+    };
+    struct k_pool_cost cost;
+    uint64_t least = pool_total(shape, o, &cost), taken = 0;
+    if (__builtin_add_overflow(q->weight_bytes, q->scratch_bytes, &taken) || taken >= q->memory_bytes ||
+            q->memory_bytes - taken < least)
+        return refuse(q, least, e);
+    uint64_t left = q->memory_bytes - taken;
+    uint64_t limit = q->pool_bytes ? q->pool_bytes : (uint64_t)(q->pool_fraction * (double)left);
+    if (limit > left)
+        limit = left;
+    if (limit < least)
+        limit = least;
+
+    o->pages_per_slot = pages_for(q, q->max_model_len);
+    if (!fit(shape, q, limit, o)) { /* the page tables themselves may be what is too large */
+        o->slots = o->pages = 1;
+    }
+    if (o->pages < o->pages_per_slot) { /* a sequence can never be longer than all pages together */
+        o->pages_per_slot = o->pages;
+        b.max_model_len = o->pages * PAGE_TOKENS - q->extra_positions;
+    }
+    b.pool_bytes = pool_total(shape, o, &cost);
+    b.slot_bytes = cost.slot_bytes;
+    b.page_bytes = cost.page_bytes;
+    describe(q, &b);
+    *ret = b;
+    return 0;
+}

@@ -1,0 +1,32 @@
+/* budget.h - how much memory a rank's weights, pools and scratch take, decided before anything is allocated.
+ *
+ * Called by tp/worker/rank.c at load. What was asked for with flags is clamped to what fits and the result is a
+ * sentence for people; only a model that does not fit at all is refused. Never fails later: everything that
+ * is sized here is allocated right afterwards and does not grow. */
+#pragma once
+
+#include "kernels/kernels.h"
+
+struct budget_request {
+    uint64_t memory_bytes;    /* what this rank may use in all */
+    uint64_t weight_bytes;    /* packed weights */
+    uint64_t scratch_bytes;   /* workspace, activations, communicator */
+    uint64_t pool_bytes;      /* --kv-cache-memory as bytes; 0 = use pool_fraction */
+    double pool_fraction;     /* of what weights and scratch leave; (0, 1] */
+    uint32_t max_num_seqs;    /* wanted slots, 1..SEQS_MAX */
+    uint32_t max_model_len;   /* wanted tokens of one sequence, already within the model's own limit */
+    uint32_t extra_positions; /* KV positions of a sequence beyond its tokens: 1 with the MTP layer */
+    uint32_t slot_units, page_units;
+    enum k_dtype kv_dtype;
+};
+
+struct budget {
+    struct k_pool_options pool;
+    uint32_t max_model_len; /* tokens of one sequence after clamping */
+    uint64_t pool_bytes, slot_bytes, page_bytes;
+    char text[320]; /* "7.9 GB usable: weights 1.5, KV 2048 pages 1.6, ..." */
+};
+
+/* -ENOMEM with a sentence that names the sizes when not even one sequence of one page fits. */
+int budget_make(const struct k_shape *shape, const struct budget_request *request, struct budget *ret,
+        struct error *e);

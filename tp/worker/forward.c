@@ -1,0 +1,156 @@
+/* forward.c - see forward.h. */
+#include "tp/worker/forward.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+static const struct forward_hooks no_hooks;
+
+struct forward {
+    struct rank *rank;
+    struct k_graph **parts; /* [n_layers + 2]: embedding, layers, head (with MTP); NULL when eager */
+    uint32_t n_parts;
+};
+
+static void mark(const struct forward_hooks *hooks, uint32_t layer, enum forward_operation operation) {
+    if (hooks->mark)
+        hooks->mark(hooks->user, layer, operation);
+}
+
+static void tap(const struct rank *r, const struct forward_hooks *hooks, uint32_t index) {
+    size_t floats = (size_t)r->rows_max * r->config.hidden_size;
+    if (hooks->hidden)
+        k_download(r->stream, hooks->hidden + index * floats, r->x, floats * sizeof(float));
+}
+
+static void queue_mixer(const struct rank *r, const struct weights_layer *w, uint32_t kv_shift) {
+    if (w->attention) {
+        const struct k_attention_weights aw = {.q_norm = w->q_norm, .k_norm = w->k_norm};
+        k_attention_step(r->stream, r->pool, r->batch, w->index, kv_shift, &aw, r->in, r->mid);
+    } else {
+        const struct k_gdn_weights gw = {
+                .conv = w->conv, .a_log = w->a_log, .dt_bias = w->dt_bias, .norm = w->gdn_norm};
+        k_gdn_step(r->stream, r->pool, r->batch, w->index, &gw, r->in, r->mid);
+    }
+}
+
+/* x += mixer(norm(x)); x += mlp(norm(x)) */
+static void queue_layer(const struct rank *r, const struct weights_layer *w, uint32_t layer,
+        uint32_t kv_shift, const struct forward_hooks *hooks) {
+    uint32_t h = r->config.hidden_size;
+    float eps = r->config.rms_eps;
+    mark(hooks, layer, FORWARD_MIXER_IN);
+    k_norm_project(r->stream, r->batch, r->x, w->input_norm, eps, w->mixer_in, r->in);
+    mark(hooks, layer, FORWARD_MIXER);
+    queue_mixer(r, w, kv_shift);
+    mark(hooks, layer, FORWARD_MIXER_OUT);
+    k_project_partial(r->stream, r->batch, w->mixer_out, r->mid, r->part);
+    mark(hooks, layer, FORWARD_MIXER_REDUCE);
+    k_reduce_residual(r->stream, r->comm, r->batch, r->part, r->x, h);
+    mark(hooks, layer, FORWARD_GATE_UP);
+    k_norm_gate_up(r->stream, r->batch, r->x, w->post_norm, eps, w->gate_up, r->mid);
+    mark(hooks, layer, FORWARD_DOWN);
+    k_project_partial(r->stream, r->batch, w->down, r->mid, r->part);
+    mark(hooks, layer, FORWARD_DOWN_REDUCE);
+    k_reduce_residual(r->stream, r->comm, r->batch, r->part, r->x, h);
+}
+
+static void queue_embedding(const struct rank *r, const struct forward_hooks *hooks) {
+    mark(hooks, 0, FORWARD_EMBED);
+    k_begin_step(r->stream, r->pool, r->batch);
+    k_embed(r->stream, r->batch, r->weights.embedding, r->weights.embedding_dtype, r->config.hidden_size,
+            r->x);
+}
+
+/* The MTP layer's logits for the token after next. The residual stream is free by now and is used again; so
+ * is hidden, once mtp_in has been made from it. */
+static void queue_mtp(const struct rank *r, const struct forward_hooks *hooks) {
+    const struct weights *w = &r->weights;
+    float eps = r->config.rms_eps;
+    uint32_t layer = r->config.n_layers + 1;
+    mark(hooks, layer, FORWARD_MTP);
+    k_mtp_input(r->stream, r->pool, r->batch, w->embedding, w->embedding_dtype, r->hidden,
+            w->mtp_norm_embedding, w->mtp_norm_hidden, eps, r->results, r->mtp_in);
+    k_project(r->stream, r->batch, r->mtp_in, w->mtp_fc, r->x);
+    queue_layer(r, &w->mtp, layer, 1, &no_hooks);
+    k_final_norm(r->stream, r->pool, r->batch, r->x, w->mtp_norm, eps, r->hidden);
+    k_head_sample(r->stream, r->pool, r->comm, r->batch, w->head, r->hidden, r->mtp_results, r->mtp_logits,
+            r->logits_rows);
+}
+
+static void queue_head(const struct rank *r, const struct forward_hooks *hooks) {
+    mark(hooks, r->config.n_layers + 1, FORWARD_HEAD);
+    k_final_norm(r->stream, r->pool, r->batch, r->x, r->weights.final_norm, r->config.rms_eps, r->hidden);
+    k_head_sample(r->stream, r->pool, r->comm, r->batch, r->weights.head, r->hidden, r->results, r->logits,
+            r->logits_rows);
+    if (r->weights.has_mtp)
+        queue_mtp(r, hooks);
+    k_end_step(r->stream, r->pool, r->batch, r->results);
+}
+
+static void queue_part(const struct forward *f, uint32_t part, const struct forward_hooks *hooks) {
+    const struct rank *r = f->rank;
+    if (part == 0)
+        queue_embedding(r, hooks);
+    else if (part < f->n_parts - 1)
+        queue_layer(r, &r->weights.layers[part - 1], part, 0, hooks);
+    else
+        queue_head(r, hooks);
+    if (part < f->n_parts - 1)
+        tap(r, hooks, part);
+}
+
+static int capture(struct forward *f, struct error *e) {
+    struct k_stream *s = f->rank->stream;
+    f->parts = calloc(f->n_parts, sizeof(f->parts[0]));
+    if (!f->parts)
+        return error_set(e, -ENOMEM, "out of memory for %u graphs", f->n_parts);
+    for (uint32_t i = 0; i < f->n_parts; i++) {
+        int r = k_capture_begin(s, e);
+        if (r < 0)
+            return r;
+        queue_part(f, i, &no_hooks);
+        r = k_capture_end(s, &f->parts[i], e);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+int forward_create(struct rank *rank, struct forward **ret, struct error *e) {
+    struct forward *f = calloc(1, sizeof(*f));
+    if (!f)
+        return error_set(e, -ENOMEM, "out of memory for the forward pass");
+    f->rank = rank;
+    f->n_parts = rank->config.n_layers + 2;
+    int r = rank->options.eager ? 0 : capture(f, e);
+    if (r < 0) {
+        forward_free(f);
+        return r;
+    }
+    *ret = f;
+    return 0;
+}
+
+struct forward *forward_free(struct forward *f) {
+    if (!f)
+        return NULL;
+    if (f->parts)
+        for (uint32_t i = 0; i < f->n_parts; i++)
+            k_graph_free(f->parts[i]);
+    free(f->parts);
+    free(f);
+    return NULL;
+}
+
+void forward_queue(struct forward *f, const struct forward_hooks *hooks) {
+    if (!hooks)
+        hooks = &no_hooks;
+    for (uint32_t i = 0; i < f->n_parts; i++) {
+        if (f->parts) {
+            mark(hooks, i, FORWARD_LAYER);
+            k_graph_launch(f->rank->stream, f->parts[i]);
+        } else
+            queue_part(f, i, hooks);
+    }
+}

@@ -1,0 +1,40 @@
+/* forward.h - one step's forward pass, as operations queued on the rank's stream.
+ *
+ * Called by tp/worker/step_exec.c after the step's plan has been uploaded to the rank's batch. What is queued is the
+ * same for every step (the contents are in the batch), so each layer is captured once as a graph and
+ * replayed; --enforce-eager queues the operations themselves. No value that the step computes is looked at on
+ * the way. */
+#pragma once
+
+#include "tp/worker/rank.h"
+
+/* Where the step is, for the watchdog: layer 0 = embedding, i = layer i-1, n_layers+1 = head. */
+enum forward_operation {
+    FORWARD_EMBED = 1,
+    FORWARD_MIXER_IN,
+    FORWARD_MIXER,
+    FORWARD_MIXER_OUT,
+    FORWARD_MIXER_REDUCE,
+    FORWARD_GATE_UP,
+    FORWARD_DOWN,
+    FORWARD_DOWN_REDUCE,
+    FORWARD_HEAD,
+    FORWARD_MTP,
+    FORWARD_LAYER, /* a whole layer, where graphs are replayed */
+};
+
+struct forward_hooks {
+    void (*mark)(void *user, uint32_t layer,
+            uint32_t operation); /* called as operations are queued; may be NULL */
+    void *user;
+    /* Host memory for the residual stream, [n_layers + 1][rows_max][H]: index 0 after the embedding, i after
+     * layer i-1. NULL = none. Eager only: a graph would replay the copies. */
+    float *hidden;
+};
+
+struct forward;
+int forward_create(
+        struct rank *r, struct forward **ret, struct error *e); /* captures the graphs unless eager */
+struct forward *forward_free(struct forward *f);
+/* Queues the whole step, k_begin_step to k_end_step. */
+void forward_queue(struct forward *f, const struct forward_hooks *hooks);

@@ -1,0 +1,273 @@
+/* rank.c - see rank.h. The order of rank_create(): read and check everything, decide the budget, then
+ * allocate. */
+#include "tp/worker/rank.h"
+
+#include "tp/load/fingerprint.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static uint32_t rows_of(const struct rank_options *o) {
+    return o->max_num_batched_tokens ? o->max_num_batched_tokens : RANK_ROWS_DEFAULT;
+}
+
+static uint32_t slots_of(const struct rank_options *o) {
+    return o->max_num_seqs ? o->max_num_seqs : RANK_SLOTS_DEFAULT;
+}
+
+static int check_options(const struct rank_options *o, struct error *e) {
+    if (slots_of(o) > SEQS_MAX)
+        return error_set(e, -EINVAL, "--max-num-seqs %u is too many: at most %u", slots_of(o), SEQS_MAX);
+    if (rows_of(o) > STEP_ROWS_MAX)
+        return error_set(
+                e, -EINVAL, "--max-num-batched-tokens %u is too many: at most %u", rows_of(o), STEP_ROWS_MAX);
+    if (!(o->kv_cache_fraction >= 0 && o->kv_cache_fraction <= 1))
+        return error_set(e, -EINVAL, "--kv-cache-memory as a fraction must lie between 0 and 1");
+    return 0;
+}
+
+int rank_comm_bytes(const struct rank_options *o, size_t *ret, struct error *e) {
+    struct model_config m;
+    struct shard s;
+    int r = check_options(o, e);
+    if (r < 0)
+        return r;
+    r = model_config_load(o->model_dir, &m, e);
+    if (r < 0)
+        return r;
+    r = shard_make(&m, o->tp, 0, false, &s, e);
+    if (r < 0)
+        return r;
+    *ret = o->tp == 1 ? 0 : k_comm_region_bytes(&s.shape, rows_of(o));
+    return 0;
+}
+
+/* Widths of the two activation buffers that all layers share. */
+static void widths(const struct k_shape *s, uint64_t *ret_in, uint64_t *ret_mid) {
+    uint64_t gdn_v = (uint64_t)s->gdn_v_heads * s->gdn_v_dim;
+    uint64_t gdn_in = 2ull * s->gdn_k_heads * s->gdn_k_dim + 2 * gdn_v + 2ull * s->gdn_v_heads;
+    uint64_t attention = (uint64_t)s->q_heads * s->head_dim;
+    uint64_t attention_in = 2 * attention + 2ull * s->kv_heads * s->head_dim;
+    *ret_in = gdn_in > attention_in ? gdn_in : attention_in;
+    *ret_mid = gdn_v > attention ? gdn_v : attention;
+    if (s->intermediate_size > *ret_mid)
+        *ret_mid = s->intermediate_size;
+}
+
+struct buffer { /* one device buffer to come: where its pointer goes and how large it is */
+    void **at;
+    uint64_t bytes;
+};
+#define RANK_BUFFERS 11
+
+static void list_buffers(struct rank *r, struct buffer b[RANK_BUFFERS]) {
+    const struct k_shape *s = &r->shard.shape;
+    uint64_t rows = r->rows_max, h = s->hidden_size, width_in, width_mid;
+    uint64_t logits = (uint64_t)r->logits_rows * s->vocab_rows * sizeof(float);
+    uint64_t results = (uint64_t)r->entries_max * sizeof(struct k_result);
+    bool mtp = r->options.mtp;
+    widths(s, &width_in, &width_mid);
+    b[0] = (struct buffer){(void **)&r->x, rows * h * sizeof(float)};
+    b[1] = (struct buffer){(void **)&r->in, rows * width_in * sizeof(float)};
+    b[2] = (struct buffer){(void **)&r->mid, rows * width_mid * sizeof(float)};
+    b[3] = (struct buffer){(void **)&r->part, rows * h * sizeof(float)};
+    b[4] = (struct buffer){(void **)&r->hidden, rows * h * sizeof(float)};
+    b[5] = (struct buffer){(void **)&r->mtp_in, mtp ? rows * 2 * h * sizeof(float) : 0};
+    b[6] = (struct buffer){(void **)&r->logits, logits};
+    b[7] = (struct buffer){(void **)&r->mtp_logits, mtp ? logits : 0};
+    b[8] = (struct buffer){(void **)&r->results, results};
+    b[9] = (struct buffer){(void **)&r->mtp_results, mtp ? results : 0};
+    b[10] = (struct buffer){&r->workspace, k_workspace_bytes(s, r->rows_max, r->entries_max)};
+}
+
+static int allocate_buffers(struct rank *r, struct error *e) {
+    struct buffer b[RANK_BUFFERS];
+    list_buffers(r, b);
+    for (int i = 0; i < RANK_BUFFERS; i++) {
+        if (!b[i].bytes)
+            continue;
+        *b[i].at = k_alloc(r->context, b[i].bytes);
+        if (!*b[i].at)
+            return error_set(e, -ENOMEM,
+                    "out of memory for %llu bytes of scratch; lower --max-num-batched-tokens",
+                    (unsigned long long)b[i].bytes);
+    }
+    k_stream_set_workspace(r->stream, r->workspace, b[10].bytes);
+    return 0;
+}
+
+/* Reads config.json and the checkpoint's header; afterwards shard, tensors and fingerprint are known. */
+static int open_model(struct rank *r, const char *dir, struct error *e) {
+    struct rank_options *o = &r->options;
+    int rc = model_config_load(dir, &r->config, e);
+    if (rc < 0)
+        return rc;
+    if (!o->dummy) {
+        rc = checkpoint_open(dir, &r->checkpoint, e);
+        if (rc < 0)
+            return rc;
+        rc = model_tensors_resolve(r->checkpoint, &r->config, &r->tensors, e);
+        if (rc < 0)
+            return rc;
+    }
+    if (r->tensors ? !r->tensors->has_mtp : !r->config.mtp_layers)
+        o->mtp = false;
+    r->fingerprint = fingerprint_model(&r->config, r->checkpoint, o->seed);
+    return shard_make(&r->config, o->tp, o->rank, o->mtp, &r->shard, e);
+}
+
+/* Packs or finds the packed file, as the options say; r->packed stays NULL where there is none to use. */
+static int open_packed(struct rank *r, const struct rank_options *o, struct error *e) {
+    if (o->dummy || o->packed == RANK_PACKED_NEVER)
+        return 0;
+    const struct packed_request q = {.model = o->model_dir,
+            .cache_dir = o->packed_cache,
+            .fingerprint = packed_fingerprint(o->model_dir, r->fingerprint),
+            .config = &r->config,
+            .checkpoint = r->checkpoint,
+            .tensors = r->tensors,
+            .progress = o->progress,
+            .note = o->note,
+            .user = o->user};
+    struct error why = {0};
+    int rc = 0;
+    if (o->packed == RANK_PACKED_MAKE)
+        rc = packed_make(&q, r->context, &r->packed, e);
+    else
+        packed_look(&q, &r->packed, &why);
+    if (rc == 0 && r->packed && o->verify_packed)
+        rc = packed_verify(r->packed, o->progress, o->user, e);
+    if (r->packed)
+        snprintf(r->weights_from, sizeof(r->weights_from), "weights mapped from %s", packed_name(r->packed));
+    else if (why.code)
+        snprintf(r->weights_from, sizeof(r->weights_from), "packed file not used: %s", why.text);
+    return rc;
+}
+
+static int decide_budget(
+        struct rank *r, const struct weights_options *wo, uint64_t memory_free, struct error *e) {
+    const struct rank_options *o = &r->options;
+    const struct k_shape *s = &r->shard.shape;
+    struct buffer b[RANK_BUFFERS];
+    struct budget_request q = {
+            .memory_bytes = o->memory_bytes ? o->memory_bytes : memory_free / o->tp,
+            .pool_bytes = o->kv_cache_bytes,
+            .pool_fraction = o->kv_cache_fraction > 0 ? o->kv_cache_fraction : RANK_POOL_FRACTION_DEFAULT,
+            .max_num_seqs = slots_of(o),
+            .max_model_len = r->config.max_position_embeddings,
+            .extra_positions = o->mtp ? 1 : 0,
+            .slot_units = o->slot_units,
+            .page_units = o->page_units,
+            .kv_dtype = K_BF16,
+    };
+    int rc = weights_bytes(&r->config, &r->shard, r->tensors, wo, &q.weight_bytes, e);
+    if (rc < 0)
+        return rc;
+    list_buffers(r, b);
+    for (int i = 0; i < RANK_BUFFERS; i++)
+        q.scratch_bytes += b[i].bytes;
+    q.scratch_bytes += k_comm_region_bytes(s, r->rows_max) / o->tp;
+    if (o->max_model_len && o->max_model_len < q.max_model_len)
+        q.max_model_len = o->max_model_len;
+    if (q.max_model_len > CONTEXT_MAX)
+        q.max_model_len = CONTEXT_MAX;
+    if (o->kv_dtype == RANK_KV_F32 || (o->kv_dtype == RANK_KV_AUTO && weights_kv_dtype(r->tensors) == K_F32))
+        q.kv_dtype = K_F32;
+    return budget_make(s, &q, &r->budget, e);
+}
+
+static int build(struct rank *r, const struct rank_options *o, struct error *e) {
+    int rc = check_options(o, e);
+    if (rc < 0)
+        return rc;
+    rc = open_model(r, o->model_dir, e);
+    if (rc < 0)
+        return rc;
+    struct k_context_options co = {.device = o->device,
+            .threads = o->threads,
+            .isa = o->isa,
+            .float_activations = o->float_activations};
+    rc = k_context_create(&co, &r->context, e);
+    if (rc == 0)
+        rc = open_packed(r, o, e);
+    if (rc < 0)
+        return rc;
+    struct weights_options wo = {.with_mtp = r->options.mtp,
+            .checkpoint = r->checkpoint,
+            .packed = r->packed,
+            .dummy = o->dummy,
+            .dummy_quant = o->dummy_quant,
+            .seed = o->seed,
+            .progress = o->progress,
+            .user = o->user};
+    r->rows_max = rows_of(o);
+    r->entries_max = slots_of(o);
+    r->logits_rows = o->logits_rows;
+    rc = decide_budget(r, &wo, k_memory_free(r->context), e);
+    if (rc < 0)
+        return rc;
+    rc = k_stream_create(r->context, &r->stream, e);
+    if (rc < 0)
+        return rc;
+    rc = weights_load(r->context, &r->config, &r->shard, r->tensors, &wo, &r->weights, e);
+    if (rc < 0)
+        return rc;
+    rc = allocate_buffers(r, e);
+    if (rc < 0)
+        return rc;
+    rc = k_pool_create(r->context, &r->shard.shape, &r->budget.pool, &r->pool, e);
+    if (rc < 0)
+        return rc;
+    rc = k_batch_create(r->context, r->entries_max, r->rows_max, &r->batch, e);
+    if (rc < 0)
+        return rc;
+    return k_comm_create(
+            r->context, &r->shard.shape, r->rows_max, o->comm_region, o->comm_bytes, &r->comm, e);
+}
+
+int rank_create(const struct rank_options *options, struct rank **ret, struct error *e) {
+    struct rank *r = calloc(1, sizeof(*r));
+    if (!r)
+        return error_set(e, -ENOMEM, "out of memory for a rank");
+    r->options = *options;
+    r->options.model_dir = r->options.packed_cache = NULL;
+    r->options.isa = NULL;
+    int rc = build(r, options, e);
+    if (rc < 0) {
+        rank_free(r);
+        return rc;
+    }
+    *ret = r;
+    return 0;
+}
+
+struct rank *rank_free(struct rank *r) {
+    if (!r)
+        return NULL;
+    if (r->context) {
+        struct buffer b[RANK_BUFFERS];
+        k_stream_free(r->stream); /* first: its last operations may still name the others */
+        k_comm_free(r->comm);
+        k_batch_free(r->batch);
+        k_pool_free(r->pool);
+        if (r->shard.shape.tp) {
+            list_buffers(r, b);
+            for (int i = 0; i < RANK_BUFFERS; i++)
+                if (*b[i].at)
+                    k_free(r->context, *b[i].at);
+        }
+        weights_done(r->context, &r->weights);
+        k_context_free(r->context);
+    }
+    packed_free(r->packed);
+    model_tensors_free(r->tensors);
+    checkpoint_free(r->checkpoint);
+    free(r);
+    return NULL;
+}
+
+void rank_abort(struct rank *r) {
+    if (r->comm)
+        k_comm_abort(r->comm);
+}

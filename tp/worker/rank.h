@@ -1,0 +1,101 @@
+/* rank.h - one rank: its device, weights, pools, communicator and buffers.
+ *
+ * Created by worker.c (a process of a group) or offline.c (all ranks in one process); used by one host
+ * thread, apart from rank_abort(). No globals: a process may hold any number of ranks. All memory that a step
+ * needs exists when rank_create() returns; rank_free() takes a half-built rank too. */
+#pragma once
+
+#include "kernels/kernels.h"
+#include "tp/checkpoint/model_config.h"
+#include "tp/checkpoint/tensor_names.h"
+#include "tp/load/shard.h"
+#include "tp/load/weights.h"
+#include "tp/worker/budget.h"
+
+#include <stdbool.h>
+
+#define RANK_SLOTS_DEFAULT 64u
+#define RANK_ROWS_DEFAULT  512u
+/* Of the memory that weights and scratch leave; the coordinator, the page cache and the machine's owner want
+ * some. */
+#define RANK_POOL_FRACTION_DEFAULT 0.5
+
+enum rank_kv_dtype { RANK_KV_AUTO, RANK_KV_BF16, RANK_KV_F32 };
+enum rank_packed {     /* what is done about packed files (packed.h) */
+    RANK_PACKED_AUTO,  /* used where there is one that serves */
+    RANK_PACKED_NEVER, /* --load-format safetensors */
+    RANK_PACKED_MAKE,  /* --load-format packed: made where there is none that serves */
+};
+
+struct rank_options {
+    const char *model_dir;
+    uint32_t tp, rank;
+    uint32_t threads; /* of this rank; 0 = all the process may use */
+    const char *isa;  /* NULL = best */
+    uint32_t device;
+    uint32_t max_model_len;          /* 0 = the model's own */
+    uint32_t max_num_seqs;           /* 0 = RANK_SLOTS_DEFAULT */
+    uint32_t max_num_batched_tokens; /* 0 = RANK_ROWS_DEFAULT: rows of a step */
+    enum rank_kv_dtype kv_dtype;
+    uint64_t kv_cache_bytes;  /* 0 = by fraction */
+    double kv_cache_fraction; /* 0 = RANK_POOL_FRACTION_DEFAULT */
+    uint64_t memory_bytes;    /* what this rank may use; 0 = free memory / tp */
+    uint32_t slot_units, page_units;
+    bool dummy; /* --load-format dummy: only config.json is read */
+    const struct quant_matrix
+            *dummy_quant; /* what dummy linears are quantised like; NULL = BF16 (benchmarks) */
+    enum rank_packed packed;
+    const char *packed_cache; /* --packed-cache; NULL = beside the model, else the user's cache folder */
+    bool verify_packed;       /* --verify-weights */
+    bool float_activations;   /* --activations float */
+    uint64_t seed;
+    bool mtp;             /* load the MTP layer (if the checkpoint has it) and run it in every step */
+    bool eager;           /* queue each operation instead of replaying graphs */
+    uint32_t logits_rows; /* rows whose raw logits can be kept (tests, offline use); 0 = none */
+    void *comm_region;    /* shared by all ranks, rank_comm_bytes() long, zeroed once; NULL when tp == 1 */
+    size_t comm_bytes;
+    void (*progress)(void *user, uint64_t bytes_done, uint64_t bytes_total, const char *what);
+    void (*note)(void *user, const char *text); /* a sentence for the log; may be NULL */
+    void *user;
+};
+
+struct rank {
+    struct rank_options options; /* model_dir, packed_cache, isa and dummy_quant are not kept */
+    struct model_config config;
+    struct shard shard;
+    struct checkpoint *checkpoint; /* NULL for dummy */
+    struct model_tensors *tensors;
+    struct packed *packed; /* NULL = none is used */
+    struct weights weights;
+    struct budget budget;
+    uint32_t rows_max, entries_max, logits_rows;
+    uint64_t fingerprint;
+    char weights_from[ERROR_TEXT_MAX + 64]; /* the packed file used, or why the one there is not */
+
+    struct k_context *context;
+    struct k_stream *stream;
+    struct k_pool *pool;
+    struct k_comm *comm;
+    struct k_batch *batch;
+    void *workspace;
+
+    /* activations, [rows_max][...] fp32 */
+    float *x;      /* [H] residual stream */
+    float *in;     /* widest projection of a layer */
+    float *mid;    /* mixer output or MLP activation */
+    float *part;   /* [H] partial of a row-parallel product */
+    float *hidden; /* [H] after the final norm */
+    float *mtp_in; /* [2H], with MTP */
+    float *logits; /* [logits_rows][vocab_rows] or NULL */
+    float *mtp_logits;
+    struct k_result *results;     /* [entries_max] */
+    struct k_result *mtp_results; /* [entries_max], with MTP */
+};
+
+/* Bytes that all ranks of a group share. Depends on the configuration, tp and max_num_batched_tokens only, so
+ * every rank computes the same number before any of them has loaded. 0 for tp == 1. */
+int rank_comm_bytes(const struct rank_options *options, size_t *ret, struct error *e);
+
+int rank_create(const struct rank_options *options, struct rank **ret, struct error *e);
+struct rank *rank_free(struct rank *r);
+void rank_abort(struct rank *r); /* any thread: gives up waiting in collectives, now and later */

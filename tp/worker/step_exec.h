@@ -1,0 +1,43 @@
+/* step_exec.h - executes records of the step protocol on one rank.
+ *
+ * Called by the rank's thread (worker.c from the ring, offline.c in process). A record is decoded, checked
+ * completely against the pools, applied in the protocol's order (CLOSE, OPEN, MEMORY, grants, compute) and
+ * answered. A record that is refused changes nothing and the rank goes on; a fault of the device is final:
+ * this and all later records are answered with its sentence. */
+#pragma once
+
+#include "proto/step/step.h"
+#include "tp/worker/forward.h"
+#include "tp/worker/rank.h"
+
+struct step_exec;
+
+int step_exec_create(struct rank *r, struct step_exec **ret, struct error *e);
+struct step_exec *step_exec_free(struct step_exec *x); /* not the rank */
+
+struct step_answer { /* body belongs to the step_exec and is valid until its next record */
+    struct step_completion completion;
+    const void *body;
+    uint32_t body_bytes;
+};
+/* Blocks until the record has been executed. record is 8-byte aligned. Rank 0 answers a plan with samples,
+ * other ranks with the checksum alone. */
+void step_exec_record(struct step_exec *x, const void *record, uint32_t bytes, struct step_answer *ret);
+/* Has the device failed? Then the rank is of no more use; *e (may be NULL) gets the sentence. */
+bool step_exec_failed(const struct step_exec *x, struct error *e);
+
+/* --- for watchdogs, tests and offline use; set between records --- */
+
+void step_exec_hooks(struct step_exec *x, const struct forward_hooks *hooks); /* copied; NULL = none */
+
+enum step_exec_logits {
+    STEP_EXEC_LOGITS_NONE,
+    STEP_EXEC_LOGITS_LAST, /* of the last row of each entry */
+    STEP_EXEC_LOGITS_ALL,  /* of every row */
+};
+void step_exec_want_logits(
+        struct step_exec *x, enum step_exec_logits what); /* needs rank_options.logits_rows */
+/* After a record: [rows asked for][vocab_rows] of this rank, and of the MTP head (NULL without). Owned by x.
+ */
+const float *step_exec_logits_main(const struct step_exec *x);
+const float *step_exec_logits_mtp(const struct step_exec *x);

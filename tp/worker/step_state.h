@@ -1,0 +1,48 @@
+/* step_state.h - what a rank knows on the host about its slots, to check a plan before anything is queued.
+ *
+ * Used by tp/worker/step_exec.c only. The device holds the same lengths; they follow from the plans alone, so the
+ * host can keep them without reading the device. A plan is applied to a copy (next); a refused plan leaves no
+ * trace. */
+#pragma once
+
+#include "base/error.h"
+#include "proto/step/step.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct slot_state {
+    uint32_t length;  /* tokens whose rows were computed */
+    uint32_t granted; /* page table entries [0, granted) are set */
+    bool open;
+    bool sampled; /* has a last sampled id to continue from */
+};
+
+struct unit_state { /* a host unit with a slot's snapshot */
+    uint32_t length;
+    bool filled;
+};
+
+struct step_limits {
+    uint32_t slots, pages, pages_per_slot, slot_units, page_units;
+    uint32_t rows_max, entries_max, vocab_size, max_model_len;
+    uint32_t extra_positions; /* KV positions beyond a sequence's tokens */
+};
+
+struct step_state {
+    struct step_limits limits;
+    struct slot_state *slots, *next; /* [slots + 1]; 0 is the dummy */
+    struct unit_state *units, *units_next;
+};
+
+int step_state_init(const struct step_limits *limits, struct step_state *ret, struct error *e);
+void step_state_done(struct step_state *s);
+void step_state_reset(struct step_state *s); /* everything closed and empty */
+
+/* Checks a decoded plan against the pools and works out the states after it, in next. 0, or -EINVAL with a
+ * sentence and *s as before. */
+int step_state_check(struct step_state *s, const struct step_plan *p, struct error *e);
+void step_state_commit(struct step_state *s); /* after a check that returned 0 */
+
+/* The i-th uint32 of a blob array. */
+uint32_t step_blob_u32(const struct step_plan *p, uint32_t at, uint32_t i);

@@ -1,0 +1,33 @@
+/* worker_options.h - the worker's command line.
+ *
+ * Parsed once by worker_main.c. The names are those of `shardd serve`, which passes them on; people use
+ * --generate-ids to run a model without a service. */
+#pragma once
+
+#include "base/error.h"
+#include "base/limits.h"
+#include "tp/worker/rank.h"
+
+#define WORKER_PROMPT_MAX 65536u /* ids of --generate-ids */
+
+struct worker_options {
+    struct rank_options rank; /* what all ranks of this process have in common; rank.tp is the group's size */
+    uint32_t ranks[RANKS_MAX], n_ranks; /* hosted here */
+    int control_fd;                     /* the launcher's socket; -1 = none */
+    int comm_fd;                        /* memfd shared by all workers of the group; -1 = none */
+    int log_level;
+    bool help;
+
+    /* --generate-ids */
+    uint32_t *prompt; /* malloc'ed; NULL = serve */
+    uint32_t n_prompt;
+    uint32_t max_tokens, top_k;
+    float temperature, top_p, min_p;
+};
+
+extern const char worker_help[];
+
+/* Fills *ret with defaults and argv. -EINVAL with a sentence that names the flag. worker_options_done()
+ * afterwards, whatever came back. Strings point into argv. */
+int worker_options_parse(int argc, char **argv, struct worker_options *ret, struct error *e);
+void worker_options_done(struct worker_options *o);

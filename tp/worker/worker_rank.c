@@ -1,0 +1,220 @@
+/* worker_rank.c - see worker_rank.h. */
+#include "tp/worker/worker_rank.h"
+
+#include "base/log.h"
+#include "tp/worker/step_exec.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define WAIT_NS 500000000ull /* kicks wake it; this is only so that a lost one costs no more */
+
+static void report(struct worker_rank *w, enum worker_rank_state state) {
+    atomic_store(&w->state, state);
+    uint64_t one = 1;
+    ssize_t n = write(w->event_fd, &one, sizeof(one));
+    (void)n; /* an eventfd that is full wakes its reader just as well */
+}
+
+static void on_progress(void *user, uint64_t done, uint64_t total, const char *what) {
+    struct worker_rank *w = user;
+    (void)what;
+    atomic_store(&w->bytes_total, total);
+    atomic_store(&w->bytes_done, done);
+}
+
+static void on_note(void *user, const char *text) {
+    const struct worker_rank *w = user;
+    log_notice("rank %u: %s", w->options.rank, text);
+}
+
+struct at_work { /* what the step's marks publish */
+    struct step_ring *ring;
+    uint64_t step;
+};
+
+static void on_mark(void *user, uint32_t layer, uint32_t operation) {
+    const struct at_work *a = user;
+    step_ring_progress(a->ring, a->step, layer, operation, true);
+}
+
+static bool replaced(struct worker_rank *w) {
+    pthread_mutex_lock(&w->lock);
+    bool r = w->next_ring != NULL;
+    pthread_mutex_unlock(&w->lock);
+    return r;
+}
+
+/* Takes the next ring over, waiting for one if there is none at all; false when told to stop instead. */
+static bool take_ring(struct worker_rank *w) {
+    pthread_mutex_lock(&w->lock);
+    while (!w->next_ring && !atomic_load(&w->stop))
+        pthread_cond_wait(&w->changed, &w->lock);
+    struct step_ring *old = w->ring;
+    bool taken = w->next_ring != NULL;
+    if (taken) {
+        w->ring = w->next_ring;
+        w->next_ring = NULL;
+        step_ring_free(old);
+    }
+    pthread_mutex_unlock(&w->lock);
+    return taken;
+}
+
+/* Hands an answer to the coordinator. One that is gone does not read any more: its answers are dropped. */
+static void complete(struct worker_rank *w, const struct step_answer *a) {
+    for (;;) {
+        int r = step_ring_complete(w->ring, &a->completion, a->body, a->body_bytes);
+        if (r != -EAGAIN || replaced(w) || atomic_load(&w->stop))
+            return;
+        step_ring_wait(w->ring, WAIT_NS);
+    }
+}
+
+/* Executes one record. False when the rank can not or shall not go on. */
+static bool execute(struct worker_rank *w, struct step_exec *x, const void *record, uint32_t bytes) {
+    struct step_header h = {0};
+    memcpy(&h, record, bytes < sizeof(h) ? bytes : sizeof(h));
+    if (h.group_epoch != step_ring_group_epoch(w->ring) || h.coord_epoch != step_ring_coord_epoch(w->ring)) {
+        atomic_fetch_add(&w->dropped, 1);
+        log_warning("rank %u: dropped a record of epochs %llu/%llu, these are %llu/%llu", w->options.rank,
+                (unsigned long long)h.group_epoch, (unsigned long long)h.coord_epoch,
+                (unsigned long long)step_ring_group_epoch(w->ring),
+                (unsigned long long)step_ring_coord_epoch(w->ring));
+        return true;
+    }
+    struct at_work at = {.ring = w->ring, .step = h.step};
+    const struct forward_hooks hooks = {.mark = on_mark, .user = &at};
+    struct step_answer answer;
+    step_exec_hooks(x, &hooks);
+    step_ring_progress(w->ring, h.step, 0, 0, true);
+    step_exec_record(x, record, bytes, &answer);
+    step_exec_hooks(x, NULL);
+    struct error e = {0};
+    if (step_exec_failed(x, &e) && e.code == -ECANCELED)
+        return false; /* the rank that failed answers; "it was stopped" would only hide its sentence */
+    complete(w, &answer);
+    step_ring_progress(w->ring, h.step, 0, 0, false);
+    if (answer.completion.status == STEP_STATUS_FAULT &&
+            e.code == 0) /* refused; a failure is logged by worker.c */
+        log_error("rank %u: step %llu: %.*s", w->options.rank, (unsigned long long)h.step,
+                (int)answer.body_bytes, (const char *)answer.body);
+    if (answer.completion.status == STEP_STATUS_OK && answer.completion.type == STEP_TYPE_STOP) {
+        atomic_store(&w->end_of_service, true);
+        return false;
+    }
+    return !step_exec_failed(x, NULL);
+}
+
+/* Until stop, a STOP record, or a failure. */
+static int serve(struct worker_rank *w, struct step_exec *x, struct error *e) {
+    if (!take_ring(w))
+        return 0;
+    for (;;) {
+        /* Asked before looking into the ring: whatever the old coordinator committed is there by then. */
+        bool switch_over = replaced(w), stop = atomic_load(&w->stop);
+        const void *record;
+        uint32_t bytes;
+        int r = step_ring_next(w->ring, &record, &bytes);
+        if (r == 0) {
+            bool go_on = execute(w, x, record, bytes);
+            step_ring_release(w->ring);
+            if (!go_on)
+                return step_exec_failed(x, e) ? e->code : 0;
+        } else if (r != -EAGAIN) {
+            return error_set(
+                    e, r, "the step ring holds nonsense: coordinator and worker are not of the same build");
+        } else if (stop) {
+            return 0;
+        } else if (switch_over) {
+            take_ring(w);
+        } else
+            step_ring_wait(w->ring, WAIT_NS);
+    }
+}
+
+static int load_and_serve(struct worker_rank *w) {
+    struct rank *rank = NULL;
+    struct step_exec *x = NULL;
+    int r = rank_create(&w->options, &rank, &w->e);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&w->lock);
+    w->rank = rank;
+    pthread_mutex_unlock(&w->lock);
+    r = step_exec_create(rank, &x, &w->e);
+    if (r == 0) {
+        snprintf(w->ready_text, sizeof(w->ready_text), "rank %u: %s; %s", w->options.rank,
+                k_context_describe(rank->context), rank->budget.text);
+        if (rank->weights_from[0])
+            log_info("rank %u: %s", w->options.rank, rank->weights_from);
+        report(w, WORKER_RANK_READY);
+        r = serve(w, x, &w->e);
+    }
+    pthread_mutex_lock(&w->lock);
+    w->rank = NULL;
+    pthread_mutex_unlock(&w->lock);
+    step_exec_free(x);
+    rank_free(rank);
+    return r;
+}
+
+static void *thread_main(void *argument) {
+    struct worker_rank *w = argument;
+    char name[16];
+    snprintf(name, sizeof(name), "rank %u", w->options.rank);
+    pthread_setname_np(pthread_self(), name);
+    report(w, load_and_serve(w) < 0 ? WORKER_RANK_FAILED : WORKER_RANK_STOPPED);
+    return NULL;
+}
+
+int worker_rank_start(
+        struct worker_rank *w, const struct rank_options *options, int event_fd, struct error *e) {
+    *w = (struct worker_rank){.options = *options, .event_fd = event_fd};
+    w->options.progress = on_progress;
+    w->options.note = on_note;
+    w->options.user = w;
+    pthread_mutex_init(&w->lock, NULL);
+    pthread_cond_init(&w->changed, NULL);
+    int r = pthread_create(&w->thread, NULL, thread_main, w);
+    w->started = r == 0;
+    return r == 0 ? 0
+                  : error_set(e, -r, "cannot start the thread of rank %u: %s", options->rank, strerror(r));
+}
+
+void worker_rank_channel(struct worker_rank *w, struct step_ring *ring) {
+    pthread_mutex_lock(&w->lock);
+    step_ring_free(w->next_ring);
+    w->next_ring = ring;
+    pthread_cond_broadcast(&w->changed);
+    if (w->ring)
+        step_ring_kick_all(w->ring);
+    pthread_mutex_unlock(&w->lock);
+}
+
+void worker_rank_stop(struct worker_rank *w) {
+    atomic_store(&w->stop, true);
+    pthread_mutex_lock(&w->lock);
+    pthread_cond_broadcast(&w->changed);
+    if (w->ring)
+        step_ring_kick_all(w->ring);
+    pthread_mutex_unlock(&w->lock);
+}
+
+void worker_rank_abort(struct worker_rank *w) {
+    pthread_mutex_lock(&w->lock);
+    if (w->rank)
+        rank_abort(w->rank);
+    pthread_mutex_unlock(&w->lock);
+}
+
+void worker_rank_done(struct worker_rank *w) {
+    if (w->started)
+        pthread_join(w->thread, NULL);
+    step_ring_free(w->ring);
+    step_ring_free(w->next_ring);
+    pthread_cond_destroy(&w->changed);
+    pthread_mutex_destroy(&w->lock);
+}
