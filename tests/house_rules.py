@@ -35,6 +35,11 @@ DAEMON_ARROWS = {
     "daemon/engine": {"daemon/engine"},
     "daemon/rpc": {"daemon/rpc"},
 }
+# Inside daemon/engine calls go down: a file may include headers of the layers before its own, its own header, state.h
+# (data only) and engine.h (what the outside sees).
+ENGINE_LAYERS = [["heap", "pools", "stream"], ["state"], ["inbox", "poke", "report", "wake"], ["registry"],
+                 ["sequence"], ["flight"], ["recovery", "scheduler"], ["engine", "submit"]]
+ENGINE_LAYER_OF = {name: layer for layer, names in enumerate(ENGINE_LAYERS) for name in names}
 FOLDERS = set(ARROWS) | {"tests"}
 
 BANNED = {
@@ -117,6 +122,15 @@ def check_functions(path, code, add):
             start = signature = None
 
 
+def check_engine_include(path, target, number, add):
+    name, other = (os.path.splitext(os.path.basename(p))[0] for p in (path, target))
+    if name not in ENGINE_LAYER_OF:
+        add(path, number, "daemon/engine/%s is in no layer: add it to ENGINE_LAYERS in tests/house_rules.py" % name)
+    elif other not in (name, "state", "engine") and ENGINE_LAYER_OF.get(other, 99) >= ENGINE_LAYER_OF[name]:
+        add(path, number, "daemon/engine/%s may not include \"%s\": calls go down, results come up (state.h)"
+            % (name, target))
+
+
 def check_includes(path, text, add):
     folder = path.split("/")[0]
     part = "/".join(path.split("/")[:2])
@@ -133,6 +147,8 @@ def check_includes(path, text, add):
         target_part = "/".join(target.split("/")[:2])
         if part in DAEMON_ARROWS and target.startswith("daemon/") and target_part not in DAEMON_ARROWS[part]:
             add(path, number, "%s may not include \"%s\"" % (part, target))
+        if part == target_part == "daemon/engine":
+            check_engine_include(path, target, number, add)
 
 
 def check_c(path, text, add):
@@ -200,6 +216,8 @@ def self_test():
         "base/i.c": ("/* i */\n// x = y;\n", "commented-out"),
         "base/j.c": ("/* j */\nvoid f(void) {\n    exit(1);\n}\n", "exit below main"),
         "daemon/text/k.c": ("/* k */\n#include \"daemon/rpc/x.h\"\n", "may not include"),
+        "daemon/engine/flight.c": ("/* f */\n#include \"daemon/engine/recovery.h\"\n", "calls go down"),
+        "daemon/engine/new.c": ("/* n */\n#include \"daemon/engine/state.h\"\n", "in no layer"),
         "base/l.c": ("/* l */\n/* " + "y" * 130 + " */\n", "columns"),
         "base/m.c": ("/* m */\nint f(int a,\n        int b) {\n" + "    g();\n" * 80 + "}\n", "function of"),
     }

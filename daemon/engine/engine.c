@@ -1,62 +1,23 @@
 /* engine.c - the engine thread's loop, and the way in for other threads. */
-#include "daemon/engine/internal.h"
-
-#include "base/log.h"
+#include "daemon/engine/flight.h"
+#include "daemon/engine/inbox.h"
+#include "daemon/engine/poke.h"
+#include "daemon/engine/recovery.h"
+#include "daemon/engine/scheduler.h"
+#include "daemon/engine/sequence.h"
+#include "daemon/engine/wake.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #define DEFAULT_TIMEOUT_MS 30000u
-
-uint64_t engine_clock_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-void engine_log(struct engine *g, int level, const char *format, ...) {
-    char text[ERROR_TEXT_MAX];
-    va_list ap;
-    if (g->o.log == NULL)
-        return;
-    va_start(ap, format);
-    vsnprintf(text, sizeof(text), format, ap);
-    va_end(ap);
-    g->o.log(g->o.log_user, level, text);
-}
-
-void engine_tell_launcher(struct engine *g, uint32_t kind, uint64_t a, const char *text) {
-    struct control_message m = {.kind = kind, .a = a};
-    if (g->o.launcher.fn == NULL)
-        return;
-    if (g->ring != NULL) {
-        m.group_epoch = step_ring_group_epoch(g->ring);
-        m.coord_epoch = step_ring_coord_epoch(g->ring);
-    }
-    snprintf(m.text, sizeof(m.text), "%s", text);
-    g->o.launcher.fn(g->o.launcher.user, &m);
-}
-
-/* --- waiting and waking --- */
-
-void engine_wake(struct engine *g) {
-    pthread_mutex_lock(&g->wake_lock);
-    g->wake_pending = true;
-    if (g->ring != NULL)
-        step_ring_kick(g->ring);
-    else
-        pthread_cond_signal(&g->wake_cond);
-    pthread_mutex_unlock(&g->wake_lock);
-}
-
-static struct timespec timespec_of(uint64_t ns) {
-    return (struct timespec){.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-}
+#define PING_NS            1000000000ull
+#define STALL_POLL_NS      5000000ull /* a reader that catches up does not tell: looked at this often */
+#define PREFILL_ROWS_FIRST 64u        /* until a step has been measured */
 
 static uint64_t sooner(uint64_t a, uint64_t b) {
     return a < b ? a : b;
@@ -76,23 +37,6 @@ static uint64_t idle_ns(struct engine *g, uint64_t now) {
         ns = first > now ? sooner(ns, first - now) : 0;
     }
     return ns;
-}
-
-static void wait_for_news(struct engine *g) {
-    uint64_t now = engine_clock_ns(), ns = idle_ns(g, now);
-    pthread_mutex_lock(&g->wake_lock);
-    bool pending = g->wake_pending;
-    struct timespec until = timespec_of(now + ns);
-    while (g->ring == NULL && !g->wake_pending && ns > 0) {
-        if (pthread_cond_timedwait(&g->wake_cond, &g->wake_lock, &until) != 0)
-            break;
-    }
-    g->wake_pending = false;
-    pthread_mutex_unlock(&g->wake_lock);
-    /* Only this thread replaces the ring. A kick after the unlock is in the ring's wake word and is not
-     * missed. */
-    if (g->ring != NULL && !pending)
-        step_ring_wait(g->ring, ns);
 }
 
 /* --- one turn of the loop --- */
@@ -129,13 +73,14 @@ static void take_submitted(struct engine *g, struct sequence *s) {
     }
     if (s->deadline_ns > 0)
         heap_push(&g->deadlines, s);
+    sequence_enter(s, SEQUENCE_WAITING);
     heap_push(&g->waiting, s);
 }
 
 static void take_finish(struct engine *g, struct sequence *s, uint32_t n_tokens) {
     /* What came after the stop string was never sent and does not count. */
     uint32_t generated = s->n_tokens - s->n_prompt;
-    if (s->ending == ENGINE_RUNNING && generated > n_tokens)
+    if (s->state != SEQUENCE_ENDING && generated > n_tokens)
         g->now.generated_tokens_total -= generated - n_tokens;
     sequence_finish(g, s, ENGINE_FINISH_REQUESTED, NULL);
 }
@@ -162,14 +107,13 @@ static void end_late_and_slow(struct engine *g, uint64_t now) {
         sequence_finish(g, g->deadlines.items[0], ENGINE_FINISH_DEADLINE, NULL);
     for (uint32_t i = g->n_stalled > 0 ? g->n_running : 0; i > 0; i--) {
         struct sequence *s = g->running[i - 1];
-        if (s->ending == ENGINE_RUNNING && s->stalled_since_ns > 0 &&
+        if (s->state != SEQUENCE_ENDING && s->stalled_since_ns > 0 &&
                 now - s->stalled_since_ns >= (uint64_t)g->o.slow_reader_ms * 1000000u)
             sequence_finish(g, s, ENGINE_FINISH_SLOW, NULL);
     }
 }
 
 static void publish_stats(struct engine *g) {
-    static const char *const names[] = {"loading", "serving", "recovering", "failed"};
     g->now.pages_free = g->pools.n_free_pages;
     g->now.slots_free = g->pools.n_free_slots;
     g->now.running = g->n_running;
@@ -178,7 +122,7 @@ static void publish_stats(struct engine *g) {
     g->public_state = g->state;
     bool draining = g->draining;
     pthread_mutex_unlock(&g->registry_lock);
-    g->now.state = draining ? "draining" : names[g->state];
+    g->now.state = draining ? "draining" : engine_state_name(g->state);
     pthread_mutex_lock(&g->stats_lock);
     bool news = !g->ready && (g->geometry_known || g->state == STATE_FAILED);
     g->ready |= news;
@@ -188,27 +132,62 @@ static void publish_stats(struct engine *g) {
     pthread_mutex_unlock(&g->stats_lock);
 }
 
+/* What came back from the ranks, and what follows from it. */
+static void take_answers(struct engine *g, uint64_t now) {
+    for (;;) {
+        struct flight_report r;
+        switch (flight_next(g, now, &r)) {
+        case FLIGHT_NONE:
+            return;
+        case FLIGHT_RETIRED:
+            scheduler_measured(g, r.n_prompt_rows, r.compute_ns);
+            break;
+        case FLIGHT_PONG:
+            break;
+        case FLIGHT_READY:
+            recovery_ready(g, r.geometries);
+            break;
+        case FLIGHT_FAULT:
+            recovery_fault(g, r.rank, r.text);
+            break;
+        }
+    }
+}
+
+/* Plans while there is room, and pings a group that has nothing to do. */
+static void send_records(struct engine *g, uint64_t now) {
+    int r = 1;
+    while (r > 0 && g->ring != NULL && g->state == STATE_SERVING) {
+        r = scheduler_plan(g, now);
+        g->work_done |= r > 0;
+    }
+    if (r == 0 && g->ring != NULL && g->state == STATE_SERVING && g->n_flights == 0 &&
+            now - g->last_record_ns >= PING_NS)
+        r = flight_send_bare(g, STEP_TYPE_PING, now);
+    if (r < 0)
+        recovery_fault(g, 0, "the step ring takes no more records");
+}
+
 static void *engine_main(void *arg) {
     struct engine *g = arg;
     pthread_setname_np(pthread_self(), "engine");
     while (!atomic_load(&g->stop)) {
         uint64_t now = engine_clock_ns();
+        struct flight_report stuck;
         g->work_done = false;
         take_controls(g, now);
         take_inbox(g);
-        flight_take_completions(g, now);
+        take_answers(g, now);
         end_late_and_slow(g, now);
-        while (g->ring != NULL && g->state == STATE_SERVING && scheduler_plan(g, now))
-            g->work_done = true;
-        if (g->ring != NULL && g->state == STATE_SERVING && g->n_flights == 0 &&
-                now - g->last_record_ns >= PING_NS)
-            flight_send_bare(g, STEP_TYPE_PING, now);
-        flight_watch(g, now);
-        engine_poke_all(g);
+        send_records(g, now);
+        if (flight_watch(g, now, &stuck) == FLIGHT_FAULT)
+            recovery_fault(g, stuck.rank, stuck.text);
+        poke_all(g);
         if (g->work_done)
             g->now.step_plan_ns_total += engine_clock_ns() - now;
         publish_stats(g);
-        wait_for_news(g);
+        now = engine_clock_ns();
+        wake_wait(g, idle_ns(g, now));
     }
     return NULL;
 }
@@ -304,7 +283,7 @@ struct engine *engine_free(struct engine *g) {
         g->running[0]->in_flight = 0; /* nobody will handle the answers */
         sequence_finish(g, g->running[0], ENGINE_FINISH_ABORTED, NULL);
     }
-    engine_poke_all(g);
+    poke_all(g);
     for (uint32_t i = 0; i < g->n_controls; i++)
         control_close_fds(&g->controls[i]);
     step_ring_free(g->ring);
@@ -369,7 +348,7 @@ void engine_stats(struct engine *g, struct engine_stats *ret) {
 }
 
 int engine_wait_ready(struct engine *g, uint64_t timeout_ns) {
-    struct timespec until = timespec_of(engine_clock_ns() + timeout_ns);
+    struct timespec until = wake_timespec(engine_clock_ns() + timeout_ns);
     int r = 0;
     pthread_mutex_lock(&g->stats_lock);
     while (!g->ready && r == 0)

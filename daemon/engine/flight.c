@@ -3,12 +3,17 @@
  *
  * Answers come in the order of the records. One is taken when every rank has given it, so tokens are sent
  * only when all ranks agree about them. Nothing here allocates. */
-#include "daemon/engine/internal.h"
+#include "daemon/engine/flight.h"
+
+#include "daemon/engine/poke.h"
+#include "daemon/engine/sequence.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+
+#define RESET_PATIENCE 4u
 
 static struct flight *flight_at(struct engine *g, uint32_t i) {
     return &g->flights[(g->flight_first + i) % FLIGHTS_MAX];
@@ -19,7 +24,6 @@ static void watch_restart(struct engine *g, uint64_t now) {
         g->watch[i].since_ns = now;
 }
 
-/* The next free record; it counts only once it is committed. */
 struct flight *flight_begin(struct engine *g, enum step_type type) {
     assert(g->n_flights < FLIGHTS_MAX);
     struct flight *f = flight_at(g, g->n_flights);
@@ -36,12 +40,8 @@ int flight_commit(struct engine *g, struct flight *f, uint64_t now) {
     int r = step_ring_reserve(g->ring, bytes, &record);
     if (r == 0)
         r = step_end(g->writer, record, bytes);
-    if (r < 0) {
-        /* The ring holds four of the largest records and never as many are in flight: this is a damaged ring.
-         */
-        recovery_fault(g, 0, "the step ring takes no more records");
+    if (r < 0) /* the ring holds four of the largest records and never as many are in flight */
         return r;
-    }
     step_ring_commit(g->ring, bytes);
     f->n_closes = f->type == STEP_TYPE_PLAN ? g->pools.n_to_close : 0;
     if (f->n_closes > 0) {
@@ -84,7 +84,7 @@ static void take_token(struct engine *g, struct sequence *s, const struct step_s
         g->now.prompt_tokens_total += s->n_prompt;
     }
     if (stream_push(s->stream, sample))
-        engine_poke_later(g, &s->stream->poke);
+        poke_later(g, &s->stream->poke);
     if (is_stop_id(s, sample->id, index))
         sequence_finish(g, s, ENGINE_FINISH_STOP_ID, NULL);
     else if (index + 1 == s->max_tokens)
@@ -126,7 +126,7 @@ static void retire_plan(struct engine *g, struct flight *f, const struct step_sa
         struct flight_entry *t = &f->entries[i];
         struct sequence *s = t->sequence;
         const struct step_sample *sample = t->sample ? &samples[n++] : NULL;
-        if (sample != NULL && s->ending == ENGINE_RUNNING) {
+        if (sample != NULL && s->state != SEQUENCE_ENDING) {
             assert(t->sample_index == s->n_tokens - s->n_prompt);
             take_token(g, s, sample); /* this step still names s, so s is still there afterwards */
         }
@@ -134,28 +134,35 @@ static void retire_plan(struct engine *g, struct flight *f, const struct step_sa
     }
 }
 
-static void finish_plan(struct engine *g, struct flight *f, const struct step_completion **answers,
-        const struct step_sample *samples) {
+static enum flight_event fault(struct flight_report *r, uint32_t rank, const char *text) {
+    r->rank = rank;
+    snprintf(r->text, sizeof(r->text), "%s", text);
+    return FLIGHT_FAULT;
+}
+
+static enum flight_event finish_plan(struct engine *g, struct flight *f,
+        const struct step_completion **answers, const struct step_sample *samples,
+        struct flight_report *ret) {
     uint32_t rank;
-    uint64_t compute_ns = 0;
     const char *bad = check_samples(g, f, answers, samples, &rank);
-    if (bad != NULL) {
-        recovery_fault(g, rank, bad);
-        return;
+    if (bad != NULL)
+        return fault(ret, rank, bad);
+    ret->compute_ns = 0;
+    for (uint32_t i = 0; i < g->n_ranks; i++) {
+        if (answers[i]->compute_ns > ret->compute_ns)
+            ret->compute_ns = answers[i]->compute_ns;
     }
-    for (uint32_t i = 0; i < g->n_ranks; i++)
-        compute_ns = answers[i]->compute_ns > compute_ns ? answers[i]->compute_ns : compute_ns;
-    scheduler_measured(g, f, compute_ns);
+    ret->n_prompt_rows = f->n_prompt_rows;
     g->n_plans--;
     g->now.steps_total++;
     retire_plan(g, f, samples);
+    return FLIGHT_RETIRED;
 }
 
-static void finish_reset(struct engine *g, const void **bodies) {
-    struct step_geometry geometries[RANKS_MAX];
+static enum flight_event finish_reset(struct engine *g, const void **bodies, struct flight_report *ret) {
     for (uint32_t i = 0; i < g->n_ranks; i++)
-        memcpy(&geometries[i], bodies[i], sizeof(geometries[i]));
-    recovery_ready(g, geometries);
+        memcpy(&ret->geometries[i], bodies[i], sizeof(ret->geometries[i]));
+    return FLIGHT_READY;
 }
 
 /* The rank's answer to the oldest record; answers of other epochs are dropped. */
@@ -173,14 +180,15 @@ static int next_answer(
     }
 }
 
-/* The answers of all ranks to the oldest record. 0, -EAGAIN, or -ESTALE when the group was given up. */
-static int gather(struct engine *g, const struct step_completion **answers, const void **bodies) {
+/* The answers of all ranks to the oldest record: RETIRED, FAULT, or NONE when one of them has to be waited for. */
+static enum flight_event gather(struct engine *g, const struct step_completion **answers, const void **bodies,
+        struct flight_report *ret) {
     const struct flight *f = flight_at(g, 0);
-    int all = 0;
+    enum flight_event all = FLIGHT_RETIRED;
     for (uint32_t i = 0; i < g->n_ranks; i++) {
         int r = next_answer(g, i, &answers[i], &bodies[i]);
         if (r == -EAGAIN) {
-            all = -EAGAIN; /* look at the others all the same: a fault of one makes the rest wait for ever */
+            all = FLIGHT_NONE; /* look at the others all the same: a fault of one makes the rest wait for ever */
             continue;
         }
         char text[STEP_FAULT_TEXT_MAX + 1] = "the rank's answers are malformed";
@@ -191,30 +199,38 @@ static int gather(struct engine *g, const struct step_completion **answers, cons
                     (unsigned long long)answers[i]->step, (unsigned long long)f->step);
         else if (r == 0)
             continue;
-        recovery_fault(g, i, text);
-        return -ESTALE;
+        return fault(ret, i, text);
     }
     return all;
 }
 
-void flight_take_completions(struct engine *g, uint64_t now) {
+enum flight_event flight_next(struct engine *g, uint64_t now, struct flight_report *ret) {
     const struct step_completion *answers[RANKS_MAX];
     const void *bodies[RANKS_MAX];
-    while (g->ring != NULL && g->n_flights > 0 && gather(g, answers, bodies) == 0) {
-        struct flight *f = flight_at(g, 0);
-        struct step_ring *ring = g->ring;
-        /* f stays whole: nothing is planned before it has been handled. */
-        g->flight_first = (g->flight_first + 1) % FLIGHTS_MAX;
-        g->n_flights--;
-        g->work_done |= f->type == STEP_TYPE_PLAN;
-        watch_restart(g, now);
-        if (f->type == STEP_TYPE_PLAN)
-            finish_plan(g, f, answers, bodies[0]);
-        else if (f->type == STEP_TYPE_RESET)
-            finish_reset(g, bodies);
-        for (uint32_t i = 0; g->ring == ring && i < g->n_ranks; i++)
-            step_ring_completion_release(g->ring, i);
-    }
+    if (g->ring == NULL || g->n_flights == 0)
+        return FLIGHT_NONE;
+    enum flight_event event = gather(g, answers, bodies, ret);
+    if (event != FLIGHT_RETIRED)
+        return event;
+    struct flight *f = flight_at(g, 0);
+    watch_restart(g, now);
+    g->work_done |= f->type == STEP_TYPE_PLAN;
+    if (f->type == STEP_TYPE_PLAN)
+        event = finish_plan(g, f, answers, bodies[0], ret);
+    else
+        event = f->type == STEP_TYPE_RESET ? finish_reset(g, bodies, ret) : FLIGHT_PONG;
+    if (event == FLIGHT_FAULT)
+        return event; /* the flight stays: what was in it was in flight at the fault */
+    g->flight_first = (g->flight_first + 1) % FLIGHTS_MAX;
+    g->n_flights--;
+    for (uint32_t i = 0; i < g->n_ranks; i++)
+        step_ring_completion_release(g->ring, i);
+    return event;
+}
+
+void flight_forget(struct engine *g) {
+    g->n_flights = g->n_plans = 0;
+    g->flight_first = 0;
 }
 
 /* --- stuck ranks --- */
@@ -228,11 +244,11 @@ static bool less_far(const struct step_progress *a, const struct step_progress *
 /* Work is pending and no rank that owes an answer has moved for step_timeout_ms: the one that came least far
  * is it. A RESET may wait for a step that an earlier coordinator committed, whose progress is in another
  * ring: more time. */
-void flight_watch(struct engine *g, uint64_t now) {
+enum flight_event flight_watch(struct engine *g, uint64_t now, struct flight_report *ret) {
     struct step_progress least = {.step = UINT64_MAX};
     uint32_t rank = RANKS_MAX;
     if (g->ring == NULL || g->n_flights == 0)
-        return;
+        return FLIGHT_NONE;
     uint32_t limit_ms = g->o.step_timeout_ms;
     if (flight_at(g, 0)->type == STEP_TYPE_RESET)
         limit_ms = limit_ms < UINT32_MAX / RESET_PATIENCE ? limit_ms * RESET_PATIENCE : UINT32_MAX;
@@ -253,10 +269,10 @@ void flight_watch(struct engine *g, uint64_t now) {
             rank = i;
         }
     }
-    if (rank < RANKS_MAX) {
-        char text[160];
-        snprintf(text, sizeof(text), "no progress for %u ms at step %llu, layer %u, operation %u", limit_ms,
-                (unsigned long long)least.step, least.layer, least.operation);
-        recovery_fault(g, rank, text);
-    }
+    if (rank == RANKS_MAX)
+        return FLIGHT_NONE;
+    ret->rank = rank;
+    snprintf(ret->text, sizeof(ret->text), "no progress for %u ms at step %llu, layer %u, operation %u",
+            limit_ms, (unsigned long long)least.step, least.layer, least.operation);
+    return FLIGHT_FAULT;
 }

@@ -1,6 +1,8 @@
 /* heap.c - waiting sequences by order of service, and sequences by deadline. Fixed capacity, no allocation
  * later. */
-#include "daemon/engine/internal.h"
+#include "daemon/engine/heap.h"
+
+#include "daemon/engine/state.h"
 
 #include <assert.h>
 #include <errno.h>

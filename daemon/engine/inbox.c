@@ -2,7 +2,7 @@
  *
  * A stream is in the list at most once, however many events it has, so the list is as bounded as the streams
  * are and a cancel can never be refused for lack of room. Push is lock-free; only the engine thread takes. */
-#include "daemon/engine/internal.h"
+#include "daemon/engine/inbox.h"
 
 void inbox_post(struct engine *g, struct engine_stream *s, uint32_t event) {
     if (atomic_fetch_or(&s->events, event) != 0)

@@ -3,7 +3,7 @@
  * A page is given back only when no step in flight names its sequence, so the next plan may grant it at once.
  * A slot that was opened is named once more, by its CLOSE, and is free when every rank has completed that
  * step. */
-#include "daemon/engine/internal.h"
+#include "daemon/engine/pools.h"
 
 #include <assert.h>
 #include <errno.h>

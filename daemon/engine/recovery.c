@@ -3,41 +3,29 @@
  * A sequence's tokens are all on the host, so a death costs nobody a request: it goes back to waiting and is
  * replayed as PROMPT rows. But a sequence that was in flight at the death may be what killed the group. It is
  * a suspect: the scheduler replays it alone; in flight at a second death it ends with ENGINE_FINISH_FAULT. */
-#include "daemon/engine/internal.h"
+#include "daemon/engine/recovery.h"
 
-#include "base/log.h"
+#include "daemon/engine/flight.h"
+#include "daemon/engine/report.h"
+#include "daemon/engine/sequence.h"
+#include "daemon/engine/wake.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
 
-void recovery_set_ring(struct engine *g, struct step_ring *ring) {
-    pthread_mutex_lock(&g->wake_lock);
-    struct step_ring *old = g->ring;
-    g->ring = ring;
-    g->wake_pending = true; /* a kick may have gone to the old one */
-    pthread_mutex_unlock(&g->wake_lock);
-    step_ring_free(old);
-}
-
-static void forget_flights(struct engine *g) {
-    g->n_flights = g->n_plans = 0;
-    g->flight_first = 0;
-}
-
-/* One sequence that ran when the group died: it has no slot and no pages any more. */
+/* One sequence that had a slot when the group died. */
 static void survive(struct engine *g, struct sequence *s) {
     bool was_in_flight = s->in_flight > 0;
-    s->in_flight = 0;
-    s->running = s->opened = s->preempting = false;
-    s->slot = 0;
-    if (s->planned > s->computed_before)
-        s->computed_before = s->planned;
-    s->planned = 0;
-    if (s->ending != ENGINE_RUNNING) {
-        sequence_finish(g, s, s->ending, NULL);
+    if (s->state == SEQUENCE_ENDING) {
+        sequence_uprooted(g, s);
         return;
     }
+    if (was_in_flight && !s->suspect) {
+        s->suspect = true;
+        g->n_suspects++;
+    }
+    sequence_uprooted(g, s);
     if (was_in_flight && ++s->deaths >= 2) {
         engine_log(g, LOG_LEVEL_ERROR,
                 "request \"%s\" was in flight at two deaths of the rank group: it is ended",
@@ -46,31 +34,25 @@ static void survive(struct engine *g, struct sequence *s) {
                 "the workers failed twice while this request was running: it is not tried again");
         return;
     }
-    if (was_in_flight && !s->suspect) {
-        s->suspect = true;
-        g->n_suspects++;
-    }
     g->now.replays_total++;
-    heap_push(&g->waiting, s);
 }
 
 void recovery_lost(struct engine *g) {
-    static const char *const names[] = {"loading", "serving", "recovering", "failed"};
     if (g->ring == NULL)
         return; /* known already: its fault was seen before the launcher said so */
     engine_log(g, LOG_LEVEL_WARNING,
             "the rank group of epoch %llu is lost while %s, with %u sequences running",
-            (unsigned long long)step_ring_group_epoch(g->ring), names[g->state], g->n_running);
+            (unsigned long long)step_ring_group_epoch(g->ring), engine_state_name(g->state), g->n_running);
     uint32_t n = g->n_running;
     g->n_running = 0;
     g->quarantine = NULL;
     for (uint32_t i = 0; i < n; i++)
         survive(g, g->running[i]);
     pools_done(&g->pools);
-    forget_flights(g);
-    recovery_set_ring(g, NULL);
+    flight_forget(g);
+    wake_set_ring(g, NULL);
     if (g->state == STATE_SERVING)
-        g->state = STATE_RECOVERING;
+        engine_enter(g, STATE_RECOVERING);
 }
 
 void recovery_fault(struct engine *g, uint32_t rank, const char *text) {
@@ -100,11 +82,12 @@ void recovery_channel(struct engine *g, const struct control_message *m, uint64_
         engine_tell_launcher(g, CONTROL_FAULT, 0, e.text);
         return;
     }
-    recovery_set_ring(g, ring);
+    wake_set_ring(g, ring);
     g->n_ranks = step_ring_ranks(ring);
     memset(g->watch, 0, sizeof(g->watch));
     g->step_next = 0;
-    flight_send_bare(g, STEP_TYPE_RESET, now);
+    if (flight_send_bare(g, STEP_TYPE_RESET, now) < 0)
+        recovery_fault(g, 0, "the step ring takes no records");
 }
 
 /* --- the answers to RESET --- */
@@ -225,7 +208,7 @@ void recovery_ready(struct engine *g, const struct step_geometry *all) {
         engine_log(g, LOG_LEVEL_ERROR, "%s", e.text);
         engine_tell_launcher(g, CONTROL_FAULT, 0, e.text);
         recovery_lost(g);
-        g->state = STATE_FAILED;
+        engine_enter(g, STATE_FAILED);
         while (g->waiting.n > 0)
             sequence_finish(g, g->waiting.items[0], ENGINE_FINISH_FAULT, e.text);
         return;
@@ -236,5 +219,5 @@ void recovery_ready(struct engine *g, const struct step_geometry *all) {
             "the rank group of epoch %llu is ready: %u ranks, %u slots, %u pages, %u to replay",
             (unsigned long long)g->now.group_epoch, g->n_ranks, g->geometry.slots, g->geometry.pages,
             g->waiting.n);
-    g->state = STATE_SERVING;
+    engine_enter(g, STATE_SERVING);
 }

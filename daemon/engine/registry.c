@@ -2,7 +2,10 @@
  *
  * Everything here is under registry_lock. A stream leaves when it ends, before its reader is told, so an id
  * can be used again as soon as its reader has seen the end. */
-#include "daemon/engine/internal.h"
+#include "daemon/engine/registry.h"
+
+#include "daemon/engine/inbox.h"
+#include "daemon/engine/wake.h"
 
 #include <errno.h>
 #include <string.h>

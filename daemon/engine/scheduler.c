@@ -13,9 +13,14 @@
  * While there are suspects (sequences that were in flight when the rank group died) each is replayed alone,
  * up to its first new token, before anything else runs: a second death then hits the guilty one and nobody
  * else. */
-#include "daemon/engine/internal.h"
+#include "daemon/engine/scheduler.h"
+
+#include "daemon/engine/flight.h"
+#include "daemon/engine/sequence.h"
 
 #include <assert.h>
+
+#define PREFILL_ROWS_MIN 16u
 
 struct plan {
     struct engine *g;
@@ -29,7 +34,7 @@ static uint32_t least(uint32_t a, uint32_t b) {
 }
 
 static bool serving(const struct sequence *s) {
-    return s->ending == ENGINE_RUNNING && !s->preempting;
+    return s->state == SEQUENCE_RUNNING;
 }
 
 /* Whether the reader has room for one token more than those that are on their way. */
@@ -124,7 +129,7 @@ static bool preempt_youngest(struct engine *g) {
     for (uint32_t i = g->n_running; i > 0; i--) {
         struct sequence *s = g->running[i - 1];
         if (serving(s) && s != g->quarantine) {
-            s->preempting = true;
+            sequence_enter(s, SEQUENCE_PREEMPTING);
             g->now.preemptions_total++;
             return true;
         }
@@ -270,7 +275,7 @@ static bool put_back(struct engine *g) {
     bool any = false;
     for (uint32_t i = g->n_running; i > 0; i--) {
         struct sequence *s = g->running[i - 1];
-        if (s->preempting && s->in_flight == 0 && s->ending == ENGINE_RUNNING) {
+        if (s->state == SEQUENCE_PREEMPTING && s->in_flight == 0) {
             sequence_to_waiting(g, s);
             any = true;
         }
@@ -286,12 +291,12 @@ static void prepare(struct plan *p) {
     g->n_stalled = 0;
 }
 
-bool scheduler_plan(struct engine *g, uint64_t now) {
+int scheduler_plan(struct engine *g, uint64_t now) {
     if (g->n_plans >= PLANS_IN_FLIGHT || g->n_flights >= FLIGHTS_MAX)
-        return false;
+        return 0;
     if (g->n_running == 0 && g->waiting.n == 0 && g->pools.n_to_close == 0) {
         g->n_stalled = 0;
-        return false;
+        return 0;
     }
     struct plan p = {.g = g, .now = now, .f = flight_begin(g, STEP_TYPE_PLAN)};
     put_back(g);
@@ -306,22 +311,23 @@ bool scheduler_plan(struct engine *g, uint64_t now) {
     for (uint32_t i = 0; i < g->pools.n_to_close; i++)
         step_add_close(g->writer, g->pools.to_close[i]);
     if (p.f->n_entries == 0 && g->pools.n_to_close == 0)
-        return false;
-    return flight_commit(g, p.f, now) == 0;
+        return 0;
+    int r = flight_commit(g, p.f, now);
+    return r < 0 ? r : 1;
 }
 
 /* Prompt rows of the next steps, so that a step takes about the target: scaled by what a step of about this
  * size took, at most doubled or halved at once. Steps with few prompt rows say little and count only when
  * they were too slow. */
-void scheduler_measured(struct engine *g, const struct flight *f, uint64_t compute_ns) {
+void scheduler_measured(struct engine *g, uint32_t n_prompt_rows, uint64_t compute_ns) {
     uint64_t target = (uint64_t)g->o.prefill_target_ms * 1000000u;
-    if (target == 0 || f->n_prompt_rows == 0 || compute_ns == 0)
+    if (target == 0 || n_prompt_rows == 0 || compute_ns == 0)
         return;
-    if (f->n_prompt_rows < g->prefill_rows / 2 && compute_ns < target)
+    if (n_prompt_rows < g->prefill_rows / 2 && compute_ns < target)
         return;
     double scale = (double)target / (double)compute_ns;
     scale = scale > 2 ? 2 : scale < 0.5 ? 0.5 : scale;
-    double rows = (double)f->n_prompt_rows * scale;
+    double rows = (double)n_prompt_rows * scale;
     uint32_t most = least(g->o.max_num_batched_tokens, STEP_ROWS_MAX);
     g->prefill_rows = rows > most ? most : rows < PREFILL_ROWS_MIN ? PREFILL_ROWS_MIN : (uint32_t)rows;
 }

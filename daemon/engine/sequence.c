@@ -1,5 +1,8 @@
 /* sequence.c - the life of one sequence: made by submit, admitted to a slot, put back, ended. */
-#include "daemon/engine/internal.h"
+#include "daemon/engine/sequence.h"
+
+#include "daemon/engine/poke.h"
+#include "daemon/engine/registry.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -45,31 +48,12 @@ struct sequence *sequence_create(
     return s;
 }
 
-void engine_poke_all(struct engine *g) {
-    for (uint32_t i = 0; i < g->n_pokes; i++)
-        g->pokes[i].fn(g->pokes[i].user);
-    g->n_pokes = 0;
-}
-
-/* Each reader thread is poked once, however many of its streams have news. */
-void engine_poke_later(struct engine *g, const struct engine_poke *poke) {
-    if (poke->fn == NULL)
-        return;
-    for (uint32_t i = 0; i < g->n_pokes; i++) {
-        if (g->pokes[i].fn == poke->fn && g->pokes[i].user == poke->user)
-            return;
-    }
-    if (g->n_pokes == POKES_MAX)
-        engine_poke_all(g);
-    g->pokes[g->n_pokes++] = *poke;
-}
-
 void sequence_admit(struct engine *g, struct sequence *s, uint32_t slot) {
-    assert(slot > 0 && !s->running && g->n_running < SEQS_MAX);
+    assert(slot > 0 && s->slot == 0 && g->n_running < SEQS_MAX);
+    sequence_enter(s, SEQUENCE_RUNNING);
     heap_remove(&g->waiting, s);
     s->slot = slot;
-    s->running = true;
-    s->opened = s->preempting = false;
+    s->opened = false;
     s->planned = 0;
     s->prefill_end = s->n_tokens;
     s->samples = s->n_tokens - s->n_prompt;
@@ -87,16 +71,14 @@ static void leave_running(struct engine *g, struct sequence *s) {
     assert(at < g->n_running);
     g->n_running--;
     memmove(&g->running[at], &g->running[at + 1], (g->n_running - at) * sizeof(g->running[0]));
-    s->running = false;
     pools_release(&g->pools, s->slot, s->opened);
     s->slot = 0;
 }
 
 void sequence_to_waiting(struct engine *g, struct sequence *s) {
-    assert(s->in_flight == 0 && s->ending == ENGINE_RUNNING);
-    if (s->running)
-        leave_running(g, s);
-    s->preempting = false;
+    assert(s->in_flight == 0);
+    sequence_enter(s, SEQUENCE_WAITING);
+    leave_running(g, s);
     heap_push(&g->waiting, s);
 }
 
@@ -110,9 +92,9 @@ void sequence_cleared(struct engine *g, struct sequence *s) {
 }
 
 static void drop(struct engine *g, struct sequence *s) {
-    assert(s->in_flight == 0 && s->ending != ENGINE_RUNNING);
+    assert(s->in_flight == 0 && s->state == SEQUENCE_ENDING);
     heap_remove(&g->waiting, s);
-    if (s->running)
+    if (s->slot != 0)
         leave_running(g, s);
     sequence_cleared(g, s);
     s->stream->sequence = NULL;
@@ -121,12 +103,12 @@ static void drop(struct engine *g, struct sequence *s) {
 }
 
 void sequence_finish(struct engine *g, struct sequence *s, enum engine_finish finish, const char *error) {
-    if (s->ending == ENGINE_RUNNING) {
-        s->ending = finish;
+    if (s->state != SEQUENCE_ENDING) {
+        sequence_enter(s, SEQUENCE_ENDING);
         heap_remove(&g->deadlines, s);
         registry_remove(g, s->stream);
         stream_end(s->stream, finish, error);
-        engine_poke_later(g, &s->stream->poke);
+        poke_later(g, &s->stream->poke);
     }
     if (s->in_flight == 0)
         drop(g, s);
@@ -136,12 +118,27 @@ void sequence_retired(struct engine *g, struct sequence *s) {
     assert(s->in_flight > 0);
     if (--s->in_flight > 0)
         return;
-    if (s->ending != ENGINE_RUNNING) {
+    if (s->state == SEQUENCE_ENDING) {
         drop(g, s);
         return;
     }
     if (s == g->quarantine && s->planned >= s->prefill_end)
         sequence_cleared(g, s); /* its replay and one token more are done: it was not this one */
-    if (s->preempting)
+    if (s->state == SEQUENCE_PREEMPTING)
         sequence_to_waiting(g, s);
+}
+
+void sequence_uprooted(struct engine *g, struct sequence *s) {
+    s->in_flight = 0;
+    s->opened = false;
+    s->slot = 0;
+    if (s->planned > s->computed_before)
+        s->computed_before = s->planned;
+    s->planned = 0;
+    if (s->state == SEQUENCE_ENDING) {
+        drop(g, s);
+        return;
+    }
+    sequence_enter(s, SEQUENCE_WAITING);
+    heap_push(&g->waiting, s);
 }

@@ -4,7 +4,9 @@
  * head, the reader publishes the head and then looks at the tail, both sequentially consistent. So if the
  * ring was empty for the engine it pokes, and if it was not, the reader sees the token in its second look: no
  * token is left behind unseen. */
-#include "daemon/engine/internal.h"
+#include "daemon/engine/stream.h"
+
+#include "daemon/engine/state.h"
 
 #include <assert.h>
 #include <stdlib.h>

@@ -1,6 +1,9 @@
 /* submit.c - checks a request completely, in the thread that submits it, and hands it to the engine thread.
  */
-#include "daemon/engine/internal.h"
+#include "daemon/engine/registry.h"
+#include "daemon/engine/sequence.h"
+#include "daemon/engine/state.h"
+#include "daemon/engine/wake.h"
 
 #include <errno.h>
 #include <math.h>

@@ -1,5 +1,9 @@
 /* parts.c - the engine's pieces by themselves: heaps, slots and pages, the stream ring, the inbox. */
-#include "daemon/engine/internal.h"
+#include "daemon/engine/heap.h"
+#include "daemon/engine/inbox.h"
+#include "daemon/engine/pools.h"
+#include "daemon/engine/state.h"
+#include "daemon/engine/stream.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

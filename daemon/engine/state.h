@@ -1,0 +1,162 @@
+/* state.h - the engine's data: what the files of daemon/engine share. Nobody outside includes it.
+ *
+ * Owned by the engine thread alone, without locks: everything in struct engine below "engine thread", every
+ * struct sequence, slots, pages, flights. Other threads reach the engine through the inbox, the registry, the
+ * control queue and the stats, each with its own rule, written beside it.
+ *
+ * Calls go down and results come up; an arrow is "may include" (tests/house_rules.py holds every file to it):
+ *
+ *     engine (the loop, the way in) --> recovery, scheduler --> flight --> sequence --> registry --> inbox, wake
+ *     all of them --> poke, report, wake; heap, pools, stream; state
+ *
+ *   STATE_LOADING --RESET answered--> STATE_SERVING --group lost--> STATE_RECOVERING --RESET answered-->
+ *   STATE_SERVING; from LOADING and RECOVERING --other weights--> STATE_FAILED, which stays
+ *
+ *   SEQUENCE_NEW --taken from the inbox--> WAITING --admitted--> RUNNING --pages ran out--> PREEMPTING
+ *   RUNNING, PREEMPTING --steps retired, or the group was lost--> WAITING
+ *   any of them --told how it ended--> ENDING --no step names it any more--> gone
+ *
+ * WAITING is in the heap by priority and arrival; RUNNING and PREEMPTING have a slot. One that comes back is
+ * replayed: its tokens are all on the host, so it runs as PROMPT rows. */
+#pragma once
+
+#include "daemon/engine/engine.h"
+#include "daemon/engine/heap.h"
+#include "daemon/engine/pools.h"
+#include "daemon/engine/stream.h"
+#include "proto/step/control.h"
+#include "proto/step/ring.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define FLIGHTS_MAX      4u /* records in flight: two plans (overlap), a ping, one to spare */
+#define PLANS_IN_FLIGHT  2u
+#define STREAM_RESERVE   1u /* ring places that only the replay of a suspect may use */
+#define CONTROLS_MAX     16u
+#define POKES_MAX        64u
+#define REGISTRY_BUCKETS 32768u
+
+_Static_assert(
+        STREAM_RING_TOKENS > PLANS_IN_FLIGHT + STREAM_RESERVE, "a stream can have two steps in flight");
+
+enum sequence_state {
+    SEQUENCE_NEW,
+    SEQUENCE_WAITING,
+    SEQUENCE_RUNNING,
+    SEQUENCE_PREEMPTING,
+    SEQUENCE_ENDING
+};
+
+struct sequence {
+    struct engine_stream *stream;
+    uint64_t number, arrival; /* of this engine; for logs and order */
+    uint64_t deadline_ns;
+    int32_t priority;
+    struct engine_sampling sampling;
+    uint32_t n_prompt, n_tokens; /* n_tokens: prompt and generated, known on the host */
+    uint32_t max_tokens, min_tokens;
+    uint32_t n_bias, n_stop_ids, top_logprobs;
+    bool logprobs;
+    uint32_t *tokens, *bias_ids, *stop_ids; /* in the same block of memory; tokens: [n_prompt + max_tokens] */
+    float *bias;
+    uint32_t waiting_at, deadline_at; /* places in the heaps; HEAP_NONE = not in it */
+    enum sequence_state state;        /* changed by sequence_enter() only */
+    uint32_t slot;                    /* 0 = none; not 0 = in g->running */
+    bool opened;                      /* OPEN was sent */
+    bool suspect;                     /* was in flight at a death, not yet seen to live */
+    uint32_t deaths;                  /* group deaths at which it was in flight */
+    uint32_t in_flight;               /* steps that name it */
+    uint32_t planned;                 /* rows in committed steps, counted from position 0 */
+    uint32_t prefill_end;             /* rows below it come from the host */
+    uint32_t samples;                 /* tokens sampled in committed steps: the next sample_index */
+    uint32_t computed_before;         /* rows below it are a replay */
+    bool counted;                     /* in prompt_tokens_total */
+    uint64_t stalled_since_ns;
+};
+
+struct flight_entry {
+    struct sequence *sequence;
+    uint32_t slot, sample_index;
+    bool sample;
+    uint32_t top_logprobs;
+};
+struct flight { /* one record that not every rank has answered yet */
+    uint64_t step;
+    enum step_type type;
+    uint32_t n_entries, n_samples, n_rows, n_prompt_rows, n_closes;
+    struct flight_entry entries[SEQS_MAX];
+    uint32_t closes[SEQS_MAX];
+};
+
+enum engine_state { STATE_LOADING, STATE_SERVING, STATE_RECOVERING, STATE_FAILED };
+
+struct rank_watch {
+    uint64_t changes, since_ns;
+};
+
+struct engine {
+    struct engine_options o; /* filled in */
+    pthread_t thread;
+    bool started;
+    _Atomic bool stop;
+
+    _Atomic(struct engine_stream *) inbox; /* newest first; pushed by any thread */
+
+    pthread_mutex_t wake_lock; /* protects `ring` against a kick while it is replaced, and wake_pending */
+    pthread_cond_t wake_cond;  /* used while there is no ring */
+    bool wake_pending;
+
+    pthread_mutex_t control_lock;
+    struct control_message controls[CONTROLS_MAX]; /* fds are ours */
+    uint32_t n_controls;
+
+    pthread_mutex_t registry_lock;  /* protects the next seven and links in streams */
+    struct engine_stream **buckets; /* [REGISTRY_BUCKETS] by request id */
+    struct engine_stream *streams;  /* all that have not ended */
+    uint32_t n_live;
+    uint64_t n_submitted;
+    bool draining;
+    enum engine_state public_state;
+    struct limits {
+        uint32_t max_model_len, vocab_size, pages, pages_per_slot, has_mtp;
+    } limits;
+
+    pthread_mutex_t stats_lock;
+    pthread_cond_t ready_cond;
+    struct engine_stats stats; /* what engine_stats() copies */
+    bool ready;                /* the first RESET was answered */
+
+    /* --- engine thread --- */
+    enum engine_state state; /* changed by engine_enter() only */
+    struct step_ring *ring;  /* written under wake_lock */
+    uint32_t n_ranks;
+    uint64_t step_next;
+    struct step_writer *writer;
+    struct flight flights[FLIGHTS_MAX];
+    uint32_t flight_first, n_flights, n_plans;
+    struct rank_watch watch[RANKS_MAX];
+    uint64_t last_record_ns;
+    struct pools pools;
+    struct step_geometry geometry; /* the least of all ranks; fingerprint 0 until the first RESET */
+    bool geometry_known;
+    struct heap waiting, deadlines;
+    struct sequence *running[SEQS_MAX]; /* in serving order */
+    uint32_t n_running;
+    uint32_t rotor; /* where decode rows start when not all fit */
+    uint32_t n_suspects;
+    struct sequence *quarantine; /* the suspect that runs alone */
+    uint32_t prefill_rows;       /* limit of prompt rows a step */
+    uint32_t n_stalled;          /* sequences held back by a full ring in the last plan */
+    struct engine_poke pokes[POKES_MAX];
+    uint32_t n_pokes;
+    struct engine_stats now; /* counters, copied to stats */
+    bool work_done;          /* this turn handled a completion or made a plan */
+};
+
+/* The two state machines of the drawing above: a transition that is not in it is a mistake of ours. */
+void engine_enter(struct engine *g, enum engine_state to);
+const char *engine_state_name(enum engine_state state);
+void sequence_enter(struct sequence *s, enum sequence_state to);
+
+uint64_t engine_clock_ns(void);
