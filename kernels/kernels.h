@@ -85,8 +85,8 @@ int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e);
 void k_graph_launch(struct k_stream *s, struct k_graph *g);
 struct k_graph *k_graph_free(struct k_graph *g);
 
-void *k_alloc(
-        struct k_context *c, size_t bytes); /* device memory, zeroed, 64-byte aligned; NULL = out of memory */
+/* Device memory, zeroed, 64-byte aligned; NULL = out of memory. */
+void *k_alloc(struct k_context *c, size_t bytes);
 void k_free(struct k_context *c, void *p);
 void *k_host_alloc(struct k_context *c, size_t bytes); /* pinned host memory, zeroed */
 void k_host_free(struct k_context *c, void *p);
@@ -109,8 +109,8 @@ struct k_matrix_view {
     uint32_t first_row, first_column; /* quant and tiles */
     uint32_t rows;
     enum k_dtype dtype; /* dense */
-    const uint32_t
-            *row_order; /* NULL, or [rows]: row r is this row of data (or of quant), first_row not added */
+    /* NULL, or [rows]: row r is this row of data (or of quant), first_row not added */
+    const uint32_t *row_order;
 };
 
 /* One linear: pieces stacked along the output, all with the same K. Output columns are the pieces' rows in order,
@@ -120,16 +120,16 @@ struct k_linear_spec {
     uint32_t n_pieces; /* 1..8 */
     uint32_t columns;  /* local K */
     uint32_t leaves;   /* 1, 2, 4 or 8 */
-    const uint32_t
-            *order;   /* NULL, or [columns]: position k multiplies input order[k]; quantised pieces are in
-                            * positions already, dense ones are put into this order when they are packed; copied */
+    /* NULL, or [columns]: position k multiplies input order[k]; quantised pieces are in positions already, dense ones
+     * are put into this order when they are packed; copied */
+    const uint32_t *order;
     const char *name; /* for errors; copied */
 };
 
 struct k_linear; /* an opaque weight pack: canonical tiles of 16 output rows */
 
-size_t k_linear_bytes(
-        const struct k_linear_spec *spec); /* packed size, parts of tiles included; no allocation */
+/* Packed size, parts of tiles included; no allocation. */
+size_t k_linear_bytes(const struct k_linear_spec *spec);
 int k_linear_pack(
         struct k_context *c, const struct k_linear_spec *spec, struct k_linear **ret, struct error *e);
 /* Seeded weights straight in the packed form, uniform in [-scale, scale], views' data ignored. */
@@ -253,11 +253,10 @@ struct k_entry {
     uint32_t ids_at;    /* PROMPT: index of its first id in ids[] */
     uint32_t id_after;  /* PROMPT: the id after the chunk, for the MTP layer; UINT32_MAX = not known yet */
     uint32_t rope_at;   /* index of 3*n_rows rope positions in rope[]; UINT32_MAX = same as KV index */
-    uint32_t
-            top_logprobs; /* 0..TOP_LOGPROBS_MAX, reported beside the sampled id; UINT32_MAX = no logprobs at all */
-    uint32_t
-            sample_index; /* which sample of the sequence this is (0 = first generated token): keys the noise */
-    uint32_t sample_at;   /* index of its result in the results array; set iff K_ENTRY_SAMPLE */
+    /* 0..TOP_LOGPROBS_MAX, reported beside the sampled id; UINT32_MAX = no logprobs at all */
+    uint32_t top_logprobs;
+    uint32_t sample_index; /* which of the sequence's samples (0 = first generated token): keys the noise */
+    uint32_t sample_at;    /* index of its result in the results array; set iff K_ENTRY_SAMPLE */
 };
 
 /* The device arrays that tp/ uploads for a step; capacities were fixed at creation. */
@@ -384,8 +383,9 @@ void k_project(
 
 struct k_result { /* one per sampled entry, device memory, downloaded by tp/ */
     uint32_t id;  /* 0 where the logits were a fault */
-    float logprob; /* natural log, of the raw model distribution (before penalties, temperature and filters); 0 if
-                     * the entry asked for no logprobs */
+    /* natural log, of the raw model distribution (before penalties, temperature and filters); 0 if the entry asked for
+     * no logprobs */
+    float logprob;
     uint32_t n_top; /* top_logprobs filled, highest first, equal ones by id */
     uint32_t reserved;
     uint32_t top_ids[TOP_LOGPROBS_MAX];

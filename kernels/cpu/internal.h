@@ -1,10 +1,8 @@
-/* internal.h - what the files of kernels/cpu share: the objects behind kernels.h and the table of numeric
- * bodies.
+/* internal.h - what the files of kernels/cpu share: the objects behind kernels.h and the table of numeric bodies.
  *
- * Every operation has the same form: the public function copies its arguments and calls stream_submit(),
- * which runs the operation at once or records it. The operation splits its work over the threads of the
- * context and calls bodies through struct isa. Bodies do arithmetic only; they see no slots, pages or
- * threads. */
+ * Every operation has the same form: the public function copies its arguments and calls stream_submit(), which runs
+ * the operation at once or records it. The operation splits its work over the threads of the context and calls bodies
+ * through struct isa. Bodies do arithmetic only; they see no slots, pages or threads. */
 #pragma once
 
 #include "kernels/cpu/numbers.h"
@@ -138,12 +136,11 @@ struct isa {
      * x[rows][ldx], rows <= SMALL_ROWS */
     void (*linear_small)(const struct k_linear *w, uint32_t first, uint32_t n, const float *x, uint32_t ldx,
             uint32_t rows, float *out);
-    /* The same for n <= 2 strips and up to BLOCK_TILES tiles [K][12]; tile t has rows[t] rows; out[n][all
-     * rows][16] */
+    /* The same for n <= 2 strips and up to BLOCK_TILES tiles [K][12]; tile t has rows[t] rows; out[n][all rows][16] */
     void (*linear_block)(const struct k_linear *w, uint32_t first, uint32_t n, const float *tiles,
             const uint32_t *rows, uint32_t n_tiles, float *out);
-    /* INT4 or INT8 weights x INT8 activations: n neighbouring strips of one piece x all rows of the tiles, n * rows
-     * <= OUT_MAX; out[n][all rows][16] */
+    /* INT4 or INT8 weights x INT8 activations: n neighbouring strips of one piece x all rows of the tiles,
+     * n * rows <= OUT_MAX; out[n][all rows][16] */
     void (*linear_codes)(const struct k_linear *w, uint32_t first, uint32_t n, const struct codes_tile *tiles,
             uint32_t n_tiles, float *out);
     /* codes[columns], scales[leaf][run of ACTIVATION_RUN] */
@@ -176,8 +173,7 @@ struct isa {
     float (*sum_exp)(const float *x, uint32_t n, float highest);
     void (*exp_minus)(const float *x, uint32_t n, float highest, float *y);
     float (*log_one)(float x);
-    /* the first index of the highest x; the id of the highest x + Gumbel noise: ids[i], or i if ids is NULL
-     */
+    /* the first index of the highest x; the id of the highest x + Gumbel noise: ids[i], or i if ids is NULL */
     uint32_t (*argmax)(const float *x, uint32_t n);
     uint32_t (*gumbel_argmax)(const float *x, const uint32_t *ids, uint32_t n, struct gumbel_key key);
 };
@@ -199,14 +195,13 @@ struct team_idle {
     const void *arg;
 };
 #define TEAM_IDLE_DONE UINT64_MAX
-/* The same as team_run; threads that are done wait with `idle`, also after the run, until another run brings another
- * one. */
+/* The same as team_run; threads that are done wait with `idle`, also after the run, until another run brings
+ * another. */
 void team_run_idle(struct team *t, team_fn fn, void *arg, uint32_t n, const struct team_idle *idle);
 /* Returns when no thread uses the argument of an idle function any more. */
 void team_forget_idle(struct team *t);
 
-/* Waits on *word while it is `seen`; at most timeout_ns. shared: the word lies in memory of several
- * processes. */
+/* Waits on *word while it is `seen`; at most timeout_ns. shared: the word lies in memory of several processes. */
 void futex_wait(atomic_uint *word, uint32_t seen, uint64_t timeout_ns, bool shared);
 void futex_wake_all(atomic_uint *word, bool shared);
 void spin_pause(void);
@@ -328,8 +323,7 @@ int view_check(const struct k_matrix_view *v, uint32_t columns, uint32_t leaf_co
 /* --- products --- */
 
 /* y[r][rows of w] = W n(x_r) for the rows named by rows_at (NULL: 0..n-1), n = RMS norm if norm is not NULL.
- * gate_up: w holds gate rows then up rows and y[r][rows / 2] = silu(gate) * up. Takes scratch from `scratch`.
- */
+ * gate_up: w holds gate rows then up rows and y[r][rows / 2] = silu(gate) * up. Takes scratch from `scratch`. */
 struct product {
     const struct k_linear *w;
     const float *x, *norm;

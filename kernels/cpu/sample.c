@@ -1,8 +1,7 @@
 /* sample.c - one token from one row of logits.
  *
- * Called by head.c, on any thread; touches nothing but its arguments. Linear in the vocabulary: a cut (top k,
- * top p) is found by counting on the bits of the logits, so nothing is sorted. The order of steps is in
- * kernels.h. */
+ * Called by head.c, on any thread; touches nothing but its arguments. Linear in the vocabulary: a cut (top k, top p) is
+ * found by counting on the bits of the logits, so nothing is sorted. The order of steps is in kernels.h. */
 #include "kernels/cpu/sample.h"
 
 #include <math.h>
@@ -191,8 +190,7 @@ static bool gather(struct cut *c, float low, struct gathered *g) {
     return true;
 }
 
-/* A value that at least k elements reach: the k-th highest of the maxima of chunks. -inf if there are too
- * few. */
+/* A value that at least k elements reach: the k-th highest of the maxima of chunks. -inf if there are too few. */
 static float reached_by(const struct cut *c, uint32_t k) {
     float maxima[GATHER_MAX], low = 0;
     uint32_t n = 0;

@@ -1,10 +1,15 @@
 /* body_attention.h - attention of a few queries over the pages of one kv head, for one instruction set.
  *
- * Per leaf of 256 positions counted from 0 and per query: scores s_j = (q . k_j) / sqrt(D) with s_dot()'s
- * order; m = max s_j; p_j = e^(s_j - m); l = sum p_j with lane j % 16 taking p_j and the tree over lanes; o =
- * sum p_j v_j, one chain, j ascending. Leaves are combined in index order: M' = max(M, m), L = L e^(M-M') + l
- * e^(m-M'), O alike. Queries share the loads of K and V; a query never adds a position that it does not see.
- */
+ * Per leaf of 256 positions counted from 0 and per query:
+ *
+ *   s_j = (q . k_j) / sqrt(D)    in the order of s_dot()
+ *   m   = max s_j
+ *   p_j = e^(s_j - m)
+ *   l   = sum p_j                lane j % 16 takes p_j; then the tree over lanes
+ *   o   = sum p_j v_j            one chain, j ascending
+ *
+ * Leaves are combined in index order: M' = max(M, m), L' = L e^(M-M') + l e^(m-M'), O alike. Queries share the loads of
+ * K and V; a query never adds a position that it does not see. */
 #pragma once
 
 #include "kernels/cpu/isa/body_math.h"
@@ -92,8 +97,7 @@ static void leaf_softmax(float *s, uint32_t low, uint32_t high, float *ret_max, 
     *ret_sum = v_sum(sum);
 }
 
-/* o[query] += sum_j p[query][j] v[j], j in [from, to) ascending, for nc vectors of columns; m lanes of a lone
- * one */
+/* o[query] += sum_j p[query][j] v[j], j in [from, to) ascending, for nc vectors of columns; m lanes of a lone one */
 ALWAYS_INLINE void value_columns(const float *p, const float *v, uint32_t d, uint32_t from, uint32_t to,
         const uint32_t nq, const uint32_t nc, uint32_t m, float *o) {
     v16 acc[4 * VALUE_COLUMNS];

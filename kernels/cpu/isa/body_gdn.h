@@ -1,11 +1,14 @@
 /* body_gdn.h - the block form of the gated delta rule, for one instruction set.
  *
- * Positions are cut into blocks of C = 16 counted from 0. With S0 the state before the block, G_i the running
- * sum of g inside it and rows i of the block: Delta_i = beta_i (v_i - e^G_i S0^T k_i - sum_{j<i} e^(G_i -
- * G_j) (k_i . k_j) Delta_j) o_i     = e^G_i S0^T q_i + sum_{j<=i} e^(G_i - G_j) (q_i . k_j) Delta_j S0'     =
- * e^G_15 S0 + sum_i (e^(G_15 - G_i) k_i) Delta_i^T A row reads S0 and earlier rows only, so any split of a
- * sequence into steps gives the same bits. Each sum is one chain with its index ascending; dot products over
- * dk are s_dot(). */
+ * Positions are cut into blocks of C = 16 counted from 0. With S0 the state before the block, G_i the running sum of g
+ * inside it and rows i of the block:
+ *
+ *   Delta_i = beta_i (v_i - e^G_i S0^T k_i - sum_{j<i} e^(G_i - G_j) (k_i . k_j) Delta_j)
+ *   o_i     = e^G_i S0^T q_i + sum_{j<=i} e^(G_i - G_j) (q_i . k_j) Delta_j
+ *   S0'     = e^G_15 S0 + sum_i (e^(G_15 - G_i) k_i) Delta_i^T
+ *
+ * A row reads S0 and earlier rows only, so any split of a sequence into steps gives the same bits. Each sum is one
+ * chain with its index ascending; dot products over dk are s_dot(). */
 #pragma once
 
 #include "kernels/cpu/isa/body_math.h"

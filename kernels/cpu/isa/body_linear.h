@@ -2,10 +2,13 @@
  *
  * The rule: an output is, per K-leaf, one fp32 accumulator that starts at 0 and takes fma(w[k], x[k]) with k
  * ascending; leaves are then added as a binary tree. How many outputs are open at once is free, and is what the
- * two forms below differ in: small  1..3 rows: weights are read once and straight from memory, as one stream; a
- * few neighbouring strips are open at once, which hides the latency of fma (measured: more of them are slower,
- * since the machine follows few streams well). block  more rows: weights are turned into fp32 once per
- * BLOCK_ROWS rows (128 k x 2 strips = 16 KB, in L1) and multiplied with activation tiles [k][12] from registers. */
+ * two forms below differ in:
+ *
+ *   small   1..3 rows     weights are read once and straight from memory, as one stream; a few neighbouring strips are
+ *                         open at once, which hides the latency of fma (measured: more of them are slower, since the
+ *                         machine follows few streams well)
+ *   block   more rows     weights are turned into fp32 once per BLOCK_ROWS rows (128 k x 2 strips = 16 KB, in L1) and
+ *                         multiplied with activation tiles [k][12] from registers */
 #pragma once
 
 #define BLOCK_K 128u
@@ -18,8 +21,7 @@ ALWAYS_INLINE v16 weights_at(const uint8_t *strip, uint64_t k, const enum k_dtyp
     return v_load((const float *)strip + k * 16);
 }
 
-/* nc chains (a strip each) x nr rows of one leaf; chain c reads w[c]. What lies ahead is fetched meanwhile, as one
- * stream. */
+/* nc chains (a strip each) x nr rows of one leaf; chain c reads w[c]. `ahead` is fetched meanwhile, as one stream. */
 ALWAYS_INLINE void chains(const uint8_t *const *w, const uint8_t *ahead, const float *x, uint32_t ldx,
         uint32_t n, const uint32_t nc, const uint32_t nr, const enum k_dtype dtype, v16 *out) {
     v16 acc[LANES_SMALL_CHAINS * SMALL_ROWS];
@@ -163,8 +165,7 @@ static void linear_small(const struct k_linear *w, uint32_t first, uint32_t n, c
 
 /* --- more rows --- */
 
-/* Where the weights of a tile come from: strips as they lie in memory, or widened ones; and what to fetch
- * ahead. */
+/* Where the weights of a tile come from: strips as they lie in memory, or widened ones; and what to fetch ahead. */
 struct tile_source {
     const uint8_t *w[2], *ahead[2];
     uint64_t ahead_step; /* bytes per k */

@@ -1,16 +1,14 @@
-/* body_math.h - exp, log and what is made of them, over 16 lanes, one operation order for every instruction
- * set.
+/* body_math.h - exp, log and what is made of them, over 16 lanes, one operation order for every instruction set.
  *
- * Included once per instruction set after a lanes_*.h. libm is not used: its results depend on the machine. A
- * single number is computed as a vector of equal lanes, so there is no second version to keep equal.
- * Errors against exact results: exp and log1p about 1 ulp; coefficients are Chebyshev fits on the reduced
- * range. */
+ * Included once per instruction set after a lanes_*.h. libm is not used: its results depend on the machine. A single
+ * number is computed as a vector of equal lanes, so there is no second version to keep equal. Errors against exact
+ * results: exp and log1p about 1 ulp; coefficients are Chebyshev fits on the reduced range. */
 #pragma once
 
 /* e^x. Below -104 it is 0, above 89 infinity; NaN stays. */
 static inline v16 v_exp(v16 x) {
-    const v16 magic =
-            v_set1(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
+    /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
+    const v16 magic = v_set1(12582912.0f);
     x = v_min(v_set1(89.0f), v_max(v_set1(-104.0f), x));
     v16 shifted = v_fma(x, v_set1(1.44269504f), magic);
     v16i n = vi_sub(v_bits(shifted), v_bits(magic));
@@ -32,8 +30,8 @@ static inline v16 v_exp(v16 x) {
 
 /* ln x for normal x > 0. */
 static inline v16 v_log(v16 x) {
-    const v16i root_half =
-            vi_set1(0x3f3504f3u); /* bits of sqrt(1/2): the mantissa is taken from [sqrt(1/2), sqrt 2) */
+    /* bits of sqrt(1/2): the mantissa is taken from [sqrt(1/2), sqrt 2) */
+    const v16i root_half = vi_set1(0x3f3504f3u);
     v16i i = vi_sub(v_bits(x), root_half);
     v16 e = v_of_int(vi_shift_sign(i, 23));
     v16 m = v_of_bits(vi_add(vi_and(i, vi_set1(0x7fffffu)), root_half));

@@ -113,8 +113,7 @@ ALWAYS_INLINE void argmax_step(const float *x, const uint32_t *ids, uint32_t i, 
     *best = v_select_gt(v, *best, v, *best);
 }
 
-/* The first index of the highest x; with noise, the id of the highest x + noise: ids[i], or i if ids is NULL.
- */
+/* The first index of the highest x; with noise, the id of the highest x + noise: ids[i], or i if ids is NULL. */
 ALWAYS_INLINE uint32_t argmax_of(
         const float *x, const uint32_t *ids, uint32_t n, const bool noisy, struct gumbel_key key) {
     v16 best[SCAN_CHAINS], best_id[SCAN_CHAINS];

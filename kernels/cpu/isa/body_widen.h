@@ -1,6 +1,5 @@
 /* body_widen.h - quantised weights as fp32, for one instruction set: what FP8 always is multiplied as, and INT4
- * and INT8 when the activations stay fp32. A weight is scale * (code - zero), rounded, then minus its minimum,
- * rounded. */
+ * and INT8 when the activations stay fp32. A weight is scale * (code - zero), rounded, minus its minimum, rounded. */
 #pragma once
 
 #include "kernels/cpu/isa/body_math.h"

@@ -1,5 +1,4 @@
-/* isa_avx2.c - the numeric bodies compiled for one instruction set. Called through struct isa (internal.h)
- * only. */
+/* isa_avx2.c - the numeric bodies compiled for one instruction set. Called through struct isa only. */
 #include "kernels/cpu/isa/lanes_avx2.h"
 
 #include "kernels/cpu/isa/body.h"

@@ -1,5 +1,4 @@
-/* isa_plain.c - the numeric bodies compiled for one instruction set. Called through struct isa (internal.h)
- * only. */
+/* isa_plain.c - the numeric bodies compiled for one instruction set. Called through struct isa only. */
 #include "kernels/cpu/isa/lanes_plain.h"
 
 #include "kernels/cpu/isa/body.h"

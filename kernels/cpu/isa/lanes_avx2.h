@@ -1,5 +1,4 @@
-/* lanes_avx2.h - the lane operations of lanes_plain.h on two 8-float registers. Included by isa_avx2.c only.
- */
+/* lanes_avx2.h - the lane operations of lanes_plain.h on two 8-float registers. Included by isa_avx2.c only. */
 #pragma once
 
 #include <immintrin.h>
