@@ -65,6 +65,8 @@ int k_context_create(const struct k_context_options *options, struct k_context *
 struct k_context *k_context_free(struct k_context *c);     /* NULL ok; returns NULL */
 const char *k_context_describe(const struct k_context *c); /* "cpu avx512, 2 threads"; owned by c */
 uint64_t k_memory_free(const struct k_context *c);         /* bytes that k_alloc could still hand out */
+/* Do other ranks on this machine take from the same memory (a CPU), so that what is free is for all of them? */
+bool k_memory_shared(const struct k_context *c);
 
 int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e);
 struct k_stream *k_stream_free(struct k_stream *s);
@@ -176,6 +178,17 @@ int k_vector_load(struct k_context *c, const void *data, enum k_dtype dtype, uin
 /* Convolution taps [channels][W] of a checkpoint as k_gdn_weights wants them, [W][channels]. */
 int k_taps_load(struct k_context *c, const void *data, enum k_dtype dtype, uint32_t channels, uint32_t w,
         float **ret, struct error *e); /* release with k_free */
+
+/* A full embedding table [rows][columns], whose rows are looked up by token id; replicated on every rank.
+ * mapped: `data` is the caller's and can be read as long as the table lives (a mapped checkpoint). A CPU uses it where
+ * it lies, so that ranks of a machine share its pages; a GPU copies it. Otherwise `data` is memory of k_host_alloc()
+ * that the table takes over when it was made: used in place, or copied and released. */
+struct k_table;
+/* What the table takes for itself: 0 where it is used where it lies, and that is the caller's. */
+uint64_t k_table_bytes(enum k_dtype dtype, uint32_t rows, uint32_t columns, bool mapped);
+int k_table_load(struct k_context *c, const void *data, enum k_dtype dtype, uint32_t rows, uint32_t columns,
+        bool mapped, struct k_table **ret, struct error *e);
+struct k_table *k_table_free(struct k_table *t); /* NULL ok; returns NULL */
 
 /* --- geometry and pools --- */
 
@@ -321,9 +334,8 @@ void k_memory(struct k_stream *s, struct k_pool *p, const struct k_memory_op *op
  * slot. Counts PROMPT ids for the repetition penalty. Must be first. */
 void k_begin_step(struct k_stream *s, struct k_pool *p, struct k_batch *b);
 
-/* x[R][H] = table[id][H] (full table, row-major in the checkpoint's dtype, mapped or device memory). */
-void k_embed(struct k_stream *s, const struct k_batch *b, const void *table, enum k_dtype dtype,
-        uint32_t hidden_size, float *x);
+/* x[R][H] = table[id][H] (full table). */
+void k_embed(struct k_stream *s, const struct k_batch *b, const struct k_table *table, float *x);
 
 /* y[R][n] = W (x * rsqrt(mean(x^2) + eps) * w), w already carries the +1 of zero-centred norms. */
 void k_norm_project(struct k_stream *s, const struct k_batch *b, const float *x, const float *norm, float eps,
@@ -372,9 +384,9 @@ struct k_result;
 /* MTP input: y[R][2H] = [norm_e(E[x_{t+1}]) ; norm_h(h_t)] where x_{t+1} of a row is the next row's id, or the
  * entry's id_after for its last row (UINT32_MAX: the id in results just sampled for that entry, id 0 where it did not
  * sample). hidden is post-final-norm. */
-void k_mtp_input(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const void *table,
-        enum k_dtype dtype, const float *hidden, const float *norm_embedding, const float *norm_hidden,
-        float eps, const struct k_result *results, float *y);
+void k_mtp_input(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_table *table,
+        const float *hidden, const float *norm_embedding, const float *norm_hidden, float eps,
+        const struct k_result *results, float *y);
 /* y[R][n] = W x, no norm (mtp.fc). */
 void k_project(
         struct k_stream *s, const struct k_batch *b, const float *x, const struct k_linear *w, float *y);

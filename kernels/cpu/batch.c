@@ -5,6 +5,7 @@
  * never an access. */
 #include "kernels/cpu/internal.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -150,23 +151,17 @@ void k_end_step(
 
 struct embed_args {
     const struct k_batch *b;
-    const uint8_t *table;
+    const struct k_table *table;
     float *x;
-    uint32_t dtype, hidden_size;
 };
-static const uint8_t *table_row(const uint8_t *table, uint32_t dtype, uint32_t hidden_size, uint32_t id) {
-    return table + (uint64_t)id * hidden_size * k_dtype_bytes((enum k_dtype)dtype);
-}
 static void run_embed(struct k_stream *s, const void *args) {
     const struct embed_args *a = args;
     (void)s;
     for (uint32_t r = 0; r < a->b->plan.n_rows; r++)
-        convert_row((enum k_dtype)a->dtype, table_row(a->table, a->dtype, a->hidden_size, a->b->row_id[r]),
-                a->hidden_size, a->x + (uint64_t)r * a->hidden_size);
+        table_row(a->table, a->b->row_id[r], a->x + (uint64_t)r * a->table->columns);
 }
-void k_embed(struct k_stream *s, const struct k_batch *b, const void *table, enum k_dtype dtype,
-        uint32_t hidden_size, float *x) {
-    struct embed_args a = {b, table, x, dtype, hidden_size};
+void k_embed(struct k_stream *s, const struct k_batch *b, const struct k_table *table, float *x) {
+    struct embed_args a = {b, table, x};
     stream_submit(s, run_embed, &a, sizeof a);
 }
 
@@ -196,11 +191,10 @@ void k_final_norm(struct k_stream *s, struct k_pool *p, const struct k_batch *b,
 struct mtp_args {
     struct k_pool *p;
     const struct k_batch *b;
-    const uint8_t *table;
+    const struct k_table *table;
     const float *hidden, *norm_embedding, *norm_hidden;
     const struct k_result *results;
     float *y, eps;
-    uint32_t dtype;
 };
 static uint32_t next_id(const struct mtp_args *a, uint32_t row) {
     const struct k_entry *entry = &a->b->entries[a->b->row_entry[row]];
@@ -222,14 +216,16 @@ static void run_mtp_input(struct k_stream *s, const void *args) {
                     s, -EINVAL, "token id %u is not in the vocabulary of %u", id, a->p->shape.vocab_size);
             id = 0;
         }
-        convert_row((enum k_dtype)a->dtype, table_row(a->table, a->dtype, h, id), h, y);
+        table_row(a->table, id, y);
         isa->norm_row(y, a->norm_embedding, a->eps, h, y);
         isa->norm_row(a->hidden + (uint64_t)r * h, a->norm_hidden, a->eps, h, y + h);
     }
 }
-void k_mtp_input(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const void *table,
-        enum k_dtype dtype, const float *hidden, const float *norm_embedding, const float *norm_hidden,
-        float eps, const struct k_result *results, float *y) {
-    struct mtp_args a = {p, b, table, hidden, norm_embedding, norm_hidden, results, y, eps, dtype};
+void k_mtp_input(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_table *table,
+        const float *hidden, const float *norm_embedding, const float *norm_hidden, float eps,
+        const struct k_result *results, float *y) {
+    struct mtp_args a = {p, b, table, hidden, norm_embedding, norm_hidden, results, y, eps};
+    assert(table->columns == p->shape.hidden_size);
+    assert(table->rows == p->shape.vocab_size);
     stream_submit(s, run_mtp_input, &a, sizeof a);
 }

@@ -237,6 +237,18 @@ static inline void stream_run(struct k_stream *s, team_fn fn, void *arg, uint32_
     team_run(s->context->team, fn, arg, n);
 }
 
+/* --- embedding tables (table.c) --- */
+
+struct k_table {
+    struct k_context *context;
+    const void *data; /* [rows][columns] of dtype */
+    enum k_dtype dtype;
+    uint32_t rows, columns;
+    bool mapped; /* data belongs to the caller */
+};
+/* to[columns] = row `id`, widened to fp32. */
+void table_row(const struct k_table *t, uint32_t id, float *to);
+
 /* --- batch and pool --- */
 
 struct k_batch {

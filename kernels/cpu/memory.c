@@ -121,6 +121,11 @@ static bool read_number(const char *path, const char *key, uint64_t *ret) {
     return found;
 }
 
+bool k_memory_shared(const struct k_context *c) {
+    (void)c;
+    return true;
+}
+
 /* What the machine has left, or the control group if that is less. */
 uint64_t k_memory_free(const struct k_context *c) {
     uint64_t kib = 0, limit, used;

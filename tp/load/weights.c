@@ -20,7 +20,6 @@ struct loader {
     bool dummy;
     uint64_t done, total;
     struct error *e;
-    struct weights *w;
 };
 
 /* --- dummy values --- */
@@ -44,25 +43,19 @@ static uint16_t random_bf16(uint16_t bits) {
     return (uint16_t)((bits & 0x8000u) | ((120u + (bits >> 7 & 7u)) << 7) | (bits & 0x7fu));
 }
 
-static int dummy_embedding(struct loader *l) {
-    uint64_t n = (uint64_t)l->m->vocab_size * l->m->hidden_size, bytes = n * 2;
-    if (!l->context)
-        return l->total += bytes, 0;
-    uint16_t *table = k_host_alloc(l->context, bytes);
+/* BF16 values of a dummy table, of k_host_alloc(); NULL = out of memory. */
+static uint16_t *dummy_embedding(struct loader *l) {
+    uint64_t n = (uint64_t)l->m->vocab_size * l->m->hidden_size;
+    uint16_t *table = k_host_alloc(l->context, n * sizeof(table[0]));
     if (!table)
-        return error_set(l->e, -ENOMEM, "the dummy embedding table of %llu bytes does not fit in memory",
-                (unsigned long long)bytes);
-    l->w->embedding_owned = table;
-    l->w->embedding = table;
-    l->w->embedding_dtype = K_BF16;
+        return NULL;
     uint64_t state = l->options->seed; /* the same on every rank: it is replicated */
     for (uint64_t i = 0; i < n; i += 4) {
         uint64_t z = next_random(&state);
         for (uint64_t j = i; j < n && j < i + 4; j++, z >>= 16)
             table[j] = random_bf16((uint16_t)z);
     }
-    l->done += bytes;
-    return 0;
+    return table;
 }
 
 /* --- what the checkpoint holds --- */
@@ -207,6 +200,27 @@ static int load_norm(struct loader *l, const char *prefix, const char *name, con
     return load_vector(l, prefix, name, t, &all, 1, 1, 1.0f, (struct dummy_range){-0.1f, 0.1f}, ret);
 }
 
+/* t is NULL for a dummy. */
+static int load_embedding(struct loader *l, const struct tensor *t, struct k_table **ret) {
+    const uint32_t rows = l->m->vocab_size, columns = l->m->hidden_size;
+    const enum k_dtype dtype = t ? dtype_of(t) : K_BF16;
+    const bool mapped = t != NULL;
+    const uint64_t bytes = k_table_bytes(dtype, rows, columns, mapped);
+    if (!l->context)
+        return l->total += bytes, 0;
+    uint16_t *made = mapped ? NULL : dummy_embedding(l);
+    if (!mapped && !made)
+        return error_set(
+                l->e, -ENOMEM, "the dummy embedding table of %u x %u does not fit in memory", rows, columns);
+    int r = k_table_load(l->context, mapped ? t->data : made, dtype, rows, columns, mapped, ret, l->e);
+    if (r < 0) {
+        k_host_free(l->context, made);
+        return error_prefix(l->e, r, "embed_tokens");
+    }
+    progress(l, bytes, "embed_tokens");
+    return 0;
+}
+
 /* --- the walk --- */
 
 static int walk_attention_vectors(
@@ -312,15 +326,13 @@ static int walk_model(struct loader *l, const struct model_tensors *t, struct we
         return r;
     release(l);
     r = load_norm(l, "", "norm", t ? t->norm : NULL, m->hidden_size, &w->final_norm);
-    if (r < 0 || !l->dummy)
-        return r;
-    return dummy_embedding(l);
+    return r < 0 ? r : load_embedding(l, t ? t->embed : NULL, &w->embedding);
 }
 
 int weights_bytes(const struct model_config *m, const struct shard *s, const struct model_tensors *tensors,
         const struct weights_options *options, uint64_t *ret, struct error *e) {
     struct weights unused = {0};
-    struct loader l = {.m = m, .s = s, .options = options, .dummy = !tensors, .e = e, .w = &unused};
+    struct loader l = {.m = m, .s = s, .options = options, .dummy = !tensors, .e = e};
     int r = walk_model(&l, tensors, &unused);
     if (r < 0)
         return r;
@@ -354,22 +366,12 @@ int weights_load(struct k_context *c, const struct model_config *m, const struct
     if (!w->layers)
         return error_set(e, -ENOMEM, "out of memory for %u layers", m->n_layers);
     w->n_layers = m->n_layers;
-    struct loader l = {.context = c,
-            .m = m,
-            .s = s,
-            .options = options,
-            .dummy = !tensors,
-            .total = total,
-            .e = e,
-            .w = w};
+    struct loader l = {
+            .context = c, .m = m, .s = s, .options = options, .dummy = !tensors, .total = total, .e = e};
     r = walk_model(&l, tensors, w);
     if (r < 0)
         return r;
     chain(w);
-    if (tensors) {
-        w->embedding = tensors->embed->data;
-        w->embedding_dtype = dtype_of(tensors->embed);
-    }
     w->bytes = total;
     return 0;
 }
@@ -395,8 +397,7 @@ void weights_done(struct k_context *c, struct weights *w) {
     float *vectors[] = {w->final_norm, w->mtp_norm_embedding, w->mtp_norm_hidden, w->mtp_norm};
     for (size_t i = 0; i < sizeof(vectors) / sizeof(vectors[0]); i++)
         k_free(c, vectors[i]);
-    if (w->embedding_owned)
-        k_host_free(c, w->embedding_owned);
+    k_table_free(w->embedding);
     *w = (struct weights){0};
 }
 

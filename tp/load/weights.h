@@ -1,8 +1,8 @@
 /* weights.h - one rank's weights, on its device, in the form the operations of a step take.
  *
  * Called by tp/worker/rank.c. Linears are packed from the mapped checkpoint, or lie in a packed file, or are made up
- * (dummy); the embedding table is replicated and stays in the mapping, so checkpoint and packed file must outlive the
- * weights. Everything else is owned here. */
+ * (dummy); the embedding table is replicated and may be used in the mapping, so checkpoint and packed file must outlive
+ * the weights. Everything else is owned here. */
 #pragma once
 
 #include "kernels/kernels.h"
@@ -27,16 +27,14 @@ struct weights_layer {
 struct weights {
     uint32_t n_layers;
     struct weights_layer *layers; /* [n_layers] */
-    const void *embedding;        /* [V][H] */
-    enum k_dtype embedding_dtype;
-    void *embedding_owned; /* dummy only: released with k_free */
+    struct k_table *embedding;    /* [V][H] */
     float *final_norm;
     struct k_linear *head;
     bool has_mtp;
     struct weights_layer mtp;
     float *mtp_norm_embedding, *mtp_norm_hidden, *mtp_norm;
     struct k_linear *mtp_fc; /* [H][2H], replicated */
-    uint64_t bytes;          /* packed, without the mapped embedding */
+    uint64_t bytes;          /* as weights_bytes() counted them */
 };
 
 struct weights_options {
@@ -51,8 +49,8 @@ struct weights_options {
     void *user;
 };
 
-/* Packed size of this rank's linears (and of a dummy embedding), without allocating. tensors is NULL for
- * dummy. */
+/* What this rank's linears take packed, and its embedding table where it is not used in the mapping; without
+ * allocating. tensors is NULL for dummy. */
 int weights_bytes(const struct model_config *m, const struct shard *s, const struct model_tensors *tensors,
         const struct weights_options *options, uint64_t *ret, struct error *e);
 /* Fills *w, which must be zero; after a failure weights_done() releases what was loaded. */

@@ -58,8 +58,7 @@ static void queue_layer(const struct rank *r, const struct weights_layer *w, uin
 static void queue_embedding(const struct rank *r, const struct forward_hooks *hooks) {
     mark(hooks, 0, FORWARD_EMBED);
     k_begin_step(r->stream, r->pool, r->batch);
-    k_embed(r->stream, r->batch, r->weights.embedding, r->weights.embedding_dtype, r->config.hidden_size,
-            r->x);
+    k_embed(r->stream, r->batch, r->weights.embedding, r->x);
 }
 
 /* The MTP layer's logits for the token after next. The residual stream is free by now and is used again; so
@@ -69,8 +68,8 @@ static void queue_mtp(const struct rank *r, const struct forward_hooks *hooks) {
     float eps = r->config.rms_eps;
     uint32_t layer = r->config.n_layers + 1;
     mark(hooks, layer, FORWARD_MTP);
-    k_mtp_input(r->stream, r->pool, r->batch, w->embedding, w->embedding_dtype, r->hidden,
-            w->mtp_norm_embedding, w->mtp_norm_hidden, eps, r->results, r->mtp_in);
+    k_mtp_input(r->stream, r->pool, r->batch, w->embedding, r->hidden, w->mtp_norm_embedding,
+            w->mtp_norm_hidden, eps, r->results, r->mtp_in);
     k_project(r->stream, r->batch, r->mtp_in, w->mtp_fc, r->x);
     queue_layer(r, &w->mtp, layer, 1, &no_hooks);
     k_final_norm(r->stream, r->pool, r->batch, r->x, w->mtp_norm, eps, r->hidden);

@@ -151,7 +151,7 @@ static int decide_budget(
     const struct k_shape *s = &r->shard.shape;
     struct buffer b[RANK_BUFFERS];
     struct budget_request q = {
-            .memory_bytes = o->memory_bytes ? o->memory_bytes : memory_free / o->tp,
+            .memory_bytes = o->memory_bytes ? o->memory_bytes : memory_free,
             .pool_bytes = o->kv_cache_bytes,
             .pool_fraction = o->kv_cache_fraction > 0 ? o->kv_cache_fraction : RANK_POOL_FRACTION_DEFAULT,
             .max_num_seqs = slots_of(o),
@@ -204,7 +204,7 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
     r->rows_max = rows_of(o);
     r->entries_max = slots_of(o);
     r->logits_rows = o->logits_rows;
-    rc = decide_budget(r, &wo, k_memory_free(r->context), e);
+    rc = decide_budget(r, &wo, k_memory_free(r->context) / (k_memory_shared(r->context) ? o->tp : 1), e);
     if (rc < 0)
         return rc;
     rc = k_stream_create(r->context, &r->stream, e);

@@ -39,7 +39,7 @@ struct rank_options {
     enum rank_kv_dtype kv_dtype;
     uint64_t kv_cache_bytes;  /* 0 = by fraction */
     double kv_cache_fraction; /* 0 = RANK_POOL_FRACTION_DEFAULT */
-    uint64_t memory_bytes;    /* what this rank may use; 0 = free memory / tp */
+    uint64_t memory_bytes;    /* what this rank may use; 0 = what is free, a tp'th where ranks share memory */
     uint32_t slot_units, page_units;
     bool dummy; /* --load-format dummy: only config.json is read */
     const struct quant_matrix

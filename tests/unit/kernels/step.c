@@ -90,6 +90,7 @@ static void test_embed_final_norm_and_mtp_input(void **state) {
     float *table = random_floats(1, 90 * H, 1), *norm = random_floats(2, H, 1),
           *other = random_floats(3, H, 1);
     uint16_t half[90 * H];
+    struct k_table *embedding;
     float x[N * H], y[N * H], out[N * 2 * H];
     (void)state;
     for (uint32_t i = 0; i < 90 * H; i++) {
@@ -101,16 +102,17 @@ static void test_embed_final_norm_and_mtp_input(void **state) {
         slot_new(&w, slot, NULL, slot, 1);
     step_new(&w);
     step_prompt(&w, 1, 0, 2, 10)->id_after = 60;
-    struct k_entry *e = step_prompt(&w, 2, 0, 2, 20);
-    e->flags = K_ENTRY_SAMPLE;
+    struct k_entry *sampling = step_prompt(&w, 2, 0, 2, 20);
+    sampling->flags = K_ENTRY_SAMPLE;
     step_prompt(&w, 3, 0, 1, 30);
     step_begin_now(&w);
-    k_embed(w.s, w.b, half, K_BF16, H, x);
+    OK(k_table_load(w.c, half, K_BF16, 90, H, true, &embedding, e));
+    k_embed(w.s, w.b, embedding, x);
     static const uint32_t ids[N] = {10, 11, 20, 21, 30}, next[N] = {11, 60, 21, 77, 0};
     for (uint32_t r = 0; r < N; r++)
         assert_same_floats(x + r * H, table + ids[r] * H, H, "embed");
     k_final_norm(w.s, w.p, w.b, x, norm, 1e-6f, y);
-    k_mtp_input(w.s, w.p, w.b, half, K_BF16, y, other, norm, 1e-6f, results, out);
+    k_mtp_input(w.s, w.p, w.b, embedding, y, other, norm, 1e-6f, results, out);
     for (uint32_t r = 0; r < N; r++) {
         double square[3] = {0}, expected[3][H];
         for (uint32_t i = 0; i < H; i++) {
@@ -129,6 +131,7 @@ static void test_embed_final_norm_and_mtp_input(void **state) {
     }
     assert_same_floats(w.p->hidden + 1 * H, y + 1 * H, H, "hidden of slot 1");
     assert_same_floats(w.p->hidden + 2 * H, y + 3 * H, H, "hidden of slot 2");
+    k_table_free(embedding);
     free(table), free(norm), free(other);
     world_close(&w);
 }
@@ -211,12 +214,13 @@ static void test_pool_cost_and_refusals(void **state) {
 
 struct work {
     struct k_linear *l;
+    struct k_table *table;
     float *x, *y;
 };
 static void queue_step(struct world *w, const struct work *k) {
     k_batch_upload(w->s, w->b, &w->plan, w->entries, w->ids, 8, w->rope, 0);
     k_begin_step(w->s, w->p, w->b);
-    k_embed(w->s, w->b, k->x, K_F32, shape.hidden_size, k->y);
+    k_embed(w->s, w->b, k->table, k->y);
     k_project(w->s, w->b, k->y, k->l, k->y + 1000);
     k_end_step(w->s, w->p, w->b, NULL);
 }
@@ -233,6 +237,7 @@ static void test_a_graph_replays_with_new_contents(void **state) {
             .data = random_floats(3, 40 * 24, 1), .row_stride = 24, .rows = 40, .dtype = K_F32};
     struct k_linear_spec spec = {.pieces = &v, .n_pieces = 1, .columns = 24, .leaves = 8, .name = "w"};
     OK(k_linear_pack(w.c, &spec, &k.l, e));
+    OK(k_table_load(w.c, k.x, K_F32, 90, 24, true, &k.table, e));
     slot_new(&w, 1, NULL, 1, 1);
     slot_new(&w, 2, NULL, 2, 1);
     OK(k_event_create(w.c, &ev, e));
@@ -263,6 +268,7 @@ static void test_a_graph_replays_with_new_contents(void **state) {
     k_event_free(ev);
     k_graph_free(g);
     k_linear_free(k.l);
+    k_table_free(k.table);
     free((void *)v.data), free(k.x), free(k.y);
     world_close(&w);
 }
