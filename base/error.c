@@ -1,6 +1,8 @@
 /* error.c - see error.h. */
 #include "base/error.h"
 
+#include "base/utf8.h"
+
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,8 +12,8 @@ int error_setv(struct error *e, int code, const char *format, va_list ap) {
     if (!e)
         return code;
     e->code = code;
-    if (vsnprintf(e->text, sizeof(e->text), format, ap) < 0)
-        e->text[0] = '\0';
+    int n = vsnprintf(e->text, sizeof(e->text), format, ap);
+    e->text[n < 0 ? 0 : utf8_cut(e->text, (size_t)n, sizeof(e->text) - 1)] = '\0';
     return code;
 }
 
@@ -33,9 +35,10 @@ int error_prefix(struct error *e, int code, const char *format, ...) {
     va_end(ap);
     if (n < 0)
         prefix[0] = '\0';
-    snprintf(joined, sizeof(joined), "%s: %s", prefix, e->text);
-    memcpy(e->text, joined, sizeof(e->text) - 1);
-    e->text[sizeof(e->text) - 1] = '\0';
+    n = snprintf(joined, sizeof(joined), "%s: %s", prefix, e->text);
+    size_t shown = n < 0 ? 0 : utf8_cut(joined, (size_t)n, sizeof(e->text) - 1);
+    memcpy(e->text, joined, shown);
+    e->text[shown] = '\0';
     e->code = code;
     return code;
 }

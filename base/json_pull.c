@@ -69,7 +69,7 @@ int json_pull_error(const struct json_pull *p, int code, struct error *e, const 
 
 static int fail_unexpected(const struct json_pull *p, size_t at, const char *expected, struct error *e) {
     if (at >= p->bytes)
-        return fail_at(p, at, -EBADMSG, e, "the file ends where %s should be", expected);
+        return fail_at(p, at, -EBADMSG, e, "the text ends where %s should be", expected);
     unsigned char c = (unsigned char)p->text[at];
     if (c > 0x20 && c < 0x7F)
         return fail_at(p, at, -EBADMSG, e, "expected %s, found '%c'", expected, c);
@@ -454,7 +454,7 @@ int json_pull_next(struct json_pull *p, struct error *e) {
         break;
     }
     if (p->event_at < p->bytes)
-        return fail_unexpected(p, p->event_at, "the end of the file", e);
+        return fail_unexpected(p, p->event_at, "the end of the text", e);
     return emit(p, PULL_DOCUMENT_END, p->event_at, STATE_COMPLETE);
 }
 

@@ -54,6 +54,18 @@ bool utf8_valid(const char *text, size_t n, size_t *ret_bad_offset) {
     return true;
 }
 
+size_t utf8_cut(const char *text, size_t n, size_t max) {
+    if (n <= max)
+        return n;
+    /* The character that stands across the edge begins at most three bytes before it. */
+    for (size_t at = max; at-- > 0 && max - at < 4;) {
+        unsigned char c = (unsigned char)text[at];
+        if (!is_continuation(c))
+            return at + (c >= 0xF0 ? 4 : c >= 0xE0 ? 3 : c >= 0xC0 ? 2 : 1) > max ? at : max;
+    }
+    return max;
+}
+
 size_t utf8_encode(uint32_t code_point, char out[4]) {
     assert(code_point <= 0x10FFFF);
     assert(code_point < 0xD800 || code_point > 0xDFFF);

@@ -16,5 +16,9 @@ bool utf8_valid(const char *text, size_t n, size_t *ret_bad_offset);
 /* Bytes (1..4) of the character at text[0], or 0 if no whole valid sequence starts there within n bytes. */
 size_t utf8_sequence(const char *text, size_t n);
 
+/* How much of a text of n bytes to show where there is room for max: n, or max less the beginning of a character that
+ * would be cut in two. Reads no more than the first max bytes. */
+size_t utf8_cut(const char *text, size_t n, size_t max);
+
 /* Writes a code point that is not a surrogate and is <= U+10FFFF; returns the bytes written (1..4). */
 size_t utf8_encode(uint32_t code_point, char out[4]);

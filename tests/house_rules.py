@@ -6,6 +6,7 @@ Checks every tracked or new .c/.h/.cu/.cuh/.py/.sh file of the project:
   - banned calls (unbounded string functions, exit below main, alloca ...);
   - leftover markers and commented-out code;
   - includes that go against the arrows of docs/architecture.md;
+  - a string that has a length is printed by its length (counted_strings.py);
   - a header comment at the top of every C file, #pragma once in every header.
 Prints one line per finding, `path:line: what and what to do`, and exits 1 if there was one.
 `--self-test` proves that each rule can fail.
@@ -15,6 +16,8 @@ import re
 import subprocess
 import sys
 import tempfile
+
+import counted_strings
 
 FILE_LINES_MAX = 800
 FUNCTION_LINES_MAX = 70
@@ -166,6 +169,7 @@ def check_c(path, text, add):
     for number, line in enumerate(text.split("\n"), 1):
         if COMMENTED_CODE.match(line):
             add(path, number, "commented-out code: delete it")
+    counted_strings.check(path, text, add)
     check_functions(path, code, add)
     check_includes(path, text, add)
 
@@ -223,7 +227,7 @@ def self_test():
     }
     good = {"base/ok.c": ("/* ok */\nint f(void) {\n    return puts(\"strcpy(a, b)\");\n}\n", "")}
     failed = 0
-    for path, (text, expected) in {**bad, **good}.items():
+    for path, (text, expected) in {**bad, **counted_strings.BAD, **good, **counted_strings.GOOD}.items():
         with tempfile.TemporaryDirectory() as root:
             os.makedirs(os.path.join(root, os.path.dirname(path)))
             with open(os.path.join(root, path), "w", encoding="utf-8") as f:
@@ -233,7 +237,7 @@ def self_test():
         if not right:
             failed += 1
             print("self-test: %s: expected '%s', found %s" % (path, expected, found))
-    print("house_rules self-test: %d rules shown to fail, %d wrong" % (len(bad), failed))
+    print("house_rules self-test: %d rules shown to fail, %d wrong" % (len(bad) + len(counted_strings.BAD), failed))
     return 1 if failed else 0
 
 

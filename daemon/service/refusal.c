@@ -1,6 +1,8 @@
 /* refusal.c - see refusal.h. */
 #include "daemon/service/refusal.h"
 
+#include "base/utf8.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -40,8 +42,8 @@ int refuse(struct rpc_status *s, enum refusal why, const char *format, ...) {
     s->retryable = refusals[why].retryable;
     va_list ap;
     va_start(ap, format);
-    if (vsnprintf(s->text, sizeof(s->text), format, ap) < 0)
-        s->text[0] = '\0';
+    int n = vsnprintf(s->text, sizeof(s->text), format, ap);
     va_end(ap);
+    s->text[n < 0 ? 0 : utf8_cut(s->text, (size_t)n, sizeof(s->text) - 1)] = '\0';
     return -1;
 }

@@ -1,6 +1,7 @@
 /* request.c - see request.h. */
 #include "daemon/service/request.h"
 
+#include "base/utf8.h"
 #include "daemon/service/message.h"
 #include "daemon/service/refusal.h"
 
@@ -15,6 +16,8 @@ typedef Shardd__V1__SamplingParams Sampling;
 typedef Shardd__V1__StoppingParams Stopping;
 typedef Shardd__V1__OutputOptions Output;
 
+#define NAME_SHOWN_MAX 100u /* bytes of an unknown model's name that the refusal quotes */
+
 int request_check_model(const struct model *m, ProtobufCBinaryData name, struct rpc_status *s) {
     if (model_has_name(m, (const char *)name.data, name.len))
         return 0;
@@ -22,7 +25,8 @@ int request_check_model(const struct model *m, ProtobufCBinaryData name, struct 
         return -1;
     return refuse(s, REFUSAL_UNKNOWN_MODEL,
             "model '%.*s' is not served here; '%s' is (leave model empty for it)",
-            (int)(name.len < 100 ? name.len : 100), (const char *)name.data, m->names[0]);
+            (int)utf8_cut((const char *)name.data, name.len, NAME_SHOWN_MAX), (const char *)name.data,
+            m->names[0]);
 }
 
 int request_check_id(ProtobufCBinaryData id, struct rpc_status *s) {

@@ -4,6 +4,7 @@
 
 #include "base/json_pull.h"
 #include "base/limits.h"
+#include "base/utf8.h"
 #include "daemon/text/chat_template.h"
 
 #include <math.h>
@@ -13,6 +14,8 @@
  * JSON string can look like it, because U+0000 is refused in all of them. */
 static const char big_integer[] = "\0integer:";
 #define BIG_INTEGER_BYTES (sizeof(big_integer) - 1)
+
+#define KEY_SHOWN_MAX 64u /* bytes of a key that a sentence quotes */
 
 /* --- writing --- */
 
@@ -251,7 +254,8 @@ static int read_object(struct json_pull *p, bool unique, json_t *object, struct 
         if (memchr(p->string, 0, p->string_bytes))
             return json_pull_error(p, -EINVAL, e, "a key has the character U+0000");
         if (unique && json_object_getn(object, p->string, p->string_bytes))
-            return json_pull_error(p, -EINVAL, e, "duplicate key \"%.64s\"", p->string);
+            return json_pull_error(p, -EINVAL, e, "duplicate key \"%.*s\"",
+                    (int)utf8_cut(p->string, p->string_bytes, KEY_SHOWN_MAX), p->string);
         char *key = strndup(p->string, p->string_bytes);
         int r = key ? json_pull_next(p, e) : -ENOMEM;
         if (r >= 0)

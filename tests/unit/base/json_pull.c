@@ -97,7 +97,7 @@ static void test_escapes(void **state) {
             "t.json: line 1 column 4 (byte 3): expected an escape (one of \" \\ / b f n r t u), found 'x'");
     refuses("\"\\u12g4\"", "t.json: line 1 column 2 (byte 1): \\u needs four hex digits");
     refuses("\"\\u12", "t.json: line 1 column 2 (byte 1): \\u needs four hex digits");
-    refuses("\"abc\\", "t.json: line 1 column 6 (byte 5): the file ends where an escape should be");
+    refuses("\"abc\\", "t.json: line 1 column 6 (byte 5): the text ends where an escape should be");
 }
 
 static void test_nul_escape_is_a_byte(void **state) {
@@ -139,8 +139,8 @@ static void test_strings_are_strict(void **state) {
 
 static void test_structure_is_strict(void **state) {
     (void)state;
-    refuses("", "t.json: line 1 column 1 (byte 0): the file ends where a value should be");
-    refuses("  \n ", "t.json: line 2 column 2 (byte 4): the file ends where a value should be");
+    refuses("", "t.json: line 1 column 1 (byte 0): the text ends where a value should be");
+    refuses("  \n ", "t.json: line 2 column 2 (byte 4): the text ends where a value should be");
     refuses("[1,]", "t.json: line 1 column 4 (byte 3): expected a value, found ']'");
     refuses("{\"a\":1,}", "t.json: line 1 column 8 (byte 7): expected a key in quotes, found '}'");
     refuses("{\"a\"}", "t.json: line 1 column 5 (byte 4): expected ':' after the key, found '}'");
@@ -148,15 +148,15 @@ static void test_structure_is_strict(void **state) {
     refuses("{\"a\":1 \"b\":2}", "t.json: line 1 column 8 (byte 7): expected ',' or '}', found '\"'");
     refuses("{a:1}", "t.json: line 1 column 2 (byte 1): expected a key in quotes, found 'a'");
     refuses("[1 2]", "t.json: line 1 column 4 (byte 3): expected ',' or ']', found '2'");
-    refuses("[1", "t.json: line 1 column 3 (byte 2): the file ends where ',' or ']' should be");
+    refuses("[1", "t.json: line 1 column 3 (byte 2): the text ends where ',' or ']' should be");
     refuses("[1}", "t.json: line 1 column 3 (byte 2): expected ',' or ']', found '}'");
-    refuses("{} {}", "t.json: line 1 column 4 (byte 3): expected the end of the file, found '{'");
+    refuses("{} {}", "t.json: line 1 column 4 (byte 3): expected the end of the text, found '{'");
     refuses("tru", "t.json: line 1 column 1 (byte 0): expected a value, found 't'");
     refuses("nan", "t.json: line 1 column 1 (byte 0): expected a value, found 'n'");
     refuses("// x\n1", "t.json: line 1 column 1 (byte 0): expected a value, found '/'");
     refuses("\xEF\xBB\xBF{}", "t.json: line 1 column 1 (byte 0): expected a value, found byte 0xef");
     refuses_bytes("1\0", 2, -EBADMSG,
-            "t.json: line 1 column 2 (byte 1): expected the end of the file, found byte 0x00");
+            "t.json: line 1 column 2 (byte 1): expected the end of the text, found byte 0x00");
     refuses("]", "t.json: line 1 column 1 (byte 0): expected a value, found ']'");
 }
 
@@ -164,7 +164,7 @@ static void test_number_syntax(void **state) {
     (void)state;
     accepts("[0,-0,10,-1.5,0.25,1e3,1E-3,1.5e+30]", "[n(0)n(-0)n(10)n(-1.5)n(0.25)n(1e3)n(1E-3)n(1.5e+30)].");
     refuses("01", "t.json: line 1 column 1 (byte 0): a number may not begin with a zero");
-    refuses("-", "t.json: line 1 column 2 (byte 1): the file ends where a digit should be");
+    refuses("-", "t.json: line 1 column 2 (byte 1): the text ends where a digit should be");
     refuses("[1.]", "t.json: line 1 column 4 (byte 3): expected a digit, found ']'");
     refuses("[1e]", "t.json: line 1 column 4 (byte 3): expected a digit, found ']'");
     refuses("[1e+]", "t.json: line 1 column 5 (byte 4): expected a digit, found ']'");

@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -95,12 +96,43 @@ static void test_bad_offset(void **state) {
     }
 }
 
+/* Every text is cut at every place, in memory that ends where the reading must end. */
+static void test_cut(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        size_t n, max, cut;
+    } cases[] = {
+            {"", 0, 0, 0},
+            {"abc", 3, 3, 3},
+            {"abc", 3, 9, 3},
+            {"abc", 3, 2, 2},
+            {"abc", 3, 0, 0},
+            {"a\xC3\xBCo", 4, 3, 3},               /* right after the character */
+            {"a\xC3\xBCo", 4, 2, 1},               /* through two bytes */
+            {"a\xE2\x82\xAC-", 5, 3, 1},           /* through three */
+            {"a\xE2\x82\xAC-", 5, 2, 1},           /* after the first of three */
+            {"a\xF0\x9F\x98\x80-", 6, 4, 1},       /* through four */
+            {"\xF0\x9F\x98\x80", 4, 3, 0},         /* nothing fits */
+            {"\x80\x80\x80\x80\x80\x80", 6, 5, 5}, /* no characters at all */
+            {"\xC3\xBC\x80\x80\x80\x80", 6, 5, 5},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        size_t held = cases[i].n < cases[i].max ? cases[i].n : cases[i].max;
+        char *exact = malloc(held ? held : 1);
+        memcpy(exact, cases[i].text, held);
+        assert_int_equal(utf8_cut(exact, cases[i].n, cases[i].max), cases[i].cut);
+        free(exact);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_sequences),
             cmocka_unit_test(test_encode_is_the_inverse),
             cmocka_unit_test(test_valid),
             cmocka_unit_test(test_bad_offset),
+            cmocka_unit_test(test_cut),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

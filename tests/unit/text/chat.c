@@ -2,6 +2,7 @@
  * trusted, which templates are known, and values as Python prints them. */
 #include "text_test.h"
 
+#include "base/utf8.h"
 #include "daemon/text/chat_template.h"
 #include "daemon/text/sha256.h"
 
@@ -362,6 +363,53 @@ static void test_json(void **state) {
     assert_int_equal(chat_json_loads(deep, sizeof(deep), false, "x", &value, NULL), -EINVAL);
 }
 
+/* The JSON of a request lies in a message among other fields, and what stands behind it may be another
+ * client's: nothing is read past its last byte (a sanitizer sees that in memory of just this size), and a
+ * sentence quotes no more. */
+static int load_exactly(const char *text, size_t bytes, struct error *e) {
+    json_t *value = NULL;
+    char *exact = malloc(bytes ? bytes : 1);
+    memcpy(exact, text, bytes);
+    int r = chat_json_loads(exact, bytes, /* unique= */ true, "f", &value, e);
+    free(exact);
+    json_decref(value);
+    return r;
+}
+
+static void test_json_ends_where_it_ends(void **state) {
+    (void)state;
+    static const struct {
+        const char *json, *sentence;
+    } refused[] = {
+            {"{\"k\":1,\"k\":2}", "f: line 1 column 8 (byte 7): duplicate key \"k\""},
+            {"{\"\":1,\"\":2}", "f: line 1 column 7 (byte 6): duplicate key \"\""},
+            {"{\"a\\n\":1,\"a\\n\":2}", "f: line 1 column 10 (byte 9): duplicate key \"a\n\""},
+            {"{\"1234567890123456789012345678901234567890123456789012345678901234567\":1,"
+             "\"1234567890123456789012345678901234567890123456789012345678901234567\":2}",
+                    "f: line 1 column 74 (byte 73): duplicate key "
+                    "\"1234567890123456789012345678901234567890123456789012345678901234\""},
+            {"{\"12345678901234567890123456789012345678901234567890123456789012\xE2\x82\xAC\":1,"
+             "\"12345678901234567890123456789012345678901234567890123456789012\xE2\x82\xAC\":2}",
+                    "f: line 1 column 72 (byte 71): duplicate key "
+                    "\"12345678901234567890123456789012345678901234567890123456789012\""},
+            {"{\"k\":", "f: line 1 column 6 (byte 5): the text ends where a value should be"},
+            {"{\"k\":1e999", "f: line 1 column 6 (byte 5): the number is too large for double precision"},
+    };
+    for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++) {
+        struct error e = {0};
+        assert_int_equal(load_exactly(refused[i].json, strlen(refused[i].json), &e), -EINVAL);
+        assert_string_equal(e.text, refused[i].sentence);
+    }
+    static const char everything[] =
+            "{\"a\\u00e9\\ud83d\\ude00\":[1,-2.5e+3,true,false,null,\"\xF0\x9F\x98\x80\\\\\"],"
+            "\"b\":{\"c\":123456789012345678901234567890},\"b\":0}";
+    for (size_t bytes = 0; bytes < sizeof(everything); bytes++) {
+        struct error e = {0};
+        assert_int_equal(load_exactly(everything, bytes, &e), -EINVAL); /* cut short, or "b" twice */
+        assert_true(utf8_valid(e.text, strlen(e.text), NULL));
+    }
+}
+
 static void test_sha256(void **state) {
     (void)state;
     /* FIPS 180-4 examples and NIST's byte test vectors */
@@ -400,6 +448,7 @@ int main(void) {
             cmocka_unit_test(test_published),
             cmocka_unit_test(test_thinking),
             cmocka_unit_test(test_json),
+            cmocka_unit_test(test_json_ends_where_it_ends),
             cmocka_unit_test(test_sha256),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -103,7 +103,7 @@ static void test_header_length(void **state) {
             "safetensors file?");
     memset(image, 0, 8); /* a header of no bytes is no JSON */
     assert_int_equal(safetensors_check(image, 16, "m", &e), -EBADMSG);
-    assert_string_equal(e.text, "m: line 1 column 1 (byte 0): the file ends where a value should be");
+    assert_string_equal(e.text, "m: line 1 column 1 (byte 0): the text ends where a value should be");
 }
 
 static void test_header_json(void **state) {
@@ -112,9 +112,9 @@ static void test_header_json(void **state) {
     check("{\"a\":3}", 0, -EBADMSG,
             "m.safetensors: line 1 column 6 (byte 5): expected an object, found a number");
     check("{\"a\":{\"dtype\":\"F32\"", 0, -EBADMSG,
-            "m.safetensors: line 1 column 20 (byte 19): the file ends where ',' or '}' should be");
+            "m.safetensors: line 1 column 20 (byte 19): the text ends where ',' or '}' should be");
     check("{} x", 0, -EBADMSG,
-            "m.safetensors: line 1 column 4 (byte 3): expected the end of the file, found 'x'");
+            "m.safetensors: line 1 column 4 (byte 3): expected the end of the text, found 'x'");
     check("{\"\":{}}", 0, -EBADMSG,
             "m.safetensors: line 1 column 2 (byte 1): a tensor's name may not be empty and may not have a "
             "NUL in it");
@@ -362,7 +362,7 @@ static void test_index(void **state) {
     static const char *const name = "model.safetensors.index.json";
     put_text(name, "{");
     folder_refused(-EBADMSG,
-            "model.safetensors.index.json: line 1 column 2 (byte 1): the file ends where a key in quotes "
+            "model.safetensors.index.json: line 1 column 2 (byte 1): the text ends where a key in quotes "
             "should be");
     put_text(name, "{\"metadata\":{}}");
     folder_refused(-EBADMSG, "model.safetensors.index.json: has no weight_map with tensors in it");

@@ -739,7 +739,7 @@ static void test_tokenizers_that_do_not_fit(void **state) {
     refused(&o, -EINVAL, "has neither <|im_end|> nor <|endoftext|>: nothing would end a text");
     assert_int_equal(access(o.dir, F_OK), -1);
     put_text(source, "tokenizer.json", "{\"model\":");
-    refused(&o, -EBADMSG, "tokenizer.json: line 1 column 10 (byte 9): the file ends where a value should be");
+    refused(&o, -EBADMSG, "tokenizer.json: line 1 column 10 (byte 9): the text ends where a value should be");
     assert_int_equal(access(o.dir, F_OK), -1);
 }
 
