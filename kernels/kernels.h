@@ -192,10 +192,20 @@ struct k_table *k_table_free(struct k_table *t); /* NULL ok; returns NULL */
 
 /* --- geometry and pools --- */
 
+/* Ids in one of the VOCAB_SEGMENTS segments of a vocabulary. Where 64 does not divide it the last segments have fewer
+ * or none: nothing stands for the ids that are not there. An even number then, so that a rank begins at a strip of 16
+ * rows at every tp. */
+static inline uint32_t k_vocab_segment(uint32_t vocab) {
+    const uint32_t n = vocab / VOCAB_SEGMENTS;
+    return vocab % VOCAB_SEGMENTS == 0 ? n : (n + 2) & ~1u;
+}
+
 struct k_shape { /* what one rank holds; filled by tp/ from the model and the sharding table */
     uint32_t tp, rank;
     uint32_t hidden_size, vocab_size; /* full */
-    uint32_t vocab_first, vocab_rows; /* this rank's rows of lm_head: whole 64ths of the vocabulary */
+    /* This rank's rows of lm_head: 64/tp segments of the vocabulary, cut where it ends. May be none: then it has no
+     * head. */
+    uint32_t vocab_first, vocab_rows;
     uint32_t q_heads, kv_heads, head_dim, rotary_dim;
     uint32_t gdn_k_heads, gdn_v_heads, gdn_k_dim, gdn_v_dim, conv_kernel;
     uint32_t intermediate_size;
@@ -405,10 +415,10 @@ struct k_result { /* one per sampled entry, device memory, downloaded by tp/ */
 };
 
 /* logits = head(hidden) for the last row of each sampling entry (and the rows whose logits were asked for); each
- * rank multiplies its vocabulary rows. Then per sample, in this order: bias; penalties; suppress; temperature;
- * top_k; top_p; min_p; token = argmax(logit/T + Gumbel(seed, sample_index, position, token id)), ties to the lower
- * id. logsumexp over 64 fixed vocabulary segments in a fixed tree; top_p mass in 64-bit fixed point. Every rank
- * ends with the same results[].
+ * rank multiplies its vocabulary rows (head is NULL where it has none). Then per sample, in this order: bias;
+ * penalties; suppress; temperature; top_k; top_p; min_p; token = argmax(logit/T + Gumbel(seed, sample_index, position,
+ * token id)), ties to the lower id. logsumexp over 64 fixed vocabulary segments in a fixed tree; top_p mass in 64-bit
+ * fixed point. Every rank ends with the same results[].
  * logits, if not NULL: [logits_rows_max][vocab_rows] raw local logits of the rows that asked, in row order.
  * A NaN or infinite logit is a fault of that stream: -EBADMSG naming the slot. */
 void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,

@@ -64,7 +64,7 @@ static const char SYNTH_HELP[] =
         "                             parameters), small (50 million), or a model's config.json (default\n"
         "                             tiny)\n"
         "  --layers N                 another number of layers; every fourth is attention\n"
-        "  --vocab N                  another vocabulary, a multiple of 64\n"
+        "  --vocab N                  another vocabulary\n"
         "  --dtype bf16|f16|f32       of the matrices (default bf16)\n"
         "  --weights int4|int8        the matrices of the layers as integers, in the layout of\n"
         "                             compressed-tensors (default: as --dtype says)\n"

@@ -138,7 +138,8 @@ static bool sample_chunk(struct k_stream *s, struct head_chunk *c) {
         take_results(s, c);
         return true;
     }
-    const uint32_t most = (h->vocab_size + VOCAB_SEGMENTS - 1) / VOCAB_SEGMENTS * (VOCAB_SEGMENTS / h->tp);
+    const uint32_t share = k_vocab_segment(h->vocab_size) * (VOCAB_SEGMENTS / h->tp),
+                   most = share < h->vocab_size ? share : h->vocab_size;
     const uint64_t fit = comm_area_floats(c->a->m) / most;
     for (c->first_sample = 0; c->first_sample < c->n_samples; c->first_sample += c->n_round) {
         uint32_t left = c->n_samples - c->first_sample;
@@ -162,6 +163,17 @@ uint64_t head_scratch_bytes(const struct k_shape *h) {
     return head_scratch(h, at);
 }
 
+static bool head_fits(struct k_stream *s, const struct head_args *a) {
+    const struct k_shape *h = &a->p->shape;
+    const uint32_t rows = a->head ? a->head->rows : 0;
+    if (rows == h->vocab_rows && (!a->head || a->head->columns == h->hidden_size))
+        return true;
+    stream_fault(s, -EINVAL, "%s: %u x %u, but this rank's head is %u x %u",
+            a->head ? a->head->name : "no head", rows, a->head ? a->head->columns : 0, h->vocab_rows,
+            h->hidden_size);
+    return false;
+}
+
 static void run_head(struct k_stream *s, const void *args) {
     const struct head_args *a = args;
     const struct k_shape *h = &a->p->shape;
@@ -170,11 +182,8 @@ static void run_head(struct k_stream *s, const void *args) {
     uint32_t logits_rows = 0;
     if (!scratch)
         return;
-    if (a->head->rows != h->vocab_rows || a->head->columns != h->hidden_size) {
-        stream_fault(s, -EINVAL, "%s: %u x %u, but this rank's head is %u x %u", a->head->name, a->head->rows,
-                a->head->columns, h->vocab_rows, h->hidden_size);
+    if (!head_fits(s, a))
         return;
-    }
     struct head_chunk c = {.a = a,
             .isa = stream_isa(s),
             .logits = (float *)(scratch + at[0]),
@@ -190,7 +199,8 @@ static void run_head(struct k_stream *s, const void *args) {
                 .n = c.n,
                 .y = c.logits,
                 .ldy = h->vocab_rows};
-        product_run(s, &p, (float *)scratch);
+        if (a->head)
+            product_run(s, &p, (float *)scratch);
         for (uint32_t i = 0; i < c.n && a->logits; i++)
             if (c.asked[i] && logits_rows < a->logits_rows_max)
                 memcpy(a->logits + (uint64_t)logits_rows++ * h->vocab_rows,

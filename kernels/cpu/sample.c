@@ -18,7 +18,7 @@ static uint64_t mix64(uint64_t x) {
 
 /* ln sum e^x: one sum per vocabulary segment, the segments as a binary tree. */
 static float log_sum_exp(const struct isa *isa, const float *x, uint32_t n, float top) {
-    const uint32_t segment = (n + VOCAB_SEGMENTS - 1) / VOCAB_SEGMENTS;
+    const uint32_t segment = k_vocab_segment(n);
     float sum[VOCAB_SEGMENTS];
     for (uint32_t i = 0; i < VOCAB_SEGMENTS; i++) {
         uint32_t first = i * segment < n ? i * segment : n, left = n - first;

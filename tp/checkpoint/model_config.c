@@ -484,7 +484,6 @@ static const char *obstacle(
             {"linear_num_value_heads * linear_value_head_dim", 1ull * m->gdn_v_heads * m->gdn_v_dim,
                     K_LEAVES},
             {"intermediate_size", m->intermediate_size, K_LEAVES},
-            {"vocab_size", m->vocab_size, VOCAB_SEGMENTS},
     };
     for (size_t i = 0; i < sizeof(rules) / sizeof(*rules); i++)
         if (rules[i].size % rules[i].divisor != 0) {

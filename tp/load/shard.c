@@ -11,6 +11,13 @@ static struct shard_range split(uint32_t n, uint32_t tp, uint32_t rank) {
     return (struct shard_range){.first = n / tp * rank, .count = n / tp};
 }
 
+/* 64/tp segments of the vocabulary, cut where it ends. */
+static struct shard_range split_vocabulary(uint32_t n, uint32_t tp, uint32_t rank) {
+    const uint32_t share = k_vocab_segment(n) * (VOCAB_SEGMENTS / tp),
+                   first = share * rank < n ? share * rank : n;
+    return (struct shard_range){.first = first, .count = n - first < share ? n - first : share};
+}
+
 int shard_make(const struct model_config *m, uint32_t tp, uint32_t rank, bool with_mtp, struct shard *ret,
         struct error *e) {
     int r = model_config_check_tp(m, tp, e);
@@ -28,7 +35,7 @@ int shard_make(const struct model_config *m, uint32_t tp, uint32_t rank, bool wi
     s.gdn_k_heads = split(m->gdn_k_heads, tp, rank);
     s.gdn_v_heads = split(m->gdn_v_heads, tp, rank);
     s.intermediate = split(m->intermediate_size, tp, rank);
-    s.vocab = split(m->vocab_size, tp, rank);
+    s.vocab = split_vocabulary(m->vocab_size, tp, rank);
     s.gdn_k_heads_full = m->gdn_k_heads;
     s.gdn_v_heads_full = m->gdn_v_heads;
 
@@ -133,7 +140,8 @@ void shard_row_parallel(const struct shard *s, const struct shard_matrix *m, str
 
 void shard_head(const struct shard *s, const struct shard_matrix *m, struct shard_linear *ret) {
     *ret = (struct shard_linear){0};
-    add_rows(ret, m, s->vocab.first, s->vocab.count);
+    if (s->vocab.count > 0)
+        add_rows(ret, m, s->vocab.first, s->vocab.count);
 }
 
 void shard_replicated(const struct shard_matrix *m, struct shard_linear *ret) {

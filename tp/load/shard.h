@@ -56,6 +56,7 @@ void shard_gate_up(const struct shard *s, const struct shard_matrix *gate, const
         struct shard_linear *ret);
 /* o_proj, out_proj, down_proj: columns [rank * K/tp, + K/tp). */
 void shard_row_parallel(const struct shard *s, const struct shard_matrix *m, struct shard_linear *ret);
+/* No pieces where the rank has no rows of the vocabulary. */
 void shard_head(const struct shard *s, const struct shard_matrix *m, struct shard_linear *ret);
 void shard_replicated(const struct shard_matrix *m, struct shard_linear *ret);
 

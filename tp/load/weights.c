@@ -319,12 +319,14 @@ static int walk_model(struct loader *l, const struct model_tensors *t, struct we
             return r;
         w->has_mtp = true;
     }
-    struct linear head;
-    linear_of_head(m, t ? t->lm_head : NULL, &head);
-    r = load_linear(l, &head, 1.0f, &w->head);
-    if (r < 0)
-        return r;
-    release(l);
+    if (l->s->vocab.count > 0) {
+        struct linear head;
+        linear_of_head(m, t ? t->lm_head : NULL, &head);
+        r = load_linear(l, &head, 1.0f, &w->head);
+        if (r < 0)
+            return r;
+        release(l);
+    }
     r = load_norm(l, "", "norm", t ? t->norm : NULL, m->hidden_size, &w->final_norm);
     return r < 0 ? r : load_embedding(l, t ? t->embed : NULL, &w->embedding);
 }
@@ -350,7 +352,8 @@ static void chain_layer(struct weights_layer *w, const struct k_linear *next) {
 static void chain(struct weights *w) {
     for (uint32_t i = 0; i < w->n_layers; i++)
         chain_layer(&w->layers[i], i + 1 < w->n_layers ? w->layers[i + 1].mixer_in : w->head);
-    k_linear_then(w->head, w->layers[0].mixer_in, false);
+    if (w->head)
+        k_linear_then(w->head, w->layers[0].mixer_in, false);
     if (w->has_mtp)
         chain_layer(&w->mtp, w->head);
 }

@@ -29,7 +29,7 @@ struct weights {
     struct weights_layer *layers; /* [n_layers] */
     struct k_table *embedding;    /* [V][H] */
     float *final_norm;
-    struct k_linear *head;
+    struct k_linear *head; /* NULL: this rank has no rows of the vocabulary */
     bool has_mtp;
     struct weights_layer mtp;
     float *mtp_norm_embedding, *mtp_norm_hidden, *mtp_norm;

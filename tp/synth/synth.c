@@ -19,9 +19,6 @@ static int check_options(const struct synth_options *o, struct error *e) {
     if (o->dtype != TENSOR_F32 && o->dtype != TENSOR_BF16 && o->dtype != TENSOR_F16)
         return error_set(e, -EINVAL, "weights can be written as F32, BF16 and F16, not %s",
                 tensor_dtype_name(o->dtype));
-    if (m->vocab_size % VOCAB_SEGMENTS != 0)
-        return error_set(
-                e, -EINVAL, "a vocabulary of %u: it must be a multiple of %u", m->vocab_size, VOCAB_SEGMENTS);
     if (o->weight_bits != 0 && o->weight_bits != 4 && o->weight_bits != 8)
         return error_set(e, -EINVAL, "weights of %u bits: 4 and 8 are possible", o->weight_bits);
     if (o->weight_bits && o->group_size != 32 && o->group_size != 64 && o->group_size != 128)
