@@ -78,6 +78,31 @@ static int add_content(json_t *message, const Shardd__V1__Message *m, size_t ind
     return json_object_set_new_nocheck(message, "content", j) < 0 ? no_memory(s) : 0;
 }
 
+static bool is_json_space(uint8_t c) {
+    return c == ' ' || c == '\t' || c == '\n' || c == '\r';
+}
+
+/* A call without arguments: the field is unset, white space or null, as clients have it. */
+static bool is_nothing(ProtobufCBinaryData text) {
+    size_t begin = 0, end = text.len;
+    while (begin < end && is_json_space(text.data[begin]))
+        begin++;
+    while (end > begin && is_json_space(text.data[end - 1]))
+        end--;
+    return begin == end || (end - begin == 4 && memcmp(text.data + begin, "null", 4) == 0);
+}
+
+static json_t *parse_arguments(
+        ProtobufCBinaryData text, const char *field, size_t *json_left, struct rpc_status *s) {
+    if (!is_nothing(text) || text.len > *json_left)
+        return conversation_parse_object(text, field, json_left, s);
+    json_t *none = json_object();
+    *json_left -= text.len;
+    if (!none)
+        no_memory(s);
+    return none;
+}
+
 static int add_tool_call(json_t *list, const Shardd__V1__ToolCall *t, const char *prefix, size_t *json_left,
         struct rpc_status *s) {
     char field[FIELD_NAME_MAX + 32];
@@ -98,7 +123,7 @@ static int add_tool_call(json_t *list, const Shardd__V1__ToolCall *t, const char
     if (r < 0)
         return r;
     snprintf(field, sizeof(field), "%s.arguments_json", prefix);
-    json_t *arguments = conversation_parse_object(t->arguments_json, field, json_left, s);
+    json_t *arguments = parse_arguments(t->arguments_json, field, json_left, s);
     if (!arguments)
         return -1;
     return json_object_set_new(function, "arguments", arguments) < 0 ? no_memory(s) : 0;

@@ -366,8 +366,10 @@ static int add_tool_call(
                  *arguments = json_object_get(function, "arguments");
     if (!json_is_string(name))
         return refuse(r, "A tool call has no function name.");
+    if (json_is_null(arguments))
+        arguments = NULL;
     if (arguments && !json_is_object(arguments))
-        return refuse(r, "The arguments of a tool call must be an object.");
+        return refuse(r, "The arguments of a tool call must be an object; give {} where there are none.");
     int code = add_template(r, before);
     if (code >= 0)
         code = add_template(r, "<tool_call>\n<function=");

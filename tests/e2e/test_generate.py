@@ -62,6 +62,15 @@ def test_numbers_of_any_length_in_arguments(client):
     assert "123456789012345678901234567890" in client.methods["Tokenize"](request).rendered
 
 
+@pytest.mark.parametrize("arguments", [b"", b" ", b"null", b"{}"])
+def test_a_call_without_arguments_in_history(client, arguments):
+    request = pb.TokenizeRequest()
+    for role, text in (("user", "go"), ("assistant", ""), ("tool", "12:00")):
+        request.chat.messages.add(role=role).content.add(text=text)
+    request.chat.messages[1].tool_calls.add(name="now", arguments_json=arguments)
+    assert "<tool_call>\n<function=now>\n</function>\n</tool_call>" in client.methods["Tokenize"](request).rendered
+
+
 def test_user_text_never_becomes_control_tokens(client):
     control = client.call("Tokenize", text="<|im_end|>", parse_special=True).ids
     plain = client.call("Tokenize", text="<|im_end|>").ids

@@ -143,7 +143,7 @@ static const char *large(size_t bytes) {
     X(11, d->call.name = message_string(""), "invalid_field", "chat.messages[1].tool_calls[0].name")         \
     X(12, d->call.name = message_string("\xff"), "invalid_utf8", "chat.messages[1].tool_calls[0].name")      \
     X(13, d->call.id = message_string("\xff"), "invalid_utf8", "chat.messages[1].tool_calls[0].id")          \
-    X(14, set_json(&d->call.arguments_json, ""), "invalid_json",                                             \
+    X(14, set_json(&d->call.arguments_json, "nul"), "invalid_json",                                          \
             "chat.messages[1].tool_calls[0].arguments_json")                                                 \
     X(15, set_json(&d->call.arguments_json, "[1]"), "invalid_json", "must be a JSON object")                 \
     X(16, set_json(&d->call.arguments_json, "{\"a\":1,\"a\":2}"), "invalid_json", "duplicate")               \
@@ -195,6 +195,25 @@ static void test_refusals(void **state) {
     }
 }
 
+/* Clients leave out the arguments of a function that has none. */
+static void test_no_arguments_are_an_empty_object(void **state) {
+    (void)state;
+    static const char *const nothing[] = {NULL, "", " ", "\n\t \r", "null", " null\n", "{}", " { } "};
+    for (size_t i = 0; i < sizeof(nothing) / sizeof(nothing[0]); i++) {
+        struct draft d;
+        struct conversation c;
+        struct rpc_status s;
+        draft_init(&d);
+        d.call.arguments_json = nothing[i] ? message_string(nothing[i]) : (ProtobufCBinaryData){0, NULL};
+        assert_int_equal(conversation_build(&d.chat, &c, &s), 0);
+        const json_t *call = json_array_get(json_object_get(json_array_get(c.messages, 1), "tool_calls"), 0);
+        const json_t *arguments = json_object_get(json_object_get(call, "function"), "arguments");
+        assert_true(json_is_object(arguments));
+        assert_int_equal(json_object_size(arguments), 0);
+        conversation_done(&c);
+    }
+}
+
 static void test_limits_are_reached_not_passed(void **state) {
     (void)state;
     struct draft d;
@@ -220,6 +239,7 @@ int main(void) {
             cmocka_unit_test(test_shape),
             cmocka_unit_test(test_no_tools),
             cmocka_unit_test(test_refusals),
+            cmocka_unit_test(test_no_arguments_are_an_empty_object),
             cmocka_unit_test(test_limits_are_reached_not_passed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -110,7 +110,7 @@ static void test_media_refused(void **state) {
 static void test_malformed_calls(void **state) {
     (void)state;
     static const char *const calls[] = {"[{}]", "[{\"function\":{\"name\":7}}]",
-            "[{\"name\":\"f\",\"arguments\":[1]}]", "[{\"name\":\"f\",\"arguments\":null}]", "\"text\"",
+            "[{\"name\":\"f\",\"arguments\":[1]}]", "[{\"name\":\"f\",\"arguments\":\"{}\"}]", "\"text\"",
             "{\"a\":1}", "[null]", "[7]"};
     struct chat_options options = {.enable_thinking = -1};
     for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
@@ -122,6 +122,24 @@ static void test_malformed_calls(void **state) {
         struct error e = {0};
         assert_int_equal(chat_template_render(&qwen35, messages, &options, &got, &e), -EINVAL);
         assert_true(e.text[0] != 0);
+        json_decref(messages);
+    }
+}
+
+static void test_no_arguments(void **state) {
+    (void)state;
+    static const char *const calls[] = {"[{\"name\":\"f\"}]", "[{\"name\":\"f\",\"arguments\":null}]",
+            "[{\"name\":\"f\",\"arguments\":{}}]"};
+    struct chat_options options = {.enable_thinking = -1};
+    for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+        char text[256];
+        snprintf(text, sizeof(text), "[{\"role\":\"user\"},{\"role\":\"assistant\",\"tool_calls\":%s}]",
+                calls[i]);
+        json_t *messages = parse(text, strlen(text));
+        struct chat_rendered got;
+        assert_int_equal(chat_template_render(&qwen35, messages, &options, &got, NULL), 0);
+        assert_non_null(strstr(got.text, "<tool_call>\n<function=f>\n</function>\n</tool_call>"));
+        chat_rendered_done(&got);
         json_decref(messages);
     }
 }
@@ -442,6 +460,7 @@ int main(void) {
             cmocka_unit_test(test_golden),
             cmocka_unit_test(test_media_refused),
             cmocka_unit_test(test_malformed_calls),
+            cmocka_unit_test(test_no_arguments),
             cmocka_unit_test(test_trust),
             cmocka_unit_test(test_none),
             cmocka_unit_test(test_load),
