@@ -79,10 +79,6 @@ static int add_piece(struct chunk *c, Shardd__V1__Delta__DeltaCase kind, const c
     return append(c, kind == SHARDD__V1__DELTA__DELTA_TEXT ? &d->text : &d->reasoning, text, bytes);
 }
 
-int chunk_add_text(struct chunk *c, const char *text, size_t bytes) {
-    return add_piece(c, SHARDD__V1__DELTA__DELTA_TEXT, text, bytes);
-}
-
 /* The delta of this call that is still being written, or a new one. */
 static ToolCallDelta *tool_delta(struct chunk *c, uint32_t index) {
     Delta *d = last_delta(c);

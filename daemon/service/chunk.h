@@ -25,7 +25,6 @@ struct chunk {
 
 void chunk_init(struct chunk *c, struct arena *arena);
 /* All: 0 or -ENOMEM. */
-int chunk_add_text(struct chunk *c, const char *text, size_t bytes);
 int chunk_add_event(struct chunk *c, const struct output_event *event);
 int chunk_add_id(struct chunk *c, uint32_t id);
 int chunk_add_logprobs(struct chunk *c, const struct tokenizer *t, const struct engine_token *token);

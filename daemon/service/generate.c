@@ -2,8 +2,8 @@
  *
  * One struct generation per stream, used by the call's worker only. The engine pokes the worker; what waits
  * in the stream's ring then goes out as one message. Text goes through three filters, each of which may hold
- * back what is not certain yet: whole characters (detokenizer), stop strings, and reasoning and tool calls
- * (output parser). */
+ * back what is not certain yet: whole characters (detokenizer), reasoning and tool calls (output parser), and
+ * stop strings in what the parser calls the answer. */
 #include "daemon/service/chunk.h"
 #include "daemon/service/generation.h"
 #include "daemon/service/message.h"

@@ -28,6 +28,9 @@ int generation_new(const struct plan *p, struct generation **ret) {
         return -ENOMEM;
     g->stop_index = -1;
     g->include_stop = p->include_stop;
+    g->stop_in_reasoning = p->stop_in_reasoning;
+    g->min_tokens = p->engine.min_tokens;
+    g->stops_kind = OUTPUT_TEXT;
     g->want_ids = p->want_ids;
     g->want_logprobs = p->want_logprobs;
     g->skip_text = p->skip_text;
@@ -61,27 +64,52 @@ struct generation *generation_free(struct generation *g) {
     return NULL;
 }
 
+/* --- text, on its way into the chunk --- */
+
+struct sink {
+    struct generation *g;
+    struct chunk *chunk;
+};
+
+/* What was held back turned out to be the beginning of no stop string. */
+static int release(struct sink *to) {
+    struct output_event held = {.kind = to->g->stops_kind};
+    stop_strings_end(to->g->stops, &held.data, &held.bytes);
+    return held.bytes > 0 ? chunk_add_event(to->chunk, &held) : 0;
+}
+
+/* Stop strings are looked for in what the parser made of the text: in the answer, and in reasoning if the
+ * request wants that. So none is found in tags, in the newlines around them or in a tool's arguments, and none
+ * reaches from one kind of text into the next. */
 static int on_event(void *user, const struct output_event *event) {
-    return chunk_add_event(user, event);
-}
-
-/* Text that no stop string can take back any more. */
-static int show(struct generation *g, const char *text, size_t bytes, struct chunk *chunk) {
-    if (bytes == 0)
+    struct sink *to = user;
+    struct generation *g = to->g;
+    struct output_event shown = {.kind = event->kind};
+    if (g->stop_index >= 0) /* what follows is nobody's */
         return 0;
-    return g->parser ? output_parser_feed(g->parser, text, bytes, on_event, chunk)
-                     : chunk_add_text(chunk, text, bytes);
-}
-
-static int filter(struct generation *g, struct chunk *chunk) {
-    const char *text = NULL;
-    size_t bytes = 0;
-    int index = stop_strings_feed(g->stops, g->text, g->text_n, &text, &bytes);
+    int r = event->kind == g->stops_kind ? 0 : release(to);
+    g->stops_kind = event->kind;
+    if (r < 0)
+        return r;
+    if (event->kind != OUTPUT_TEXT && !(event->kind == OUTPUT_REASONING && g->stop_in_reasoning))
+        return chunk_add_event(to->chunk, event);
+    int index = stop_strings_feed(
+            g->stops, event->data, event->bytes, g->n_tokens > g->min_tokens, &shown.data, &shown.bytes);
     if (index == -ENOMEM)
         return index;
     if (index >= 0)
         g->stop_index = index;
-    return show(g, text, bytes, chunk);
+    return shown.bytes > 0 ? chunk_add_event(to->chunk, &shown) : 0;
+}
+
+/* Whole characters. */
+static int take_text(struct generation *g, struct chunk *chunk) {
+    struct sink to = {g, chunk};
+    struct output_event text = {.kind = OUTPUT_TEXT, .data = g->text, .bytes = g->text_n};
+    if (g->text_n == 0)
+        return 0;
+    return g->parser ? output_parser_feed(g->parser, g->text, g->text_n, on_event, &to)
+                     : on_event(&to, &text);
 }
 
 static bool is_stop_id(const struct generation *g, uint32_t id) {
@@ -104,34 +132,29 @@ int generation_add(struct generation *g, const struct tokenizer *t, const struct
         return r;
     if (g->parser && output_parser_in_reasoning(g->parser))
         g->reasoning_tokens++;
-    /* The engine ends the stream at a stop id, so that one has no text to show. */
-    if (is_stop_id(g, token->id) && !g->include_stop)
-        return 0;
+    /* The engine ends the stream at a stop id: it has no text to show, or all of it, special or not. */
+    if (is_stop_id(g, token->id)) {
+        if (!g->include_stop)
+            return 0;
+        g->detokenizer.show_special = true;
+    }
     g->text_n = 0;
     r = detokenizer_add(&g->detokenizer, t, token->id, &g->text, &g->text_n, &g->text_size);
     if (r < 0 &&
             r != -EINVAL) /* an id beyond the tokenizer's table (padding of the vocabulary) has no text */
         return r;
-    return g->text_n > 0 ? filter(g, chunk) : 0;
+    return take_text(g, chunk);
 }
 
 int generation_end(struct generation *g, struct chunk *chunk) {
-    const char *text = NULL;
-    size_t bytes = 0;
-    int r = 0;
-    if (g->skip_text)
+    struct sink to = {g, chunk};
+    if (g->skip_text || g->stop_index >= 0)
         return 0;
-    if (g->stop_index < 0) {
-        g->text_n = 0;
-        r = detokenizer_end(&g->detokenizer, &g->text, &g->text_n, &g->text_size);
-        if (r == 0 && g->text_n > 0)
-            r = filter(g, chunk);
-    }
-    if (r == 0 && g->stop_index < 0) {
-        stop_strings_end(g->stops, &text, &bytes);
-        r = show(g, text, bytes, chunk);
-    }
-    if (r == 0 && g->parser)
-        r = output_parser_end(g->parser, on_event, chunk);
-    return r;
+    g->text_n = 0;
+    int r = detokenizer_end(&g->detokenizer, &g->text, &g->text_n, &g->text_size);
+    if (r == 0)
+        r = take_text(g, chunk);
+    if (r == 0 && g->stop_index < 0 && g->parser)
+        r = output_parser_end(g->parser, on_event, &to);
+    return r == 0 && g->stop_index < 0 ? release(&to) : r;
 }

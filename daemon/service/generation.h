@@ -15,12 +15,14 @@ struct generation {
     struct engine_stream *stream; /* our reference; NULL before submit */
     struct detokenizer detokenizer;
     struct stop_strings *stops;
-    struct output_parser *parser; /* NULL: everything is text */
+    enum output_event_kind stops_kind; /* of the text that stops holds back */
+    struct output_parser *parser;      /* NULL: everything is text */
     struct owned_text stop_strings[STOP_STRINGS_MAX];
     size_t n_stop_strings;
     uint32_t stop_ids[STOP_IDS_MAX + MODEL_STOP_IDS_MAX];
     uint32_t n_stop_ids;
-    bool include_stop, want_ids, want_logprobs, skip_text;
+    uint32_t min_tokens; /* stop strings end no earlier */
+    bool include_stop, stop_in_reasoning, want_ids, want_logprobs, skip_text;
 
     char *text; /* of the token at hand */
     size_t text_n, text_size;

@@ -220,6 +220,7 @@ static int take_stopping(
     plan->engine.max_tokens = p->_max_tokens_case ? p->max_tokens : 0;
     plan->engine.min_tokens = p->min_tokens;
     plan->include_stop = p->include_stop;
+    plan->stop_in_reasoning = p->stop_in_reasoning;
     return take_stop_strings(p, plan, s);
 }
 

@@ -25,7 +25,7 @@ struct plan {
     float bias[LOGIT_BIAS_MAX];
     const ProtobufCBinaryData *stop_strings; /* in the request */
     size_t n_stop_strings;
-    bool include_stop;
+    bool include_stop, stop_in_reasoning;
     bool want_ids, want_logprobs, want_prompt_ids, raw, skip_text, show_special;
 };
 

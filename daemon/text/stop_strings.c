@@ -84,8 +84,8 @@ static size_t may_become_one(const struct stop_strings *s) {
     return 0;
 }
 
-int stop_strings_feed(
-        struct stop_strings *s, const char *text, size_t bytes, const char **ret_text, size_t *ret_bytes) {
+int stop_strings_feed(struct stop_strings *s, const char *text, size_t bytes, bool may_match,
+        const char **ret_text, size_t *ret_bytes) {
     *ret_text = "";
     *ret_bytes = 0;
     size_t held = s->text.n - s->shown;
@@ -97,7 +97,7 @@ int stop_strings_feed(
     if (r < 0)
         return r;
     *ret_text = s->text.data ? s->text.data : "";
-    for (size_t end = held + 1; end <= s->text.n && s->n > 0; end++) {
+    for (size_t end = held + 1; end <= s->text.n && s->n > 0 && may_match; end++) {
         const struct stop_string *found = ending_at(s, end);
         if (!found)
             continue;

@@ -94,6 +94,32 @@ static void test_stop_string_frees_the_engine(void **state) {
     free(a);
 }
 
+/* At least min_tokens tokens, whatever they say. */
+static void test_min_tokens_win_over_stop_strings(void **state) {
+    (void)state;
+    script("a b a b a b a b", NULL, 0, ENGINE_FINISH_LENGTH);
+    uint32_t all = fake_script_n;
+    for (uint32_t least = 0; least <= all; least++) {
+        Shardd__V1__GenerateRequest q = text_request("x");
+        Shardd__V1__StoppingParams p = SHARDD__V1__STOPPING_PARAMS__INIT;
+        ProtobufCBinaryData stop = message_string("b");
+        p.n_stop = 1;
+        p.stop = &stop;
+        p.min_tokens = least;
+        p.include_stop = true;
+        q.stopping = &p;
+        for (int piece = 1; piece < 4; piece += 2) {
+            atomic_store(&fake_piece, piece);
+            struct answer *a = generate(&q);
+            assert_int_equal(a->reason, least < all ? STOP : LENGTH);
+            if (least < all) /* the first b after them, and not a later one */
+                assert_in_range(a->completion_tokens, least + 1, least + 2);
+            assert_int_equal(a->text[strlen(a->text) - 1], 'b');
+            free(a);
+        }
+    }
+}
+
 static void test_held_back_text_comes_out(void **state) {
     (void)state;
     Shardd__V1__GenerateRequest q = text_request("x");
@@ -193,6 +219,35 @@ static void test_reasoning(void **state) {
     free(a);
 }
 
+/* A special token is part of the text where the request wants to keep what it stopped at. */
+static void test_stop_id_included(void **state) {
+    (void)state;
+    uint32_t end = harness->model->generation.stop_ids[0], special;
+    assert_int_equal(tokenizer_find(harness->model->tokenizer, "<|im_start|>", &special), 0);
+    for (int kind = 0; kind < 3; kind++) {
+        Shardd__V1__GenerateRequest q = text_request("x");
+        Shardd__V1__StoppingParams p = SHARDD__V1__STOPPING_PARAMS__INIT;
+        p.include_stop = kind != 1;
+        p.stop_token_ids = &special;
+        p.n_stop_token_ids = 1;
+        q.stopping = &p;
+        script("Bye", kind == 2 ? &special : &end, 1, ENGINE_FINISH_STOP_ID);
+        struct answer *a = generate(&q);
+        assert_string_equal(a->text, kind == 1 ? "Bye" : kind == 2 ? "Bye<|im_start|>" : "Bye<|im_end|>");
+        assert_true(a->has_stop_id);
+        free(a);
+    }
+    /* one that the answer does not stop at stays hidden */
+    Shardd__V1__GenerateRequest q = text_request("x");
+    Shardd__V1__StoppingParams p = SHARDD__V1__STOPPING_PARAMS__INIT;
+    p.include_stop = true;
+    q.stopping = &p;
+    script("<|im_start|>Bye", &end, 1, ENGINE_FINISH_STOP_ID);
+    struct answer *a = generate(&q);
+    assert_string_equal(a->text, "Bye<|im_end|>");
+    free(a);
+}
+
 static const char tool_text[] =
         "<tool_call>\n<function=weather>\n<parameter=city>\nKöln\n</parameter>\n<parameter=days>\n3\n"
         "</parameter>\n</function>\n</tool_call>";
@@ -217,6 +272,82 @@ static void test_tool_call(void **state) {
     assert_string_equal(a->text, tool_text);
     assert_int_equal(a->reason, STOP);
     free(a);
+}
+
+/* One stop string, in chat; told in pieces of every size. */
+static struct answer *chat_with_stop(
+        bool tools, bool thinking, bool raw, const char *stop, bool in_reasoning, int piece) {
+    struct chat_draft d;
+    Shardd__V1__StoppingParams p = SHARDD__V1__STOPPING_PARAMS__INIT;
+    ProtobufCBinaryData string = message_string(stop);
+    chat_init(&d, tools, thinking, raw);
+    p.n_stop = 1;
+    p.stop = &string;
+    p.stop_in_reasoning = in_reasoning;
+    d.q.stopping = &p;
+    atomic_store(&fake_piece, piece);
+    return generate(&d.q);
+}
+
+/* The answer is what stops, not the thinking about it, unless that is asked for. */
+static void test_stop_string_in_reasoning(void **state) {
+    (void)state;
+    static const struct {
+        const char *stop;
+        bool raw, in_reasoning;
+        const char *reasoning, *text, *found;
+    } cases[] = {
+            {"STOP", false, false, "So 3 STOP 4 is fine.", "Answer ", "STOP"},
+            {"STOP", false, true, "So 3 ", "", "STOP"},
+            {"fine", false, false, "So 3 STOP 4 is fine.", "Answer STOP more", ""},
+            {"fine.", false, true, "So 3 STOP 4 is ", "", "fine."},
+            {"fine.Answer", false, true, "So 3 STOP 4 is fine.", "Answer STOP more", ""}, /* two texts */
+            {"</think>", false, true, "So 3 STOP 4 is fine.", "Answer STOP more", ""},    /* no text */
+            {"\n\n", false, false, "So 3 STOP 4 is fine.", "Answer STOP more", ""},
+            {"more", false, false, "So 3 STOP 4 is fine.", "Answer STOP ", "more"},
+            {"STOP", true, false, "", "So 3 ", "STOP"}, /* raw: all is text */
+            {"</think>", true, false, "", "So 3 STOP 4 is fine.\n", "</think>"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        for (int piece = 1; piece < 50; piece += 6) {
+            script("So 3 STOP 4 is fine.\n</think>\n\nAnswer STOP more", NULL, 0, ENGINE_FINISH_LENGTH);
+            struct answer *a =
+                    chat_with_stop(false, true, cases[i].raw, cases[i].stop, cases[i].in_reasoning, piece);
+            assert_string_equal(a->reasoning, cases[i].reasoning);
+            assert_string_equal(a->text, cases[i].text);
+            assert_string_equal(a->stop_string, cases[i].found);
+            assert_int_equal(a->reason, *cases[i].found ? STOP : LENGTH);
+            free(a);
+        }
+}
+
+/* A stop string breaks no call: not its tags, not its arguments, not the newlines around it. */
+static void test_stop_string_and_tool_calls(void **state) {
+    (void)state;
+    static const struct {
+        const char *stop, *text, *found;
+        int calls;
+    } cases[] = {
+            {"Köln", "Look: after", "", 1},
+            {"\n", "Look: after", "", 1},
+            {"<tool_call>", "Look: after", "", 1},
+            {":", "Look", ":", 0},
+            {"Look: after", "Look: after", "", 1}, /* the call stands between */
+            {"ft", "Look: a", "ft", 1},
+    };
+    char text[512];
+    snprintf(text, sizeof(text), "Look:%s after", tool_text);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        for (int piece = 1; piece < 50; piece += 6) {
+            script(text, NULL, 0, ENGINE_FINISH_LENGTH);
+            struct answer *a = chat_with_stop(true, false, false, cases[i].stop, false, piece);
+            assert_int_equal(a->n_tools_done, cases[i].calls);
+            assert_string_equal(a->stop_string, cases[i].found);
+            if (cases[i].calls)
+                assert_string_equal(a->tool_arguments, "{\"city\": \"Köln\", \"days\": 3}");
+            assert_string_equal(a->text, cases[i].text);
+            free(a);
+        }
 }
 
 static void test_logprobs(void **state) {
@@ -407,7 +538,11 @@ int main(void) {
             T(test_stop_string),
             T(test_stop_string_frees_the_engine),
             T(test_held_back_text_comes_out),
+            T(test_min_tokens_win_over_stop_strings),
             T(test_stop_id),
+            T(test_stop_id_included),
+            T(test_stop_string_in_reasoning),
+            T(test_stop_string_and_tool_calls),
             T(test_reasoning),
             T(test_tool_call),
             T(test_logprobs),

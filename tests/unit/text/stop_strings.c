@@ -62,7 +62,7 @@ static void test_any_split(void **state) {
         for (size_t at = 0, step; at < bytes && got < 0; at += step) {
             step = 1 + random_below(&seed, most);
             step = step < bytes - at ? step : bytes - at;
-            got = stop_strings_feed(s, text + at, step, &part, &part_bytes);
+            got = stop_strings_feed(s, text + at, step, true, &part, &part_bytes);
             byte_buffer_add(&shown, part, part_bytes);
         }
         if (got < 0) {
@@ -87,18 +87,37 @@ static void test_held_back(void **state) {
     struct stop_strings *s = make(strings, 2, false);
     const char *text;
     size_t bytes;
-    assert_int_equal(stop_strings_feed(s, "hello", 5, &text, &bytes), -1);
+    assert_int_equal(stop_strings_feed(s, "hello", 5, true, &text, &bytes), -1);
     assert_int_equal(bytes, 5);
-    assert_int_equal(stop_strings_feed(s, "ababc", 5, &text, &bytes), -1);
+    assert_int_equal(stop_strings_feed(s, "ababc", 5, true, &text, &bytes), -1);
     assert_int_equal(bytes, 2);
-    assert_int_equal(stop_strings_feed(s, "x", 1, &text, &bytes), -1);
+    assert_int_equal(stop_strings_feed(s, "x", 1, true, &text, &bytes), -1);
     assert_int_equal(bytes, 3);
     assert_memory_equal(text, "abc", 3);
-    assert_int_equal(stop_strings_feed(s, "", 0, &text, &bytes), -1);
+    assert_int_equal(stop_strings_feed(s, "", 0, true, &text, &bytes), -1);
     assert_int_equal(bytes, 0);
-    assert_int_equal(stop_strings_feed(s, "yzmore", 6, &text, &bytes), 1);
+    assert_int_equal(stop_strings_feed(s, "yzmore", 6, true, &text, &bytes), 1);
     assert_int_equal(bytes, 0);
     stop_strings_end(s, &text, &bytes);
+    assert_int_equal(bytes, 0);
+    stop_strings_free(s);
+}
+
+/* Nothing ends where nothing may; what begins there may end later. And a new text begins after an end. */
+static void test_may_not_match(void **state) {
+    (void)state;
+    static const char *const strings[] = {"ab", "cab"};
+    struct stop_strings *s = make(strings, 2, false);
+    const char *text;
+    size_t bytes;
+    assert_int_equal(stop_strings_feed(s, "abab-ca", 7, false, &text, &bytes), -1);
+    assert_int_equal(bytes, 5);
+    stop_strings_end(s, &text, &bytes);
+    assert_int_equal(bytes, 2);
+    assert_memory_equal(text, "ca", 2);
+    assert_int_equal(stop_strings_feed(s, "bca", 3, false, &text, &bytes), -1);
+    assert_int_equal(bytes, 1);
+    assert_int_equal(stop_strings_feed(s, "bb", 2, true, &text, &bytes), 1);
     assert_int_equal(bytes, 0);
     stop_strings_free(s);
 }
@@ -108,7 +127,7 @@ static void test_none(void **state) {
     struct stop_strings *s = make(NULL, 0, false);
     const char *text;
     size_t bytes;
-    assert_int_equal(stop_strings_feed(s, "anything", 8, &text, &bytes), -1);
+    assert_int_equal(stop_strings_feed(s, "anything", 8, true, &text, &bytes), -1);
     assert_int_equal(bytes, 8);
     stop_strings_end(s, &text, &bytes);
     assert_int_equal(bytes, 0);
@@ -141,6 +160,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_any_split),
             cmocka_unit_test(test_held_back),
+            cmocka_unit_test(test_may_not_match),
             cmocka_unit_test(test_none),
             cmocka_unit_test(test_limits),
     };
