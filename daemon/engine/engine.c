@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -41,6 +42,12 @@ static uint64_t idle_ns(struct engine *g, uint64_t now) {
 
 /* --- one turn of the loop --- */
 
+/* Signals that a process does not get for what it computes. */
+static bool is_from_outside(uint64_t signal_number) {
+    return signal_number == SIGKILL || signal_number == SIGTERM || signal_number == SIGINT ||
+           signal_number == SIGHUP;
+}
+
 static void take_controls(struct engine *g, uint64_t now) {
     struct control_message all[CONTROLS_MAX];
     pthread_mutex_lock(&g->control_lock);
@@ -55,7 +62,9 @@ static void take_controls(struct engine *g, uint64_t now) {
         if (all[i].kind == CONTROL_CHANNEL)
             recovery_channel(g, &all[i], now);
         else if (!old)
-            recovery_lost(g);
+            recovery_lost(g, &(struct death){.blame = BLAME_EXECUTING,
+                                     .rank = all[i].a < RANKS_MAX ? (uint32_t)all[i].a : RANKS_MAX,
+                                     .from_outside = is_from_outside(all[i].b)});
         control_close_fds(&all[i]);
     }
 }
@@ -118,6 +127,7 @@ static void publish_stats(struct engine *g) {
     g->now.slots_free = g->pools.n_free_slots;
     g->now.running = g->n_running;
     g->now.waiting = g->waiting.n;
+    g->now.suspects = g->n_suspects;
     pthread_mutex_lock(&g->registry_lock);
     g->public_state = g->state;
     bool draining = g->draining;
@@ -148,7 +158,7 @@ static void take_answers(struct engine *g, uint64_t now) {
             recovery_ready(g, r.geometries);
             break;
         case FLIGHT_FAULT:
-            recovery_fault(g, r.rank, r.text);
+            recovery_fault(g, &r.death, r.text);
             break;
         }
     }
@@ -165,7 +175,7 @@ static void send_records(struct engine *g, uint64_t now) {
             now - g->last_record_ns >= PING_NS)
         r = flight_send_bare(g, STEP_TYPE_PING, now);
     if (r < 0)
-        recovery_fault(g, 0, "the step ring takes no more records");
+        recovery_fault(g, &(struct death){.blame = BLAME_NOBODY}, "the step ring takes no more records");
 }
 
 static void *engine_main(void *arg) {
@@ -175,13 +185,13 @@ static void *engine_main(void *arg) {
         uint64_t now = engine_clock_ns();
         struct flight_report stuck;
         g->work_done = false;
-        take_controls(g, now);
         take_inbox(g);
-        take_answers(g, now);
+        take_answers(g, now); /* before a loss is looked at: what was answered is nobody's death */
+        take_controls(g, now);
         end_late_and_slow(g, now);
         send_records(g, now);
         if (flight_watch(g, now, &stuck) == FLIGHT_FAULT)
-            recovery_fault(g, stuck.rank, stuck.text);
+            recovery_fault(g, &stuck.death, stuck.text);
         poke_all(g);
         if (g->work_done)
             g->now.step_plan_ns_total += engine_clock_ns() - now;

@@ -100,9 +100,9 @@ enum engine_finish {
     ENGINE_FINISH_CANCELLED, /* engine_cancel() */
     ENGINE_FINISH_ABORTED,   /* shutdown */
     ENGINE_FINISH_DEADLINE,
-    ENGINE_FINISH_FAULT, /* suspect of two group deaths, or a fault the workers reported; text in stream_error
-                          */
-    ENGINE_FINISH_SLOW,  /* the reader left its ring full for too long */
+    ENGINE_FINISH_FAULT, /* the group died while it computed this request alone, or the group that came back cannot
+                          * serve it; text in engine_stream_error() */
+    ENGINE_FINISH_SLOW, /* the reader left its ring full for too long */
 };
 
 struct engine_token {
@@ -144,6 +144,7 @@ struct engine_stats {
     const char *state; /* "loading" "serving" "recovering" "draining" "failed" (other weights came back) */
     uint32_t tp, max_num_seqs, max_num_batched_tokens, max_model_len, max_queue, vocab_size;
     uint32_t pages_total, pages_free, running, waiting;
+    uint32_t suspects; /* were being computed at a group's death and have not run alone since */
     uint32_t slots_total, slots_free; /* of the workers; a slot is free once its CLOSE was completed */
     uint64_t requests_total, prompt_tokens_total, generated_tokens_total, steps_total, preemptions_total;
     uint64_t replays_total, dropped_records_total, step_errors_total;

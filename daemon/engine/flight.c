@@ -135,7 +135,7 @@ static void retire_plan(struct engine *g, struct flight *f, const struct step_sa
 }
 
 static enum flight_event fault(struct flight_report *r, uint32_t rank, const char *text) {
-    r->rank = rank;
+    r->death = (struct death){.blame = BLAME_ANSWERED, .rank = rank};
     snprintf(r->text, sizeof(r->text), "%s", text);
     return FLIGHT_FAULT;
 }
@@ -228,6 +228,43 @@ enum flight_event flight_next(struct engine *g, uint64_t now, struct flight_repo
     return event;
 }
 
+/* The last step that the rank has answered, of those that nobody has taken; 0 = none. Takes them. */
+static uint64_t last_answered(struct engine *g, uint32_t rank) {
+    const struct step_completion *c;
+    const void *body;
+    uint64_t step = 0;
+    while (next_answer(g, rank, &c, &body) == 0) {
+        step = c->step;
+        step_ring_completion_release(g->ring, rank);
+    }
+    return step;
+}
+
+uint32_t flight_blame(struct engine *g, const struct death *death) {
+    bool any = death->rank >= g->n_ranks, all_of_oldest = death->blame == BLAME_ANSWERED;
+    uint64_t begun[RANKS_MAX] = {0}, answered[RANKS_MAX] = {0};
+    uint32_t n = 0;
+    for (uint32_t r = 0; death->blame == BLAME_EXECUTING && r < g->n_ranks; r++) {
+        struct step_progress progress;
+        if (!any && r != death->rank)
+            continue;
+        step_ring_progress_read(g->ring, r, &progress);
+        begun[r] = progress.step;
+        answered[r] = last_answered(g, r);
+    }
+    for (uint32_t i = 0; i < g->n_flights; i++) {
+        struct flight *f = flight_at(g, i);
+        bool at_work = all_of_oldest && i == 0;
+        for (uint32_t r = 0; r < g->n_ranks; r++)
+            at_work |= answered[r] < f->step && f->step <= begun[r];
+        for (uint32_t k = 0; at_work && k < f->n_entries; k++) {
+            n += !f->entries[k].sequence->blamed;
+            f->entries[k].sequence->blamed = true;
+        }
+    }
+    return n;
+}
+
 void flight_forget(struct engine *g) {
     g->n_flights = g->n_plans = 0;
     g->flight_first = 0;
@@ -271,7 +308,7 @@ enum flight_event flight_watch(struct engine *g, uint64_t now, struct flight_rep
     }
     if (rank == RANKS_MAX)
         return FLIGHT_NONE;
-    ret->rank = rank;
+    ret->death = (struct death){.blame = BLAME_EXECUTING, .rank = rank};
     snprintf(ret->text, sizeof(ret->text), "no progress for %u ms at step %llu, layer %u, operation %u",
             limit_ms, (unsigned long long)least.step, least.layer, least.operation);
     return FLIGHT_FAULT;

@@ -1,8 +1,11 @@
 /* recovery.c - rank groups come and go: channels, RESET, and what happens to the sequences when a group dies.
  *
  * A sequence's tokens are all on the host, so a death costs nobody a request: it goes back to waiting and is
- * replayed as PROMPT rows. But a sequence that was in flight at the death may be what killed the group. It is
- * a suspect: the scheduler replays it alone; in flight at a second death it ends with ENGINE_FINISH_FAULT. */
+ * replayed as PROMPT rows. But a sequence whose rows were being computed at the death may be what killed the
+ * group. It is a suspect, and the scheduler tries each suspect alone; only a group that dies while it computes
+ * the rows of one alone convicts it (ENGINE_FINISH_FAULT). Where the death was a signal that anybody may have
+ * sent, it takes two. However often a sequence was among others at a death, that ends nothing; it makes its
+ * next trial longer. */
 #include "daemon/engine/recovery.h"
 
 #include "daemon/engine/flight.h"
@@ -14,40 +17,52 @@
 #include <errno.h>
 #include <string.h>
 
+/* The group died while it computed the rows of s, if it was blamed. Returns whether that convicts it. */
+static bool judge(struct engine *g, struct sequence *s, bool alone, bool from_outside) {
+    if (!s->blamed)
+        return false;
+    s->blamed = false;
+    s->deaths++;
+    if (!s->suspect) {
+        s->suspect = true;
+        g->n_suspects++;
+    }
+    bool convicted = alone && (!from_outside || s->killed_alone);
+    s->killed_alone |= alone;
+    return convicted;
+}
+
 /* One sequence that had a slot when the group died. */
-static void survive(struct engine *g, struct sequence *s) {
-    bool was_in_flight = s->in_flight > 0;
+static void survive(struct engine *g, struct sequence *s, bool alone, bool from_outside) {
     if (s->state == SEQUENCE_ENDING) {
         sequence_uprooted(g, s);
         return;
     }
-    if (was_in_flight && !s->suspect) {
-        s->suspect = true;
-        g->n_suspects++;
-    }
+    bool convicted = judge(g, s, alone, from_outside);
     sequence_uprooted(g, s);
-    if (was_in_flight && ++s->deaths >= 2) {
-        engine_log(g, LOG_LEVEL_ERROR,
-                "request \"%s\" was in flight at two deaths of the rank group: it is ended",
-                s->stream->request_id);
-        sequence_finish(g, s, ENGINE_FINISH_FAULT,
-                "the workers failed twice while this request was running: it is not tried again");
+    if (!convicted) {
+        g->now.replays_total++;
         return;
     }
-    g->now.replays_total++;
+    engine_log(g, LOG_LEVEL_ERROR,
+            "the rank group died again while it computed request \"%s\" alone (%u deaths in all): it is ended",
+            s->stream->request_id, s->deaths);
+    sequence_finish(g, s, ENGINE_FINISH_FAULT,
+            "the workers failed again while they computed this request alone: it is not tried again");
 }
 
-void recovery_lost(struct engine *g) {
+void recovery_lost(struct engine *g, const struct death *death) {
     if (g->ring == NULL)
         return; /* known already: its fault was seen before the launcher said so */
+    uint32_t n = g->n_running, n_blamed = flight_blame(g, death);
     engine_log(g, LOG_LEVEL_WARNING,
-            "the rank group of epoch %llu is lost while %s, with %u sequences running",
-            (unsigned long long)step_ring_group_epoch(g->ring), engine_state_name(g->state), g->n_running);
-    uint32_t n = g->n_running;
+            "the rank group of epoch %llu is lost while %s, with %u sequences running, %u of them being computed",
+            (unsigned long long)step_ring_group_epoch(g->ring), engine_state_name(g->state), n, n_blamed);
+    struct sequence *quarantine = g->quarantine;
     g->n_running = 0;
     g->quarantine = NULL;
     for (uint32_t i = 0; i < n; i++)
-        survive(g, g->running[i]);
+        survive(g, g->running[i], g->running[i] == quarantine, death->from_outside);
     pools_done(&g->pools);
     flight_forget(g);
     wake_set_ring(g, NULL);
@@ -55,19 +70,21 @@ void recovery_lost(struct engine *g) {
         engine_enter(g, STATE_RECOVERING);
 }
 
-void recovery_fault(struct engine *g, uint32_t rank, const char *text) {
+void recovery_fault(struct engine *g, const struct death *death, const char *text) {
     g->now.step_errors_total++;
-    engine_log(g, LOG_LEVEL_ERROR, "rank %u: %s", rank, text);
-    engine_tell_launcher(g, CONTROL_STUCK, rank, text);
-    recovery_lost(g);
+    engine_log(g, LOG_LEVEL_ERROR, "rank %u: %s", death->rank, text);
+    engine_tell_launcher(g, CONTROL_STUCK, death->rank, text);
+    recovery_lost(g, death);
 }
+
+static const struct death nobodys = {.blame = BLAME_NOBODY};
 
 void recovery_channel(struct engine *g, const struct control_message *m, uint64_t now) {
     struct step_ring *ring;
     struct error e;
     if (g->state == STATE_FAILED)
         return;
-    recovery_lost(g); /* a new channel ends the old one, announced or not */
+    recovery_lost(g, &nobodys); /* a new channel ends the old one, announced or not */
     int r = step_ring_attach(m->fds[0], STEP_RING_COORDINATOR, &ring, &e);
     if (r == 0 && (step_ring_group_epoch(ring) != m->group_epoch ||
                           step_ring_coord_epoch(ring) != m->coord_epoch)) {
@@ -87,7 +104,7 @@ void recovery_channel(struct engine *g, const struct control_message *m, uint64_
     memset(g->watch, 0, sizeof(g->watch));
     g->step_next = 0;
     if (flight_send_bare(g, STEP_TYPE_RESET, now) < 0)
-        recovery_fault(g, 0, "the step ring takes no records");
+        recovery_fault(g, &nobodys, "the step ring takes no records");
 }
 
 /* --- the answers to RESET --- */
@@ -207,7 +224,7 @@ void recovery_ready(struct engine *g, const struct step_geometry *all) {
     if (r < 0) {
         engine_log(g, LOG_LEVEL_ERROR, "%s", e.text);
         engine_tell_launcher(g, CONTROL_FAULT, 0, e.text);
-        recovery_lost(g);
+        recovery_lost(g, &nobodys);
         engine_enter(g, STATE_FAILED);
         while (g->waiting.n > 0)
             sequence_finish(g, g->waiting.items[0], ENGINE_FINISH_FAULT, e.text);

@@ -10,9 +10,9 @@
  * A plan is made while the one before it runs: a CONTINUE row takes its id from the slot, and what the host
  * does not know yet (a stop id) costs at most one row that nobody sees.
  *
- * While there are suspects (sequences that were in flight when the rank group died) each is replayed alone,
- * up to its first new token, before anything else runs: a second death then hits the guilty one and nobody
- * else. */
+ * While there are suspects (sequences that were being computed when the rank group died) each runs alone before
+ * anything else does, through its replay and a few tokens more: a second death then hits the guilty one and
+ * nobody else. */
 #include "daemon/engine/scheduler.h"
 
 #include "daemon/engine/flight.h"
@@ -21,6 +21,9 @@
 #include <assert.h>
 
 #define PREFILL_ROWS_MIN 16u
+/* Tokens that a suspect generates alone: twice as many after each death, so that one which kills some tokens after
+ * it was let go is found in the end. */
+#define TRIAL_TOKENS(deaths) (1u << ((deaths) < 6 ? (deaths) : 6))
 
 struct plan {
     struct engine *g;
@@ -245,29 +248,47 @@ static void plan_all(struct plan *p) {
     }
 }
 
-static void plan_quarantine(struct plan *p) {
-    struct engine *g = p->g;
-    if (g->quarantine == NULL) {
-        if (g->n_plans > 0 || g->waiting.n == 0) /* nothing else may be in flight with it */
-            return;
-        struct sequence *s = g->waiting.items[0]; /* suspects come first */
-        if (!s->suspect)
-            return;
-        uint32_t pages = pools_pages_for(&g->pools, s->n_tokens);
-        uint32_t slot = 0;
-        if (g->pools.n_free_pages >= pages && g->n_running < least(g->o.max_num_seqs, SEQS_MAX))
-            slot = pools_take_slot(&g->pools);
-        if (slot == 0) {
-            if (g->pools.n_free_pages < pages)
-                make_room(g, pages);
-            else if (g->pools.n_to_close == 0)
-                preempt_youngest(g);
-            return;
-        }
-        sequence_admit(g, s, slot);
-        g->quarantine = s;
+/* Makes the first suspect the quarantine, once nothing else is in flight and there is room for it. */
+static void begin_quarantine(struct engine *g) {
+    if (g->n_plans > 0 || g->waiting.n == 0)
+        return;
+    struct sequence *s = g->waiting.items[0]; /* suspects come first */
+    if (!s->suspect)
+        return;
+    uint32_t pages = pools_pages_for(&g->pools, s->n_tokens);
+    uint32_t slot = 0;
+    if (g->pools.n_free_pages >= pages && g->n_running < least(g->o.max_num_seqs, SEQS_MAX))
+        slot = pools_take_slot(&g->pools);
+    if (slot == 0) {
+        if (g->pools.n_free_pages < pages)
+            make_room(g, pages);
+        else if (g->pools.n_to_close == 0)
+            preempt_youngest(g);
+        return;
     }
-    plan_prompt(p, g->quarantine);
+    sequence_admit(g, s, slot);
+    s->trial_end = s->samples + TRIAL_TOKENS(s->deaths);
+    g->quarantine = s;
+}
+
+/* Returns whether the trial is over with nothing planned, so that somebody else's turn has come. */
+static bool plan_quarantine(struct plan *p) {
+    struct engine *g = p->g;
+    if (g->quarantine == NULL)
+        begin_quarantine(g);
+    struct sequence *s = g->quarantine;
+    if (s == NULL)
+        return false;
+    if (s->planned < s->prefill_end)
+        plan_prompt(p, s);
+    else if (s->samples < s->trial_end)
+        plan_decode(p, s);
+    assert(p->f->n_entries <= 1);
+    bool held_up = s->planned >= s->prefill_end && s->stalled_since_ns > 0; /* by its reader, not by pages */
+    if (p->f->n_entries > 0 || s->in_flight > 0 || !held_up)
+        return false;
+    sequence_cleared(g, s); /* it has done what can be done now, and others wait */
+    return true;
 }
 
 /* Those that are to be put back and have nothing in flight. Whether there were any. */
@@ -300,14 +321,16 @@ int scheduler_plan(struct engine *g, uint64_t now) {
     }
     struct plan p = {.g = g, .now = now, .f = flight_begin(g, STEP_TYPE_PLAN)};
     put_back(g);
+    bool again;
     do {
         prepare(&p);
+        again = false;
         if (g->n_suspects > 0)
-            plan_quarantine(&p);
+            again = plan_quarantine(&p);
         else
             plan_all(&p);
         /* Nothing fits, and somebody with nothing in flight was chosen to make room: try again without it. */
-    } while (p.f->n_entries == 0 && put_back(g));
+    } while (p.f->n_entries == 0 && (again || put_back(g)));
     for (uint32_t i = 0; i < g->pools.n_to_close; i++)
         step_add_close(g->writer, g->pools.to_close[i]);
     if (p.f->n_entries == 0 && g->pools.n_to_close == 0)

@@ -84,7 +84,7 @@ void sequence_to_waiting(struct engine *g, struct sequence *s) {
 
 void sequence_cleared(struct engine *g, struct sequence *s) {
     if (s->suspect) {
-        s->suspect = false;
+        s->suspect = s->killed_alone = false;
         g->n_suspects--;
     }
     if (g->quarantine == s)
@@ -122,8 +122,8 @@ void sequence_retired(struct engine *g, struct sequence *s) {
         drop(g, s);
         return;
     }
-    if (s == g->quarantine && s->planned >= s->prefill_end)
-        sequence_cleared(g, s); /* its replay and one token more are done: it was not this one */
+    if (s == g->quarantine && s->planned >= s->prefill_end && s->samples >= s->trial_end)
+        sequence_cleared(g, s); /* its replay and some tokens more are done: it was not this one */
     if (s->state == SEQUENCE_PREEMPTING)
         sequence_to_waiting(g, s);
 }

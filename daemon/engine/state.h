@@ -64,14 +64,17 @@ struct sequence {
     enum sequence_state state;        /* changed by sequence_enter() only */
     uint32_t slot;                    /* 0 = none; not 0 = in g->running */
     bool opened;                      /* OPEN was sent */
-    bool suspect;                     /* was in flight at a death, not yet seen to live */
-    uint32_t deaths;                  /* group deaths at which it was in flight */
-    uint32_t in_flight;               /* steps that name it */
-    uint32_t planned;                 /* rows in committed steps, counted from position 0 */
-    uint32_t prefill_end;             /* rows below it come from the host */
-    uint32_t samples;                 /* tokens sampled in committed steps: the next sample_index */
-    uint32_t computed_before;         /* rows below it are a replay */
-    bool counted;                     /* in prompt_tokens_total */
+    bool blamed;          /* a rank was computing its rows when the group died; during recovery_lost() only */
+    bool suspect;         /* was blamed, and has not been seen to live alone since */
+    bool killed_alone;    /* while it was the quarantine, by a signal that may have come from anywhere */
+    uint32_t deaths;      /* at which it was blamed */
+    uint32_t trial_end;   /* samples after which the quarantine is over */
+    uint32_t in_flight;   /* steps that name it */
+    uint32_t planned;     /* rows in committed steps, counted from position 0 */
+    uint32_t prefill_end; /* rows below it come from the host */
+    uint32_t samples;     /* tokens sampled in committed steps: the next sample_index */
+    uint32_t computed_before; /* rows below it are a replay */
+    bool counted;             /* in prompt_tokens_total */
     uint64_t stalled_since_ns;
 };
 

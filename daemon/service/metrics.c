@@ -48,6 +48,8 @@ static size_t write_metrics(const struct metrics *m, char *text, size_t size) {
             {"up", "gauge", "1 while a request sent now would run.", atomic_load(&m->service->serving)},
             {"requests_running", "gauge", "Sequences in steps.", s.running},
             {"requests_waiting", "gauge", "Requests in the queue.", s.waiting},
+            {"requests_suspected", "gauge",
+                    "Requests that were computed at a death and have not run alone since.", s.suspects},
             {"requests_total", "counter", "Requests taken by the engine.", (double)s.requests_total},
             {"requests_refused_total", "counter", "Calls that ended with a refusal.",
                     (double)atomic_load(&m->service->refused_total)},

@@ -134,6 +134,7 @@ bool child_reap(struct child *c, char *text, size_t size) {
     if (c->pidfd < 0 || waitid(P_PIDFD, (id_t)c->pidfd, &info, WEXITED | WNOHANG) < 0 || info.si_pid == 0)
         return false;
     describe_end(&info, text, size);
+    c->end_signal = info.si_code == CLD_EXITED || c->killed ? 0 : (uint32_t)info.si_status;
     close(c->pidfd);
     if (c->control >= 0)
         close(c->control);

@@ -21,6 +21,7 @@ struct child {
     int pidfd, control;           /* -1 = none */
     bool ready;                   /* said CONTROL_READY */
     bool killed;                  /* we sent SIGKILL: its death is no news */
+    uint32_t end_signal;          /* that it died of, not ours; 0 = none. Set by child_reap() */
     char fault[CONTROL_TEXT_MAX]; /* why it said it cannot go on; "" = it did not */
     uint64_t ping;                /* number of the last ping */
     uint64_t ping_ns;             /* when the unanswered ping was sent; 0 = none is out */

@@ -209,7 +209,7 @@ static void part_lost(struct supervisor *s, struct part *p, const char *why) {
         child_kill(&p->children[i]);
 }
 
-static void group_lost(struct supervisor *s, uint32_t rank, const char *why) {
+static void group_lost(struct supervisor *s, uint32_t rank, uint32_t end_signal, const char *why) {
     if (s->group.state == PART_DYING || s->group.state == PART_WAITING)
         return;
     if (s->stop < STOPPING_WORKERS && s->channel_group) {
@@ -218,6 +218,7 @@ static void group_lost(struct supervisor *s, uint32_t rank, const char *why) {
     }
     struct control_message m = message(s, CONTROL_GROUP_LOST);
     m.a = rank;
+    m.b = end_signal;
     snprintf(m.text, sizeof(m.text), "%s", why);
     (void)child_send(s->coordinator.children, &m);
     part_lost(s, &s->group, why);
@@ -272,7 +273,7 @@ static void on_death(struct supervisor *s, struct child *c, const char *how) {
     if (coordinator)
         coordinator_lost(s, why);
     else if (s->stop < STOPPING_WORKERS) /* later each of them ends for itself */
-        group_lost(s, s->service->worker_rank[c - s->group.children], why);
+        group_lost(s, s->service->worker_rank[c - s->group.children], c->end_signal, why);
     if (!part_has_child(p))
         part_reaped(s, p);
 }
@@ -348,7 +349,7 @@ static void on_message(struct supervisor *s, struct child *c, const struct contr
         if (coordinator && m->group_epoch == s->group.epoch && s->group.state == PART_UP) {
             snprintf(why, sizeof(why), "rank %llu makes no progress%s%.300s", (unsigned long long)m->a,
                     *m->text ? ": " : "", m->text);
-            group_lost(s, (uint32_t)m->a, why);
+            group_lost(s, (uint32_t)m->a, /* end_signal= */ 0, why);
         }
         break;
     default:
@@ -408,7 +409,7 @@ static void check_silence(struct supervisor *s, uint64_t now) {
         if (c == s->coordinator.children)
             coordinator_lost(s, why);
         else
-            group_lost(s, s->service->worker_rank[i], why);
+            group_lost(s, s->service->worker_rank[i], /* end_signal= */ 0, why);
     }
 }
 

@@ -24,8 +24,8 @@ enum control_kind {
     CONTROL_PING,      /* launcher -> child, a = number */
     CONTROL_PONG,      /* child -> launcher, same a */
     CONTROL_STOP,      /* launcher -> child: drain and exit; a = grace in ms */
-    CONTROL_GROUP_LOST, /* launcher -> coordinator: a = dead rank; a new CHANNEL follows when the group is
-                           back */
+    CONTROL_GROUP_LOST, /* launcher -> coordinator: a = dead rank, b = the signal it died of (0: none, or it was
+                         * hung); a new CHANNEL follows when the group is back */
     CONTROL_STUCK, /* coordinator -> launcher: a = rank that makes no progress or answered wrongly; text =
                     * why. The launcher restarts the rank group (GROUP_LOST and a CHANNEL follow) */
     CONTROL_KINDS,

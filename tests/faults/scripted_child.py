@@ -70,14 +70,14 @@ class Child:
                 sys.exit(1)
             self.selector.unregister(self.control)
             return
-        magic, version, kind, n_fds, n_text, group, epoch, a, _ = HEAD.unpack(data[:HEAD.size])
+        magic, version, kind, n_fds, n_text, group, epoch, a, b = HEAD.unpack(data[:HEAD.size])
         assert magic == MAGIC and version == VERSION and n_fds == len(fds)
         text = data[HEAD.size:HEAD.size + n_text].decode()
         if KINDS[kind] == "PING":
             if not self.script.get("deaf"):
                 self.say("PONG", a)
             return
-        self.write(kind=KINDS[kind], group=group, coord=epoch, a=a, text=text, fds=len(fds))
+        self.write(kind=KINDS[kind], group=group, coord=epoch, a=a, b=b, text=text, fds=len(fds))
         getattr(self, "on_" + KINDS[kind].lower(), lambda *_: None)(group, epoch, fds)
 
     def on_channel(self, group, epoch, fds):

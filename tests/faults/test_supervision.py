@@ -100,15 +100,33 @@ def test_a_worker_that_fails_by_itself(model, device, fault):
         assert "restarting the rank group" in run.log()
 
 
-def test_two_deaths_make_a_request_suspect(model, device):
+def test_deaths_that_are_not_its_own_end_no_request(model, device):
+    """The stream is computed at every one of these deaths, and lives on alone for some tokens after each."""
     with Running(model, device) as run, run.client() as client:
-        stream = client.stream(PROMPTS[0], 3500, 1)
-        for epoch in (2, 3):
-            stream.wait_tokens(len(stream.ids) + 5)
+        undisturbed = client.tokens(PROMPTS[0], 900, 1)
+        stream = client.stream(PROMPTS[0], 900, 1)
+        for epoch in (2, 3, 4):
+            stream.wait_tokens(len(stream.ids) + 70)
             os.kill(run.program("shardd-worker")[0], signal.SIGKILL)
             wait_for(lambda e=epoch: (client.info().group_epoch, client.info().state) == (e, "serving"), "the group")
+        assert stream.finish() == undisturbed
+
+
+@pytest.mark.parametrize("device", ["null"], indirect=True)
+def test_a_request_that_kills_the_group_alone_is_ended(model, device):
+    """The worker dies by itself at step 1 of the second group, which is the replay of the one request."""
+    null_args = SLOW_NULL + " --die-at-step 1 --fault-epochs 2"
+    with Running(model, device, null_args=null_args) as run, run.client() as client:
+        stream = client.stream(PROMPTS[0], 3500, 1)
+        wait_for(lambda: len(stream.ids) > 5 or client.info().group_epoch > 1, "the stream")
+        if client.info().group_epoch == 1:  # its step 1 was a ping
+            os.kill(run.program("shardd-worker")[0], signal.SIGKILL)
         assert stream.join() == grpc.StatusCode.INTERNAL, stream.details
+        assert "alone" in stream.details
+        assert dict(stream.call.trailing_metadata())["shardd-code"] == "worker_fault"
         assert len(client.tokens(PROMPTS[1], 20, 1)) == 20
+        assert client.info().group_epoch == 3
+        assert "alone (2 deaths in all): it is ended" in run.log()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

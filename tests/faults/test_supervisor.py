@@ -84,7 +84,7 @@ def test_a_dead_worker_takes_its_group_and_both_come_back():
         first = pids(run, "worker-0") + pids(run, "worker-1")
         os.kill(first[1], KILL)
         lost = run.wait_event(who="coordinator", kind="GROUP_LOST")
-        assert lost["a"] == 1 and "SIGKILL" in lost["text"]
+        assert lost["a"] == 1 and lost["b"] == KILL and "SIGKILL" in lost["text"]
         for who in ("worker-0", "worker-1", "coordinator"):
             run.wait_event(who=who, kind="CHANNEL", group=2, coord=1)
         assert not any(alive(pid) for pid in first)
@@ -161,7 +161,7 @@ def test_a_hung_process_is_replaced(who):
 def test_a_stuck_rank_is_restarted_on_the_coordinators_word():
     with Scripted(script={"shardd-coordinator": {"stuck": 1}}) as run:
         run.wait_log("rank 1 makes no progress: layer 3 of step 7")
-        run.wait_event(who="coordinator", kind="GROUP_LOST", a=1)
+        run.wait_event(who="coordinator", kind="GROUP_LOST", a=1, b=0)
         run.wait_event(who="worker-1", kind="CHANNEL", group=2)
         assert len(pids(run, "coordinator")) == 1
 

@@ -19,7 +19,8 @@
 
 #include <cmocka.h>
 
-#define LONG_NS 60000000000ull /* only a failing test waits this long */
+#define LONG_NS    60000000000ull /* only a failing test waits this long */
+#define PATIENCE_S 300            /* and for news of the engine this long */
 
 static struct null_rank_options harness_rank_options(void) __attribute__((unused));
 static struct null_rank_options harness_rank_options(void) {
@@ -133,14 +134,26 @@ static void harness_message(void *user, const struct control_message *m) {
     pthread_mutex_unlock(&ear.lock);
 }
 
+/* Waits for news, with the lock held. False: none came for PATIENCE_S. */
+static bool harness_wait_news(void) __attribute__((unused));
+static bool harness_wait_news(void) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += PATIENCE_S;
+    return pthread_cond_timedwait(&ear.news, &ear.lock, &until) != ETIMEDOUT;
+}
+
 /* The i-th message to the launcher, waited for. */
 static struct control_message harness_wait_message(uint32_t i) __attribute__((unused));
 static struct control_message harness_wait_message(uint32_t i) {
     pthread_mutex_lock(&ear.lock);
-    while (ear.n_messages <= i)
-        pthread_cond_wait(&ear.news, &ear.lock);
+    bool news = true;
+    while (ear.n_messages <= i && news)
+        news = harness_wait_news();
     struct control_message m = ear.messages[i];
     pthread_mutex_unlock(&ear.lock);
+    if (!news)
+        fail_msg("message %u to the launcher did not come within %d s", i, PATIENCE_S);
     return m;
 }
 
@@ -191,8 +204,16 @@ static uint32_t harness_take(struct reading *r) {
     return total;
 }
 
-/* Reads all until every one of them has ended or (tokens > 0) has that many tokens. Waits for pokes only: a
- * poke that is missing shows as a test that never ends. */
+static void harness_fail_reading(const struct reading *all, uint32_t n_all) __attribute__((unused));
+static void harness_fail_reading(const struct reading *all, uint32_t n_all) {
+    for (uint32_t i = 0; i < n_all; i++)
+        print_error("stream %u: %u tokens taken, finish %d\n", i, all[i].n, (int)all[i].finish);
+    fail_msg("nobody was poked for %d s: a wake-up was lost, or what is waited for cannot come", PATIENCE_S);
+}
+
+/* Reads all until every one of them has ended or (tokens > 0) has that many tokens. Waits for pokes only, so that
+ * one that is missing shows. Only for groups that live, or whose death somebody else tells: a dead one brings no
+ * poke. */
 static void harness_read(struct reading *all, uint32_t n_all, uint32_t tokens) __attribute__((unused));
 static void harness_read(struct reading *all, uint32_t n_all, uint32_t tokens) {
     for (;;) {
@@ -207,10 +228,13 @@ static void harness_read(struct reading *all, uint32_t n_all, uint32_t tokens) {
         }
         if (done)
             return;
+        bool news = true;
         pthread_mutex_lock(&ear.lock);
-        while (ear.n_pokes == pokes)
-            pthread_cond_wait(&ear.news, &ear.lock);
+        while (ear.n_pokes == pokes && news)
+            news = harness_wait_news();
         pthread_mutex_unlock(&ear.lock);
+        if (!news)
+            harness_fail_reading(all, n_all);
     }
 }
 
