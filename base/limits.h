@@ -38,15 +38,16 @@
 #define STREAM_RING_TOKENS 64u   /* tokens that may wait between engine and stream */
 
 /* --- model --- */
-#define MODEL_LAYERS_MAX 256u
-#define MODEL_DIM_MAX    1048576u /* any single dimension of a weight */
-#define CONTEXT_MAX      1048576u /* tokens */
-#define PAGE_TOKENS      64u      /* KV tokens per page */
-#define GDN_BLOCK        16u      /* C: positions per GDN block */
-#define RANKS_MAX        8u       /* tensor parallel; K has 8 leaves (docs/architecture.md) */
-#define K_LEAVES         8u
-#define VOCAB_SEGMENTS   64u
-#define ATTENTION_LEAF   256u /* positions per attention leaf */
+#define MODEL_LAYERS_MAX   256u
+#define MODEL_DIM_MAX      1048576u /* any single dimension of a weight */
+#define CONTEXT_MAX        1048576u /* tokens */
+#define PAGE_TOKENS        64u      /* KV tokens per page */
+#define GDN_BLOCK          16u      /* C: positions per GDN block */
+#define RANKS_MAX          8u       /* tensor parallel; K has 8 leaves (docs/architecture.md) */
+#define K_LEAVES           8u
+#define VOCAB_SEGMENTS     64u
+#define MODEL_STOP_IDS_MAX 16u  /* ids that end a text, in a model's files */
+#define ATTENTION_LEAF     256u /* positions per attention leaf */
 
 /* --- files --- */
 #define SAFETENSORS_HEADER_MAX  (100u << 20)

@@ -5,11 +5,10 @@
 #pragma once
 
 #include "base/error.h"
+#include "base/limits.h"
 
 #include <stddef.h>
 #include <stdint.h>
-
-#define MODEL_STOP_IDS_MAX 16u
 
 struct sampling_defaults {
     float temperature, top_p, min_p, repetition_penalty;

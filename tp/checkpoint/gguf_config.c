@@ -6,9 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#define ARCH            "qwen35"
-#define INTERVAL_USUAL  4u /* what readers take where the key is missing */
-#define CONV_KERNEL_MAX 8u
+#define ARCH           "qwen35"
+#define INTERVAL_USUAL 4u /* what readers take where the key is missing */
 
 static int check_architecture(const struct gguf *g, struct error *e) {
     struct gguf_string name, type;

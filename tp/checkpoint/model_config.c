@@ -4,17 +4,15 @@
 #include "tp/checkpoint/model_config.h"
 
 #include "base/file.h"
+#include "base/json_config.h"
 #include "tp/checkpoint/gguf_model.h"
 
 #include <errno.h>
 #include <float.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define CONV_KERNEL_MAX 8u
 
 /* One JSON object and how messages call it. */
 struct reader {
@@ -25,27 +23,6 @@ struct reader {
 };
 
 /* --- fields --- */
-
-static const char *type_name(const json_t *value) {
-    switch (json_typeof(value)) {
-    case JSON_OBJECT:
-        return "an object";
-    case JSON_ARRAY:
-        return "a list";
-    case JSON_STRING:
-        return "a string";
-    case JSON_INTEGER:
-        return "a whole number";
-    case JSON_REAL:
-        return "a number with a fraction";
-    case JSON_TRUE:
-    case JSON_FALSE:
-        return "a boolean";
-    case JSON_NULL:
-        return "null";
-    }
-    return "something else";
-}
 
 /* The value of key, NULL if it is absent or null. */
 static const json_t *field(const struct reader *r, const char *key) {
@@ -59,20 +36,19 @@ static int missing(const struct reader *r, const char *key) {
 
 static int wrong_type(const struct reader *r, const char *key, const char *expected, const json_t *found) {
     return error_set(r->e, -EINVAL, "%s: %s%s: expected %s, found %s", r->file, r->path, key, expected,
-            type_name(found));
+            json_config_type(found));
 }
 
-/* A whole number in 1..max. */
-static int read_size(const struct reader *r, const char *key, uint32_t max, uint32_t *ret) {
+static int read_size(const struct reader *r, const char *key, uint32_t min, uint32_t max, uint32_t *ret) {
     const json_t *value = field(r, key);
     if (!value)
         return missing(r, key);
     if (!json_is_integer(value))
         return wrong_type(r, key, "a whole number", value);
     json_int_t number = json_integer_value(value);
-    if (number < 1 || number > (json_int_t)max)
-        return error_set(r->e, -EINVAL, "%s: %s%s is %lld, it must be 1 to %u", r->file, r->path, key,
-                (long long)number, max);
+    if (number < (json_int_t)min || number > (json_int_t)max)
+        return error_set(r->e, -EINVAL, "%s: %s%s is %lld, it must be %u to %u", r->file, r->path, key,
+                (long long)number, min, max);
     *ret = (uint32_t)number;
     return 0;
 }
@@ -160,24 +136,24 @@ static int check_supported(const struct reader *r) {
 static int read_sizes(const struct reader *r, struct model_config *m) {
     const struct {
         const char *key;
-        uint32_t max, *to;
+        uint32_t min, max, *to;
     } sizes[] = {
-            {"hidden_size", MODEL_DIM_MAX, &m->hidden_size},
-            {"intermediate_size", MODEL_DIM_MAX, &m->intermediate_size},
-            {"vocab_size", TOKENIZER_VOCAB_MAX, &m->vocab_size},
-            {"num_hidden_layers", MODEL_LAYERS_MAX, &m->n_layers},
-            {"num_attention_heads", MODEL_DIM_MAX, &m->q_heads},
-            {"num_key_value_heads", MODEL_DIM_MAX, &m->kv_heads},
-            {"head_dim", MODEL_DIM_MAX, &m->head_dim},
-            {"linear_num_key_heads", MODEL_DIM_MAX, &m->gdn_k_heads},
-            {"linear_num_value_heads", MODEL_DIM_MAX, &m->gdn_v_heads},
-            {"linear_key_head_dim", MODEL_DIM_MAX, &m->gdn_k_dim},
-            {"linear_value_head_dim", MODEL_DIM_MAX, &m->gdn_v_dim},
-            {"linear_conv_kernel_dim", CONV_KERNEL_MAX, &m->conv_kernel},
-            {"max_position_embeddings", UINT32_MAX, &m->max_position_embeddings},
+            {"hidden_size", 1, MODEL_DIM_MAX, &m->hidden_size},
+            {"intermediate_size", 1, MODEL_DIM_MAX, &m->intermediate_size},
+            {"vocab_size", 1, TOKENIZER_VOCAB_MAX, &m->vocab_size},
+            {"num_hidden_layers", 1, MODEL_LAYERS_MAX, &m->n_layers},
+            {"num_attention_heads", 1, MODEL_DIM_MAX, &m->q_heads},
+            {"num_key_value_heads", 1, MODEL_DIM_MAX, &m->kv_heads},
+            {"head_dim", 1, MODEL_DIM_MAX, &m->head_dim},
+            {"linear_num_key_heads", 1, MODEL_DIM_MAX, &m->gdn_k_heads},
+            {"linear_num_value_heads", 1, MODEL_DIM_MAX, &m->gdn_v_heads},
+            {"linear_key_head_dim", 1, MODEL_DIM_MAX, &m->gdn_k_dim},
+            {"linear_value_head_dim", 1, MODEL_DIM_MAX, &m->gdn_v_dim},
+            {"linear_conv_kernel_dim", CONV_KERNEL_MIN, CONV_KERNEL_MAX, &m->conv_kernel},
+            {"max_position_embeddings", 1, UINT32_MAX, &m->max_position_embeddings},
     };
     for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
-        int result = read_size(r, sizes[i].key, sizes[i].max, sizes[i].to);
+        int result = read_size(r, sizes[i].key, sizes[i].min, sizes[i].max, sizes[i].to);
         if (result < 0)
             return result;
     }
@@ -255,7 +231,7 @@ static int read_layer_types(const struct reader *r, struct model_config *m) {
         if (!field(r, "full_attention_interval"))
             return error_set(r->e, -EINVAL, "%s: has neither %slayer_types nor %sfull_attention_interval",
                     r->file, r->path, r->path);
-        int result = read_size(r, "full_attention_interval", MODEL_LAYERS_MAX, &interval);
+        int result = read_size(r, "full_attention_interval", 1, MODEL_LAYERS_MAX, &interval);
         for (uint32_t i = 0; i < m->n_layers && result == 0; i++)
             m->is_attention[i] = (i + 1) % interval == 0;
         return result;
@@ -267,7 +243,7 @@ static int read_layer_types(const struct reader *r, struct model_config *m) {
                 r->path, json_array_size(types), m->n_layers);
     for (uint32_t i = 0; i < m->n_layers; i++) {
         const json_t *type = json_array_get(types, i);
-        const char *text = json_is_string(type) ? json_string_value(type) : type_name(type);
+        const char *text = json_is_string(type) ? json_string_value(type) : json_config_type(type);
         if (strcmp(text, "full_attention") != 0 && strcmp(text, "linear_attention") != 0)
             return error_set(r->e, -ENOTSUP,
                     "%s: %slayer_types[%u] is '%.60s': only 'linear_attention' and 'full_attention' are "
@@ -318,9 +294,6 @@ static int check_relations(const struct reader *r, const struct model_config *m)
         return error_set(r->e, -EINVAL,
                 "%s: %slinear_num_value_heads %u is not a multiple of linear_num_key_heads %u", r->file,
                 r->path, m->gdn_v_heads, m->gdn_k_heads);
-    if (m->conv_kernel < 2)
-        return error_set(r->e, -ENOTSUP, "%s: %slinear_conv_kernel_dim is %u, it must be 2 to %u", r->file,
-                r->path, m->conv_kernel, CONV_KERNEL_MAX);
     /* The widest rows: query and gate, and the GDN channels. In 64 bits none of these overflows. */
     uint64_t query = 2ull * m->q_heads * m->head_dim, keys = 1ull * m->kv_heads * m->head_dim;
     uint64_t gdn = 2ull * m->gdn_k_heads * m->gdn_k_dim + 1ull * m->gdn_v_heads * m->gdn_v_dim;
@@ -341,22 +314,6 @@ int model_config_check(const struct model_config *m, const char *file, struct er
 }
 
 /* --- files --- */
-
-static int load_object(const char *text, size_t bytes, const char *file, json_t **ret, struct error *e) {
-    json_error_t at;
-    if (bytes > CONFIG_BYTES_MAX)
-        return error_set(e, -EFBIG, "%s: has %zu bytes, at most %u are read", file, bytes, CONFIG_BYTES_MAX);
-    json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &at);
-    if (!root)
-        return error_set(e, -EBADMSG, "%s: line %d column %d: %s", file, at.line, at.column, at.text);
-    if (!json_is_object(root)) {
-        error_set(e, -EBADMSG, "%s: expected an object, found %s", file, type_name(root));
-        json_decref(root);
-        return -EBADMSG;
-    }
-    *ret = root;
-    return 0;
-}
 
 static int parse_root(const struct reader *root, struct model_config *m) {
     const json_t *nested = field(root, "text_config");
@@ -381,10 +338,7 @@ static int parse_root(const struct reader *root, struct model_config *m) {
     if (result == 0)
         result = check_relations(&text, m);
     if (result == 0)
-        result = read_flag(&text, "tie_word_embeddings", &m->tie_word_embeddings);
-    /* The outer value wins: it is the one that HF ties by. */
-    if (result == 0 && nested)
-        result = read_flag(root, "tie_word_embeddings", &m->tie_word_embeddings);
+        result = read_flag(root, "tie_word_embeddings", &m->tie_word_embeddings); /* never text_config's */
     if (result == 0)
         result = read_eos_ids(&text, m);
     if (result == 0 && nested)
@@ -396,7 +350,7 @@ int model_config_parse(
         const char *json, size_t bytes, const char *file, struct model_config *ret, struct error *e) {
     struct model_config m = {0};
     json_t *object = NULL;
-    int r = load_object(json, bytes, file, &object, e);
+    int r = json_config_parse(json, bytes, file, &object, e);
     if (r < 0)
         return r;
     r = parse_root(&(struct reader){file, "", object, e}, &m);
@@ -417,7 +371,7 @@ static int load_generation_eos(const char *dir, struct model_config *m, struct e
     if (r == -ENOENT)
         return 0;
     if (r == 0)
-        r = load_object(text, bytes, path, &object, e);
+        r = json_config_parse(text, bytes, path, &object, e);
     if (r == 0)
         r = read_eos_ids(&(struct reader){path, "", object, e}, m);
     json_decref(object);
@@ -473,17 +427,17 @@ static const char *obstacle(
         const char *name;
         uint64_t size, divisor;
     } rules[] = {
-            /* Whole heads and whole rows for each rank... */
-            {"num_attention_heads", m->q_heads, tp},
-            {"linear_num_key_heads", m->gdn_k_heads, tp},
-            {"linear_num_value_heads", m->gdn_v_heads, tp},
-            {"intermediate_size", m->intermediate_size, tp},
-            /* ... and at every tp eight equal leaves in each K, 8/tp of them in each rank. */
+            /* At every tp eight equal leaves in each K, 8/tp of them in each rank... */
             {"hidden_size", m->hidden_size, K_LEAVES},
             {"num_attention_heads * head_dim", 1ull * m->q_heads * m->head_dim, K_LEAVES},
             {"linear_num_value_heads * linear_value_head_dim", 1ull * m->gdn_v_heads * m->gdn_v_dim,
                     K_LEAVES},
             {"intermediate_size", m->intermediate_size, K_LEAVES},
+            /* ... and whole heads and whole rows for each rank. */
+            {"num_attention_heads", m->q_heads, tp},
+            {"linear_num_key_heads", m->gdn_k_heads, tp},
+            {"linear_num_value_heads", m->gdn_v_heads, tp},
+            {"intermediate_size", m->intermediate_size, tp},
     };
     for (size_t i = 0; i < sizeof(rules) / sizeof(*rules); i++)
         if (rules[i].size % rules[i].divisor != 0) {
@@ -503,6 +457,16 @@ static bool is_rank_count(uint32_t tp) {
     return tp == 1 || tp == 2 || tp == 4 || tp == 8;
 }
 
+/* The model does not run on one rank, so it does not on more. */
+static int unservable(const struct model_config *m, struct error *e) {
+    uint64_t size = 0, divisor = 0;
+    const char *name = obstacle(m, 1, &size, &divisor);
+    return error_set(e, -EINVAL,
+            "%s of this model is %llu, which %llu does not divide: such a model is not served, at no "
+            "--tensor-parallel-size",
+            name, (unsigned long long)size, (unsigned long long)divisor);
+}
+
 int model_config_check_tp(const struct model_config *m, uint32_t tp, struct error *e) {
     uint64_t size = 0, divisor = 0;
     char works[64] = "";
@@ -515,7 +479,9 @@ int model_config_check_tp(const struct model_config *m, uint32_t tp, struct erro
         if (!obstacle(m, other, &unused_size, &unused_divisor))
             n += (size_t)snprintf(works + n, sizeof(works) - n, "%s%u", n ? ", " : "", other);
     }
-    const char *hint = n ? "sizes that work: " : "no size works";
+    if (n == 0) /* whoever asked for one rank, or for eight, has done nothing wrong */
+        return unservable(m, e);
+    const char *hint = "sizes that work: ";
     if (!is_rank_count(tp))
         return error_set(e, -EINVAL, "--tensor-parallel-size %u: must be 1, 2, 4 or 8; for this model, %s%s",
                 tp, hint, works);

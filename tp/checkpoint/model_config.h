@@ -12,17 +12,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define CONV_KERNEL_MIN 2u /* taps of the convolution */
+#define CONV_KERNEL_MAX 8u
+
 struct model_config {
     uint32_t hidden_size, intermediate_size, vocab_size, n_layers;
     uint32_t q_heads, kv_heads, head_dim, rotary_dim;
     uint32_t gdn_k_heads, gdn_v_heads, gdn_k_dim, gdn_v_dim, conv_kernel;
     uint32_t max_position_embeddings; /* at most CONTEXT_MAX, whatever the file says */
     uint32_t mtp_layers;              /* 0 or 1: what config.json announces */
+    /* The head is the embedding where the file has no head (model_tensors.tied). Where config.json has a text_config
+     * the value beside it counts, false if absent, and never the one in it. */
     bool tie_word_embeddings;
     bool is_attention[MODEL_LAYERS_MAX]; /* layer i is full attention, else GDN */
     float rms_eps;
     double rope_theta;
-    uint32_t eos_ids[8], n_eos_ids; /* config.json and generation_config.json together */
+    uint32_t eos_ids[MODEL_STOP_IDS_MAX], n_eos_ids; /* config.json and generation_config.json together */
 };
 
 /* dir/config.json, or the metadata where dir is a GGUF model (gguf_locate() of base/gguf.h); and the eos ids of
@@ -34,7 +39,7 @@ int model_config_parse(
 /* Sizes that must fit each other, whatever tp is; file is for messages. */
 int model_config_check(const struct model_config *m, const char *file, struct error *e);
 /* Can this model be split over tp ranks? 0 or -EINVAL with a sentence that names the size that does not
- * divide and the values of tp that work. Rules: the sharding table (tp/load/shard.h); every K splits in 8
+ * divide and the values of tp that work, or says that none does. Rules: the sharding table (tp/load/shard.h); every K splits in 8
  * leaves. The vocabulary may have any size. */
 int model_config_check_tp(const struct model_config *m, uint32_t tp, struct error *e);
 uint64_t model_config_parameters(const struct model_config *m); /* language model, MTP not counted */

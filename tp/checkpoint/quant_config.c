@@ -2,10 +2,10 @@
 #include "tp/checkpoint/quant_config.h"
 
 #include "base/file.h"
+#include "base/json_config.h"
 #include "tp/checkpoint/quant_rules.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -475,21 +475,6 @@ static int read_method(const struct reader *r, const char *fallback) {
     return unread(r, "quant_method", method, READ_METHODS);
 }
 
-static int load_object(const char *text, size_t bytes, const char *file, json_t **ret, struct error *e) {
-    json_error_t at;
-    if (bytes > CONFIG_BYTES_MAX)
-        return error_set(e, -EFBIG, "%s: has %zu bytes, at most %u are read", file, bytes, CONFIG_BYTES_MAX);
-    json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &at);
-    if (!root)
-        return error_set(e, -EBADMSG, "%s: line %d column %d: %s", file, at.line, at.column, at.text);
-    if (!json_is_object(root)) {
-        json_decref(root);
-        return error_set(e, -EBADMSG, "%s: expected an object", file);
-    }
-    *ret = root;
-    return 0;
-}
-
 static int make(const char *file, const char *path, const json_t *object, const char *fallback,
         struct quant_config **ret, struct error *e) {
     struct quant_config *c = calloc(1, sizeof(*c));
@@ -514,7 +499,7 @@ int quant_config_parse(
             {"compression_config", "compression_config.", "compressed-tensors"}};
     json_t *root = NULL;
     struct quant_config *c = NULL;
-    int r = load_object(json, bytes, file, &root, e);
+    int r = json_config_parse(json, bytes, file, &root, e);
     if (r < 0)
         return r;
     const json_t *const owners[] = {root, json_object_get(root, "text_config")};
@@ -545,7 +530,7 @@ static int load_gptq_file(const char *dir, struct quant_config **ret, struct err
     if (r == -ENOENT)
         return 0;
     if (r == 0)
-        r = load_object(text, bytes, path, &root, e);
+        r = json_config_parse(text, bytes, path, &root, e);
     if (r == 0)
         r = make(path, "", root, "gptq", ret, e);
     json_decref(root);

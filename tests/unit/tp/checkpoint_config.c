@@ -140,11 +140,42 @@ static void test_choices(void **state) {
     text = changed(FLAT, "'max_position_embeddings':4096", "'max_position_embeddings':4000000000");
     assert_int_equal(parsed(text).max_position_embeddings, CONTEXT_MAX);
     free(text);
-    /* Tied: the outer value wins. */
-    text = changed(NESTED, "'tie_word_embeddings':false,'text_config':{",
-            "'tie_word_embeddings':true,'text_config':{'tie_word_embeddings':false,");
+    /* Tied: the outer value counts, and is false where there is none, whatever the inner one is. */
+    static const struct {
+        const char *outer, *inner;
+        bool tied;
+    } ties[] = {{"'tie_word_embeddings':true,", "'tie_word_embeddings':false,", true},
+            {"'tie_word_embeddings':true,", "", true},
+            {"'tie_word_embeddings':false,", "'tie_word_embeddings':true,", false},
+            {"", "'tie_word_embeddings':true,", false},
+            {"'tie_word_embeddings':null,", "'tie_word_embeddings':true,", false}, {"", "", false}};
+    for (size_t i = 0; i < sizeof(ties) / sizeof(*ties); i++) {
+        char to[128];
+        snprintf(to, sizeof(to), "%s'text_config':{%s", ties[i].outer, ties[i].inner);
+        text = changed(NESTED, "'tie_word_embeddings':false,'text_config':{", to);
+        assert_int_equal(parsed(text).tie_word_embeddings, ties[i].tied);
+        free(text);
+    }
+    text = changed(FLAT, "'rms", "'tie_word_embeddings':true,'rms");
     assert_true(parsed(text).tie_word_embeddings);
     free(text);
+}
+
+/* Python writes numbers that JSON has not; a field that is not asked for may have one. */
+static void test_literals_of_python(void **state) {
+    (void)state;
+    static const char *const unread[] = {"'initializer_range':NaN,", "'x':{'y':[Infinity,-Infinity]},",
+            "'quantization_config':null,'router':-Infinity,"};
+    for (size_t i = 0; i < sizeof(unread) / sizeof(*unread); i++) {
+        char to[128], *text;
+        snprintf(to, sizeof(to), "%s'rms_norm_eps'", unread[i]);
+        text = changed(FLAT, "'rms_norm_eps'", to);
+        assert_int_equal(parsed(text).hidden_size, 64);
+        free(text);
+        text = changed(NESTED, "'rms_norm_eps'", to);
+        assert_int_equal(parsed(text).hidden_size, 5120);
+        free(text);
+    }
 }
 
 static void test_broken_json(void **state) {
@@ -252,14 +283,19 @@ static void test_values(void **state) {
             "config.json: hidden_size is 4294967360, it must be 1 to 1048576");
     refused("'num_hidden_layers':2", "'num_hidden_layers':257", -EINVAL,
             "config.json: num_hidden_layers is 257, it must be 1 to 256");
-    refused("'linear_conv_kernel_dim':4", "'linear_conv_kernel_dim':9", -EINVAL,
-            "config.json: linear_conv_kernel_dim is 9, it must be 1 to 8");
-    refused("'linear_conv_kernel_dim':4", "'linear_conv_kernel_dim':1", -ENOTSUP,
-            "config.json: linear_conv_kernel_dim is 1, it must be 2 to 8");
+    static const char *const taps[] = {"9", "1", "0", "-1"};
+    for (size_t i = 0; i < sizeof(taps) / sizeof(*taps); i++) {
+        char to[64], sentence[96];
+        snprintf(to, sizeof(to), "'linear_conv_kernel_dim':%s", taps[i]);
+        snprintf(sentence, sizeof(sentence), "config.json: linear_conv_kernel_dim is %s, it must be 2 to 8",
+                taps[i]);
+        refused("'linear_conv_kernel_dim':4", to, -EINVAL, sentence);
+    }
     refused("1e-06", "0", -EINVAL, "config.json: rms_norm_eps is 0, it must be a float above 0 and below 1");
     /* Found by the fuzzer: a double above 0 that is 0 as a float. */
     refused("1e-06", "1e-46", -EINVAL,
             "config.json: rms_norm_eps is 1e-46, it must be a float above 0 and below 1");
+    refused("1e-06", "NaN", -EINVAL, "config.json: rms_norm_eps: expected a number, found a string");
     refused("1e-06", "'small'", -EINVAL, "config.json: rms_norm_eps: expected a number, found a string");
     refused("10000.0", "1", -EINVAL, "config.json: rope_theta is 1, it must be above 1");
     refused("'partial_rotary_factor':0.5", "'partial_rotary_factor':1.5", -EINVAL,
@@ -308,14 +344,35 @@ static void test_eos_ids(void **state) {
     assert_int_equal(m.n_eos_ids, 2);
     assert_int_equal(m.eos_ids[0], 3);
     assert_int_equal(m.eos_ids[1], 5);
+    /* One, some or none, in both places, each once; those of text_config first. */
+    static const struct {
+        const char *outer, *inner;
+        uint32_t n, ids[3];
+    } eos[] = {{"'eos_token_id':[7,248044],", "'eos_token_id':248044,", 2, {248044, 7}},
+            {"'eos_token_id':7,", "'eos_token_id':[9,8],", 3, {9, 8, 7}},
+            {"'eos_token_id':null,", "'eos_token_id':[],", 0, {0}},
+            {"'eos_token_id':[],", "'eos_token_id':null,", 0, {0}}, {"'eos_token_id':[7,9],", "", 2, {7, 9}},
+            {"", "'eos_token_id':[7],", 1, {7}}};
+    for (size_t i = 0; i < sizeof(eos) / sizeof(*eos); i++) {
+        char *inner = changed(NESTED, "'eos_token_id':248044,", eos[i].inner), to[128];
+        snprintf(to, sizeof(to), "%s'text_config'", eos[i].outer);
+        text = changed(inner, "'text_config'", to);
+        m = parsed(text);
+        assert_int_equal(m.n_eos_ids, eos[i].n);
+        assert_memory_equal(m.eos_ids, eos[i].ids, eos[i].n * sizeof(m.eos_ids[0]));
+        free(inner);
+        free(text);
+    }
+    refused("'rms", "'eos_token_id':[null],'rms", -EINVAL,
+            "config.json: eos_token_id: expected an id or a list of ids, found null");
     refused("'rms", "'eos_token_id':512,'rms", -EINVAL,
             "config.json: eos_token_id 512 is not an id of a vocabulary of 512");
     refused("'rms", "'eos_token_id':[-1],'rms", -EINVAL,
             "config.json: eos_token_id -1 is not an id of a vocabulary of 512");
     refused("'rms", "'eos_token_id':'</s>','rms", -EINVAL,
             "config.json: eos_token_id: expected an id or a list of ids, found a string");
-    refused("'rms", "'eos_token_id':[1,2,3,4,5,6,7,8,9],'rms", -E2BIG,
-            "config.json: eos_token_id: more than 8 different ids end a text");
+    refused("'rms", "'eos_token_id':[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17],'rms", -E2BIG,
+            "config.json: eos_token_id: more than 16 different ids end a text");
 }
 
 /* --- folders --- */
@@ -407,11 +464,16 @@ static void test_tp_refusals(void **state) {
     m = base;
     m.intermediate_size = 17404;
     tp_refused(&m, 4,
-            "--tensor-parallel-size 4: intermediate_size is 17404, which 8 does not divide; no size works");
+            "intermediate_size of this model is 17404, which 8 does not divide: such a model is not served, at no "
+            "--tensor-parallel-size");
     m = base;
     m.hidden_size = 5124;
-    tp_refused(
-            &m, 1, "--tensor-parallel-size 1: hidden_size is 5124, which 8 does not divide; no size works");
+    tp_refused(&m, 1,
+            "hidden_size of this model is 5124, which 8 does not divide: such a model is not served, at no "
+            "--tensor-parallel-size");
+    tp_refused(&m, 3,
+            "hidden_size of this model is 5124, which 8 does not divide: such a model is not served, at no "
+            "--tensor-parallel-size");
     m = base;
     m.vocab_size = 248077; /* any will do */
     assert_int_equal(model_config_check_tp(&m, 8, NULL), 0);
@@ -420,14 +482,14 @@ static void test_tp_refusals(void **state) {
     m.kv_heads = 3;
     m.head_dim = 20;
     tp_refused(&m, 1,
-            "--tensor-parallel-size 1: num_attention_heads * head_dim is 60, which 8 does not divide; no "
-            "size works");
+            "num_attention_heads * head_dim of this model is 60, which 8 does not divide: such a model is not "
+            "served, at no --tensor-parallel-size");
     m = base;
     m.gdn_v_heads = m.gdn_k_heads = 1;
     m.gdn_v_dim = 12;
     tp_refused(&m, 1,
-            "--tensor-parallel-size 1: linear_num_value_heads * linear_value_head_dim is 12, which 8 does "
-            "not divide; no size works");
+            "linear_num_value_heads * linear_value_head_dim of this model is 12, which 8 does not divide: such a "
+            "model is not served, at no --tensor-parallel-size");
 }
 
 /* KV heads are shared where there are more ranks than heads. */
@@ -446,6 +508,7 @@ int main(void) {
             cmocka_unit_test(test_nested),
             cmocka_unit_test(test_flat),
             cmocka_unit_test(test_choices),
+            cmocka_unit_test(test_literals_of_python),
             cmocka_unit_test(test_broken_json),
             cmocka_unit_test(test_model_types),
             cmocka_unit_test(test_unsupported),
