@@ -381,7 +381,8 @@ static int find_ends(const struct resolver *r) {
         result = copy_embedding(r, &t->gguf->at[0], copy);
         t->embed = &copy->tensor;
     }
-    if (result == 0 && m->tie_word_embeddings)
+    t->tied = m->tie_word_embeddings;
+    if (result == 0 && t->tied)
         t->lm_head = embed; /* the head multiplies what the file has */
     else if (result == 0)
         result = find_all(r, "", "", &head, 1, &t->bytes);

@@ -215,14 +215,18 @@ static int find_ends(const struct resolver *r) {
     int result = find_all(r, t->prefix, ends, COUNT(ends), &t->bytes);
     if (result < 0)
         return result;
-    if (m->tie_word_embeddings) {
+    /* A head in the file is the model's, as transformers has it, whatever the configuration says: where it equals the
+     * embedding nothing changes, and where it does not it was trained or quantised apart. */
+    const bool has_head = has_any(r->checkpoint, "lm_head.");
+    t->tied = m->tie_word_embeddings && !has_head;
+    if (t->tied) {
         t->lm_head = t->embed;
         return 0;
     }
-    if (!has_any(r->checkpoint, "lm_head."))
+    if (!has_head)
         return error_set(r->e, -ENOENT,
                 "lm_head.weight: this tensor is not in the checkpoint, and tie_word_embeddings in "
-                "config.json is not true");
+                "config.json (outside text_config) is not true");
     return find_all(r, "", &head, 1, &t->bytes);
 }
 

@@ -61,9 +61,10 @@ struct mtp_tensors {
 struct model_tensors {
     const struct tensor *embed; /* [V][H] */
     const struct tensor *norm;  /* [H], zero-centred */
-    /* [V][H]; == embed where the model is tied, except in a GGUF file with a quantised embedding: there this is the
-     * quantised matrix and embed a dense copy of it. */
+    /* [V][H]; == embed where tied, except in a GGUF file with a quantised embedding: there this is the quantised matrix
+     * and embed a dense copy of it. */
     const struct tensor *lm_head;
+    bool tied; /* the head is the embedding: tie_word_embeddings, and no head in the files */
     struct layer_tensors *layers; /* [n_layers] */
     uint32_t n_layers;
     bool has_mtp; /* the configuration announces an MTP layer and the checkpoint has it, all 15 tensors */

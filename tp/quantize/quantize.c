@@ -115,7 +115,7 @@ static int list_items(struct quantize_run *r, struct error *e) {
 
 static const struct quantize_item *item_of(const struct quantize_run *r, const struct tensor *t) {
     for (uint32_t i = 0; i < r->n_items; i++)
-        if (r->items[i].t == t && !(r->items[i].input == QUANTIZE_INPUT_HEAD && r->m.tie_word_embeddings))
+        if (r->items[i].t == t && !(r->items[i].input == QUANTIZE_INPUT_HEAD && r->t->tied))
             return &r->items[i];
     return NULL;
 }
@@ -202,7 +202,7 @@ static int write_config(struct quantize_run *r, struct error *e) {
         if (t->n_dims >= 2 && !item_of(r, t) && strcmp(names[i], t->name) != 0)
             c.ignored[c.n_ignored++] = names[i];
     }
-    if (rc == 0 && !c.head && r->m.tie_word_embeddings)
+    if (rc == 0 && !c.head && r->t->tied)
         c.ignored[c.n_ignored++] = "lm_head"; /* a module without a tensor */
     if (rc == 0)
         rc = quantize_config_write(r->o->source, &c, &text, e);

@@ -215,19 +215,28 @@ static void print_eos(const struct model_config *m, FILE *out) {
         fprintf(out, "%s%u", i ? ", " : "", m->eos_ids[i]);
 }
 
+/* With a head of its own where the files have one. */
+static uint64_t parameters(const struct inspection *i) {
+    struct model_config m = i->config;
+    m.tie_word_embeddings = i->tensors->tied;
+    return model_config_parameters(&m);
+}
+
 static void print_model(const struct inspection *i, FILE *out) {
     const struct model_config *m = &i->config;
     fprintf(out, "  architecture  qwen3_5, dense: %u layers, %u gated delta net and %u attention\n",
             m->n_layers, i->n_gdn_layers, i->n_attention_layers);
     fprintf(out, "  sizes         hidden %u, intermediate %u, vocabulary %u%s\n", m->hidden_size,
             m->intermediate_size, m->vocab_size,
-            m->tie_word_embeddings ? ", head tied to the embedding" : "");
+            i->tensors->tied         ? ", head tied to the embedding"
+            : m->tie_word_embeddings ? ", a head of its own (although tie_word_embeddings is true)"
+                                     : ", a head of its own");
     fprintf(out,
             "  heads         attention %u query and %u key/value of %u, %u rotated; delta net %u key of %u "
             "and %u value of %u\n",
             m->q_heads, m->kv_heads, m->head_dim, m->rotary_dim, m->gdn_k_heads, m->gdn_k_dim, m->gdn_v_heads,
             m->gdn_v_dim);
-    fprintf(out, "  parameters    %.3f billion\n", (double)model_config_parameters(m) / 1e9);
+    fprintf(out, "  parameters    %.3f billion\n", (double)parameters(i) / 1e9);
     fprintf(out, "  context       %u tokens\n  end of text   ", m->max_position_embeddings);
     print_eos(m, out);
     fprintf(out, "\n");
@@ -364,13 +373,13 @@ static json_t *model_json(const struct inspection *i) {
             {"gdn_k_dim", m->gdn_k_dim},
             {"gdn_v_dim", m->gdn_v_dim},
             {"max_position_embeddings", m->max_position_embeddings},
-            {"parameters", model_config_parameters(m)},
+            {"parameters", parameters(i)},
     };
     json_t *eos = json_array(), *object = numbers(fields, sizeof(fields) / sizeof(*fields));
     for (uint32_t k = 0; k < m->n_eos_ids; k++)
         json_array_append_new(eos, json_integer(m->eos_ids[k]));
     json_object_set_new(object, "architecture", json_string("qwen3_5"));
-    json_object_set_new(object, "tied", json_boolean(m->tie_word_embeddings));
+    json_object_set_new(object, "tied", json_boolean(i->tensors->tied));
     json_object_set_new(object, "eos_ids", eos);
     return object;
 }
