@@ -2,10 +2,10 @@
 #include "daemon/service/generation_config.h"
 
 #include "base/file.h"
+#include "base/json_config.h"
 #include "base/limits.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -55,7 +55,7 @@ static int read_stop_id(struct generation_config *g, const json_t *j, struct err
     return generation_config_add_stop_id(g, (uint32_t)json_integer_value(j), e);
 }
 
-static int read_stop_ids(struct generation_config *g, const json_t *root, struct error *e) {
+int generation_config_add_stop_ids(struct generation_config *g, const json_t *root, struct error *e) {
     const json_t *j = json_object_get(root, "eos_token_id");
     if (!j || json_is_null(j))
         return 0;
@@ -70,12 +70,9 @@ static int read_stop_ids(struct generation_config *g, const json_t *root, struct
 }
 
 int generation_config_parse(struct generation_config *g, const char *text, size_t bytes, struct error *e) {
-    json_error_t where;
-    json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &where);
-    if (!root)
-        return error_set(e, -EBADMSG, "line %d: %s", where.line, where.text);
+    json_t *root = NULL;
     struct generation_config new = *g;
-    int r = json_is_object(root) ? 0 : error_set(e, -EBADMSG, "not a JSON object");
+    int r = json_config_parse(text, bytes, "JSON", &root, e);
     if (r == 0)
         r = read_number(root, "temperature", 0, 100, false, &new.sampling.temperature, e);
     if (r == 0)
@@ -87,7 +84,7 @@ int generation_config_parse(struct generation_config *g, const char *text, size_
     if (r == 0)
         r = read_top_k(root, &new.sampling.top_k, e);
     if (r == 0)
-        r = read_stop_ids(&new, root, e);
+        r = generation_config_add_stop_ids(&new, root, e);
     if (r == 0 && json_is_false(json_object_get(root, "do_sample")))
         new.sampling.temperature = 0;
     json_decref(root);

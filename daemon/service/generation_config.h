@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/limits.h"
 
+#include <jansson.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -26,5 +27,7 @@ void generation_config_init(struct generation_config *g);
 /* path: generation_config.json. -ENOENT leaves *g as it is and is not an error for most callers. */
 int generation_config_load(struct generation_config *g, const char *path, struct error *e);
 int generation_config_parse(struct generation_config *g, const char *text, size_t bytes, struct error *e);
+/* What eos_token_id of an object has: nothing, null, one id or a list; each is added once. */
+int generation_config_add_stop_ids(struct generation_config *g, const json_t *object, struct error *e);
 /* Adds an id once; -E2BIG. */
 int generation_config_add_stop_id(struct generation_config *g, uint32_t id, struct error *e);

@@ -3,6 +3,7 @@
 
 #include "base/file.h"
 #include "base/gguf.h"
+#include "base/json_config.h"
 #include "base/limits.h"
 #include "base/utf8.h"
 #include "daemon/text/gguf_text.h"
@@ -50,25 +51,18 @@ static int read_config(struct model *m, struct error *e) {
         r = file_read(path, CONFIG_BYTES_MAX, &text, &bytes, e);
     if (r < 0)
         return r;
-    json_error_t where;
-    json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &where);
+    json_t *root = NULL;
+    r = json_config_parse(text, bytes, path, &root, e);
     free(text);
-    if (!json_is_object(root)) {
-        json_decref(root);
-        return error_set(
-                e, -EBADMSG, "%s: line %d: %s", path, where.line, root ? "not a JSON object" : where.text);
-    }
+    if (r < 0)
+        return r;
     const char *type = json_string_value(json_object_get(root, "model_type"));
     snprintf(m->architecture, sizeof(m->architecture), "%s", type ? type : "");
     const json_t *places[] = {root, json_object_get(root, "text_config")};
-    for (size_t i = 0; i < 2; i++) {
-        json_t *id = json_object_get(places[i], "eos_token_id");
-        if (r == 0 && json_is_integer(id) && json_integer_value(id) >= 0 &&
-                json_integer_value(id) < TOKENIZER_VOCAB_MAX)
-            r = generation_config_add_stop_id(&m->generation, (uint32_t)json_integer_value(id), e);
-    }
+    for (size_t i = 0; i < 2 && r == 0; i++)
+        r = generation_config_add_stop_ids(&m->generation, places[i], e);
     json_decref(root);
-    return r;
+    return r < 0 ? error_prefix(e, r, "%s", path) : 0;
 }
 
 /* Some checkpoints name only one of the two: a turn ends with the first, a document with the second. */

@@ -38,7 +38,7 @@ static const char *in_folder(const char *name) {
 static void copy(const char *from, const char *name) {
     char *data = NULL;
     size_t bytes = 0;
-    assert_int_equal(file_read(from, 1u << 20, &data, &bytes, NULL), 0);
+    assert_int_equal(file_read(from, 64u << 20, &data, &bytes, NULL), 0);
     assert_int_equal(file_replace(in_folder(name), data, bytes, 0600, NULL), 0);
     free(data);
 }
@@ -108,6 +108,50 @@ static void test_files_beside_it_win(void **state) {
     drop("m.gguf");
 }
 
+/* One id, a list or nothing, beside text_config and in it; numbers of Python's in fields that nobody reads. */
+static void test_stop_ids_of_config(void **state) {
+    (void)state;
+    static const struct {
+        const char *config;
+        uint32_t n, ids[3];
+    } cases[] = {
+            {"{\"model_type\":\"qwen3_5\",\"eos_token_id\":[7,9],\"text_config\":{\"eos_token_id\":[9,8]}}",
+                    3, {7, 9, 8}},
+            {"{\"eos_token_id\":7,\"text_config\":{\"eos_token_id\":null}}", 1, {7}},
+            {"{\"eos_token_id\":null,\"text_config\":{\"eos_token_id\":[8]}}", 1, {8}},
+            {"{\"eos_token_id\":[],\"x\":NaN,\"text_config\":{\"y\":-Infinity,\"eos_token_id\":8}}", 1, {8}},
+            {"{\"eos_token_id\":[9,8,9]}", 2, {9, 8}},
+    };
+    copy(GOLDEN "tokenizer/tokenizer.json", "tokenizer.json");
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++)
+        for (int with_generation = 0; with_generation < 2; with_generation++) {
+            write_text("config.json", cases[i].config);
+            if (with_generation)
+                write_text("generation_config.json",
+                        "{\"eos_token_id\":7,\"top_k\":3,\"penalty_alpha\":Infinity}");
+            struct model *m = load(folder);
+            for (uint32_t k = 0; k < cases[i].n; k++) {
+                bool found = false;
+                for (uint32_t n = 0; n < m->generation.n_stop_ids; n++)
+                    found = found || m->generation.stop_ids[n] == cases[i].ids[k];
+                assert_true(found);
+            }
+            assert_int_equal(m->generation.sampling.top_k, with_generation ? 3 : 0);
+            if (with_generation)
+                drop("generation_config.json");
+            else /* and the two that the tokenizer has */
+                assert_int_equal(m->generation.n_stop_ids, cases[i].n + 2);
+            model_free(m);
+        }
+    struct model *m = NULL;
+    struct error e = {0};
+    write_text("config.json", "{\"eos_token_id\":[7,\"x\"]}");
+    assert_int_equal(model_load(folder, NULL, 0, &m, &e), -EINVAL);
+    assert_non_null(strstr(e.text, "config.json: eos_token_id must be a token id or a list of them"));
+    drop("config.json");
+    drop("tokenizer.json");
+}
+
 static void test_broken_file(void **state) {
     (void)state;
     struct model *m = NULL;
@@ -123,6 +167,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_file_alone),
             cmocka_unit_test(test_files_beside_it_win),
+            cmocka_unit_test(test_stop_ids_of_config),
             cmocka_unit_test(test_broken_file),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
