@@ -1,5 +1,5 @@
-/* model_head.c - which matrix a model's head is: the file's own where it has one, whatever tie_word_embeddings says; else
- * the embedding of a tied model. Logits tell. */
+/* model_head.c - which matrix a model's head is: the file's own where it has one, whatever tie_word_embeddings says;
+ * else the embedding of a tied model. Logits tell. */
 #include "checkpoint_test.h"
 #include "model_test.h"
 
