@@ -17,12 +17,22 @@
 struct shard {
     char *file; /* base name */
     struct file_map map;
+    bool missing; /* the index names it, but there is no such file */
+};
+
+/* A tensor that the index names and that is not where it says. */
+struct lost {
+    char *tensor;
+    const char *file, *elsewhere; /* the shards' own names; elsewhere is NULL where it is nowhere */
+    bool no_file;
 };
 
 struct checkpoint {
     struct shard *shards; /* in name order */
     size_t n_shards, shards_size;
     struct tensor_list tensors;
+    struct lost *lost; /* in name order */
+    size_t n_lost;
     struct quant_config *quantisation; /* NULL: config.json says nothing of it */
     struct gguf_checkpoint *gguf;      /* NULL: safetensors */
     uint64_t bytes;
@@ -43,6 +53,9 @@ struct checkpoint *checkpoint_free(struct checkpoint *c) {
         free(c->shards[i].file);
     }
     free(c->shards);
+    for (size_t i = 0; i < c->n_lost; i++)
+        free(c->lost[i].tensor);
+    free(c->lost);
     quant_config_free(c->quantisation);
     gguf_checkpoint_free(c->gguf);
     free(c);
@@ -91,7 +104,10 @@ uint64_t checkpoint_bytes(const struct checkpoint *c) {
 }
 
 size_t checkpoint_files(const struct checkpoint *c) {
-    return c->gguf ? gguf_checkpoint_files(c->gguf) : c->n_shards;
+    size_t n = c->gguf ? gguf_checkpoint_files(c->gguf) : 0;
+    for (size_t i = 0; i < c->n_shards; i++)
+        n += !c->shards[i].missing;
+    return n;
 }
 
 const struct gguf_checkpoint *checkpoint_gguf(const struct checkpoint *c) {
@@ -240,19 +256,50 @@ static int parse_index(
     return r;
 }
 
-/* Is every tensor of the index in the shard that it names? */
-static int check_index(const struct checkpoint *c, const struct index *index, struct error *e) {
+static int by_tensor(const void *a, const void *b) {
+    return strcmp(((const struct lost *)a)->tensor, ((const struct lost *)b)->tensor);
+}
+
+/* Notes what is not in the shard that the index names: it matters to who needs it. Takes those names over. */
+static int note_lost(struct checkpoint *c, struct index *index, struct error *e) {
+    bool found;
+    c->lost = calloc(index->n + 1, sizeof(*c->lost));
+    if (!c->lost)
+        return error_set(e, -ENOMEM, "%s: out of memory for %zu tensors", INDEX_FILE, index->n);
     for (size_t i = 0; i < index->n; i++) {
-        const struct mapping *m = &index->at[i];
+        struct mapping *m = &index->at[i];
         const struct tensor *t = checkpoint_find(c, m->tensor);
-        if (!t)
-            return error_set(
-                    e, -ENOENT, "%s: %.200s: the index says it is here, but it is not", m->file, m->tensor);
-        if (strcmp(t->file, m->file) != 0)
-            return error_set(e, -EBADMSG, "%s: %.200s: the index says it is here, but it is in %s", m->file,
-                    m->tensor, t->file);
+        if (t && strcmp(t->file, m->file) == 0)
+            continue;
+        c->lost[c->n_lost++] = (struct lost){.tensor = m->tensor,
+                .file = m->file,
+                .elsewhere = t ? t->file : NULL,
+                .no_file = c->shards[shard_position(c, m->file, &found)].missing};
+        m->tensor = NULL;
     }
+    qsort(c->lost, c->n_lost, sizeof(*c->lost), by_tensor);
     return 0;
+}
+
+int checkpoint_check_announced(const struct checkpoint *c, const char *prefix, struct error *e) {
+    size_t low = 0, high = c->n_lost;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (strcmp(c->lost[middle].tensor, prefix) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low == c->n_lost || strncmp(c->lost[low].tensor, prefix, strlen(prefix)) != 0)
+        return 0;
+    const struct lost *l = &c->lost[low];
+    if (l->elsewhere)
+        return error_set(e, -EBADMSG, "%s: %.200s: the index says it is here, but it is in %s", l->file,
+                l->tensor, l->elsewhere);
+    if (l->no_file)
+        return error_set(e, -ENOENT, "%s: this shard is missing: %s names it for %.200s; fetch it again",
+                l->file, INDEX_FILE, l->tensor);
+    return error_set(e, -ENOENT, "%s: %.200s: the index says it is here, but it is not", l->file, l->tensor);
 }
 
 static int read_index(struct checkpoint *c, const char *dir, struct index *index, struct error *e) {
@@ -267,19 +314,27 @@ static int read_index(struct checkpoint *c, const char *dir, struct index *index
     return r;
 }
 
-static int open_shards(struct checkpoint *c, const char *dir, const struct index *index, struct error *e) {
+/* A shard that is not there may hold only what nobody needs, but one there must be. */
+static int open_shards(struct checkpoint *c, const char *dir, struct index *index, struct error *e) {
     char path[PATH_MAX];
+    size_t n_missing = 0;
     int r = 0;
     for (size_t i = 0; i < c->n_shards && r >= 0; i++) {
         r = file_path(dir, c->shards[i].file, path, e);
         if (r >= 0)
             r = shard_open(c, &c->shards[i], path, e);
-        if (r == -ENOENT)
-            error_set(e, r, "%s: this shard is missing: %s names it; fetch it again", path, INDEX_FILE);
+        if (r != -ENOENT)
+            continue;
+        c->shards[i].missing = true;
+        n_missing++;
+        r = 0;
     }
+    if (r >= 0 && n_missing == c->n_shards)
+        r = error_set(e, -ENOENT, "%s/%s: this shard is missing: %s names it; fetch it again", dir,
+                c->shards[0].file, INDEX_FILE);
     if (r >= 0)
         r = tensor_list_sort(&c->tensors, e);
-    return r < 0 ? r : check_index(c, index, e);
+    return r < 0 ? r : note_lost(c, index, e);
 }
 
 /* --- opening --- */

@@ -38,7 +38,7 @@ int quant_expect(const struct quant_build *b, const struct tensor *t, enum tenso
     char found[TENSOR_SHAPE_TEXT];
     if (t->dtype != dtype)
         return error_set(b->e, -ENOTSUP, "%s: %s: expected %s, found %s", t->file, t->name,
-                tensor_dtype_name(dtype), tensor_dtype_name(t->dtype));
+                tensor_dtype_name(dtype), tensor_dtype_text(t));
     if (t->n_dims == 2 && t->dims[0] == rows && t->dims[1] == columns)
         return 0;
     return error_set(b->e, -EINVAL, "%s: %s: expected [%llu, %llu], found %s", t->file, t->name,
@@ -76,7 +76,7 @@ int quant_set_scales(struct quant_build *b, const struct tensor *t) {
     struct quant_matrix *m = &b->t->matrix;
     if (t->dtype != TENSOR_F32 && t->dtype != TENSOR_BF16 && t->dtype != TENSOR_F16)
         return error_set(b->e, -ENOTSUP, "%s: %s: expected F32, BF16 or F16, found %s", t->file, t->name,
-                tensor_dtype_name(t->dtype));
+                tensor_dtype_text(t));
     m->scale = t->dtype == TENSOR_F32    ? QUANT_SCALE_F32
                : t->dtype == TENSOR_BF16 ? QUANT_SCALE_BF16
                                          : QUANT_SCALE_F16;
@@ -183,7 +183,7 @@ int quant_set_order(struct quant_build *b, const struct tensor *t) {
     bool sorted = false;
     if (t->dtype != TENSOR_I32 || t->n_dims != 1 || t->dims[0] != m->columns)
         return error_set(b->e, -EINVAL, "%s: %s: expected [%u] of I32, found %s of %s", t->file, t->name,
-                m->columns, tensor_shape_text(t, found), tensor_dtype_name(t->dtype));
+                m->columns, tensor_shape_text(t, found), tensor_dtype_text(t));
     quant_use(b, t);
     if (is_unset(t, m->columns))
         return 0;

@@ -91,7 +91,7 @@ int quant_make_packed(struct quant_build *b, const struct tensor *codes) {
         return r;
     if (codes->dtype != TENSOR_I32)
         return error_set(b->e, -ENOTSUP, "%s: %s: expected I32, found %s", codes->file, codes->name,
-                tensor_dtype_name(codes->dtype));
+                tensor_dtype_text(codes));
     bool fits = codes->n_dims == 2 && codes->dims[0] == rows;
     l->bits = fits && codes->dims[1] == words4 ? 4 : fits && codes->dims[1] == words8 ? 8 : 0;
     if (l->bits == 0)

@@ -88,7 +88,7 @@ int quant_make_gptq(struct quant_build *b, const struct tensor *codes) {
     const uint32_t bits = gptq_bits(codes, b->q->rows, b->q->columns);
     if (codes->dtype != TENSOR_I32)
         return error_set(b->e, -ENOTSUP, "%s: %s: expected I32, found %s", codes->file, codes->name,
-                tensor_dtype_name(codes->dtype));
+                tensor_dtype_text(codes));
     if (codes->n_dims == 2 && codes->dims[0] == b->q->columns && codes->dims[1] * 8 == b->q->rows)
         return make_awq(b, codes);
     if (bits && bits != 4 && bits != 8)

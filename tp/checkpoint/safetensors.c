@@ -20,20 +20,31 @@
 
 static const struct {
     const char *name;
-    size_t bytes;
+    uint32_t bits;
 } DTYPES[TENSOR_DTYPES] = {
-        [TENSOR_F32] = {"F32", 4},
-        [TENSOR_BF16] = {"BF16", 2},
-        [TENSOR_F16] = {"F16", 2},
-        [TENSOR_F64] = {"F64", 8},
-        [TENSOR_I64] = {"I64", 8},
-        [TENSOR_I32] = {"I32", 4},
-        [TENSOR_I16] = {"I16", 2},
-        [TENSOR_I8] = {"I8", 1},
-        [TENSOR_U8] = {"U8", 1},
-        [TENSOR_BOOL] = {"BOOL", 1},
-        [TENSOR_F8_E4M3] = {"F8_E4M3", 1},
-        [TENSOR_F8_E5M2] = {"F8_E5M2", 1},
+        [TENSOR_F32] = {"F32", 32},
+        [TENSOR_BF16] = {"BF16", 16},
+        [TENSOR_F16] = {"F16", 16},
+        [TENSOR_F64] = {"F64", 64},
+        [TENSOR_I64] = {"I64", 64},
+        [TENSOR_I32] = {"I32", 32},
+        [TENSOR_I16] = {"I16", 16},
+        [TENSOR_I8] = {"I8", 8},
+        [TENSOR_U8] = {"U8", 8},
+        [TENSOR_BOOL] = {"BOOL", 8},
+        [TENSOR_F8_E4M3] = {"F8_E4M3", 8},
+        [TENSOR_F8_E5M2] = {"F8_E5M2", 8},
+        [TENSOR_U16] = {"U16", 16},
+        [TENSOR_U32] = {"U32", 32},
+        [TENSOR_U64] = {"U64", 64},
+        [TENSOR_C64] = {"C64", 64},
+        [TENSOR_F8_E8M0] = {"F8_E8M0", 8},
+        [TENSOR_F8_E4M3FNUZ] = {"F8_E4M3FNUZ", 8},
+        [TENSOR_F8_E5M2FNUZ] = {"F8_E5M2FNUZ", 8},
+        [TENSOR_F6_E2M3] = {"F6_E2M3", 6},
+        [TENSOR_F6_E3M2] = {"F6_E3M2", 6},
+        [TENSOR_F4] = {"F4", 4},
+        [TENSOR_UNKNOWN] = {"unknown", 0},
 };
 
 const char *tensor_dtype_name(enum tensor_dtype t) {
@@ -41,9 +52,18 @@ const char *tensor_dtype_name(enum tensor_dtype t) {
     return DTYPES[t].name;
 }
 
-size_t tensor_dtype_bytes(enum tensor_dtype t) {
+uint32_t tensor_dtype_bits(enum tensor_dtype t) {
     assert(t < TENSOR_DTYPES);
-    return DTYPES[t].bytes;
+    return DTYPES[t].bits;
+}
+
+size_t tensor_dtype_bytes(enum tensor_dtype t) {
+    const uint32_t bits = tensor_dtype_bits(t);
+    return bits % 8 == 0 ? bits / 8 : 0;
+}
+
+const char *tensor_dtype_text(const struct tensor *t) {
+    return t->dtype == TENSOR_UNKNOWN ? t->unknown : tensor_dtype_name(t->dtype);
 }
 
 const char *tensor_shape_text(const struct tensor *t, char to[TENSOR_SHAPE_TEXT]) {
@@ -120,14 +140,17 @@ static int read_dtype(struct header *h, struct tensor *t, struct error *e) {
     int r = json_pull_expect(&h->json, PULL_STRING, e);
     if (r < 0)
         return r;
-    for (int i = 0; i < TENSOR_DTYPES; i++)
+    for (int i = 0; i < TENSOR_UNKNOWN; i++)
         if (json_pull_is(&h->json, DTYPES[i].name)) {
             t->dtype = (enum tensor_dtype)i;
             return 0;
         }
-    int shown = h->json.string_bytes < 40 ? (int)h->json.string_bytes : 40;
-    return error_set(e, -ENOTSUP, "%s: %.*s: unknown dtype '%.*s'", h->file, NAME_SHOWN, t->name, shown,
-            h->json.string);
+    t->dtype = TENSOR_UNKNOWN;
+    for (size_t i = 0; i < h->json.string_bytes && i + 1 < sizeof(t->unknown); i++) {
+        const char c = h->json.string[i]; /* it may end up in a terminal */
+        t->unknown[i] = c > ' ' && c < 0x7f ? c : '?';
+    }
+    return 0;
 }
 
 static int read_shape(struct header *h, struct tensor *t, struct error *e) {
@@ -156,23 +179,42 @@ static int read_offsets(struct header *h, uint64_t ret[2], struct error *e) {
     return r < 0 ? r : json_pull_expect(&h->json, PULL_ARRAY_END, e);
 }
 
-/* Do shape, dtype, offsets and file agree? Sets data and bytes. */
-static int place_tensor(
-        const struct header *h, struct tensor *t, const uint64_t offsets[2], struct error *e) {
-    uint64_t bytes = tensor_dtype_bytes(t->dtype);
+/* The bytes that its shape and dtype need. */
+static int size_tensor(const struct header *h, const struct tensor *t, uint64_t *ret, struct error *e) {
+    const uint32_t bits = tensor_dtype_bits(t->dtype);
+    uint64_t n = 1, whole, rest; /* of 8 elements each; elements */
     bool empty = false, overflow = false;
     for (uint32_t i = 0; i < t->n_dims; i++) {
         empty = empty || t->dims[i] == 0;
-        overflow = __builtin_mul_overflow(bytes, t->dims[i], &bytes) || overflow;
+        overflow = __builtin_mul_overflow(n, t->dims[i], &n) || overflow;
     }
+    *ret = 0;
     if (empty)
-        bytes = 0;
-    else if (overflow)
+        return 0;
+    whole = n / 8;
+    rest = n % 8 * bits;
+    overflow = __builtin_mul_overflow(whole, bits, ret) || overflow;
+    if (overflow || __builtin_add_overflow(*ret, rest / 8, ret))
         return error_set(e, -EBADMSG, "%s: %.*s: its shape has more bytes than 64 bits can count", h->file,
                 NAME_SHOWN, t->name);
+    if (rest % 8 != 0)
+        return error_set(e, -EBADMSG, "%s: %.*s: %llu elements of %s are no whole bytes", h->file, NAME_SHOWN,
+                t->name, (unsigned long long)n, tensor_dtype_name(t->dtype));
+    return 0;
+}
+
+/* Do shape, dtype, offsets and file agree? Sets data and bytes. */
+static int place_tensor(
+        const struct header *h, struct tensor *t, const uint64_t offsets[2], struct error *e) {
+    uint64_t bytes = 0;
+    int r = t->dtype == TENSOR_UNKNOWN ? 0 : size_tensor(h, t, &bytes, e);
+    if (r < 0)
+        return r;
     if (offsets[0] > offsets[1])
         return error_set(e, -EBADMSG, "%s: %.*s: data_offsets [%llu, %llu] run backwards", h->file,
                 NAME_SHOWN, t->name, (unsigned long long)offsets[0], (unsigned long long)offsets[1]);
+    if (t->dtype == TENSOR_UNKNOWN) /* whatever it needs */
+        bytes = offsets[1] - offsets[0];
     if (offsets[1] - offsets[0] != bytes)
         return error_set(e, -EBADMSG, "%s: %.*s: its shape needs %llu bytes of %s, data_offsets has %llu",
                 h->file, NAME_SHOWN, t->name, (unsigned long long)bytes, tensor_dtype_name(t->dtype),

@@ -60,13 +60,13 @@ static int check_tensor(const struct resolver *r, const struct tensor *t, const 
         return 0;
     if (t->dtype != TENSOR_F32 && t->dtype != TENSOR_BF16 && t->dtype != TENSOR_F16)
         return error_set(r->e, -ENOTSUP, "%s: %s: dtype %s is not supported here: F32, BF16 and F16 are",
-                t->file, t->name, tensor_dtype_name(t->dtype));
+                t->file, t->name, tensor_dtype_text(t));
     /* The kernels read elements where they lie. Files of the safetensors library are always aligned. */
     if ((uintptr_t)t->data % tensor_dtype_bytes(t->dtype) != 0)
         return error_set(r->e, -ENOTSUP,
                 "%s: %s: its data are not aligned for %s; save the checkpoint again with the safetensors "
                 "library",
-                t->file, t->name, tensor_dtype_name(t->dtype));
+                t->file, t->name, tensor_dtype_text(t));
     return 0;
 }
 
@@ -99,6 +99,16 @@ static int find_quantised(
     return 0;
 }
 
+/* Is all of it there that the index names? Of a matrix all parts that it may have: what is optional is not left out
+ * because a shard is missing. */
+static int check_announced(const struct resolver *r, const char *name, enum form form) {
+    char prefix[NAME_SIZE];
+    const size_t length = strlen(name) - (form == MATRIX ? strlen("weight") : 0);
+    memcpy(prefix, name, length);
+    prefix[length] = '\0';
+    return checkpoint_check_announced(r->checkpoint, prefix, r->e);
+}
+
 /* Finds the n tensors named prefix + name. */
 static int find_all(const struct resolver *r, const char *prefix, const struct wanted *wanted, size_t n,
         uint64_t *bytes) {
@@ -107,7 +117,8 @@ static int find_all(const struct resolver *r, const char *prefix, const struct w
         const struct tensor *t = NULL;
         int result = 0;
         snprintf(name, sizeof(name), "%s%s", prefix, wanted[i].name);
-        if (wanted[i].form == MATRIX)
+        result = check_announced(r, name, wanted[i].form);
+        if (result == 0 && wanted[i].form == MATRIX)
             result = find_quantised(r, name, &wanted[i], &t);
         if (result == 0 && !t) {
             t = checkpoint_find(r->checkpoint, name);
@@ -218,6 +229,9 @@ static int find_ends(const struct resolver *r) {
     /* A head in the file is the model's, as transformers has it, whatever the configuration says: where it equals the
      * embedding nothing changes, and where it does not it was trained or quantised apart. */
     const bool has_head = has_any(r->checkpoint, "lm_head.");
+    result = checkpoint_check_announced(r->checkpoint, "lm_head.", r->e);
+    if (result < 0)
+        return result;
     t->tied = m->tie_word_embeddings && !has_head;
     if (t->tied) {
         t->lm_head = t->embed;
@@ -252,6 +266,9 @@ static int find_prefix(const struct resolver *r) {
     for (size_t i = 0; i < COUNT(PREFIXES); i++) {
         char name[NAME_SIZE];
         snprintf(name, sizeof(name), "%sembed_tokens.weight", PREFIXES[i]);
+        int lost = checkpoint_check_announced(r->checkpoint, name, r->e);
+        if (lost < 0)
+            return lost;
         if (checkpoint_find(r->checkpoint, name)) {
             r->t->prefix = PREFIXES[i];
             return 0;
@@ -297,6 +314,8 @@ static int resolve(const struct resolver *r) {
         snprintf(prefix, sizeof(prefix), "%slayers.%u.", t->prefix, i);
         result = find_layer(r, prefix, r->m->is_attention[i], &t->layers[i], &t->bytes);
     }
+    if (result == 0 && r->m->mtp_layers > 0)
+        result = checkpoint_check_announced(r->checkpoint, "mtp.", r->e);
     if (result == 0 && r->m->mtp_layers > 0 && has_any(r->checkpoint, "mtp.")) {
         t->has_mtp = true;
         result = find_mtp(r, &t->mtp);

@@ -61,15 +61,16 @@ int quantize_output_add(struct quantize_output *o, const char *name, enum tensor
         o->size = size;
     }
     struct quantize_output_tensor *t = &o->tensors[o->n];
-    *t = (struct quantize_output_tensor){
-            .dtype = dtype, .n_dims = n_dims, .bytes = tensor_dtype_bytes(dtype)};
+    *t = (struct quantize_output_tensor){.dtype = dtype, .n_dims = n_dims};
     if ((size_t)snprintf(t->name, sizeof(t->name), "%s", name) >= sizeof(t->name))
         return error_set(e, -ENAMETOOLONG, "%.100s...: this tensor's name is longer than %zu bytes", name,
                 sizeof(t->name) - 1);
+    uint64_t elements = 1;
     for (uint32_t i = 0; i < n_dims; i++) {
         t->dims[i] = dims[i];
-        t->bytes *= dims[i];
+        elements *= dims[i];
     }
+    t->bytes = elements / 8 * tensor_dtype_bits(dtype) + elements % 8 * tensor_dtype_bits(dtype) / 8;
     o->bytes += t->bytes;
     *ret = o->n++;
     return 0;
@@ -113,6 +114,12 @@ static int divide(struct quantize_output *o, uint64_t shard_bytes, struct error 
     return 0;
 }
 
+/* What a tensor is aligned to. */
+static size_t unit_of(enum tensor_dtype dtype) {
+    const size_t bytes = tensor_dtype_bytes(dtype);
+    return bytes ? bytes : 1;
+}
+
 /* The header of a file, its length before it; sets the tensors' offsets. Wide dtypes go first: all are aligned. */
 static int make_header(struct quantize_output *o, uint32_t file, struct quantize_text *h, uint64_t *ret_bytes,
         struct error *e) {
@@ -121,7 +128,7 @@ static int make_header(struct quantize_output *o, uint32_t file, struct quantize
     for (size_t unit = 8; unit > 0; unit /= 2)
         for (uint32_t i = 0; i < o->n; i++) {
             struct quantize_output_tensor *t = &o->tensors[i];
-            if (t->file != file || tensor_dtype_bytes(t->dtype) != unit)
+            if (t->file != file || unit_of(t->dtype) != unit)
                 continue;
             quantize_print(h, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", t->name, tensor_dtype_name(t->dtype));
             for (uint32_t k = 0; k < t->n_dims; k++)

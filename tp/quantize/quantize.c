@@ -141,8 +141,11 @@ static int plan_item(struct quantize_run *r, struct quantize_item *item, struct 
     return rc;
 }
 
-/* Names go into JSON as they are. */
+/* Names go into JSON as they are; a tensor that is copied has a size that its shape tells. */
 static int check_name(const struct tensor *t, struct error *e) {
+    if (t->dtype == TENSOR_UNKNOWN)
+        return error_set(e, -ENOTSUP, "%s: %.200s: dtype %s is not known here, so it cannot be copied",
+                t->file, t->name, tensor_dtype_text(t));
     for (const unsigned char *c = (const unsigned char *)t->name; *c; c++)
         if (*c < 0x20 || *c == '"' || *c == '\\')
             return error_set(

@@ -49,7 +49,7 @@ static void count_tensors(struct inspection *i) {
 /* --- how the matrices are stored --- */
 
 static void count_matrix(struct inspection *i, const char *part, const struct tensor *t) {
-    const char *stored = t ? t->quant ? t->quant->label : tensor_dtype_name(t->dtype) : NULL;
+    const char *stored = t ? t->quant ? t->quant->label : tensor_dtype_text(t) : NULL;
     struct inspect_part *p = i->parts;
     if (!t)
         return;

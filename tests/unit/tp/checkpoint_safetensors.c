@@ -1,22 +1,8 @@
 /* checkpoint_safetensors.c - safetensors files and folders: what is read, and what is refused with which
  * sentence. */
-#include "tp/checkpoint/safetensors.h"
+#include "checkpoint_test.h"
 
-#include "base/file.h"
-
-#include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cmocka.h>
-
-static char folder[64];
+static char folder[TEST_FOLDER_SIZE];
 
 /* An image with this header and n zero bytes of data, in an exactly sized allocation. */
 static unsigned char *image_of(const char *header, size_t data, size_t *ret_bytes) {
@@ -67,22 +53,63 @@ static void test_dtypes(void **state) {
     static const struct {
         const char *name;
         enum tensor_dtype dtype;
-        size_t bytes;
-    } dtypes[] = {{"F32", TENSOR_F32, 4}, {"BF16", TENSOR_BF16, 2}, {"F16", TENSOR_F16, 2},
-            {"F64", TENSOR_F64, 8}, {"I64", TENSOR_I64, 8}, {"I32", TENSOR_I32, 4}, {"I16", TENSOR_I16, 2},
-            {"I8", TENSOR_I8, 1}, {"U8", TENSOR_U8, 1}, {"BOOL", TENSOR_BOOL, 1},
-            {"F8_E4M3", TENSOR_F8_E4M3, 1}, {"F8_E5M2", TENSOR_F8_E5M2, 1}};
-    assert_int_equal(sizeof(dtypes) / sizeof(*dtypes), TENSOR_DTYPES);
-    for (int i = 0; i < TENSOR_DTYPES; i++) {
-        char header[128];
+        uint32_t bits;
+    } dtypes[] = {{"F32", TENSOR_F32, 32}, {"BF16", TENSOR_BF16, 16}, {"F16", TENSOR_F16, 16},
+            {"F64", TENSOR_F64, 64}, {"I64", TENSOR_I64, 64}, {"I32", TENSOR_I32, 32},
+            {"I16", TENSOR_I16, 16}, {"I8", TENSOR_I8, 8}, {"U8", TENSOR_U8, 8}, {"BOOL", TENSOR_BOOL, 8},
+            {"F8_E4M3", TENSOR_F8_E4M3, 8}, {"F8_E5M2", TENSOR_F8_E5M2, 8}, {"U16", TENSOR_U16, 16},
+            {"U32", TENSOR_U32, 32}, {"U64", TENSOR_U64, 64}, {"C64", TENSOR_C64, 64},
+            {"F8_E8M0", TENSOR_F8_E8M0, 8}, {"F8_E4M3FNUZ", TENSOR_F8_E4M3FNUZ, 8},
+            {"F8_E5M2FNUZ", TENSOR_F8_E5M2FNUZ, 8}, {"F6_E2M3", TENSOR_F6_E2M3, 6},
+            {"F6_E3M2", TENSOR_F6_E3M2, 6}, {"F4", TENSOR_F4, 4}};
+    assert_int_equal(sizeof(dtypes) / sizeof(*dtypes), TENSOR_UNKNOWN);
+    for (int i = 0; i < TENSOR_UNKNOWN; i++) {
+        char header[128], sentence[128];
+        const size_t bytes = 3 * 4 * dtypes[i].bits / 8;
         assert_string_equal(tensor_dtype_name(dtypes[i].dtype), dtypes[i].name);
-        assert_int_equal(tensor_dtype_bytes(dtypes[i].dtype), dtypes[i].bytes);
-        snprintf(header, sizeof(header), "{\"a\":{\"dtype\":\"%s\",\"shape\":[3],\"data_offsets\":[0,%zu]}}",
-                dtypes[i].name, 3 * dtypes[i].bytes);
-        accepts(header, 3 * dtypes[i].bytes);
+        assert_int_equal(tensor_dtype_bits(dtypes[i].dtype), dtypes[i].bits);
+        assert_int_equal(tensor_dtype_bytes(dtypes[i].dtype), dtypes[i].bits % 8 ? 0 : dtypes[i].bits / 8);
+        snprintf(header, sizeof(header),
+                "{\"a\":{\"dtype\":\"%s\",\"shape\":[3,4],\"data_offsets\":[0,%zu]}}", dtypes[i].name, bytes);
+        accepts(header, bytes);
+        snprintf(header, sizeof(header), "{\"a\":{\"dtype\":\"%s\",\"shape\":[0],\"data_offsets\":[0,0]}}",
+                dtypes[i].name);
+        accepts(header, 0);
+        snprintf(header, sizeof(header),
+                "{\"a\":{\"dtype\":\"%s\",\"shape\":[3,8],\"data_offsets\":[0,%zu]}}", dtypes[i].name, bytes);
+        snprintf(sentence, sizeof(sentence),
+                "m.safetensors: a: its shape needs %zu bytes of %s, data_offsets has %zu", 2 * bytes,
+                dtypes[i].name, bytes);
+        check(header, bytes, -EBADMSG, sentence);
     }
-    check("{\"w.q\":{\"dtype\":\"F4\",\"shape\":[2],\"data_offsets\":[0,1]}}", 1, -ENOTSUP,
-            "m.safetensors: w.q: unknown dtype 'F4'");
+    check("{\"a\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,2]}}", 2, -EBADMSG,
+            "m.safetensors: a: 3 elements of F4 are no whole bytes");
+    check("{\"a\":{\"dtype\":\"F6_E2M3\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,2]}}", 2,
+            -EBADMSG, "m.safetensors: a: its shape has more bytes than 64 bits can count");
+}
+
+/* A tensor may be of a dtype that nobody here has heard of: its place in the file is checked all the same. */
+static void test_unknown_dtypes(void **state) {
+    (void)state;
+    struct checkpoint *c = NULL;
+    accepts("{\"a\":{\"dtype\":\"F3_X\",\"shape\":[99999],\"data_offsets\":[0,5]},"
+            "\"b\":{\"dtype\":\"\",\"shape\":[],\"data_offsets\":[5,5]}}",
+            5);
+    check("{\"a\":{\"dtype\":\"F3_X\",\"shape\":[9],\"data_offsets\":[0,5]},"
+          "\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[4,6]}}",
+            6, -EBADMSG, "m.safetensors: b: its data overlap those of a");
+    check("{\"a\":{\"dtype\":\"F3_X\",\"shape\":[9],\"data_offsets\":[0,5]}}", 4, -EBADMSG,
+            "m.safetensors: a: ends at byte 5 of the data, but the file has 4: it is truncated, fetch it again");
+    size_t bytes;
+    unsigned char *image =
+            image_of("{\"a\":{\"dtype\":\"F3\\n-a-name-that-is-long\",\"shape\":[2],\"data_offsets\":[0,1]}}",
+                    1, &bytes);
+    test_put(folder, "model.safetensors", image, bytes);
+    free(image);
+    assert_int_equal(checkpoint_open(folder, &c, NULL), 0);
+    assert_int_equal(checkpoint_at(c, 0)->dtype, TENSOR_UNKNOWN);
+    assert_string_equal(tensor_dtype_text(checkpoint_at(c, 0)), "F3?-a-name-that");
+    checkpoint_free(c);
 }
 
 static void test_header_length(void **state) {
@@ -203,51 +230,30 @@ static void test_cover(void **state) {
 
 /* --- folders --- */
 
-static void put(const char *name, const void *data, size_t bytes) {
-    char path[PATH_MAX];
-    struct error e = {0};
-    assert_int_equal(file_path(folder, name, path, &e), 0);
-    if (file_replace(path, data, bytes, 0644, &e) < 0)
-        fail_msg("%s", e.text);
-}
-
-static void put_text(const char *name, const char *text) {
-    put(name, text, strlen(text));
-}
-
 /* A file with one U8 tensor of four bytes, all of them `fill`. */
 static void put_shard(const char *file, const char *tensor, int fill) {
-    char header[256];
-    size_t bytes;
-    snprintf(header, sizeof(header), "{\"%s\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}",
-            tensor);
-    unsigned char *image = image_of(header, 4, &bytes);
-    memset(image + bytes - 4, fill, 4);
-    put(file, image, bytes);
-    free(image);
+    const uint8_t data[4] = {(uint8_t)fill, (uint8_t)fill, (uint8_t)fill, (uint8_t)fill};
+    struct test_piece piece = {.dtype = TENSOR_U8, .n_dims = 1, .dims = {4}, .data = data};
+    snprintf(piece.name, sizeof(piece.name), "%s", tensor);
+    test_write_file(folder, file, &piece, 1);
 }
 
 static int clean_folder(void **state) {
     (void)state;
-    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json", "s1.safetensors",
-            "s2.safetensors", "x.gguf"};
-    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
-        char path[PATH_MAX];
-        file_path(folder, names[i], path, NULL);
-        unlink(path);
-    }
+    test_folder_empty(folder);
     return 0;
 }
 
 static int make_folder(void **state) {
     (void)state;
-    snprintf(folder, sizeof(folder), "/tmp/shardd-st-XXXXXX");
-    return mkdtemp(folder) ? 0 : -1;
+    test_folder_make(folder);
+    return 0;
 }
 
 static int remove_folder(void **state) {
-    clean_folder(state);
-    return rmdir(folder);
+    (void)state;
+    test_folder_remove(folder);
+    return 0;
 }
 
 /* The sentence begins with the folder where it begins with '/' or ':'. */
@@ -263,12 +269,18 @@ static void folder_refused(int code, const char *sentence) {
     assert_int_equal(r, code);
 }
 
+static void announced(const struct checkpoint *c, const char *prefix, int code, const char *sentence) {
+    struct error e = {0};
+    assert_int_equal(checkpoint_check_announced(c, prefix, &e), code);
+    assert_string_equal(e.text, sentence);
+}
+
 static void test_single_file(void **state) {
     (void)state;
     struct checkpoint *c = NULL;
     struct error e = {0};
     put_shard("model.safetensors", "w", 7);
-    put_text("model.safetensors.index.json", "not even JSON: the single file comes first");
+    test_put_text(folder, "model.safetensors.index.json", "not even JSON: the single file comes first");
     if (checkpoint_open(folder, &c, &e) < 0)
         fail_msg("%s", e.text);
     assert_int_equal(checkpoint_count(c), 1);
@@ -290,7 +302,7 @@ static void test_single_file_and_index(void **state) {
     struct error e = {0};
     put_shard("model.safetensors", "w", 7);
     put_shard("s1.safetensors", "mtp", 8);
-    put_text("model.safetensors.index.json",
+    test_put_text(folder, "model.safetensors.index.json",
             "{\"weight_map\":{\"w\":\"model.safetensors\",\"mtp\":\"s1.safetensors\"}}");
     if (checkpoint_open(folder, &c, &e) < 0)
         fail_msg("%s", e.text);
@@ -298,7 +310,7 @@ static void test_single_file_and_index(void **state) {
     assert_memory_equal(checkpoint_find(c, "w")->data, "\7\7\7\7", 4);
     assert_string_equal(checkpoint_find(c, "mtp")->file, "s1.safetensors");
     checkpoint_free(c);
-    put_text("model.safetensors.index.json",
+    test_put_text(folder, "model.safetensors.index.json",
             "{\"weight_map\":{\"mtp\":\"s1.safetensors\",\"x\":\"s2.safetensors\"}}");
     if (checkpoint_open(folder, &c, &e) < 0)
         fail_msg("%s", e.text);
@@ -306,10 +318,15 @@ static void test_single_file_and_index(void **state) {
     assert_non_null(checkpoint_find(c, "w"));
     assert_null(checkpoint_find(c, "mtp"));
     checkpoint_free(c);
-    put_text("model.safetensors.index.json",
+    test_put_text(folder, "model.safetensors.index.json",
             "{\"weight_map\":{\"w\":\"model.safetensors\",\"x\":\"s2.safetensors\"}}");
-    folder_refused(-ENOENT,
-            "/s2.safetensors: this shard is missing: model.safetensors.index.json names it; fetch it again");
+    if (checkpoint_open(folder, &c, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(checkpoint_files(c), 1);
+    announced(c, "w", 0, "");
+    announced(c, "x", -ENOENT,
+            "s2.safetensors: this shard is missing: model.safetensors.index.json names it for x; fetch it again");
+    checkpoint_free(c);
 }
 
 static void test_shards(void **state) {
@@ -318,8 +335,9 @@ static void test_shards(void **state) {
     struct error e = {0};
     put_shard("s1.safetensors", "zeta", 1);
     put_shard("s2.safetensors", "alpha", 2);
-    put_text("model.safetensors.index.json", "{\"metadata\":{\"total_size\":8},\"weight_map\":"
-                                             "{\"zeta\":\"s1.safetensors\",\"alpha\":\"s2.safetensors\"}}");
+    test_put_text(folder, "model.safetensors.index.json",
+            "{\"metadata\":{\"total_size\":8},\"weight_map\":"
+            "{\"zeta\":\"s1.safetensors\",\"alpha\":\"s2.safetensors\"}}");
     if (checkpoint_open(folder, &c, &e) < 0)
         fail_msg("%s", e.text);
     assert_int_equal(checkpoint_count(c), 2);
@@ -337,7 +355,7 @@ static void test_nothing_there(void **state) {
     folder_refused(-ENOENT,
             ": has neither model.safetensors nor model.safetensors.index.json nor a *.gguf: is this a model "
             "folder?");
-    put_text("x.gguf", "GGUF");
+    test_put_text(folder, "x.gguf", "GGUF");
     assert_int_equal(checkpoint_open(folder, &c, &e), -EBADMSG);
     assert_string_equal(e.text, "x.gguf: ends inside its header: it is truncated, fetch it again");
     assert_int_equal(checkpoint_open("/no/such/model", &c, &e), -ENOENT);
@@ -349,9 +367,9 @@ static void test_nothing_there(void **state) {
 
 static void test_broken_files(void **state) {
     (void)state;
-    put("model.safetensors", "", 0);
+    test_put(folder, "model.safetensors", "", 0);
     folder_refused(-EBADMSG, "model.safetensors: has 0 bytes, which is too short for a safetensors file");
-    put("model.safetensors", "\7\0\0\0\0\0\0\0{}", 10);
+    test_put(folder, "model.safetensors", "\7\0\0\0\0\0\0\0{}", 10);
     folder_refused(-EBADMSG,
             "model.safetensors: its header has 7 bytes, but the file has 10: it is truncated, fetch it "
             "again");
@@ -360,18 +378,18 @@ static void test_broken_files(void **state) {
 static void test_index(void **state) {
     (void)state;
     static const char *const name = "model.safetensors.index.json";
-    put_text(name, "{");
+    test_put_text(folder, name, "{");
     folder_refused(-EBADMSG,
             "model.safetensors.index.json: line 1 column 2 (byte 1): the text ends where a key in quotes "
             "should be");
-    put_text(name, "{\"metadata\":{}}");
+    test_put_text(folder, name, "{\"metadata\":{}}");
     folder_refused(-EBADMSG, "model.safetensors.index.json: has no weight_map with tensors in it");
-    put_text(name, "{\"weight_map\":{}}");
+    test_put_text(folder, name, "{\"weight_map\":{}}");
     folder_refused(-EBADMSG, "model.safetensors.index.json: has no weight_map with tensors in it");
-    put_text(name, "{\"weight_map\":{\"a\":1}}");
+    test_put_text(folder, name, "{\"weight_map\":{\"a\":1}}");
     folder_refused(-EBADMSG,
             "model.safetensors.index.json: line 1 column 20 (byte 19): expected a string, found a number");
-    put_text(name, "{\"weight_map\":{},\"weight_map\":{}}");
+    test_put_text(folder, name, "{\"weight_map\":{},\"weight_map\":{}}");
     folder_refused(
             -EBADMSG, "model.safetensors.index.json: line 1 column 18 (byte 17): weight_map is there twice");
 }
@@ -382,7 +400,7 @@ static void test_index_cannot_leave_the_folder(void **state) {
     for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
         char index[128], sentence[256];
         snprintf(index, sizeof(index), "{\"weight_map\":{\"a\":\"%s\"}}", names[i]);
-        put_text("model.safetensors.index.json", index);
+        test_put_text(folder, "model.safetensors.index.json", index);
         snprintf(sentence, sizeof(sentence),
                 "model.safetensors.index.json: line 1 column 20 (byte 19): '%s' cannot be a shard: it must "
                 "be the name of a file beside the index, without '/' and '..'",
@@ -394,18 +412,31 @@ static void test_index_cannot_leave_the_folder(void **state) {
 static void test_shard_refusals(void **state) {
     (void)state;
     static const char *const index = "model.safetensors.index.json";
-    put_shard("s1.safetensors", "a", 1);
-    put_text(index, "{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\"}}");
+    struct checkpoint *c = NULL;
+    test_put_text(folder, index, "{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\"}}");
     folder_refused(-ENOENT,
-            "/s2.safetensors: this shard is missing: model.safetensors.index.json names it; fetch it again");
+            "/s1.safetensors: this shard is missing: model.safetensors.index.json names it; fetch it again");
+    put_shard("s1.safetensors", "a", 1);
+    assert_int_equal(checkpoint_open(folder, &c, NULL), 0);
+    announced(c, "a", 0, "");
+    announced(c, "b", -ENOENT,
+            "s2.safetensors: this shard is missing: model.safetensors.index.json names it for b; fetch it again");
+    checkpoint_free(c);
     put_shard("s2.safetensors", "c", 1);
-    folder_refused(-ENOENT, "s2.safetensors: b: the index says it is here, but it is not");
+    assert_int_equal(checkpoint_open(folder, &c, NULL), 0);
+    announced(c, "b", -ENOENT, "s2.safetensors: b: the index says it is here, but it is not");
+    announced(c, "bb", 0, "");
+    announced(c, "", -ENOENT, "s2.safetensors: b: the index says it is here, but it is not");
+    checkpoint_free(c);
     put_shard("s2.safetensors", "a", 1);
     folder_refused(-EBADMSG, "s2.safetensors: a: is in s1.safetensors too");
     put_shard("s2.safetensors", "b", 1);
-    put_text(index, "{\"weight_map\":{\"a\":\"s2.safetensors\",\"b\":\"s1.safetensors\"}}");
-    folder_refused(-EBADMSG, "s2.safetensors: a: the index says it is here, but it is in s1.safetensors");
-    put("s2.safetensors", "short", 5);
+    test_put_text(folder, index, "{\"weight_map\":{\"a\":\"s2.safetensors\",\"b\":\"s1.safetensors\"}}");
+    assert_int_equal(checkpoint_open(folder, &c, NULL), 0);
+    announced(c, "a", -EBADMSG, "s2.safetensors: a: the index says it is here, but it is in s1.safetensors");
+    announced(c, "b", -EBADMSG, "s1.safetensors: b: the index says it is here, but it is in s2.safetensors");
+    checkpoint_free(c);
+    test_put(folder, "s2.safetensors", "short", 5);
     folder_refused(-EBADMSG, "s2.safetensors: has 5 bytes, which is too short for a safetensors file");
 }
 
@@ -418,6 +449,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_accepted),
             cmocka_unit_test(test_dtypes),
+            cmocka_unit_test_teardown(test_unknown_dtypes, clean_folder),
             cmocka_unit_test(test_header_length),
             cmocka_unit_test(test_header_json),
             cmocka_unit_test(test_long_name),
