@@ -10,8 +10,8 @@
  *
  * Asynchrony. Operations take a stream and return when queued; arrays they name must stay alive until the stream
  * has passed them. All activations are fp32, row-major [R][columns], in device memory from k_alloc(). Row and
- * sequence counts given by the host are upper bounds: the true ones are in the batch on the device, so a captured
- * graph replays with new contents. Nothing allocates after creation; nothing here logs.
+ * sequence counts given by the host are upper bounds (k_batch_bounds()): the true ones are in the batch on the device,
+ * so a captured graph replays with new contents. Nothing allocates after creation; nothing here logs.
  *
  * Errors. Functions that can fail at creation return negative errno and fill struct error. Operations return
  * nothing: a fault is kept in the stream and fetched with k_stream_error().
@@ -292,6 +292,16 @@ struct k_batch; /* device-resident: plan, entries, ids, rope, and the per-row ar
 int k_batch_create(
         struct k_context *c, uint32_t entries_max, uint32_t rows_max, struct k_batch **ret, struct error *e);
 struct k_batch *k_batch_free(struct k_batch *b);
+
+/* What operations will at most see of the batch, for those that are queued from now on, also into a graph. Results
+ * never depend on it: a device launches for it, and not for all that the batch was created for. More than that, or
+ * NULL, means that. A plan beyond its bounds is a fault (-EINVAL) and its step empty: found by k_batch_upload(), or
+ * by k_begin_step() where a graph of smaller bounds is launched or an entry continues a longer sequence. */
+struct k_bounds {
+    uint32_t rows, entries;
+    uint32_t context; /* KV index of the last row of the longest entry, plus 1; the MTP layer sees one more */
+};
+void k_batch_bounds(struct k_batch *b, const struct k_bounds *bounds);
 /* Queues the upload of one step's plan; the host arrays must stay alive until the stream has passed it. */
 void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *plan,
         const struct k_entry *entries, const uint32_t *ids, uint32_t n_ids, const uint32_t *rope,

@@ -20,6 +20,7 @@ int k_batch_create(
     if (!b)
         return error_set(e, -ENOMEM, "no memory for a batch");
     *b = (struct k_batch){.context = c, .entries_max = entries_max, .rows_max = rows_max};
+    k_batch_bounds(b, NULL);
     b->entries = k_alloc(c, entries_max * sizeof *b->entries);
     b->ids = k_alloc(c, rows_max * sizeof *b->ids);
     b->rope = k_alloc(c, rows_max * 3 * sizeof *b->rope);
@@ -44,8 +45,47 @@ struct k_batch *k_batch_free(struct k_batch *b) {
     return NULL;
 }
 
+static uint32_t at_most(uint32_t x, uint32_t limit) {
+    return x < limit ? x : limit;
+}
+void k_batch_bounds(struct k_batch *b, const struct k_bounds *bounds) {
+    b->bounds = (struct k_bounds){b->rows_max, b->entries_max, UINT32_MAX};
+    if (!bounds)
+        return;
+    b->bounds.rows = at_most(bounds->rows, b->rows_max);
+    b->bounds.entries = at_most(bounds->entries, b->entries_max);
+    b->bounds.context = bounds->context;
+}
+
+/* slots: NULL, or those whose lengths CONTINUE entries start from. */
+static uint64_t deepest_context(
+        const struct k_plan *plan, const struct k_entry *entries, const struct slot *slots) {
+    uint64_t deepest = 0;
+    for (uint32_t i = 0; i < plan->n_entries; i++) {
+        const struct k_entry *e = &entries[i];
+        const uint64_t first = e->kind == K_ENTRY_PROMPT ? e->first_pos : slots ? slots[e->slot].length : 0;
+        deepest = first + e->n_rows > deepest ? first + e->n_rows : deepest;
+    }
+    return deepest;
+}
+static bool within(struct k_stream *s, const struct k_bounds *bounds, const struct k_plan *plan,
+        const struct k_entry *entries, const struct slot *slots) {
+    if (plan->n_rows <= bounds->rows && plan->n_entries <= bounds->entries) {
+        const uint64_t context = deepest_context(plan, entries, slots);
+        if (context <= bounds->context)
+            return true;
+        stream_fault(s, -EINVAL, "a step as deep as %llu positions; it was bounded to %u",
+                (unsigned long long)context, bounds->context);
+    } else {
+        stream_fault(s, -EINVAL, "a step of %u entries and %u rows; it was bounded to %u and %u",
+                plan->n_entries, plan->n_rows, bounds->entries, bounds->rows);
+    }
+    return false;
+}
+
 struct upload_args {
     struct k_batch *b;
+    struct k_bounds bounds;
     const struct k_plan *plan;
     const struct k_entry *entries;
     const uint32_t *ids, *rope;
@@ -62,6 +102,8 @@ static void run_upload(struct k_stream *s, const void *args) {
                 plan->n_entries, plan->n_rows, b->entries_max, b->rows_max);
         return;
     }
+    if (!within(s, &a->bounds, plan, a->entries, NULL))
+        return;
     b->plan = *plan;
     memcpy(b->entries, a->entries, plan->n_entries * sizeof *b->entries);
     if (a->n_ids)
@@ -72,7 +114,7 @@ static void run_upload(struct k_stream *s, const void *args) {
 void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *plan,
         const struct k_entry *entries, const uint32_t *ids, uint32_t n_ids, const uint32_t *rope,
         uint32_t n_rope) {
-    struct upload_args a = {b, plan, entries, ids, rope, n_ids, n_rope};
+    struct upload_args a = {b, b->bounds, plan, entries, ids, rope, n_ids, n_rope};
     stream_submit(s, run_upload, &a, sizeof a);
 }
 
@@ -81,6 +123,7 @@ void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *
 struct step_args {
     struct k_pool *p;
     struct k_batch *b;
+    struct k_bounds bounds;
     const struct k_result *results;
 };
 
@@ -117,11 +160,13 @@ static void begin_entry(struct k_stream *s, struct k_pool *p, struct k_batch *b,
 }
 static void run_begin(struct k_stream *s, const void *args) {
     const struct step_args *a = args;
+    if (!within(s, &a->bounds, &a->b->plan, a->b->entries, a->p->slots))
+        a->b->plan = (struct k_plan){0};
     for (uint32_t e = 0; e < a->b->plan.n_entries; e++)
         begin_entry(s, a->p, a->b, e);
 }
 void k_begin_step(struct k_stream *s, struct k_pool *p, struct k_batch *b) {
-    struct step_args a = {.p = p, .b = b};
+    struct step_args a = {.p = p, .b = b, .bounds = b->bounds};
     stream_submit(s, run_begin, &a, sizeof a);
 }
 

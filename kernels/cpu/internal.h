@@ -254,6 +254,7 @@ void table_row(const struct k_table *t, uint32_t id, float *to);
 struct k_batch {
     struct k_context *context;
     uint32_t entries_max, rows_max;
+    struct k_bounds bounds; /* of what is queued next */
     struct k_plan plan;
     struct k_entry *entries;                /* [entries_max] */
     uint32_t *ids;                          /* [rows_max] of PROMPT entries, as uploaded */

@@ -1,15 +1,25 @@
 /* forward.c - see forward.h. */
 #include "tp/worker/forward.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
 static const struct forward_hooks no_hooks;
 
+static const uint32_t short_contexts[] = FORWARD_CONTEXTS;
+#define CONTEXTS_MAX (sizeof(short_contexts) / sizeof(short_contexts[0]) + 1)
+
+struct bucket {
+    struct k_bounds bounds;
+    struct k_graph **parts; /* [n_parts] */
+};
 struct forward {
     struct rank *rank;
-    struct k_graph **parts; /* [n_layers + 2]: embedding, layers, head (with MTP); NULL when eager */
-    uint32_t n_parts;
+    uint32_t n_parts;       /* n_layers + 2: embedding, layers, head (with MTP) */
+    uint32_t n_buckets;     /* 0 when eager */
+    struct bucket *buckets; /* by rows, then by context */
+    struct bucket *chosen;  /* NULL when eager */
 };
 
 static void mark(const struct forward_hooks *hooks, uint32_t layer, enum forward_operation operation) {
@@ -99,20 +109,54 @@ static void queue_part(const struct forward *f, uint32_t part, const struct forw
         tap(r, hooks, part);
 }
 
-static int capture(struct forward *f, struct error *e) {
+static int capture(struct forward *f, struct bucket *b, struct error *e) {
     struct k_stream *s = f->rank->stream;
-    f->parts = calloc(f->n_parts, sizeof(f->parts[0]));
-    if (!f->parts)
+    b->parts = calloc(f->n_parts, sizeof(b->parts[0]));
+    if (!b->parts)
         return error_set(e, -ENOMEM, "out of memory for %u graphs", f->n_parts);
+    k_batch_bounds(f->rank->batch, &b->bounds);
     for (uint32_t i = 0; i < f->n_parts; i++) {
         int r = k_capture_begin(s, e);
         if (r < 0)
             return r;
         queue_part(f, i, &no_hooks);
-        r = k_capture_end(s, &f->parts[i], e);
+        r = k_capture_end(s, &b->parts[i], e);
         if (r < 0)
             return r;
     }
+    return 0;
+}
+
+/* The contexts of the rank's buckets, ascending; the last is as much as a slot has pages for. */
+static uint32_t contexts_of(const struct rank *r, uint32_t ret[CONTEXTS_MAX]) {
+    uint32_t longest = r->budget.pool.pages_per_slot * PAGE_TOKENS, n = 0;
+    for (size_t i = 0; i < CONTEXTS_MAX - 1 && short_contexts[i] < longest; i++)
+        ret[n++] = short_contexts[i];
+    ret[n++] = longest;
+    return n;
+}
+
+static int capture_all(struct forward *f, struct error *e) {
+    const struct rank *r = f->rank;
+    uint32_t contexts[CONTEXTS_MAX], n_contexts = contexts_of(r, contexts), n_rows = 1;
+    for (uint32_t rows = 1; rows < r->rows_max; rows *= 2)
+        n_rows++;
+    f->buckets = calloc((size_t)n_rows * n_contexts, sizeof(f->buckets[0]));
+    if (!f->buckets)
+        return error_set(e, -ENOMEM, "out of memory for %u buckets of graphs", n_rows * n_contexts);
+    for (uint32_t i = 0; i < n_rows; i++) {
+        uint32_t rows = i + 1 < n_rows ? 1u << i : r->rows_max;
+        for (uint32_t k = 0; k < n_contexts; k++) {
+            struct bucket *b = &f->buckets[f->n_buckets++];
+            b->bounds.rows = rows;
+            b->bounds.entries = rows < r->entries_max ? rows : r->entries_max;
+            b->bounds.context = contexts[k];
+            int rc = capture(f, b, e);
+            if (rc < 0)
+                return rc;
+        }
+    }
+    f->chosen = &f->buckets[f->n_buckets - 1];
     return 0;
 }
 
@@ -122,7 +166,7 @@ int forward_create(struct rank *rank, struct forward **ret, struct error *e) {
         return error_set(e, -ENOMEM, "out of memory for the forward pass");
     f->rank = rank;
     f->n_parts = rank->config.n_layers + 2;
-    int r = rank->options.eager ? 0 : capture(f, e);
+    int r = rank->options.eager ? 0 : capture_all(f, e);
     if (r < 0) {
         forward_free(f);
         return r;
@@ -134,21 +178,42 @@ int forward_create(struct rank *rank, struct forward **ret, struct error *e) {
 struct forward *forward_free(struct forward *f) {
     if (!f)
         return NULL;
-    if (f->parts)
-        for (uint32_t i = 0; i < f->n_parts; i++)
-            k_graph_free(f->parts[i]);
-    free(f->parts);
+    for (uint32_t b = 0; b < f->n_buckets; b++) {
+        for (uint32_t i = 0; f->buckets[b].parts && i < f->n_parts; i++)
+            k_graph_free(f->buckets[b].parts[i]);
+        free(f->buckets[b].parts);
+    }
+    free(f->buckets);
     free(f);
     return NULL;
+}
+
+static bool holds(const struct k_bounds *b, const struct k_bounds *step) {
+    return step->rows <= b->rows && step->entries <= b->entries && step->context <= b->context;
+}
+
+struct k_bounds forward_bound(struct forward *f, const struct k_bounds *step) {
+    const struct k_bounds *bounds = step;
+    if (f->chosen) {
+        f->chosen = f->buckets;
+        while (!holds(&f->chosen->bounds, step)) {
+            f->chosen++;
+            assert(f->chosen <
+                    f->buckets + f->n_buckets); /* the last holds every step that the rank can do */
+        }
+        bounds = &f->chosen->bounds;
+    }
+    k_batch_bounds(f->rank->batch, bounds);
+    return *bounds;
 }
 
 void forward_queue(struct forward *f, const struct forward_hooks *hooks) {
     if (!hooks)
         hooks = &no_hooks;
     for (uint32_t i = 0; i < f->n_parts; i++) {
-        if (f->parts) {
+        if (f->chosen) {
             mark(hooks, i, FORWARD_LAYER);
-            k_graph_launch(f->rank->stream, f->parts[i]);
+            k_graph_launch(f->rank->stream, f->chosen->parts[i]);
         } else
             queue_part(f, i, hooks);
     }

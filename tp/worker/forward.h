@@ -1,9 +1,9 @@
 /* forward.h - one step's forward pass, as operations queued on the rank's stream.
  *
- * Called by tp/worker/step_exec.c after the step's plan has been uploaded to the rank's batch. What is queued is the
- * same for every step (the contents are in the batch), so each layer is captured once as a graph and
- * replayed; --enforce-eager queues the operations themselves. No value that the step computes is looked at on
- * the way. */
+ * Called by tp/worker/step_exec.c around the upload of the step's plan to the rank's batch. What is queued is the same
+ * for every step within the same bounds (the contents are in the batch), so each layer is captured once per bucket of
+ * bounds as a graph and replayed; --enforce-eager queues the operations themselves, for exactly what the step
+ * has. No value that the step computes is looked at on the way. */
 #pragma once
 
 #include "tp/worker/rank.h"
@@ -32,9 +32,16 @@ struct forward_hooks {
     float *hidden;
 };
 
+/* Buckets: every power of two of rows and rows_max itself, times these contexts and the longest a slot can have. */
+#define FORWARD_CONTEXTS                                                                                     \
+    { 1024u, 8192u, 65536u }
+
 struct forward;
-int forward_create(
-        struct rank *r, struct forward **ret, struct error *e); /* captures the graphs unless eager */
+/* Captures the graphs of all buckets, unless eager: nothing is allocated later. */
+int forward_create(struct rank *r, struct forward **ret, struct error *e);
 struct forward *forward_free(struct forward *f);
-/* Queues the whole step, k_begin_step to k_end_step. */
+/* Called before a step's plan is uploaded: chooses the smallest bucket that holds the step, or its own bounds when
+ * eager, bounds the batch by it and returns it. The step must be one that the rank can do. */
+struct k_bounds forward_bound(struct forward *f, const struct k_bounds *step);
+/* Queues the whole step, k_begin_step to k_end_step, as it was bounded last. */
 void forward_queue(struct forward *f, const struct forward_hooks *hooks);

@@ -275,6 +275,12 @@ static void queue_plan(struct step_exec *x, const struct step_plan *p, struct k_
         return;
     uint32_t n_ids, n_rope;
     *plan = translate(x, p, &n_ids, &n_rope);
+    struct k_bounds bounds = {.rows = plan->n_rows, .entries = plan->n_entries};
+    for (uint32_t i = 0; i < p->n_entries; i++) { /* lengths are those after the step already */
+        uint32_t length = x->state.slots[p->entries[i].slot].length;
+        bounds.context = length > bounds.context ? length : bounds.context;
+    }
+    forward_bound(x->forward, &bounds);
     k_batch_upload(r->stream, r->batch, plan, x->entries, x->ids, n_ids, x->rope, n_rope);
     forward_queue(x->forward, &x->hooks);
     if (plan->n_samples)
