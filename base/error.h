@@ -10,10 +10,14 @@
 #define ERROR_TEXT_MAX 640u
 
 struct error {
-    int code;                  /* negative errno; 0 = nothing happened */
-    char text[ERROR_TEXT_MAX]; /* UTF-8, one sentence, no trailing newline, NUL-terminated; long text is cut
-                                */
+    int code; /* negative errno; 0 = nothing happened */
+    char text
+            [ERROR_TEXT_MAX]; /* UTF-8, one sentence, no newline at its end, NUL-terminated; long text is cut */
 };
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* Fills *e (if not NULL) and returns code, so that `return error_set(e, -EINVAL, "...", ...)` reads well.
  * code must be negative. */
@@ -23,3 +27,7 @@ int error_setv(struct error *e, int code, const char *format, va_list ap);
 /* Puts "prefix: " before the sentence already in *e; returns e->code. Used to add a file or tensor name on
  * the way up. With e == NULL returns code. */
 int error_prefix(struct error *e, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+#ifdef __cplusplus
+}
+#endif

@@ -4,6 +4,8 @@
  * the refusal names the limit. Public limits are repeated in the comments of proto/shardd/v1. */
 #pragma once
 
+#include <assert.h>
+
 #define MIB(n) ((n)*1024ull * 1024ull)
 
 /* --- requests (daemon/) --- */
@@ -65,5 +67,5 @@
 #define TOKENIZER_VOCAB_MAX     1048576u
 #define TOKEN_BYTES_MAX         4096u /* one vocabulary entry */
 
-_Static_assert(PAGE_TOKENS % GDN_BLOCK == 0, "a page boundary is always a GDN block boundary");
-_Static_assert(ATTENTION_LEAF % PAGE_TOKENS == 0, "an attention leaf is whole pages");
+static_assert(PAGE_TOKENS % GDN_BLOCK == 0, "a page boundary is always a GDN block boundary");
+static_assert(ATTENTION_LEAF % PAGE_TOKENS == 0, "an attention leaf is whole pages");

@@ -39,6 +39,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum k_dtype { K_F32 = 0, K_BF16 = 1, K_F16 = 2 };
 static inline size_t k_dtype_bytes(enum k_dtype t) {
     return t == K_F32 ? 4 : 2;
@@ -450,3 +454,7 @@ void k_stream_set_workspace(struct k_stream *s, void *device_memory, size_t byte
  * its conv window [2*Hk*dk + Hv*dv][W-1], oldest first. Synchronous. */
 int k_pool_read_gdn(
         struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t gdn_layer, float *state, float *conv);
+
+#ifdef __cplusplus
+}
+#endif

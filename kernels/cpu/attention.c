@@ -54,7 +54,8 @@ static const uint32_t *slot_table(const struct k_pool *p, uint32_t slot) {
     return p->tables + (uint64_t)slot * p->options.pages_per_slot;
 }
 static uint8_t *head_pages(const struct k_pool *p, uint32_t layer, uint32_t head) {
-    return p->kv + (uint64_t)layer * (p->options.pages + 1ull) * p->page_bytes + head * p->page_head_bytes;
+    return p->kv + (uint64_t)layer * (p->options.pages + 1ull) * p->layout.page_bytes +
+           head * p->layout.page_head_bytes;
 }
 
 static void attention_row(void *arg, uint32_t row) {
@@ -75,7 +76,7 @@ static void attention_row(void *arg, uint32_t row) {
         j->isa->rope(q, angle, half);
     }
     for (uint32_t i = 0; i < h->kv_heads; i++) {
-        uint8_t *to = head_pages(p, j->a->layer, i) + page * p->page_bytes + at;
+        uint8_t *to = head_pages(p, j->a->layer, i) + page * p->layout.page_bytes + at;
         j->isa->norm_row(k + (uint64_t)i * d, j->a->w.k_norm, h->rms_eps, d, t);
         j->isa->rope(t, angle, half);
         store_page(p->options.kv_dtype, t, d, to);
@@ -116,7 +117,7 @@ static void attend(const struct attention_job *j, uint32_t slot, uint32_t head, 
     struct attention_task t = {.head_dim = d,
             .first = j->a->shift,
             .pages = head_pages(p, j->a->layer, head),
-            .page_stride = p->page_bytes,
+            .page_stride = p->layout.page_bytes,
             .table = slot_table(p, slot),
             .dtype = p->options.kv_dtype};
     for (uint32_t i = 0; i < rows * group; i++) {

@@ -127,13 +127,6 @@ struct step_args {
     const struct k_result *results;
 };
 
-static void count_id(uint16_t *counts, uint32_t id, bool generated) {
-    if (!generated)
-        counts[id] |= COUNT_PROMPT;
-    else if ((counts[id] & COUNT_OUTPUT) != COUNT_OUTPUT)
-        counts[id]++;
-}
-
 static void begin_entry(struct k_stream *s, struct k_pool *p, struct k_batch *b, uint32_t e) {
     const struct k_entry *entry = &b->entries[e];
     const struct slot *slot = &p->slots[entry->slot];
@@ -149,7 +142,7 @@ static void begin_entry(struct k_stream *s, struct k_pool *p, struct k_batch *b,
             id = 0;
         }
         if (prompt)
-            count_id(counts, id, entry->flags & K_ENTRY_GENERATED);
+            counts[id] = count_once_more(counts[id], entry->flags & K_ENTRY_GENERATED);
         b->row_id[row] = id;
         b->row_pos[row] = pos;
         b->row_entry[row] = e;
@@ -182,8 +175,8 @@ static void run_end(struct k_stream *s, const void *args) {
             continue;
         slot->last_id = a->results[entry->sample_at].id;
         slot->pending = 1;
-        count_id(a->p->counts + (uint64_t)entry->slot * a->p->shape.vocab_size, slot->last_id,
-                /* generated= */ true);
+        uint16_t *count = &a->p->counts[(uint64_t)entry->slot * a->p->shape.vocab_size + slot->last_id];
+        *count = count_once_more(*count, /* generated= */ true);
     }
 }
 void k_end_step(

@@ -5,29 +5,25 @@
  * through struct isa. Bodies do arithmetic only; they see no slots, pages or threads. */
 #pragma once
 
-#include "kernels/cpu/numbers.h"
 #include "kernels/kernels.h"
+#include "kernels/shared/check.h"
+#include "kernels/shared/constants.h"
+#include "kernels/shared/counts.h"
+#include "kernels/shared/noise.h"
+#include "kernels/shared/numbers.h"
+#include "kernels/shared/pool_layout.h"
+#include "kernels/shared/segments.h"
 
 #include <stdatomic.h>
 
-#define HEAD_DIM_MAX    512u /* attention head size; bodies keep their tiles on the stack */
-#define GDN_DIM_MAX     256u /* GDN key and value head size */
-#define CONV_KERNEL_MAX 8u
-#define TILE_ROWS       12u /* rows of one packed activation tile: [k][12] */
-#define BLOCK_TILES     4u  /* tiles that share one conversion of the weights */
-#define BLOCK_ROWS      (TILE_ROWS * BLOCK_TILES)
-#define SMALL_ROWS      3u  /* up to here the few-rows product is used; both give the same bits */
-#define GROUP_STRIPS    16u /* strips whose blocks lie together, leaf after leaf */
-#define OUT_MAX         96u /* strips x rows of one call of a product */
-#define HEAD_ROWS       32u /* rows of logits computed at once */
-#define QUERIES_MAX     16u /* (row, head) pairs of one attention task */
-#define PIECES_MAX      8u
-#define CUTS_MAX        4u   /* different weight groups in one linear */
-#define ACTIVATION_RUN  128u /* k of a leaf that share one scale when activations are INT8 */
-#define BIAS_BYTES      (LOGIT_BIAS_MAX * 8u)
-#define SUPPRESS_MAX    (STOP_IDS_MAX + 16u)
-#define COUNT_PROMPT    0x8000u /* in a slot's token counts: the id occurred in the prompt */
-#define COUNT_OUTPUT    0x7fffu /* in a slot's token counts: times it was generated, saturating */
+#define TILE_ROWS    12u /* rows of one packed activation tile: [k][12] */
+#define BLOCK_TILES  4u  /* tiles that share one conversion of the weights */
+#define BLOCK_ROWS   (TILE_ROWS * BLOCK_TILES)
+#define SMALL_ROWS   3u  /* up to here the few-rows product is used; both give the same bits */
+#define GROUP_STRIPS 16u /* strips whose blocks lie together, leaf after leaf */
+#define OUT_MAX      96u /* strips x rows of one call of a product */
+#define HEAD_ROWS    32u /* rows of logits computed at once */
+#define QUERIES_MAX  16u /* (row, head) pairs of one attention task */
 
 /* --- bodies --- */
 
@@ -48,21 +44,6 @@ struct form {
     uint32_t scales_at, zeros_at, minimums_at, bytes; /* bytes: a multiple of 64 */
 };
 
-/* How a rank's columns are cut into runs with one weight group and one activation group. */
-struct segment {
-    uint32_t column, n; /* of the rank's K */
-    uint32_t x_at; /* in a row of prepared INT8 activations, where every segment starts at a multiple of 8 */
-};
-struct cutting {
-    uint32_t group, first_column; /* of the whole matrix */
-    uint32_t n_segments, x_columns;
-    uint32_t *leaf_first; /* [leaves + 1] index of a leaf's first segment */
-    struct segment *segments;
-};
-
-static inline uint32_t strips_of(uint32_t rows) {
-    return rows / 16 + (rows % 16 != 0);
-}
 struct strip {           /* 16 outputs of a linear */
     const uint8_t *data; /* its block of this rank's first leaf, here or in tiles of somebody else */
     uint64_t leaf_stride;
@@ -117,10 +98,6 @@ struct attention_task {                /* queries of one kv head of one sequence
     const uint32_t *table;
     enum k_dtype dtype;
     float *out[QUERIES_MAX]; /* softmax(q K / sqrt D) V */
-};
-
-struct gumbel_key {
-    uint32_t a, b;
 };
 
 struct codes_tile {      /* INT8 activations of a few rows, as one cutting of a linear wants them */
@@ -283,12 +260,9 @@ struct k_pool {
     struct k_context *context;
     struct k_shape shape;
     struct k_pool_options options;
-    uint64_t gdn_floats;      /* per slot and layer */
-    uint64_t gdn_slot_floats; /* all layers */
-    uint64_t page_head_bytes; /* K and V of one page, layer and head */
-    uint64_t page_bytes;      /* one page, one layer */
-    uint8_t *kv;              /* [layer][page][kv_head][K|V][64][D] */
-    float *gdn;               /* [slot][layer] */
+    struct pool_layout layout;
+    uint8_t *kv; /* [layer][page][kv_head][K|V][64][D] */
+    float *gdn;  /* [slot][layer] */
     struct slot *slots;
     uint32_t *tables;   /* [slot][pages_per_slot] */
     uint16_t *counts;   /* [slot][V] */
@@ -298,14 +272,7 @@ struct k_pool {
     uint32_t *suppress; /* [slot][SUPPRESS_MAX] */
     float *inv_freq;    /* [rotary_dim / 2] */
     uint8_t *slot_units, *page_units;
-    uint64_t slot_unit_bytes, page_unit_bytes;
 };
-static inline uint32_t gdn_channels(const struct k_shape *h) {
-    return 2 * h->gdn_k_heads * h->gdn_k_dim + h->gdn_v_heads * h->gdn_v_dim;
-}
-static inline uint64_t align64(uint64_t n) {
-    return (n + 63) & ~UINT64_C(63);
-}
 struct gdn_view pool_gdn(const struct k_pool *p, uint32_t slot, uint32_t layer);
 
 /* --- packing (pack.c) --- */
@@ -318,9 +285,6 @@ struct strip_place {
     uint64_t first, leaf_stride; /* bytes */
 };
 struct strip_place strip_place(uint32_t strip, uint32_t n_strips, uint32_t leaves, uint32_t block_bytes);
-/* The first column after the segment that `column` begins; all columns of the whole matrix. */
-uint32_t segment_end(uint32_t group, uint32_t leaf_first, uint32_t leaf_columns, uint32_t column);
-
 struct pack_source {
     const struct k_matrix_view *view;
     const struct form *form;
@@ -329,9 +293,6 @@ struct pack_source {
 };
 /* One block: rows row .. row + n - 1 of the view, its leaf number `leaf`. `to` is all zero bytes. */
 void pack_block(const struct pack_source *s, uint32_t row, uint32_t n, uint32_t leaf, uint8_t *to);
-/* -EINVAL naming what is wrong with the pointers, ranges and orders of a view with data or a quant. */
-int view_check(const struct k_matrix_view *v, uint32_t columns, uint32_t leaf_columns, const char *name,
-        struct error *e);
 
 /* --- products --- */
 

@@ -5,6 +5,8 @@
  * which must outlive the linear. Packing is split over the rank's threads, strip by strip, so that it needs no
  * memory of its own. */
 #include "kernels/cpu/internal.h"
+#include "kernels/shared/check.h"
+#include "kernels/shared/dummy.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -28,100 +30,8 @@ size_t k_linear_bytes(const struct k_linear_spec *spec) {
     return spec_bytes(spec, /* with_tiles= */ true);
 }
 
-/* --- what is refused --- */
-
-static int check_tiles(const struct k_matrix_view *v, const struct k_linear_spec *spec, struct error *e) {
-    const struct k_tiles *t = v->tiles;
-    const uint32_t leaf_columns = spec->columns / spec->leaves;
-    if (!t->data || (uintptr_t)t->data % 64)
-        return error_set(e, -EINVAL, "%s: tiles must lie at a multiple of 64 bytes", spec->name);
-    if (t->columns % K_LEAVES || t->columns / K_LEAVES != leaf_columns)
-        return error_set(e, -EINVAL, "%s: tiles of %u columns do not fit %u columns in %u leaves", spec->name,
-                t->columns, spec->columns, spec->leaves);
-    if (v->first_column % leaf_columns || v->first_column > t->columns ||
-            spec->columns > t->columns - v->first_column)
-        return error_set(e, -EINVAL,
-                "%s: column %u is not the start of one of the %u-column leaves of tiles of %u", spec->name,
-                v->first_column, leaf_columns, t->columns);
-    if (v->first_row % 16 || v->first_row > t->rows || v->rows > t->rows - v->first_row)
-        return error_set(e, -EINVAL,
-                "%s: rows %u to %u of %u in tiles do not start at a multiple of 16; keep this matrix unpacked or use "
-                "another tensor parallel size",
-                spec->name, v->first_row, v->first_row + v->rows, t->rows);
-    if (v->row_order)
-        return error_set(e, -EINVAL,
-                "%s: rows of tiles cannot be reordered; reorder them when they are packed", spec->name);
-    if (t->quantised && (t->group == 0 || (t->group % 16 && t->group != t->columns)))
-        return error_set(e, -EINVAL, "%s: tiles with groups of %u columns", spec->name, t->group);
-    return 0;
-}
-
-static int check_order(const struct k_linear_spec *spec, struct error *e) {
-    for (uint32_t k = 0; k < spec->columns; k++) {
-        if (spec->order[k] >= spec->columns)
-            return error_set(e, -EINVAL, "%s: the order of %u columns names column %u", spec->name,
-                    spec->columns, spec->order[k]);
-    }
-    for (uint32_t i = 0; i < spec->n_pieces; i++) {
-        const struct k_matrix_view *v = &spec->pieces[i];
-        if (!v->quant)
-            continue;
-        const uint32_t *own = v->quant->order;
-        for (uint32_t k = 0; k < spec->columns; k++) {
-            if ((own ? own[v->first_column + k] : v->first_column + k) - v->first_column != spec->order[k])
-                return error_set(e, -EINVAL,
-                        "%s: piece %u has its columns in another order than the linear; requantise so that all "
-                        "matrices of the input share one order",
-                        spec->name, i);
-        }
-    }
-    return 0;
-}
-
-static int check_spec(const struct k_linear_spec *spec, struct error *e) {
-    uint32_t l = spec->leaves;
-    if (spec->n_pieces < 1 || spec->n_pieces > PIECES_MAX)
-        return error_set(
-                e, -EINVAL, "%s: %u pieces; 1 to %u are possible", spec->name, spec->n_pieces, PIECES_MAX);
-    if (l != 1 && l != 2 && l != 4 && l != 8)
-        return error_set(e, -EINVAL, "%s: %u leaves; 1, 2, 4 or 8 are possible", spec->name, l);
-    if (spec->columns == 0 || spec->columns > MODEL_DIM_MAX || spec->columns % l)
-        return error_set(e, -EINVAL,
-                "%s: %u columns do not divide into %u leaves; use another tensor parallel size", spec->name,
-                spec->columns, l);
-    for (uint32_t i = 0; i < spec->n_pieces; i++) {
-        const struct k_matrix_view *v = &spec->pieces[i];
-        int r = view_check(v, spec->columns, spec->columns / l, spec->name, e);
-        if (r >= 0 && v->tiles)
-            r = check_tiles(v, spec, e);
-        if (r < 0)
-            return r;
-    }
-    return spec->order ? check_order(spec, e) : 0;
-}
-
 /* --- making one --- */
 
-static int cut_fill(struct cutting *c, const struct k_linear *l, uint32_t first_column, uint32_t group) {
-    const uint32_t all =
-            l->leaves * (l->leaf_columns / ACTIVATION_RUN + 2) + l->columns / (group < 16 ? 16 : group);
-    *c = (struct cutting){.group = group, .first_column = first_column};
-    c->leaf_first = calloc(l->leaves + 1, sizeof *c->leaf_first);
-    c->segments = calloc(all, sizeof *c->segments);
-    if (!c->leaf_first || !c->segments)
-        return -ENOMEM;
-    for (uint32_t leaf = 0; leaf < l->leaves; leaf++) {
-        const uint32_t first = first_column + leaf * l->leaf_columns;
-        for (uint32_t at = first, end; at < first + l->leaf_columns; at = end) {
-            end = segment_end(group, first, l->leaf_columns, at);
-            c->segments[c->n_segments++] =
-                    (struct segment){.column = at - first_column, .n = end - at, .x_at = c->x_columns};
-            c->x_columns += (end - at + 7) & ~7u;
-        }
-        c->leaf_first[leaf + 1] = c->n_segments;
-    }
-    return 0;
-}
 static int piece_cut(struct k_linear *l, struct piece *p, uint32_t first_column, struct error *e) {
     for (p->cut = 0; p->cut < l->n_cuts; p->cut++) {
         const struct cutting *c = &l->cuts[p->cut];
@@ -132,7 +42,7 @@ static int piece_cut(struct k_linear *l, struct piece *p, uint32_t first_column,
         return error_set(e, -EINVAL,
                 "%s: more than %u different group sizes in one linear; requantise with one", l->name,
                 CUTS_MAX);
-    int r = cut_fill(&l->cuts[l->n_cuts++], l, first_column, p->form.group);
+    int r = cutting_make(&l->cuts[l->n_cuts++], p->form.group, first_column, l->leaves, l->leaf_columns);
     return r < 0 ? error_set(e, r, "%s: no memory", l->name) : 0;
 }
 
@@ -191,7 +101,7 @@ static int linear_fill(struct k_linear *l, const struct k_linear_spec *spec, str
 static int linear_new(
         struct k_context *c, const struct k_linear_spec *spec, struct k_linear **ret, struct error *e) {
     struct k_linear *l;
-    int r = check_spec(spec, e);
+    int r = linear_check(spec, e);
     if (r < 0)
         return r;
     const size_t own = spec_bytes(spec, /* with_tiles= */ false);
@@ -248,12 +158,9 @@ static void pack_strip(void *arg, uint32_t s) {
 int k_linear_pack(
         struct k_context *c, const struct k_linear_spec *spec, struct k_linear **ret, struct error *e) {
     struct k_linear *l;
-    for (uint32_t i = 0; spec->n_pieces <= PIECES_MAX && i < spec->n_pieces; i++) {
-        const struct k_matrix_view *v = &spec->pieces[i];
-        if (!v->data && !v->quant && !v->tiles)
-            return error_set(e, -EINVAL, "%s: piece %u has no weights", spec->name, i);
-    }
-    int r = linear_new(c, spec, &l, e);
+    int r = linear_check_weights(spec, e);
+    if (r == 0)
+        r = linear_new(c, spec, &l, e);
     if (r < 0)
         return r;
     struct pack_job job = {spec, l};
@@ -262,45 +169,30 @@ int k_linear_pack(
     return 0;
 }
 
-static uint64_t mix64(uint64_t x) {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-
 /* A quantised matrix of seeded codes; seed and scale are its `file`. */
-struct dummy_seed {
+struct dummy_weights {
     uint64_t seed;
     float scale;
 };
 static void dummy_codes(const struct quant_matrix *q, uint32_t row, uint32_t n_rows, uint32_t column,
         uint32_t n, uint8_t *ret) {
-    const struct dummy_seed *d = q->file;
+    const struct dummy_weights *d = q->file;
     for (uint32_t r = 0; r < n_rows; r++) {
         for (uint32_t k = 0; k < n; k += 8) {
-            uint64_t bits = mix64(d->seed ^ mix64((uint64_t)(row + r) << 32 | (column + k)));
-            for (uint32_t i = k; i < n && i < k + 8; i++, bits >>= 8) {
-                uint8_t code = (uint8_t)bits;
-                if (q->format == QUANT_INT4)
-                    code = code >> 4;
-                else if (q->format == QUANT_FP8)
-                    code = (code & 0x7f) == 0x7f ? 0 : code;
-                ret[(uint64_t)r * n + i] = code;
-            }
+            const uint64_t eight = dummy_eight(d->seed, row + r, column + k);
+            for (uint32_t i = 0; i < 8 && k + i < n; i++)
+                ret[(uint64_t)r * n + k + i] = dummy_code(q->format, eight, i);
         }
     }
 }
 static void dummy_groups(
         const struct quant_matrix *q, uint32_t row, uint32_t first, uint32_t n, struct quant_group *ret) {
-    const struct dummy_seed *d = q->file;
+    const struct dummy_weights *d = q->file;
     (void)row;
     (void)first;
     for (uint32_t i = 0; i < n; i++)
-        ret[i] = (struct quant_group){.scale = q->format == QUANT_INT4   ? d->scale / 8
-                                               : q->format == QUANT_INT8 ? d->scale / 128
-                                                                         : d->scale / 448,
-                .zero = q->format == QUANT_INT4 ? 8 : 128};
+        ret[i] = (struct quant_group){
+                .scale = dummy_scale(q->format, d->scale), .zero = dummy_zero(q->format)};
 }
 
 struct dummy_job {
@@ -312,7 +204,7 @@ struct dummy_job {
 static void dummy_quantised(const struct dummy_job *j, uint32_t s) {
     const struct strip *strip = &j->l->strips[s];
     const struct piece *p = &j->l->pieces[strip->piece];
-    const struct dummy_seed d = {mix64(j->seed ^ strip->piece), j->scale};
+    const struct dummy_weights d = {dummy_piece_seed(j->seed, strip->piece), j->scale};
     struct quant_matrix q = *j->spec->pieces[strip->piece].quant;
     struct k_matrix_view v = j->spec->pieces[strip->piece];
     q.codes = dummy_codes;
@@ -338,8 +230,7 @@ static void dummy_strip(void *arg, uint32_t s) {
         for (uint32_t i = 0; i < l->leaf_columns * 16; i++) {
             if (i % 16 >= strip->n_valid)
                 continue;
-            uint64_t bits = mix64(j->seed ^ mix64(((uint64_t)s << 40 | (uint64_t)leaf << 36) + i));
-            float x = ((float)(int32_t)(bits >> 40) - 8388607.5f) * (j->scale / 8388607.5f);
+            const float x = dummy_dense(j->seed, s, leaf, i / 16, i % 16, j->scale);
             uint16_t half = strip->kind == K_BF16 ? bf16_of(x) : f16_of(x);
             if (strip->kind == K_F32)
                 memcpy(to + (uint64_t)i * 4, &x, 4);
@@ -351,14 +242,12 @@ static void dummy_strip(void *arg, uint32_t s) {
 int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64_t seed, float scale,
         struct k_linear **ret, struct error *e) {
     struct k_linear *l;
-    for (uint32_t i = 0; spec->n_pieces <= PIECES_MAX && i < spec->n_pieces; i++) {
-        if (spec->pieces[i].tiles)
-            return error_set(e, -EINVAL, "%s: tiles cannot hold made-up weights", spec->name);
-    }
-    int r = linear_new(c, spec, &l, e);
+    int r = linear_check_dummy(spec, e);
+    if (r == 0)
+        r = linear_new(c, spec, &l, e);
     if (r < 0)
         return r;
-    struct dummy_job job = {spec, l, mix64(seed), scale};
+    struct dummy_job job = {spec, l, dummy_seed(seed), scale};
     team_run(c->team, dummy_strip, &job, l->n_strips);
     *ret = l;
     return 0;
@@ -369,10 +258,8 @@ struct k_linear *k_linear_free(struct k_linear *l) {
         return NULL;
     team_forget_idle(l->context->team); /* threads may be reading ahead in it */
     k_free(l->context, l->data);
-    for (uint32_t i = 0; i < l->n_cuts; i++) {
-        free(l->cuts[i].leaf_first);
-        free(l->cuts[i].segments);
-    }
+    for (uint32_t i = 0; i < l->n_cuts; i++)
+        cutting_free(&l->cuts[i]);
     free(l->strips);
     free(l->order);
     free(l);

@@ -6,19 +6,12 @@
  * columns form a segment depends on the whole matrix only, so that a rank finds in its part what the whole has
  * there. */
 #include "kernels/cpu/internal.h"
+#include "kernels/shared/check.h"
 
 #include <errno.h>
 #include <string.h>
 
 /* --- forms --- */
-
-uint32_t segment_end(uint32_t group, uint32_t leaf_first, uint32_t leaf_columns, uint32_t column) {
-    uint32_t end = leaf_first + leaf_columns;
-    uint32_t run = leaf_first + ((column - leaf_first) / ACTIVATION_RUN + 1) * ACTIVATION_RUN;
-    uint64_t of_group = ((uint64_t)column / group + 1) * group;
-    end = run < end ? run : end;
-    return of_group < end ? (uint32_t)of_group : end;
-}
 
 static uint32_t codes_bytes(uint32_t kind, uint32_t n) {
     if (kind == KIND_INT4)
@@ -174,46 +167,6 @@ void pack_block(const struct pack_source *s, uint32_t row, uint32_t n_rows, uint
         pack_segment(s, row, n_rows, c, end - c, i, codes, to);
         codes += codes_bytes(s->form->kind, end - c);
     }
-}
-
-/* --- what may be packed --- */
-
-static int check_quant(const struct k_matrix_view *v, uint32_t columns, uint32_t leaf_columns,
-        const char *name, struct error *e) {
-    const struct quant_matrix *q = v->quant;
-    if (q->group == 0 || (q->group % 16 && q->group != q->columns) ||
-            (q->format != QUANT_INT4 && q->format != QUANT_INT8 && q->format != QUANT_FP8) ||
-            (q->format == QUANT_FP8 && (q->zeros || q->minimums)))
-        return error_set(e, -EINVAL,
-                "%s: groups of %u columns; the quantised matrix is not one that can be packed", name,
-                q->group);
-    if (q->columns > MODEL_DIM_MAX || v->first_column > q->columns || columns > q->columns - v->first_column)
-        return error_set(e, -EINVAL, "%s: columns %u to %u of a matrix of %u were asked for", name,
-                v->first_column, v->first_column + columns, q->columns);
-    if (v->first_column % leaf_columns || q->columns % leaf_columns)
-        return error_set(e, -EINVAL,
-                "%s: column %u of %u is not the start of a K-leaf of %u; use another tensor parallel size",
-                name, v->first_column, q->columns, leaf_columns);
-    if (!v->row_order && (v->first_row > q->rows || v->rows > q->rows - v->first_row))
-        return error_set(e, -EINVAL, "%s: rows %u to %u of a matrix of %u were asked for", name, v->first_row,
-                v->first_row + v->rows, q->rows);
-    for (uint32_t r = 0; v->row_order && r < v->rows; r++) {
-        if (v->row_order[r] >= q->rows)
-            return error_set(
-                    e, -EINVAL, "%s: row %u of a matrix of %u was asked for", name, v->row_order[r], q->rows);
-    }
-    return 0;
-}
-
-int view_check(const struct k_matrix_view *v, uint32_t columns, uint32_t leaf_columns, const char *name,
-        struct error *e) {
-    if (v->rows == 0 || v->rows > MODEL_DIM_MAX)
-        return error_set(
-                e, -EINVAL, "%s: a piece has %u rows; 1 to %u are possible", name, v->rows, MODEL_DIM_MAX);
-    if ((v->data != NULL) + (v->quant != NULL) + (v->tiles != NULL) > 1)
-        return error_set(e, -EINVAL,
-                "%s: a piece has data of more than one kind; give one of data, quant, tiles", name);
-    return v->quant ? check_quant(v, columns, leaf_columns, name, e) : 0;
 }
 
 /* --- whole matrices --- */

@@ -8,88 +8,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Offsets of the parts of one slot and layer of GDN state, in floats. */
-static uint64_t gdn_parts(const struct k_shape *h, uint64_t at[5]) {
-    const uint64_t c = GDN_BLOCK;
-    at[0] = 0;
-    at[1] = at[0] + (uint64_t)h->gdn_v_heads * h->gdn_k_dim * h->gdn_v_dim;
-    at[2] = at[1] + c * h->gdn_k_heads * h->gdn_k_dim;
-    at[3] = at[2] + c * h->gdn_v_heads * h->gdn_v_dim;
-    at[4] = at[3] + c * h->gdn_v_heads;
-    return (at[4] + (uint64_t)(h->conv_kernel ? h->conv_kernel - 1 : 0) * gdn_channels(h) + 15) &
-           ~UINT64_C(15);
-}
-
 struct gdn_view pool_gdn(const struct k_pool *p, uint32_t slot, uint32_t layer) {
-    uint64_t at[5];
-    gdn_parts(&p->shape, at);
-    float *base = p->gdn + slot * p->gdn_slot_floats + layer * p->gdn_floats;
-    return (struct gdn_view){base + at[0], base + at[1], base + at[2], base + at[3], base + at[4]};
-}
-
-/* --- units --- */
-
-/* A slot unit: this, then the hidden row, then the ids seen (a bit each), then the GDN state. */
-struct unit_header {
-    uint32_t length;
-    uint32_t reserved[15];
-};
-static uint64_t seen_bytes(const struct k_shape *h) {
-    return align64((h->vocab_size + 7) / 8);
-}
-static uint64_t hidden_bytes(const struct k_shape *h) {
-    return align64((uint64_t)h->hidden_size * sizeof(float));
+    const struct pool_layout *l = &p->layout;
+    float *base = p->gdn + slot * l->gdn_slot_floats + layer * l->gdn_floats;
+    return (struct gdn_view){
+            base + l->s0_at, base + l->k_at, base + l->delta_at, base + l->decay_at, base + l->conv_at};
 }
 
 /* --- creation --- */
 
-static void pool_sizes(struct k_pool *p) {
-    const struct k_shape *h = &p->shape;
-    uint64_t at[5];
-    p->gdn_floats = gdn_parts(h, at);
-    p->gdn_slot_floats = p->gdn_floats * h->n_gdn_layers;
-    p->page_head_bytes = 2ull * PAGE_TOKENS * h->head_dim * k_dtype_bytes(p->options.kv_dtype);
-    p->page_bytes = p->page_head_bytes * h->kv_heads;
-    p->slot_unit_bytes = sizeof(struct unit_header) + hidden_bytes(h) + seen_bytes(h) +
-                         align64(p->gdn_slot_floats * sizeof(float));
-    p->page_unit_bytes = align64(p->page_bytes * h->n_attention_layers);
-}
-
 void k_pool_cost(const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret) {
-    struct k_pool p = {.shape = *shape, .options = *options};
-    pool_sizes(&p);
-    ret->slot_bytes = p.gdn_slot_floats * sizeof(float) + sizeof(struct slot) +
-                      (uint64_t)options->pages_per_slot * sizeof(uint32_t) +
-                      (uint64_t)shape->vocab_size * sizeof(uint16_t) +
-                      (uint64_t)shape->hidden_size * sizeof(float) + BIAS_BYTES +
-                      SUPPRESS_MAX * sizeof(uint32_t);
-    ret->page_bytes = p.page_bytes * shape->n_attention_layers;
-    ret->fixed_bytes = ret->slot_bytes + ret->page_bytes + options->slot_units * p.slot_unit_bytes +
-                       options->page_units * p.page_unit_bytes + shape->rotary_dim / 2 * sizeof(float);
-}
-
-static int check_shape(const struct k_shape *h, const struct k_pool_options *o, struct error *e) {
-    if (o->slots < 1 || o->slots > SEQS_MAX)
-        return error_set(e, -EINVAL, "%u slots; 1 to %u are possible", o->slots, SEQS_MAX);
-    if (o->kv_dtype != K_F32 && o->kv_dtype != K_BF16)
-        return error_set(e, -EINVAL, "the KV cache can be f32 or bf16");
-    if (h->n_attention_layers &&
-            (h->head_dim < 1 || h->head_dim > HEAD_DIM_MAX || h->rotary_dim > h->head_dim ||
-                    h->rotary_dim % 2 || !h->kv_heads || h->q_heads % h->kv_heads))
-        return error_set(e, -ENOTSUP,
-                "attention heads (%u query, %u key/value, size %u, rotary %u) are not supported: size at most "
-                "%u, query heads a multiple of key/value heads, rotary even and not above the size",
-                h->q_heads, h->kv_heads, h->head_dim, h->rotary_dim, HEAD_DIM_MAX);
-    if (h->n_gdn_layers &&
-            (h->gdn_k_dim < 1 || h->gdn_k_dim > GDN_DIM_MAX || h->gdn_v_dim < 1 ||
-                    h->gdn_v_dim > GDN_DIM_MAX || h->conv_kernel < 2 || h->conv_kernel > CONV_KERNEL_MAX ||
-                    !h->gdn_k_heads || h->gdn_v_heads % h->gdn_k_heads))
-        return error_set(e, -ENOTSUP,
-                "linear attention heads (%u key of size %u, %u value of size %u, convolution %u) are not "
-                "supported: sizes at most %u, value heads a multiple of key heads, convolution 2 to %u",
-                h->gdn_k_heads, h->gdn_k_dim, h->gdn_v_heads, h->gdn_v_dim, h->conv_kernel, GDN_DIM_MAX,
-                CONV_KERNEL_MAX);
-    return 0;
+    pool_cost_of(shape, options, sizeof(struct slot), ret);
 }
 
 /* Room for n x size bytes; sets *bad on overflow or when there is no memory. */
@@ -105,7 +34,7 @@ static void *take(struct k_context *c, uint64_t n, uint64_t size, bool *bad) {
 
 int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct k_pool_options *options,
         struct k_pool **ret, struct error *e) {
-    int r = check_shape(shape, options, e);
+    int r = pool_check(shape, options, e);
     if (r < 0)
         return r;
     struct k_pool *p = calloc(1, sizeof *p);
@@ -114,11 +43,11 @@ int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct
     p->context = c;
     p->shape = *shape;
     p->options = *options;
-    pool_sizes(p);
+    p->layout = pool_layout_of(shape, options);
     const uint64_t slots = options->slots + 1ull, pages = options->pages + 1ull;
     bool bad = false;
-    p->kv = take(c, pages * shape->n_attention_layers, p->page_bytes, &bad);
-    p->gdn = take(c, slots, p->gdn_slot_floats * sizeof(float), &bad);
+    p->kv = take(c, pages * shape->n_attention_layers, p->layout.page_bytes, &bad);
+    p->gdn = take(c, slots, p->layout.gdn_slot_floats * sizeof(float), &bad);
     p->slots = take(c, slots, sizeof *p->slots, &bad);
     p->tables = take(c, slots * options->pages_per_slot, sizeof *p->tables, &bad);
     p->counts = take(c, slots * shape->vocab_size, sizeof *p->counts, &bad);
@@ -127,17 +56,15 @@ int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct
     p->bias = take(c, slots * LOGIT_BIAS_MAX, sizeof *p->bias, &bad);
     p->suppress = take(c, slots * SUPPRESS_MAX, sizeof *p->suppress, &bad);
     p->inv_freq = take(c, shape->rotary_dim / 2 + 1, sizeof *p->inv_freq, &bad);
-    p->slot_units = take(c, options->slot_units, p->slot_unit_bytes, &bad);
-    p->page_units = take(c, options->page_units, p->page_unit_bytes, &bad);
+    p->slot_units = take(c, options->slot_units, p->layout.slot_unit_bytes, &bad);
+    p->page_units = take(c, options->page_units, p->layout.page_unit_bytes, &bad);
     if (bad) {
         k_pool_free(p);
         return error_set(e, -ENOMEM,
                 "no memory for %u slots and %u pages; lower the number of sequences or the context",
                 options->slots, options->pages);
     }
-    /* As the reference does it: each step rounded to fp32. */
-    for (uint32_t i = 0; i < shape->rotary_dim / 2; i++)
-        p->inv_freq[i] = 1.0f / (float)power(shape->rope_theta, (float)(2 * i) / (float)shape->rotary_dim);
+    pool_inverse_frequencies(shape, p->inv_freq);
     *ret = p;
     return 0;
 }
@@ -240,7 +167,7 @@ static float *slot_hidden(const struct k_pool *p, uint32_t slot) {
     return p->hidden + (uint64_t)slot * p->shape.hidden_size;
 }
 static float *slot_gdn(const struct k_pool *p, uint32_t slot) {
-    return p->gdn + slot * p->gdn_slot_floats;
+    return p->gdn + slot * p->layout.gdn_slot_floats;
 }
 static uint16_t *slot_counts(const struct k_pool *p, uint32_t slot) {
     return p->counts + (uint64_t)slot * p->shape.vocab_size;
@@ -249,7 +176,7 @@ static uint16_t *slot_counts(const struct k_pool *p, uint32_t slot) {
 static void zero_slot(struct k_pool *p, uint32_t slot) {
     p->slots[slot].length = 0;
     p->slots[slot].pending = 0;
-    memset(slot_gdn(p, slot), 0, p->gdn_slot_floats * sizeof(float));
+    memset(slot_gdn(p, slot), 0, p->layout.gdn_slot_floats * sizeof(float));
     memset(slot_hidden(p, slot), 0, p->shape.hidden_size * sizeof(float));
 }
 
@@ -259,60 +186,55 @@ static void copy_slot(struct k_pool *p, uint32_t from, uint32_t to) {
     p->slots[to].length = p->slots[from].length;
     p->slots[to].last_id = p->slots[from].last_id;
     p->slots[to].pending = p->slots[from].pending;
-    memcpy(slot_gdn(p, to), slot_gdn(p, from), p->gdn_slot_floats * sizeof(float));
+    memcpy(slot_gdn(p, to), slot_gdn(p, from), p->layout.gdn_slot_floats * sizeof(float));
     memcpy(slot_hidden(p, to), slot_hidden(p, from), p->shape.hidden_size * sizeof(float));
     memcpy(slot_counts(p, to), slot_counts(p, from), p->shape.vocab_size * sizeof(uint16_t));
 }
 
 static void snapshot_slot(struct k_pool *p, uint32_t slot, uint32_t unit) {
     const struct slot *from = &p->slots[slot];
+    const struct pool_layout *l = &p->layout;
     const uint16_t *counts = slot_counts(p, slot);
-    uint8_t *to = p->slot_units + unit * p->slot_unit_bytes;
-    struct unit_header header = {.length = from->length};
+    uint8_t *to = p->slot_units + unit * l->slot_unit_bytes, *seen = to + l->unit_seen_at;
+    const struct pool_unit_header header = {.length = from->length};
     memcpy(to, &header, sizeof header);
-    to += sizeof header;
-    memcpy(to, slot_hidden(p, slot), p->shape.hidden_size * sizeof(float));
-    to += hidden_bytes(&p->shape);
-    memset(to, 0, seen_bytes(&p->shape));
-    for (uint32_t id = 0; id < p->shape.vocab_size; id++) {
-        uint16_t count = counts[id];
-        if (from->pending && id == from->last_id && count)
-            count--; /* sampled, but not yet one of the `length` positions */
-        if (count)
-            to[id / 8] |= (uint8_t)(1u << id % 8);
-    }
-    memcpy(to + seen_bytes(&p->shape), slot_gdn(p, slot), p->gdn_slot_floats * sizeof(float));
+    memcpy(to + l->unit_hidden_at, slot_hidden(p, slot), p->shape.hidden_size * sizeof(float));
+    memset(seen, 0, l->unit_gdn_at - l->unit_seen_at);
+    for (uint32_t id = 0; id < p->shape.vocab_size; id++)
+        if (count_seen(counts[id], from->pending && id == from->last_id))
+            seen[id / 8] |= (uint8_t)(1u << id % 8);
+    memcpy(to + l->unit_gdn_at, slot_gdn(p, slot), l->gdn_slot_floats * sizeof(float));
 }
 
 /* What the snapshot had seen is prompt to the sequence that goes on from it. */
 static void restore_slot(struct k_pool *p, uint32_t unit, uint32_t slot) {
-    const uint8_t *from = p->slot_units + unit * p->slot_unit_bytes;
+    const struct pool_layout *l = &p->layout;
+    const uint8_t *from = p->slot_units + unit * l->slot_unit_bytes, *seen = from + l->unit_seen_at;
     uint16_t *counts = slot_counts(p, slot);
-    struct unit_header header;
+    struct pool_unit_header header;
     memcpy(&header, from, sizeof header);
-    from += sizeof header;
     p->slots[slot].length = header.length;
     p->slots[slot].pending = 0;
-    memcpy(slot_hidden(p, slot), from, p->shape.hidden_size * sizeof(float));
-    from += hidden_bytes(&p->shape);
+    memcpy(slot_hidden(p, slot), from + l->unit_hidden_at, p->shape.hidden_size * sizeof(float));
     for (uint32_t id = 0; id < p->shape.vocab_size; id++)
-        if (from[id / 8] >> id % 8 & 1)
-            counts[id] |= COUNT_PROMPT;
-    memcpy(slot_gdn(p, slot), from + seen_bytes(&p->shape), p->gdn_slot_floats * sizeof(float));
+        if (seen[id / 8] >> id % 8 & 1)
+            counts[id] = count_once_more(counts[id], /* generated= */ false);
+    memcpy(slot_gdn(p, slot), from + l->unit_gdn_at, l->gdn_slot_floats * sizeof(float));
 }
 
 static uint8_t *page_at(const struct k_pool *p, uint32_t layer, uint32_t page) {
-    return p->kv + ((uint64_t)layer * (p->options.pages + 1ull) + page) * p->page_bytes;
+    return p->kv + ((uint64_t)layer * (p->options.pages + 1ull) + page) * p->layout.page_bytes;
 }
 static void move_page(struct k_pool *p, uint32_t kind, uint32_t a, uint32_t b) {
     for (uint32_t layer = 0; layer < p->shape.n_attention_layers; layer++) {
-        const uint8_t *from = kind == K_MEM_PAGE_IN
-                                      ? p->page_units + a * p->page_unit_bytes + layer * p->page_bytes
-                                      : page_at(p, layer, a);
-        uint8_t *to = kind == K_MEM_PAGE_OUT ? p->page_units + b * p->page_unit_bytes + layer * p->page_bytes
-                                             : page_at(p, layer, b);
+        const uint8_t *from = kind == K_MEM_PAGE_IN ? p->page_units + a * p->layout.page_unit_bytes +
+                                                              layer * p->layout.page_bytes
+                                                    : page_at(p, layer, a);
+        uint8_t *to = kind == K_MEM_PAGE_OUT
+                              ? p->page_units + b * p->layout.page_unit_bytes + layer * p->layout.page_bytes
+                              : page_at(p, layer, b);
         if (from != to)
-            memcpy(to, from, p->page_bytes);
+            memcpy(to, from, p->layout.page_bytes);
     }
 }
 

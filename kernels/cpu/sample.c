@@ -7,13 +7,6 @@
 #include <math.h>
 #include <string.h>
 
-static uint64_t mix64(uint64_t x) {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-
 /* --- logprobs --- */
 
 /* ln sum e^x: one sum per vocabulary segment, the segments as a binary tree. */
@@ -60,12 +53,9 @@ static void penalise(const struct k_sampling *p, const uint16_t *counts, uint32_
     if (!penalises(p))
         return;
     for (uint32_t id = 0; id < n; id++) {
-        if (!counts[id])
-            continue;
-        x[id] = x[id] > 0 ? x[id] / p->repetition_penalty : x[id] * p->repetition_penalty;
-        uint32_t times = counts[id] & COUNT_OUTPUT;
-        if (times)
-            x[id] = x[id] - p->frequency_penalty * (float)times - p->presence_penalty;
+        if (counts[id])
+            x[id] = count_penalise(
+                    x[id], counts[id], p->repetition_penalty, p->presence_penalty, p->frequency_penalty);
     }
 }
 static void change_logits(const struct sample_task *t, float *x) {
@@ -273,8 +263,8 @@ static uint32_t choose(const struct sample_task *t, float *x) {
         keep_top_p(&c, p->top_p, &g);
     if (p->min_p > 0)
         keep_min_p(&c, p->min_p);
-    uint64_t key = mix64(p->seed ^ mix64((uint64_t)t->sample_index << 32 | t->position));
-    return t->isa->gumbel_argmax(c.x, c.ids, c.n, (struct gumbel_key){(uint32_t)(key >> 32), (uint32_t)key});
+    const struct gumbel_key key = gumbel_key_of(p->seed, t->sample_index, t->position);
+    return t->isa->gumbel_argmax(c.x, c.ids, c.n, key);
 }
 
 bool sample_row(const struct sample_task *t, const float *raw, float *work, struct k_result *ret) {

@@ -1,25 +1,26 @@
 /* body_math.h - exp, log and what is made of them, over 16 lanes, one operation order for every instruction set.
  *
  * Included once per instruction set after a lanes_*.h. libm is not used: its results depend on the machine. A single
- * number is computed as a vector of equal lanes, so there is no second version to keep equal. Errors against exact
- * results: exp and log1p about 1 ulp; coefficients are Chebyshev fits on the reduced range. */
+ * number is computed as a vector of equal lanes. The coefficients are those of kernels/shared/elementary.h, whose
+ * scalar functions are these lane by lane. */
 #pragma once
+
+#include "kernels/shared/elementary.h"
 
 /* e^x. Below -104 it is 0, above 89 infinity; NaN stays. */
 static inline v16 v_exp(v16 x) {
-    /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
-    const v16 magic = v_set1(12582912.0f);
-    x = v_min(v_set1(89.0f), v_max(v_set1(-104.0f), x));
-    v16 shifted = v_fma(x, v_set1(1.44269504f), magic);
+    const v16 magic = v_set1(ROUND_MAGIC);
+    x = v_min(v_set1(EXP_HIGHEST), v_max(v_set1(EXP_LOWEST), x));
+    v16 shifted = v_fma(x, v_set1(EXP_LOG2_E), magic);
     v16i n = vi_sub(v_bits(shifted), v_bits(magic));
     v16 k = v_sub(shifted, magic);
-    v16 r = v_nfma(k, v_set1(0.693115234375f), x);
-    r = v_nfma(k, v_set1(3.19461849453094e-5f), r);
-    v16 p = v_set1(0.00139262508315f);
-    p = v_fma(p, r, v_set1(0.00836323288368f));
-    p = v_fma(p, r, v_set1(0.041666554213f));
-    p = v_fma(p, r, v_set1(0.166665766661f));
-    p = v_fma(p, r, v_set1(0.5f));
+    v16 r = v_nfma(k, v_set1(LN2_HIGH), x);
+    r = v_nfma(k, v_set1(LN2_LOW), r);
+    v16 p = v_set1(EXP_C5);
+    p = v_fma(p, r, v_set1(EXP_C4));
+    p = v_fma(p, r, v_set1(EXP_C3));
+    p = v_fma(p, r, v_set1(EXP_C2));
+    p = v_fma(p, r, v_set1(EXP_C1));
     p = v_fma(v_mul(p, r), r, r);
     p = v_add(p, v_set1(1.0f));
     /* 2^n in two factors, so that subnormal and infinite results come out right */
@@ -30,25 +31,24 @@ static inline v16 v_exp(v16 x) {
 
 /* ln x for normal x > 0. */
 static inline v16 v_log(v16 x) {
-    /* bits of sqrt(1/2): the mantissa is taken from [sqrt(1/2), sqrt 2) */
-    const v16i root_half = vi_set1(0x3f3504f3u);
+    const v16i root_half = vi_set1(LOG_ROOT_HALF);
     v16i i = vi_sub(v_bits(x), root_half);
     v16 e = v_of_int(vi_shift_sign(i, 23));
     v16 m = v_of_bits(vi_add(vi_and(i, vi_set1(0x7fffffu)), root_half));
     v16 f = v_sub(m, v_set1(1.0f));
-    v16 p = v_set1(0.0697161147145f);
-    p = v_fma(p, f, v_set1(-0.114797338466f));
-    p = v_fma(p, f, v_set1(0.116854199235f));
-    p = v_fma(p, f, v_set1(-0.124256873315f));
-    p = v_fma(p, f, v_set1(0.142490576457f));
-    p = v_fma(p, f, v_set1(-0.166678023195f));
-    p = v_fma(p, f, v_set1(0.200007157489f));
-    p = v_fma(p, f, v_set1(-0.24999996958f));
-    p = v_fma(p, f, v_set1(0.3333333118f));
+    v16 p = v_set1(LOG_C11);
+    p = v_fma(p, f, v_set1(LOG_C10));
+    p = v_fma(p, f, v_set1(LOG_C9));
+    p = v_fma(p, f, v_set1(LOG_C8));
+    p = v_fma(p, f, v_set1(LOG_C7));
+    p = v_fma(p, f, v_set1(LOG_C6));
+    p = v_fma(p, f, v_set1(LOG_C5));
+    p = v_fma(p, f, v_set1(LOG_C4));
+    p = v_fma(p, f, v_set1(LOG_C3));
     v16 f2 = v_mul(f, f);
-    v16 low = v_fma(v_mul(p, f), f2, v_mul(e, v_set1(3.19461849453094e-5f)));
+    v16 low = v_fma(v_mul(p, f), f2, v_mul(e, v_set1(LN2_LOW)));
     low = v_nfma(v_set1(0.5f), f2, low);
-    return v_fma(e, v_set1(0.693115234375f), v_add(f, low));
+    return v_fma(e, v_set1(LN2_HIGH), v_add(f, low));
 }
 
 /* ln(1 + x) for x > -1, accurate near 0: what 1 + x rounded away comes back as a correction. */
@@ -65,9 +65,9 @@ static inline v16 v_sigmoid(v16 x) {
 static inline v16 v_silu(v16 x) {
     return v_div(x, v_add(v_set1(1.0f), v_exp(v_sub(v_set1(0.0f), x))));
 }
-/* ln(1 + e^x); x itself above 20 */
+/* ln(1 + e^x); x itself above SOFTPLUS_LIMIT */
 static inline v16 v_softplus(v16 x) {
-    const v16 limit = v_set1(20.0f);
+    const v16 limit = v_set1(SOFTPLUS_LIMIT);
     return v_select_gt(x, limit, x, v_log1p(v_exp(v_min(limit, x))));
 }
 

@@ -60,17 +60,16 @@ static float log_one(float x) {
     return t[0];
 }
 
-/* -ln(-ln(u)) for a uniform u made of (key, id). With v = 1 - u, -ln u = -log1p(-v): fine steps near v = 0,
- * which is where the large values come from. */
+/* gumbel_noise() of 16 ids. */
 static inline v16 gumbel(v16i id, struct gumbel_key key) {
-    v16i h = vi_xor(vi_mul(id, vi_set1(0x9e3779b1u)), vi_set1(key.a));
-    h = vi_mul(vi_xor(h, vi_shift_right(h, 16)), vi_set1(0x85ebca6bu));
-    h = vi_add(vi_xor(h, vi_shift_right(h, 13)), vi_set1(key.b));
-    h = vi_mul(vi_xor(h, vi_shift_right(h, 16)), vi_set1(0xc2b2ae35u));
-    h = vi_mul(vi_xor(h, vi_shift_right(h, 15)), vi_set1(0x27d4eb2fu));
-    h = vi_xor(h, vi_shift_right(h, 15));
+    v16i h = vi_xor(vi_mul(id, vi_set1(GUMBEL_M0)), vi_set1(key.a));
+    h = vi_mul(vi_xor(h, vi_shift_right(h, GUMBEL_S1)), vi_set1(GUMBEL_M1));
+    h = vi_add(vi_xor(h, vi_shift_right(h, GUMBEL_S2)), vi_set1(key.b));
+    h = vi_mul(vi_xor(h, vi_shift_right(h, GUMBEL_S3)), vi_set1(GUMBEL_M3));
+    h = vi_mul(vi_xor(h, vi_shift_right(h, GUMBEL_S4)), vi_set1(GUMBEL_M4));
+    h = vi_xor(h, vi_shift_right(h, GUMBEL_S5));
     v16 v = v_mul(v_add(v_of_int(vi_shift_right(h, 1)), v_set1(0.5f)), v_set1(0x1p-31f));
-    v = v_min(v_set1(1.0f - 0x1p-24f), v);
+    v = v_min(v_set1(GUMBEL_V_MAX), v);
     const v16 zero = v_set1(0.0f);
     v16 e = v_sub(zero, v_log1p(v_sub(zero, v)));
     return v_sub(zero, v_log(e));

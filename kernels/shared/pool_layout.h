@@ -1,0 +1,50 @@
+/* pool_layout.h - where everything that belongs to sequences lies, and how large it is.
+ *
+ * Called by a backend's k_pool_create() and k_pool_cost(); kernels.h says what the parts mean. Sizes are in bytes
+ * unless floats are said. */
+#pragma once
+
+#include "kernels/kernels.h"
+#include "kernels/shared/portable.h"
+
+struct pool_layout {
+    /* GDN state of one slot and layer, floats: S0 [Hv][dk][dv], ring of k [C][Hk][dk], of Delta [C][Hv][dv], of G
+     * [C][Hv], conv window [W-1][channels] oldest first; padded to 16 */
+    uint64_t s0_at, k_at, delta_at, decay_at, conv_at;
+    uint64_t gdn_floats, gdn_slot_floats; /* of one layer; of all */
+    uint64_t page_head_bytes;             /* K and V of one page, layer and head */
+    uint64_t page_bytes;                  /* one page, one layer */
+    /* A slot unit: a header, the MTP hidden row, the ids seen (a bit each, id 0 lowest), the GDN state of all layers;
+     * each part at a multiple of 64 bytes. A page unit: its layers one after another. */
+    uint64_t unit_hidden_at, unit_seen_at, unit_gdn_at;
+    uint64_t slot_unit_bytes, page_unit_bytes;
+};
+
+struct pool_unit_header {
+    uint32_t length;
+    uint32_t reserved[15];
+};
+
+K_INLINE uint64_t align64(uint64_t n) {
+    return (n + 63) & ~(uint64_t)63;
+}
+K_INLINE uint32_t gdn_channels(const struct k_shape *h) {
+    return 2 * h->gdn_k_heads * h->gdn_k_dim + h->gdn_v_heads * h->gdn_v_dim;
+}
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct pool_layout pool_layout_of(const struct k_shape *h, const struct k_pool_options *o);
+/* slot_record_bytes: what the backend keeps of a slot beside its arrays. */
+void pool_cost_of(const struct k_shape *h, const struct k_pool_options *o, uint64_t slot_record_bytes,
+        struct k_pool_cost *ret);
+/* -EINVAL or -ENOTSUP with what a pool cannot be made for. */
+int pool_check(const struct k_shape *h, const struct k_pool_options *o, struct error *e);
+/* Inverse frequencies of rope, [rotary_dim / 2], each step rounded to fp32 as the reference does it. */
+void pool_inverse_frequencies(const struct k_shape *h, float *ret);
+
+#ifdef __cplusplus
+}
+#endif
