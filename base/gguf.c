@@ -56,9 +56,12 @@ static const struct {
 };
 #define N_TYPES (sizeof(TYPES) / sizeof(*TYPES))
 
+bool gguf_tensor_is_read(const struct gguf_tensor *t) {
+    return (size_t)t->type < N_TYPES && TYPES[t->type].elements > 0;
+}
+
 const char *gguf_tensor_type_name(enum gguf_tensor_type t) {
-    assert((size_t)t < N_TYPES && TYPES[t].elements > 0);
-    return TYPES[t].name;
+    return (size_t)t < N_TYPES && TYPES[t].name ? TYPES[t].name : "unknown";
 }
 
 void gguf_tensor_block(enum gguf_tensor_type t, uint32_t *ret_elements, uint32_t *ret_bytes) {
@@ -226,29 +229,30 @@ static int find_alignment(struct gguf *g, struct error *e) {
 
 /* --- tensors --- */
 
-static int check_type(const struct cursor *c, struct gguf_tensor *t, uint64_t type) {
-    if (type >= N_TYPES || !TYPES[type].name)
-        return error_set(c->e, -ENOTSUP, "%s: %.*s: unknown tensor type %llu", c->file, SHOWN(t->name),
-                (unsigned long long)type);
-    if (TYPES[type].elements == 0)
-        return error_set(c->e, -ENOTSUP,
-                "%s: %.*s: tensors of type %s are not read: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, "
-                "Q5_K and Q6_K are; take another quantisation of this model",
-                c->file, SHOWN(t->name), TYPES[type].name);
-    t->type = (enum gguf_tensor_type)type;
-    return 0;
+int gguf_tensor_check_read(const struct gguf_tensor *t, const char *file, struct error *e) {
+    if (gguf_tensor_is_read(t))
+        return 0;
+    if ((size_t)t->type >= N_TYPES || !TYPES[t->type].name)
+        return error_set(
+                e, -ENOTSUP, "%s: %.*s: unknown tensor type %u", file, SHOWN(t->name), (unsigned)t->type);
+    return error_set(e, -ENOTSUP,
+            "%s: %.*s: tensors of type %s are not read: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, "
+            "Q5_K and Q6_K are; take another quantisation of this model",
+            file, SHOWN(t->name), TYPES[t->type].name);
 }
 
-/* Bytes of the tensor out of its type and dimensions. */
+/* Bytes of the tensor out of its type and dimensions; 0 where the type's blocks are not known. */
 static int measure(const struct cursor *c, struct gguf_tensor *t) {
     uint64_t elements = 1;
-    const uint32_t block = TYPES[t->type].elements;
     bool overflow = false;
     for (uint32_t i = 0; i < t->n_dims; i++) {
         if (t->dims[i] == 0)
             return error_set(c->e, -EBADMSG, "%s: %.*s: has a dimension of 0", c->file, SHOWN(t->name));
         overflow = __builtin_mul_overflow(elements, t->dims[i], &elements) || overflow;
     }
+    if (!gguf_tensor_is_read(t))
+        return 0;
+    const uint32_t block = TYPES[t->type].elements;
     if (t->dims[0] % block != 0)
         return error_set(c->e, -EBADMSG, "%s: %.*s: rows of %llu are not whole blocks of %u of %s", c->file,
                 SHOWN(t->name), (unsigned long long)t->dims[0], block, TYPES[t->type].name);
@@ -258,9 +262,9 @@ static int measure(const struct cursor *c, struct gguf_tensor *t) {
     return 0;
 }
 
-/* *offset: where this tensor must begin in the data; moved behind it. */
-static int take_info(struct cursor *c, const struct gguf *g, struct gguf_tensor *t, uint64_t *offset) {
-    uint64_t n_dims = 0, type = 0, place = 0, end = 0;
+/* *place: where the tensor begins in the data, as the file says. */
+static int take_info(struct cursor *c, struct gguf_tensor *t, uint64_t *place) {
+    uint64_t n_dims = 0, type = 0;
     int r = take_string(c, "the tensor infos", &t->name);
     if (r < 0)
         return r;
@@ -281,13 +285,20 @@ static int take_info(struct cursor *c, const struct gguf *g, struct gguf_tensor 
     if (r == 0)
         r = take_number(c, 4, "the tensor infos", &type);
     if (r == 0)
-        r = take_number(c, 8, "the tensor infos", &place);
-    if (r == 0)
-        r = check_type(c, t, type);
-    if (r == 0)
-        r = measure(c, t);
-    if (r < 0)
-        return r;
+        r = take_number(c, 8, "the tensor infos", place);
+    t->type = (enum gguf_tensor_type)type;
+    return r < 0 ? r : measure(c, t);
+}
+
+/* Does the tensor begin where the one before it ends? *offset is moved behind it. One of a type whose blocks are not
+ * known (before: it, else NULL) reaches to where the next begins. */
+static int follow(struct cursor *c, const struct gguf *g, struct gguf_tensor *t, struct gguf_tensor *before,
+        uint64_t place, uint64_t *offset) {
+    uint64_t end = 0;
+    if (before && place >= *offset && place % g->alignment == 0) {
+        before->bytes = place - *offset;
+        *offset = place;
+    }
     if (place != *offset)
         return error_set(c->e, -EBADMSG, "%s: %.*s: begins at byte %llu of the data, expected %llu", c->file,
                 SHOWN(t->name), (unsigned long long)place, (unsigned long long)*offset);
@@ -297,8 +308,8 @@ static int take_info(struct cursor *c, const struct gguf *g, struct gguf_tensor 
     return 0;
 }
 
-/* Infos, then the data that they speak of: what lies where is known only after the last info. */
-static int take_tensors(struct cursor *c, struct gguf *g, uint64_t n, const unsigned char *image) {
+static int take_infos(struct cursor *c, struct gguf *g, uint64_t n) {
+    struct gguf_tensor *before = NULL;
     uint64_t offset = 0;
     if (n > GGUF_TENSORS_MAX)
         return error_set(c->e, -E2BIG, "%s: has %llu tensors, at most %u are read", c->file,
@@ -309,18 +320,33 @@ static int take_tensors(struct cursor *c, struct gguf *g, uint64_t n, const unsi
     if (!g->tensors)
         return error_set(c->e, -ENOMEM, "%s: out of memory for %llu tensors", c->file, (unsigned long long)n);
     for (; g->n_tensors < n; g->n_tensors++) {
-        int r = take_info(c, g, &g->tensors[g->n_tensors], &offset);
+        struct gguf_tensor *t = &g->tensors[g->n_tensors];
+        uint64_t place = 0;
+        int r = take_info(c, t, &place);
+        if (r == 0)
+            r = follow(c, g, t, before, place, &offset);
         if (r < 0)
             return r;
+        before = gguf_tensor_is_read(t) ? NULL : t;
     }
+    return 0;
+}
+
+/* Infos, then the data that they speak of: what lies where is known only after the last info. */
+static int take_tensors(struct cursor *c, struct gguf *g, uint64_t n, const unsigned char *image) {
+    uint64_t offset = 0;
+    int r = take_infos(c, g, n);
+    if (r < 0)
+        return r;
     uint64_t at = (uint64_t)(c->at - image), pad = (g->alignment - at % g->alignment) % g->alignment;
     if (n > 0 && pad > (uint64_t)(c->end - c->at))
         return truncated(c, "the padding before the data");
     const unsigned char *data = n > 0 ? c->at + pad : c->at;
     const uint64_t bytes = (uint64_t)(c->end - data);
-    offset = 0;
     for (size_t i = 0; i < g->n_tensors; i++) {
         struct gguf_tensor *t = &g->tensors[i];
+        if (i + 1 == g->n_tensors && !gguf_tensor_is_read(t) && offset <= bytes)
+            t->bytes = bytes - offset;
         if (offset > bytes || t->bytes > bytes - offset)
             return error_set(c->e, -EBADMSG,
                     "%s: %.*s: ends at byte %llu of the data, but the file has %llu: it is truncated, fetch it "

@@ -32,7 +32,7 @@ enum gguf_value_type {
     GGUF_VALUE_TYPES
 };
 
-/* The types of tensors that are read; others are refused by their name. */
+/* The types of tensors that are read. A file may have others (gguf_tensor_is_read()). */
 enum gguf_tensor_type {
     GGUF_TENSOR_F32 = 0,
     GGUF_TENSOR_F16 = 1,
@@ -66,7 +66,7 @@ struct gguf_tensor {
     uint32_t n_dims;
     uint64_t dims[GGUF_DIMS_MAX]; /* innermost first: dims[0] is the length of a row */
     const void *data;             /* aligned to the file's alignment */
-    uint64_t bytes;
+    uint64_t bytes;               /* of a type that is not read: up to the next tensor, or the end */
 };
 
 struct gguf {
@@ -78,13 +78,16 @@ struct gguf {
     size_t n_tensors;
 };
 
-/* -EBADMSG: broken or truncated; -ENOTSUP: another version, byte order or tensor type; -E2BIG: a limit; -ENOMEM. */
+/* -EBADMSG: broken or truncated; -ENOTSUP: another version or byte order; -E2BIG: a limit; -ENOMEM. */
 int gguf_parse(const void *image, uint64_t bytes, const char *file, struct gguf *ret, struct error *e);
 void gguf_done(struct gguf *g); /* a zeroed one is fine */
 
 const struct gguf_value *gguf_find(const struct gguf *g, const char *key);          /* NULL if absent */
 const struct gguf_tensor *gguf_find_tensor(const struct gguf *g, const char *name); /* NULL if absent */
-const char *gguf_tensor_type_name(enum gguf_tensor_type t);                         /* "Q4_K" */
+bool gguf_tensor_is_read(const struct gguf_tensor *t); /* is its type one of the above? */
+int gguf_tensor_check_read(
+        const struct gguf_tensor *t, const char *file, struct error *e); /* else -ENOTSUP */
+const char *gguf_tensor_type_name(enum gguf_tensor_type t);              /* "Q4_K"; or "unknown" */
 /* Elements of a block, and its bytes. */
 void gguf_tensor_block(enum gguf_tensor_type t, uint32_t *ret_elements, uint32_t *ret_bytes);
 

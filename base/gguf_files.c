@@ -87,7 +87,7 @@ static bool is_there(const char *folder, const char *name) {
 }
 
 static int locate_in_folder(const char *folder, struct gguf_files *ret, struct error *e) {
-    char found[NAME_MAX + 1] = "", path[PATH_MAX];
+    char found[NAME_MAX + 1] = "", later[NAME_MAX + 1] = "", path[PATH_MAX];
     const struct dirent *entry;
     DIR *entries = opendir(folder);
     int r = 0;
@@ -97,8 +97,10 @@ static int locate_in_folder(const char *folder, struct gguf_files *ret, struct e
         uint32_t number = 1, count = 1;
         if (!has_suffix(name) || strncmp(name, "mmproj", 6) == 0)
             continue;
-        if (is_part(name, &stem, &number, &count) && number != 1)
+        if (is_part(name, &stem, &number, &count) && number != 1) {
+            snprintf(later, sizeof(later), "%s", name);
             continue;
+        }
         if (found[0])
             r = error_set(e, -EINVAL,
                     "%s: holds several GGUF models, %.100s and %.100s among them: give the path of one file",
@@ -107,6 +109,8 @@ static int locate_in_folder(const char *folder, struct gguf_files *ret, struct e
     }
     if (entries)
         closedir(entries);
+    if (!found[0]) /* a set without its first file: whoever opens that says so */
+        snprintf(found, sizeof(found), "%s", later);
     if (r == 0 && found[0]) {
         r = file_path(folder, found, path, e);
         r = r < 0 ? r : locate_file(path, ret, e);

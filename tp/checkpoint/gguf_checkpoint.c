@@ -2,6 +2,7 @@
 #include "tp/checkpoint/gguf_model.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -120,14 +121,15 @@ int gguf_checkpoint_open(const struct gguf_files *files, struct gguf_checkpoint 
 
 static int add(struct tensor_list *list, const struct gguf_tensor *t, const char *file) {
     struct tensor *to = &list->at[list->n];
-    const bool quantised = gguf_is_quantised(t->type);
+    const bool read = gguf_tensor_is_read(t), quantised = read && gguf_is_quantised(t->type);
     char *name = strndup(t->name.data, t->name.bytes);
     if (!name)
         return -ENOMEM;
     list->n++;
     *to = (struct tensor){.name = name,
             .file = file,
-            .dtype = quantised                    ? TENSOR_U8
+            .dtype = !read                        ? TENSOR_UNKNOWN
+                     : quantised                  ? TENSOR_U8
                      : t->type == GGUF_TENSOR_F32 ? TENSOR_F32
                      : t->type == GGUF_TENSOR_F16 ? TENSOR_F16
                                                   : TENSOR_BF16,
@@ -139,6 +141,8 @@ static int add(struct tensor_list *list, const struct gguf_tensor *t, const char
         rows *= t->dims[i];
     for (uint32_t i = 0; i < t->n_dims; i++)
         to->dims[t->n_dims - 1 - i] = t->dims[i];
+    if (!read)
+        snprintf(to->unknown, sizeof(to->unknown), "%s", gguf_tensor_type_name(t->type));
     if (quantised)
         to->dims[t->n_dims - 1] = t->bytes / rows;
     return 0;

@@ -7,7 +7,9 @@
 #include <string.h>
 
 #define ARCH           "qwen35"
-#define INTERVAL_USUAL 4u /* what readers take where the key is missing */
+#define KV_HEADS       ARCH ".attention.head_count_kv"
+#define INTERVAL_USUAL 4u /* what llama.cpp takes where the key is missing */
+#define THETA_USUAL    10000.0
 
 static int check_architecture(const struct gguf *g, struct error *e) {
     struct gguf_string name, type;
@@ -54,54 +56,82 @@ static int check_supported(const struct gguf *g, struct error *e) {
     return 0;
 }
 
-/* A whole number in 1..max. */
-static int read_size(const struct gguf *g, const char *key, uint32_t max, uint32_t *ret, struct error *e) {
+/* A whole number in min..max. */
+static int read_size(
+        const struct gguf *g, const char *key, uint32_t min, uint32_t max, uint32_t *ret, struct error *e) {
     uint64_t value = 0;
     int r = gguf_get_u64(g, key, &value, e);
     if (r < 0)
         return r;
-    if (value < 1 || value > max)
-        return error_set(e, -EINVAL, "%s: %s is %llu, it must be 1 to %u", g->file, key,
-                (unsigned long long)value, max);
+    if (value < min || value > max)
+        return error_set(e, -EINVAL, "%s: %s is %llu, it must be %u to %u", g->file, key,
+                (unsigned long long)value, min, max);
     *ret = (uint32_t)value;
     return 0;
 }
 
-/* The number of KV heads may be given per layer; what GDN layers have there does not matter, attention layers have one
- * number. */
-static int read_kv_heads(const struct gguf *g, struct model_config *m, struct error *e) {
-    static const char key[] = ARCH ".attention.head_count_kv";
+/* The same, or usual where the key is missing: what llama.cpp takes there. */
+static int read_optional(const struct gguf *g, const char *key, uint32_t min, uint32_t max, uint32_t usual,
+        uint32_t *ret, struct error *e) {
+    *ret = usual;
+    return gguf_find(g, key) ? read_size(g, key, min, max, ret, e) : 0;
+}
+
+/* A number that may be given per layer: of the layers that have it (all, or those of attention) it is the same; what
+ * others have there does not matter. */
+static int read_per_layer(const struct gguf *g, const char *key, const struct model_config *m, bool all,
+        uint32_t *ret, struct error *e) {
     const struct gguf_value *v = gguf_find(g, key);
     uint64_t found = 0;
     if (!v || v->type != GGUF_ARRAY)
-        return read_size(g, key, MODEL_DIM_MAX, &m->kv_heads, e);
+        return read_size(g, key, 1, MODEL_DIM_MAX, ret, e);
     for (uint32_t i = 0; i < m->n_layers; i++) {
-        uint64_t heads = 0;
-        if (!m->is_attention[i])
+        uint64_t value = 0;
+        if (!all && !m->is_attention[i])
             continue;
-        if (gguf_array_u64(v, i, &heads) < 0 || heads < 1 || heads > MODEL_DIM_MAX ||
-                (found && heads != found))
+        if (gguf_array_u64(v, i, &value) < 0 || value < 1 || value > MODEL_DIM_MAX ||
+                (found && value != found))
             return error_set(e, -EINVAL,
-                    "%s: %s: layer %u must have a number of 1 or more, the same as all attention layers",
-                    g->file, key, i);
-        found = heads;
+                    "%s: %s: layer %u must have a number of 1 or more, the same as all %s", g->file, key, i,
+                    all ? "layers" : "attention layers");
+        found = value;
     }
     if (found == 0)
         return error_set(e, -EINVAL, "%s: %s: no layer is attention", g->file, key);
-    m->kv_heads = (uint32_t)found;
+    *ret = (uint32_t)found;
+    return 0;
+}
+
+/* Which layers are attention: every n-th, as the key says; or, without it, those that have KV heads where these are
+ * given per layer and some have none; or every fourth. */
+static int read_layer_kinds(const struct gguf *g, struct model_config *m, struct error *e) {
+    static const char interval[] = ARCH ".full_attention_interval";
+    const struct gguf_value *heads = gguf_find(g, KV_HEADS);
+    uint32_t every = INTERVAL_USUAL, n_with = 0;
+    int r = read_optional(g, interval, 1, MODEL_LAYERS_MAX, INTERVAL_USUAL, &every, e);
+    for (uint32_t i = 0; i < m->n_layers && r == 0; i++)
+        m->is_attention[i] = (i + 1) % every == 0;
+    if (r < 0 || gguf_find(g, interval) || !heads || heads->type != GGUF_ARRAY)
+        return r;
+    bool with[MODEL_LAYERS_MAX];
+    for (uint32_t i = 0; i < m->n_layers; i++) {
+        uint64_t n = 0;
+        with[i] = gguf_array_u64(heads, i, &n) == 0 && n > 0;
+        n_with += with[i];
+    }
+    if (n_with > 0 && n_with < m->n_layers)
+        memcpy(m->is_attention, with, m->n_layers * sizeof(*with));
     return 0;
 }
 
 /* Layers, which of them are attention, and whether the last block is the MTP layer. */
 static int read_layers(const struct gguf *g, struct model_config *m, struct error *e) {
-    static const char nextn[] = ARCH ".nextn_predict_layers", interval[] = ARCH ".full_attention_interval";
-    uint32_t blocks = 0, every = INTERVAL_USUAL;
+    static const char nextn[] = ARCH ".nextn_predict_layers";
+    uint32_t blocks = 0;
     uint64_t extra = 0;
-    int r = read_size(g, ARCH ".block_count", MODEL_LAYERS_MAX + 1, &blocks, e);
+    int r = read_size(g, ARCH ".block_count", 1, MODEL_LAYERS_MAX + 1, &blocks, e);
     if (r == 0 && gguf_find(g, nextn))
         r = gguf_get_u64(g, nextn, &extra, e);
-    if (r == 0 && gguf_find(g, interval))
-        r = read_size(g, interval, MODEL_LAYERS_MAX, &every, e);
     if (r < 0)
         return r;
     if (extra > 1)
@@ -114,35 +144,27 @@ static int read_layers(const struct gguf *g, struct model_config *m, struct erro
                 g->file, blocks, (unsigned long long)extra, MODEL_LAYERS_MAX);
     m->mtp_layers = (uint32_t)extra;
     m->n_layers = blocks - (uint32_t)extra;
-    for (uint32_t i = 0; i < m->n_layers; i++)
-        m->is_attention[i] = (i + 1) % every == 0;
-    return 0;
+    return read_layer_kinds(g, m, e);
 }
 
-static int read_sizes(const struct gguf *g, struct model_config *m, struct error *e) {
-    uint32_t inner = 0, value_length = 0;
-    const struct {
-        const char *key;
-        uint32_t max, *to;
-    } sizes[] = {
-            {ARCH ".embedding_length", MODEL_DIM_MAX, &m->hidden_size},
-            {ARCH ".feed_forward_length", MODEL_DIM_MAX, &m->intermediate_size},
-            {ARCH ".attention.head_count", MODEL_DIM_MAX, &m->q_heads},
-            {ARCH ".attention.key_length", MODEL_DIM_MAX, &m->head_dim},
-            {ARCH ".attention.value_length", MODEL_DIM_MAX, &value_length},
-            {ARCH ".rope.dimension_count", MODEL_DIM_MAX, &m->rotary_dim},
-            {ARCH ".ssm.group_count", MODEL_DIM_MAX, &m->gdn_k_heads},
-            {ARCH ".ssm.time_step_rank", MODEL_DIM_MAX, &m->gdn_v_heads},
-            {ARCH ".ssm.state_size", MODEL_DIM_MAX, &m->gdn_k_dim},
-            {ARCH ".ssm.inner_size", MODEL_DIM_MAX, &inner},
-            {ARCH ".ssm.conv_kernel", CONV_KERNEL_MAX, &m->conv_kernel},
-            {ARCH ".context_length", UINT32_MAX, &m->max_position_embeddings},
-    };
-    for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
-        int r = read_size(g, sizes[i].key, sizes[i].max, sizes[i].to, e);
-        if (r < 0)
-            return r;
-    }
+/* Heads of attention, and what follows from them where it is not said: a head is its part of the hidden size, all of it
+ * is rotated, and there are as many KV heads as heads. */
+static int read_heads(const struct gguf *g, struct model_config *m, struct error *e) {
+    uint32_t value_length = 0;
+    int r = read_per_layer(g, ARCH ".attention.head_count", m, /* all= */ false, &m->q_heads, e);
+    m->kv_heads = m->q_heads;
+    if (r == 0 && gguf_find(g, KV_HEADS))
+        r = read_per_layer(g, KV_HEADS, m, /* all= */ false, &m->kv_heads, e);
+    if (r < 0)
+        return r;
+    const uint32_t part = m->hidden_size / m->q_heads;
+    r = read_optional(g, ARCH ".attention.key_length", 1, MODEL_DIM_MAX, part, &m->head_dim, e);
+    if (r == 0)
+        r = read_optional(g, ARCH ".attention.value_length", 1, MODEL_DIM_MAX, part, &value_length, e);
+    if (r == 0)
+        r = read_optional(g, ARCH ".rope.dimension_count", 1, MODEL_DIM_MAX, m->head_dim, &m->rotary_dim, e);
+    if (r < 0)
+        return r;
     if (value_length != m->head_dim)
         return error_set(e, -ENOTSUP,
                 "%s: " ARCH ".attention.value_length is %u and key_length %u: they must be equal", g->file,
@@ -152,6 +174,28 @@ static int read_sizes(const struct gguf *g, struct model_config *m, struct error
                 "%s: " ARCH
                 ".rope.dimension_count is %u: it must be even and at most %u, the length of a head",
                 g->file, m->rotary_dim, m->head_dim);
+    return 0;
+}
+
+static int read_sizes(const struct gguf *g, struct model_config *m, struct error *e) {
+    uint32_t inner = 0;
+    const struct {
+        const char *key;
+        uint32_t min, max, *to;
+    } sizes[] = {
+            {ARCH ".embedding_length", 1, MODEL_DIM_MAX, &m->hidden_size},
+            {ARCH ".ssm.group_count", 1, MODEL_DIM_MAX, &m->gdn_k_heads},
+            {ARCH ".ssm.time_step_rank", 1, MODEL_DIM_MAX, &m->gdn_v_heads},
+            {ARCH ".ssm.state_size", 1, MODEL_DIM_MAX, &m->gdn_k_dim},
+            {ARCH ".ssm.inner_size", 1, MODEL_DIM_MAX, &inner},
+            {ARCH ".ssm.conv_kernel", CONV_KERNEL_MIN, CONV_KERNEL_MAX, &m->conv_kernel},
+            {ARCH ".context_length", 1, UINT32_MAX, &m->max_position_embeddings},
+    };
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+        int r = read_size(g, sizes[i].key, sizes[i].min, sizes[i].max, sizes[i].to, e);
+        if (r < 0)
+            return r;
+    }
     if (inner % m->gdn_v_heads != 0)
         return error_set(e, -EINVAL,
                 "%s: " ARCH ".ssm.inner_size is %u, which is not a multiple of ssm.time_step_rank %u",
@@ -159,7 +203,8 @@ static int read_sizes(const struct gguf *g, struct model_config *m, struct error
     m->gdn_v_dim = inner / m->gdn_v_heads;
     if (m->max_position_embeddings > CONTEXT_MAX)
         m->max_position_embeddings = CONTEXT_MAX;
-    return read_kv_heads(g, m, e);
+    int r = read_per_layer(g, ARCH ".feed_forward_length", m, /* all= */ true, &m->intermediate_size, e);
+    return r < 0 ? r : read_heads(g, m, e);
 }
 
 static int read_reals(const struct gguf *g, struct model_config *m, struct error *e) {
@@ -167,7 +212,8 @@ static int read_reals(const struct gguf *g, struct model_config *m, struct error
                       theta_key[] = ARCH ".rope.freq_base";
     double eps = 0;
     int r = gguf_get_real(g, eps_key, &eps, e);
-    if (r == 0)
+    m->rope_theta = THETA_USUAL;
+    if (r == 0 && gguf_find(g, theta_key))
         r = gguf_get_real(g, theta_key, &m->rope_theta, e);
     if (r < 0)
         return r;

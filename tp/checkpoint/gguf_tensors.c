@@ -28,6 +28,7 @@ struct wanted {
     enum move move;
     uint32_t first, unit; /* of the moved heads */
     bool values;          /* small, wanted as F32 */
+    const char *other;    /* NULL, or what other converters call it */
 };
 
 struct part { /* one tensor of the model */
@@ -48,6 +49,7 @@ struct resolver {
     const struct model_config *m;
     struct model_tensors *t;
     bool *used;       /* [checkpoint_count] */
+    bool heads_moved; /* V heads are in the converter's order */
     bool with_copies; /* else large copies are not made: their tensors point at nothing that may be read */
     struct error *e;
 };
@@ -65,7 +67,7 @@ struct gguf_parts *gguf_parts_free(struct gguf_parts *p) {
 /* --- copies --- */
 
 static struct gguf_order order_of(const struct resolver *r, const struct wanted *w, enum move move) {
-    if (w->move != move)
+    if (w->move != move || !r->heads_moved)
         return (struct gguf_order){0};
     return (struct gguf_order){.first = w->first,
             .unit = w->unit,
@@ -203,10 +205,16 @@ static int find_one(const struct resolver *r, const char *gguf_prefix, const cha
     const char *file = NULL;
     snprintf(name, sizeof(name), "%s%s", gguf_prefix, w->gguf);
     const struct gguf_tensor *t = gguf_checkpoint_find(r->gguf, name, &file);
+    if (!t && w->other) {
+        snprintf(name, sizeof(name), "%s%s", gguf_prefix, w->other);
+        t = gguf_checkpoint_find(r->gguf, name, &file);
+    }
     if (!t)
-        return error_set(
-                r->e, -ENOENT, "%s: %s: this tensor is missing", gguf_checkpoint_file(r->gguf), name);
-    int result = check_shape(r, w, t, file);
+        return error_set(r->e, -ENOENT, "%s: %s%s: this tensor is missing", gguf_checkpoint_file(r->gguf),
+                gguf_prefix, w->gguf);
+    int result = gguf_tensor_check_read(t, file, r->e);
+    if (result == 0)
+        result = check_shape(r, w, t, file);
     if (result < 0)
         return result;
     struct part *p = new_part(r->t->gguf, prefix, w->name, file);
@@ -259,7 +267,8 @@ static int find_gdn(const struct resolver *r, const char *there, const char *her
             MOVED("ssm_out.weight", "linear_attn.out_proj.weight", &g->out, h, v, COLUMNS, 0, dv),
             VALUES("ssm_conv1d.weight", "linear_attn.conv1d.weight", &g->conv, qk + v, m->conv_kernel, NONE,
                     ROWS, qk, dv),
-            VALUES("ssm_dt.bias", "linear_attn.dt_bias", &g->dt_bias, heads, 0, NONE, ROWS, 0, 1),
+            {"ssm_dt.bias", "linear_attn.dt_bias", &g->dt_bias, heads, 0, CHANGE_NONE, MOVE_ROWS, 0, 1, true,
+                    "ssm_dt"}, /* Ollama's */
             VALUES("ssm_a", "linear_attn.A_log", &g->a_log, heads, 0, MINUS_EXP, ROWS, 0, 1),
             VALUES("ssm_norm.weight", "linear_attn.norm.weight", &g->norm, dv, 0, NONE, NONE, 0, 0),
     };
@@ -417,6 +426,13 @@ static int resolve(const struct resolver *r) {
     return result < 0 ? result : list_ignored(r);
 }
 
+/* Converters that know of another order say which theirs is. */
+static int find_order(struct resolver *r) {
+    static const char key[] = "qwen35.ssm.v_head_reordered";
+    const struct gguf *g = gguf_checkpoint_metadata(r->gguf);
+    return gguf_find(g, key) ? gguf_get_bool(g, key, &r->heads_moved, r->e) : 0;
+}
+
 int gguf_tensors_resolve(const struct checkpoint *c, const struct model_config *m, bool with_copies,
         struct model_tensors **ret, struct error *e) {
     struct model_tensors *t = calloc(1, sizeof(*t));
@@ -435,7 +451,17 @@ int gguf_tensors_resolve(const struct checkpoint *c, const struct model_config *
     t->layers = calloc(m->n_layers, sizeof(*t->layers));
     if (!parts->at || !t->layers)
         goto memory;
-    r = resolve(&(struct resolver){c, checkpoint_gguf(c), m, t, used, with_copies, e});
+    struct resolver resolver = {.checkpoint = c,
+            .gguf = checkpoint_gguf(c),
+            .m = m,
+            .t = t,
+            .used = used,
+            .heads_moved = true,
+            .with_copies = with_copies,
+            .e = e};
+    r = find_order(&resolver);
+    if (r == 0)
+        r = resolve(&resolver);
     if (r == 0) {
         *ret = t;
         t = NULL;

@@ -295,14 +295,6 @@ static void test_refused_tensors(void **state) {
     one_tensor(8, 0, GGUF_TENSOR_F32, 0, 31);
     refused(-EBADMSG,
             "m.gguf: t: ends at byte 32 of the data, but the file has 31: it is truncated, fetch it again");
-    one_tensor(8, 0, 19, 0, 64);
-    refused(-ENOTSUP,
-            "m.gguf: t: tensors of type IQ1_S are not read: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, "
-            "Q4_K, Q5_K and Q6_K are; take another quantisation of this model");
-    one_tensor(8, 0, 4, 0, 64);
-    refused(-ENOTSUP, "m.gguf: t: unknown tensor type 4");
-    one_tensor(8, 0, UINT32_MAX, 0, 64);
-    refused(-ENOTSUP, "m.gguf: t: unknown tensor type 4294967295");
     one_tensor(48, 1, GGUF_TENSOR_Q8_0, 0, 64);
     refused(-EBADMSG, "m.gguf: t: rows of 48 are not whole blocks of 32 of Q8_0");
     one_tensor(0, 0, GGUF_TENSOR_F32, 0, 64);
@@ -324,6 +316,59 @@ static void test_refused_tensors(void **state) {
     put_number(5, 4);
     put_data(64);
     refused(-EBADMSG, "m.gguf: t: has 5 dimensions: it must have 1 to 4");
+}
+
+static void not_read(const struct gguf *g, const char *name, uint64_t bytes, const char *sentence) {
+    struct error e = {0};
+    const struct gguf_tensor *t = gguf_find_tensor(g, name);
+    assert_non_null(t);
+    assert_false(gguf_tensor_is_read(t));
+    assert_int_equal(t->bytes, bytes);
+    assert_int_equal(gguf_tensor_check_read(t, "m.gguf", &e), -ENOTSUP);
+    assert_string_equal(e.text, sentence);
+}
+
+/* Of a type whose blocks are not known a tensor reaches to the next; it is refused by who wants it. */
+static void test_types_that_are_not_read(void **state) {
+    (void)state;
+    struct gguf g = {0};
+    unsigned char *copy;
+    begin(3, 4, 0);
+    put_info("a", 8, 0, 4, 0);
+    put_info("b", 8, 0, GGUF_TENSOR_F32, 64);
+    put_info("c", 8, 0, 19, 96);
+    put_info("d", 8, 0, UINT32_MAX, 96);
+    pad(32);
+    put_data(96 + 5);
+    assert_int_equal(parse_all(&g, &copy, NULL), 0);
+    not_read(&g, "a", 64, "m.gguf: a: unknown tensor type 4");
+    not_read(&g, "c", 0,
+            "m.gguf: c: tensors of type IQ1_S are not read: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K "
+            "and Q6_K are; take another quantisation of this model");
+    not_read(&g, "d", 5, "m.gguf: d: unknown tensor type 4294967295");
+    const struct gguf_tensor *b = gguf_find_tensor(&g, "b");
+    assert_int_equal(gguf_tensor_check_read(b, "m.gguf", NULL), 0);
+    assert_ptr_equal(b->data, (const char *)gguf_find_tensor(&g, "a")->data + 64);
+    gguf_done(&g);
+    free(copy);
+    begin(3, 2, 0);
+    put_info("a", 8, 0, 4, 0);
+    put_info("b", 8, 0, GGUF_TENSOR_F32, 33);
+    pad(32);
+    put_data(96);
+    refused(-EBADMSG, "m.gguf: b: begins at byte 33 of the data, expected 0");
+    begin(3, 2, 0);
+    put_info("a", 8, 0, 4, 0);
+    put_info("b", 8, 0, GGUF_TENSOR_F32, 96);
+    pad(32);
+    put_data(96);
+    refused(-EBADMSG,
+            "m.gguf: b: ends at byte 128 of the data, but the file has 96: it is truncated, fetch it again");
+    begin(3, 1, 0);
+    put_info("a", 8, 0, 4, 32);
+    pad(32);
+    put_data(96);
+    refused(-EBADMSG, "m.gguf: a: begins at byte 32 of the data, expected 0");
 }
 
 /* --- which files a path means --- */
@@ -406,8 +451,12 @@ static void test_locate_several(void **state) {
     assert_int_equal(gguf_locate(in_folder("m-00004-of-00003.gguf"), &f, NULL), 1);
     assert_int_equal(f.n, 1);
     drop("m-00004-of-00003.gguf");
-    drop("m-00003-of-00003.gguf");
     drop("m-00001-of-00003.gguf");
+    /* Without its first file it is still a set: what is missing has a name. */
+    assert_int_equal(gguf_locate(folder, &f, NULL), 1);
+    assert_int_equal(f.n, 3);
+    assert_string_equal(f.first, in_folder("m-00001-of-00003.gguf"));
+    drop("m-00003-of-00003.gguf");
 }
 
 int main(void) {
@@ -418,6 +467,7 @@ int main(void) {
             cmocka_unit_test(test_refused_headers),
             cmocka_unit_test(test_refused_values),
             cmocka_unit_test(test_refused_tensors),
+            cmocka_unit_test(test_types_that_are_not_read),
             cmocka_unit_test(test_locate),
             cmocka_unit_test(test_locate_several),
     };
