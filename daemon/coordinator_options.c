@@ -4,6 +4,7 @@
 
 #include "base/limits.h"
 #include "base/log.h"
+#include "base/sizes.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -70,14 +71,8 @@ static void print_help(void) {
 
 static int parse_number(
         const char *name, const char *text, uint64_t least, uint64_t most, uint64_t *ret, struct error *e) {
-    char *end;
-    errno = 0;
-    unsigned long long v = strtoull(text, &end, 10);
-    if (errno || end == text || *end || strchr(text, '-') || v < least || v > most)
-        return error_set(e, -EINVAL, "--%s %s: give a whole number from %llu to %llu", name, text,
-                (unsigned long long)least, (unsigned long long)most);
-    *ret = v;
-    return 0;
+    int r = count_parse(text, least, most, ret, e);
+    return r < 0 ? error_prefix(e, r, "--%s", name) : 0;
 }
 
 static int take_number(struct coordinator_options *o, size_t i, const char *text, struct error *e) {

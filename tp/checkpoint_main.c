@@ -2,11 +2,11 @@
  * `pack` run it. Exit status: 0 done (inspect: and it fits), 1 it failed or does not fit, 2 wrong usage. */
 #include "tp/synth/synth.h"
 #include "tp/tools/inspect.h"
-#include "tp/tools/option_values.h"
 #include "tp/tools/pack_verb.h"
 #include "tp/tools/quantize_verb.h"
 
 #include "base/file.h"
+#include "base/sizes.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -95,7 +95,7 @@ __attribute__((format(printf, 2, 3))) static int usage_error(const char *verb, c
 
 static int failed(const char *verb, const struct error *e) {
     fprintf(stderr, "shardd %s: %s\n", verb, e->text);
-    return EXIT_FAILED;
+    return e->code == -EDOM ? EXIT_USAGE : EXIT_FAILED; /* -EDOM: no such setting for this model */
 }
 
 /* --- inspect --- */
@@ -117,21 +117,22 @@ static int run_inspect(int argc, char **argv) {
     struct inspect_options o = {
             .tp = 1, .max_model_len = INSPECT_LEN_DEFAULT, .max_num_seqs = INSPECT_SEQS_DEFAULT};
     bool json = false;
-    int flag;
-    while ((flag = getopt_long(argc, argv, "h", flags, NULL)) != -1) {
+    struct error e = {0};
+    int flag, at = 0;
+    while ((flag = getopt_long(argc, argv, "h", flags, &at)) != -1) {
         int r = 0;
         switch (flag) {
         case TP:
-            r = option_u32(optarg, 1, 1024, &o.tp);
+            r = count_parse_u32(optarg, 1, 1024, &o.tp, &e);
             break;
         case LEN:
-            r = option_u32(optarg, 0, CONTEXT_MAX, &o.max_model_len);
+            r = count_parse_u32(optarg, 0, CONTEXT_MAX, &o.max_model_len, &e);
             break;
         case SEQS:
-            r = option_u32(optarg, 1, SEQS_MAX, &o.max_num_seqs);
+            r = count_parse_u32(optarg, 1, SEQS_MAX, &o.max_num_seqs, &e);
             break;
         case MEMORY:
-            r = option_bytes(optarg, &o.memory_bytes);
+            r = size_parse(optarg, 1, UINT64_MAX, &o.memory_bytes, &e);
             break;
         case VERIFY:
             o.verify = true;
@@ -150,13 +151,12 @@ static int run_inspect(int argc, char **argv) {
             return usage_error("inspect", "this option is not known, or lacks its value");
         }
         if (r < 0)
-            return usage_error("inspect", "'%s' is not a value that this option takes", optarg);
+            return usage_error("inspect", "--%s: %s", flags[at].name, e.text);
     }
     if (argc - optind != 1)
         return usage_error("inspect", "name one model folder");
     o.dir = argv[optind];
 
-    struct error e = {0};
     struct inspection *i = NULL;
     if (inspect_open(&o, &i, &e) < 0)
         return failed("inspect", &e);
@@ -188,8 +188,9 @@ static void show_progress(void *context, const char *file, uint64_t done, uint64
         return;
     p->last = now;
     p->shown = true;
-    fprintf(stderr, "\r\033[K%s  %.2f of %.2f GB, %.0f MB/s", file, (double)done / 1e9, (double)total / 1e9,
-            (double)done / 1e6 / (seconds_between(&p->begin, &now) + 1e-9));
+    uint64_t rate = (uint64_t)((double)done / (seconds_between(&p->begin, &now) + 1e-9));
+    fprintf(stderr, "\r\033[K%s  %s of %s, %s/s", file, size_print_as(done, total, (char[SIZE_TEXT_MAX]){0}),
+            SIZE_TEXT(total), SIZE_TEXT(rate));
 }
 
 /* A built-in name, or else a file. */
@@ -253,15 +254,15 @@ enum {
 };
 
 /* 0, -EINVAL for a bad value, 1 when the flag is not one of ours. */
-static int set_synth_flag(int flag, const char *value, struct synth_flags *f) {
+static int set_synth_flag(int flag, const char *value, struct synth_flags *f, struct error *e) {
     switch (flag) {
     case CONFIG:
         f->config = value;
         return 0;
     case LAYERS:
-        return option_u32(value, 1, MODEL_LAYERS_MAX, &f->layers);
+        return count_parse_u32(value, 1, MODEL_LAYERS_MAX, &f->layers, e);
     case VOCAB:
-        return option_u32(value, 1, TOKENIZER_VOCAB_MAX, &f->vocab);
+        return count_parse_u32(value, 1, TOKENIZER_VOCAB_MAX, &f->vocab, e);
     case DTYPE:
         return set_dtype(value, &f->o.dtype);
     case FORMAT:
@@ -270,15 +271,15 @@ static int set_synth_flag(int flag, const char *value, struct synth_flags *f) {
         f->o.weight_bits = strcmp(value, "int4") == 0 ? 4 : strcmp(value, "int8") == 0 ? 8 : 0;
         return f->o.weight_bits ? 0 : -EINVAL;
     case GROUP_SIZE:
-        return option_u32(value, 32, 128, &f->o.group_size);
+        return count_parse_u32(value, 32, 128, &f->o.group_size, e);
     case SHARD_SIZE:
-        return option_bytes(value, &f->o.shard_bytes);
+        return size_parse(value, 1, UINT64_MAX, &f->o.shard_bytes, e);
     case MTP:
     case NO_MTP:
         f->mtp = flag == MTP;
         return 0;
     case SEED:
-        return option_u64(value, 0, UINT64_MAX, &f->o.seed);
+        return count_parse(value, 0, UINT64_MAX, &f->o.seed, e);
     case TOKENIZER:
         f->o.tokenizer_dir = value;
         return 0;
@@ -311,9 +312,9 @@ static int write_model(struct synth_flags *f) {
         fprintf(stderr, "\r\033[K");
     if (r < 0)
         return failed("synth", &e);
-    printf("%s: %.3f billion parameters, %u tensors in %u file%s, %.2f GB\n", f->o.dir,
+    printf("%s: %.3f billion parameters, %u tensors in %u file%s, %s\n", f->o.dir,
             (double)report.parameters / 1e9, report.tensors, report.files, report.files == 1 ? "" : "s",
-            (double)report.bytes / 1e9);
+            SIZE_TEXT(report.bytes));
     return EXIT_OK;
 }
 
@@ -337,17 +338,20 @@ static int run_synth(int argc, char **argv) {
     struct synth_flags f = {.config = "tiny", .mtp = -1, .o.group_size = 128};
     f.o.dtype = TENSOR_BF16;
     f.o.shard_bytes = 4000000000;
-    int flag;
-    while ((flag = getopt_long(argc, argv, "h", flags, NULL)) != -1) {
+    struct error e = {0};
+    int flag, at = 0;
+    while ((flag = getopt_long(argc, argv, "h", flags, &at)) != -1) {
         if (flag == 'h' || flag == SYNTH_HELP_FLAG) {
             fputs(SYNTH_HELP, stdout);
             return EXIT_OK;
         }
-        int r = set_synth_flag(flag, optarg, &f);
+        int r = set_synth_flag(flag, optarg, &f, &e);
         if (r > 0)
             return usage_error("synth", "this option is not known, or lacks its value");
+        if (e.text[0])
+            return usage_error("synth", "--%s: %s", flags[at].name, e.text);
         if (r < 0)
-            return usage_error("synth", "'%s' is not a value that this option takes", optarg);
+            return usage_error("synth", "--%s: '%s' is not a value that it takes", flags[at].name, optarg);
     }
     if (argc - optind != 1)
         return usage_error("synth", "name one folder to write");

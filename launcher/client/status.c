@@ -1,6 +1,7 @@
 /* status.c - `shardd status`: health, model and server information of a running service. */
 #include "launcher/verbs.h"
 
+#include "base/sizes.h"
 #include "grpc/health/v1/health.pb-c.h"
 #include "launcher/client/chunk_json.h"
 #include "launcher/client/client.h"
@@ -75,7 +76,7 @@ static void print_model(const Shardd__V1__GetModelInfoResponse *m) {
     print_text("folder", m->path);
     printf("%-18s %.*s, vocabulary %u, context %u tokens\n", "architecture", (int)m->architecture.len,
             (const char *)m->architecture.data, m->vocab_size, m->max_model_len);
-    printf("%-18s %.2f GB, fingerprint %.*s\n", "weights", (double)m->weight_bytes / 1e9,
+    printf("%-18s %s, fingerprint %.*s\n", "weights", SIZE_TEXT(m->weight_bytes),
             (int)m->weight_fingerprint.len, (const char *)m->weight_fingerprint.data);
     if (m->chat_template.len)
         print_text("chat template", m->chat_template);

@@ -1,177 +1,45 @@
-/* option_table.c - the table of settings; see options.h. Order is the order of --help and of --print-config.
- */
+/* option_table.c - the table of settings, made of the rows in option_rows.inc; see options.h. */
 #include "launcher/options/options.h"
 
 #include "base/limits.h"
 
-#define SERVICE                                                                                              \
-    (VERB_SERVE |                                                                                            \
-            VERB_ASKS) /* generate and chat hand it on to the private service of --model               \
-                              */
-#define NO_RANGE    0, 0
-#define NO_CHOICE   NULL
+#define SERVE    VERB_SERVE
+#define GENERATE VERB_GENERATE
+#define STATUS   VERB_STATUS
+#define CLIENTS  VERB_CLIENTS
+#define ASKS     VERB_ASKS
+#define SERVICE  (SERVE | ASKS) /* generate and chat hand it on to the private service of --model */
+
+#define IN_SERVER "server"
+#define IN_MODEL  "model"
+#define IN_ENGINE "engine"
+#define IN_CLIENT "client"
+#define NO_FILE   NULL
+#define UNSET     NULL
+
 #define HOUR_MS     3600e3
 #define PORT_MAX    65535
 #define THREADS_TOP 1024
+#define WHOLE_MAX   0x1p64 /* every 64-bit number */
+
+/* One row to one entry; what comes last is the help, and what it has besides. */
+#define ROW(id, n, t, s, v, h, p, ...)                                                                       \
+    [OPT_##id] = {OPT_##id, .name = n, .type = t, .section = s, .verbs = v, .holder = h, .preset = p,        \
+            __VA_ARGS__},
+#define TEXT(id, n, s, v, h, p, t, ...)  ROW(id, n, OPTION_TEXT, s, v, h, p, .to = t, .help = __VA_ARGS__)
+#define TEXTS(id, n, s, v, h, p, t, ...) ROW(id, n, OPTION_TEXTS, s, v, h, p, .to = t, .help = __VA_ARGS__)
+#define NUMBER(id, n, s, v, p, low, high, t, ...)                                                            \
+    ROW(id, n, OPTION_NUMBER, s, v, "N", p, .min = low, .max = high, .to = t, .help = __VA_ARGS__)
+#define REAL(id, n, s, v, p, low, high, t, ...)                                                              \
+    ROW(id, n, OPTION_REAL, s, v, "X", p, .min = low, .max = high, .to = t, .help = __VA_ARGS__)
+#define BYTES(id, n, s, v, p, high, t, ...)                                                                  \
+    ROW(id, n, OPTION_BYTES, s, v, "BYTES", p, .max = high, .to = t, .help = __VA_ARGS__)
+#define DURATION(id, n, s, v, p, low, high, t, ...)                                                          \
+    ROW(id, n, OPTION_DURATION, s, v, "TIME", p, .min = low, .max = high, .to = t, .help = __VA_ARGS__)
+#define CHOICE(id, n, s, v, h, p, c, t, ...)                                                                 \
+    ROW(id, n, OPTION_CHOICE, s, v, h, p, .choices = c, .to = t, .help = __VA_ARGS__)
+#define SWITCH(id, n, s, v, p, t, ...) ROW(id, n, OPTION_SWITCH, s, v, NULL, p, .to = t, .help = __VA_ARGS__)
 
 const struct option_info option_table[OPTIONS_N] = {
-        [OPT_HOST] = {OPT_HOST, "host", NULL, OPTION_TEXT, "server", VERB_SERVE, "ADDRESS", "127.0.0.1",
-                NO_RANGE, NO_CHOICE,
-                "Address to listen on. There is no authentication: 0.0.0.0 or :: lets everybody who reaches this "
-                "machine use the model."},
-        [OPT_PORT] = {OPT_PORT, "port", NULL, OPTION_NUMBER, "server", VERB_SERVE, "N", "50051", 0, PORT_MAX,
-                NO_CHOICE, "TCP port; 0 takes any free one and prints it."},
-        [OPT_UDS] = {OPT_UDS, "uds", NULL, OPTION_TEXT, "server", VERB_SERVE, "PATH", NULL, NO_RANGE,
-                NO_CHOICE,
-                "Listen on a Unix socket (mode 0660). Without --host or --port there is then no TCP listener."},
-        [OPT_SERVED_MODEL_NAME] = {OPT_SERVED_MODEL_NAME, "served-model-name", NULL, OPTION_TEXTS, "server",
-                SERVICE, "NAME", NULL, NO_RANGE, NO_CHOICE,
-                "Name that clients ask for; repeat for several. Default: the last part of --model."},
-        [OPT_MAX_QUEUE] = {OPT_MAX_QUEUE, "max-queue", NULL, OPTION_NUMBER, "server", SERVICE, "N", "1024", 1,
-                LIVE_REQUESTS_MAX, NO_CHOICE,
-                "Requests that may wait; more are refused with RESOURCE_EXHAUSTED."},
-        [OPT_GRPC_THREADS] = {OPT_GRPC_THREADS, "grpc-threads", NULL, OPTION_NUMBER, "server", SERVICE, "N",
-                "2", 1, 64, NO_CHOICE, "Threads of the coordinator that talk to clients."},
-        [OPT_METRICS_LISTEN] = {OPT_METRICS_LISTEN, "metrics-listen", NULL, OPTION_TEXT, "server", VERB_SERVE,
-                "ADDRESS:PORT", NULL, NO_RANGE, NO_CHOICE,
-                "Prometheus metrics over HTTP at /metrics. Default: off."},
-        [OPT_SHUTDOWN_GRACE] = {OPT_SHUTDOWN_GRACE, "shutdown-grace", NULL, OPTION_DURATION, "server",
-                SERVICE, "TIME", "30s", 0, HOUR_MS, NO_CHOICE,
-                "After SIGTERM running requests may go on for this long; new ones are refused."},
-        [OPT_LOG_LEVEL] = {OPT_LOG_LEVEL, "log-level", NULL, OPTION_CHOICE, "server", SERVICE, "LEVEL",
-                "info", NO_RANGE, "error|warning|notice|info|debug",
-                "What is written to stderr (the journal under systemd)."},
-
-        [OPT_MODEL] = {OPT_MODEL, "model", "m", OPTION_TEXT, "model", SERVICE, "DIR", NULL, NO_RANGE,
-                NO_CHOICE,
-                "Folder of a Hugging Face checkpoint (config.json, tokenizer.json, *.safetensors), or a GGUF file."},
-        [OPT_MAX_MODEL_LEN] = {OPT_MAX_MODEL_LEN, "max-model-len", NULL, OPTION_NUMBER, "model", SERVICE, "N",
-                "0", 0, CONTEXT_MAX, NO_CHOICE,
-                "Longest prompt and answer together, in tokens; 0: what the model and the memory allow."},
-        [OPT_LOAD_FORMAT] = {OPT_LOAD_FORMAT, "load-format", NULL, OPTION_CHOICE, "model", SERVICE, "FORMAT",
-                "auto", NO_RANGE, "auto|safetensors|packed|dummy",
-                "packed maps a file of packed weights, which the first start makes; auto maps it where it is there; "
-                "safetensors reads the checkpoint always; dummy makes seeded random weights, to test sizes and speed."},
-        [OPT_PACKED_CACHE] = {OPT_PACKED_CACHE, "packed-cache", NULL, OPTION_TEXT, "model", SERVICE, "DIR",
-                NULL, NO_RANGE, NO_CHOICE,
-                "Folder for files of packed weights. Default: the model's own, or ~/.cache/shardd where that cannot be "
-                "written to."},
-        [OPT_VERIFY_WEIGHTS] = {OPT_VERIFY_WEIGHTS, "verify-weights", NULL, OPTION_SWITCH, "model", SERVICE,
-                NULL, "false", NO_RANGE, NO_CHOICE,
-                "Compare the checksums of packed weights before serving; reads the whole file."},
-        [OPT_SEED] = {OPT_SEED, "seed", NULL, OPTION_NUMBER, "model", SERVICE, "N", "0", 0,
-                18446744073709551616.0, NO_CHOICE,
-                "Seed of requests that bring none (serve: 0 draws one per request), of dummy weights, and of this "
-                "request (generate, chat)."},
-
-        [OPT_TENSOR_PARALLEL_SIZE] = {OPT_TENSOR_PARALLEL_SIZE, "tensor-parallel-size", "tp", OPTION_NUMBER,
-                "engine", SERVICE, "N", "1", 1, RANKS_MAX, NO_CHOICE,
-                "Ranks that share every layer: 1, 2, 4 or 8; one process each, one per GPU."},
-        [OPT_DEVICE] = {OPT_DEVICE, "device", NULL, OPTION_CHOICE, "engine", SERVICE, "KIND", "auto",
-                NO_RANGE, "auto|cpu|cuda|null",
-                "auto, cpu or cuda. auto is cuda where a GPU and the CUDA worker are, else cpu."},
-        [OPT_RANKS_PER_PROCESS] = {OPT_RANKS_PER_PROCESS, "ranks-per-process", NULL, OPTION_NUMBER, "engine",
-                SERVICE, "N", "1", 1, RANKS_MAX, NO_CHOICE,
-                "Ranks hosted by one worker process: for tests, or ranks sharing a GPU."},
-        [OPT_THREADS] = {OPT_THREADS, "threads", NULL, OPTION_NUMBER, "engine", SERVICE, "N", "0", 0,
-                THREADS_TOP, NO_CHOICE,
-                "Threads of each CPU rank; 0: the cores of this machine divided by the ranks."},
-        [OPT_MAX_NUM_SEQS] = {OPT_MAX_NUM_SEQS, "max-num-seqs", NULL, OPTION_NUMBER, "engine", SERVICE, "N",
-                "64", 1, SEQS_MAX, NO_CHOICE, "Sequences that run at the same time; more wait in the queue."},
-        [OPT_MAX_NUM_BATCHED_TOKENS] = {OPT_MAX_NUM_BATCHED_TOKENS, "max-num-batched-tokens", NULL,
-                OPTION_NUMBER, "engine", SERVICE, "N", "512", 1, STEP_ROWS_MAX, NO_CHOICE,
-                "Tokens of one engine step, prompts and answers together. Larger reads prompts faster, smaller "
-                "keeps answers flowing meanwhile."},
-        [OPT_ACTIVATIONS] = {OPT_ACTIVATIONS, "activations", NULL, OPTION_CHOICE, "engine", SERVICE, "TYPE",
-                "int8", NO_RANGE, "int8|float",
-                "What INT4 and INT8 weights are multiplied with on the CPU: int8 rounds activations to 8 bits, float "
-                "keeps them as they are and is slower."},
-        [OPT_KV_CACHE_DTYPE] = {OPT_KV_CACHE_DTYPE, "kv-cache-dtype", NULL, OPTION_CHOICE, "engine", SERVICE,
-                "TYPE", "auto", NO_RANGE, "auto|bf16|fp32",
-                "Type of the KV cache: auto, bf16 or fp32. auto is fp32 for an fp32 checkpoint, else bf16."},
-        [OPT_KV_CACHE_MEMORY] = {OPT_KV_CACHE_MEMORY, "kv-cache-memory", NULL, OPTION_BYTES, "engine",
-                SERVICE, "BYTES", "0", 0, 1125899906842624.0, NO_CHOICE,
-                "Memory of each rank for KV pages and sequence state: a size such as 8GiB, or a part of what is free "
-                "such as 0.5; 0: chosen for you."},
-        [OPT_STEP_TIMEOUT] = {OPT_STEP_TIMEOUT, "step-timeout", NULL, OPTION_DURATION, "engine", SERVICE,
-                "TIME", "30s", 100, HOUR_MS, NO_CHOICE,
-                "A rank with work and no progress for this long is stuck: the rank group is restarted and its "
-                "requests go on. Default 30s on the CPU, 2s with CUDA."},
-
-        [OPT_CONFIG] = {OPT_CONFIG, "config", "c", OPTION_TEXT, NULL, SERVICE, "FILE", NULL, NO_RANGE,
-                NO_CHOICE,
-                "Configuration file with these settings; the command line and the environment win over it."},
-        [OPT_PRINT_CONFIG] = {OPT_PRINT_CONFIG, "print-config", NULL, OPTION_SWITCH, NULL, VERB_SERVE, NULL,
-                NULL, NO_RANGE, NO_CHOICE,
-                "Show every setting, and where its value comes from, as a configuration file; then exit."},
-        [OPT_LIBEXEC_DIR] = {OPT_LIBEXEC_DIR, "libexec-dir", NULL, OPTION_TEXT, NULL, SERVICE, "DIR", NULL,
-                NO_RANGE, NO_CHOICE,
-                "Where shardd-coordinator and shardd-worker-* are. Default: beside this program, then "
-                "../libexec/shardd."},
-
-        [OPT_SERVER] = {OPT_SERVER, "server", "s", OPTION_TEXT, "client", VERB_CLIENTS, "ADDRESS",
-                "127.0.0.1:50051", NO_RANGE, NO_CHOICE, "Service to ask: HOST:PORT, or unix:PATH."},
-        [OPT_TIMEOUT] = {OPT_TIMEOUT, "timeout", NULL, OPTION_DURATION, NULL, VERB_CLIENTS, "TIME", NULL, 1,
-                24 * HOUR_MS, NO_CHOICE, "gRPC deadline of each request. Default: none (status: 5s)."},
-        [OPT_CHAT] = {OPT_CHAT, "chat", NULL, OPTION_SWITCH, NULL, VERB_GENERATE, NULL, NULL, NO_RANGE,
-                NO_CHOICE,
-                "Send PROMPT as a user's message through the model's chat template. Default: as plain text."},
-        [OPT_RAW] = {OPT_RAW, "raw", NULL, OPTION_SWITCH, NULL, VERB_ASKS, NULL, NULL, NO_RANGE, NO_CHOICE,
-                "Show the model's text as it is: reasoning and tool calls are not parsed."},
-        [OPT_SYSTEM] = {OPT_SYSTEM, "system", NULL, OPTION_TEXT, NULL, VERB_ASKS, "TEXT", NULL, NO_RANGE,
-                NO_CHOICE, "System message of the conversation (generate: with --chat)."},
-        [OPT_THINKING] = {OPT_THINKING, "thinking", NULL, OPTION_CHOICE, NULL, VERB_ASKS, "on|off", NULL,
-                NO_RANGE, "on|off", "Whether the model reasons first. Default: the chat template's."},
-        [OPT_MAX_TOKENS] = {OPT_MAX_TOKENS, "max-tokens", "n", OPTION_NUMBER, NULL, VERB_ASKS, "N", NULL, 1,
-                NEW_TOKENS_MAX, NO_CHOICE, "Longest answer, in tokens. Default: up to the model's length."},
-        [OPT_MIN_TOKENS] = {OPT_MIN_TOKENS, "min-tokens", NULL, OPTION_NUMBER, NULL, VERB_ASKS, "N", NULL, 0,
-                NEW_TOKENS_MAX, NO_CHOICE, "The answer does not stop before this many tokens."},
-        [OPT_TEMPERATURE] = {OPT_TEMPERATURE, "temperature", "t", OPTION_REAL, NULL, VERB_ASKS, "X", NULL, 0,
-                100, NO_CHOICE,
-                "0 always takes the likeliest token. Default: the model's generation_config.json."},
-        [OPT_TOP_K] = {OPT_TOP_K, "top-k", NULL, OPTION_NUMBER, NULL, VERB_ASKS, "N", NULL, 0, 4294967295.0,
-                NO_CHOICE, "Sample among the N likeliest tokens; 0: all."},
-        [OPT_TOP_P] = {OPT_TOP_P, "top-p", NULL, OPTION_REAL, NULL, VERB_ASKS, "X", NULL, 0, 1, NO_CHOICE,
-                "Sample among the likeliest tokens that hold this much probability."},
-        [OPT_MIN_P] = {OPT_MIN_P, "min-p", NULL, OPTION_REAL, NULL, VERB_ASKS, "X", NULL, 0, 1, NO_CHOICE,
-                "Drop tokens less likely than X times the likeliest."},
-        [OPT_REPETITION_PENALTY] = {OPT_REPETITION_PENALTY, "repetition-penalty", NULL, OPTION_REAL, NULL,
-                VERB_ASKS, "X", NULL, 0, 10, NO_CHOICE,
-                "Above 1 discourages tokens of the prompt and the answer."},
-        [OPT_PRESENCE_PENALTY] = {OPT_PRESENCE_PENALTY, "presence-penalty", NULL, OPTION_REAL, NULL,
-                VERB_ASKS, "X", NULL, -2, 2, NO_CHOICE, "Discourages tokens already in the answer."},
-        [OPT_FREQUENCY_PENALTY] = {OPT_FREQUENCY_PENALTY, "frequency-penalty", NULL, OPTION_REAL, NULL,
-                VERB_ASKS, "X", NULL, -2, 2, NO_CHOICE,
-                "Discourages tokens by how often they are in the answer."},
-        [OPT_LOGIT_BIAS] = {OPT_LOGIT_BIAS, "logit-bias", NULL, OPTION_TEXTS, NULL, VERB_ASKS, "ID=X", NULL,
-                NO_RANGE, NO_CHOICE, "Add X to a token's logit; repeat for several."},
-        [OPT_STOP] = {OPT_STOP, "stop", NULL, OPTION_TEXTS, NULL, VERB_ASKS, "TEXT", NULL, NO_RANGE,
-                NO_CHOICE, "Stop when the answer contains TEXT; repeat for several."},
-        [OPT_STOP_TOKEN_ID] = {OPT_STOP_TOKEN_ID, "stop-token-id", NULL, OPTION_TEXTS, NULL, VERB_ASKS, "ID",
-                NULL, NO_RANGE, NO_CHOICE, "Stop at this token, beside the model's own; repeat for several."},
-        [OPT_IGNORE_EOS] = {OPT_IGNORE_EOS, "ignore-eos", NULL, OPTION_SWITCH, NULL, VERB_ASKS, NULL, NULL,
-                NO_RANGE, NO_CHOICE, "Do not stop at the model's own end tokens."},
-        [OPT_LOGPROBS] = {OPT_LOGPROBS, "logprobs", NULL, OPTION_NUMBER, NULL, VERB_GENERATE, "N", NULL, 0,
-                TOP_LOGPROBS_MAX, NO_CHOICE,
-                "With --json: log probability of each token and of the N likeliest."},
-        [OPT_TOKEN_IDS] = {OPT_TOKEN_IDS, "token-ids", NULL, OPTION_SWITCH, NULL, VERB_GENERATE, NULL, NULL,
-                NO_RANGE, NO_CHOICE,
-                "Print the ids of the generated tokens instead of their text (--json: beside it)."},
-        [OPT_PROMPT_TOKEN_IDS] = {OPT_PROMPT_TOKEN_IDS, "prompt-token-ids", NULL, OPTION_SWITCH, NULL,
-                VERB_GENERATE, NULL, NULL, NO_RANGE, NO_CHOICE,
-                "PROMPT is token ids, separated by spaces or commas, not text."},
-        [OPT_PARSE_SPECIAL] = {OPT_PARSE_SPECIAL, "parse-special", NULL, OPTION_SWITCH, NULL, VERB_GENERATE,
-                NULL, NULL, NO_RANGE, NO_CHOICE,
-                "Control tokens such as <|im_start|> in PROMPT mean themselves. Trusted text only."},
-        [OPT_REQUEST_ID] = {OPT_REQUEST_ID, "request-id", NULL, OPTION_TEXT, NULL, VERB_GENERATE, "ID", NULL,
-                NO_RANGE, NO_CHOICE, "Name of the request in logs, and its idempotency key."},
-        [OPT_MODEL_NAME] = {OPT_MODEL_NAME, "model-name", NULL, OPTION_TEXT, NULL, VERB_ASKS, "NAME", NULL,
-                NO_RANGE, NO_CHOICE, "Refuse to talk to a service that does not serve this model name."},
-        [OPT_JSON] = {OPT_JSON, "json", NULL, OPTION_SWITCH, NULL, VERB_GENERATE | VERB_STATUS, NULL, NULL,
-                NO_RANGE, NO_CHOICE,
-                "Write JSON for programs: generate one object per chunk and line, status one object."},
-        [OPT_QUIET] = {OPT_QUIET, "quiet", "q", OPTION_SWITCH, NULL, VERB_ASKS, NULL, NULL, NO_RANGE,
-                NO_CHOICE, "No figures on stderr at the end."},
-        [OPT_HELP] = {OPT_HELP, "help", "h", OPTION_SWITCH, NULL, VERB_SERVE | VERB_CLIENTS, NULL, NULL,
-                NO_RANGE, NO_CHOICE, "This help."},
+#include "launcher/options/option_rows.inc"
 };

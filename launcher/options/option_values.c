@@ -1,8 +1,8 @@
-/* option_values.c - texts to values: numbers, sizes, times, choices; see option_parse in options.h. Every
- * refusal says what was given and what would be right. */
+/* option_values.c - texts to values: numbers, sizes, times, choices; see option_parse in options.h. Every refusal says
+ * what was given and what would be right. */
 #include "launcher/options/options.h"
 
-#include "base/limits.h"
+#include "base/sizes.h"
 
 #include <errno.h>
 #include <math.h>
@@ -14,64 +14,65 @@ struct unit {
     double factor;
 };
 
-static const struct unit byte_units[] = {{"", 1}, {"B", 1}, {"K", 1024.0}, {"KB", 1024.0}, {"KiB", 1024.0},
-        {"M", 1048576.0}, {"MB", 1048576.0}, {"MiB", 1048576.0}, {"G", 1073741824.0}, {"GB", 1073741824.0},
-        {"GiB", 1073741824.0}, {"T", 1099511627776.0}, {"TB", 1099511627776.0}, {"TiB", 1099511627776.0}};
 static const struct unit time_units[] = {
         {"ms", 1}, {"", 1e3}, {"s", 1e3}, {"m", 60e3}, {"min", 60e3}, {"h", 3600e3}};
 
+static uint64_t whole(double limit) {
+    return limit >= 0x1p64 ? UINT64_MAX : (uint64_t)limit;
+}
+
 static int parse_number(const struct option_info *info, const char *where, const char *text,
         struct option_value *value, struct error *e) {
-    char *end;
-    errno = 0;
-    unsigned long long n = strtoull(text, &end, 10);
-    /* strtoull takes blanks and signs ("-1" becomes 2^64-1): a number starts with a digit here. */
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno == ERANGE)
-        return error_set(e, -EINVAL, "%s: '%.64s' is not a whole number", where, text);
-    if ((double)n < info->min || (double)n > info->max)
-        return error_set(e, -EINVAL, "%s: %llu is out of range; it takes %.0f to %.0f", where, n, info->min,
-                info->max);
-    value->number = n;
-    value->real = (double)n;
+    int rc = count_parse(text, whole(info->min), whole(info->max), &value->number, e);
+    if (rc < 0)
+        return error_prefix(e, -EINVAL, "%s", where);
+    value->real = (double)value->number;
     return 0;
 }
 
+static int parse_bytes(const struct option_info *info, const char *where, const char *text,
+        struct option_value *value, struct error *e) {
+    int rc = size_or_part_parse(text, whole(info->max), &value->number, &value->real, e);
+    return rc < 0 ? error_prefix(e, -EINVAL, "%s", where) : 0;
+}
+
+/* strtod() alone would take blanks, hexadecimals, "inf" and "nan". */
 static int parse_real(const struct option_info *info, const char *where, const char *text,
         struct option_value *value, struct error *e) {
     char *end;
     errno = 0;
     double x = strtod(text, &end);
-    if (end == text || *end != '\0' || errno == ERANGE)
+    if (end == text || *end != '\0' || errno == ERANGE || text[strspn(text, "+-.0123456789eE")] != '\0')
         return error_set(e, -EINVAL, "%s: '%.64s' is not a number", where, text);
-    if (!isfinite(x) || x < info->min || x > info->max)
+    if (x < info->min || x > info->max)
         return error_set(
                 e, -EINVAL, "%s: %g is out of range; it takes %g to %g", where, x, info->min, info->max);
     value->real = x;
     return 0;
 }
 
-/* "4GiB", "500ms": a number, then one of the units. */
-static int parse_quantity(const struct option_info *info, const char *where, const char *text,
-        const struct unit *units, size_t n_units, const char *examples, struct option_value *value,
-        struct error *e) {
-    char *end;
-    errno = 0;
-    double x = strtod(text, &end);
-    if (text[0] < '0' || text[0] > '9' || end == text || errno == ERANGE)
-        return error_set(
-                e, -EINVAL, "%s: '%.64s' is not understood; write it like %s", where, text, examples);
-    for (size_t i = 0; i < n_units; i++) {
-        if (strcmp(end, units[i].suffix) != 0)
+/* "30s", "1.5m", "500ms": digits, perhaps a fraction, then one of the units. */
+static int parse_duration(const struct option_info *info, const char *where, const char *text,
+        struct option_value *value, struct error *e) {
+    const char *const example = "30s, 500ms or 2m";
+    size_t digits = strspn(text, "0123456789"), n = digits;
+    if (digits && text[n] == '.')
+        n += 1 + strspn(text + n + 1, "0123456789");
+    if (digits == 0 || n == digits + 1)
+        return error_set(e, -EINVAL, "%s: '%.64s' is not understood; write it like %s", where, text, example);
+    for (size_t i = 0; i < sizeof(time_units) / sizeof(time_units[0]); i++) {
+        if (strcmp(text + n, time_units[i].suffix) != 0)
             continue;
-        double scaled = x * units[i].factor;
-        if (!isfinite(scaled) || scaled < info->min || scaled > info->max)
-            return error_set(e, -EINVAL, "%s: '%.64s' is out of range", where, text);
-        value->real = scaled;
-        value->number = info->type == OPTION_BYTES && scaled < 1 ? 0 : (uint64_t)llround(scaled);
+        double ms = strtod(text, NULL) * time_units[i].factor;
+        if (!isfinite(ms) || ms < info->min || ms > info->max)
+            return error_set(e, -EINVAL, "%s: '%.64s' is out of range; it takes %gs to %gs", where, text,
+                    info->min / 1e3, info->max / 1e3);
+        value->real = ms;
+        value->number = (uint64_t)llround(ms);
         return 0;
     }
-    return error_set(e, -EINVAL, "%s: '%.64s' has no unit that is known here; write it like %s", where, text,
-            examples);
+    return error_set(
+            e, -EINVAL, "%s: '%.64s' has no unit that is known here; write it like %s", where, text, example);
 }
 
 static int parse_choice(
@@ -108,11 +109,9 @@ int option_parse(const struct option_info *info, const char *where, const char *
     case OPTION_REAL:
         return parse_real(info, where, text, value, e);
     case OPTION_BYTES:
-        return parse_quantity(info, where, text, byte_units, sizeof(byte_units) / sizeof(byte_units[0]),
-                "8GiB or 512MiB", value, e);
+        return parse_bytes(info, where, text, value, e);
     case OPTION_DURATION:
-        return parse_quantity(info, where, text, time_units, sizeof(time_units) / sizeof(time_units[0]),
-                "30s, 500ms or 2m", value, e);
+        return parse_duration(info, where, text, value, e);
     case OPTION_CHOICE:
         return parse_choice(info, where, text, e);
     case OPTION_SWITCH:

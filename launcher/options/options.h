@@ -3,10 +3,9 @@
  *
  * A setting has one name: --max-num-seqs on the command line, SHARDD_MAX_NUM_SEQS in the environment and
  * max-num-seqs in the [engine] section of the configuration file. The command line wins over the environment,
- * that over the file, that over the default; each value remembers where it came from, for error messages and
- * for
- * --print-config. The table is in option_table.c, reading values in option_values.c, the sources in options.c
- * and config_file.c.
+ * that over the file, that over the default; each value remembers where it came from, for error messages and for
+ * --print-config. The table is made of the rows in option_rows.inc, one a setting; option_values.c reads values,
+ * options.c and config_file.c their sources.
  *
  * An object of struct options owns its texts; it does not keep argv. Nothing here logs or exits. */
 #pragma once
@@ -27,80 +26,36 @@ enum verb {
 #define VERB_CLIENTS (VERB_GENERATE | VERB_CHAT | VERB_STATUS)
 #define VERB_ASKS    (VERB_GENERATE | VERB_CHAT) /* verbs that send prompts and may start a private service */
 
+/* OPT_HOST, OPT_PORT, ...: one for each row. */
+#define TEXT(id, ...)     OPT_##id,
+#define TEXTS(id, ...)    OPT_##id,
+#define NUMBER(id, ...)   OPT_##id,
+#define REAL(id, ...)     OPT_##id,
+#define BYTES(id, ...)    OPT_##id,
+#define DURATION(id, ...) OPT_##id,
+#define CHOICE(id, ...)   OPT_##id,
+#define SWITCH(id, ...)   OPT_##id,
 enum option_id {
-    /* [server] */
-    OPT_HOST,
-    OPT_PORT,
-    OPT_UDS,
-    OPT_SERVED_MODEL_NAME,
-    OPT_MAX_QUEUE,
-    OPT_GRPC_THREADS,
-    OPT_METRICS_LISTEN,
-    OPT_SHUTDOWN_GRACE,
-    OPT_LOG_LEVEL,
-    /* [model] */
-    OPT_MODEL,
-    OPT_MAX_MODEL_LEN,
-    OPT_LOAD_FORMAT,
-    OPT_PACKED_CACHE,
-    OPT_VERIFY_WEIGHTS,
-    OPT_SEED,
-    /* [engine] */
-    OPT_TENSOR_PARALLEL_SIZE,
-    OPT_DEVICE,
-    OPT_RANKS_PER_PROCESS,
-    OPT_THREADS,
-    OPT_MAX_NUM_SEQS,
-    OPT_MAX_NUM_BATCHED_TOKENS,
-    OPT_ACTIVATIONS,
-    OPT_KV_CACHE_DTYPE,
-    OPT_KV_CACHE_MEMORY,
-    OPT_STEP_TIMEOUT,
-    /* command line of serve only */
-    OPT_CONFIG,
-    OPT_PRINT_CONFIG,
-    OPT_LIBEXEC_DIR,
-    /* clients */
-    OPT_SERVER,
-    OPT_TIMEOUT,
-    OPT_CHAT,
-    OPT_RAW,
-    OPT_SYSTEM,
-    OPT_THINKING,
-    OPT_MAX_TOKENS,
-    OPT_MIN_TOKENS,
-    OPT_TEMPERATURE,
-    OPT_TOP_K,
-    OPT_TOP_P,
-    OPT_MIN_P,
-    OPT_REPETITION_PENALTY,
-    OPT_PRESENCE_PENALTY,
-    OPT_FREQUENCY_PENALTY,
-    OPT_LOGIT_BIAS,
-    OPT_STOP,
-    OPT_STOP_TOKEN_ID,
-    OPT_IGNORE_EOS,
-    OPT_LOGPROBS,
-    OPT_TOKEN_IDS,
-    OPT_PROMPT_TOKEN_IDS,
-    OPT_PARSE_SPECIAL,
-    OPT_REQUEST_ID,
-    OPT_MODEL_NAME,
-    OPT_JSON,
-    OPT_QUIET,
-    OPT_HELP,
+#include "launcher/options/option_rows.inc"
     OPTIONS_N,
 };
 
 enum option_type {
     OPTION_TEXT,
-    OPTION_TEXTS,    /* may be given several times */
-    OPTION_NUMBER,   /* whole, min..max */
-    OPTION_REAL,     /* min..max */
-    OPTION_BYTES,    /* 4GiB, 512M; number holds bytes. Below 1, e.g. 0.5: a part, in real; number is 0 */
+    OPTION_TEXTS,  /* may be given several times */
+    OPTION_NUMBER, /* whole, min..max */
+    OPTION_REAL,   /* min..max */
+    OPTION_BYTES, /* as size_or_part_parse(): number holds bytes; or real a part such as 0.5, and number is 0 */
     OPTION_DURATION, /* 30s, 500ms, 2m, plain = seconds; number holds milliseconds */
     OPTION_CHOICE,   /* one of "a|b|c" */
     OPTION_SWITCH,   /* no value on the command line; true/false in the file. number holds 0 or 1 */
+};
+
+/* The children of `serve` that a setting is passed to, under its name. */
+enum option_to {
+    TO_NOBODY = 0,
+    TO_WORKER = 1u << 0,
+    TO_COORDINATOR = 1u << 1,
 };
 
 struct option_info {
@@ -110,11 +65,12 @@ struct option_info {
     enum option_type type;
     const char *section; /* of the file: "server", "model", "engine"; "client"/NULL = not in a file */
     unsigned verbs;      /* enum verb bits: who takes it */
+    unsigned to;         /* enum option_to bits: who is told */
     const char *holder;  /* what stands for the value in help: "N", "DIR" */
     const char *preset;  /* default as text; NULL = unset */
-    double min, max;     /* NUMBER, REAL, BYTES (bytes), DURATION (milliseconds) */
+    double min, max;     /* NUMBER, REAL, BYTES (bytes), DURATION (milliseconds); a NUMBER of 2^64 = any */
     const char *choices; /* CHOICE */
-    const char *help;    /* a sentence or two; NULL = not shown */
+    const char *help;    /* a sentence or two */
 };
 extern const struct option_info option_table[OPTIONS_N];
 
@@ -147,8 +103,7 @@ void options_done(struct options *o);
 int options_read_arguments(struct options *o, char *const argv[], int n, struct error *e);
 /* SHARDD_NAME for every setting of the verb not given on the command line. */
 int options_read_environment(struct options *o, char *const environment[], struct error *e);
-/* Settings of a configuration file that are not yet set (config_file.c). -ENOENT and others with a sentence.
- */
+/* Settings of a configuration file that are not yet set (config_file.c). -ENOENT and others with a sentence. */
 int options_read_file(struct options *o, const char *path, struct error *e);
 void options_apply_defaults(struct options *o);
 /* All of the above in their order, then options_check. */

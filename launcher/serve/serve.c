@@ -125,20 +125,30 @@ static void null_worker(struct argv *a) {
     free(copy);
 }
 
-static void pass(struct argv *a, const struct options *o, enum option_id id) {
+/* The setting as a word of the child's command line: sizes and times in their base unit. */
+static void pass_value(struct argv *a, const struct option_info *info, const struct option_value *v) {
     char flag[64];
-    snprintf(flag, sizeof(flag), "--%s", option_table[id].name);
-    argv_add_flag(a, flag, "%s", options_text(o, id));
+    snprintf(flag, sizeof(flag), "--%s%s", info->name, info->type == OPTION_DURATION ? "-ms" : "");
+    bool is_part = info->type == OPTION_BYTES && v->real > 0;
+    if (info->type == OPTION_SWITCH && v->number)
+        argv_add(a, "%s", flag);
+    else if (info->type == OPTION_NUMBER || info->type == OPTION_DURATION ||
+             (info->type == OPTION_BYTES && !is_part))
+        argv_add_flag(a, flag, "%llu", (unsigned long long)v->number);
+    else if (info->type != OPTION_SWITCH && info->type != OPTION_TEXTS && v->text)
+        argv_add_flag(a, flag, "%s", v->text);
+    for (size_t i = 0; i < v->n_texts; i++)
+        argv_add_flag(a, flag, "%s", v->texts[i]);
 }
 
-static void pass_number(struct argv *a, const struct options *o, enum option_id id) {
-    char flag[64];
-    snprintf(flag, sizeof(flag), "--%s", option_table[id].name);
-    argv_add_flag(a, flag, "%llu", (unsigned long long)options_number(o, id));
+/* Every setting whose row in option_rows.inc says that this child is told. */
+static void pass_settings(struct argv *a, const struct options *o, enum option_to to) {
+    for (size_t i = 0; i < OPTIONS_N; i++)
+        if (option_table[i].to & to)
+            pass_value(a, &option_table[i], &o->values[i]);
 }
 
 static void worker_command(struct serve *s, uint32_t index, uint32_t hosted) {
-    const struct options *o = s->o;
     struct argv *a = &s->worker_argv[index];
     char ranks[64];
     int n = snprintf(ranks, sizeof(ranks), "%u", index * hosted);
@@ -146,54 +156,26 @@ static void worker_command(struct serve *s, uint32_t index, uint32_t hosted) {
         n += snprintf(ranks + n, sizeof(ranks) - (size_t)n, ",%u", index * hosted + i);
     argv_add(a, "%s", s->worker);
     argv_add_flag(a, "--ranks", "%s", ranks);
-    pass_number(a, o, OPT_TENSOR_PARALLEL_SIZE);
     argv_add_flag(a, "--control-fd", "%d", CONTROL_FD);
     if (strcmp(s->device, "null") == 0) {
+        const enum option_id tp = OPT_TENSOR_PARALLEL_SIZE;
+        pass_value(a, &option_table[tp], &s->o->values[tp]);
         null_worker(a);
         return;
     }
     argv_add_flag(a, "--comm-fd", "%d", CHILD_COMM_FD);
     argv_add_flag(a, "--model", "%s", s->model);
-    argv_add_flag(a, "--threads", "%llu", (unsigned long long)threads_per_rank(o));
-    pass_number(a, o, OPT_MAX_MODEL_LEN);
-    pass_number(a, o, OPT_MAX_NUM_SEQS);
-    pass_number(a, o, OPT_MAX_NUM_BATCHED_TOKENS);
-    pass(a, o, OPT_KV_CACHE_DTYPE);
-    const struct option_value *memory = &o->values[OPT_KV_CACHE_MEMORY];
-    if (memory->number == 0 && memory->real > 0)
-        argv_add_flag(a, "--kv-cache-memory", "%.6f", memory->real);
-    else
-        pass_number(a, o, OPT_KV_CACHE_MEMORY);
-    pass(a, o, OPT_LOAD_FORMAT);
-    if (options_text(o, OPT_PACKED_CACHE))
-        pass(a, o, OPT_PACKED_CACHE);
-    if (options_number(o, OPT_VERIFY_WEIGHTS))
-        argv_add(a, "--verify-weights");
-    pass(a, o, OPT_ACTIVATIONS);
-    pass_number(a, o, OPT_SEED);
-    pass(a, o, OPT_LOG_LEVEL);
+    argv_add_flag(a, "--threads", "%llu", (unsigned long long)threads_per_rank(s->o));
+    pass_settings(a, s->o, TO_WORKER);
 }
 
 static void coordinator_command(struct serve *s) {
-    const struct options *o = s->o;
     struct argv *a = &s->coordinator_argv;
     argv_add(a, "%s", s->coordinator);
     argv_add_flag(a, "--control-fd", "%d", CONTROL_FD);
     argv_add_flag(a, "--model", "%s", s->model);
-    for (size_t i = 0; i < o->values[OPT_SERVED_MODEL_NAME].n_texts; i++)
-        argv_add_flag(a, "--served-model-name", "%s", o->values[OPT_SERVED_MODEL_NAME].texts[i]);
-    pass_number(a, o, OPT_MAX_NUM_SEQS);
-    pass_number(a, o, OPT_MAX_NUM_BATCHED_TOKENS);
-    pass_number(a, o, OPT_MAX_MODEL_LEN);
-    pass_number(a, o, OPT_MAX_QUEUE);
-    pass_number(a, o, OPT_GRPC_THREADS);
-    if (options_text(o, OPT_METRICS_LISTEN))
-        pass(a, o, OPT_METRICS_LISTEN);
-    argv_add_flag(
-            a, "--shutdown-grace-ms", "%llu", (unsigned long long)options_number(o, OPT_SHUTDOWN_GRACE));
     argv_add_flag(a, "--step-timeout-ms", "%llu", (unsigned long long)step_timeout_ms(s));
-    pass_number(a, o, OPT_SEED);
-    pass(a, o, OPT_LOG_LEVEL);
+    pass_settings(a, s->o, TO_COORDINATOR);
 }
 
 /* Ours, without what systemd said to us alone. */
@@ -317,6 +299,8 @@ static int prepare(struct serve *s, struct service *service, struct error *e) {
     service->listeners = &s->listeners;
     service->grace_ms = options_number(s->o, OPT_SHUTDOWN_GRACE);
     service->step_timeout_ms = step_timeout_ms(s);
+    service->max_restarts = (uint32_t)options_number(s->o, OPT_MAX_RESTARTS);
+    service->restart_window_ms = options_number(s->o, OPT_RESTART_WINDOW);
     warn_about_strangers(&s->listeners);
     describe(s);
     service->title = s->title;

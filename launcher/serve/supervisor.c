@@ -11,6 +11,7 @@
 #include "launcher/serve/supervisor.h"
 
 #include "base/log.h"
+#include "base/sizes.h"
 #include "launcher/serve/child.h"
 #include "proto/step/ring.h"
 
@@ -29,10 +30,9 @@
 #define MS            1000000ull
 #define SECOND        1000000000ull
 #define PING_EVERY    SECOND
-#define SERVED_AFTER  SECOND /* a part that lived this long with a channel counts as having served */
-#define DEATHS_MAX    5u     /* within DEATHS_WINDOW and without service: give up */
-#define DEATHS_WINDOW (60 * SECOND)
-#define BACKOFF_FIRST (500 * MS)    /* doubled with each death that followed no service; the first is free */
+#define SERVED_AFTER  SECOND     /* a part that lived this long with a channel counts as having served */
+#define BACKOFF_FIRST (500 * MS) /* doubled with each death that followed no service; the first is free */
+#define BACKOFF_MAX   (30 * SECOND)
 #define EOF_GRACE     (5 * SECOND)  /* from closing the control socket to the end of the process */
 #define LINGER        (10 * SECOND) /* beyond the grace: the coordinator lets peers hang up */
 #define WORKERS_STOP  (5 * SECOND)
@@ -48,8 +48,8 @@ struct part {
     struct child *children;
     uint32_t n;
     uint64_t epoch;
-    uint64_t restart_ns;            /* WAITING: when to start */
-    uint64_t deaths_ns[DEATHS_MAX]; /* since it last served */
+    uint64_t restart_ns;              /* WAITING: when to start */
+    uint64_t deaths_ns[RESTARTS_MAX]; /* since it last served, within the window; oldest first */
     uint32_t deaths;
     char why[CONTROL_TEXT_MAX]; /* of the last death */
 };
@@ -234,6 +234,21 @@ static void coordinator_lost(struct supervisor *s, const char *why) {
     part_lost(s, &s->coordinator, why);
 }
 
+static void forget_old_deaths(struct part *p, uint64_t now, uint64_t window_ns) {
+    uint32_t old = 0;
+    while (old < p->deaths && now - p->deaths_ns[old] > window_ns)
+        old++;
+    p->deaths -= old;
+    memmove(p->deaths_ns, p->deaths_ns + old, p->deaths * sizeof(p->deaths_ns[0]));
+}
+
+static uint64_t backoff_ns(uint32_t deaths) {
+    if (deaths < 2)
+        return 0;
+    uint64_t ns = deaths < 10 ? BACKOFF_FIRST << (deaths - 2) : BACKOFF_MAX;
+    return ns < BACKOFF_MAX ? ns : BACKOFF_MAX;
+}
+
 /* All of its processes are reaped: start again now, later, or never. */
 static void part_reaped(struct supervisor *s, struct part *p) {
     uint64_t now = now_ns();
@@ -246,18 +261,16 @@ static void part_reaped(struct supervisor *s, struct part *p) {
         give_up(s, -EIO, "%s", p->why);
         return;
     }
-    if (p->deaths == DEATHS_MAX - 1 && now - p->deaths_ns[0] < DEATHS_WINDOW) {
-        give_up(s, -EIO, "%s; that was the %uth time within a minute without serving in between: giving up",
-                p->why, DEATHS_MAX);
+    forget_old_deaths(p, now, s->service->restart_window_ms * MS);
+    if (p->deaths >= s->service->max_restarts) {
+        give_up(s, -EIO,
+                "%s; giving up after %u restarts in a row that did not come to serve (--max-restarts)",
+                p->why, p->deaths);
         return;
-    }
-    if (p->deaths == DEATHS_MAX - 1) {
-        memmove(p->deaths_ns, p->deaths_ns + 1, sizeof(p->deaths_ns) - sizeof(p->deaths_ns[0]));
-        p->deaths--;
     }
     p->deaths_ns[p->deaths++] = now;
     p->state = PART_WAITING;
-    p->restart_ns = p->deaths > 1 ? now + (BACKOFF_FIRST << (p->deaths - 2)) : now;
+    p->restart_ns = now + backoff_ns(p->deaths);
 }
 
 static void on_death(struct supervisor *s, struct child *c, const char *how) {
@@ -297,7 +310,7 @@ static void tell_progress(struct supervisor *s) {
     if (percent < s->told_percent + 10)
         return;
     s->told_percent = percent - percent % 10;
-    log_info("loading: %u %% of %.1f GB", percent, (double)total / 1e9);
+    log_info("loading: %u %% of %s", percent, SIZE_TEXT(total));
     sd_notifyf(0, "STATUS=loading: %u %%\nEXTEND_TIMEOUT_USEC=120000000", percent);
 }
 

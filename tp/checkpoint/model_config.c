@@ -481,12 +481,13 @@ int model_config_check_tp(const struct model_config *m, uint32_t tp, struct erro
     }
     if (n == 0) /* whoever asked for one rank, or for eight, has done nothing wrong */
         return unservable(m, e);
-    const char *hint = "sizes that work: ";
     if (!is_rank_count(tp))
-        return error_set(e, -EINVAL, "--tensor-parallel-size %u: must be 1, 2, 4 or 8; for this model, %s%s",
-                tp, hint, works);
-    return error_set(e, -EINVAL, "--tensor-parallel-size %u: %s is %llu, which %llu does not divide; %s%s",
-            tp, name, (unsigned long long)size, (unsigned long long)divisor, hint, works);
+        return error_set(e, -EDOM,
+                "--tensor-parallel-size %u: must be 1, 2, 4 or 8; for this model, sizes that work: %s", tp,
+                works);
+    return error_set(e, -EDOM,
+            "--tensor-parallel-size %u: %s is %llu, which %llu does not divide; sizes that work: %s", tp,
+            name, (unsigned long long)size, (unsigned long long)divisor, works);
 }
 
 uint64_t model_config_parameters(const struct model_config *m) {

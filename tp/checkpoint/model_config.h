@@ -38,8 +38,8 @@ int model_config_parse(
         const char *json, size_t bytes, const char *file, struct model_config *ret, struct error *e);
 /* Sizes that must fit each other, whatever tp is; file is for messages. */
 int model_config_check(const struct model_config *m, const char *file, struct error *e);
-/* Can this model be split over tp ranks? 0 or -EINVAL with a sentence that names the size that does not
- * divide and the values of tp that work, or says that none does. Rules: the sharding table (tp/load/shard.h); every K
- * splits in 8 leaves. The vocabulary may have any size. */
+/* Can this model be split over tp ranks? 0; -EDOM with a sentence naming the size that does not divide and the values
+ * of tp that work; -EINVAL when none works, with a sentence that does not blame tp. Rules: the sharding table
+ * (tp/load/shard.h); every K splits in 8 leaves. The vocabulary may have any size. */
 int model_config_check_tp(const struct model_config *m, uint32_t tp, struct error *e);
 uint64_t model_config_parameters(const struct model_config *m); /* language model, MTP not counted */

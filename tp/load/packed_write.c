@@ -5,6 +5,7 @@
 #include "tp/load/packed.h"
 
 #include "base/file.h"
+#include "base/sizes.h"
 #include "tp/checkpoint/quant_matrix.h"
 #include "tp/load/linears.h"
 #include "tp/load/packed_format.h"
@@ -377,13 +378,12 @@ static int write_file(struct writer *w) {
         return error_set(w->e, -errno, "%s: cannot empty it: %s", w->path, strerror(errno));
     r = -posix_fallocate(w->fd, 0, (off_t)w->file_bytes); /* a full disk shows now, not after minutes */
     if (r < 0 && r != -EOPNOTSUPP && r != -EINVAL)
-        return error_set(w->e, r,
-                "%s: cannot take %.2f GB there: %s; name another folder with --packed-cache", w->path,
-                (double)w->file_bytes / 1e9, strerror(-r));
+        return error_set(w->e, r, "%s: cannot take %s there: %s; name another folder with --packed-cache",
+                w->path, SIZE_TEXT(w->file_bytes), strerror(-r));
     if (w->q->note) {
         char text[PATH_MAX + 160];
-        snprintf(text, sizeof(text), "packing %.2f GB of weights into %s, once: later starts map that file",
-                (double)w->file_bytes / 1e9, w->path);
+        snprintf(text, sizeof(text), "packing %s of weights into %s, once: later starts map that file",
+                SIZE_TEXT(w->file_bytes), w->path);
         w->q->note(w->q->user, text);
     }
     w->buffer = k_host_alloc(w->context, buffer_bytes(w));

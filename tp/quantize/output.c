@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/limits.h"
+#include "base/sizes.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -222,9 +223,8 @@ static int check_room(const struct quantize_output *o, struct error *e) {
         return error_set(e, -errno, "%s: cannot tell how much room is left: %s", o->part, strerror(errno));
     uint64_t room = (uint64_t)fs.f_bavail * fs.f_frsize, needed = o->bytes + OTHER_FILES_BYTES;
     if (room < needed)
-        return error_set(e, -ENOSPC,
-                "%s: needs %.2f GB, %.2f GB are free on this disk: make room or use another", o->target,
-                (double)needed / 1e9, (double)room / 1e9);
+        return error_set(e, -ENOSPC, "%s: needs %s, %s are free on this disk: make room or use another",
+                o->target, SIZE_TEXT(needed), SIZE_TEXT(room));
     return 0;
 }
 

@@ -1,6 +1,8 @@
 /* report.c - what quantising cost, as a table and as JSON. Called by `shardd quantize` when it is done. */
 #include "tp/quantize/parts.h"
 
+#include "base/sizes.h"
+
 #include <stdlib.h>
 
 void quantize_report_done(struct quantize_report *r) {
@@ -33,9 +35,9 @@ void quantize_report_print(const struct quantize_report *r, const struct quantiz
         if (r->has_mtp)
             fprintf(to, "  MTP: KL %.5f, same likeliest token %.2f%%\n", r->mtp_kl, 100 * r->mtp_top_1);
     }
-    fprintf(to, "%s: %.3f GB of %.3f GB in %u file%s, %.1f s (%.1f GB/min)\n", o->target,
-            (double)r->target_bytes / 1e9, (double)r->source_bytes / 1e9, r->files, r->files == 1 ? "" : "s",
-            r->seconds, (double)r->source_bytes / 1e9 / (r->seconds + 1e-9) * 60);
+    fprintf(to, "%s: %s of %s in %u file%s, %.1f s (%s/min)\n", o->target, SIZE_TEXT(r->target_bytes),
+            SIZE_TEXT(r->source_bytes), r->files, r->files == 1 ? "" : "s", r->seconds,
+            SIZE_TEXT((uint64_t)((double)r->source_bytes / (r->seconds + 1e-9) * 60)));
 }
 
 /* Module names were checked: nothing in them needs an escape. */

@@ -2,6 +2,7 @@
  * last. */
 #include "tp/synth/synth.h"
 
+#include "base/sizes.h"
 #include "tp/synth/synth_parts.h"
 
 #include <dirent.h>
@@ -65,8 +66,8 @@ static int check_room(const char *dir, int fd, uint64_t bytes, struct error *e) 
     uint64_t room = (uint64_t)fs.f_bavail * fs.f_frsize, needed = bytes + OTHER_FILES_BYTES;
     if (room < needed)
         return error_set(e, -ENOSPC,
-                "%s: needs %.2f GB, %.2f GB are free on this disk: fewer --layers, or another disk", dir,
-                (double)needed / 1e9, (double)room / 1e9);
+                "%s: needs %s, %s are free on this disk: fewer --layers, or another disk", dir,
+                SIZE_TEXT(needed), SIZE_TEXT(room));
     return 0;
 }
 

@@ -1,6 +1,7 @@
 /* inspect.c - see inspect.h. */
 #include "tp/tools/inspect.h"
 
+#include "base/sizes.h"
 #include "tp/load/fingerprint.h"
 #include "tp/load/packed.h"
 #include "tp/load/shard.h"
@@ -12,8 +13,7 @@
 #include <string.h>
 
 #define ROWS_DEFAULT 512u /* --max-num-batched-tokens of the CPU worker */
-#define GB           1e9
-#define SHOWN_MAX    20u /* names of tensors that are not used */
+#define SHOWN_MAX    20u  /* names of tensors that are not used */
 
 struct inspection *inspect_free(struct inspection *i) {
     if (!i)
@@ -110,8 +110,8 @@ static void verify_packed(struct inspection *i) {
         int r = packed_verify(p, NULL, NULL, &e);
         i->packed_damaged = r < 0;
         if (r == 0)
-            snprintf(i->packed, sizeof(i->packed), "%s, %.2f GB, checksums right", packed_name(p),
-                    (double)packed_bytes(p) / GB);
+            snprintf(i->packed, sizeof(i->packed), "%s, %s, checksums right", packed_name(p),
+                    SIZE_TEXT(packed_bytes(p)));
         else
             snprintf(i->packed, sizeof(i->packed), "%s", e.text);
     } else if (e.code) {
@@ -195,19 +195,6 @@ fail:
 
 /* --- printing --- */
 
-/* "1.50 GB", "64.0 KB": three digits that matter. */
-static const char *amount(uint64_t bytes, char to[24]) {
-    static const char *const units[] = {"bytes", "KB", "MB", "GB", "TB"};
-    double value = (double)bytes;
-    size_t unit = 0;
-    while (value >= 999.5 && unit < 4) {
-        value /= 1000;
-        unit++;
-    }
-    snprintf(to, 24, "%.*f %s", unit == 0 || value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2, value, units[unit]);
-    return to;
-}
-
 static void print_eos(const struct model_config *m, FILE *out) {
     if (m->n_eos_ids == 0)
         fprintf(out, "none is named");
@@ -251,9 +238,9 @@ static void print_name(const char *name, FILE *out) {
 static void print_tensors(const struct inspection *i, FILE *out) {
     const struct model_tensors *t = i->tensors;
     const size_t files = checkpoint_files(i->checkpoint);
-    char text[24];
+    char text[SIZE_TEXT_MAX];
     fprintf(out, "  tensors       %zu in %zu file%s, %s:", checkpoint_count(i->checkpoint), files,
-            files == 1 ? "" : "s", amount(checkpoint_bytes(i->checkpoint), text));
+            files == 1 ? "" : "s", size_print(checkpoint_bytes(i->checkpoint), text));
     const char *separator = "";
     for (int d = 0; d < TENSOR_DTYPES; d++)
         if (i->dtype_tensors[d]) {
@@ -263,10 +250,10 @@ static void print_tensors(const struct inspection *i, FILE *out) {
         }
     fprintf(out, "\n  names         %s%s0...\n", t->gguf ? "" : t->prefix, t->gguf ? "blk." : "layers.");
     if (t->has_mtp)
-        fprintf(out, "  MTP layer     %s\n", amount(t->mtp_bytes, text));
+        fprintf(out, "  MTP layer     %s\n", size_print(t->mtp_bytes, text));
     if (t->n_vision)
         fprintf(out, "  vision        %u tensors, %s: not used, the model is served as a language model\n",
-                t->n_vision, amount(t->vision_bytes, text));
+                t->n_vision, size_print(t->vision_bytes, text));
     if (t->n_ignored)
         fprintf(out, "  not used      %u tensor%s:", t->n_ignored, t->n_ignored == 1 ? "" : "s");
     for (uint32_t k = 0; k < t->n_ignored && k < SHOWN_MAX; k++) {
@@ -278,43 +265,44 @@ static void print_tensors(const struct inspection *i, FILE *out) {
 }
 
 static void print_parts(const struct inspection *i, FILE *out) {
-    char text[24];
+    char text[SIZE_TEXT_MAX];
     fprintf(out, "matrices\n");
     for (uint32_t k = 0; k < i->n_parts; k++) {
         const struct inspect_part *p = &i->parts[k];
-        fprintf(out, "  %-13s %u of %s, %s\n", p->part, p->matrices, p->stored, amount(p->bytes, text));
+        fprintf(out, "  %-13s %u of %s, %s\n", p->part, p->matrices, p->stored, size_print(p->bytes, text));
     }
     if (i->packed[0])
         fprintf(out, "packed file     %s\n", i->packed);
 }
 
 static void print_memory(const struct inspection *i, FILE *out) {
-    char a[24], b[24];
+    char a[SIZE_TEXT_MAX], b[SIZE_TEXT_MAX];
     fprintf(out, "memory of each of %u rank%s, for %u sequence%s of %u tokens\n", i->options.tp,
             i->options.tp == 1 ? "" : "s", i->options.max_num_seqs, i->options.max_num_seqs == 1 ? "" : "s",
             i->options.max_model_len);
-    fprintf(out, "  weights       %s", amount(i->weight_bytes, a));
+    fprintf(out, "  weights       %s", size_print(i->weight_bytes, a));
     if (i->tensors->copied_bytes)
-        fprintf(out, " (%s of it copied out of the GGUF file%s)", amount(i->tensors->copied_bytes, b),
+        fprintf(out, " (%s of it copied out of the GGUF file%s)", size_print(i->tensors->copied_bytes, b),
                 i->tensors->embed_copied ? ", the embedding as F16" : "");
     fprintf(out, "\n");
-    fprintf(out, "  KV            %s (%s a token)\n", amount(i->kv_bytes, a), amount(i->kv_token_bytes, b));
+    fprintf(out, "  KV            %s (%s a token)\n", size_print(i->kv_bytes, a),
+            size_print(i->kv_token_bytes, b));
     fprintf(out, "  state         %s (%s a sequence)\n",
-            amount(i->sequence_bytes * i->options.max_num_seqs, a), amount(i->sequence_bytes, b));
-    fprintf(out, "  scratch       %s\n", amount(i->scratch_bytes, a));
-    fprintf(out, "  together      %s\n", amount(i->rank_bytes, a));
-    fprintf(out, "memory of all ranks\n  needed        %s", amount(i->total_bytes, a));
+            size_print(i->sequence_bytes * i->options.max_num_seqs, a), size_print(i->sequence_bytes, b));
+    fprintf(out, "  scratch       %s\n", size_print(i->scratch_bytes, a));
+    fprintf(out, "  together      %s\n", size_print(i->rank_bytes, a));
+    fprintf(out, "memory of all ranks\n  needed        %s", size_print(i->total_bytes, a));
     if (i->embedding_bytes)
-        fprintf(out, " (%s of it the embedding table, shared)", amount(i->embedding_bytes, b));
+        fprintf(out, " (%s of it the embedding table, shared)", size_print(i->embedding_bytes, b));
     fprintf(out, "\n");
-    fprintf(out, "  available     %s\n", amount(i->options.memory_bytes, a));
+    fprintf(out, "  available     %s\n", size_print(i->options.memory_bytes, a));
 }
 
 void inspect_verdict(const struct inspection *i, char *to, size_t size) {
     char needed[24], one[24], there[24];
-    amount(i->total_bytes, needed);
-    amount(i->one_sequence_bytes, one);
-    amount(i->options.memory_bytes, there);
+    size_print(i->total_bytes, needed);
+    size_print(i->one_sequence_bytes, one);
+    size_print(i->options.memory_bytes, there);
     if (i->fits)
         snprintf(to, size, "fits: %s of %s", needed, there);
     else if (i->one_sequence_bytes <= i->options.memory_bytes)

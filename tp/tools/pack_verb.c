@@ -1,9 +1,9 @@
 /* pack_verb.c - see pack_main.h: the command line around packed_make(). */
 #include "tp/tools/pack_verb.h"
 
+#include "base/sizes.h"
 #include "tp/load/fingerprint.h"
 #include "tp/load/packed.h"
-#include "tp/tools/option_values.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -64,9 +64,9 @@ static void show(void *user, uint64_t done, uint64_t total, const char *what) {
         return;
     p->last = now;
     p->shown = p->terminal;
-    fprintf(stderr, "%s%s %.2f of %.2f GB, %.0f MB/s: %s%s", p->terminal ? "\r\033[K" : "", p->verb,
-            (double)done / 1e9, (double)total / 1e9, (double)done / 1e6 / (now - p->begin + 1e-9), what,
-            p->terminal ? "" : "\n");
+    fprintf(stderr, "%s%s %s of %s, %s/s: %s%s", p->terminal ? "\r\033[K" : "", p->verb,
+            size_print_as(done, total, (char[SIZE_TEXT_MAX]){0}), SIZE_TEXT(total),
+            SIZE_TEXT((uint64_t)((double)done / (now - p->begin + 1e-9))), what, p->terminal ? "" : "\n");
 }
 
 static void tell(void *user, const char *text) {
@@ -113,8 +113,8 @@ static int pack(struct pack *p, struct error *e) {
     progress_end(&progress);
     if (r < 0)
         return r;
-    printf("%s: %u matrices, %.2f GB, %s", packed_name(p->packed), packed_matrices(p->packed),
-            (double)packed_bytes(p->packed) / 1e9, there ? "there already" : "packed");
+    printf("%s: %u matrices, %s, %s", packed_name(p->packed), packed_matrices(p->packed),
+            SIZE_TEXT(packed_bytes(p->packed)), there ? "there already" : "packed");
     if (!there)
         printf(" in %.1f s", now_s() - progress.begin);
     if (p->verify) {
@@ -149,8 +149,8 @@ int pack_main(int argc, char **argv) {
             p.verify = true;
             break;
         case THREADS:
-            if (option_u32(optarg, 0, 1024, &p.threads) < 0) {
-                fprintf(stderr, "shardd pack: --threads '%s': a number from 0 to 1024 is expected\n", optarg);
+            if (count_parse_u32(optarg, 0, 1024, &p.threads, &e) < 0) {
+                fprintf(stderr, "shardd pack: --threads: %s\n", e.text);
                 return EXIT_USAGE;
             }
             break;

@@ -2,8 +2,8 @@
  * shardd-checkpoint. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted. */
 #include "tp/tools/quantize_verb.h"
 
+#include "base/sizes.h"
 #include "tp/quantize/quantize.h"
-#include "tp/tools/option_values.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -110,9 +110,10 @@ static void show_progress(void *context, const char *what, uint64_t done, uint64
     p->shown = true;
     double seconds = seconds_between(&p->begin, &now) + 1e-9, rate = (double)done / seconds;
     double left = rate > 0 ? (double)(total - done) / rate : 0;
-    fprintf(stderr, "%s%s  %.2f of %.2f GB, %.1f GB/min, %.0f:%02.0f left%s", p->terminal ? "\r\033[K" : "",
-            what, (double)done / 1e9, (double)total / 1e9, rate / 1e9 * 60, (double)((int)left / 60),
-            (double)((int)left % 60), p->terminal ? "" : "\n");
+    fprintf(stderr, "%s%s  %s of %s, %s/min, %.0f:%02.0f left%s", p->terminal ? "\r\033[K" : "", what,
+            size_print_as(done, total, (char[SIZE_TEXT_MAX]){0}), SIZE_TEXT(total),
+            SIZE_TEXT((uint64_t)(rate * 60)), (double)((int)left / 60), (double)((int)left % 60),
+            p->terminal ? "" : "\n");
 }
 
 /* --- options --- */
@@ -152,18 +153,18 @@ static int parse_bits(const char *text, bool as_is, uint32_t *ret) {
     return 0;
 }
 
-static int parse_group(const char *text, uint32_t *ret) {
-    int r = option_u32(text, 32, 128, ret);
-    return r < 0 || *ret & (*ret - 1) ? -EINVAL : 0;
+static int parse_group(const char *text, uint32_t *ret, struct error *e) {
+    int r = count_parse_u32(text, 32, 128, ret, e);
+    return r == 0 && *ret & (*ret - 1) ? error_set(e, -EINVAL, "%u is none of 32, 64 and 128", *ret) : r;
 }
 
-static int set_flag(int flag, const char *value, struct flags *f) {
+static int set_flag(int flag, const char *value, struct flags *f, struct error *e) {
     struct quantize_options *o = &f->o;
     switch (flag) {
     case WEIGHTS:
         return parse_bits(value, false, &o->weight_bits);
     case GROUP_SIZE:
-        return parse_group(value, &o->group);
+        return parse_group(value, &o->group, e);
     case LM_HEAD:
         return parse_bits(value, true, &o->head_bits);
     case MTP:
@@ -174,14 +175,14 @@ static int set_flag(int flag, const char *value, struct flags *f) {
         return 0;
     case IGNORE:
         if (o->n_ignore == IGNORE_MAX)
-            return -E2BIG;
+            return error_set(e, -E2BIG, "it may be given %d times", IGNORE_MAX);
         f->ignore[o->n_ignore++] = value;
         return 0;
     case CALIBRATION:
         o->calibration = value;
         return 0;
     case FEEDBACK:
-        return option_u32(value, 0, 65536, &o->hessian_columns_max);
+        return count_parse_u32(value, 0, 65536, &o->hessian_columns_max, e);
     case EVAL:
         o->evaluation = value;
         return 0;
@@ -189,9 +190,9 @@ static int set_flag(int flag, const char *value, struct flags *f) {
         f->report = value;
         return 0;
     case THREADS:
-        return option_u32(value, 1, THREADS_MAX, &o->threads);
+        return count_parse_u32(value, 1, THREADS_MAX, &o->threads, e);
     case SHARD_SIZE:
-        return option_bytes(value, &o->shard_bytes);
+        return size_parse(value, 1, UINT64_MAX, &o->shard_bytes, e);
     default:
         return 1;
     }
@@ -216,17 +217,20 @@ static int read_options(int argc, char **argv, struct flags *f) {
             {"help", no_argument, NULL, HELP_FLAG},
             {NULL, 0, NULL, 0},
     };
-    int flag;
-    while ((flag = getopt_long(argc, argv, "h", flags, NULL)) != -1) {
+    struct error e = {0};
+    int flag, at = 0;
+    while ((flag = getopt_long(argc, argv, "h", flags, &at)) != -1) {
         if (flag == 'h' || flag == HELP_FLAG) {
             fputs(HELP, stdout);
             return -1;
         }
-        int r = set_flag(flag, optarg, f);
+        int r = set_flag(flag, optarg, f, &e);
         if (r > 0)
             return usage_error("this option is not known, or lacks its value");
+        if (e.text[0])
+            return usage_error("--%s: %s", flags[at].name, e.text);
         if (r < 0)
-            return usage_error("'%s' is not a value that this option takes", optarg);
+            return usage_error("--%s: '%s' is not a value that it takes", flags[at].name, optarg);
     }
     if (argc - optind != 2)
         return usage_error("name the model's folder and the folder to write");

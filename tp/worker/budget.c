@@ -1,11 +1,11 @@
 /* budget.c - see budget.h. */
 #include "tp/worker/budget.h"
 
+#include "base/sizes.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-
-#define GB 1e9
 
 static uint64_t pool_total(
         const struct k_shape *shape, const struct k_pool_options *o, struct k_pool_cost *ret_cost) {
@@ -41,27 +41,42 @@ static bool fit(const struct k_shape *shape, const struct budget_request *q, uin
 
 static int refuse(const struct budget_request *q, uint64_t needed, struct error *e) {
     return error_set(e, -ENOMEM,
-            "the model does not fit: weights %.2f GB, scratch %.2f GB and at least %.2f GB for one sequence are "
-            "needed, %.2f GB are free for this rank; use more ranks (--tensor-parallel-size), a smaller "
-            "--max-num-batched-tokens, or a machine with more memory",
-            (double)q->weight_bytes / GB, (double)q->scratch_bytes / GB, (double)needed / GB,
-            (double)q->memory_bytes / GB);
+            "the model does not fit: %s of weights, %s of scratch and at least %s for one sequence are needed, %s are "
+            "free for this rank; use more ranks (--tensor-parallel-size), a smaller --max-num-batched-tokens, or a "
+            "machine with more memory",
+            SIZE_TEXT(q->weight_bytes), SIZE_TEXT(q->scratch_bytes), SIZE_TEXT(needed),
+            SIZE_TEXT(q->memory_bytes));
 }
 
-static void describe(const struct budget_request *q, struct budget *b) {
+/* Bytes are told whole: what is shown rounded, typed again, would be too little. */
+static int refuse_pool(
+        const struct budget_request *q, uint64_t asked, uint64_t needed, uint64_t left, struct error *e) {
+    char part[64] = "";
+    if (!q->pool_bytes)
+        snprintf(part, sizeof(part), "%g of %s is ", q->pool_fraction, SIZE_TEXT(left));
+    return error_set(e, -EDOM,
+            "--kv-cache-memory: %s%s; at least %llu (%s) is needed for one sequence of %u tokens", part,
+            SIZE_TEXT(asked), (unsigned long long)needed, SIZE_TEXT(needed),
+            PAGE_TOKENS - q->extra_positions);
+}
+
+static void describe(const struct budget_request *q, uint64_t left, struct budget *b) {
     uint64_t slots = b->slot_bytes * (b->pool.slots + 1ull), pages = b->page_bytes * (b->pool.pages + 1ull);
     uint64_t used = q->weight_bytes + q->scratch_bytes + b->pool_bytes;
     int n = snprintf(b->text, sizeof(b->text),
-            "%.2f GB usable: weights %.2f, KV %u pages %.2f, state %u slots %.2f, scratch %.2f; %.2f left",
-            (double)q->memory_bytes / GB, (double)q->weight_bytes / GB, b->pool.pages, (double)pages / GB,
-            b->pool.slots, (double)slots / GB, (double)q->scratch_bytes / GB,
-            (double)(q->memory_bytes > used ? q->memory_bytes - used : 0) / GB);
+            "%s usable: weights %s, KV %u pages %s, state %u slots %s, scratch %s; %s left",
+            SIZE_TEXT(q->memory_bytes), SIZE_TEXT(q->weight_bytes), b->pool.pages, SIZE_TEXT(pages),
+            b->pool.slots, SIZE_TEXT(slots), SIZE_TEXT(q->scratch_bytes),
+            SIZE_TEXT(q->memory_bytes > used ? q->memory_bytes - used : 0));
     if (b->pool.slots < q->max_num_seqs && n > 0 && (size_t)n < sizeof(b->text))
         n += snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-num-seqs %u clamped to %u",
                 q->max_num_seqs, b->pool.slots);
     if (b->max_model_len < q->max_model_len && n > 0 && (size_t)n < sizeof(b->text))
-        snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-model-len %u clamped to %u",
+        n += snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-model-len %u clamped to %u",
                 q->max_model_len, b->max_model_len);
+    if (q->pool_bytes > left && n > 0 && (size_t)n < sizeof(b->text))
+        snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; kv-cache-memory %s clamped to %s",
+                SIZE_TEXT(q->pool_bytes), SIZE_TEXT(left));
 }
 
 int budget_make(
@@ -83,6 +98,8 @@ int budget_make(
         return refuse(q, least, e);
     uint64_t left = q->memory_bytes - taken;
     uint64_t limit = q->pool_bytes ? q->pool_bytes : (uint64_t)(q->pool_fraction * (double)left);
+    if (limit < least && (q->pool_bytes || q->fraction_asked))
+        return refuse_pool(q, limit, least, left, e);
     if (limit > left)
         limit = left;
     if (limit < least)
@@ -99,7 +116,7 @@ int budget_make(
     b.pool_bytes = pool_total(shape, o, &cost);
     b.slot_bytes = cost.slot_bytes;
     b.page_bytes = cost.page_bytes;
-    describe(q, &b);
+    describe(q, left, &b);
     *ret = b;
     return 0;
 }

@@ -12,6 +12,7 @@ struct budget_request {
     uint64_t weight_bytes;    /* packed weights */
     uint64_t scratch_bytes;   /* workspace, activations, communicator */
     uint64_t pool_bytes;      /* --kv-cache-memory as bytes; 0 = use pool_fraction */
+    bool fraction_asked;      /* pool_fraction is --kv-cache-memory, not a default */
     double pool_fraction;     /* of what weights and scratch leave; (0, 1] */
     uint32_t max_num_seqs;    /* wanted slots, 1..SEQS_MAX */
     uint32_t max_model_len;   /* wanted tokens of one sequence, already within the model's own limit */
@@ -24,9 +25,10 @@ struct budget {
     struct k_pool_options pool;
     uint32_t max_model_len; /* tokens of one sequence after clamping */
     uint64_t pool_bytes, slot_bytes, page_bytes;
-    char text[320]; /* "7.9 GB usable: weights 1.5, KV 2048 pages 1.6, ..." */
+    char text[448]; /* "7.90 GB usable: weights 1.50 GB, KV 2048 pages 1.61 GB, ..." */
 };
 
-/* -ENOMEM with a sentence that names the sizes when not even one sequence of one page fits. */
+/* -ENOMEM with a sentence that names the sizes when not even one sequence of one page fits; -EDOM when the memory
+ * would do, but --kv-cache-memory asks for less than that. */
 int budget_make(const struct k_shape *shape, const struct budget_request *request, struct budget *ret,
         struct error *e);

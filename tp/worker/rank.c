@@ -18,12 +18,12 @@ static uint32_t slots_of(const struct rank_options *o) {
 
 static int check_options(const struct rank_options *o, struct error *e) {
     if (slots_of(o) > SEQS_MAX)
-        return error_set(e, -EINVAL, "--max-num-seqs %u is too many: at most %u", slots_of(o), SEQS_MAX);
+        return error_set(e, -EDOM, "--max-num-seqs %u is too many: at most %u", slots_of(o), SEQS_MAX);
     if (rows_of(o) > STEP_ROWS_MAX)
         return error_set(
-                e, -EINVAL, "--max-num-batched-tokens %u is too many: at most %u", rows_of(o), STEP_ROWS_MAX);
+                e, -EDOM, "--max-num-batched-tokens %u is too many: at most %u", rows_of(o), STEP_ROWS_MAX);
     if (!(o->kv_cache_fraction >= 0 && o->kv_cache_fraction <= 1))
-        return error_set(e, -EINVAL, "--kv-cache-memory as a fraction must lie between 0 and 1");
+        return error_set(e, -EDOM, "--kv-cache-memory as a fraction must lie between 0 and 1");
     return 0;
 }
 
@@ -153,6 +153,7 @@ static int decide_budget(
     struct budget_request q = {
             .memory_bytes = o->memory_bytes ? o->memory_bytes : memory_free,
             .pool_bytes = o->kv_cache_bytes,
+            .fraction_asked = o->kv_cache_fraction > 0,
             .pool_fraction = o->kv_cache_fraction > 0 ? o->kv_cache_fraction : RANK_POOL_FRACTION_DEFAULT,
             .max_num_seqs = slots_of(o),
             .max_model_len = r->config.max_position_embeddings,

@@ -2,6 +2,7 @@
 #include "tp/worker/worker_options.h"
 
 #include "base/log.h"
+#include "base/sizes.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -30,8 +31,8 @@ const char worker_help[] =
         "  --max-num-seqs N             sequences that run at the same time (default 64)\n"
         "  --max-num-batched-tokens N   rows of one step (default 512)\n"
         "  --kv-cache-dtype auto|bf16|fp32   auto: fp32 when the checkpoint is fp32, else bf16\n"
-        "  --kv-cache-memory N          bytes of each rank for KV pages and states, or, below 1, the part of the\n"
-        "                               free memory; 0 = half of it\n"
+        "  --kv-cache-memory SIZE       of each rank for KV pages and states, such as 8GiB or 500MB, or a part of the\n"
+        "                               free memory, such as 0.5; 0 = half of it\n"
         "  --slot-units N, --page-units N   host memory units for swapped states and pages (default 0)\n"
         "\n"
         "ranks\n"
@@ -120,23 +121,14 @@ static const char *name_of(int flag) {
     return "?";
 }
 
-static int parse_u64(int flag, const char *text, uint64_t max, uint64_t *ret, struct error *e) {
-    char *end;
-    errno = 0;
-    unsigned long long v = strtoull(text, &end, 10);
-    if (errno || end == text || *end || text[0] == '-' || v > max)
-        return error_set(e, -EINVAL, "--%s '%s': a number from 0 to %llu is expected", name_of(flag), text,
-                (unsigned long long)max);
-    *ret = v;
-    return 0;
+static int parse_u64(int flag, const char *text, uint64_t min, uint64_t max, uint64_t *ret, struct error *e) {
+    int r = count_parse(text, min, max, ret, e);
+    return r < 0 ? error_prefix(e, r, "--%s", name_of(flag)) : 0;
 }
 
-static int parse_u32(int flag, const char *text, uint32_t max, uint32_t *ret, struct error *e) {
-    uint64_t v = 0;
-    int r = parse_u64(flag, text, max, &v, e);
-    if (r == 0)
-        *ret = (uint32_t)v;
-    return r;
+static int parse_u32(int flag, const char *text, uint32_t min, uint32_t max, uint32_t *ret, struct error *e) {
+    int r = count_parse_u32(text, min, max, ret, e);
+    return r < 0 ? error_prefix(e, r, "--%s", name_of(flag)) : 0;
 }
 
 static int parse_real(int flag, const char *text, double low, double high, double *ret, struct error *e) {
@@ -191,13 +183,10 @@ static int parse_kv_dtype(const char *text, enum rank_kv_dtype *ret, struct erro
     return 0;
 }
 
-/* A whole number is bytes; a number with a decimal point, a part of the free memory. */
+/* 0 leaves the choice to the rank. */
 static int parse_kv_memory(const char *text, struct rank_options *o, struct error *e) {
-    o->kv_cache_bytes = 0;
-    o->kv_cache_fraction = 0;
-    if (!strchr(text, '.'))
-        return parse_u64(FLAG_KV_CACHE_MEMORY, text, UINT64_MAX / 2, &o->kv_cache_bytes, e);
-    return parse_real(FLAG_KV_CACHE_MEMORY, text, 0, 1, &o->kv_cache_fraction, e);
+    int r = size_or_part_parse(text, UINT64_MAX, &o->kv_cache_bytes, &o->kv_cache_fraction, e);
+    return r < 0 ? error_prefix(e, r, "--%s", name_of(FLAG_KV_CACHE_MEMORY)) : 0;
 }
 
 static int parse_generate(struct worker_options *o, const char *text, struct error *e) {
@@ -242,19 +231,19 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
         r->isa = text;
         return 0;
     case FLAG_MAX_MODEL_LEN:
-        return parse_u32(flag, text, CONTEXT_MAX, &r->max_model_len, e);
+        return parse_u32(flag, text, 0, CONTEXT_MAX, &r->max_model_len, e);
     case FLAG_MAX_NUM_SEQS:
-        return parse_u32(flag, text, SEQS_MAX, &r->max_num_seqs, e);
+        return parse_u32(flag, text, 1, SEQS_MAX, &r->max_num_seqs, e);
     case FLAG_MAX_NUM_BATCHED_TOKENS:
-        return parse_u32(flag, text, STEP_ROWS_MAX, &r->max_num_batched_tokens, e);
+        return parse_u32(flag, text, 1, STEP_ROWS_MAX, &r->max_num_batched_tokens, e);
     case FLAG_KV_CACHE_DTYPE:
         return parse_kv_dtype(text, &r->kv_dtype, e);
     case FLAG_KV_CACHE_MEMORY:
         return parse_kv_memory(text, r, e);
     case FLAG_SLOT_UNITS:
-        return parse_u32(flag, text, 65536, &r->slot_units, e);
+        return parse_u32(flag, text, 0, 65536, &r->slot_units, e);
     case FLAG_PAGE_UNITS:
-        return parse_u32(flag, text, 1u << 24, &r->page_units, e);
+        return parse_u32(flag, text, 0, 1u << 24, &r->page_units, e);
     case FLAG_LOAD_FORMAT:
         return parse_load_format(text, r, e);
     case FLAG_PACKED_CACHE:
@@ -266,7 +255,7 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
     case FLAG_ACTIVATIONS:
         return parse_activations(text, &r->float_activations, e);
     case FLAG_SEED:
-        return parse_u64(flag, text, UINT64_MAX, &r->seed, e);
+        return parse_u64(flag, text, 0, UINT64_MAX, &r->seed, e);
     case FLAG_ENFORCE_EAGER:
         r->eager = true;
         return 0;
@@ -280,24 +269,24 @@ static int parse_flag(struct worker_options *o, int flag, char *text, struct err
     case FLAG_RANKS:
         return parse_list(flag, text, RANKS_MAX - 1, RANKS_MAX, o->ranks, &o->n_ranks, e);
     case FLAG_TP:
-        return parse_u32(flag, text, RANKS_MAX, &o->rank.tp, e);
+        return parse_u32(flag, text, 1, RANKS_MAX, &o->rank.tp, e);
     case FLAG_THREADS:
-        return parse_u32(flag, text, 1024, &o->rank.threads, e);
+        return parse_u32(flag, text, 0, 1024, &o->rank.threads, e);
     case FLAG_CONTROL_FD:
-        return parse_u32(flag, text, 1u << 20, (uint32_t *)&o->control_fd, e);
+        return parse_u32(flag, text, 3, 1023, (uint32_t *)&o->control_fd, e);
     case FLAG_COMM_FD:
-        return parse_u32(flag, text, 1u << 20, (uint32_t *)&o->comm_fd, e);
+        return parse_u32(flag, text, 3, 1023, (uint32_t *)&o->comm_fd, e);
     case FLAG_LOG_LEVEL:
         o->log_level = log_level_parse(text);
         return o->log_level < 0 ? error_set(e, -EINVAL, "--log-level '%s' is not a level", text) : 0;
     case FLAG_GENERATE_IDS:
         return parse_generate(o, text, e);
     case FLAG_MAX_TOKENS:
-        return parse_u32(flag, text, NEW_TOKENS_MAX, &o->max_tokens, e);
+        return parse_u32(flag, text, 1, NEW_TOKENS_MAX, &o->max_tokens, e);
     case FLAG_TEMPERATURE:
         return parse_float(flag, text, 0, 100, &o->temperature, e);
     case FLAG_TOP_K:
-        return parse_u32(flag, text, UINT32_MAX, &o->top_k, e);
+        return parse_u32(flag, text, 0, UINT32_MAX, &o->top_k, e);
     case FLAG_TOP_P:
         return parse_float(flag, text, 1e-6, 1, &o->top_p, e);
     case FLAG_MIN_P:
@@ -311,8 +300,6 @@ static int parse_flag(struct worker_options *o, int flag, char *text, struct err
 }
 
 static int check_ranks(struct worker_options *o, struct error *e) {
-    if (o->rank.tp == 0)
-        return error_set(e, -EINVAL, "--tensor-parallel-size 0: 1, 2, 4 or 8 is expected");
     if (o->n_ranks == 0)
         for (uint32_t i = 0; i < o->rank.tp; i++)
             o->ranks[o->n_ranks++] = i;

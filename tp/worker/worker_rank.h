@@ -30,7 +30,7 @@ struct worker_rank {
     _Atomic uint64_t dropped;    /* records of another epoch */
     _Atomic bool stop;           /* finish what is committed, then end */
     _Atomic bool end_of_service; /* a STOP record came */
-    char ready_text[384];        /* valid once READY */
+    char ready_text[512];        /* valid once READY */
     struct error e;              /* valid once FAILED */
 
     pthread_mutex_t lock;

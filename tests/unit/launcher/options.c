@@ -174,13 +174,20 @@ static void test_refused_flags(void **state) {
     REFUSED(VERB_SERVE, "--port", "given twice", "--port", "1", "--port", "2");
     REFUSED(VERB_SERVE, "--max-queue", "'18446744073709551616'", "--max-queue", "18446744073709551616");
     REFUSED(VERB_SERVE, "--kv-cache-memory", "8GiB", "--kv-cache-memory", "12 parsecs");
-    REFUSED(VERB_SERVE, "--kv-cache-memory", "out of range", "--kv-cache-memory", "1e300T");
+    REFUSED(VERB_SERVE, "--kv-cache-memory", "is no size", "--kv-cache-memory", "1e300T");
+    REFUSED(VERB_SERVE, "--kv-cache-memory: 9999999T is out of range", "at most", "--kv-cache-memory",
+            "9999999T");
+    REFUSED(VERB_SERVE, "--kv-cache-memory", "1.5 is no part", "--kv-cache-memory", "1.5");
+    REFUSED(VERB_SERVE, "--step-timeout", "is not understood", "--step-timeout", " 3s");
+    REFUSED(VERB_SERVE, "--step-timeout", "no unit", "--step-timeout", "0x10");
+    REFUSED(VERB_GENERATE, "--temperature", "not a number", "--temperature", " 1");
+    REFUSED(VERB_GENERATE, "--temperature", "not a number", "--temperature", "0x1");
     REFUSED(VERB_SERVE, "--step-timeout", "500ms", "--step-timeout", "soon");
     REFUSED(VERB_SERVE, "--device", "auto|cpu|cuda", "--device", "tpu");
     REFUSED(VERB_SERVE, "--model", "empty", "--model", "");
     REFUSED(VERB_SERVE, "--print-config", "neither true nor false", "--print-config=maybe");
     REFUSED(VERB_GENERATE, "--temperature", "not a number", "--temperature", "warm");
-    REFUSED(VERB_GENERATE, "--temperature", "out of range", "--temperature", "nan");
+    REFUSED(VERB_GENERATE, "--temperature", "not a number", "--temperature", "nan");
     REFUSED(VERB_GENERATE, "--temperature", "0 to 100", "--temperature", "-3");
     REFUSED(VERB_STATUS, "unknown option --max-tokens", "", "--max-tokens", "4");
 }

@@ -131,9 +131,10 @@ static void test_flags(void **state) {
     refuses((const char *[]){NULL, "--modell", "x", NULL}, 2, "--modell");
     refuses((const char *[]){NULL, "--model", "x", "extra", NULL}, 2, "'extra'");
     refuses((const char *[]){NULL, "--max-queue", "0", NULL}, 2,
-            "--max-queue 0: give a whole number from 1 to 16384");
-    refuses((const char *[]){NULL, "--max-queue", "12x", NULL}, 2, "--max-queue 12x");
-    refuses((const char *[]){NULL, "--grpc-threads", "-1", NULL}, 2, "--grpc-threads -1");
+            "--max-queue: '0' is out of range; it takes 1 to 16384");
+    refuses((const char *[]){NULL, "--max-queue", "12x", NULL}, 2,
+            "--max-queue: '12x' is not a whole number");
+    refuses((const char *[]){NULL, "--grpc-threads", "-1", NULL}, 2, "--grpc-threads: '-1'");
     refuses((const char *[]){NULL, "--seed", "99999999999999999999", NULL}, 2, "--seed");
     refuses((const char *[]){NULL, "--log-level", "loud", NULL}, 2, "--log-level loud");
     refuses((const char *[]){NULL, "--help", NULL}, 0, "--served-model-name");

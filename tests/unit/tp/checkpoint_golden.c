@@ -86,7 +86,7 @@ static void test_real_is_tied_and_has_vision(void **state) {
     assert_int_equal(l.t->n_ignored, 0);
     assert_int_equal(l.t->n_used + l.t->n_vision, checkpoint_count(l.c));
     assert_int_equal(model_config_check_tp(&l.m, 1, NULL), 0);
-    assert_int_equal(model_config_check_tp(&l.m, 2, NULL), -EINVAL);
+    assert_int_equal(model_config_check_tp(&l.m, 2, NULL), -EDOM);
     unload(&l);
 }
 

@@ -77,7 +77,14 @@ static void bad_flags(void **state) {
             {"--model /m --control-fd 3 --max-model-len -5", "--max-model-len"},
             {"--model /m --control-fd 3 --kv-cache-dtype int8", "int8"},
             {"--model /m --control-fd 3 --kv-cache-memory 1.5", "--kv-cache-memory"},
-            {"--model /m --control-fd 3 --kv-cache-memory 8GB", "--kv-cache-memory"},
+            {"--model /m --control-fd 3 --kv-cache-memory 8gb", "--kv-cache-memory: '8gb' is no size"},
+            {"--model /m --control-fd 3 --kv-cache-memory 0.0", "--kv-cache-memory"},
+            {"--model /m --control-fd 3 --max-num-seqs 0",
+                    "--max-num-seqs: '0' is out of range; it takes 1 to 1024"},
+            {"--model /m --control-fd 3 --max-num-seqs +1", "--max-num-seqs"},
+            {"--model /m --control-fd 3 --max-num-batched-tokens 0", "--max-num-batched-tokens"},
+            {"--model /m --control-fd 1", "--control-fd: '1' is out of range"},
+            {"--model /m --generate-ids 1 --max-tokens 0", "--max-tokens"},
             {"--model /m --control-fd 3 --load-format gguf", "--load-format"},
             {"--model /m --control-fd 3 --activations bf16", "--activations 'bf16': int8 or float"},
             {"--model /m --control-fd 3 --seed 18446744073709551616", "--seed"},
@@ -167,7 +174,7 @@ static void budget_is_clamped(void **state) {
     assert_true(b.max_model_len <= b.pool.pages * PAGE_TOKENS);
     assert_true(b.pool.pages_per_slot <= b.pool.pages);
     assert_non_null(strstr(b.text, "max-num-seqs 1024 clamped"));
-    for (uint64_t pool = 1; pool < 4000000000;
+    for (uint64_t pool = 80000000; pool < 4000000000;
             pool = pool * 3 + 1) { /* any size gives pools that are of use */
         q.pool_bytes = pool;
         must(budget_make(&shape, &q, &b, &e), &e);
@@ -175,6 +182,42 @@ static void budget_is_clamped(void **state) {
         assert_true(b.max_model_len >= 1 && b.max_model_len <= b.pool.pages_per_slot * PAGE_TOKENS);
         assert_true(b.pool_bytes <= q.memory_bytes - q.weight_bytes - q.scratch_bytes);
     }
+}
+
+/* What was asked for is refused when it is too little, and the sentence's number is the smallest that works. */
+static void budget_that_is_asked_too_small(void **state) {
+    (void)state;
+    struct k_shape shape = small_shape();
+    struct budget_request q = small_request();
+    struct budget b;
+    struct error e = {0};
+    static const uint64_t little[] = {1, 1000, 1u << 20};
+    unsigned long long least = 0;
+    for (size_t i = 0; i < 3; i++) {
+        q.pool_bytes = little[i];
+        assert_int_equal(budget_make(&shape, &q, &b, &e), -EDOM);
+        const char *at = strstr(e.text, "; at least ");
+        assert_non_null(at);
+        assert_int_equal(sscanf(at, "; at least %llu (", &least), 1);
+        assert_non_null(strstr(e.text, "for one sequence of 64 tokens"));
+    }
+    q.pool_bytes = least - 1;
+    assert_int_equal(budget_make(&shape, &q, &b, &e), -EDOM);
+    q.pool_bytes = least;
+    must(budget_make(&shape, &q, &b, &e), &e);
+    assert_int_equal(b.pool.slots, 1);
+    assert_int_equal(b.max_model_len, 64);
+    assert_non_null(strstr(b.text, "max-model-len 4096 clamped to 64"));
+    q.pool_bytes = 0;
+    q.pool_fraction = 1e-6;
+    must(budget_make(&shape, &q, &b, &e), &e); /* a default is raised */
+    q.fraction_asked = true;
+    assert_int_equal(budget_make(&shape, &q, &b, &e), -EDOM);
+    assert_non_null(strstr(e.text, "1e-06 of 6.40 GB is 6.40 kB; at least"));
+    q.pool_bytes = UINT64_MAX;
+    must(budget_make(&shape, &q, &b, &e), &e);
+    assert_true(b.pool_bytes <= 6400000000);
+    assert_non_null(strstr(b.text, "kv-cache-memory 18446744 TB clamped to 6.40 GB"));
 }
 
 static void budget_that_does_not_fit(void **state) {
@@ -268,6 +311,7 @@ int main(void) {
             cmocka_unit_test(bad_flags),
             cmocka_unit_test(budget_that_fits),
             cmocka_unit_test(budget_is_clamped),
+            cmocka_unit_test(budget_that_is_asked_too_small),
             cmocka_unit_test(budget_that_does_not_fit),
             cmocka_unit_test(rank_refuses_too_little_memory),
             cmocka_unit_test(kv_dtype_follows_the_checkpoint),
