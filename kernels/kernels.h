@@ -105,7 +105,7 @@ void k_download(struct k_stream *s, void *host_to, const void *device_from, size
  *   dense     data != NULL: element (r, k) is at data + (r * row_stride + k) * size(dtype); the shard's first row and
  *             first column are already in data
  *   quantised quant != NULL: rows first_row.. and columns first_column.. of that matrix
- *   tiles     tiles != NULL: the same of a whole matrix that k_tiles_pack() made; used where they lie, not copied
+ *   tiles     tiles != NULL: the same of a whole matrix in the native layout; used where they lie, not copied
  * None of them: sizes only (dtype tells them), for k_linear_bytes() and k_linear_dummy(). */
 struct k_matrix_view {
     const void *data;
@@ -147,12 +147,12 @@ uint32_t k_linear_rows(const struct k_linear *l);
  * must live as long as l is used); gate_up: l itself serves k_norm_gate_up. */
 void k_linear_then(struct k_linear *l, const struct k_linear *next, bool gate_up);
 
-/* A whole matrix in tiles: groups of 16 strips of 16 rows, in a group [K-leaf 0..7][strip], rows padded to 16. One copy
- * serves every tp, since a row-parallel shard takes whole leaves and a column-parallel one whole strips. Made into
- * memory of the caller (a packed file); `layout` names what the bytes mean and changes whenever they do. A view of
- * tiles must start at a multiple of 16 rows and of K/8 columns. */
+/* A whole matrix in tiles, rows padded to strips of 16, K in 8 leaves. One copy serves every tp, since a row-parallel
+ * shard takes whole leaves and a column-parallel one whole strips. It lies in memory of the caller (a packed file);
+ * which of the layouts of kernels/layout/layout.h its bytes follow, the caller knows. A view of tiles must start at a
+ * multiple of 16 rows and of K/8 columns, and be of the native layout where a linear is made of it. */
 struct k_tiles {
-    const void *data; /* 64-byte aligned, k_tiles_bytes() long; mapped read-only memory will do */
+    const void *data; /* 64-byte aligned; mapped read-only memory will do */
     uint32_t rows, columns;
     enum k_dtype dtype; /* dense */
     bool quantised;     /* then the fields below hold, as in struct quant_matrix */
@@ -161,19 +161,9 @@ struct k_tiles {
     uint32_t group;
     bool zeros, minimums;
 };
-const char *k_tiles_layout(void); /* "cpu-2" */
-/* Fills everything of *ret but data from a dense or quantised view of the whole matrix. */
-void k_tiles_describe(const struct k_matrix_view *whole, uint32_t columns, struct k_tiles *ret);
-size_t k_tiles_bytes(const struct k_tiles *t);
-/* A matrix may be packed in parts of a multiple of this many rows: their tiles, one after another, are the whole's. */
-uint32_t k_tiles_group_rows(void);
-/* Stretch i of the bytes that a view of tiles will read with its `columns` in `leaves`, ascending; false = no more. A
- * stretch may hold bytes of others when the view has part of a group. */
-bool k_tiles_part(const struct k_matrix_view *v, uint32_t columns, uint32_t leaves, uint32_t i,
-        const void **ret, size_t *ret_bytes);
-/* order as in k_linear_spec: for a dense matrix that shares its linear with reordered ones; NULL otherwise. */
-int k_tiles_pack(struct k_context *c, const struct k_matrix_view *whole, uint32_t columns,
-        const uint32_t *order, void *to, struct error *e);
+/* The layout that this library computes with. */
+struct k_layout;
+const struct k_layout *k_layout_native(void);
 
 /* A vector of weights, turned into fp32 on the device (norms, A_log, dt_bias, conv taps). offset is added in fp32
  * to every element: 1.0f for zero-centred norms. */

@@ -1,8 +1,8 @@
 /* linear.c - linears: tables of strips over packed weights, of their own or in somebody's tiles.
  *
- * Called by tp/ at load. A linear's pieces lie one after another, each as pack.c makes it; a strip knows where
- * its block of the first leaf is and how far the next leaf's, so that a piece may as well lie in a mapped file,
- * which must outlive the linear. Packing is split over the rank's threads, strip by strip, so that it needs no
+ * Called by tp/ at load. A linear's pieces lie one after another, each as kernels/layout/cpu_tiles.c makes it; a strip
+ * knows where its block of the first leaf is and how far the next leaf's, so that a piece may as well lie in a mapped
+ * file, which must outlive the linear. Packing is split over the rank's threads, strip by strip, so that it needs no
  * memory of its own. */
 #include "kernels/cpu/internal.h"
 #include "kernels/shared/check.h"
@@ -12,6 +12,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+const struct k_layout *k_layout_native(void) {
+    return &k_layout_cpu;
+}
 
 static struct form form_of_piece(const struct k_matrix_view *v, uint32_t leaf_columns) {
     return v->tiles ? form_of_tiles(v->tiles) : form_of_view(v, leaf_columns);

@@ -1,250 +1,248 @@
-/* cuda_mma.c - see cuda_mma.h, whose words this follows. */
+/* cuda_mma.c - see cuda_mma.h, whose words this follows.
+ *
+ * Units are a leaf of a strip in one of the arrays, in the order of the arrays. */
 #include "kernels/layout/cuda_mma.h"
+
+#include "kernels/layout/source.h"
+#include "kernels/shared/check.h"
+#include "kernels/shared/formats.h"
+#include "kernels/shared/segments.h"
 
 #include <errno.h>
 #include <string.h>
 
-#define SECTION_ALIGN 256u
-#define STEP_K        16u
-#define LANES         32u
-
-static size_t aligned(size_t n) {
-    return (n + SECTION_ALIGN - 1) / SECTION_ALIGN * SECTION_ALIGN;
-}
+#define RUN       ACTIVATION_RUN
+#define STEP_INT  32u  /* k of an integer mma */
+#define STEP_HALF 16u  /* k of a bf16 mma */
+#define FRAGMENT  512u /* bytes of 32 lanes x 16 */
 
 /* --- the plan --- */
 
-/* The groups that the leaf which touches most of them touches. */
-static uint32_t count_slots(const struct k_tiles *t, uint32_t leaf_columns) {
+static size_t aligned(size_t n) {
+    return (n + 255) & ~(size_t)255;
+}
+
+static uint32_t count_slots(const struct k_tiles *t, uint32_t leaf_columns, uint32_t runs) {
     uint32_t most = 0;
     for (uint32_t leaf = 0; leaf < K_LEAVES; leaf++) {
-        uint32_t first = leaf * leaf_columns, last = first + leaf_columns - 1;
-        uint32_t n = last / t->group - first / t->group + 1;
+        const uint32_t first = leaf * leaf_columns;
+        uint32_t n = 0;
+        for (uint32_t at = first; at < first + leaf_columns; n++)
+            at = segment_end(t->group, first, leaf_columns, at);
         most = n > most ? n : most;
     }
-    return most;
+    const uint32_t whole_runs =
+            RUN % t->group == 0 && leaf_columns % t->group == 0 ? runs * (RUN / t->group) : 0;
+    return most > whole_runs ? most : whole_runs;
 }
 
-int cuda_mma_plan(const struct k_tiles *t, struct cuda_mma_plan *ret, struct error *e) {
-    if (t->columns == 0 || t->columns % K_LEAVES != 0)
-        return error_set(e, -EINVAL, "%u columns do not divide into %u leaves for layout %s", t->columns,
-                K_LEAVES, CUDA_MMA_LAYOUT);
+struct cuda_mma_plan cuda_mma_plan(const struct k_tiles *t) {
+    struct cuda_mma_plan p = {.strips = strips_of(t->rows),
+            .leaf_columns = t->columns / K_LEAVES,
+            .run_bytes = STRIP_ROWS * RUN * 2};
+    p.runs = (p.leaf_columns + RUN - 1) / RUN;
+    if (t->quantised) {
+        p.slots = count_slots(t, p.leaf_columns, p.runs);
+        p.scale_bytes = t->scale == QUANT_SCALE_F32 ? 4 : 2;
+        p.run_bytes = STRIP_ROWS * RUN / (t->format == QUANT_INT4 ? 2 : 1);
+    }
+    const size_t blocks = (size_t)K_LEAVES * p.strips, slots = blocks * p.slots * STRIP_ROWS;
+    p.scales_at = aligned(blocks * p.runs * p.run_bytes);
+    p.zeros_at = aligned(p.scales_at + slots * p.scale_bytes);
+    p.minimums_at = aligned(p.zeros_at + (t->zeros ? slots : 0));
+    p.bytes = aligned(p.minimums_at + (t->minimums ? slots * sizeof(float) : 0));
+    return p;
+}
+
+static int check(const struct k_tiles *t, struct error *e) {
     if (!t->quantised && t->dtype == K_F32)
         return error_set(e, -ENOTSUP,
-                "layout %s has no form for FP32 matrices; convert the checkpoint to BF16", CUDA_MMA_LAYOUT);
-    struct cuda_mma_plan p = {.strips = (t->rows + CUDA_MMA_ROWS - 1) / CUDA_MMA_ROWS,
-            .leaf_columns = t->columns / K_LEAVES,
-            .tile_bytes = CUDA_MMA_ROWS * CUDA_MMA_K * 2};
-    p.tiles = (p.leaf_columns + CUDA_MMA_K - 1) / CUDA_MMA_K;
-    if (t->quantised) {
-        p.slots = count_slots(t, p.leaf_columns);
-        p.scale_bytes = t->scale == QUANT_SCALE_F32 ? 4 : 2;
-        p.tile_bytes = CUDA_MMA_ROWS * CUDA_MMA_K / (t->format == QUANT_INT4 ? 2 : 1);
-    }
-    size_t blocks = (size_t)K_LEAVES * p.strips, groups = blocks * p.slots * CUDA_MMA_ROWS;
-    p.scales_at = aligned(blocks * p.tiles * p.tile_bytes);
-    p.zeros_at = aligned(p.scales_at + groups * p.scale_bytes);
-    p.minimums_at = aligned(p.zeros_at + (t->zeros ? groups : 0));
-    p.bytes = aligned(p.minimums_at + (t->minimums ? groups * sizeof(float) : 0));
-    *ret = p;
+                "layout %s has no form for FP32 matrices; convert the checkpoint to BF16",
+                k_layout_cuda_mma.name);
     return 0;
 }
-
-/* --- places --- */
-
-static size_t tile_at(const struct cuda_mma_plan *p, uint32_t leaf, uint32_t strip, uint32_t tile) {
-    return (((size_t)leaf * p->strips + strip) * p->tiles + tile) * p->tile_bytes;
+static size_t bytes(const struct k_tiles *t) {
+    return cuda_mma_plan(t).bytes;
 }
 
-static size_t group_index(const struct cuda_mma_plan *p, uint32_t leaf, uint32_t strip, uint32_t slot) {
-    return (((size_t)leaf * p->strips + strip) * p->slots + slot) * CUDA_MMA_ROWS;
-}
+/* --- the arrays --- */
 
-struct place { /* of an element of a tile: whose, and which of a0..a7 */
-    uint32_t step, lane, element;
+enum array_kind { CODES, SCALES, ZEROS, MINIMUMS, ARRAYS };
+struct array {
+    enum array_kind kind;
+    size_t at, block; /* bytes of one leaf of one strip */
 };
 
-static struct place place_of(uint32_t row, uint32_t k) {
-    uint32_t in_step = k % STEP_K;
-    return (struct place){.step = k / STEP_K,
-            .lane = (row % 8) * 4 + in_step % 8 / 2,
-            .element = in_step / 8 * 4 + row / 8 * 2 + in_step % 2};
+/* The arrays that the matrix has, in order; returns how many. */
+static uint32_t arrays_of(const struct k_tiles *t, const struct cuda_mma_plan *p, struct array ret[ARRAYS]) {
+    const size_t slots = (size_t)p->slots * STRIP_ROWS;
+    uint32_t n = 0;
+    ret[n++] = (struct array){CODES, 0, (size_t)p->runs * p->run_bytes};
+    if (t->quantised)
+        ret[n++] = (struct array){SCALES, p->scales_at, slots * p->scale_bytes};
+    if (t->quantised && t->zeros)
+        ret[n++] = (struct array){ZEROS, p->zeros_at, slots};
+    if (t->quantised && t->minimums)
+        ret[n++] = (struct array){MINIMUMS, p->minimums_at, slots * sizeof(float)};
+    return n;
 }
 
-/* Byte of the tile, and how far the nibble is shifted in it (INT4). */
-static uint32_t nibble_at(struct place at, uint32_t *ret_shift) {
-    uint32_t nibble = at.element / 2 + 4 * (at.element % 2);
-    *ret_shift = nibble % 2 * 4;
-    return at.lane * 16 + at.step * 4 + nibble / 2;
+static uint32_t units(const struct k_tiles *t) {
+    struct array all[ARRAYS];
+    const struct cuda_mma_plan p = cuda_mma_plan(t);
+    return arrays_of(t, &p, all) * K_LEAVES * p.strips;
 }
-static uint32_t byte_at(struct place at) {
-    uint32_t word = at.element / 4, in_word = at.element % 4;
-    return at.step / 2 * (LANES * 16) + at.lane * 16 + at.step % 2 * 8 + word * 4 + in_word / 2 +
-           2 * (in_word % 2);
+
+static size_t place_of_unit(const struct cuda_mma_plan *p, const struct array *all, uint32_t n, uint32_t i) {
+    const uint32_t blocks = K_LEAVES * p->strips;
+    return i / blocks < n ? all[i / blocks].at + (size_t)(i % blocks) * all[i / blocks].block : p->bytes;
 }
-static uint32_t half_at(struct place at) {
-    return at.step * (LANES * 16) + at.lane * 16 + at.element * 2;
+static size_t unit_at(const struct k_tiles *t, uint32_t i) {
+    struct array all[ARRAYS];
+    const struct cuda_mma_plan p = cuda_mma_plan(t);
+    return place_of_unit(&p, all, arrays_of(t, &p, all), i);
+}
+
+static bool part(const struct k_matrix_view *v, uint32_t columns, uint32_t leaves, uint32_t i,
+        const void **ret, size_t *ret_bytes) {
+    struct array all[ARRAYS];
+    const struct cuda_mma_plan p = cuda_mma_plan(v->tiles);
+    const uint32_t n = arrays_of(v->tiles, &p, all), leaf = v->first_column / (columns / leaves) + i % leaves;
+    if (i / leaves >= n)
+        return false;
+    const struct array *a = &all[i / leaves];
+    *ret = (const uint8_t *)v->tiles->data + a->at +
+           ((size_t)leaf * p.strips + v->first_row / STRIP_ROWS) * a->block;
+    *ret_bytes = strips_of(v->rows) * a->block;
+    return true;
+}
+
+/* --- where an element of a run of a strip is --- */
+
+/* INT4: byte, and *ret_shift; k below RUN. */
+static uint32_t nibble_at(uint32_t row, uint32_t k, uint32_t *ret_shift) {
+    const uint32_t step = k / STEP_INT, lane = row % 8 * 4 + k % STEP_INT / 8, word = step % 2 * 2 + row / 8;
+    *ret_shift = k % 8 / 4 * 4;
+    return step / 2 * FRAGMENT + lane * 16 + word * 4 + k % 4;
+}
+static uint32_t int8_at(uint32_t row, uint32_t k) {
+    const uint32_t step = k / STEP_INT, lane = row % 8 * 4 + k % STEP_INT / 8, word = k % 8 / 4 * 2 + row / 8;
+    return step * FRAGMENT + lane * 16 + word * 4 + k % 4;
+}
+/* Lane and number of an element of the m16n8k16 fragment. */
+static uint32_t lane_of_half(uint32_t row, uint32_t k) {
+    return row % 8 * 4 + k % 8 / 2;
+}
+static uint32_t element_of_half(uint32_t row, uint32_t k) {
+    return k % STEP_HALF / 8 * 4 + row / 8 * 2 + k % 2;
+}
+static uint32_t fp8_at(uint32_t row, uint32_t k) {
+    const uint32_t step = k / STEP_HALF, a = element_of_half(row, k);
+    return step / 2 * FRAGMENT + lane_of_half(row, k) * 16 + step % 2 * 8 + a / 4 * 4 + a % 4 / 2 + a % 2 * 2;
+}
+static uint32_t half_at(uint32_t row, uint32_t k) {
+    return k / STEP_HALF * FRAGMENT + lane_of_half(row, k) * 16 + element_of_half(row, k) * 2;
 }
 
 /* --- packing --- */
 
-static void store_code(const struct k_tiles *t, uint8_t *tile, struct place at, uint8_t code) {
-    if (t->format == QUANT_INT4) {
-        uint32_t shift, byte = nibble_at(at, &shift);
-        tile[byte] = (uint8_t)((tile[byte] & ~(0xfu << shift)) | (uint32_t)(code & 0xf) << shift);
-    } else
-        tile[byte_at(at)] = code;
-}
-
-static uint16_t bf16_bits(float x) { /* exact: the scale came from such a value */
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof(bits));
-    return (uint16_t)(bits >> 16);
-}
-
-static uint16_t f16_bits(float x) { /* exact likewise: no rounding, subnormals included */
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof(bits));
-    uint32_t sign = bits >> 16 & 0x8000, mantissa = (bits & 0x7fffff) | 0x800000;
-    int exponent = (int)(bits >> 23 & 0xff) - 127;
-    if (exponent < -24)
-        return (uint16_t)sign;
-    if (exponent < -14)
-        return (uint16_t)(sign | mantissa >> (-1 - exponent));
-    return (uint16_t)(sign | (uint32_t)(exponent + 15) << 10 | (mantissa >> 13 & 0x3ff));
-}
-
-static void store_group(const struct cuda_mma_plan *p, const struct k_tiles *t, const struct quant_group *g,
-        size_t index, uint8_t *to) {
-    uint8_t *scale = to + p->scales_at + index * p->scale_bytes;
-    uint16_t half = t->scale == QUANT_SCALE_BF16 ? bf16_bits(g->scale) : f16_bits(g->scale);
-    if (t->scale == QUANT_SCALE_F32)
-        memcpy(scale, &g->scale, sizeof(g->scale));
-    else
-        memcpy(scale, &half, sizeof(half));
-    if (t->zeros)
-        to[p->zeros_at + index] = g->zero;
-    if (t->minimums)
-        memcpy(to + p->minimums_at + index * sizeof(float), &g->minimum, sizeof(g->minimum));
-}
-
-static uint32_t row_of(const struct k_matrix_view *v, uint32_t row) {
-    return v->row_order ? v->row_order[row] : v->first_row + row;
-}
-
-/* What padded columns hold: the zero of the leaf's last group. */
-static uint8_t pad_code(const struct k_tiles *t, const struct quant_group *g) {
-    return t->format == QUANT_FP8 ? 0 : g->zero;
-}
-
-/* One row's part of one leaf. */
-static void pack_quantised(const struct cuda_mma_plan *p, const struct k_tiles *t,
-        const struct k_matrix_view *v, uint32_t row, uint32_t leaf, uint8_t *to) {
-    const uint32_t strip = row / CUDA_MMA_ROWS, r = row % CUDA_MMA_ROWS, first = leaf * p->leaf_columns,
-                   from = row_of(v, row), first_group = first / t->group;
-    const uint32_t n_groups = (first + p->leaf_columns - 1) / t->group - first_group + 1;
-    struct quant_group g = {0};
-    for (uint32_t slot = 0; slot < n_groups; slot++) {
-        v->quant->groups(v->quant, from, first_group + slot, 1, &g);
-        store_group(p, t, &g, group_index(p, leaf, strip, slot) + r, to);
-    }
-    for (uint32_t tile = 0; tile < p->tiles; tile++) {
-        uint8_t codes[CUDA_MMA_K], *at = to + tile_at(p, leaf, strip, tile);
-        uint32_t k0 = tile * CUDA_MMA_K, left = p->leaf_columns - k0,
-                 n = left < CUDA_MMA_K ? left : CUDA_MMA_K;
-        v->quant->codes(v->quant, from, 1, first + k0, n, codes);
-        memset(codes + n, pad_code(t, &g), CUDA_MMA_K - n);
-        for (uint32_t k = 0; k < CUDA_MMA_K; k++)
-            store_code(t, at, place_of(r, k), codes[k]);
-    }
-}
-
-static void pack_dense(const struct cuda_mma_plan *p, const struct k_matrix_view *v, const uint32_t *order,
-        uint32_t row, uint32_t leaf, uint8_t *to) {
-    const uint32_t strip = row / CUDA_MMA_ROWS, from = v->row_order ? v->row_order[row] : row;
-    const uint8_t *line = (const uint8_t *)v->data + (uint64_t)from * v->row_stride * 2;
-    for (uint32_t k = 0; k < p->leaf_columns; k++) {
-        uint32_t column = leaf * p->leaf_columns + k;
-        memcpy(to + tile_at(p, leaf, strip, k / CUDA_MMA_K) +
-                        half_at(place_of(row % CUDA_MMA_ROWS, k % CUDA_MMA_K)),
-                line + 2 * (uint64_t)(order ? order[column] : column), 2);
-    }
-}
-
-void cuda_mma_pack(const struct cuda_mma_plan *p, const struct k_tiles *t, const struct k_matrix_view *whole,
-        const uint32_t *order, uint32_t first, uint32_t n, void *to) {
-    uint32_t begin = first * CUDA_MMA_ROWS, end = begin + n * CUDA_MMA_ROWS;
-    if (end > t->rows)
-        end = t->rows; /* rows of padding stay zero: their scale is 0, their dense values are */
-    for (uint32_t leaf = 0; leaf < K_LEAVES; leaf++)
-        for (uint32_t row = begin; row < end; row++) {
-            if (t->quantised)
-                pack_quantised(p, t, whole, row, leaf, to);
-            else
-                pack_dense(p, whole, order, row, leaf, to);
-        }
-}
-
-/* --- reading back --- */
-
-static const uint8_t *tile_of(const struct cuda_mma_plan *p, const struct k_tiles *t, uint32_t row,
-        uint32_t column, struct place *ret) {
-    uint32_t k = column % p->leaf_columns;
-    *ret = place_of(row % CUDA_MMA_ROWS, k % CUDA_MMA_K);
-    return (const uint8_t *)t->data +
-           tile_at(p, column / p->leaf_columns, row / CUDA_MMA_ROWS, k / CUDA_MMA_K);
-}
-
-uint8_t cuda_mma_code(const struct cuda_mma_plan *p, const struct k_tiles *t, uint32_t row, uint32_t column) {
-    struct place at;
-    const uint8_t *tile = tile_of(p, t, row, column, &at);
+static void put_code(enum quant_format format, uint32_t row, uint32_t k, uint8_t code, uint8_t *run) {
     uint32_t shift;
-    if (t->format != QUANT_INT4)
-        return tile[byte_at(at)];
-    uint8_t byte = tile[nibble_at(at, &shift)];
-    return byte >> shift & 0xf;
-}
-
-uint16_t cuda_mma_dense(
-        const struct cuda_mma_plan *p, const struct k_tiles *t, uint32_t row, uint32_t column) {
-    struct place at;
-    const uint8_t *tile = tile_of(p, t, row, column, &at);
-    uint16_t value;
-    memcpy(&value, tile + half_at(at), sizeof(value));
-    return value;
-}
-
-static float float_of_f16(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 0x1f, mantissa = h & 0x3ff, bits;
-    float value;
-    if (exponent == 0) {
-        value = (float)mantissa * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
-struct quant_group cuda_mma_group(
-        const struct cuda_mma_plan *p, const struct k_tiles *t, uint32_t row, uint32_t column) {
-    const uint8_t *data = t->data;
-    uint32_t leaf = column / p->leaf_columns, slot = column / t->group - leaf * p->leaf_columns / t->group;
-    size_t index = group_index(p, leaf, row / CUDA_MMA_ROWS, slot) + row % CUDA_MMA_ROWS;
-    const uint8_t *scale = data + p->scales_at + index * p->scale_bytes;
-    struct quant_group g = {.zero = t->format == QUANT_INT4 ? 8 : 128};
-    uint16_t half;
-    memcpy(&half, scale, sizeof(half));
-    uint32_t wide = (uint32_t)half << 16;
-    if (t->scale == QUANT_SCALE_F32)
-        memcpy(&g.scale, scale, sizeof(g.scale));
-    else if (t->scale == QUANT_SCALE_BF16)
-        memcpy(&g.scale, &wide, sizeof(g.scale));
+    if (format == QUANT_INT4) {
+        uint8_t *byte = run + nibble_at(row, k, &shift);
+        *byte = (uint8_t)(*byte | ((code ^ 8u) & 15u) << shift);
+    } else if (format == QUANT_INT8)
+        run[int8_at(row, k)] = code ^ 128u;
     else
-        g.scale = float_of_f16(half);
-    if (t->zeros)
-        g.zero = data[p->zeros_at + index];
-    if (t->minimums)
-        memcpy(&g.minimum, data + p->minimums_at + index * sizeof(float), sizeof(g.minimum));
-    return g;
+        run[fp8_at(row, k)] = code;
 }
+
+struct block { /* one leaf of one strip, of the matrix that is packed */
+    const struct k_layout_source *source;
+    const struct cuda_mma_plan *plan;
+    uint32_t strip, leaf, rows; /* rows that are there */
+};
+
+static void pack_codes(const struct block *b, uint8_t *to) {
+    const struct k_matrix_view *v = b->source->view;
+    const uint32_t n = b->plan->leaf_columns, first = b->leaf * n;
+    uint8_t codes[STRIP_ROWS * RUN];
+    for (uint32_t k0 = 0; k0 < n; k0 += RUN, to += b->plan->run_bytes) {
+        const uint32_t m = n - k0 < RUN ? n - k0 : RUN;
+        source_codes(v, b->strip * STRIP_ROWS, b->rows, first + k0, m, codes);
+        for (uint32_t r = 0; r < b->rows; r++)
+            for (uint32_t k = 0; k < m; k++)
+                put_code(v->quant->format, r, k, codes[r * m + k], to);
+    }
+}
+
+static void pack_dense(const struct block *b, uint8_t *to) {
+    const struct k_matrix_view *v = b->source->view;
+    const uint32_t n = b->plan->leaf_columns, *order = b->source->order;
+    for (uint32_t r = 0; r < b->rows; r++) {
+        const uint8_t *from = (const uint8_t *)v->data +
+                              (uint64_t)source_row(v, b->strip * STRIP_ROWS + r) * v->row_stride * 2;
+        for (uint32_t k = 0; k < n; k++) {
+            const uint32_t column = b->leaf * n + k;
+            memcpy(to + (size_t)(k / RUN) * b->plan->run_bytes + half_at(r, k % RUN),
+                    from + 2 * (uint64_t)(order ? order[column] : column), 2);
+        }
+    }
+}
+
+static void put_of_group(
+        enum array_kind kind, enum quant_scale scale, const struct quant_group *g, size_t at, uint8_t *to) {
+    const uint16_t half = scale == QUANT_SCALE_BF16 ? bf16_of(g->scale) : f16_of(g->scale);
+    if (kind == ZEROS)
+        to[at] = g->zero;
+    else if (kind == MINIMUMS)
+        memcpy(to + at * 4, &g->minimum, 4);
+    else if (scale == QUANT_SCALE_F32)
+        memcpy(to + at * 4, &g->scale, 4);
+    else
+        memcpy(to + at * 2, &half, 2);
+}
+
+static void pack_groups(const struct block *b, enum array_kind kind, uint8_t *to) {
+    const struct k_matrix_view *v = b->source->view;
+    const struct k_tiles *t = b->source->tiles;
+    const uint32_t n = b->plan->leaf_columns, first = b->leaf * n;
+    for (uint32_t c = first, end, slot = 0; c < first + n; c = end, slot++) {
+        end = segment_end(t->group, first, n, c);
+        for (uint32_t r = 0; r < b->rows; r++) {
+            struct quant_group g;
+            v->quant->groups(v->quant, source_row(v, b->strip * STRIP_ROWS + r), c / t->group, 1, &g);
+            put_of_group(kind, t->scale, &g, (size_t)slot * STRIP_ROWS + r % 8 * 2 + r / 8, to);
+        }
+    }
+}
+
+static void pack(const struct k_layout_source *s, uint32_t first, uint32_t n, uint8_t *to) {
+    struct array all[ARRAYS];
+    const struct k_tiles *t = s->tiles;
+    const struct cuda_mma_plan p = cuda_mma_plan(t);
+    const uint32_t arrays = arrays_of(t, &p, all), blocks = K_LEAVES * p.strips;
+    const size_t from = place_of_unit(&p, all, arrays, first);
+    memset(to, 0, place_of_unit(&p, all, arrays, first + n) - from);
+    for (uint32_t i = first; i < first + n; i++) {
+        struct block b = {.source = s, .plan = &p, .leaf = i % blocks / p.strips, .strip = i % p.strips};
+        const enum array_kind kind = all[i / blocks].kind;
+        const uint32_t left = t->rows - b.strip * STRIP_ROWS;
+        uint8_t *at = to + (place_of_unit(&p, all, arrays, i) - from);
+        b.rows = left < STRIP_ROWS ? left : STRIP_ROWS;
+        if (kind != CODES)
+            pack_groups(&b, kind, at);
+        else if (t->quantised)
+            pack_codes(&b, at);
+        else
+            pack_dense(&b, at);
+    }
+}
+
+const struct k_layout k_layout_cuda_mma = {.name = "cuda-mma-2",
+        .check = check,
+        .bytes = bytes,
+        .units = units,
+        .unit_at = unit_at,
+        .pack = pack,
+        .part = part};

@@ -1,67 +1,74 @@
-/* cuda_mma.h - the packed layout "cuda-mma-1": weights as the A operand of mma.sync.m16n8k16, in host code.
+/* cuda_mma.h - the packed layout "cuda-mma-2": weights as the A operand of tensor-core instructions.
  *
- * Called by who makes packed files for GPUs, by the loader of kernels/cuda, and by tests; it needs no CUDA. Memory is
- * the caller's. One packing serves every tensor-parallel size, as with k_tiles: a row-parallel shard takes whole
- * leaves, a column-parallel one whole strips.
+ * For who writes a CUDA kernel: all bytes are said here. `extern const struct k_layout k_layout_cuda_mma` (layout.h)
+ * makes them; cuda_mma_plan() says where the arrays are. One packing serves every tensor-parallel size: a row-parallel
+ * shard takes whole leaves, a column-parallel one whole strips.
  *
- * A matrix is 8 leaves of K/8 columns; a leaf is strips of 16 rows; a strip is tiles of 16 rows x 64 k, counted from
- * the leaf's first column. Rows are padded to 16 with zero bytes; a leaf's columns are padded to 64 with zeros or,
- * where quantised, with the code that is the zero of the leaf's last group: x must be 0 there. Four arrays follow one
+ * The matrix is 8 leaves of K/8 columns; rows are in strips of 16 (the last one padded); the columns of a leaf are
+ * runs of 128 k counted from the leaf's first column (the last one padded). What pads is zero bytes: x must be 0 (or
+ * finite and its scale anything) in padded columns, and padded rows are not stored. Up to four arrays follow one
  * another, each beginning at a multiple of 256 bytes:
  *
- *   codes      [leaf][strip][tile][tile bytes]
- *   scales     [leaf][strip][slot][16 rows]    quantised, in the dtype of k_tiles.scale
- *   zeros      [leaf][strip][slot][16 rows]    u8, if there are zeros
- *   minimums   [leaf][strip][slot][16 rows]    f32, if there are minimums
+ *   codes      [leaf][strip][run][run bytes]
+ *   scales     [leaf][strip][slot][g 0..7][2]   quantised; in the file's dtype (k_tiles.scale): F32, BF16 or F16
+ *   zeros      [leaf][strip][slot][g 0..7][2]   u8, if there are zeros: 0..15 or 0..255, as in quant.h
+ *   minimums   [leaf][strip][slot][g 0..7][2]   f32, if there are minimums
  *
- * Slot s of a leaf is the weights' group (first column of the leaf / group) + s of the full K: a group that a leaf's
- * end cuts is in both. Every leaf has as many slots as the one that touches most groups; those left over are 0.
+ * [g][2] are rows g and g + 8 of the strip: what a lane needs is one aligned load. Slot s of a leaf is its segment s
+ * (kernels/shared/segments.h): a segment ends where the weights' group (counted in the full K), a run of 128, or the
+ * leaf ends, so the fold over segments takes slots in order, each with the run's activation scale. A group longer than
+ * a run is repeated in each of its runs. Where the group g divides 128 and every leaf begins a group, run r has the
+ * slots r * 128/g .. + 128/g - 1, also in a padded run (there 0); a group of a multiple of 128 that leaves begin has
+ * one slot a run. In general every leaf has `slots` slots, as many as the leaf that has most segments; those left over
+ * are 0.
  *
- * Inside a tile. mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16") wants of A, 16 rows x 16 k, in lane t,
- * with g = t >> 2 and i = t & 3:
+ * Lane t of a warp has g = t >> 2 and i = t & 3. Words are little-endian; bits and bytes are counted from the lowest.
+ * In every form one 16-byte load of 32 lanes is one coalesced access of 512 bytes.
+ *
+ *   INT4   1024 bytes a run: [half h][lane][4 words], for mma.m16n8k32 with s8 operands: steps j = 0..3 of 32 k, of
+ *          which the lane owns k 32j + 8i .. 32j + 8i + 7 (any order of k gives the same sum, an exact integer).
+ *            word 0   row g      of step 2h          word 2   row g      of step 2h + 1
+ *            word 1   row g + 8  of step 2h          word 3   row g + 8  of step 2h + 1
+ *          Byte b of a word holds k 8i + b in its low and k 8i + 4 + b in its high nibble, each as code ^ 8, the two's
+ *          complement of code - 8. Registers, holding 16 (code - 8): a0 = w0 << 4 & 0xf0f0f0f0, a1 = w1 << 4 & the
+ *          same, a2 = w0 & 0xf0f0f0f0, a3 = w1 & the same; the B operand's register 0 has x of k 8i .. 8i + 3, its
+ *          register 1 x of 8i + 4 .. 8i + 7. The same words serve bf16 m16n8k16: (w & 0x000f000f) ^ 0x43084308 is the
+ *          pair 128 + code of k 8i and 8i + 2, w >> 8 that of 8i + 1 and 8i + 3, w >> 4 and w >> 12 four k further on.
+ *   INT8   2048 bytes a run: [step j][lane][4 words], for mma.m16n8k32 with s8 operands, k owned as above. The words
+ *          are registers a0 .. a3: row g k 8i .. 8i + 3, row g + 8 k 8i .. 8i + 3, row g k 8i + 4 .. 8i + 7, row g + 8
+ *          the same; each byte is code ^ 128, the two's complement of code - 128.
+ *   FP8    2048 bytes a run: [pair p][lane][step 2p, 2p + 1][2 words], for bf16 m16n8k16: 8 steps of 16 k. Word v of a
+ *          step holds a(4v) .. a(4v + 3) of the fragment below, a(4v + 2q + h) in byte q + 2h: w << 8 & 0xff00ff00 are
+ *          the pair a(4v), a(4v + 1) as the high bytes of halves, w & 0xff00ff00 the pair a(4v + 2), a(4v + 3).
+ *   BF16,  4096 bytes a run: [step of 16 k][lane][a0 .. a7], the four registers of mma.m16n8k16.
+ *   F16
+ *
+ * The fragment of m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"):
  *
  *   a0 a1   row g       k = 2i, 2i + 1              a4 a5   row g       k = 2i + 8, 2i + 9
  *   a2 a3   row g + 8   k = 2i, 2i + 1              a6 a7   row g + 8   k = 2i + 8, 2i + 9
  *
- * A tile holds four such steps, step j being k = 16j .. 16j + 15 of the tile. Bytes of a lane are consecutive, so that
- * one 16-byte load of 32 lanes is one coalesced access of 512 bytes:
- *
- *   INT4   512 bytes   [lane][4 words]             word j is step j; a(2p + h) is nibble p + 4h, nibble 0 lowest:
- *                                                  (word >> 4p) & 0x000f000f is the pair a(2p), a(2p + 1)
- *   INT8,  1024 bytes  [j / 2][lane][j % 2][2 words]   word v holds a(4v) .. a(4v + 3); a(4v + 2p + h) is byte p + 2h,
- *   FP8                                            byte 0 lowest: (word >> 8p) & 0x00ff00ff is a pair
- *   BF16,  2048 bytes  [j][lane][8 values]         a0 .. a7, the four registers of the instruction
- *   F16
- *
- * Words are little-endian. INT8 codes are unsigned, as in quant.h. FP32 matrices have no such form (-ENOTSUP). */
+ * FP32 matrices have no such form. */
 #pragma once
 
-#include "kernels/kernels.h"
+#include "kernels/layout/layout.h"
 
-#define CUDA_MMA_LAYOUT "cuda-mma-1"
-#define CUDA_MMA_ROWS   16u
-#define CUDA_MMA_K      64u
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 struct cuda_mma_plan { /* where things are; a function of the description alone */
     uint32_t strips, leaf_columns;
-    uint32_t tiles; /* of one leaf of one strip */
-    uint32_t slots; /* groups of one leaf of one strip; 0 for dense matrices */
-    uint32_t tile_bytes, scale_bytes;
+    uint32_t runs;  /* of one leaf of one strip */
+    uint32_t slots; /* of one leaf of one strip; 0 for dense matrices */
+    uint32_t run_bytes, scale_bytes;
     size_t scales_at, zeros_at, minimums_at; /* codes are at 0 */
     size_t bytes;
 };
 
-/* t as k_tiles_describe() fills it; its data are not looked at. -ENOTSUP: FP32; -EINVAL: columns do not divide by 8. */
-int cuda_mma_plan(const struct k_tiles *t, struct cuda_mma_plan *ret, struct error *e);
+/* t is what k_layout_cuda_mma.check() let through. */
+struct cuda_mma_plan cuda_mma_plan(const struct k_tiles *t);
 
-/* Packs strips [first, first + n) of a whole matrix into `to`, plan.bytes long and zeroed: ranges of strips may be
- * packed by different threads. order as in k_tiles_pack(). */
-void cuda_mma_pack(const struct cuda_mma_plan *p, const struct k_tiles *t, const struct k_matrix_view *whole,
-        const uint32_t *order, uint32_t first, uint32_t n, void *to);
-
-/* The other way: one element of packed data. */
-uint8_t cuda_mma_code(const struct cuda_mma_plan *p, const struct k_tiles *t, uint32_t row, uint32_t column);
-uint16_t cuda_mma_dense(
-        const struct cuda_mma_plan *p, const struct k_tiles *t, uint32_t row, uint32_t column);
-struct quant_group cuda_mma_group(
-        const struct cuda_mma_plan *p, const struct k_tiles *t, uint32_t row, uint32_t column);
+#ifdef __cplusplus
+}
+#endif

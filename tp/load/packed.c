@@ -23,6 +23,7 @@ struct packed {
     uint64_t reserved_bytes;
     const uint8_t *data; /* the file */
     uint64_t bytes;
+    const struct k_layout *layout;
     const struct packed_entry *entries;
     const char *names;
     struct k_tiles *tiles; /* [n] */
@@ -98,9 +99,9 @@ static int check_header(const struct packed *p, uint64_t fingerprint, struct err
     if (h->header_bytes != sizeof(*h) ||
             packed_sum_of(h, offsetof(struct packed_header, header_sum)) != h->header_sum)
         return damaged(p, "its header is damaged", e);
-    if (strncmp(h->layout, k_tiles_layout(), sizeof(h->layout)) != 0)
-        return error_set(e, -ENOTSUP, "%s: holds layout %.*s, this worker computes with %s; " ADVICE, p->path,
-                (int)strnlen(h->layout, sizeof(h->layout)), h->layout, k_tiles_layout());
+    if (strncmp(h->layout, p->layout->name, sizeof(h->layout)) != 0)
+        return error_set(e, -ENOTSUP, "%s: holds layout %.*s, %s is wanted; " ADVICE, p->path,
+                (int)strnlen(h->layout, sizeof(h->layout)), h->layout, p->layout->name);
     if (h->file_bytes != p->bytes)
         return error_set(e, -EBADMSG, "%s: is cut short: %" PRIu64 " bytes of %" PRIu64 "; " ADVICE, p->path,
                 p->bytes, h->file_bytes);
@@ -142,7 +143,7 @@ static int check_entry(const struct packed *p, uint32_t i, uint64_t names_bytes,
             .zeros = t->zeros,
             .minimums = t->minimums};
     if (t->at < h->data_at || t->at % PACKED_ALIGN != 0 || __builtin_add_overflow(t->at, t->bytes, &end) ||
-            end > p->bytes || t->bytes != k_tiles_bytes(&tiles))
+            end > p->bytes || p->layout->check(&tiles, NULL) < 0 || t->bytes != p->layout->bytes(&tiles))
         return damaged(p, "a matrix of its table does not lie in it", e);
     tiles.data = p->data + t->at;
     p->tiles[i] = tiles;
@@ -165,11 +166,13 @@ static int read_table(struct packed *p, struct error *e) {
     return 0;
 }
 
-int packed_open(const char *path, uint64_t fingerprint, struct packed **ret, struct error *e) {
+int packed_open(const char *path, const struct k_layout *layout, uint64_t fingerprint, struct packed **ret,
+        struct error *e) {
     struct packed *p = calloc(1, sizeof(*p));
     if (!p)
         return error_set(e, -ENOMEM, "%s: out of memory", path);
     snprintf(p->path, sizeof(p->path), "%s", path);
+    p->layout = layout;
     int r = map_file(p, e);
     if (r == 0)
         r = check_header(p, fingerprint, e);
@@ -236,10 +239,11 @@ uint64_t packed_fetch(const struct k_matrix_view *v, uint32_t columns, uint32_t 
     if (!v->tiles)
         return 0;
     const struct k_tiles *t = v->tiles;
-    uint64_t strips = (t->rows + 15) / 16, block = k_tiles_bytes(t) / K_LEAVES / strips;
+    const struct k_layout *layout = k_layout_native();
+    uint64_t strips = (t->rows + 15) / 16, block = layout->bytes(t) / K_LEAVES / strips;
     const void *from;
     size_t bytes;
-    for (uint32_t i = 0; k_tiles_part(v, columns, leaves, i, &from, &bytes); i++)
+    for (uint32_t i = 0; layout->part(v, columns, leaves, i, &from, &bytes); i++)
         fetch(from, bytes);
     return (v->rows + 15ull) / 16 * block * leaves;
 }

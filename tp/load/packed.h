@@ -15,6 +15,7 @@
 #pragma once
 
 #include "kernels/kernels.h"
+#include "kernels/layout/layout.h"
 #include "tp/checkpoint/model_config.h"
 #include "tp/checkpoint/tensor_names.h"
 
@@ -23,9 +24,10 @@
 
 struct packed;
 
-/* -ENOENT: no such file; -ENOTSUP: of another version or layout; -ESTALE: of other weights; -EBADMSG: cut short or
- * damaged. */
-int packed_open(const char *path, uint64_t fingerprint, struct packed **ret, struct error *e);
+/* A file of this layout. -ENOENT: no such file; -ENOTSUP: of another version or layout; -ESTALE: of other weights;
+ * -EBADMSG: cut short or damaged. */
+int packed_open(const char *path, const struct k_layout *layout, uint64_t fingerprint, struct packed **ret,
+        struct error *e);
 struct packed *packed_free(struct packed *p);    /* NULL ok; returns NULL */
 const char *packed_name(const struct packed *p); /* the path */
 uint64_t packed_bytes(const struct packed *p);   /* of the file */
@@ -37,17 +39,19 @@ typedef void packed_progress(void *user, uint64_t bytes_done, uint64_t bytes_tot
 
 /* Reads all tiles and compares their checksums: -EBADMSG names the matrix. */
 int packed_verify(const struct packed *p, packed_progress *progress, void *user, struct error *e);
-/* Brings the part of the tiles that a view uses into memory and into the page tables of this process, so that the first
- * step does not. Bytes, whether that worked or not: it is only speed. */
+/* Brings the part of the tiles (of the native layout) that a view uses into memory and into the page tables of this
+ * process, so that the first step does not. Bytes, whether that worked or not: it is only speed. */
 uint64_t packed_fetch(const struct k_matrix_view *view, uint32_t columns, uint32_t leaves);
 
 /* --- finding and making (packed_write.c) --- */
 
 struct packed_request {
     const char *model; /* folder or file, as given */
-    const char *
-            cache_dir; /* --packed-cache: only there; NULL = beside the model, else the user's cache folder */
-    uint64_t fingerprint; /* packed_fingerprint() */
+    /* --packed-cache: only there; NULL = beside the model, else the user's cache folder */
+    const char *cache_dir;
+    uint64_t fingerprint;          /* packed_fingerprint() */
+    const struct k_layout *layout; /* NULL = the native one */
+    uint32_t threads;              /* of making; 0 = all that this process may use */
     const struct model_config *config;
     const struct checkpoint *checkpoint; /* of the tensors; pages are let go as matrices are packed */
     const struct model_tensors *tensors;
@@ -58,9 +62,9 @@ struct packed_request {
 
 /* What a packed file must be of; fingerprint_of_model is fingerprint_model()'s. */
 uint64_t packed_fingerprint(const char *model, uint64_t fingerprint_of_model);
-/* Opens the packed file of these weights where it is there. Otherwise false and *ret is NULL; if a file was found that
- * does not serve, *why (NULL ok) says why (code 0: there is none). */
+/* Opens the packed file of these weights and this layout where it is there. Otherwise false and *ret is NULL; if a file
+ * was found that does not serve, or only one of another layout, *why (NULL ok) says so (code 0: there is none). */
 bool packed_look(const struct packed_request *q, struct packed **ret, struct error *why);
 /* packed_look(), and makes the file where that found none: streaming, into a temporary file that is then renamed. Ranks
  * and processes that want the same file wait for the one that makes it. */
-int packed_make(const struct packed_request *q, struct k_context *c, struct packed **ret, struct error *e);
+int packed_make(const struct packed_request *q, struct packed **ret, struct error *e);

@@ -4,7 +4,7 @@
  *   table                 struct packed_entry [n_entries], sorted by name
  *   names                 one after another, each with its NUL
  *   (to data_at, a multiple of 2 MiB)
- *   tiles                 of each matrix, as the layout of kernels.h says, each matrix at a multiple of 4096 bytes,
+ *   tiles                 of each matrix, as the layout says (kernels/layout), each matrix at a multiple of 4096 bytes,
  *                         in the order in which a step uses them
  *
  * Numbers are little-endian. A checksum is packed_sum(): 8 lanes of 64 bits, one per 8 bytes of a 64-byte block. Each
@@ -23,7 +23,7 @@
 struct packed_header {
     char magic[8];
     uint32_t version, header_bytes;
-    char layout[32]; /* k_tiles_layout(), rest NUL */
+    char layout[32]; /* its name, rest NUL */
     uint64_t fingerprint;
     uint64_t file_bytes, data_at, names_bytes;
     uint32_t n_entries, entry_bytes;

@@ -1,7 +1,7 @@
 /* packed_write.c - see packed.h: finding packed files and making them.
  *
- * Matrices are packed a piece of rows at a time into one buffer and written where they belong, so that memory stays
- * bounded whatever the size. The temporary file is also the lock: who holds it makes the file, the others wait. */
+ * Matrices are packed some units of their layout at a time into one buffer, front to back, so that memory stays bounded
+ * whatever the size. The temporary file is also the lock: who holds it makes the file, the others wait. */
 #include "tp/load/packed.h"
 
 #include "base/file.h"
@@ -19,7 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define PIECE_BYTES  (64ull << 20) /* packed at once; a group of strips is less, mostly */
+#define PIECE_BYTES  (64ull << 20) /* packed at once; a unit is less */
 #define LOCK_WAIT_US 200000
 
 /* --- which weights --- */
@@ -50,14 +50,18 @@ static int join(char ret[PATH_MAX], struct error *e, const char *format, ...) {
     return n > 0 && n < PATH_MAX ? 0 : error_set(e, -ENAMETOOLONG, "%.200s: the path is too long", ret);
 }
 
+static const struct k_layout *layout_of(const struct packed_request *q) {
+    return q->layout ? q->layout : k_layout_native();
+}
+
 static int beside_model(const struct packed_request *q, char ret[PATH_MAX], struct error *e) {
     struct stat st;
     bool folder = stat(q->model, &st) < 0 || S_ISDIR(st.st_mode);
-    return join(ret, e, "%s%sshardd-packed-%s.bin", q->model, folder ? "/" : ".", k_tiles_layout());
+    return join(ret, e, "%s%sshardd-packed-%s.bin", q->model, folder ? "/" : ".", layout_of(q)->name);
 }
 
 static int in_cache(const struct packed_request *q, const char *dir, char ret[PATH_MAX], struct error *e) {
-    return join(ret, e, "%s/shardd-packed-%s-%016" PRIx64 ".bin", dir, k_tiles_layout(), q->fingerprint);
+    return join(ret, e, "%s/shardd-packed-%s-%016" PRIx64 ".bin", dir, layout_of(q)->name, q->fingerprint);
 }
 
 static int users_cache(char ret[PATH_MAX], struct error *e) {
@@ -75,24 +79,47 @@ static int users_cache(char ret[PATH_MAX], struct error *e) {
 /* Opens the file at path if it serves. The first reason why one does not is kept in *why. */
 static bool opens(const struct packed_request *q, const char *path, struct packed **ret, struct error *why) {
     struct error e = {0};
-    int r = packed_open(path, q->fingerprint, ret, &e);
+    int r = packed_open(path, layout_of(q), q->fingerprint, ret, &e);
     if (r < 0 && r != -ENOENT && r != -ENOTDIR && why->code == 0)
         *why = e;
     return r == 0;
 }
 
-bool packed_look(const struct packed_request *q, struct packed **ret, struct error *why) {
+/* Opens the file where one is to be looked for. */
+static bool finds(const struct packed_request *q, struct packed **ret, struct error *why) {
     char path[PATH_MAX], cache[PATH_MAX];
-    struct error unwanted;
-    if (!why)
-        why = &unwanted;
-    *ret = NULL;
-    *why = (struct error){0};
     if (q->cache_dir)
         return in_cache(q, q->cache_dir, path, NULL) == 0 && opens(q, path, ret, why);
     if (beside_model(q, path, NULL) == 0 && opens(q, path, ret, why))
         return true;
     return users_cache(cache, NULL) == 0 && in_cache(q, cache, path, NULL) == 0 && opens(q, path, ret, why);
+}
+
+/* Where the weights are there in a layout that this worker does not compute with, *why says so. */
+static void name_another_layout(const struct packed_request *q, struct error *why) {
+    for (uint32_t i = 0; i < K_LAYOUTS && why->code == 0; i++) {
+        struct packed_request other = *q;
+        struct packed *there = NULL;
+        struct error ignored = {0};
+        other.layout = k_layout_at(i);
+        if (other.layout == layout_of(q) || !finds(&other, &there, &ignored))
+            continue;
+        error_set(why, -ENOTSUP, "%s: holds layout %s, %s is wanted (`shardd pack --layout %s`)",
+                packed_name(there), other.layout->name, layout_of(q)->name, layout_of(q)->name);
+        packed_free(there);
+    }
+}
+
+bool packed_look(const struct packed_request *q, struct packed **ret, struct error *why) {
+    struct error unwanted;
+    if (!why)
+        why = &unwanted;
+    *ret = NULL;
+    *why = (struct error){0};
+    if (finds(q, ret, why))
+        return true;
+    name_another_layout(q, why);
+    return false;
 }
 
 /* mkdir -p */
@@ -152,13 +179,13 @@ struct matrix { /* to be packed */
 
 struct writer {
     const struct packed_request *q;
-    struct k_context *context;
+    const struct k_layout *layout;
     struct matrix *matrices; /* [n] in the order in which a step uses them */
     uint32_t n, size;
     const char *path;
     int fd;
     uint64_t data_at, file_bytes, done, total;
-    void *buffer; /* PIECE_BYTES, or one group of strips if that is more */
+    void *buffer; /* PIECE_BYTES, or the largest unit if that is more */
     struct error *e;
 };
 
@@ -237,7 +264,7 @@ static void lay_out(struct writer *w) {
         struct matrix *m = &w->matrices[i];
         const struct k_tiles *t = &m->tiles;
         m->entry = (struct packed_entry){.at = aligned(w->file_bytes, PACKED_ALIGN),
-                .bytes = k_tiles_bytes(t),
+                .bytes = w->layout->bytes(t),
                 .rows = t->rows,
                 .columns = t->columns,
                 .group = t->group,
@@ -253,10 +280,6 @@ static void lay_out(struct writer *w) {
 }
 
 /* --- writing --- */
-
-static uint64_t strip_bytes(const struct matrix *m) {
-    return m->entry.bytes / ((m->view.rows + 15) / 16);
-}
 
 static int write_at(struct writer *w, const void *data, uint64_t bytes, uint64_t at) {
     const uint8_t *from = data;
@@ -274,36 +297,42 @@ static int write_at(struct writer *w, const void *data, uint64_t bytes, uint64_t
     return 0;
 }
 
-/* Packs rows [first, first + n), whole groups of strips, as a matrix of their own: the same bytes as in the whole. */
-static int write_rows(
-        struct writer *w, struct matrix *m, uint32_t first, uint32_t n, struct packed_sum *sum) {
-    const uint64_t strip = strip_bytes(m), bytes = (n + 15ull) / 16 * strip;
-    struct k_matrix_view part = m->view;
-    part.rows = n;
-    if (part.row_order)
-        part.row_order += first;
-    else if (part.quant)
-        part.first_row = first;
-    else
-        part.data = (const uint8_t *)part.data + (uint64_t)first * m->columns * k_dtype_bytes(part.dtype);
-    int r = k_tiles_pack(w->context, &part, m->columns, part.quant ? NULL : m->order, w->buffer, w->e);
-    if (r == 0) {
-        packed_sum_add(sum, w->buffer, bytes);
-        r = write_at(w, w->buffer, bytes, m->entry.at + first / 16 * strip);
+static struct k_layout_source source_of(const struct matrix *m) {
+    return (struct k_layout_source){
+            .tiles = &m->tiles, .view = &m->view, .order = m->view.quant ? NULL : m->order};
+}
+
+/* The units after `first` that fit into the buffer; at least one, and the checksum takes multiples of 64 bytes. */
+static uint32_t units_that_fit(const struct writer *w, const struct k_tiles *t, uint32_t first) {
+    const uint32_t all = w->layout->units(t);
+    const size_t begin = w->layout->unit_at(t, first);
+    uint32_t fit = first + 1, too_many = all + 1;
+    while (too_many - fit > 1) {
+        const uint32_t middle = fit + (too_many - fit) / 2;
+        if (w->layout->unit_at(t, middle) - begin <= PIECE_BYTES)
+            fit = middle;
+        else
+            too_many = middle;
     }
-    checkpoint_release(w->q->checkpoint);
-    return r;
+    while (fit < all && fit > first + 1 && (w->layout->unit_at(t, fit) - begin) % 64 != 0)
+        fit--;
+    return fit - first;
 }
 
 static int write_matrix(struct writer *w, struct matrix *m) {
-    const uint64_t group = k_tiles_group_rows() / 16 * strip_bytes(m);
-    const uint32_t rows = (group < PIECE_BYTES ? (uint32_t)(PIECE_BYTES / group) : 1) * k_tiles_group_rows();
+    const struct k_layout_source source = source_of(m);
+    const uint32_t all = w->layout->units(&m->tiles);
     struct packed_sum sum;
     int r = m->view.quant ? quant_matrix_check(m->tensor, w->e) : 0;
     packed_sum_begin(&sum);
-    for (uint32_t first = 0; first < m->view.rows && r == 0; first += rows) {
-        uint32_t left = m->view.rows - first;
-        r = write_rows(w, m, first, left < rows ? left : rows, &sum);
+    for (uint32_t first = 0, n; first < all && r == 0; first += n) {
+        n = units_that_fit(w, &m->tiles, first);
+        const size_t at = w->layout->unit_at(&m->tiles, first),
+                     bytes = w->layout->unit_at(&m->tiles, first + n) - at;
+        k_layout_pack_units(w->layout, &source, first, n, w->q->threads, w->buffer);
+        packed_sum_add(&sum, w->buffer, bytes);
+        r = write_at(w, w->buffer, bytes, m->entry.at + at);
+        checkpoint_release(w->q->checkpoint);
     }
     m->entry.sum = packed_sum_end(&sum);
     w->done += m->entry.bytes;
@@ -350,7 +379,7 @@ static int write_table(struct writer *w) {
             .entry_bytes = sizeof(struct packed_entry),
             .table_sum = packed_sum_of(entries, table + names)};
     memcpy(h->magic, PACKED_MAGIC, sizeof(h->magic));
-    memcpy(h->layout, k_tiles_layout(), strnlen(k_tiles_layout(), sizeof(h->layout) - 1));
+    memcpy(h->layout, w->layout->name, strnlen(w->layout->name, sizeof(h->layout) - 1));
     h->header_sum = packed_sum_of(h, offsetof(struct packed_header, header_sum));
     r = write_at(w, bytes, w->data_at, 0);
 done:
@@ -362,15 +391,27 @@ done:
 static uint64_t buffer_bytes(const struct writer *w) {
     uint64_t most = PIECE_BYTES;
     for (uint32_t i = 0; i < w->n; i++) {
-        uint64_t group = k_tiles_group_rows() / 16 * strip_bytes(&w->matrices[i]);
-        most = group > most ? group : most;
+        uint64_t unit = w->layout->unit_at(&w->matrices[i].tiles, 1);
+        most = unit > most ? unit : most;
     }
     return most;
+}
+
+/* What the layout cannot hold is refused before anything is written. */
+static int check_matrices(const struct writer *w) {
+    int r = 0;
+    for (uint32_t i = 0; i < w->n && r == 0; i++) {
+        const struct k_layout_source source = source_of(&w->matrices[i]);
+        r = k_layout_check(w->layout, &source, w->matrices[i].tensor->name, w->e);
+    }
+    return r;
 }
 
 /* The whole file, into w->fd. */
 static int write_file(struct writer *w) {
     int r = add_model(w);
+    if (r == 0)
+        r = check_matrices(w);
     if (r < 0)
         return r;
     lay_out(w);
@@ -386,7 +427,7 @@ static int write_file(struct writer *w) {
                 SIZE_TEXT(w->file_bytes), w->path);
         w->q->note(w->q->user, text);
     }
-    w->buffer = k_host_alloc(w->context, buffer_bytes(w));
+    w->buffer = malloc(buffer_bytes(w));
     if (!w->buffer)
         return error_set(w->e, -ENOMEM, "out of memory for %" PRIu64 " bytes to pack in", buffer_bytes(w));
     r = 0;
@@ -444,18 +485,17 @@ static int finish(const char *temporary, const char *path, struct error *e) {
 }
 
 /* Under the lock: made by another meanwhile, or by us now. */
-static int make_locked(const struct packed_request *q, struct k_context *c, const char *temporary,
-        const char *path, int fd, struct error *e) {
+static int make_locked(
+        const struct packed_request *q, const char *temporary, const char *path, int fd, struct error *e) {
     struct packed *other = NULL;
-    if (packed_open(path, q->fingerprint, &other, NULL) == 0) {
+    if (packed_open(path, layout_of(q), q->fingerprint, &other, NULL) == 0) {
         packed_free(other);
         unlink(temporary);
         return 0;
     }
-    struct writer w = {.q = q, .context = c, .path = temporary, .fd = fd, .e = e};
+    struct writer w = {.q = q, .layout = layout_of(q), .path = temporary, .fd = fd, .e = e};
     int r = write_file(&w);
-    if (w.buffer)
-        k_host_free(c, w.buffer);
+    free(w.buffer);
     free(w.matrices);
     if (r == 0)
         r = finish(temporary, path, e);
@@ -464,7 +504,7 @@ static int make_locked(const struct packed_request *q, struct k_context *c, cons
     return r;
 }
 
-int packed_make(const struct packed_request *q, struct k_context *c, struct packed **ret, struct error *e) {
+int packed_make(const struct packed_request *q, struct packed **ret, struct error *e) {
     char path[PATH_MAX], temporary[PATH_MAX];
     struct error why;
     int fd = -1, r = 0;
@@ -482,7 +522,7 @@ int packed_make(const struct packed_request *q, struct k_context *c, struct pack
     while (r == -EAGAIN);
     if (r < 0)
         return r;
-    r = make_locked(q, c, temporary, path, fd, e);
+    r = make_locked(q, temporary, path, fd, e);
     close(fd);
-    return r < 0 ? r : packed_open(path, q->fingerprint, ret, e);
+    return r < 0 ? r : packed_open(path, layout_of(q), q->fingerprint, ret, e);
 }

@@ -1,4 +1,4 @@
-/* pack_verb.c - see pack_main.h: the command line around packed_make(). */
+/* pack_verb.c - see pack_verb.h: the command line around packed_make(). */
 #include "tp/tools/pack_verb.h"
 
 #include "base/sizes.h"
@@ -26,6 +26,8 @@ static const char HELP[] =
         "\n"
         "  --packed-cache DIR   where to put it (default: in the model's folder, or in ~/.cache/shardd where that\n"
         "                       cannot be written to)\n"
+        "  --layout NAME        for which kernels: cpu-2 or cuda-mma-2; any host makes either, no GPU is needed\n"
+        "                       (default: what this host's worker computes with)\n"
         "  --verify             compare all checksums of the file afterwards\n"
         "  --threads N          (default: all cores)\n"
         "\n"
@@ -35,12 +37,12 @@ static const char HELP[] =
 
 struct pack {
     const char *model, *cache;
+    const struct k_layout *layout; /* NULL = the native one */
     bool verify;
     uint32_t threads;
     struct model_config config;
     struct checkpoint *checkpoint;
     struct model_tensors *tensors;
-    struct k_context *context;
     struct packed *packed;
 };
 
@@ -90,7 +92,7 @@ static int open_model(struct pack *p, struct error *e) {
         r = checkpoint_open(p->model, &p->checkpoint, e);
     if (r == 0)
         r = model_tensors_resolve(p->checkpoint, &p->config, &p->tensors, e);
-    return r < 0 ? r : k_context_create(&(struct k_context_options){.threads = p->threads}, &p->context, e);
+    return r;
 }
 
 static int pack(struct pack *p, struct error *e) {
@@ -101,6 +103,8 @@ static int pack(struct pack *p, struct error *e) {
     const struct packed_request q = {.model = p->model,
             .cache_dir = p->cache,
             .fingerprint = packed_fingerprint(p->model, fingerprint_model(&p->config, p->checkpoint, 0)),
+            .layout = p->layout,
+            .threads = p->threads,
             .config = &p->config,
             .checkpoint = p->checkpoint,
             .tensors = p->tensors,
@@ -109,7 +113,7 @@ static int pack(struct pack *p, struct error *e) {
             .user = &progress};
     bool there = packed_look(&q, &p->packed, NULL);
     if (!there)
-        r = packed_make(&q, p->context, &p->packed, e);
+        r = packed_make(&q, &p->packed, e);
     progress_end(&progress);
     if (r < 0)
         return r;
@@ -129,9 +133,10 @@ static int pack(struct pack *p, struct error *e) {
 }
 
 int pack_main(int argc, char **argv) {
-    enum { CACHE = 256, VERIFY, THREADS, HELP_FLAG };
+    enum { CACHE = 256, LAYOUT, VERIFY, THREADS, HELP_FLAG };
     static const struct option flags[] = {
             {"packed-cache", required_argument, NULL, CACHE},
+            {"layout", required_argument, NULL, LAYOUT},
             {"verify", no_argument, NULL, VERIFY},
             {"threads", required_argument, NULL, THREADS},
             {"help", no_argument, NULL, HELP_FLAG},
@@ -144,6 +149,14 @@ int pack_main(int argc, char **argv) {
         switch (flag) {
         case CACHE:
             p.cache = optarg;
+            break;
+        case LAYOUT:
+            p.layout = k_layout_find(optarg);
+            if (!p.layout) {
+                fprintf(stderr, "shardd pack: --layout '%s': %s or %s is expected\n", optarg,
+                        k_layout_cpu.name, k_layout_cuda_mma.name);
+                return EXIT_USAGE;
+            }
             break;
         case VERIFY:
             p.verify = true;
@@ -174,7 +187,6 @@ int pack_main(int argc, char **argv) {
     if (r < 0)
         fprintf(stderr, "shardd pack: %s\n", e.text);
     packed_free(p.packed);
-    k_context_free(p.context);
     model_tensors_free(p.tensors);
     checkpoint_free(p.checkpoint);
     return r < 0 ? EXIT_FAILED : EXIT_OK;

@@ -124,6 +124,7 @@ static int open_packed(struct rank *r, const struct rank_options *o, struct erro
     const struct packed_request q = {.model = o->model_dir,
             .cache_dir = o->packed_cache,
             .fingerprint = packed_fingerprint(o->model_dir, r->fingerprint),
+            .threads = o->threads,
             .config = &r->config,
             .checkpoint = r->checkpoint,
             .tensors = r->tensors,
@@ -133,7 +134,7 @@ static int open_packed(struct rank *r, const struct rank_options *o, struct erro
     struct error why = {0};
     int rc = 0;
     if (o->packed == RANK_PACKED_MAKE)
-        rc = packed_make(&q, r->context, &r->packed, e);
+        rc = packed_make(&q, &r->packed, e);
     else
         packed_look(&q, &r->packed, &why);
     if (rc == 0 && r->packed && o->verify_packed)

@@ -35,7 +35,7 @@ static void make_right(uint8_t *bytes, size_t size) {
     h.version = PACKED_VERSION;
     h.header_bytes = sizeof(h);
     memset(h.layout, 0, sizeof(h.layout));
-    memcpy(h.layout, k_tiles_layout(), strlen(k_tiles_layout()));
+    memcpy(h.layout, k_layout_native()->name, strlen(k_layout_native()->name));
     h.fingerprint = FINGERPRINT;
     h.file_bytes = PACKED_DATA + DATA_BYTES;
     h.entry_bytes = sizeof(struct packed_entry);
@@ -57,7 +57,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     make_right(bytes, size);
     if (pwrite(file, bytes, sizeof(bytes), 0) != (ssize_t)sizeof(bytes))
         abort();
-    if (packed_open(path, FINGERPRINT, &p, &e) < 0) {
+    if (packed_open(path, k_layout_native(), FINGERPRINT, &p, &e) < 0) {
         if (e.text[0] == '\0' || p)
             abort();
         return 0;

@@ -13,12 +13,12 @@ static struct mapped tiles_of(
         struct world *w, const struct k_matrix_view *whole, uint32_t columns, const uint32_t *order) {
     struct mapped m = {.bytes = 0};
     k_tiles_describe(whole, columns, &m.tiles);
-    m.bytes = k_tiles_bytes(&m.tiles);
+    m.bytes = k_layout_native()->bytes(&m.tiles);
     assert_true(m.bytes > 0 && m.bytes % 64 == 0);
     void *to = mmap(NULL, m.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     assert_true(to != MAP_FAILED);
     memset(to, 0x5a, m.bytes); /* packing defines every byte */
-    OK(k_tiles_pack(w->c, whole, columns, order, to, e));
+    OK(k_layout_pack(k_layout_native(), whole, columns, order, team_threads(w->c->team), to, e));
     assert_int_equal(mprotect(to, m.bytes, PROT_READ), 0);
     m.tiles.data = to;
     return m;
@@ -125,7 +125,7 @@ static void test_threads_and_machines_pack_the_same_bytes(void **state) {
         world_close(&a);
         world_close(&b);
     }
-    assert_string_equal(k_tiles_layout(), "cpu-2");
+    assert_string_equal(k_layout_native()->name, "cpu-2");
 }
 
 /* A packed file says only "cpu-2": these bytes are what that means. */
@@ -156,7 +156,7 @@ static void test_the_layout_of_a_small_matrix(void **state) {
 
 /* Groups of strips lie one after another, so a matrix can be packed in parts. */
 static void test_parts_make_the_whole(void **state) {
-    const uint32_t rows = k_tiles_group_rows();
+    const uint32_t rows = GROUP_STRIPS * STRIP_ROWS;
     (void)state;
     assert_true(rows < ROWS);
     for (uint32_t i = 0; i <= N_KINDS; i++) {
@@ -199,7 +199,7 @@ static void test_stretches_of_parts(void **state) {
             const uint8_t *end = t.tiles.data;
             const void *from;
             size_t bytes;
-            for (uint32_t i = 0; k_tiles_part(&v, K / tp, 8 / tp, i, &from, &bytes); i++) {
+            for (uint32_t i = 0; k_layout_native()->part(&v, K / tp, 8 / tp, i, &from, &bytes); i++) {
                 const uint8_t *at = from;
                 assert_true(at >= end);
                 end = at + bytes;
@@ -328,7 +328,7 @@ static void test_sizes_are_known_without_weights(void **state) {
         struct k_linear_spec spec = {
                 .pieces = &m.whole, .n_pieces = 1, .columns = K, .leaves = 8, .name = "sizes"};
         const size_t bytes = k_linear_bytes(&spec);
-        assert_int_equal(bytes, k_tiles_bytes(&t));
+        assert_int_equal(bytes, k_layout_native()->bytes(&t));
         spec.pieces = &view;
         assert_int_equal(k_linear_bytes(&spec), bytes);
         assert_true(bytes >= (size_t)K * 80 / (i < 2 ? 2 : 1));

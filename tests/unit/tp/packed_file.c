@@ -4,8 +4,10 @@
 #include "tests/lib/gptq_checkpoint.h"
 #include "tp/load/packed.h"
 #include "tp/load/packed_format.h"
+#include "tp/tools/pack_verb.h"
 
 #include <dirent.h>
+#include <getopt.h>
 
 #define GROUP  32u
 #define LENGTH 65u
@@ -77,7 +79,7 @@ static int remove_folders(void **state) {
 }
 
 static void packed_path_in(const char *folder, char *path, size_t size) {
-    snprintf(path, size, "%s/shardd-packed-%s.bin", folder, k_tiles_layout());
+    snprintf(path, size, "%s/shardd-packed-%s.bin", folder, k_layout_native()->name);
 }
 
 static bool exists(const char *path) {
@@ -218,7 +220,7 @@ static void change_header(const char *path, void (*edit)(struct packed_header *)
 static void refused(const struct opened *o, int code, const char *word) {
     struct packed *p = NULL;
     struct error e = {0};
-    int r = packed_open(o->path, o->fingerprint, &p, &e);
+    int r = packed_open(o->path, k_layout_native(), o->fingerprint, &p, &e);
     if (r != code || !strstr(e.text, word) || !strstr(e.text, o->path))
         fail_msg("expected %d '%s', got %d '%s'", code, word, r, e.text);
 }
@@ -296,7 +298,7 @@ static void hostile_tables_do_no_harm(void **state) {
             h.header_sum = packed_sum_of(&h, offsetof(struct packed_header, header_sum));
             assert_int_equal(pwrite(fd, table, bytes, sizeof(h)), bytes);
             assert_int_equal(pwrite(fd, &h, sizeof(h), 0), sizeof(h));
-            if (packed_open(o.path, o.fingerprint, &p, NULL) == 0)
+            if (packed_open(o.path, k_layout_native(), o.fingerprint, &p, NULL) == 0)
                 packed_verify(p, NULL, NULL, NULL);
             packed_free(p);
             table[at] = old;
@@ -314,7 +316,7 @@ static void damaged_tiles_are_found_on_demand(void **state) {
     struct rank *r = NULL;
     struct error e = {0};
     uint8_t byte;
-    must(packed_open(o.path, o.fingerprint, &p, &e), &e);
+    must(packed_open(o.path, k_layout_native(), o.fingerprint, &p, &e), &e);
     must(packed_verify(p, NULL, NULL, &e), &e);
     off_t at = (off_t)packed_bytes(p) - 100;
     packed_free(p);
@@ -329,6 +331,41 @@ static void damaged_tiles_are_found_on_demand(void **state) {
     assert_non_null(strstr(e.text, o.path));
     assert_non_null(strstr(e.text, "mtp.layers.0.mlp.down_proj.weight"));
     unlink(o.path);
+}
+
+/* A file for other kernels stands beside this worker's own: it is named where it is the only one, and never used. */
+static void a_file_of_another_layout_is_named(void **state) {
+    (void)state;
+    char path[128], other[128], *argv[] = {"pack", quantised, "--layout", "cuda-mma-2", "--verify", NULL};
+    struct opened o = make_one();
+    struct packed *p = NULL;
+    struct rank *r = NULL;
+    struct error e = {0};
+    struct rank_options options = options_for(quantised, 1, RANK_PACKED_AUTO);
+    unlink(o.path);
+    optind = 1;
+    assert_int_equal(pack_main(5, argv), 0);
+    snprintf(other, sizeof(other), "%s/shardd-packed-cuda-mma-2.bin", quantised);
+    must(packed_open(other, &k_layout_cuda_mma, o.fingerprint, &p, &e), &e);
+    assert_non_null(packed_find(p, "mtp.layers.0.mlp.down_proj.weight"));
+    packed_free(p);
+    packed_path_in(quantised, path, sizeof(path));
+    assert_int_equal(rename(other, path), 0); /* in the place of another: the header tells */
+    assert_int_equal(packed_open(path, k_layout_native(), o.fingerprint, &p, &e), -ENOTSUP);
+    assert_non_null(strstr(e.text, "holds layout cuda-mma-2, cpu-2 is wanted"));
+    assert_int_equal(rename(path, other), 0);
+    must(rank_create(&options, &r, &e), &e);
+    assert_null(r->packed);
+    assert_non_null(strstr(r->weights_from, other));
+    assert_non_null(strstr(r->weights_from, "holds layout cuda-mma-2, cpu-2 is wanted"));
+    rank_free(r);
+    o = make_one(); /* its own beside it */
+    assert_true(exists(o.path) && exists(other));
+    must(rank_create(&options, &r, &e), &e);
+    assert_non_null(r->packed);
+    rank_free(r);
+    unlink(o.path);
+    unlink(other);
 }
 
 /* A changed weight, and a configuration that reads the same bytes otherwise, are other weights. */
@@ -379,6 +416,7 @@ int main(void) {
             cmocka_unit_test(bad_files_are_refused_by_name),
             cmocka_unit_test(hostile_tables_do_no_harm),
             cmocka_unit_test(damaged_tiles_are_found_on_demand),
+            cmocka_unit_test(a_file_of_another_layout_is_named),
             cmocka_unit_test(changed_weights_are_noticed),
     };
     return cmocka_run_group_tests(tests, make_folders, remove_folders);

@@ -1,14 +1,14 @@
-/* pack.c - how weights lie in memory: the forms of a block, and turning matrices of a checkpoint into blocks.
+/* cpu_tiles.c - see cpu_tiles.h: the forms of a block, and turning matrices of a checkpoint into blocks.
  *
- * Used by linear.c for weights of its own and by whoever writes packed files, through k_tiles_*. A matrix becomes
- * [group of 16 strips][K-leaf][strip of 16 rows][block]: one stream for a product that works group after group, and
- * still long runs for a rank that has some of the leaves. struct form (internal.h) says what a block holds. Which
- * columns form a segment depends on the whole matrix only, so that a rank finds in its part what the whole has
- * there. */
-#include "kernels/cpu/internal.h"
-#include "kernels/shared/check.h"
+ * Used for packed files through struct k_layout, and by kernels/cpu for weights of its own, block by block. */
+#include "kernels/layout/cpu_tiles.h"
 
-#include <errno.h>
+#include "kernels/layout/source.h"
+#include "kernels/shared/check.h"
+#include "kernels/shared/formats.h"
+#include "kernels/shared/pool_layout.h"
+#include "kernels/shared/segments.h"
+
 #include <string.h>
 
 /* --- forms --- */
@@ -80,7 +80,7 @@ static void pack_dense(
     const size_t size = k_dtype_bytes(v->dtype);
     const uint64_t k0 = (uint64_t)leaf * s->leaf_columns;
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint64_t at = v->row_order ? v->row_order[row + r] : row + r;
+        const uint64_t at = source_row(v, row + r);
         const uint8_t *from = (const uint8_t *)v->data + at * v->row_stride * size;
         for (uint32_t k = 0; k < s->leaf_columns; k++) {
             const uint8_t *x = from + (s->order ? s->order[k0 + k] : k0 + k) * size;
@@ -89,21 +89,6 @@ static void pack_dense(
             else
                 memcpy(to + ((uint64_t)k * 16 + r) * 4, x, 4);
         }
-    }
-}
-
-static uint32_t quant_row(const struct k_matrix_view *v, uint32_t row) {
-    return v->row_order ? v->row_order[row] : v->first_row + row;
-}
-
-/* codes[r][n] of rows that need not be neighbours. */
-static void read_codes(const struct k_matrix_view *v, uint32_t row, uint32_t n_rows, uint32_t column,
-        uint32_t n, uint8_t *codes) {
-    for (uint32_t r = 0, run; r < n_rows; r += run) {
-        const uint32_t first = quant_row(v, row + r);
-        for (run = 1; r + run < n_rows && quant_row(v, row + r + run) == first + run;)
-            run++;
-        v->quant->codes(v->quant, first, run, column, n, codes + (size_t)r * n);
     }
 }
 
@@ -139,11 +124,11 @@ static void pack_segment(const struct pack_source *s, uint32_t row, uint32_t n_r
     uint8_t codes[16 * ACTIVATION_RUN], zeros[16];
     memset(codes + n_rows * n, zero, (16 - n_rows) * n);
     memset(zeros, zero, sizeof zeros);
-    read_codes(s->view, row, n_rows, column, n, codes);
+    source_codes(s->view, row, n_rows, column, n, codes);
     for (uint32_t r = 0; r < n_rows; r++) {
         const uint32_t i = segment * 16 + r;
         struct quant_group g;
-        q->groups(q, quant_row(s->view, row + r), column / q->group, 1, &g);
+        q->groups(q, source_row(s->view, row + r), column / q->group, 1, &g);
         put_scale(f->scale, g.scale, i, block + f->scales_at);
         if (f->zeros)
             zeros[r] = g.zero;
@@ -171,24 +156,6 @@ void pack_block(const struct pack_source *s, uint32_t row, uint32_t n_rows, uint
 
 /* --- whole matrices --- */
 
-const char *k_tiles_layout(void) {
-    return "cpu-2";
-}
-
-void k_tiles_describe(const struct k_matrix_view *whole, uint32_t columns, struct k_tiles *ret) {
-    static const struct quant_matrix none = {.format = QUANT_INT4};
-    const struct quant_matrix *q = whole->quant ? whole->quant : &none;
-    ret->rows = whole->rows;
-    ret->columns = columns;
-    ret->dtype = whole->dtype;
-    ret->quantised = whole->quant != NULL;
-    ret->format = q->format;
-    ret->scale = q->scale;
-    ret->group = q->group;
-    ret->zeros = q->zeros;
-    ret->minimums = q->minimums;
-}
-
 struct strip_place strip_place(uint32_t strip, uint32_t n_strips, uint32_t leaves, uint32_t block_bytes) {
     const uint32_t in_group = strip % GROUP_STRIPS, group = strip - in_group,
                    n = n_strips - group < GROUP_STRIPS ? n_strips - group : GROUP_STRIPS;
@@ -196,17 +163,26 @@ struct strip_place strip_place(uint32_t strip, uint32_t n_strips, uint32_t leave
             .leaf_stride = (uint64_t)n * block_bytes};
 }
 
-size_t k_tiles_bytes(const struct k_tiles *t) {
+static int check(const struct k_tiles *t, struct error *e) {
+    (void)t, (void)e; /* there is a form for all that k_layout_check() lets through */
+    return 0;
+}
+
+static size_t bytes(const struct k_tiles *t) {
     if (t->columns < K_LEAVES || (t->quantised && t->group == 0))
         return 0;
     return (size_t)form_of_tiles(t).bytes * strips_of(t->rows) * K_LEAVES;
 }
 
-uint32_t k_tiles_group_rows(void) {
-    return GROUP_STRIPS * 16;
+/* A unit is a block. */
+static uint32_t units(const struct k_tiles *t) {
+    return strips_of(t->rows) * K_LEAVES;
+}
+static size_t unit_at(const struct k_tiles *t, uint32_t i) {
+    return (size_t)form_of_tiles(t).bytes * i;
 }
 
-bool k_tiles_part(const struct k_matrix_view *v, uint32_t columns, uint32_t leaves, uint32_t i,
+static bool part(const struct k_matrix_view *v, uint32_t columns, uint32_t leaves, uint32_t i,
         const void **ret, size_t *ret_bytes) {
     const uint32_t first = v->first_row / 16, end = first + strips_of(v->rows), n = strips_of(v->tiles->rows),
                    block = form_of_tiles(v->tiles).bytes;
@@ -222,44 +198,23 @@ bool k_tiles_part(const struct k_matrix_view *v, uint32_t columns, uint32_t leav
     return true;
 }
 
-struct tiles_job {
-    struct pack_source source;
-    uint8_t *to;
-    uint32_t n_strips;
-};
-static void pack_tiles_strip(void *arg, uint32_t s) {
-    const struct tiles_job *j = arg;
-    const uint32_t left = j->source.view->rows - s * 16, bytes = j->source.form->bytes;
-    const struct strip_place place = strip_place(s, j->n_strips, K_LEAVES, bytes);
-    for (uint32_t leaf = 0; leaf < K_LEAVES; leaf++) {
-        uint8_t *to = j->to + place.first + leaf * place.leaf_stride;
-        memset(to, 0, bytes);
-        pack_block(&j->source, s * 16, left < 16 ? left : 16, leaf, to);
+static void pack(const struct k_layout_source *s, uint32_t first, uint32_t n, uint8_t *to) {
+    const struct form form = form_of_tiles(s->tiles);
+    const uint32_t n_strips = strips_of(s->tiles->rows), of_group = GROUP_STRIPS * K_LEAVES;
+    const struct pack_source source = {s->view, &form, s->order, s->tiles->columns / K_LEAVES};
+    for (uint32_t i = first; i < first + n; i++, to += form.bytes) {
+        const uint32_t group = i / of_group * GROUP_STRIPS, left = n_strips - group,
+                       strips = left < GROUP_STRIPS ? left : GROUP_STRIPS, leaf = i % of_group / strips,
+                       row = (group + i % of_group % strips) * STRIP_ROWS, rows = s->tiles->rows - row;
+        memset(to, 0, form.bytes);
+        pack_block(&source, row, rows < STRIP_ROWS ? rows : STRIP_ROWS, leaf, to);
     }
 }
 
-int k_tiles_pack(struct k_context *c, const struct k_matrix_view *whole, uint32_t columns,
-        const uint32_t *order, void *to, struct error *e) {
-    const uint32_t leaf_columns = columns / K_LEAVES;
-    if (columns == 0 || columns % K_LEAVES || columns > MODEL_DIM_MAX)
-        return error_set(e, -EINVAL,
-                "a matrix of %u columns does not divide into %u K-leaves; it cannot be packed", columns,
-                K_LEAVES);
-    int r = view_check(whole, columns, leaf_columns, "tiles", e);
-    if (r < 0)
-        return r;
-    if (!whole->data && !whole->quant)
-        return error_set(
-                e, -EINVAL, "tiles are packed from a dense or a quantised matrix; neither was given");
-    if (whole->quant && whole->quant->columns != columns)
-        return error_set(e, -EINVAL, "tiles hold whole matrices; %u of %u columns were given", columns,
-                whole->quant->columns);
-    for (uint32_t k = 0; order && k < columns; k++) {
-        if (order[k] >= columns)
-            return error_set(e, -EINVAL, "the order of %u columns names column %u", columns, order[k]);
-    }
-    const struct form form = form_of_view(whole, leaf_columns);
-    struct tiles_job job = {{whole, &form, order, leaf_columns}, to, strips_of(whole->rows)};
-    team_run(c->team, pack_tiles_strip, &job, job.n_strips);
-    return 0;
-}
+const struct k_layout k_layout_cpu = {.name = "cpu-2",
+        .check = check,
+        .bytes = bytes,
+        .units = units,
+        .unit_at = unit_at,
+        .pack = pack,
+        .part = part};
