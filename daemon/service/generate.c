@@ -253,7 +253,9 @@ static int take_tokens(
         }
     } while (n == STREAM_RING_TOKENS && g->stop_index < 0);
     *ret = finish;
-    return finish != ENGINE_RUNNING || g->stop_index >= 0 ? generation_end(g, chunk) : 0;
+    if (finish == ENGINE_RUNNING && g->stop_index < 0)
+        return 0;
+    return generation_end(g, /* end_of_turn= */ finish == ENGINE_FINISH_STOP_ID && g->stop_index < 0, chunk);
 }
 
 void generate_on_wake(struct rpc_call *c) {

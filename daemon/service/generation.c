@@ -41,8 +41,7 @@ int generation_new(const struct plan *p, struct generation **ret) {
     int r = copy_stop_strings(g, p);
     /* Only what the template began can be reasoning, only what was offered can be called. */
     if (r == 0 && p->prompt.chat && !p->raw)
-        r = output_parser_new(p->prompt.thinking_open, /* parse_tools= */ p->prompt.tools != NULL,
-                p->prompt.tools, &g->parser);
+        r = output_parser_new(p->prompt.thinking_open, p->prompt.tools, &g->parser);
     if (r < 0) {
         generation_free(g);
         return r;
@@ -146,7 +145,7 @@ int generation_add(struct generation *g, const struct tokenizer *t, const struct
     return take_text(g, chunk);
 }
 
-int generation_end(struct generation *g, struct chunk *chunk) {
+int generation_end(struct generation *g, bool end_of_turn, struct chunk *chunk) {
     struct sink to = {g, chunk};
     if (g->skip_text || g->stop_index >= 0)
         return 0;
@@ -155,6 +154,6 @@ int generation_end(struct generation *g, struct chunk *chunk) {
     if (r == 0)
         r = take_text(g, chunk);
     if (r == 0 && g->stop_index < 0 && g->parser)
-        r = output_parser_end(g->parser, on_event, &to);
+        r = output_parser_end(g->parser, end_of_turn, on_event, &to);
     return r == 0 && g->stop_index < 0 ? release(&to) : r;
 }

@@ -39,5 +39,5 @@ struct generation *generation_free(struct generation *g);
 /* One token: its id, logprobs and text go into the chunk as far as they are certain. 0 or -ENOMEM. */
 int generation_add(struct generation *g, const struct tokenizer *t, const struct engine_token *token,
         struct chunk *chunk);
-/* The end of the tokens: what was held back goes into the chunk. */
-int generation_end(struct generation *g, struct chunk *chunk);
+/* The end of the tokens: what was held back goes into the chunk. end_of_turn: a stop id ended them. */
+int generation_end(struct generation *g, bool end_of_turn, struct chunk *chunk);

@@ -33,11 +33,11 @@ static int on_event(void *user, const struct output_event *event) {
 
 /* Feeds text in pieces of up to most bytes (whole characters; 0 = all at once) and gives the line; free() it.
  */
-static char *events_of(const char *text, size_t bytes, bool thinking, bool parse_tools, json_t *tools,
-        size_t most, uint64_t *seed) {
+static char *events_of(
+        const char *text, size_t bytes, bool thinking, json_t *tools, size_t most, uint64_t *seed) {
     struct output_parser *p = NULL;
     struct record r = {.kind = -1};
-    assert_int_equal(output_parser_new(thinking, parse_tools, tools, &p), 0);
+    assert_int_equal(output_parser_new(thinking, tools, &p), 0);
     for (size_t at = 0, n; at < bytes; at += n) {
         n = most == 0 ? bytes : 1 + random_below(seed, most);
         n = n < bytes - at ? n : bytes - at;
@@ -48,7 +48,7 @@ static char *events_of(const char *text, size_t bytes, bool thinking, bool parse
         assert_int_equal(output_parser_feed(p, piece, n, on_event, &r), 0);
         free(piece);
     }
-    assert_int_equal(output_parser_end(p, on_event, &r), 0);
+    assert_int_equal(output_parser_end(p, /* end_of_turn= */ false, on_event, &r), 0);
     assert_int_equal(output_parser_tool_calls(p), r.calls);
     output_parser_free(p);
     if (r.kind >= 0)
@@ -89,16 +89,23 @@ static const struct {
         {"\n\n</think>\n\n\n\nx\n", "T(x\n)", true},
         {"cut off\n</thi", "R(cut off\n</thi)", true},
         {"no end\n\n", "R(no end\n\n)", true},
-        {"<think>\nx\n</think>y", "R(\nx)T(y)", false},
+        {"<think>\nx\n</think>y", "R(x)T(y)", false},
         {"<think>x</think>y", "R(x)T(y)", true},
         {"<thin", "T(<thin)", false},
         {"<thin", "R(<thin)", true},
         {"<</think>x", "R(<)T(x)", true},
-        {" <think>x", "T( <think>x)", false},
+        {" <think>x", "R(x)", false},
+        {"\n<think>\nhm\n</think>\n\nhi", "R(hm)T(hi)", false},
+        {"\n<think>\nhm\n</think>\n\nhi", "R(hm)T(hi)", true},
+        {" \n <thin", "T( \n <thin)", false},
+        {" \n <thin", "R( \n <thin)", true},
+        {"\n\nx", "T(\n\nx)", false},
+        {"\n\nx\n", "R(x\n)", true},
+        {"x<think>y", "T(x<think>y)", false},
         {"<tool_call>\n<function=f>\n</think>\n", "R(<tool_call>\n<function=f>)", true},
         /* calls */
         {CALL(""), "B(f)A({})E()", false},
-        {"ok\n\n" CALL(SET("s", "v")), "T(ok\n\n)B(f)A({\"s\": \"v\"})E()", false},
+        {"ok\n\n" CALL(SET("s", "v")), "T(ok)B(f)A({\"s\": \"v\"})E()", false},
         {"x\n</think>\n\n" CALL(SET("s", "v")) "\n", "R(x)B(f)A({\"s\": \"v\"})E()", true},
         {CALL(SET("s", "1") SET("t", "two\nlines\n")), "B(f)A({\"s\": \"1\", \"t\": \"two\\nlines\\n\"})E()",
                 false},
@@ -120,27 +127,28 @@ static const struct {
                 "B(f)A({\"i\": 12, \"n\": -1.5e3, \"b\": true, \"z\": null})E()", false},
         {CALL(SET("i", "1.5") SET("n", "1.") SET("b", "yes") SET("z", "nil")),
                 "B(f)A({\"i\": \"1.5\", \"n\": \"1.\", \"b\": \"yes\", \"z\": \"nil\"})E()", false},
-        {CALL(SET("i", " 7 ") SET("i", "null") SET("i", "") SET("i", "0x1")),
-                "B(f)A({\"i\": 7, \"i\": null, \"i\": \"\", \"i\": \"0x1\"})E()", false},
+        {CALL(SET("i", " 7 ") SET("in", "null")), "B(f)A({\"i\": 7, \"in\": null})E()", false},
+        {CALL(SET("i", "") SET("in", "0x1")), "B(f)A({\"i\": \"\", \"in\": \"0x1\"})E()", false},
+        {CALL(SET("i", "None") SET("in", "1.0")), "B(f)A({\"i\": null, \"in\": 1.0})E()", false},
         {CALL(SET("i", "123456789012345678901234567890")),
                 "B(f)A({\"i\": 123456789012345678901234567890})E()", false},
         /* as long as the buffer that holds it */
         {CALL(SET("i", "1234567890123456789012345678901234567890123456789012345678901234")),
                 "B(f)A({\"i\": 1234567890123456789012345678901234567890123456789012345678901234})E()", false},
-        {CALL(SET("o", "{\"a\":\n[1]}") SET("a", "[]") SET("o", "[]") SET("a", "[1,]") SET("oa", "[{}]")),
-                "B(f)A({\"o\": {\"a\":\n[1]}, \"a\": [], \"o\": \"[]\", \"a\": \"[1,]\", \"oa\": [{}]})E()",
-                false},
-        {CALL(SET("sn", "null") SET("sn", "nullable") SET("sn", "nul") SET("sn", "") SET("in", "null")
-                         SET("in", "3")),
-                "B(f)A({\"sn\": null, \"sn\": \"nullable\", \"sn\": \"nul\", \"sn\": \"\", \"in\": null, \""
-                "in\": 3})E()",
-                false},
+        {CALL(SET("o", "{\"a\":\n[1]}") SET("a", "[]") SET("oa", "[{}]")),
+                "B(f)A({\"o\": {\"a\":\n[1]}, \"a\": [], \"oa\": [{}]})E()", false},
+        {CALL(SET("o", "[]") SET("a", "[1,]") SET("oa", "{'x'}")),
+                "B(f)A({\"o\": \"[]\", \"a\": \"[1,]\", \"oa\": \"{'x'}\"})E()", false},
+        {CALL(SET("sn", "null") SET("in", "None")), "B(f)A({\"sn\": null, \"in\": null})E()", false},
+        {CALL(SET("sn", "nullable") SET("in", "3")), "B(f)A({\"sn\": \"nullable\", \"in\": 3})E()", false},
+        {CALL(SET("sn", "nul")), "B(f)A({\"sn\": \"nul\"})E()", false},
+        {CALL(SET("sn", "")), "B(f)A({\"sn\": \"\"})E()", false},
         {CALL(SET("s", "null") SET("u", "5") SET("e", "5") SET("unknown", "5")),
                 "B(f)A({\"s\": \"null\", \"u\": \"5\", \"e\": \"5\", \"unknown\": \"5\"})E()", false},
         {"<tool_call><function=g><parameter=i>5</parameter></function></tool_call>", "B(g)A({\"i\": 5})E()",
                 false},
         {"<tool_call><function=h><parameter=i>5</parameter></function></tool_call>",
-                "B(h)A({\"i\": \"5\"})E()", false},
+                "T(<tool_call><function=h><parameter=i>5</parameter></function></tool_call>)", false},
         /* left out by the model */
         {"<tool_call>\n<function=f>\n<parameter=s>\nx\n<parameter=i>\n4\n</function>\n</tool_call>",
                 "B(f)A({\"s\": \"x\", \"i\": 4})E()", false},
@@ -152,13 +160,14 @@ static const struct {
         /* malformed */
         {"<tool_call>\n{\"name\": \"f\"}\n</tool_call>", "T(<tool_call>\n{\"name\": \"f\"}\n</tool_call>)",
                 false},
-        {"<tool_call>\n<tool_call>\n<function=f>\n</function>", "T(<tool_call>\n)B(f)A({})E()", false},
+        {"<tool_call>\n<tool_call>\n<function=f>\n</function>", "T(<tool_call>)B(f)A({})E()", false},
         {"<tool_call><function=>x", "T(<tool_call><function=>x)", false},
         {"<tool_call><function=a\nb>x", "T(<tool_call><function=a\nb>x)", false},
         {"<tool_call>  <func", "T(<tool_call>  <func)", false},
         {"<tool_call><function=a", "T(<tool_call><function=a)", false},
-        {CALL("junk here\n" SET("s", "v") " <x> "), "B(f)A({)T(\njunk here)A(\"s\": \"v\")T(\n <x>)A(})E()",
-                false},
+        {CALL("junk\n" SET("i", "4")), "T(" CALL("junk\n" SET("i", "4")) ")", false},
+        {CALL(SET("i", "4") "junk\n" SET("s", "v\n</parameter>\n <x> ")),
+                "B(f)A({\"i\": 4)T(\njunk)A(, \"s\": \"v\\n</parameter>\\n <x> \"})E()", false},
         {CALL("<parameter=>\nv\n"), "B(f)A({)T(<parameter=>\nv)A(})E()", false},
         {"<tool_call><function=f></function> and</tool_call>", "B(f)A({})E()T( and</tool_call>)", false},
         /* cut off: the object stays open */
@@ -166,7 +175,7 @@ static const struct {
         {"<tool_call><function=f><parameter=i>12", "B(f)A({\"i\": \"12)", false},
         {"<tool_call><function=f><parameter=o>\n", "B(f)A({\"o\": \")", false},
         {"<tool_call><function=f><parameter=i", "B(f)A({)T(<parameter=i)", false},
-        {"<tool_call><function=f></func", "B(f)A({)T(</func)", false},
+        {"<tool_call><function=f></func", "T(<tool_call><function=f></func)", false},
 };
 
 static void test_cases(void **state) {
@@ -175,7 +184,7 @@ static void test_cases(void **state) {
     size_t wrong = 0;
     assert_non_null(tools);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        char *got = events_of(cases[i].in, strlen(cases[i].in), cases[i].thinking, true, tools, 0, NULL);
+        char *got = events_of(cases[i].in, strlen(cases[i].in), cases[i].thinking, tools, 0, NULL);
         if (strcmp(got, cases[i].out) != 0) {
             print_error("of      '%s'\nexpected %s\ngot      %s\n", cases[i].in, cases[i].out, got);
             wrong++;
@@ -188,11 +197,8 @@ static void test_cases(void **state) {
 
 static void test_no_tools(void **state) {
     (void)state;
-    char *got = events_of(CALL("x"), strlen(CALL("x")), false, false, NULL, 0, NULL);
+    char *got = events_of(CALL("x"), strlen(CALL("x")), false, NULL, 0, NULL);
     assert_string_equal(got, "T(" CALL("x") ")");
-    free(got);
-    got = events_of(CALL(SET("i", "5")), strlen(CALL(SET("i", "5"))), false, true, NULL, 0, NULL);
-    assert_string_equal(got, "B(f)A({\"i\": \"5\"})E()");
     free(got);
 }
 
@@ -220,10 +226,11 @@ static void test_any_split(void **state) {
     size_t calls = 0;
     for (size_t i = 0; i < 20000; i++) {
         make_text(&text, &seed);
-        bool thinking = random_below(&seed, 2), parse = random_below(&seed, 8);
-        char *whole = events_of(text.data, text.n, thinking, parse, tools, 0, NULL);
+        bool thinking = random_below(&seed, 2);
+        json_t *offered = random_below(&seed, 8) ? tools : NULL;
+        char *whole = events_of(text.data, text.n, thinking, offered, 0, NULL);
         size_t most = 1 + random_below(&seed, 12);
-        char *cut = events_of(text.data, text.n, thinking, parse, tools, most, &seed);
+        char *cut = events_of(text.data, text.n, thinking, offered, most, &seed);
         if (strcmp(whole, cut) != 0)
             fail_msg("case %zu: '%.*s' gives\n%s whole, but in pieces\n%s", i, (int)text.n, text.data, whole,
                     cut);
@@ -271,9 +278,9 @@ static void test_arguments_are_json(void **state) {
         byte_buffer_add(&call, text.data, text.n);
         byte_buffer_text(&call, "\n</parameter>\n</function>\n</tool_call>");
         struct output_parser *p;
-        assert_int_equal(output_parser_new(false, true, tools, &p), 0);
+        assert_int_equal(output_parser_new(false, tools, &p), 0);
         assert_int_equal(output_parser_feed(p, call.data, call.n, join, &j), 0);
-        assert_int_equal(output_parser_end(p, join, &j), 0);
+        assert_int_equal(output_parser_end(p, true, join, &j), 0);
         output_parser_free(p);
     }
     assert_true(j.checked >= 5000);
@@ -288,7 +295,9 @@ static void test_nothing_held_back(void **state) {
     (void)state;
     struct output_parser *p;
     struct record r = {.kind = -1};
-    assert_int_equal(output_parser_new(true, true, NULL, &p), 0);
+    json_t *tools = json_loads(tools_text, 0, NULL);
+    assert_int_equal(output_parser_new(true, tools, &p), 0);
+    json_decref(tools);
     assert_true(output_parser_in_reasoning(p));
     assert_int_equal(output_parser_feed(p, "abc", 3, on_event, &r), 0);
     assert_int_equal(r.text.n, 5); /* "R(abc" */
@@ -312,7 +321,9 @@ static int stop_at_begin(void *user, const struct output_event *event) {
 static void test_callback_stops(void **state) {
     (void)state;
     struct output_parser *p;
-    assert_int_equal(output_parser_new(false, true, NULL, &p), 0);
+    json_t *tools = json_loads(tools_text, 0, NULL);
+    assert_int_equal(output_parser_new(false, tools, &p), 0);
+    json_decref(tools);
     assert_int_equal(output_parser_feed(p, CALL(""), strlen(CALL("")), stop_at_begin, NULL), -EPIPE);
     output_parser_free(p);
 }
