@@ -107,8 +107,18 @@ static int take_text(struct generation *g, struct chunk *chunk) {
     struct output_event text = {.kind = OUTPUT_TEXT, .data = g->text, .bytes = g->text_n};
     if (g->text_n == 0)
         return 0;
-    return g->parser ? output_parser_feed(g->parser, g->text, g->text_n, on_event, &to)
-                     : on_event(&to, &text);
+    if (g->parser_ended && output_parser_in_reasoning(g->parser))
+        text.kind = OUTPUT_REASONING;
+    return g->parser && !g->parser_ended ? output_parser_feed(g->parser, g->text, g->text_n, on_event, &to)
+                                         : on_event(&to, &text);
+}
+
+static int end_parser(struct generation *g, bool end_of_turn, struct chunk *chunk) {
+    struct sink to = {g, chunk};
+    if (!g->parser || g->parser_ended || g->stop_index >= 0)
+        return 0;
+    g->parser_ended = true;
+    return output_parser_end(g->parser, end_of_turn, on_event, &to);
 }
 
 static bool is_stop_id(const struct generation *g, uint32_t id) {
@@ -116,6 +126,13 @@ static bool is_stop_id(const struct generation *g, uint32_t id) {
         if (g->stop_ids[i] == id)
             return true;
     return false;
+}
+
+static bool is_tag(const struct tokenizer *t, uint32_t id) {
+    size_t bytes = 0;
+    bool special;
+    const char *piece = tokenizer_piece(t, id, &bytes, &special);
+    return piece && output_parser_is_tag(piece, bytes);
 }
 
 int generation_add(struct generation *g, const struct tokenizer *t, const struct engine_token *token,
@@ -131,14 +148,21 @@ int generation_add(struct generation *g, const struct tokenizer *t, const struct
         return r;
     if (g->parser && output_parser_in_reasoning(g->parser))
         g->reasoning_tokens++;
-    /* The engine ends the stream at a stop id: it has no text to show, or all of it, special or not. */
+    bool tag = g->parser && is_tag(t, token->id), shown = g->detokenizer.show_special;
+    /* The engine ends the stream at a stop id: it has no text to show, or all of it, special or not. Unless it is
+     * a tag it says nothing more to the parser than that the turn ended. */
     if (is_stop_id(g, token->id)) {
         if (!g->include_stop)
             return 0;
-        g->detokenizer.show_special = true;
+        shown = true;
+        r = tag ? 0 : end_parser(g, /* end_of_turn= */ true, chunk);
+        if (r < 0)
+            return r;
     }
     g->text_n = 0;
+    g->detokenizer.show_special = shown || tag;
     r = detokenizer_add(&g->detokenizer, t, token->id, &g->text, &g->text_n, &g->text_size);
+    g->detokenizer.show_special = shown;
     if (r < 0 &&
             r != -EINVAL) /* an id beyond the tokenizer's table (padding of the vocabulary) has no text */
         return r;
@@ -153,7 +177,7 @@ int generation_end(struct generation *g, bool end_of_turn, struct chunk *chunk) 
     int r = detokenizer_end(&g->detokenizer, &g->text, &g->text_n, &g->text_size);
     if (r == 0)
         r = take_text(g, chunk);
-    if (r == 0 && g->stop_index < 0 && g->parser)
-        r = output_parser_end(g->parser, end_of_turn, on_event, &to);
+    if (r == 0)
+        r = end_parser(g, end_of_turn, chunk);
     return r == 0 && g->stop_index < 0 ? release(&to) : r;
 }

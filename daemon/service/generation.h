@@ -22,6 +22,7 @@ struct generation {
     uint32_t stop_ids[STOP_IDS_MAX + MODEL_STOP_IDS_MAX];
     uint32_t n_stop_ids;
     uint32_t min_tokens; /* stop strings end no earlier */
+    bool parser_ended;   /* what comes yet is no syntax */
     bool include_stop, stop_in_reasoning, want_ids, want_logprobs, skip_text;
 
     char *text; /* of the token at hand */

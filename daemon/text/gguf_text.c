@@ -5,6 +5,7 @@
 #include "base/limits.h"
 #include "base/utf8.h"
 #include "daemon/text/buffer.h"
+#include "daemon/text/output_parser.h"
 #include "daemon/text/pretokenize.h"
 
 #include <stdio.h>
@@ -50,14 +51,17 @@ static int put_number(struct writing *w, uint64_t number) {
 
 /* --- the parts --- */
 
-static bool is_added(uint64_t type) {
-    return type == TOKEN_CONTROL || type == TOKEN_USER_DEFINED;
+/* The tags of thinking and tools are tokens of their own in every model that has them, whatever type a converter
+ * gave them. */
+static bool is_added(struct gguf_string text, uint64_t type) {
+    return type == TOKEN_CONTROL || type == TOKEN_USER_DEFINED ||
+           output_parser_is_tag(text.data, (size_t)text.bytes);
 }
 
 /* One token of the kind that is asked for, with what the list needs before it. */
 static int put_token(struct writing *w, uint64_t id, struct gguf_string text, uint64_t type, bool first) {
     int r = first ? 0 : put(w, ",");
-    if (r == 0 && is_added(type)) {
+    if (r == 0 && is_added(text, type)) {
         r = put(w, "{\"id\":");
         if (r == 0)
             r = put_number(w, id);
@@ -82,14 +86,15 @@ static int put_tokens(struct writing *w, bool added) {
         const struct gguf_string text = gguf_next_string(&at);
         uint64_t type = 0;
         int r = gguf_array_u64(w->types, id, &type);
-        if (r < 0 || (type != TOKEN_NORMAL && type != TOKEN_UNUSED && !is_added(type)))
+        if (r < 0 || (type != TOKEN_NORMAL && type != TOKEN_UNUSED && !is_added(text, type)))
             return error_set(w->e, -ENOTSUP,
                     "%s: tokenizer.ggml.token_type: token %llu is of a type that is not supported",
                     w->g->file, (unsigned long long)id);
         if (!utf8_valid(text.data, text.bytes, NULL))
             return error_set(w->e, -EBADMSG, "%s: tokenizer.ggml.tokens: token %llu is not UTF-8", w->g->file,
                     (unsigned long long)id);
-        if (type == TOKEN_UNUSED || is_added(type) != added)
+        bool is_used = type != TOKEN_UNUSED || is_added(text, type);
+        if (!is_used || is_added(text, type) != added)
             continue;
         r = put_token(w, id, text, type, first);
         if (r < 0)

@@ -298,7 +298,13 @@ static enum verdict judge_parameter(struct output_parser *p, const struct tags_c
     return left_out ? VERDICT_END : VERDICT_CONTENT;
 }
 
-static enum verdict judge_string(struct output_parser *p, const struct tags_closing *c) {
+/* The head of a call behind what may be the end of this one, and text: does it go on as a call? */
+static enum verdict judge_next_call(const struct output_parser *p, bool ended) {
+    enum tags_ahead ahead = tags_read_head(p->ahead.data, p->ahead.n, ended, p->tools).ahead;
+    return ahead == TAGS_MORE ? VERDICT_MORE : ahead == TAGS_CALL ? VERDICT_NEXT_CALL : VERDICT_CONTENT;
+}
+
+static enum verdict judge_string(struct output_parser *p, const struct tags_closing *c, bool ended) {
     const struct output_value *v = &p->value;
     bool several = c->tags & (c->tags - 1);
     if (c->ahead == TAGS_MORE)
@@ -306,7 +312,7 @@ static enum verdict judge_string(struct output_parser *p, const struct tags_clos
     if (c->ahead == TAGS_PARAMETER)
         return judge_parameter(p, c);
     if (!c->tags)
-        return c->ahead == TAGS_CALL && v->tail.n > 0 ? VERDICT_NEXT_CALL : VERDICT_CONTENT;
+        return c->ahead == TAGS_CALL && v->tail.n > 0 ? judge_next_call(p, ended) : VERDICT_CONTENT;
     if (c->ahead == TAGS_END) /* where the model did not end its turn, one tag may be the value's own */
         return several || v->line_start || p->end_of_turn ? VERDICT_END : VERDICT_CONTENT;
     if (v->shown > 0)
@@ -324,7 +330,8 @@ static size_t content_bytes(struct output_parser *p, const struct tags_closing *
     if (c->tags)
         return v->streams ? c->bytes : c->first_bytes;
     struct tags_opening o = tags_read_opening(p->ahead.data, p->ahead.n, p->tools);
-    if (!o.wrapped || o.bytes == 0 || !v->line_start)
+    bool as_written = v->line_start || p->ahead.data[strlen(output_tag_texts[TAG_CALL])] == '\n';
+    if (!o.wrapped || o.bytes == 0 || !as_written)
         return 1;
     v->shown++;
     return o.bytes;
@@ -365,7 +372,7 @@ static int judge_value(struct output_parser *p, bool ended) {
     if (!v->streams && !(v->types & VALUE_STRING))
         verdict = judge_other(p, &c, ended, &r);
     if (r >= 0 && (v->streams || v->types & VALUE_STRING))
-        verdict = judge_string(p, &c);
+        verdict = judge_string(p, &c, ended);
     return r < 0 || verdict == VERDICT_MORE ? r : act(p, verdict, &c);
 }
 

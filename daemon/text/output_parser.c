@@ -53,6 +53,13 @@ uint32_t output_parser_tool_calls(const struct output_parser *p) {
     return p->n_calls;
 }
 
+bool output_parser_is_tag(const char *text, size_t bytes) {
+    for (enum output_tag tag = TAG_THINK; tag <= TAG_END_CALL; tag++)
+        if (bytes == strlen(output_tag_texts[tag]) && memcmp(text, output_tag_texts[tag], bytes) == 0)
+            return true;
+    return false;
+}
+
 /* --- events --- */
 
 static int call_back(struct output_parser *p, enum output_event_kind kind, const char *data, size_t bytes) {

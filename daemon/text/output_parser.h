@@ -67,5 +67,8 @@ int output_parser_feed(
         struct output_parser *p, const char *text, size_t bytes, output_event_fn fn, void *user);
 /* End of the stream: what was held back comes out. end_of_turn: the model said so (a stop id), it was not cut. */
 int output_parser_end(struct output_parser *p, bool end_of_turn, output_event_fn fn, void *user);
+/* Is this the text of a token of thinking or tools (<think>, <tool_call> and their ends)? Such a token has to reach
+ * the parser, be it special to the tokenizer or not. */
+bool output_parser_is_tag(const char *text, size_t bytes);
 bool output_parser_in_reasoning(const struct output_parser *p);
 uint32_t output_parser_tool_calls(const struct output_parser *p); /* complete ones so far */

@@ -1,5 +1,6 @@
 /* generate.c - Generate over the wire with a scripted engine: what a client sees of tokens, stops, parsing
  * and ends. */
+#include "base/file.h"
 #include "tests/unit/service/harness.h"
 
 #define LENGTH     SHARDD__V1__FINISH_REASON__FINISH_REASON_LENGTH
@@ -274,6 +275,75 @@ static void test_tool_call(void **state) {
     free(a);
 }
 
+/* The model's tokenizer, but that it says of the tags of tools and thinking that they are special. */
+static struct tokenizer *with_special_tags(void) {
+    static const char *const tags[] = {"<think>", "</think>", "<tool_call>", "</tool_call>"};
+    static const char before[] = "\"special\": false", after[] = "\"special\": true ";
+    char *text = NULL;
+    size_t bytes;
+    struct tokenizer *t = NULL;
+    struct error e = {0};
+    assert_int_equal(
+            file_read(TESTS_DIR "/golden/tokenizer/tokenizer.json", 64u << 20, &text, &bytes, &e), 0);
+    for (size_t i = 0; i < sizeof(tags) / sizeof(tags[0]); i++) {
+        char content[32];
+        snprintf(content, sizeof(content), "\"%s\"", tags[i]);
+        char *at = memmem(text, bytes, content, strlen(content));
+        assert_non_null(at);
+        at = memmem(at, bytes - (size_t)(at - text), before, sizeof(before) - 1);
+        assert_non_null(at);
+        memcpy(at, after, sizeof(after) - 1);
+    }
+    assert_int_equal(tokenizer_parse(text, bytes, "tokenizer.json", &t, &e), 0);
+    free(text);
+    return t;
+}
+
+static void test_special_tags(void **state) {
+    (void)state;
+    struct chat_draft d;
+    uint32_t end = harness->model->generation.stop_ids[0];
+    struct tokenizer *plain = harness->model->tokenizer;
+    harness->model->tokenizer = with_special_tags();
+    char said[512];
+    snprintf(said, sizeof(said), "Hm.\n</think>\n\nOk.\n%s", tool_text);
+    for (int show = 0; show < 2; show++) {
+        chat_init(&d, true, true, false);
+        d.output.show_special = show;
+        script(said, &end, 1, ENGINE_FINISH_STOP_ID);
+        struct answer *a = generate(&d.q);
+        assert_string_equal(a->reasoning, "Hm.");
+        assert_string_equal(a->text, "Ok.");
+        assert_string_equal(a->tool_name, "weather");
+        assert_int_equal(a->n_tools_done, 1);
+        assert_int_equal(a->reason, TOOL_CALLS);
+        free(a);
+    }
+    tokenizer_free(harness->model->tokenizer);
+    harness->model->tokenizer = plain;
+}
+
+/* The model ends its turn in the middle of a call; the text of the stop id, if it is wanted, is none of it. */
+static void test_the_turn_ends_inside_a_call(void **state) {
+    (void)state;
+    struct chat_draft d;
+    uint32_t end = harness->model->generation.stop_ids[0];
+    for (int kind = 0; kind < 3; kind++) {
+        Shardd__V1__StoppingParams p = SHARDD__V1__STOPPING_PARAMS__INIT;
+        chat_init(&d, true, false, false);
+        p.include_stop = kind == 1;
+        d.q.stopping = &p;
+        script("<tool_call>\n<function=weather>\n<parameter=city>\nBonn\n</parameter>\n", &end, kind != 2,
+                kind == 2 ? ENGINE_FINISH_LENGTH : ENGINE_FINISH_STOP_ID);
+        struct answer *a = generate(&d.q);
+        assert_string_equal(a->tool_arguments, kind == 2 ? "{\"city\": \"Bonn\"" : "{\"city\": \"Bonn\"}");
+        assert_int_equal(a->n_tools_done, kind != 2);
+        assert_int_equal(a->reason, kind == 2 ? LENGTH : TOOL_CALLS);
+        assert_string_equal(a->text, kind == 1 ? "<|im_end|>" : "");
+        free(a);
+    }
+}
+
 /* One stop string, in chat; told in pieces of every size. */
 static struct answer *chat_with_stop(
         bool tools, bool thinking, bool raw, const char *stop, bool in_reasoning, int piece) {
@@ -545,6 +615,8 @@ int main(void) {
             T(test_stop_string_and_tool_calls),
             T(test_reasoning),
             T(test_tool_call),
+            T(test_special_tags),
+            T(test_the_turn_ends_inside_a_call),
             T(test_logprobs),
             T(test_skip_text),
             T(test_coalescing),

@@ -100,6 +100,34 @@ static void test_same_pieces(void **state) {
     tokenizer_free(t);
 }
 
+/* Converters differ in the type that they give the tags of tools and thinking; they are tokens all the same. */
+static void test_tags_of_any_type(void **state) {
+    (void)state;
+    static const char *const tags[] = {"<think>", "</think>", "<tool_call>", "</tool_call>"};
+    static const char key[] = "tokenizer.ggml.token_type";
+    struct tokenizer *own = load_own();
+    for (int32_t type = 1; type <= 5; type += type == 1 ? 2 : 1) {
+        struct file f;
+        struct tokenizer *t = NULL;
+        struct error e = {0};
+        uint32_t id;
+        open_golden(&f);
+        char *types = memmem(f.data, f.bytes, key, sizeof(key) - 1);
+        assert_non_null(types);
+        types += sizeof(key) - 1 + 4 + 4 + 8; /* kind of value, kind of its entries, how many */
+        for (size_t i = 0; i < sizeof(tags) / sizeof(tags[0]); i++) {
+            assert_int_equal(tokenizer_find(own, tags[i], &id), 0);
+            memcpy(types + id * sizeof(type), &type, sizeof(type));
+        }
+        if (gguf_tokenizer_load(&f.g, &t, &e) < 0)
+            fail_msg("%s", e.text);
+        same_ids(t, own, "<think>\nx\n</think>\n\n<tool_call>y</tool_call>", 46);
+        tokenizer_free(t);
+        close_file(&f);
+    }
+    tokenizer_free(own);
+}
+
 static void test_template(void **state) {
     (void)state;
     struct file f;
@@ -157,6 +185,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_same_ids),
             cmocka_unit_test(test_same_pieces),
+            cmocka_unit_test(test_tags_of_any_type),
             cmocka_unit_test(test_template),
             cmocka_unit_test(test_refusals),
     };
