@@ -2,7 +2,8 @@
  *
  * Threads: main waits for the end and keeps health up to date; the control thread reads the launcher's socket
  * (it must answer pings while main drains); engine, gRPC workers, accept loop and metrics have their own. The
- * order of the end: engine takes no more, gRPC drains and lets peers hang up, then the engine goes. */
+ * order of the end: engine takes no more, calls have the grace to end, what still runs is aborted, gRPC lets peers hang
+ * up, then the engine goes. */
 #include "daemon/coordinator_options.h"
 
 #include "base/limits.h"
@@ -25,7 +26,8 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#define HEALTH_PERIOD_MS 100 /* at most; news of the engine come at once */
+#define HEALTH_PERIOD_MS 100   /* at most; news of the engine come at once */
+#define LAST_WORDS_MS    2000u /* for the status of streams that the grace did not let end */
 #define LINGER_MS        2000u
 
 struct coordinator {
@@ -246,6 +248,16 @@ static int start_server(struct coordinator *c, struct error *e) {
     return 0;
 }
 
+/* The grace is over: what still runs or waits ends with a status that says why and that trying again helps. */
+static void end_streams(struct coordinator *c) {
+    uint32_t n = engine_abort_all(c->engine);
+    if (n > 0)
+        log_notice(
+                "the grace of %.1f s is over: %u requests are ended, their clients are told to send them again",
+                atomic_load(&c->grace_ms) / 1e3, n);
+    rpc_server_last_words(c->server, LAST_WORDS_MS);
+}
+
 static void serve(struct coordinator *c) {
     struct pollfd p[2] = {{.fd = c->stop_fd, .events = POLLIN}, {.fd = c->news_fd, .events = POLLIN}};
     do {
@@ -261,7 +273,9 @@ static void serve(struct coordinator *c) {
     log_info("draining: %u calls are live", rpc_server_live_calls(c->server));
     engine_drain(c->engine);
     service_set_health(&c->service, false, c->server);
-    rpc_server_stop(c->server, atomic_load(&c->grace_ms), LINGER_MS);
+    if (!rpc_server_drain(c->server, atomic_load(&c->grace_ms)))
+        end_streams(c);
+    rpc_server_stop(c->server, 0, LINGER_MS);
 }
 
 static int open_events(struct coordinator *c, struct error *e) {

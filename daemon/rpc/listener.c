@@ -49,7 +49,7 @@ struct rpc_listener {
     pthread_mutex_t mutex; /* protects what follows */
     int fds[RPC_LISTENERS_MAX];
     uint32_t n_fds;
-    bool stopping;
+    bool stopping, refusing;
     struct connection *connections; /* (connections_max); counted again only when full or asked */
     uint32_t n_connections, connections_max;
 
@@ -112,6 +112,10 @@ static bool admit(struct rpc_listener *l, int fd) {
 }
 
 static void hand_over(struct rpc_listener *l, int fd, const struct sockaddr_storage *peer) {
+    if (l->refusing) { /* closing is an answer: left in the backlog the peer would wait for one */
+        close(fd);
+        return;
+    }
     if (peer->ss_family == AF_INET || peer->ss_family == AF_INET6) {
         int on = 1;
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)); /* tokens must not wait for each other */
@@ -243,7 +247,8 @@ int rpc_listener_add(struct rpc_listener *l, int fd, struct error *e) {
     return 0;
 }
 
-void rpc_listener_stop(struct rpc_listener *l) {
+/* Joins the accept thread: after it no connection is on its way to the core. */
+static void stop_accepting(struct rpc_listener *l) {
     pthread_mutex_lock(&l->mutex);
     l->stopping = true;
     pthread_mutex_unlock(&l->mutex);
@@ -251,6 +256,20 @@ void rpc_listener_stop(struct rpc_listener *l) {
     if (l->running)
         pthread_join(l->thread, NULL);
     l->running = false;
+}
+
+void rpc_listener_refuse(struct rpc_listener *l) {
+    bool was_running = l->running;
+    struct error e;
+    stop_accepting(l);
+    l->refusing = true;
+    l->stopping = false;
+    if (was_running && rpc_listener_start(l, &e) < 0)
+        log_warning("%s; new connections wait until the end", e.text);
+}
+
+void rpc_listener_stop(struct rpc_listener *l) {
+    stop_accepting(l);
     for (uint32_t i = 0; i < l->n_fds; i++)
         close(l->fds[i]);
     l->n_fds = 0;

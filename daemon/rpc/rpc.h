@@ -79,11 +79,17 @@ int rpc_server_create(const struct rpc_server_options *options, const struct rpc
 int rpc_server_start(struct rpc_server *s, struct error *e);
 /* Accepts on a listening socket (TCP or Unix, plaintext) from now on. The server owns fd, also on failure. */
 int rpc_server_add_listener(struct rpc_server *s, int fd, struct error *e);
-/* Stops accepting, lets live calls end for grace_ms, lets peers hang up for linger_ms, then cancels what is
- * left and joins all threads. While it waits rpc_server_draining() is true and every call is woken: endless
- * ones end themselves. A poke after it does nothing. */
+/* The end begins: rpc_server_draining() is true from now on, every call is woken (endless ones end themselves), and
+ * live calls have grace_ms to end. Connections are still taken and calls still answered: that the server drains is for
+ * the methods to say. Returns whether there was a moment with no call. */
+bool rpc_server_drain(struct rpc_server *s, uint32_t grace_ms);
+/* After the grace: waits until the calls that were told to end have ended, for ms at most; rpc_server_hurry() does not
+ * shorten it. */
+void rpc_server_last_words(struct rpc_server *s, uint32_t ms);
+/* Drains, closes new connections at once, lets peers hang up for linger_ms, then cancels what is left and joins all
+ * threads. A poke after it does nothing. */
 void rpc_server_stop(struct rpc_server *s, uint32_t grace_ms, uint32_t linger_ms);
-/* Ends the waiting of rpc_server_stop(): any thread. */
+/* Ends the waiting of rpc_server_drain() and rpc_server_stop(): any thread. */
 void rpc_server_hurry(struct rpc_server *s);
 struct rpc_server *rpc_server_free(struct rpc_server *s); /* stops it first, without grace; NULL ok */
 

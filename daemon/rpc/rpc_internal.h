@@ -93,6 +93,8 @@ int rpc_listener_create(
         grpc_server *server, uint32_t connections_max, struct rpc_listener **ret, struct error *e);
 int rpc_listener_start(struct rpc_listener *l, struct error *e);
 int rpc_listener_add(struct rpc_listener *l, int fd, struct error *e);
+void rpc_listener_refuse(
+        struct rpc_listener *l); /* from now on what it accepts is closed, not given to the core */
 void rpc_listener_stop(struct rpc_listener *l); /* joins and closes the listening sockets */
 struct rpc_listener *rpc_listener_free(struct rpc_listener *l);
 uint32_t rpc_listener_connections(struct rpc_listener *l);

@@ -222,19 +222,26 @@ int rpc_server_add_listener(struct rpc_server *s, int fd, struct error *e) {
     return rpc_listener_add(s->listener, fd, e);
 }
 
-enum wait { WAIT_CALLS, WAIT_PEERS, WAIT_CANCELLED };
+enum wait { WAIT_CALLS, WAIT_LAST_WORDS, WAIT_PEERS, WAIT_CANCELLED };
 
-/* Waits until the server's shutdown has come through; WAIT_CALLS: or until no call is live. Only the last of
- * the three cannot be hurried: every call is cancelled then, and the tags are on their way. */
+static bool is_over(struct rpc_server *s, enum wait what) {
+    bool none_live = atomic_load(&s->live_calls) == 0;
+    return s->shutdown_done || (what == WAIT_CALLS && (s->idle || none_live)) ||
+           (what == WAIT_LAST_WORDS && none_live);
+}
+
+/* Waits until the server's shutdown has come through; CALLS: or there was a moment with no live call; LAST_WORDS: or no
+ * call is live. LAST_WORDS and CANCELLED cannot be hurried: every call was told to end, and the tags are on their way.
+ */
 static void wait_for(struct rpc_server *s, enum wait what, uint64_t end_ns) {
     struct timespec end = {.tv_sec = (time_t)(end_ns / 1000000000u), .tv_nsec = (long)(end_ns % 1000000000u)};
     pthread_mutex_lock(&s->mutex);
-    while (!s->shutdown_done && !(what == WAIT_CALLS && (s->idle || atomic_load(&s->live_calls) == 0))) {
+    while (!is_over(s, what)) {
         if (what == WAIT_CANCELLED) {
             pthread_cond_wait(&s->changed, &s->mutex);
             continue;
         }
-        if (s->hurry || rpc_now_ns() >= end_ns)
+        if ((s->hurry && what != WAIT_LAST_WORDS) || rpc_now_ns() >= end_ns)
             break;
         pthread_cond_timedwait(&s->changed, &s->mutex, &end);
     }
@@ -248,15 +255,35 @@ void rpc_server_hurry(struct rpc_server *s) {
     pthread_mutex_unlock(&s->mutex);
 }
 
+static bool is_running(const struct rpc_server *s) {
+    return s->started && s->workers[0].running;
+}
+
+bool rpc_server_drain(struct rpc_server *s, uint32_t grace_ms) {
+    atomic_store(&s->draining, true);
+    if (!is_running(s))
+        return true;
+    rpc_server_wake_all(s);
+    wait_for(s, WAIT_CALLS, rpc_now_ns() + (uint64_t)grace_ms * 1000000u);
+    pthread_mutex_lock(&s->mutex);
+    bool over = is_over(s, WAIT_CALLS);
+    pthread_mutex_unlock(&s->mutex);
+    return over;
+}
+
+void rpc_server_last_words(struct rpc_server *s, uint32_t ms) {
+    if (is_running(s))
+        wait_for(s, WAIT_LAST_WORDS, rpc_now_ns() + (uint64_t)ms * 1000000u);
+}
+
 void rpc_server_stop(struct rpc_server *s, uint32_t grace_ms, uint32_t linger_ms) {
     if (s->stopped)
         return;
     s->stopped = true;
-    atomic_store(&s->draining, true);
-    rpc_listener_stop(s->listener);
-    if (s->started && s->workers[0].running) {
-        rpc_server_wake_all(s);
-        wait_for(s, WAIT_CALLS, rpc_now_ns() + (uint64_t)grace_ms * 1000000u);
+    rpc_server_drain(s, grace_ms);
+    /* The core is told before it shuts down: a connection that was given to it afterwards would be nobody's. */
+    rpc_listener_refuse(s->listener);
+    if (is_running(s)) {
         grpc_server_shutdown_and_notify(s->server, s->workers[0].cq, &s->shutdown_tag);
         wait_for(s, WAIT_PEERS, rpc_now_ns() + (uint64_t)linger_ms * 1000000u);
         grpc_server_cancel_all_calls(s->server);
@@ -267,6 +294,7 @@ void rpc_server_stop(struct rpc_server *s, uint32_t grace_ms, uint32_t linger_ms
     for (uint32_t i = 0; i < s->options.n_workers; i++)
         if (s->workers[i].running)
             pthread_join(s->workers[i].thread, NULL);
+    rpc_listener_stop(s->listener);
 }
 
 /* Without a thread of its own (a failed start) the queue is shut and emptied here. */

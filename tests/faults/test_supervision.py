@@ -170,6 +170,35 @@ def test_a_stop_lets_streams_finish(model, device):
         assert not os.path.exists(run.socket)
 
 
+@pytest.mark.parametrize("device", ["null"], indirect=True)
+def test_a_draining_service_says_so(model, device):
+    """New connections are answered at once, `shardd status` too; when the grace is over streams end with our status."""
+    with Running(model, device, "--shutdown-grace", "5s", null_args="--step-us 20000") as run, run.client() as client:
+        streams = [client.stream(PROMPTS[0], 3500, seed) for seed in range(3)]  # 70 s each
+        for stream in streams:
+            stream.wait_tokens(3)
+        run.signal(signal.SIGTERM)
+        run.wait_log("draining: ")
+        with run.client() as other:
+            late = other.stream(PROMPTS[1], 20, 1)
+            assert late.join() == grpc.StatusCode.UNAVAILABLE
+            assert dict(late.call.trailing_metadata())["shardd-code"] == "draining"
+            assert dict(late.call.trailing_metadata())["shardd-retryable"] == "true"
+            assert other.info().state == "draining"
+        status = subprocess.run([SHARDD, "status", "--server", "unix:" + run.socket], capture_output=True, text=True,
+                                check=False)
+        assert status.returncode == 1 and "draining" in status.stdout, status
+        assert all(stream.code is None for stream in streams), "the grace was over before the answers"
+        for stream in streams:
+            assert stream.join() == grpc.StatusCode.UNAVAILABLE
+            assert "send the request again" in stream.details
+            assert dict(stream.call.trailing_metadata())["shardd-code"] == "draining"
+            assert dict(stream.call.trailing_metadata())["shardd-retryable"] == "true"
+        client.close()
+        assert run.wait() == 0
+        assert "the grace of 5.0 s is over: 3 requests are ended" in run.log()
+
+
 @pytest.mark.slow
 def test_random_deaths_under_load(model, device):
     """Worker or coordinator, killed or stopped, again and again: every stream that ends OK has the tokens it would have
