@@ -1,6 +1,8 @@
 /* metrics.c - /metrics in the Prometheus text format and /healthz, over plain HTTP.
  *
- * libmicrohttpd's own thread serves it; a scrape reads a snapshot of the engine and touches no request. */
+ * libmicrohttpd's own thread serves it, with sockets that never block and epoll (select would fail at descriptors
+ * beyond 1023, which a coordinator with many clients has). A scrape reads a snapshot of the engine and touches no
+ * request; its text is copied, so a reader that takes none of it holds 16 KB and one place of CONNECTIONS_TOP. */
 #include "daemon/rpc/rpc.h"
 #include "daemon/service/service.h"
 
@@ -13,8 +15,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define TEXT_MAX        16384
-#define CONNECTIONS_TOP 16
+#define TEXT_MAX 16384
+/* One that sends or reads nothing holds its place until the timeout: many more places than scrapers. */
+#define CONNECTIONS_TOP 256
 #define TIMEOUT_SECONDS 10
 
 struct metrics {
@@ -128,8 +131,8 @@ int metrics_start(struct service *s, struct rpc_server *server, const char *addr
     if (m) {
         m->service = s;
         m->server = server;
-        m->http = MHD_start_daemon(MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_ITC, 0, NULL, NULL, on_request,
-                m, MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT, CONNECTIONS_TOP,
+        m->http = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC, 0, NULL, NULL, on_request, m,
+                MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT, CONNECTIONS_TOP,
                 MHD_OPTION_CONNECTION_TIMEOUT, TIMEOUT_SECONDS, MHD_OPTION_END);
     }
     if (!m || !m->http) {

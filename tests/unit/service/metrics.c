@@ -34,11 +34,16 @@ static int tear_down(void **state) {
     return harness_down(state);
 }
 
-static void get(const char *request, char *answer, size_t size) {
+static int connect_to_it(void) {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(port)};
     inet_pton(AF_INET, "127.0.0.1", &a.sin_addr);
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+    return fd;
+}
+
+static void get(const char *request, char *answer, size_t size) {
+    int fd = connect_to_it();
     char text[256];
     int n = snprintf(text, sizeof(text), "%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", request);
     assert_int_equal(send(fd, text, (size_t)n, MSG_NOSIGNAL), n);
@@ -64,6 +69,29 @@ static void test_metrics(void **state) {
     assert_non_null(strstr(answer, "\nshardd_requests_refused_total 1\n"));
     assert_non_null(strstr(answer, "\nshardd_grpc_connections 1\n"));
     assert_int_equal(answer[strlen(answer) - 1], '\n'); /* whole */
+}
+
+/* Clients that say nothing, and ones that ask and read nothing: all of them still have their places
+ * when another one gets its answer, so it did not wait for one of theirs. */
+static void test_slow_clients_delay_nobody(void **state) {
+    (void)state;
+    enum { SLOW = 100 };
+    static const char ask_text[] = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+    int slow[SLOW];
+    char answer[32768], byte;
+    for (int i = 0; i < SLOW; i++) {
+        slow[i] = connect_to_it();
+        if (i % 2 == 0)
+            assert_true(send(slow[i], ask_text, strlen(ask_text), MSG_NOSIGNAL) > 0);
+    }
+    get("GET /metrics", answer, sizeof(answer));
+    assert_non_null(strstr(answer, "HTTP/1.1 200"));
+    for (int i = 0; i < SLOW; i++) {
+        if (i % 2 == 1)
+            assert_int_equal(
+                    recv(slow[i], &byte, 1, MSG_PEEK | MSG_DONTWAIT), -1); /* not closed: that would be 0 */
+        close(slow[i]);
+    }
 }
 
 static void test_health(void **state) {
@@ -101,7 +129,7 @@ static void test_port_in_use(void **state) {
 int main(void) {
     log_open("unit-service-metrics", LOG_LEVEL_ERROR);
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
-    const struct CMUnitTest tests[] = {
-            T(test_metrics), T(test_health), T(test_anything_else), T(test_port_in_use)};
+    const struct CMUnitTest tests[] = {T(test_metrics), T(test_slow_clients_delay_nobody), T(test_health),
+            T(test_anything_else), T(test_port_in_use)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
