@@ -24,10 +24,12 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <time.h>
 #include <unistd.h>
 
-#define HEALTH_PERIOD_MS 100   /* at most; news of the engine come at once */
-#define LAST_WORDS_MS    2000u /* for the status of streams that the grace did not let end */
+#define HEALTH_PERIOD_MS 100            /* at most; news of the engine come at once */
+#define HOLD_NS          10000000000ull /* under the 20 s that gRPC clients wait for a handshake */
+#define LAST_WORDS_MS    2000u          /* for the status of streams that the grace did not let end */
 #define LINGER_MS        2000u
 
 struct coordinator {
@@ -43,7 +45,11 @@ struct coordinator {
     int quit_fd; /* eventfd: the control thread should end */
     pthread_t control_thread;
     bool control_running;
-    bool announced; /* READY was sent for the present state */
+    bool announced;            /* READY was sent for the present state */
+    pthread_mutex_t held_lock; /* protects the next three */
+    int held[CONTROL_FDS_MAX]; /* listening sockets that wait for the workers; ours */
+    uint32_t n_held;
+    uint64_t held_until_ns;
     _Atomic bool stopping;
     _Atomic bool failed; /* the engine cannot go on: the exit code says so */
     _Atomic uint32_t grace_ms;
@@ -81,14 +87,46 @@ static void on_engine_log(void *user, int level, const char *text) {
 
 /* --- control --- */
 
+static void add_listener(struct coordinator *c, int fd) {
+    struct error e = {0};
+    if (rpc_server_add_listener(c->server, fd, &e) < 0)
+        log_error("%s", e.text);
+}
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* A first start answers from the beginning: that it loads is an answer. A coordinator that replaces one leaves what
+ * comes in the sockets' queues until it has its workers (main looks), so that a death is a pause and no refusal. */
 static void take_listeners(struct coordinator *c, struct control_message *m) {
+    bool hold = m->coord_epoch > 1;
+    pthread_mutex_lock(&c->held_lock);
     for (uint32_t i = 0; i < m->n_fds; i++) {
-        struct error e = {0};
-        if (rpc_server_add_listener(c->server, m->fds[i], &e) < 0)
-            log_error("%s", e.text);
+        if (hold && c->n_held < CONTROL_FDS_MAX)
+            c->held[c->n_held++] = m->fds[i];
+        else
+            add_listener(c, m->fds[i]);
     }
-    m->n_fds = 0; /* the server's now */
+    c->held_until_ns = now_ns() + HOLD_NS;
+    pthread_mutex_unlock(&c->held_lock);
+    m->n_fds = 0; /* ours now, or the server's */
     log_debug("listening on %s", m->text);
+}
+
+/* Takes connections on the sockets that were held, when it is time or when that is not to be waited for. */
+static void open_held(struct coordinator *c, bool at_once) {
+    pthread_mutex_lock(&c->held_lock);
+    bool late = c->n_held > 0 && now_ns() >= c->held_until_ns;
+    if (late && !at_once)
+        log_notice("the workers are not there yet: requests are refused until they are");
+    for (uint32_t i = 0; (at_once || late) && i < c->n_held; i++)
+        add_listener(c, c->held[i]);
+    if (at_once || late)
+        c->n_held = 0;
+    pthread_mutex_unlock(&c->held_lock);
 }
 
 static void on_control(struct coordinator *c, struct control_message *m) {
@@ -188,6 +226,7 @@ static void look_at_engine(struct coordinator *c) {
     }
     c->announced = serving;
     service_set_health(&c->service, serving, c->server);
+    open_held(c, /* at_once= */ serving);
 }
 
 static int open_listeners(struct coordinator *c, struct error *e) {
@@ -270,6 +309,7 @@ static void serve(struct coordinator *c) {
             log_error("poll: %s", strerror(errno));
     } while (!p[0].revents);
     atomic_store(&c->stopping, true);
+    open_held(c, /* at_once= */ true); /* who waits is told */
     log_info("draining: %u calls are live", rpc_server_live_calls(c->server));
     engine_drain(c->engine);
     service_set_health(&c->service, false, c->server);
@@ -324,7 +364,11 @@ static void block_signals(void) {
 }
 
 int main(int argc, char **argv) {
-    struct coordinator c = {.signal_fd = -1, .stop_fd = -1, .quit_fd = -1, .news_fd = -1};
+    struct coordinator c = {.signal_fd = -1,
+            .stop_fd = -1,
+            .quit_fd = -1,
+            .news_fd = -1,
+            .held_lock = PTHREAD_MUTEX_INITIALIZER};
     struct error e = {0};
     log_open("shardd-coordinator", LOG_LEVEL_INFO);
     int r = coordinator_options_parse(argc, argv, &c.options, &e);

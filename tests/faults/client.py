@@ -43,8 +43,8 @@ class Client:
         except grpc.RpcError:
             return "gone"
 
-    def stream(self, prompt, n, seed):
-        return Stream(self, prompt, n, seed)
+    def stream(self, prompt, n, seed, wait_for_ready=True):
+        return Stream(self, prompt, n, seed, wait_for_ready)
 
     def tokens(self, prompt, n, seed):
         return self.stream(prompt, n, seed).finish()
@@ -62,7 +62,7 @@ class Client:
 class Stream:
     """One sampled answer of n tokens, read by a thread of its own."""
 
-    def __init__(self, client, prompt, n, seed):
+    def __init__(self, client, prompt, n, seed, wait_for_ready):
         request = pb.GenerateRequest()
         request.token_ids.ids.extend(prompt)
         request.sampling.temperature = 0.9
@@ -72,7 +72,7 @@ class Stream:
         request.output.token_ids = True
         request.output.skip_text = True
         self.ids, self.code, self.details, self.finished = [], None, "", False
-        self.call = client.generate(request, timeout=PATIENCE, wait_for_ready=True)
+        self.call = client.generate(request, timeout=PATIENCE, wait_for_ready=wait_for_ready)
         self.thread = threading.Thread(target=self.read, daemon=True)
         self.thread.start()
 

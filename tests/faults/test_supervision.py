@@ -149,6 +149,26 @@ def test_a_lost_coordinator_comes_back_at_the_same_place(model, device, how):
             assert run.program("shardd-worker") == workers
 
 
+def test_requests_wait_for_a_new_coordinator(model, device):
+    """They come while the new coordinator has no workers yet (which are stopped here), and are served, not refused."""
+    with Running(model, device, "--step-timeout", "30s") as run:
+        with run.client() as client:
+            before = [client.tokens(prompt, 50, 5) for prompt in PROMPTS]
+        workers, old = run.program("shardd-worker"), run.program("shardd-coordinator")
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(old[0], signal.SIGKILL)
+        wait_for(lambda: run.program("shardd-coordinator") not in ([], old), "another coordinator")
+        with run.client() as client:
+            streams = [client.stream(prompt, 50, 5, wait_for_ready=False) for prompt in PROMPTS]
+            time.sleep(2)  # the old behaviour refuses within this time; the right one does not depend on it
+            assert [stream.code for stream in streams] == [None] * len(streams), streams[0].details
+            for pid in workers:
+                os.kill(pid, signal.SIGCONT)
+            assert [stream.finish() for stream in streams] == before
+            assert client.info().coord_epoch == 2 and client.info().group_epoch == 1
+
+
 def test_no_orphans(model, device):
     with Running(model, device) as run, run.client() as client:
         start_streams(client)[0].wait_tokens(5)
