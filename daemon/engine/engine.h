@@ -73,6 +73,8 @@ struct engine_sampling {
     uint64_t seed;
 };
 
+#define ENGINE_CALLER_BYTES 64u
+
 struct engine_request { /* arrays are copied by submit */
     const uint32_t *prompt_ids;
     uint32_t n_prompt; /* 1 .. max_model_len - 1 */
@@ -86,8 +88,9 @@ struct engine_request { /* arrays are copied by submit */
     bool logprobs;
     uint32_t top_logprobs;
     int32_t priority;
-    uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 = none */
-    char request_id[REQUEST_ID_BYTES_MAX + 1];
+    uint64_t deadline_ns;                      /* CLOCK_MONOTONIC; 0 = none */
+    char request_id[REQUEST_ID_BYTES_MAX + 1]; /* "" = none */
+    char caller[ENGINE_CALLER_BYTES];          /* whose id it is: others may use the same one */
     struct engine_poke poke;
     void *user; /* for the caller: engine_stream_user() */
 };
@@ -113,7 +116,8 @@ struct engine_token {
     float top_logprobs[TOP_LOGPROBS_MAX];
 };
 
-/* 0; -EAGAIN: queue full or still loading (retryable); -ESHUTDOWN: draining; -EEXIST: request_id is running;
+/* 0; -EAGAIN: queue full or still loading (retryable); -ESHUTDOWN: draining; -EEXIST: the caller's request_id is
+ * running;
  * -E2BIG: does not fit the model or the pools; -EINVAL. The sentence is fit for a client. */
 int engine_submit(
         struct engine *g, const struct engine_request *request, struct engine_stream **ret, struct error *e);
@@ -122,8 +126,8 @@ int engine_submit(
 void engine_cancel(struct engine *g, struct engine_stream *s);
 /* The gRPC worker found a stop string after n_tokens tokens: the rest is not wanted. */
 void engine_finish(struct engine *g, struct engine_stream *s, uint32_t n_tokens);
-/* Cancels by request id with ENGINE_FINISH_ABORTED; returns whether it was found. Any thread. */
-bool engine_abort(struct engine *g, const char *request_id);
+/* Cancels the caller's request of this id with ENGINE_FINISH_ABORTED; returns whether it was found. Any thread. */
+bool engine_abort(struct engine *g, const char *caller, const char *request_id);
 uint32_t engine_abort_all(struct engine *g);
 
 /* gRPC worker side of the ring: takes up to max tokens. Returns the count; *ret_finish is set (not RUNNING)

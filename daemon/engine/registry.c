@@ -1,4 +1,4 @@
-/* registry.c - the streams that have not ended, by request id: refuses a second one and finds what to abort.
+/* registry.c - the streams that have not ended, by caller and request id: refuses a second one and finds what to abort.
  *
  * Everything here is under registry_lock. A stream leaves when it ends, before its reader is told, so an id
  * can be used again as soon as its reader has seen the end. */
@@ -17,9 +17,10 @@ static uint32_t bucket_of(const char *id) {
     return (uint32_t)((h ^ h >> 32) % REGISTRY_BUCKETS);
 }
 
-static struct engine_stream *find(struct engine *g, const char *id) {
+/* An id belongs to its caller: the same id of another one is another request. */
+static struct engine_stream *find(struct engine *g, const char *caller, const char *id) {
     struct engine_stream *s = g->buckets[bucket_of(id)];
-    while (s != NULL && strcmp(s->request_id, id) != 0)
+    while (s != NULL && (strcmp(s->request_id, id) != 0 || strcmp(s->caller, caller) != 0))
         s = s->hash_next;
     return s;
 }
@@ -33,7 +34,7 @@ int registry_add(struct engine *g, struct engine_stream *s, struct error *e) {
     else if (g->n_live >= most || g->n_live >= LIVE_REQUESTS_MAX)
         r = error_set(e, -EAGAIN, "%u requests are running or waiting, which is the limit: try again later",
                 g->n_live);
-    else if (s->request_id[0] != 0 && find(g, s->request_id) != NULL)
+    else if (s->request_id[0] != 0 && find(g, s->caller, s->request_id) != NULL)
         r = error_set(e, -EEXIST, "a request with the id \"%s\" is running: use another id", s->request_id);
     if (r == 0) {
         if (s->request_id[0] != 0) {
@@ -75,9 +76,9 @@ void registry_remove(struct engine *g, struct engine_stream *s) {
     pthread_mutex_unlock(&g->registry_lock);
 }
 
-bool engine_abort(struct engine *g, const char *request_id) {
+bool engine_abort(struct engine *g, const char *caller, const char *request_id) {
     pthread_mutex_lock(&g->registry_lock);
-    struct engine_stream *s = request_id[0] != 0 ? find(g, request_id) : NULL;
+    struct engine_stream *s = request_id[0] != 0 ? find(g, caller, request_id) : NULL;
     if (s != NULL)
         inbox_post(g, s, EVENT_ABORT);
     pthread_mutex_unlock(&g->registry_lock);

@@ -23,6 +23,8 @@ struct engine_stream *stream_create(const struct engine_request *request) {
     s->received_ns = engine_clock_ns();
     memcpy(s->request_id, request->request_id, sizeof(s->request_id));
     s->request_id[REQUEST_ID_BYTES_MAX] = 0;
+    memcpy(s->caller, request->caller, sizeof(s->caller));
+    s->caller[ENGINE_CALLER_BYTES - 1] = 0;
     return s;
 }
 

@@ -26,7 +26,7 @@ struct engine_stream {
     bool registered;
     struct engine_poke poke;
     void *user;
-    char request_id[REQUEST_ID_BYTES_MAX + 1];
+    char request_id[REQUEST_ID_BYTES_MAX + 1], caller[ENGINE_CALLER_BYTES];
     char error[ERROR_TEXT_MAX]; /* written before finish */
     _Atomic uint64_t received_ns, first_step_ns, first_token_ns;
     _Atomic uint32_t finish;            /* enum engine_finish; nothing is pushed after it */

@@ -318,6 +318,15 @@ static bool has_prefix(const char *text, const char *prefix) {
     return strncmp(text, prefix, strlen(prefix)) == 0;
 }
 
+void rpc_call_caller(struct rpc_call *c, char *ret, size_t bytes) {
+    char *peer = grpc_call_get_peer(c->call);
+    int fd;
+    if (sscanf(peer, "fd:%d", &fd) != 1 ||
+            rpc_listener_caller(c->worker->server->listener, fd, ret, bytes) < 0)
+        snprintf(ret, bytes, "%s", peer);
+    gpr_free(peer);
+}
+
 bool rpc_call_peer_is_local(struct rpc_call *c) {
     char *peer = grpc_call_get_peer(c->call);
     int fd;

@@ -37,6 +37,7 @@
 struct connection {
     int fd;
     ino_t inode;
+    char caller[RPC_CALLER_BYTES];
 };
 
 struct rpc_listener {
@@ -96,8 +97,27 @@ static void forget_closed(struct rpc_listener *l) {
     l->n_connections = kept;
 }
 
+/* See rpc_call_caller(). */
+static void name_caller(int fd, const struct sockaddr_storage *a, char *ret, size_t bytes) {
+    char host[INET6_ADDRSTRLEN] = "unknown";
+    struct ucred peer;
+    socklen_t n = sizeof(peer);
+    const struct in6_addr *six = &((const struct sockaddr_in6 *)a)->sin6_addr;
+    if (a->ss_family == AF_UNIX && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &n) == 0) {
+        snprintf(ret, bytes, "uid %u", peer.uid);
+        return;
+    }
+    if (a->ss_family == AF_INET)
+        inet_ntop(AF_INET, &((const struct sockaddr_in *)a)->sin_addr, host, sizeof(host));
+    else if (a->ss_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(six))
+        inet_ntop(AF_INET, &six->s6_addr[12], host, sizeof(host));
+    else if (a->ss_family == AF_INET6)
+        inet_ntop(AF_INET6, six, host, sizeof(host));
+    snprintf(ret, bytes, "%s", a->ss_family != AF_UNIX && is_local(a) ? "loopback" : host);
+}
+
 /* Notes the connection; false when there are too many. */
-static bool admit(struct rpc_listener *l, int fd) {
+static bool admit(struct rpc_listener *l, int fd, const struct sockaddr_storage *peer) {
     struct stat st;
     if (fstat(fd, &st) < 0)
         return false;
@@ -105,8 +125,11 @@ static bool admit(struct rpc_listener *l, int fd) {
     if (l->n_connections == l->connections_max)
         forget_closed(l);
     bool room = l->n_connections < l->connections_max;
-    if (room)
-        l->connections[l->n_connections++] = (struct connection){.fd = fd, .inode = st.st_ino};
+    if (room) {
+        struct connection *c = &l->connections[l->n_connections++];
+        *c = (struct connection){.fd = fd, .inode = st.st_ino};
+        name_caller(fd, peer, c->caller, sizeof(c->caller));
+    }
     pthread_mutex_unlock(&l->mutex);
     return room;
 }
@@ -123,7 +146,7 @@ static void hand_over(struct rpc_listener *l, int fd, const struct sockaddr_stor
     fd = with_parity(fd, is_local(peer));
     if (fd < 0)
         return;
-    if (!admit(l, fd)) {
+    if (!admit(l, fd, peer)) {
         close(fd);
         if (!l->crowded)
             log_warning("%u connections are open, new ones are closed; raise the limit or "
@@ -285,6 +308,19 @@ struct rpc_listener *rpc_listener_free(struct rpc_listener *l) {
     free(l->connections);
     free(l);
     return NULL;
+}
+
+int rpc_listener_caller(struct rpc_listener *l, int fd, char *ret, size_t bytes) {
+    int r = -ENOENT;
+    pthread_mutex_lock(&l->mutex);
+    for (uint32_t i = l->n_connections; r < 0 && i > 0; i--) { /* the newest that has this number */
+        if (l->connections[i - 1].fd == fd) {
+            snprintf(ret, bytes, "%s", l->connections[i - 1].caller);
+            r = 0;
+        }
+    }
+    pthread_mutex_unlock(&l->mutex);
+    return r;
 }
 
 uint32_t rpc_listener_connections(struct rpc_listener *l) {

@@ -111,6 +111,10 @@ void rpc_call_set_state(struct rpc_call *c, void *state);
 const void *rpc_call_request(struct rpc_call *c, size_t *ret_bytes);
 uint64_t rpc_call_deadline_ns(struct rpc_call *c); /* CLOCK_MONOTONIC; 0 = none */
 bool rpc_call_peer_is_local(struct rpc_call *c);   /* loopback or Unix socket */
+/* Who calls, the same for all connections of one caller: "loopback", "uid 1000" (a Unix socket), or the peer's address
+ * without its port. Cut to fit; RPC_CALLER_BYTES always suffice. */
+#define RPC_CALLER_BYTES 64u
+void rpc_call_caller(struct rpc_call *c, char *ret, size_t bytes);
 
 /* True when a message or a status may be given now: nothing is on its way and the call is not over. */
 bool rpc_call_can_send(const struct rpc_call *c);

@@ -100,3 +100,5 @@ struct rpc_listener *rpc_listener_free(struct rpc_listener *l);
 uint32_t rpc_listener_connections(struct rpc_listener *l);
 /* The C core names a connection by the number of its descriptor; an even one was given to a local peer. */
 bool rpc_listener_fd_is_local(int fd);
+/* Who is at the other end of a connection that was given to the core. -ENOENT: no such connection. */
+int rpc_listener_caller(struct rpc_listener *l, int fd, char *ret, size_t bytes);

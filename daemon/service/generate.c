@@ -22,6 +22,8 @@ static uint64_t now_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+_Static_assert(ENGINE_CALLER_BYTES >= RPC_CALLER_BYTES, "a caller's name is never cut");
+
 /* --- the start --- */
 
 static int refuse_submit(int code, const struct error *e, struct rpc_status *s) {
@@ -103,6 +105,7 @@ static int start(
         return refuse(status, REFUSAL_INTERNAL, "no memory for a stream");
     g->received_ns = now_ns();
     p->engine.deadline_ns = rpc_call_deadline_ns(c);
+    rpc_call_caller(c, p->engine.caller, sizeof(p->engine.caller));
     p->engine.poke = (struct engine_poke){.fn = rpc_worker_poke, .user = rpc_call_worker(c)};
     int r = engine_submit(s->options.engine, &p->engine, &g->stream, &e);
     if (r < 0) {

@@ -143,12 +143,14 @@ static int64_t abort_requests(struct rpc_call *c, const Shardd__V1__AbortRequest
     if (q->all)
         return engine_abort_all(service->options.engine);
     int64_t found = 0;
+    char caller[RPC_CALLER_BYTES];
+    rpc_call_caller(c, caller, sizeof(caller));
     for (size_t i = 0; i < q->n_request_ids; i++) {
         char id[REQUEST_ID_BYTES_MAX + 1] = {0};
         if (request_check_id(q->request_ids[i], s) < 0)
             return -1;
         memcpy(id, q->request_ids[i].data, q->request_ids[i].len);
-        found += id[0] && engine_abort(service->options.engine, id);
+        found += id[0] && engine_abort(service->options.engine, caller, id);
     }
     return found;
 }

@@ -158,12 +158,21 @@ static void test_cancel_finish_abort(void **state) {
     struct engine_request twin = harness_request(prompt, 20, 900, 0);
     snprintf(twin.request_id, sizeof(twin.request_id), "request-2");
     assert_int_equal(engine_submit(engine, &twin, &unused, NULL), -EEXIST);
+    struct reading namesake; /* the same id of another caller is another request */
+    snprintf(twin.caller, sizeof(twin.caller), "10.0.0.7");
+    harness_submit(engine, &twin, &namesake);
+    assert_true(engine_abort(engine, "10.0.0.7", "request-2"));
+    harness_read(&namesake, 1, 0);
+    assert_int_equal(namesake.finish, ENGINE_FINISH_ABORTED);
+    assert_false(engine_abort(engine, "10.0.0.7", "request-3"));
+    harness_unref(&namesake, 1);
+    twin.caller[0] = 0;
     harness_read(r, 4, 3); /* all of them run */
     engine_cancel(engine, r[0].stream);
     engine_finish(engine, r[1].stream, 3);
-    assert_true(engine_abort(engine, "request-2"));
-    assert_false(engine_abort(engine, "request-9"));
-    assert_false(engine_abort(engine, ""));
+    assert_true(engine_abort(engine, "", "request-2"));
+    assert_false(engine_abort(engine, "", "request-9"));
+    assert_false(engine_abort(engine, "", ""));
     harness_read(r, 3, 0);
     assert_int_equal(r[0].finish, ENGINE_FINISH_CANCELLED);
     assert_int_equal(r[1].finish, ENGINE_FINISH_REQUESTED);

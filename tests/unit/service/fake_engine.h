@@ -207,13 +207,13 @@ void engine_finish(struct engine *g, struct engine_stream *s, uint32_t n_tokens)
     atomic_fetch_add(&fake_finishes, 1);
 }
 
-static uint32_t fake_abort(struct engine *g, const char *id) {
+static uint32_t fake_abort(struct engine *g, const char *caller, const char *id) {
     uint32_t found = 0;
     pthread_mutex_lock(&g->mutex);
     for (uint32_t i = 0; i < g->n; i++) {
         struct engine_stream *s = g->streams[i];
         pthread_mutex_lock(&s->mutex);
-        if (!id || strcmp(s->request.request_id, id) == 0) {
+        if (!id || (strcmp(s->request.request_id, id) == 0 && strcmp(s->request.caller, caller) == 0)) {
             s->aborted = true;
             found++;
         }
@@ -223,12 +223,12 @@ static uint32_t fake_abort(struct engine *g, const char *id) {
     return found;
 }
 
-bool engine_abort(struct engine *g, const char *request_id) {
-    return fake_abort(g, request_id) > 0;
+bool engine_abort(struct engine *g, const char *caller, const char *request_id) {
+    return fake_abort(g, caller, request_id) > 0;
 }
 
 uint32_t engine_abort_all(struct engine *g) {
-    return fake_abort(g, NULL);
+    return fake_abort(g, NULL, NULL);
 }
 
 void engine_drain(struct engine *g) {

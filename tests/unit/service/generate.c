@@ -599,6 +599,49 @@ static void test_abort(void **state) {
     }
 }
 
+/* Found and aborted of what the client of `address` names. */
+static uint32_t abort_from(const char *address, const char *id) {
+    Shardd__V1__AbortRequest q = SHARDD__V1__ABORT_REQUEST__INIT;
+    ProtobufCBinaryData ids[] = {message_string(id)};
+    struct client own = harness->client, other = client_open(address, NULL);
+    struct client_call *c;
+    q.n_request_ids = 1;
+    q.request_ids = ids;
+    harness->client = other;
+    Shardd__V1__AbortResponse *r = (Shardd__V1__AbortResponse *)ask(
+            "/shardd.v1.Shardd/Abort", &q.base, &shardd__v1__abort_response__descriptor, &c);
+    assert_non_null(r);
+    uint32_t found = r->found;
+    shardd__v1__abort_response__free_unpacked(r, NULL);
+    client_free(c);
+    client_close(&other);
+    harness->client = own;
+    return found;
+}
+
+/* Another connection of the same caller may, another caller may not: the user of a Unix socket is not loopback. */
+static void test_abort_is_the_callers_own(void **state) {
+    (void)state;
+    char address[64], name[128];
+    struct error e = {0};
+    int fd;
+    snprintf(address, sizeof(address), "unix:/tmp/unit-service-generate-%d", (int)getpid());
+    assert_int_equal(rpc_listen(address, &fd, name, sizeof(name), &e), 0);
+    assert_int_equal(rpc_server_add_listener(harness->server, fd, &e), 0);
+    atomic_store(&fake_hold, true);
+    script("one", NULL, 0, ENGINE_FINISH_LENGTH);
+    Shardd__V1__GenerateRequest g = text_request("x");
+    g.request_id = message_string("mine");
+    struct client_call *c = call("/shardd.v1.Shardd/Generate", &g.base, 0);
+    wait_streams(1);
+    assert_int_equal(abort_from(address, "mine"), 0);
+    assert_int_equal(abort_from(harness->address, "mine"), 1);
+    struct answer *a = collect(c);
+    assert_int_equal(a->reason, ABORTED);
+    free(a);
+    unlink(address + strlen("unix:"));
+}
+
 int main(void) {
     log_open("unit-service-generate", LOG_LEVEL_ERROR);
 #define T(name) cmocka_unit_test_setup_teardown(name, harness_up, harness_down)
@@ -626,6 +669,7 @@ int main(void) {
             T(test_small_cache),
             T(test_cancel_reaches_the_engine),
             T(test_abort),
+            T(test_abort_is_the_callers_own),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
