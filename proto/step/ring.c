@@ -323,6 +323,14 @@ static void pause_briefly(void) {
 #endif
 }
 
+static struct timespec deadline_after(uint64_t ns) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    ns += (uint64_t)t.tv_nsec;
+    return (struct timespec){
+            .tv_sec = t.tv_sec + (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+}
+
 int step_ring_wait(struct step_ring *r, uint64_t timeout_ns) {
     bool coordinator = r->rank == STEP_RING_COORDINATOR;
     _Atomic uint32_t *word = coordinator ? &r->shared->coordinator_wake : &r->shared->ranks_wake;
@@ -331,12 +339,12 @@ int step_ring_wait(struct step_ring *r, uint64_t timeout_ns) {
     for (unsigned i = 0; i < SPINS && timeout_ns > 0 && atomic_load(word) == r->seen; i++)
         pause_briefly();
     if (timeout_ns > 0 && atomic_load(word) == r->seen) {
-        struct timespec t = {
-                .tv_sec = (time_t)(timeout_ns / 1000000000u), .tv_nsec = (long)(timeout_ns % 1000000000u)};
+        struct timespec until = deadline_after(timeout_ns);
         atomic_fetch_add(sleeping, 1);
         /* Returns at once when the word has moved. An interruption only makes the caller look once more; a wake that
-         * was meant for the wait before does not. */
-        while (syscall(SYS_futex, word, FUTEX_WAIT, r->seen, &t, NULL, 0) == 0 &&
+         * was meant for the wait before does not, nor does it put the end off. */
+        while (syscall(SYS_futex, word, FUTEX_WAIT_BITSET, r->seen, &until, NULL, FUTEX_BITSET_MATCH_ANY) ==
+                        0 &&
                 atomic_load(word) == r->seen)
             continue;
         atomic_fetch_sub(sleeping, 1);
@@ -352,8 +360,8 @@ int step_ring_wait(struct step_ring *r, uint64_t timeout_ns) {
 static int slowest_tail(struct step_ring *r, uint64_t *ret) {
     uint64_t most = 0;
     for (uint32_t i = 0; i < r->n_ranks; i++) {
-        uint64_t behind =
-                r->plan_at - atomic_load_explicit(&r->shared->ranks[i].plan_tail, memory_order_acquire);
+        /* Sequentially consistent: it must not be looked at before plan_blocked is seen to be set. */
+        uint64_t behind = r->plan_at - atomic_load(&r->shared->ranks[i].plan_tail);
         if (behind > PLAN_BYTES)
             return -EBADMSG;
         if (behind > most)

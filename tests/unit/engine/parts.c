@@ -4,11 +4,13 @@
 #include "daemon/engine/pools.h"
 #include "daemon/engine/state.h"
 #include "daemon/engine/stream.h"
+#include "daemon/engine/wake.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -265,6 +267,49 @@ static void test_inbox_order(void **state) {
     }
 }
 
+static void *wake_main(void *arg) {
+    engine_wake(arg);
+    return NULL;
+}
+
+/* A wake that comes at any point before the sleep ends it at once: with no ring, before and after a ring is attached,
+ * to a ring that is then replaced, and straight into the ring's word, as one that comes between the last look at the
+ * flag and the sleep does. A wake that is lost shows as a sleep of its full length. */
+static void test_wakes(void **state) {
+    (void)state;
+    enum { POINTS = 6 };
+    const uint64_t sleep_ns = 20000000000ull;
+    struct engine_options o = {.max_num_seqs = 1, .max_num_batched_tokens = 1};
+    struct engine *g;
+    int fd;
+    struct step_ring *rings[2];
+    pthread_t t;
+    assert_int_equal(engine_create(&o, &g, NULL), 0);
+    assert_int_equal(step_ring_create(1, 1, 1, &fd, NULL), 0);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(step_ring_attach(fd, STEP_RING_COORDINATOR, &rings[i], NULL), 0);
+    for (int point = 0; point < POINTS; point++) {
+        uint64_t start = engine_clock_ns();
+        if (point == 1)
+            wake_set_ring(g, rings[0]); /* what came to the condition before is not asked for again */
+        else if (point == 3)
+            step_ring_kick(g->ring);
+        else if (point == 5)
+            assert_int_equal(pthread_create(&t, NULL, wake_main, g), 0);
+        else
+            engine_wake(g);
+        if (point == 4)
+            wake_set_ring(g, rings[1]);
+        wake_wait(g, sleep_ns);
+        if (point == 5)
+            pthread_join(t, NULL);
+        if (engine_clock_ns() - start >= sleep_ns)
+            fail_msg("the wake at point %d was lost", point);
+    }
+    close(fd);
+    engine_free(g);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_heap_order),
@@ -273,6 +318,7 @@ int main(void) {
             cmocka_unit_test(test_stream_full),
             cmocka_unit_test(test_inbox),
             cmocka_unit_test(test_inbox_order),
+            cmocka_unit_test(test_wakes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -261,6 +261,39 @@ static void test_wakes_for_the_wait_before(void **state) {
     pair_close(&p);
 }
 
+static void *wait_shortly(void *arg) {
+    struct waiter *w = arg;
+    w->result = step_ring_wait(w->ring, 300000000u);
+    atomic_store(&w->done, true);
+    return NULL;
+}
+
+/* Nor do they put its end off, however many come: it ends at its own time. */
+static void test_late_wakes_do_not_prolong_a_wait(void **state) {
+    (void)state;
+    enum { BYTES = 4096, PATIENCE_S = 60 };
+    struct pair p;
+    pthread_t t;
+    pair_open(&p, 1);
+    struct waiter w = {.ring = p.coordinator};
+    uint32_t *words = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, p.fd, 0);
+    assert_true(words != MAP_FAILED);
+    struct timespec start, now;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    assert_int_equal(pthread_create(&t, NULL, wait_shortly, &w), 0);
+    do {
+        for (size_t i = 0; i < BYTES / sizeof(*words); i++)
+            syscall(SYS_futex, &words[i], FUTEX_WAKE, 1, NULL, NULL, 0);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while (!atomic_load(&w.done) && now.tv_sec - start.tv_sec < PATIENCE_S);
+    if (!atomic_load(&w.done))
+        step_ring_kick(p.ranks[0]);
+    pthread_join(t, NULL);
+    assert_int_equal(w.result, -ETIMEDOUT);
+    munmap(words, BYTES);
+    pair_close(&p);
+}
+
 #define FORK_STEPS 3000u
 
 /* A rank in another process: checks every record and answers each with its sum. Ends with the process. */
@@ -436,6 +469,7 @@ int main(void) {
             cmocka_unit_test(test_wait),
             cmocka_unit_test(test_kick_from_thread),
             cmocka_unit_test(test_wakes_for_the_wait_before),
+            cmocka_unit_test(test_late_wakes_do_not_prolong_a_wait),
             cmocka_unit_test(test_two_processes),
             cmocka_unit_test(test_attach_refuses),
             cmocka_unit_test(test_scribbling_peer),
