@@ -59,6 +59,11 @@ static size_t quote_literals(const char *text, size_t bytes, char *to) {
 }
 
 int json_config_parse(const char *text, size_t bytes, const char *file, json_t **ret, struct error *e) {
+    return json_config_parse_as(text, bytes, JSON_REJECT_DUPLICATES, file, ret, e);
+}
+
+int json_config_parse_as(
+        const char *text, size_t bytes, size_t flags, const char *file, json_t **ret, struct error *e) {
     json_error_t at;
     char *quoted = NULL;
     if (bytes > CONFIG_BYTES_MAX)
@@ -70,7 +75,7 @@ int json_config_parse(const char *text, size_t bytes, const char *file, json_t *
             return error_set(e, -ENOMEM, "%s: out of memory", file);
         quote_literals(text, bytes, quoted);
     }
-    json_t *root = json_loadb(quoted ? quoted : text, needed, JSON_REJECT_DUPLICATES, &at);
+    json_t *root = json_loadb(quoted ? quoted : text, needed, flags, &at);
     free(quoted);
     if (!root)
         return error_set(e, -EBADMSG, "%s: line %d column %d: %s", file, at.line, at.column, at.text);

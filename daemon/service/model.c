@@ -57,7 +57,9 @@ static int read_config(struct model *m, struct error *e) {
     if (r < 0)
         return r;
     const char *type = json_string_value(json_object_get(root, "model_type"));
-    snprintf(m->architecture, sizeof(m->architecture), "%s", type ? type : "");
+    if (type)
+        snprintf(m->architecture, sizeof(m->architecture), "%.*s",
+                (int)utf8_cut(type, strlen(type), sizeof(m->architecture) - 1), type);
     const json_t *places[] = {root, json_object_get(root, "text_config")};
     for (size_t i = 0; i < 2 && r == 0; i++)
         r = generation_config_add_stop_ids(&m->generation, places[i], e);

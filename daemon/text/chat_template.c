@@ -3,6 +3,7 @@
 #include "daemon/text/chat_template.h"
 
 #include "base/file.h"
+#include "base/json_config.h"
 #include "base/limits.h"
 #include "daemon/text/buffer.h"
 #include "daemon/text/chat_json.h"
@@ -12,7 +13,7 @@
 /* --- which template --- */
 
 static const struct {
-    const char *sha256;
+    const char *sha256; /* of the text as_jinja_reads() it */
     struct chat_template template;
 } known_templates[] = {
         /* Qwen3.5-4B, -9B, -27B: chat_template.jinja */
@@ -22,25 +23,55 @@ static const struct {
         {"273d8e0e683b885071fb17e08d71e5f2a5ddfb5309756181681de4f5a1822d80",
                 {CHAT_TEMPLATE_QWEN35, "qwen3.5-small", false}},
         /* models/chat_template.jinja: the same format, for checkpoints of our own */
-        {"970c62468fca414502283db6c3f51ed3ffc78b0f76237e8fb1898353d3f6a0bb",
+        {"2885918451b08763e850e54d9ef961dc69a599929a6d6fe966b9f8d9d7c8de29",
                 {CHAT_TEMPLATE_QWEN35, "shardd-qwen3.5", true}},
 };
+
+static bool find_known(const char *text, size_t bytes, struct chat_template *ret) {
+    char hex[SHA256_HEX_BYTES];
+    sha256_hex(text, bytes, hex);
+    for (size_t i = 0; i < sizeof(known_templates) / sizeof(known_templates[0]); i++)
+        if (strcmp(hex, known_templates[i].sha256) == 0) {
+            *ret = known_templates[i].template;
+            return true;
+        }
+    return false;
+}
+
+/* The template as Jinja2 reads it: each CRLF and CR is a newline, and one newline at the end is dropped. So what
+ * an editor or git does to the ends of lines makes no other template. malloc'ed; NULL: no memory. */
+static char *as_jinja_reads(const char *text, size_t bytes, size_t *ret_bytes) {
+    char *read = malloc(bytes + 1);
+    size_t n = 0;
+    if (!read)
+        return NULL;
+    for (size_t i = 0; i < bytes; i++) {
+        read[n++] = text[i] == '\r' ? '\n' : text[i];
+        i += text[i] == '\r' && i + 1 < bytes && text[i + 1] == '\n';
+    }
+    *ret_bytes = n > 0 && read[n - 1] == '\n' ? n - 1 : n;
+    return read;
+}
 
 int chat_template_recognise(
         const char *template_text, size_t bytes, struct chat_template *ret, struct error *e) {
     char hex[SHA256_HEX_BYTES];
+    size_t n = 0;
     *ret = (struct chat_template){CHAT_TEMPLATE_NONE, "", false};
     if (!template_text) {
         error_set(e, -ENOENT, "the model has no chat template");
         return 0;
     }
-    sha256_hex(template_text, bytes, hex);
-    for (size_t i = 0; i < sizeof(known_templates) / sizeof(known_templates[0]); i++)
-        if (strcmp(hex, known_templates[i].sha256) == 0) {
-            *ret = known_templates[i].template;
-            return 0;
-        }
-    error_set(e, -ENOTSUP, "the model's chat template (SHA-256 %s) is not one that this version knows", hex);
+    char *read = as_jinja_reads(template_text, bytes, &n);
+    if (!read)
+        return error_set(e, -ENOMEM, "no memory for the chat template");
+    bool known = find_known(read, n, ret);
+    free(read);
+    if (!known) {
+        sha256_hex(template_text, bytes, hex);
+        error_set(e, -ENOTSUP, "the model's chat template (SHA-256 %s) is not one that this version knows",
+                hex);
+    }
     return 0;
 }
 
@@ -62,18 +93,15 @@ static const json_t *template_in_config(const json_t *config) {
 static int recognise_in_config(const char *path, struct chat_template *ret, struct error *e) {
     char *text = NULL;
     size_t bytes;
-    json_error_t where;
+    json_t *config = NULL;
     int r = file_read(path, CONFIG_BYTES_MAX, &text, &bytes, e);
     if (r == -ENOENT)
         return chat_template_recognise(NULL, 0, ret, e);
+    if (r == 0)
+        r = json_config_parse_as(text, bytes, JSON_ALLOW_NUL, path, &config, e);
+    free(text);
     if (r < 0)
         return r;
-    json_t *config = json_loadb(text, bytes, JSON_ALLOW_NUL, &where);
-    free(text);
-    if (!json_is_object(config)) {
-        json_decref(config);
-        return error_set(e, -EBADMSG, "%s: not a JSON object (line %d: %s)", path, where.line, where.text);
-    }
     const json_t *found = template_in_config(config);
     r = chat_template_recognise(json_string_value(found), found ? json_string_length(found) : 0, ret, e);
     if (r >= 0 && found && ret->kind == CHAT_TEMPLATE_NONE)

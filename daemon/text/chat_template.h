@@ -1,4 +1,5 @@
-/* chat_template.h - the Qwen3.5 chat format, in C, recognised by the SHA-256 of the checkpoint's template.
+/* chat_template.h - the Qwen3.5 chat format, in C, recognised by the SHA-256 of the checkpoint's template (with ends
+ * of lines as Jinja2 reads them).
  *
  * Called by gRPC workers; stateless. The conversation is given as jansson values of the OpenAI shape (the
  * gRPC layer builds them from protobuf): messages [{role, content: string|null|[{type:"text", text}],

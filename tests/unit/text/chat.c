@@ -276,6 +276,59 @@ static void test_load(void **state) {
 }
 
 /* The recorded hash is that of the template which the golden prompts were made with. */
+static char *rewritten(const char *text, const char *newline, const char *tail) {
+    size_t bytes = strlen(text), n = 0;
+    char *out = malloc(2 * bytes + strlen(tail) + 1);
+    for (size_t i = 0; i < bytes; i++)
+        if (text[i] == '\n') {
+            memcpy(out + n, newline, strlen(newline));
+            n += strlen(newline);
+        } else {
+            out[n++] = text[i];
+        }
+    memcpy(out + n, tail, strlen(tail) + 1);
+    return out;
+}
+
+/* What Jinja2 reads as the same text is the same template: ends of lines, and one newline at the end. */
+static void test_ends_of_lines(void **state) {
+    (void)state;
+    size_t bytes;
+    char *ours = read_all(TESTS_DIR "/../models/chat_template.jinja", &bytes);
+    assert_int_equal(ours[bytes - 1], '\n');
+    char *bare = strndup(ours, bytes - 1);
+    static const struct {
+        const char *newline, *tail;
+        bool same;
+    } cases[] = {{"\n", "", true}, {"\n", "\n", true}, {"\r\n", "\r\n", true}, {"\r\n", "", true},
+            {"\r", "\r", true}, {"\n", "\r\n", true}, {"\n", "\n\n", false}, {"\r\n", "\r\n\r\n", false},
+            {"\n\n", "\n", false}, {"\n", " ", false}, {"\n", "\n ", false}, {"", "", false}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char *text = rewritten(bare, cases[i].newline, cases[i].tail);
+        char *config = config_with("{\"chat_template\": @, \"model_max_length\": NaN}", text);
+        for (int where = 0; where < 3; where++) {
+            struct chat_template t;
+            struct error e = {0};
+            int r = where == 0   ? chat_template_recognise(text, strlen(text), &t, &e)
+                    : where == 1 ? load_from(text, "", &t, &e)
+                                 : load_from("", config, &t, &e);
+            assert_int_equal(r, 0);
+            assert_int_equal(t.kind, cases[i].same ? CHAT_TEMPLATE_QWEN35 : CHAT_TEMPLATE_NONE);
+            if (!cases[i].same)
+                assert_non_null(strstr(e.text, "SHA-256"));
+        }
+        free(config);
+        free(text);
+    }
+    struct chat_template t;
+    struct error e = {0};
+    assert_int_equal(chat_template_recognise("", 0, &t, &e), 0);
+    assert_int_equal(chat_template_recognise("\n", 1, &t, &e), 0);
+    assert_int_equal(t.kind, CHAT_TEMPLATE_NONE);
+    free(bare);
+    free(ours);
+}
+
 static void test_published(void **state) {
     (void)state;
     size_t bytes;
@@ -464,6 +517,7 @@ int main(void) {
             cmocka_unit_test(test_trust),
             cmocka_unit_test(test_none),
             cmocka_unit_test(test_load),
+            cmocka_unit_test(test_ends_of_lines),
             cmocka_unit_test(test_published),
             cmocka_unit_test(test_thinking),
             cmocka_unit_test(test_json),
