@@ -35,6 +35,34 @@ static int number_at(enum gguf_value_type type, const unsigned char *data, uint6
     return 0;
 }
 
+/* A whole number that is negative. */
+static bool negative_at(enum gguf_value_type type, const unsigned char *data, double *ret) {
+    int8_t i8;
+    int16_t i16;
+    int32_t i32;
+    int64_t i64;
+    switch (type) {
+    case GGUF_I8:
+        memcpy(&i8, data, sizeof(i8));
+        *ret = i8;
+        return i8 < 0;
+    case GGUF_I16:
+        memcpy(&i16, data, sizeof(i16));
+        *ret = i16;
+        return i16 < 0;
+    case GGUF_I32:
+        memcpy(&i32, data, sizeof(i32));
+        *ret = i32;
+        return i32 < 0;
+    case GGUF_I64:
+        memcpy(&i64, data, sizeof(i64));
+        *ret = (double)i64;
+        return i64 < 0;
+    default:
+        return false;
+    }
+}
+
 int gguf_get_u64(const struct gguf *g, const char *key, uint64_t *ret, struct error *e) {
     const struct gguf_value *v = NULL;
     int r = find(g, key, &v, e);
@@ -57,6 +85,8 @@ int gguf_get_real(const struct gguf *g, const char *key, double *ret, struct err
         *ret = (double)narrow;
     } else if (number_at(v->type, v->data, &whole) == 0) {
         *ret = (double)whole;
+    } else if (negative_at(v->type, v->data, ret)) {
+        return 0;
     } else {
         return wrong_kind(g, key, "a number", e);
     }

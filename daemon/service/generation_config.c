@@ -24,19 +24,25 @@ int generation_config_add_stop_id(struct generation_config *g, uint32_t id, stru
     return 0;
 }
 
-/* A number in [low, high] ((low, high] with open); null or nothing leaves *value alone. */
-static int read_number(const json_t *root, const char *name, double low, double high, bool open, float *value,
-        struct error *e) {
-    const json_t *j = json_object_get(root, name);
-    if (!j || json_is_null(j))
-        return 0;
-    /* Checked as what it is used as: 1e-50 is above zero, but not as a float. */
-    float v = json_is_number(j) ? (float)json_number_value(j) : NAN;
+/* In [low, high], or (low, high] with open; checked as what it is used as: 1e-50 is above zero, but not as a float.
+ * NaN is not. */
+static int take_number(
+        const char *name, double number, double low, double high, bool open, float *value, struct error *e) {
+    float v = (float)number;
     if (!(v <= high && (open ? v > low : v >= low)))
         return error_set(e, -EINVAL, "%s must be a number %s %g and at most %g", name,
                 open ? "above" : "of at least", low, high);
     *value = v;
     return 0;
+}
+
+/* null or nothing leaves *value alone. */
+static int read_number(const json_t *root, const char *name, double low, double high, bool open, float *value,
+        struct error *e) {
+    const json_t *j = json_object_get(root, name);
+    if (!j || json_is_null(j))
+        return 0;
+    return take_number(name, json_is_number(j) ? json_number_value(j) : NAN, low, high, open, value, e);
 }
 
 static int read_top_k(const json_t *root, uint32_t *value, struct error *e) {
@@ -102,4 +108,49 @@ int generation_config_load(struct generation_config *g, const char *path, struct
     r = generation_config_parse(g, text, bytes, e);
     free(text);
     return r < 0 ? error_prefix(e, r, "%s", path) : 0;
+}
+
+/* --- general.sampling.* of a GGUF file --- */
+
+/* *ret is left alone where the file has no such key. */
+static int find_real(const struct gguf *file, const char *key, double *ret, struct error *e) {
+    return gguf_find(file, key) ? gguf_get_real(file, key, ret, e) : 0;
+}
+
+int generation_config_read_gguf(struct generation_config *g, const struct gguf *file, struct error *e) {
+    static const char temp[] = "general.sampling.temp", top_k[] = "general.sampling.top_k",
+                      top_p[] = "general.sampling.top_p", min_p[] = "general.sampling.min_p",
+                      repeat[] = "general.sampling.penalty_repeat",
+                      last_n[] = "general.sampling.penalty_last_n";
+    struct sampling_defaults s = g->sampling;
+    double t = (double)s.temperature, k = s.top_k, p = (double)s.top_p, m = (double)s.min_p;
+    double penalty = (double)s.repetition_penalty, penalised = -1; /* tokens; -1: all */
+    int r = find_real(file, temp, &t, e);
+    if (r == 0)
+        r = find_real(file, top_k, &k, e);
+    if (r == 0)
+        r = find_real(file, top_p, &p, e);
+    if (r == 0)
+        r = find_real(file, min_p, &m, e);
+    if (r == 0)
+        r = find_real(file, repeat, &penalty, e);
+    if (r == 0)
+        r = find_real(file, last_n, &penalised, e);
+    if (r < 0)
+        return r;
+    /* Below zero is off in llama.cpp; a temperature below zero takes the likeliest token. */
+    r = take_number(temp, t < 0 ? 0 : t, 0, 100, false, &s.temperature, e);
+    if (r == 0 && !(k <= INT32_MAX && k == floor(k)))
+        r = error_set(e, -EINVAL, "%s must be a whole number; 0 switches it off", top_k);
+    if (r == 0)
+        r = take_number(top_p, p, 0, 1, true, &s.top_p, e);
+    if (r == 0)
+        r = take_number(min_p, m < 0 ? 0 : m, 0, 1, false, &s.min_p, e);
+    if (r == 0)
+        r = take_number(repeat, penalised == 0 ? 1 : penalty, 0, 10, true, &s.repetition_penalty, e);
+    if (r < 0)
+        return error_prefix(e, r, "%s", file->file);
+    s.top_k = k < 0 ? 0 : (uint32_t)k;
+    g->sampling = s;
+    return 0;
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "base/error.h"
+#include "base/gguf.h"
 #include "base/limits.h"
 
 #include <jansson.h>
@@ -29,5 +30,7 @@ int generation_config_load(struct generation_config *g, const char *path, struct
 int generation_config_parse(struct generation_config *g, const char *text, size_t bytes, struct error *e);
 /* What eos_token_id of an object has: nothing, null, one id or a list; each is added once. */
 int generation_config_add_stop_ids(struct generation_config *g, const json_t *object, struct error *e);
+/* The sampling values that a GGUF file's metadata has (general.sampling.*), as llama.cpp reads them. */
+int generation_config_read_gguf(struct generation_config *g, const struct gguf *file, struct error *e);
 /* Adds an id once; -E2BIG. */
 int generation_config_add_stop_id(struct generation_config *g, uint32_t id, struct error *e);

@@ -86,7 +86,17 @@ static bool is_beside(const char *folder, const char *name) {
     return file_path(folder, name, path, NULL) == 0 && access(path, F_OK) == 0;
 }
 
-/* Architecture and stop ids of a GGUF model, and its tokenizer and chat template unless files beside it have them. */
+/* generation_config.json, where there is one. */
+static int read_generation(struct model *m, const char *folder, struct error *e) {
+    char path[PATH_MAX];
+    int r = file_path(folder, "generation_config.json", path, e);
+    if (r == 0)
+        r = generation_config_load(&m->generation, path, e);
+    return r == -ENOENT ? 0 : r;
+}
+
+/* Architecture, sampling values and stop ids of a GGUF model, and its tokenizer and chat template unless files
+ * beside it have them. */
 static int read_metadata(struct model *m, const char *folder, const struct gguf *g, struct error *e) {
     static const char *const keys[] = {
             "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
@@ -97,6 +107,9 @@ static int read_metadata(struct model *m, const char *folder, const struct gguf 
         return r;
     snprintf(m->architecture, sizeof(m->architecture), "%.*s",
             (int)(architecture.bytes < sizeof(m->architecture) ? architecture.bytes : 0), architecture.data);
+    r = generation_config_read_gguf(&m->generation, g, e);
+    if (r == 0)
+        r = read_generation(m, folder, e); /* what it says wins */
     for (size_t i = 0; i < sizeof(keys) / sizeof(*keys) && r == 0; i++) {
         uint64_t id = 0;
         if (gguf_find(g, keys[i]))
@@ -133,7 +146,9 @@ static int load_gguf(struct model *m, const struct gguf_files *files, struct err
 
 static int load_folder(struct model *m, struct error *e) {
     char path[PATH_MAX];
-    int r = read_config(m, e);
+    int r = read_generation(m, m->path, e);
+    if (r == 0)
+        r = read_config(m, e);
     if (r == 0)
         r = file_path(m->path, "tokenizer.json", path, e);
     if (r == 0)
@@ -143,16 +158,11 @@ static int load_folder(struct model *m, struct error *e) {
 
 static int load_files(struct model *m, struct error *e) {
     struct gguf_files gguf;
-    char path[PATH_MAX];
     int is_gguf = gguf_locate(m->path, &gguf, e);
     if (is_gguf < 0)
         return is_gguf;
     generation_config_init(&m->generation);
-    int r = file_path(is_gguf ? gguf.folder : m->path, "generation_config.json", path, e);
-    if (r == 0)
-        r = generation_config_load(&m->generation, path, e);
-    if (r == 0 || r == -ENOENT)
-        r = is_gguf ? load_gguf(m, &gguf, e) : load_folder(m, e);
+    int r = is_gguf ? load_gguf(m, &gguf, e) : load_folder(m, e);
     if (r == 0)
         r = add_usual_stop_ids(m, e);
     if (r == 0 && m->template.kind == CHAT_TEMPLATE_NONE && e)

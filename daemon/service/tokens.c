@@ -67,9 +67,20 @@ void tokenize_on_call(struct rpc_call *c) {
     arena_done(&arena);
 }
 
+/* Ids below it are taken: whatever Generate can give, with the ids that only pad the model's vocabulary and have
+ * no text, and before the model is loaded those of the tokenizer. */
+static uint32_t ids_end(const struct service *s) {
+    struct engine_stats stats;
+    engine_stats(s->options.engine, &stats);
+    uint32_t known = tokenizer_vocab_size(s->options.model->tokenizer);
+    return stats.vocab_size > known ? stats.vocab_size : known;
+}
+
 /* *ret is malloc'ed. */
-static int detokenize(const struct model *m, const DetokenizeRequest *q, char **ret, size_t *ret_bytes,
-        struct rpc_status *s) {
+static int detokenize(const struct service *service, const DetokenizeRequest *q, char **ret,
+        size_t *ret_bytes, struct rpc_status *s) {
+    const struct model *m = service->options.model;
+    uint32_t end = ids_end(service);
     struct detokenizer d;
     size_t size = 0;
     int r = 0;
@@ -80,11 +91,13 @@ static int detokenize(const struct model *m, const DetokenizeRequest *q, char **
                 s, REFUSAL_CONTEXT_TOO_LONG, "ids has %zu entries; give at most %u", q->n_ids, CONTEXT_MAX);
     detokenizer_init(&d, q->show_special);
     for (size_t i = 0; i < q->n_ids && r == 0; i++) {
-        r = detokenizer_add(&d, m->tokenizer, q->ids[i], ret, ret_bytes, &size);
-        if (r == -EINVAL)
+        if (q->ids[i] >= end)
             return refuse(s, REFUSAL_INVALID_FIELD,
                     "ids[%zu] is %u, which is no token of this model; its ids go from 0 to %u", i, q->ids[i],
-                    tokenizer_vocab_size(m->tokenizer) - 1);
+                    end - 1);
+        r = detokenizer_add(&d, m->tokenizer, q->ids[i], ret, ret_bytes, &size);
+        if (r == -EINVAL) /* in no table of the tokenizer */
+            r = 0;
         if (r == 0 && *ret_bytes > REQUEST_BYTES_MAX)
             return refuse(s, REFUSAL_TOO_COMPLEX, "the text is longer than %u bytes; send fewer ids",
                     REQUEST_BYTES_MAX);
@@ -95,7 +108,6 @@ static int detokenize(const struct model *m, const DetokenizeRequest *q, char **
 }
 
 void detokenize_on_call(struct rpc_call *c) {
-    const struct model *m = ((struct service *)rpc_call_user(c))->options.model;
     struct arena arena;
     struct rpc_status status;
     char *text = NULL;
@@ -103,7 +115,7 @@ void detokenize_on_call(struct rpc_call *c) {
     arena_init(&arena, ARENA_BYTES_MAX, NULL, 0);
     const DetokenizeRequest *q = (const DetokenizeRequest *)message_of_call(
             &shardd__v1__detokenize_request__descriptor, c, &arena, &status);
-    if (q && detokenize(m, q, &text, &bytes, &status) == 0) {
+    if (q && detokenize(rpc_call_user(c), q, &text, &bytes, &status) == 0) {
         Shardd__V1__DetokenizeResponse answer = SHARDD__V1__DETOKENIZE_RESPONSE__INIT;
         answer.text = message_text(text ? text : "", bytes);
         message_reply(c, &answer.base);

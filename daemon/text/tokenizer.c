@@ -19,6 +19,11 @@ struct tokenizer *tokenizer_free(struct tokenizer *t) {
     return NULL;
 }
 
+const char *tokenizer_ignored(const struct tokenizer *t) {
+    static const char *const names[] = {NULL, "truncation", "padding", "truncation and padding"};
+    return names[t->ignored];
+}
+
 uint32_t tokenizer_vocab_size(const struct tokenizer *t) {
     return t->vocab.n_pieces;
 }

@@ -3,7 +3,8 @@
  * Called by gRPC workers (many threads at once: a loaded tokenizer is immutable). Owns its tables; nothing is
  * shared with the caller. Supports what the Qwen family uses: NFC or no normalizer, Split(regex, Isolated) +
  * ByteLevel (use_regex false or true) pre-tokenizers, BPE with merges (both list forms), added tokens,
- * ByteLevel decoder. Anything else in the file is refused by name. */
+ * ByteLevel decoder. Anything else in the file is refused by name, but for truncation and padding, which are settings
+ * of batches and are passed over. */
 #pragma once
 
 #include "base/error.h"
@@ -20,6 +21,8 @@ int tokenizer_load(const char *path, struct tokenizer **ret, struct error *e);
 int tokenizer_parse(
         const char *text, size_t bytes, const char *file, struct tokenizer **ret, struct error *e);
 struct tokenizer *tokenizer_free(struct tokenizer *t);
+/* What the file sets and was passed over: "truncation", "padding", "truncation and padding"; NULL: nothing. */
+const char *tokenizer_ignored(const struct tokenizer *t);
 
 uint32_t tokenizer_vocab_size(const struct tokenizer *t); /* highest id + 1, added tokens included */
 /* Id of an added token by its text ("<|im_end|>"), else of an entry by what it decodes to (" the"); -ENOENT.

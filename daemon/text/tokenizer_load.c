@@ -72,6 +72,31 @@ static int read_null(struct loading *l, const char *what, bool may_be_empty) {
     return REFUSE(l, -ENOTSUP, "%s is set; only tokenizers without it are supported", what);
 }
 
+/* A setting of training or of batches, which changes no prompt of ours: it is noted and passed over. */
+static int read_ignored(struct loading *l, unsigned which) {
+    struct json_pull *json = &l->json;
+    int r = json_pull_next(json, l->e);
+    if (r < 0 || r == PULL_NULL)
+        return r < 0 ? r : 0;
+    l->t->ignored |= which;
+    return r == PULL_OBJECT_BEGIN || r == PULL_ARRAY_BEGIN ? json_pull_leave(json, l->e) : 0;
+}
+
+/* None, as null or as a number that is zero. */
+static int read_dropout(struct loading *l) {
+    double value = 0;
+    int r = json_pull_next(&l->json, l->e);
+    if (r < 0 || r == PULL_NULL)
+        return r < 0 ? r : 0;
+    if (r == PULL_NUMBER)
+        r = json_pull_double(&l->json, &value, l->e);
+    else
+        value = 1;
+    if (r < 0 || value == 0)
+        return r < 0 ? r : 0;
+    return REFUSE(l, -ENOTSUP, "dropout is set; only tokenizers without it are supported");
+}
+
 static int read_false(struct loading *l, const char *what) {
     bool value = false;
     int r = read_bool(l, what, &value);
@@ -415,7 +440,7 @@ static int read_model_key(struct loading *l) {
     if (json_pull_is(json, "merges"))
         return read_merges(l);
     if (json_pull_is(json, "dropout"))
-        return read_null(l, "dropout", false);
+        return read_dropout(l);
     if (json_pull_is(json, "unk_token"))
         return read_null(l, "unk_token", false);
     if (json_pull_is(json, "continuing_subword_prefix"))
@@ -595,9 +620,9 @@ static int read_top_key(struct loading *l) {
         return REFUSE(l, -ENOTSUP, "the version is '%.*s'; 1.0 is supported", SHOWN(l));
     }
     if (json_pull_is(json, "truncation"))
-        return read_null(l, "truncation", false);
+        return read_ignored(l, IGNORED_TRUNCATION);
     if (json_pull_is(json, "padding"))
-        return read_null(l, "padding", false);
+        return read_ignored(l, IGNORED_PADDING);
     if (json_pull_is(json, "added_tokens"))
         return read_added_tokens(l);
     if (json_pull_is(json, "normalizer"))

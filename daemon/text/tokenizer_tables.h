@@ -8,6 +8,8 @@
 #include "daemon/text/tokenizer.h"
 #include "daemon/text/vocab.h"
 
+enum tokenizer_ignored { IGNORED_TRUNCATION = 1, IGNORED_PADDING = 2 }; /* that the file sets */
+
 struct tokenizer {
     struct vocab vocab;
     struct bpe bpe; /* points into vocab */
@@ -16,4 +18,5 @@ struct tokenizer {
     struct added_tokens normal; /* normalized: true; looked for in what the normalizer made */
     bool nfc;
     uint32_t longest_piece; /* bytes */
+    unsigned ignored;       /* of enum tokenizer_ignored */
 };

@@ -103,6 +103,37 @@ static void test_infos(void **state) {
     shardd__v1__get_server_info_response__free_unpacked(r, NULL);
 }
 
+/* What Generate may give, Detokenize takes: the ids between the tokenizer's and the end of the model's vocabulary
+ * have no text, and do not cut a character in two that stands around them. */
+static void test_detokenize_takes_every_id_of_the_model(void **state) {
+    (void)state;
+    uint32_t known = tokenizer_vocab_size(harness->model->tokenizer), *of_text = NULL, ids[64];
+    const uint32_t vocab_size = 100000; /* of the fake engine */
+    size_t n = 0, of_text_n = 0;
+    assert_true(known < vocab_size);
+    assert_int_equal(tokenizer_encode(harness->model->tokenizer, "a \xf0\x9f\x91\xa9", 6, false, 16, &of_text,
+                             &of_text_n, NULL),
+            0);
+    assert_true(of_text_n > 2);
+    for (size_t i = 0; i < of_text_n; i++) {
+        ids[n++] = of_text[i];
+        ids[n++] = i % 2 ? known : vocab_size - 1;
+    }
+    free(of_text);
+    Shardd__V1__DetokenizeRequest q = SHARDD__V1__DETOKENIZE_REQUEST__INIT;
+    q.ids = ids;
+    q.n_ids = n;
+    struct client_call *c;
+    Shardd__V1__DetokenizeResponse *a = (Shardd__V1__DetokenizeResponse *)ask(
+            "/shardd.v1.Shardd/Detokenize", &q.base, &shardd__v1__detokenize_response__descriptor, &c);
+    client_free(c);
+    assert_non_null(a);
+    assert_true(message_is(a->text, "a \xf0\x9f\x91\xa9"));
+    shardd__v1__detokenize_response__free_unpacked(a, NULL);
+    ids[0] = vocab_size;
+    refused("/shardd.v1.Shardd/Detokenize", &q.base, GRPC_STATUS_INVALID_ARGUMENT, "invalid_field");
+}
+
 static void assert_state(const char *state) {
     struct client_call *c;
     Shardd__V1__GetServerInfoRequest s = SHARDD__V1__GET_SERVER_INFO_REQUEST__INIT;
@@ -260,6 +291,7 @@ int main(void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, harness_up, harness_down)
     const struct CMUnitTest tests[] = {
             T(test_tokenize_and_back),
+            T(test_detokenize_takes_every_id_of_the_model),
             T(test_refusals),
             T(test_infos),
             T(test_state_does_not_run_ahead_of_health),

@@ -5,6 +5,7 @@
 #include "base/file.h"
 
 #include <errno.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -152,6 +153,91 @@ static void test_stop_ids_of_config(void **state) {
     drop("tokenizer.json");
 }
 
+/* A copy of the golden file with more metadata in front: key, type (4 u32, 5 i32, 6 f32, 12 f64) and value. */
+struct metadata {
+    const char *key;
+    uint32_t type;
+    double value;
+};
+
+static size_t put_metadata(char *to, const struct metadata *m) {
+    uint64_t bytes = strlen(m->key);
+    int32_t whole = (int32_t)m->value;
+    float narrow = (float)m->value;
+    const size_t width = m->type == 12 ? 8 : 4;
+    memcpy(to, &bytes, 8);
+    memcpy(to + 8, m->key, bytes);
+    memcpy(to + 8 + bytes, &m->type, 4);
+    memcpy(to + 12 + bytes,
+            m->type == 12  ? (const void *)&m->value
+            : m->type == 6 ? (const void *)&narrow
+                           : &whole,
+            width);
+    return 12 + bytes + width;
+}
+
+static void write_gguf(const struct metadata *m, size_t n) {
+    enum { HEADER = 24, COUNT_AT = 16 };
+    char *data = NULL;
+    size_t bytes = 0, more = 0;
+    assert_int_equal(file_read(GOLDEN "gguf/tokenizer.gguf", 1u << 20, &data, &bytes, NULL), 0);
+    char *file = malloc(bytes + 4096);
+    memcpy(file, data, HEADER);
+    for (size_t i = 0; i < n; i++)
+        more += put_metadata(file + HEADER + more, &m[i]);
+    memcpy(file + HEADER + more, data + HEADER, bytes - HEADER);
+    uint64_t count;
+    memcpy(&count, file + COUNT_AT, 8);
+    count += n;
+    memcpy(file + COUNT_AT, &count, 8);
+    assert_int_equal(file_replace(in_folder("m.gguf"), file, bytes + more, 0600, NULL), 0);
+    free(file);
+    free(data);
+}
+
+#define SAMPLING "general.sampling."
+
+static void test_sampling_of_gguf(void **state) {
+    (void)state;
+    static const struct metadata all[] = {{SAMPLING "temp", 6, 0.6}, {SAMPLING "top_k", 5, 20},
+            {SAMPLING "top_p", 6, 0.95}, {SAMPLING "min_p", 12, 0.05}, {SAMPLING "penalty_repeat", 6, 1.25},
+            {SAMPLING "penalty_last_n", 5, 64}, {SAMPLING "mirostat_tau", 6, 5},
+            {SAMPLING "unheard_of", 4, 1}};
+    write_gguf(all, sizeof(all) / sizeof(*all));
+    struct model *m = load(folder);
+    const struct sampling_defaults *s = &m->generation.sampling;
+    assert_true(s->temperature == 0.6f && s->top_p == 0.95f && s->min_p == 0.05f);
+    assert_true(s->top_k == 20 && s->repetition_penalty == 1.25f);
+    model_free(m);
+    write_text("generation_config.json", "{\"temperature\": 0.3, \"top_k\": 7}"); /* wins in what it has */
+    m = load(folder);
+    s = &m->generation.sampling;
+    assert_true(s->temperature == 0.3f && s->top_k == 7 && s->top_p == 0.95f);
+    model_free(m);
+    drop("generation_config.json");
+    /* off, as llama.cpp writes it; a penalty over no tokens is none */
+    static const struct metadata off[] = {{SAMPLING "temp", 6, -1}, {SAMPLING "top_k", 5, -1},
+            {SAMPLING "min_p", 6, -1}, {SAMPLING "penalty_repeat", 6, 1.5},
+            {SAMPLING "penalty_last_n", 5, 0}};
+    write_gguf(off, sizeof(off) / sizeof(*off));
+    m = load(folder);
+    s = &m->generation.sampling;
+    assert_true(s->temperature == 0 && s->top_k == 0 && s->min_p == 0 && s->repetition_penalty == 1);
+    model_free(m);
+    static const struct metadata wrong[] = {{SAMPLING "temp", 6, 101}, {SAMPLING "top_p", 6, 0},
+            {SAMPLING "top_p", 6, 1.5}, {SAMPLING "min_p", 6, 2}, {SAMPLING "penalty_repeat", 6, 0},
+            {SAMPLING "top_k", 6, 1.5}, {SAMPLING "top_k", 12, 1e10}, {SAMPLING "temp", 12, NAN},
+            {SAMPLING "top_k", 12, NAN}};
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(*wrong); i++) {
+        struct error e = {0};
+        m = NULL;
+        write_gguf(&wrong[i], 1);
+        assert_int_equal(model_load(folder, NULL, 0, &m, &e), -EINVAL);
+        assert_non_null(strstr(e.text, wrong[i].key));
+    }
+    drop("m.gguf");
+}
+
 static void test_broken_file(void **state) {
     (void)state;
     struct model *m = NULL;
@@ -168,6 +254,7 @@ int main(void) {
             cmocka_unit_test(test_file_alone),
             cmocka_unit_test(test_files_beside_it_win),
             cmocka_unit_test(test_stop_ids_of_config),
+            cmocka_unit_test(test_sampling_of_gguf),
             cmocka_unit_test(test_broken_file),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);

@@ -172,6 +172,41 @@ static void test_ignore_merges(void **state) {
 #define SPLIT(rest)                                                                                          \
     "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\"," rest                                    \
     "},{\"type\":\"ByteLevel\",\"use_regex\":false}]}"
+#define DROPOUT(value) "\"type\":\"BPE\",\"dropout\":" value
+
+/* What tools for training and batches left in the file changes no prompt: the same ids, and it is told. */
+static void test_settings_passed_over(void **state) {
+    (void)state;
+    static const struct {
+        struct parts parts;
+        const char *ignored;
+    } cases[] = {
+            {{.top = "\"truncation\":null,\"padding\":null"}, NULL},
+            {{.top = "\"truncation\":{\"direction\":\"Right\",\"max_length\":1,\"strategy\":\"LongestFirst\","
+                     "\"stride\":0}"},
+                    "truncation"},
+            {{.top = "\"padding\":{\"strategy\":{\"Fixed\":16},\"pad_id\":0,\"x\":[1,[2]]}"}, "padding"},
+            {{.top = "\"padding\":{},\"truncation\":[{}]"}, "truncation and padding"},
+            {{.top = "\"padding\":7,\"truncation\":true"}, "truncation and padding"},
+            {{.model = DROPOUT("0")}, NULL},
+            {{.model = DROPOUT("0.0")}, NULL},
+            {{.model = DROPOUT("-0e5")}, NULL},
+            {{.model = DROPOUT("null")}, NULL},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct tokenizer *t = NULL;
+        struct error e = {0};
+        if (load_parts(&cases[i].parts, -1, &t, &e) < 0)
+            fail_msg("case %zu: %s", i, e.text);
+        if (cases[i].ignored)
+            assert_string_equal(tokenizer_ignored(t), cases[i].ignored);
+        else
+            assert_null(tokenizer_ignored(t));
+        expect_ids(t, "abc abc<|end|>", true, 4, (const uint32_t[]){257, ' ', 257, 300});
+        tokenizer_free(t);
+    }
+}
+
 #define ADDED(rest) "[{\"id\":300,\"content\":\"<|end|>\"," rest "}]"
 
 static const struct {
@@ -181,8 +216,7 @@ static const struct {
 } refused[] = {
         {{.top = "\"version\":\"2.0\""}, -ENOTSUP, "version is '2.0'"},
         {{.top = "\"version\":1"}, -EBADMSG, "version"},
-        {{.top = "\"truncation\":{\"max_length\":5}"}, -ENOTSUP, "truncation"},
-        {{.top = "\"padding\":{}"}, -ENOTSUP, "padding"},
+        {{.top = "\"truncation\":{\"max_length\":"}, -EBADMSG, ""},
         {{.top = "\"surprise\":1"}, -ENOTSUP, "'surprise'"},
         {{.top = "\"model\":{\"vocab\":{}}"}, -ENOTSUP, "byte 0x00"},
         {{.normalizer = "{\"type\":\"NFKC\"}"}, -ENOTSUP, "normalizer 'NFKC'"},
@@ -222,6 +256,10 @@ static const struct {
         {{.decoder = "{\"type\":\"WordPiece\"}"}, -ENOTSUP, "decoder 'WordPiece'"},
         {{.model = "\"type\":\"Unigram\""}, -ENOTSUP, "'Unigram'"},
         {{.model = "\"dropout\":0.1"}, -ENOTSUP, "dropout"},
+        {{.model = "\"dropout\":-1"}, -ENOTSUP, "dropout"},
+        {{.model = "\"dropout\":true"}, -ENOTSUP, "dropout"},
+        {{.model = "\"dropout\":\"0\""}, -ENOTSUP, "dropout"},
+        {{.model = "\"dropout\":{}"}, -ENOTSUP, "dropout"},
         {{.model = "\"unk_token\":\"<unk>\""}, -ENOTSUP, "unk_token"},
         {{.model = "\"continuing_subword_prefix\":\"##\""}, -ENOTSUP, "continuing_subword_prefix"},
         {{.model = "\"byte_fallback\":true"}, -ENOTSUP, "byte_fallback"},
@@ -344,6 +382,7 @@ static void test_broken(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_good),
+            cmocka_unit_test(test_settings_passed_over),
             cmocka_unit_test(test_good_others),
             cmocka_unit_test(test_ignore_merges),
             cmocka_unit_test(test_refused),
