@@ -142,6 +142,7 @@ static int add_stopping(struct builder *b, const struct options *o, struct error
     }
     s->min_tokens = (uint32_t)options_number(o, OPT_MIN_TOKENS);
     s->ignore_eos = options_number(o, OPT_IGNORE_EOS) != 0;
+    s->stop_in_reasoning = options_number(o, OPT_STOP_IN_REASONING) != 0;
     b->stop = calloc(stop->n_texts + 1, sizeof(*b->stop));
     b->stop_ids = calloc(ids->n_texts + 1, sizeof(*b->stop_ids));
     if (!b->stop || !b->stop_ids)

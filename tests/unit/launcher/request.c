@@ -57,8 +57,8 @@ static void test_every_flag_arrives(void **state) {
             "--min-p", "0.25", "--repetition-penalty", "1.5", "--presence-penalty", "-1",
             "--frequency-penalty", "2", "--seed", "18446744073709551615", "--logit-bias", "7=-1.5",
             "--logit-bias", "8=2", "--max-tokens", "9", "--min-tokens", "3", "--stop", "END", "--stop",
-            "\n\n", "--stop-token-id", "11", "--ignore-eos", "--json", "--logprobs", "4", "--token-ids",
-            "--parse-special", "--request-id", "id-1", "--model-name", "m", "hi");
+            "\n\n", "--stop-token-id", "11", "--ignore-eos", "--stop-in-reasoning", "--json", "--logprobs",
+            "4", "--token-ids", "--parse-special", "--request-id", "id-1", "--model-name", "m", "hi");
     assert_int_equal(r->sampling->_temperature_case, 1);
     assert_true(r->sampling->temperature == 0);
     assert_int_equal(r->sampling->top_k, 5);
@@ -74,7 +74,7 @@ static void test_every_flag_arrives(void **state) {
     assert_bytes(r->stopping->stop[0], "END");
     assert_bytes(r->stopping->stop[1], "\n\n");
     assert_int_equal(r->stopping->stop_token_ids[0], 11);
-    assert_true(r->stopping->ignore_eos && r->parse_special);
+    assert_true(r->stopping->ignore_eos && r->stopping->stop_in_reasoning && r->parse_special);
     assert_true(r->output->logprobs && r->output->token_ids && !r->output->skip_text);
     assert_int_equal(r->output->top_logprobs, 4);
     assert_bytes(r->request_id, "id-1");
