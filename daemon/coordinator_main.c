@@ -385,7 +385,7 @@ int main(int argc, char **argv) {
     if (r == 0)
         r = model_load(c.options.model, c.options.names, c.options.n_names, &c.model, &e);
     if (r == 0 && tokenizer_ignored(c.model->tokenizer))
-        log_info("the tokenizer's %s is not used: prompts are taken as they are, whole",
+        log_info("tokenizer.json sets %s, which is not used: prompts are taken as they are, whole",
                 tokenizer_ignored(c.model->tokenizer));
     if (r == 0 && c.model->template.kind == CHAT_TEMPLATE_NONE)
         log_warning("chat messages are refused: %s", c.model->template_error.text);

@@ -73,7 +73,8 @@ def json_requests():
     for json, end in bad_json():
         yield "tool", "Generate", generate(chat=chat(tools=[TOOL, json])), end
         yield "tool", "Tokenize", pb.TokenizeRequest(chat=chat(tools=[json])).SerializeToString(), end
-        yield "arguments", "Generate", generate(chat=history("{}", json)), end
+        if json:  # none are {}
+            yield "arguments", "Generate", generate(chat=history("{}", json)), end
     for json in ("{}", '{"type":"function"}', '{"type":7,"function":{"name":"f"}}', TOOL.replace('"f"', '""')):
         yield "tool", "Generate", generate(chat=chat(tools=[json])), None
 
