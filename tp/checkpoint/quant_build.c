@@ -70,6 +70,16 @@ int quant_expect_bits(const struct quant_build *b, const struct tensor *codes, u
             codes->file, codes->name, b->scheme.bits, bits);
 }
 
+int quant_expect_type(const struct quant_build *b, const struct tensor *codes, bool is_float) {
+    const char *said = b->scheme.type == QUANT_TYPE_FLOAT ? "float" : "int";
+    if (b->scheme.type == QUANT_TYPE_NOT_SAID || (b->scheme.type == QUANT_TYPE_FLOAT) == is_float)
+        return 0;
+    return error_set(b->e, -EINVAL,
+            "%s: %s: has %s codes, but the type of its weights in quantization_config is %s: are both files of one "
+            "checkpoint?",
+            codes->file, codes->name, is_float ? "FP8" : "integer", said);
+}
+
 /* --- scales and groups --- */
 
 int quant_set_scales(struct quant_build *b, const struct tensor *t) {
@@ -82,6 +92,7 @@ int quant_set_scales(struct quant_build *b, const struct tensor *t) {
                                          : QUANT_SCALE_F16;
     b->t->layout.scales = t->data;
     b->t->layout.scale_dtype = t->dtype;
+    b->t->tensor.scales = t;
     quant_use(b, t);
     return 0;
 }

@@ -28,6 +28,7 @@ int quant_expect(const struct quant_build *b, const struct tensor *t, enum tenso
         uint64_t columns);
 int quant_expect_method(const struct quant_build *b, const struct tensor *codes, enum quant_method method,
         enum quant_method other);
+int quant_expect_type(const struct quant_build *b, const struct tensor *codes, bool is_float);
 int quant_expect_bits(const struct quant_build *b, const struct tensor *codes, uint32_t bits);
 
 /* --- contents --- */

@@ -14,6 +14,7 @@ static int refuse(const struct tensor *t, uint32_t row, uint32_t column, const c
 
 static int check_groups(const struct tensor *t, uint32_t row, struct error *e) {
     const struct quant_matrix *q = t->quant;
+    const struct tensor *scales = t->scales ? t->scales : t;
     struct quant_group groups[GROUPS_AT_ONCE];
     uint32_t n = quant_groups(q), count;
     for (uint32_t first = 0; first < n; first += count) {
@@ -21,9 +22,9 @@ static int check_groups(const struct tensor *t, uint32_t row, struct error *e) {
         q->groups(q, row, first, count, groups);
         for (uint32_t i = 0; i < count; i++) {
             if (!isfinite(groups[i].scale))
-                return refuse(t, row, (first + i) * q->group, "the scale is not a finite number", e);
+                return refuse(scales, row, (first + i) * q->group, "the scale is not a finite number", e);
             if (!isfinite(groups[i].minimum))
-                return refuse(t, row, (first + i) * q->group, "the minimum is not a finite number", e);
+                return refuse(scales, row, (first + i) * q->group, "the minimum is not a finite number", e);
         }
     }
     return 0;

@@ -57,9 +57,10 @@ static int set_zeros(struct quant_build *b) {
     const struct tensor *t = quant_part(b, "weight_zero_point");
     const uint32_t groups = quant_groups(&b->t->matrix);
     const uint64_t per = l->zero_words ? 32 / l->bits : 1;
-    if (!t)
-        return 0;
-    int r = quant_expect(b, t, l->zero_words ? TENSOR_I32 : TENSOR_I8, (b->q->rows + per - 1) / per, groups);
+    int r = t || !b->scheme.asymmetric ? 0 : quant_need(b, "weight_zero_point", &t);
+    if (r < 0 || !t)
+        return r;
+    r = quant_expect(b, t, l->zero_words ? TENSOR_I32 : TENSOR_I8, (b->q->rows + per - 1) / per, groups);
     if (r < 0)
         return r;
     l->zero_row = groups;
@@ -87,6 +88,8 @@ int quant_make_packed(struct quant_build *b, const struct tensor *codes) {
                    words8 = (b->q->columns + 3ull) / 4;
     char found[TENSOR_SHAPE_TEXT];
     int r = quant_expect_method(b, codes, QUANT_METHOD_COMPRESSED_TENSORS, QUANT_METHOD_COMPRESSED_TENSORS);
+    if (r == 0)
+        r = quant_expect_type(b, codes, /* is_float= */ false);
     if (r < 0)
         return r;
     if (codes->dtype != TENSOR_I32)
@@ -112,6 +115,8 @@ int quant_make_packed(struct quant_build *b, const struct tensor *codes) {
 int quant_make_int8(struct quant_build *b, const struct tensor *codes) {
     struct quant_layout *l = &b->t->layout;
     int r = quant_expect_method(b, codes, QUANT_METHOD_COMPRESSED_TENSORS, QUANT_METHOD_COMPRESSED_TENSORS);
+    if (r == 0)
+        r = quant_expect_type(b, codes, /* is_float= */ false);
     if (r == 0)
         r = quant_expect(b, codes, TENSOR_I8, b->q->rows, b->q->columns);
     if (r == 0)

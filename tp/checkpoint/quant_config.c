@@ -335,13 +335,18 @@ static int check_packing(const struct reader *r) {
 static int read_strategy(const struct reader *r, struct quant_scheme *s) {
     const char *strategy = "group", *type = "int";
     int result = read_text(r, "strategy", &strategy);
+    bool symmetric = true;
     if (result == 0)
         result = read_text(r, "type", &type);
+    if (result == 0)
+        result = read_flag(r, "symmetric", &symmetric);
     if (result < 0)
         return result;
     bool is_float = strcmp(type, "float") == 0;
     if (!is_float && strcmp(type, "int") != 0)
         return unread(r, "type", type, "int and float are");
+    s->type = is_float ? QUANT_TYPE_FLOAT : QUANT_TYPE_INT;
+    s->asymmetric = !symmetric && !is_float;
     if (!field(r, "num_bits"))
         return error_set(r->e, -EINVAL, "%s: %snum_bits is missing", r->file, r->path);
     result = read_bits(r, "num_bits", false, is_float, &s->bits);

@@ -28,9 +28,11 @@ const char *quant_method_name(enum quant_method method); /* as quant_method spel
 
 #define QUANT_GROUP_ROW UINT32_MAX /* all columns of a row, or more, share a scale */
 
-struct quant_scheme {                   /* how modules are quantised; 0 = not said */
-    uint32_t bits;                      /* 4 or 8 */
-    uint32_t group;                     /* columns, or QUANT_GROUP_ROW */
+struct quant_scheme { /* how modules are quantised; 0 = not said */
+    uint32_t bits;    /* 4 or 8 */
+    uint32_t group;   /* columns, or QUANT_GROUP_ROW */
+    enum { QUANT_TYPE_NOT_SAID, QUANT_TYPE_INT, QUANT_TYPE_FLOAT } type;
+    bool asymmetric;                    /* zero points must be there */
     uint32_t block_rows, block_columns; /* FP8 whose scales are of blocks */
     bool order;                         /* columns may have been reordered by group: g_idx must be there */
 };

@@ -74,6 +74,8 @@ static int set_scales(struct quant_build *b) {
 int quant_make_fp8(struct quant_build *b, const struct tensor *codes) {
     int r = quant_expect_method(b, codes, QUANT_METHOD_FP8, QUANT_METHOD_COMPRESSED_TENSORS);
     if (r == 0)
+        r = quant_expect_type(b, codes, /* is_float= */ true);
+    if (r == 0)
         r = quant_expect(b, codes, TENSOR_F8_E4M3, b->q->rows, b->q->columns);
     if (r == 0)
         r = quant_expect_bits(b, codes, 8);

@@ -63,6 +63,7 @@ struct tensor {
             *data;  /* at least one byte aligned; never NULL, also where bytes is 0; TENSOR_QUANTISED: NULL */
     uint64_t bytes; /* TENSOR_QUANTISED: of all the tensors that it is made of */
     const struct quant_matrix *quant; /* TENSOR_QUANTISED only: how to read it; dims are [rows][columns] */
+    const struct tensor *scales;      /* where its scales lie, for messages; NULL: with the codes */
 };
 
 const char *tensor_dtype_text(const struct tensor *t); /* its name, also of an unknown one */

@@ -251,6 +251,9 @@ static void print_tensors(const struct inspection *i, FILE *out) {
     fprintf(out, "\n  names         %s%s0...\n", t->gguf ? "" : t->prefix, t->gguf ? "blk." : "layers.");
     if (t->has_mtp)
         fprintf(out, "  MTP layer     %s\n", size_print(t->mtp_bytes, text));
+    else
+        fprintf(out, "  MTP layer     none%s\n",
+                i->config.mtp_layers ? ": announced, but its tensors are not there" : "");
     if (t->n_vision)
         fprintf(out, "  vision        %u tensors, %s: not used, the model is served as a language model\n",
                 t->n_vision, size_print(t->vision_bytes, text));

@@ -1,52 +1,28 @@
 /* checkpoint_inspect.c - what inspect computes and says, and the shardd-checkpoint program with its exit
  * codes. */
+#include "checkpoint_test.h"
+#include "tp/synth/synth.h"
 #include "tp/tools/inspect.h"
 
-#include "base/file.h"
-#include "tp/synth/synth.h"
-
-#include <errno.h>
 #include <jansson.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#include <cmocka.h>
-
-static char folder[64], model[128];
+static char folder[TEST_FOLDER_SIZE], model[128];
 
 static int make_model(void **state) {
     (void)state;
     struct synth_options o = {.dir = model, .name = "tiny", .dtype = TENSOR_BF16};
     struct error e = {0};
-    snprintf(folder, sizeof(folder), "/tmp/shardd-inspect-XXXXXX");
-    if (!mkdtemp(folder))
-        return -1;
+    test_folder_make(folder);
     snprintf(model, sizeof(model), "%s/tiny", folder);
     synth_config("tiny", &o.config);
     return synth_write(&o, NULL, &e);
 }
 
-static int remove_folder(const char *dir) {
-    static const char *const names[] = {"config.json", "generation_config.json", "model.safetensors",
-            "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "shardd-packed-cpu-2.bin"};
-    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
-        char path[PATH_MAX];
-        file_path(dir, names[i], path, NULL);
-        unlink(path);
-    }
-    return rmdir(dir);
-}
-
 static int remove_model(void **state) {
     (void)state;
-    remove_folder(model);
-    return rmdir(folder);
+    test_folder_remove(folder);
+    return 0;
 }
 
 static struct inspection *inspected(uint32_t tp, uint32_t len, uint32_t seqs, uint64_t memory) {
@@ -180,6 +156,36 @@ static void test_json(void **state) {
     inspect_free(i);
 }
 
+/* What is printed of the model as it is and with one piece of its configuration changed. */
+static void prints(const char *from, const char *to, const char *line) {
+    char *text = NULL, path[PATH_MAX];
+    size_t bytes = 0;
+    char *old = test_get(model, "config.json", &bytes), *config = test_changed(old, from, to);
+    struct error e = {0};
+    test_put_text(model, "config.json", config);
+    struct inspection *i = inspected(1, 1024, 1, 0);
+    FILE *out = open_memstream(&text, &bytes);
+    assert_non_null(out);
+    inspect_print(i, out);
+    fclose(out);
+    if (!strstr(text, line))
+        fail_msg("%s -> %s: no '%s' in\n%s", from, to, line, text);
+    inspect_free(i);
+    assert_int_equal(file_path(model, "config.json", path, &e), 0);
+    test_put_text(model, "config.json", old);
+    free(text), free(old), free(config);
+}
+
+static void test_head_and_mtp(void **state) {
+    (void)state;
+    prints("{", "{", "vocabulary 2048, a head of its own\n");
+    prints("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true",
+            "vocabulary 2048, a head of its own (although tie_word_embeddings is true)\n");
+    prints("{", "{", "\n  MTP layer     1.58 MB\n");
+    prints("\"mtp_num_hidden_layers\": 1", "\"mtp_num_hidden_layers\": 0",
+            "\n  MTP layer     none\n  not used      15");
+}
+
 /* --- the program --- */
 
 /* Exit status of `shardd-checkpoint <arguments>`; what it wrote, both streams, in out. */
@@ -257,7 +263,7 @@ static void test_program(void **state) {
     snprintf(arguments, sizeof(arguments), "inspect %s/again", folder);
     expect(arguments, 0, "8 layers, 6 gated delta net and 2 attention");
     snprintf(arguments, sizeof(arguments), "%s/again", folder);
-    assert_int_equal(remove_folder(arguments), 0);
+    test_folder_remove(arguments);
 }
 
 int main(void) {
@@ -268,6 +274,7 @@ int main(void) {
             cmocka_unit_test(test_refusals),
             cmocka_unit_test(test_parts),
             cmocka_unit_test(test_json),
+            cmocka_unit_test(test_head_and_mtp),
             cmocka_unit_test(test_program),
     };
     return cmocka_run_group_tests(tests, make_model, remove_model);

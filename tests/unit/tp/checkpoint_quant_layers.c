@@ -306,8 +306,8 @@ static void test_no_numbers(void **state) {
     const struct test_piece integers[] = {
             {"m.weight", TENSOR_I8, 2, {4, 32}, codes}, {"m.weight_scale", TENSOR_BF16, 2, {4, 2}, scales}};
     check_refused(integers, 2, 32,
-            ": m.weight: the scale is not a finite number for row 2, column 16: the file is broken, fetch "
-            "it again");
+            ": m.weight_scale: the scale is not a finite number for row 2, column 16: the file is broken, "
+            "fetch it again");
     scales[5] = 0xffc0;
     check_refused(integers, 2, 32, "the scale is not a finite number for row 2, column 16");
     const struct test_piece bytes[] = {
@@ -316,6 +316,34 @@ static void test_no_numbers(void **state) {
     check_refused(bytes, 2, 600, ": m.weight: the value is not a number for row 3, column 599");
     floats[0] = 0x7f;
     check_refused(bytes, 2, 600, "the value is not a number for row 0, column 0");
+}
+
+/* A sentence about scales names the file that has them. */
+static void test_scales_in_another_shard(void **state) {
+    (void)state;
+    static uint8_t codes[4 * 128];
+    static const float scales[4] = {1, 1, INFINITY, 1};
+    const struct test_piece weight = {"m.weight", TENSOR_F8_E4M3, 2, {4, 128}, codes},
+                            scale = {"m.weight_scale", TENSOR_F32, 2, {4, 1}, scales};
+    char folder[TEST_FOLDER_SIZE];
+    struct checkpoint *c = NULL;
+    struct quant_tensor *t = NULL;
+    struct error e = {0};
+    test_folder_make(folder);
+    test_write_file(folder, "one.safetensors", &weight, 1);
+    test_write_file(folder, "two.safetensors", &scale, 1);
+    test_put_text(folder, "model.safetensors.index.json",
+            "{\"weight_map\":{\"m.weight\":\"one.safetensors\",\"m.weight_scale\":\"two.safetensors\"}}");
+    assert_int_equal(checkpoint_open(folder, &c, &e), 0);
+    const struct quant_request q = {.checkpoint = c, .module = "m", .rows = 4, .columns = 128};
+    assert_int_equal(quant_tensor_make(&q, &t, &e), 1);
+    assert_int_equal(quant_matrix_check(&t->tensor, &e), -EBADMSG);
+    assert_string_equal(e.text,
+            "two.safetensors: m.weight_scale: the scale is not a finite number for row 2, column 0: the file is "
+            "broken, fetch it again");
+    quant_tensor_free(t);
+    checkpoint_free(c);
+    test_folder_remove(folder);
 }
 
 int main(void) {
@@ -328,6 +356,7 @@ int main(void) {
             cmocka_unit_test(test_zeros_that_borrowed),
             cmocka_unit_test(test_scales_of_f16),
             cmocka_unit_test(test_no_numbers),
+            cmocka_unit_test(test_scales_in_another_shard),
     };
     return cmocka_run_group_tests(tests, open_layers, close_layers);
 }

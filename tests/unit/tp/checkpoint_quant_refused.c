@@ -271,6 +271,33 @@ static void test_mixed_up(void **state) {
     accepted("'quant_method':'gptq','bits':4,'group_size':64,'sym':true");
 }
 
+/* What the configuration says of a group's weights, field by field. */
+static void test_types(void **state) {
+    (void)state;
+    start("fp8_row");
+    accepted(PACKED "'weights':{'num_bits':8,'type':'float','strategy':'channel'}}}");
+    refused(PACKED "'weights':{'num_bits':8,'type':'int','strategy':'channel'}}}", -EINVAL,
+            "m.weight: has FP8 codes, but the type of its weights in quantization_config is int" BOTH);
+    refused(PACKED "'weights':{'num_bits':8,'strategy':'channel'}}}", -EINVAL, /* as the format has it */
+            "m.weight: has FP8 codes, but the type of its weights in quantization_config is int" BOTH);
+    start("int8_row");
+    accepted(PACKED "'weights':{'num_bits':8,'type':'int','strategy':'channel'}}}");
+    refused(PACKED "'weights':{'num_bits':8,'type':'float','strategy':'channel'}}}", -EINVAL,
+            "m.weight: has integer codes, but the type of its weights in quantization_config is float" BOTH);
+    start("packed_int8_row");
+    refused(PACKED "'weights':{'num_bits':8,'type':'float','strategy':'channel'}}}", -EINVAL,
+            "m.weight_packed: has integer codes, but the type of its weights in quantization_config is float" BOTH);
+    start("packed_g64_zeros");
+    accepted(PACKED "'weights':{'num_bits':4,'group_size':64,'symmetric':false}}}");
+    accepted(PACKED
+            "'weights':{'num_bits':4,'group_size':64,'symmetric':true}}}"); /* the file's zeros count */
+    drop("m.weight_zero_point");
+    accepted(PACKED "'weights':{'num_bits':4,'group_size':64}}}");
+    refused(PACKED "'weights':{'num_bits':4,'group_size':64,'symmetric':false}}}", -ENOENT,
+            "m.weight_zero_point: this tensor is not in the checkpoint, but others of this quantised matrix are: fetch "
+            "the checkpoint again");
+}
+
 static void test_two_forms(void **state) {
     static const uint16_t dense[32 * 128];
     (void)state;
@@ -325,6 +352,7 @@ int main(void) {
             cmocka_unit_test(test_group_sizes),
             cmocka_unit_test(test_shapes),
             cmocka_unit_test(test_mixed_up),
+            cmocka_unit_test(test_types),
             cmocka_unit_test(test_two_forms),
             cmocka_unit_test(test_left_as_they_are),
             cmocka_unit_test(test_orders),
