@@ -21,8 +21,7 @@ int quant_need(const struct quant_build *b, const char *suffix, const struct ten
     if (!t)
         return error_set(b->e, -ENOENT,
                 "%s.%s: this tensor is not in the checkpoint, but others of this quantised matrix are: "
-                "fetch the "
-                "checkpoint again",
+                "fetch the checkpoint again",
                 b->q->module, suffix);
     *ret = t;
     return 0;
@@ -56,8 +55,7 @@ int quant_expect_method(const struct quant_build *b, const struct tensor *codes,
         return 0;
     return error_set(b->e, -EINVAL,
             "%s: %s: is quantised as %s does it, but quant_method in config.json is %s: are both files of "
-            "one "
-            "checkpoint?",
+            "one checkpoint?",
             codes->file, codes->name, quant_method_name(method), quant_method_name(said));
 }
 
@@ -103,8 +101,7 @@ int quant_set_group(struct quant_build *b, const struct tensor *t, uint64_t foun
     if (group && found != (columns + group - 1) / group)
         return error_set(b->e, -EINVAL,
                 "%s: %s: expected scales of %u groups, because quantization_config says that a group has "
-                "%u of %u "
-                "inputs; found %llu: are both files of one checkpoint?",
+                "%u of %u inputs; found %llu: are both files of one checkpoint?",
                 t->file, t->name, (columns + group - 1) / group, group, columns, (unsigned long long)found);
     if (!group && (found == 0 || columns % found != 0))
         return error_set(b->e, -EINVAL,
@@ -115,8 +112,7 @@ int quant_set_group(struct quant_build *b, const struct tensor *t, uint64_t foun
     if (group != columns && group % GROUP_MULTIPLE != 0)
         return error_set(b->e, -ENOTSUP,
                 "%s: %s: groups of %u inputs are not read: multiples of %u and whole rows are; quantise "
-                "the model "
-                "again with group size 32, 64 or 128",
+                "the model again with group size 32, 64 or 128",
                 t->file, t->name, group, GROUP_MULTIPLE);
     b->t->matrix.group = group;
     return 0;
@@ -162,8 +158,7 @@ static int count_groups(
         if (group < 0 || (uint32_t)group >= n)
             return error_set(b->e, -EBADMSG,
                     "%s: %s: says that input %u is in group %d, but there are scales of %u groups: fetch "
-                    "the file "
-                    "again",
+                    "the file again",
                     t->file, t->name, k, group, n);
         counts[group]++;
         *ret_sorted = *ret_sorted && (uint32_t)group == k / m->group;
@@ -173,8 +168,7 @@ static int count_groups(
         if (counts[i] != whole)
             return error_set(b->e, -ENOTSUP,
                     "%s: %s: gives group %u %u inputs, expected %u: only groups of one size are read; "
-                    "quantise the "
-                    "model again without reordering (desc_act false)",
+                    "quantise the model again without reordering (desc_act false)",
                     t->file, t->name, i, counts[i], whole);
     }
     return 0;

@@ -424,8 +424,7 @@ static int check_no_more(const struct reader *r) {
     if (json_object_size(json_object_get(transform, "config_groups")) > 0)
         return error_set(r->e, -ENOTSUP,
                 "%s: %stransform_config: rotations of activations are not applied; use another checkpoint "
-                "of this "
-                "model",
+                "of this model",
                 r->file, r->path);
     return 0;
 }

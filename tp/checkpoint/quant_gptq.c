@@ -103,8 +103,7 @@ int quant_make_gptq(struct quant_build *b, const struct tensor *codes) {
     if (r == 0 && !b->q->config)
         r = error_set(b->e, -ENOENT,
                 "%s: %s: config.json has no quantization_config (and there is no quantize_config.json): "
-                "it says which "
-                "of GPTQ's formats this is; fetch it too",
+                "it says which of GPTQ's formats this is; fetch it too",
                 codes->file, codes->name);
     if (r < 0)
         return r;

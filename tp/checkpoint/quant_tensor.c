@@ -40,8 +40,7 @@ static int find_codes(const struct quant_build *b, const struct tensor **ret, ma
         if (one && all[i])
             return error_set(b->e, -EINVAL,
                     "%s: %s: is in the checkpoint, and so is %s (in %s): two forms of one matrix; fetch "
-                    "the checkpoint "
-                    "again",
+                    "the checkpoint again",
                     one->file, one->name, all[i]->name, all[i]->file);
         one = one ? one : all[i];
     }
@@ -68,8 +67,7 @@ static int ask_config(struct quant_build *b, const struct tensor *codes) {
         return r;
     return error_set(b->e, -EINVAL,
             "%s: %s: is quantised, but '%.120s' in config.json leaves this matrix as it is: are both "
-            "files of one "
-            "checkpoint?",
+            "files of one checkpoint?",
             codes->file, codes->name, excluded);
 }
 

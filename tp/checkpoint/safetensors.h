@@ -59,9 +59,9 @@ struct tensor {
     char unknown[16]; /* TENSOR_UNKNOWN: the beginning of what the file calls it */
     uint32_t n_dims;
     uint64_t dims[TENSOR_DIMS_MAX];
-    const void
-            *data;  /* at least one byte aligned; never NULL, also where bytes is 0; TENSOR_QUANTISED: NULL */
-    uint64_t bytes; /* TENSOR_QUANTISED: of all the tensors that it is made of */
+    /* At least one byte aligned; never NULL, also where bytes is 0. TENSOR_QUANTISED: NULL. */
+    const void *data;
+    uint64_t bytes;                   /* TENSOR_QUANTISED: of all the tensors that it is made of */
     const struct quant_matrix *quant; /* TENSOR_QUANTISED only: how to read it; dims are [rows][columns] */
     const struct tensor *scales;      /* where its scales lie, for messages; NULL: with the codes */
 };

@@ -1,5 +1,5 @@
-/* shard.c - see shard.h. Every first row and count of the sharding table is computed here and nowhere else.
- */
+/* shard.c - see shard.h. Every first row and count of the sharding table is computed here and nowhere
+ * else. */
 #include "tp/load/shard.h"
 
 #include <assert.h>

@@ -36,9 +36,8 @@ struct shard_matrix { /* a whole matrix [rows][columns]; at most one of data, qu
     const struct quant_matrix *quant;
     const struct k_tiles *tiles;
     uint32_t rows, columns;
-    enum k_dtype dtype; /* of data, or where none is given */
-    const uint32_t
-            *row_order; /* NULL, or [rows]: row r of the model is this row of the matrix; not with tiles */
+    enum k_dtype dtype;        /* of data, or where none is given */
+    const uint32_t *row_order; /* NULL, or [rows]: row r of the model is this row; not with tiles */
 };
 
 struct shard_linear {

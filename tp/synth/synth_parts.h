@@ -24,8 +24,8 @@ enum synth_change {
     CHANGE_MINUS_EXP, /* A_log becomes -exp(A_log) */
 };
 
-/* Which V heads are moved on the way to GGUF: head j = k * r + i of Hugging Face is number i * Hk + k there.
- */
+/* Which V heads are moved on the way to GGUF: head j = k * r + i of Hugging Face is number i * Hk + k
+ * there. */
 enum synth_tile {
     TILE_NONE,
     TILE_ROWS,    /* rows from tile_first on, tile_unit rows per head */
@@ -105,8 +105,8 @@ int synth_write_gguf(const struct synth_options *o, const struct synth_plan *pla
 int synth_write_tokenizer(const struct synth_options *o, struct error *e); /* copied or made */
 int synth_write_configs(const struct synth_options *o, const uint32_t eos[2], struct error *e);
 
-/* A growing text or byte buffer: appends are ignored after one failed, `failed` is looked at once at the end.
- */
+/* A growing text or byte buffer: appends are ignored after one failed, `failed` is looked at once at the
+ * end. */
 struct synth_buffer {
     char *data;
     size_t n, size;

@@ -1,19 +1,7 @@
 /* checkpoint_config.c - config.json: what is read, and what is refused with which sentence. */
-#include "tp/checkpoint/model_config.h"
+#include "checkpoint_test.h"
 
-#include "base/file.h"
 #include "tp/synth/synth.h"
-
-#include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 /* The published 27B configuration, without what a language model does not need. */
 static const char NESTED[] =
@@ -61,21 +49,10 @@ static struct model_config parsed(const char *text) {
     return m;
 }
 
-/* FLAT or NESTED with one piece replaced; the piece must be there. */
-static char *changed(const char *base, const char *from, const char *to) {
-    const char *at = strstr(base, from);
-    size_t size = strlen(base) + strlen(to) + 1;
-    char *text = malloc(size);
-    assert_non_null(at);
-    assert_non_null(text);
-    snprintf(text, size, "%.*s%s%s", (int)(at - base), base, to, at + strlen(from));
-    return text;
-}
-
 static void refused_in(const char *base, const char *from, const char *to, int code, const char *sentence) {
     struct model_config m = {.hidden_size = 77};
     struct error e = {0};
-    char *text = changed(base, from, to);
+    char *text = test_changed(base, from, to);
     int r = parse(text, &m, &e);
     free(text);
     if (r != code || strcmp(e.text, sentence) != 0)
@@ -130,14 +107,14 @@ static void test_choices(void **state) {
             {"'qwen3_5_text'", "'qwen3_5'"},
     };
     for (size_t i = 0; i < sizeof(fine) / sizeof(*fine); i++) {
-        char *text = changed(FLAT, fine[i].from, fine[i].to);
+        char *text = test_changed(FLAT, fine[i].from, fine[i].to);
         parsed(text);
         free(text);
     }
-    char *text = changed(FLAT, ",'partial_rotary_factor':0.5", "");
+    char *text = test_changed(FLAT, ",'partial_rotary_factor':0.5", "");
     assert_int_equal(parsed(text).rotary_dim, 8); /* a quarter, as the family has it */
     free(text);
-    text = changed(FLAT, "'max_position_embeddings':4096", "'max_position_embeddings':4000000000");
+    text = test_changed(FLAT, "'max_position_embeddings':4096", "'max_position_embeddings':4000000000");
     assert_int_equal(parsed(text).max_position_embeddings, CONTEXT_MAX);
     free(text);
     /* Tied: the outer value counts, and is false where there is none, whatever the inner one is. */
@@ -152,11 +129,11 @@ static void test_choices(void **state) {
     for (size_t i = 0; i < sizeof(ties) / sizeof(*ties); i++) {
         char to[128];
         snprintf(to, sizeof(to), "%s'text_config':{%s", ties[i].outer, ties[i].inner);
-        text = changed(NESTED, "'tie_word_embeddings':false,'text_config':{", to);
+        text = test_changed(NESTED, "'tie_word_embeddings':false,'text_config':{", to);
         assert_int_equal(parsed(text).tie_word_embeddings, ties[i].tied);
         free(text);
     }
-    text = changed(FLAT, "'rms", "'tie_word_embeddings':true,'rms");
+    text = test_changed(FLAT, "'rms", "'tie_word_embeddings':true,'rms");
     assert_true(parsed(text).tie_word_embeddings);
     free(text);
 }
@@ -169,10 +146,10 @@ static void test_literals_of_python(void **state) {
     for (size_t i = 0; i < sizeof(unread) / sizeof(*unread); i++) {
         char to[128], *text;
         snprintf(to, sizeof(to), "%s'rms_norm_eps'", unread[i]);
-        text = changed(FLAT, "'rms_norm_eps'", to);
+        text = test_changed(FLAT, "'rms_norm_eps'", to);
         assert_int_equal(parsed(text).hidden_size, 64);
         free(text);
-        text = changed(NESTED, "'rms_norm_eps'", to);
+        text = test_changed(NESTED, "'rms_norm_eps'", to);
         assert_int_equal(parsed(text).hidden_size, 5120);
         free(text);
     }
@@ -338,7 +315,7 @@ static void test_layer_types(void **state) {
 
 static void test_eos_ids(void **state) {
     (void)state;
-    char *text = changed(FLAT, "'rms", "'eos_token_id':[3,5,3],'rms");
+    char *text = test_changed(FLAT, "'rms", "'eos_token_id':[3,5,3],'rms");
     struct model_config m = parsed(text);
     free(text);
     assert_int_equal(m.n_eos_ids, 2);
@@ -354,9 +331,9 @@ static void test_eos_ids(void **state) {
             {"'eos_token_id':[],", "'eos_token_id':null,", 0, {0}}, {"'eos_token_id':[7,9],", "", 2, {7, 9}},
             {"", "'eos_token_id':[7],", 1, {7}}};
     for (size_t i = 0; i < sizeof(eos) / sizeof(*eos); i++) {
-        char *inner = changed(NESTED, "'eos_token_id':248044,", eos[i].inner), to[128];
+        char *inner = test_changed(NESTED, "'eos_token_id':248044,", eos[i].inner), to[128];
         snprintf(to, sizeof(to), "%s'text_config'", eos[i].outer);
-        text = changed(inner, "'text_config'", to);
+        text = test_changed(inner, "'text_config'", to);
         m = parsed(text);
         assert_int_equal(m.n_eos_ids, eos[i].n);
         assert_memory_equal(m.eos_ids, eos[i].ids, eos[i].n * sizeof(m.eos_ids[0]));

@@ -1,40 +1,15 @@
 /* checkpoint_golden.c - checkpoints as Hugging Face writes them (tests/golden/models) open and resolve. */
-#include "tp/checkpoint/tensor_names.h"
+#include "checkpoint_test.h"
 
-#include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-struct loaded {
-    struct model_config m;
-    struct checkpoint *c;
-    struct model_tensors *t;
-};
-
-static struct loaded load(const char *name) {
+static struct test_model load(const char *name) {
     char dir[512];
-    struct loaded l = {0};
-    struct error e = {0};
     snprintf(dir, sizeof(dir), "%s/golden/models/%s", TESTS_DIR, name);
-    if (model_config_load(dir, &l.m, &e) < 0 || checkpoint_open(dir, &l.c, &e) < 0 ||
-            model_tensors_resolve(l.c, &l.m, &l.t, &e) < 0)
-        fail_msg("%s", e.text);
-    return l;
-}
-
-static void unload(struct loaded *l) {
-    model_tensors_free(l->t);
-    checkpoint_free(l->c);
+    return test_model_load(dir);
 }
 
 static void test_small(void **state) {
     (void)state;
-    struct loaded l = load("small");
+    struct test_model l = load("small");
     assert_string_equal(l.t->prefix, "model.");
     assert_int_equal(l.m.vocab_size, 512);
     assert_int_equal(l.m.hidden_size, 128);
@@ -72,12 +47,12 @@ static void test_small(void **state) {
     assert_int_equal(l.t->n_ignored, 0);
     assert_int_equal(l.t->n_used, checkpoint_count(l.c));
     assert_int_equal(model_config_check_tp(&l.m, 2, NULL), 0);
-    unload(&l);
+    test_model_done(&l);
 }
 
 static void test_real_is_tied_and_has_vision(void **state) {
     (void)state;
-    struct loaded l = load("real");
+    struct test_model l = load("real");
     assert_string_equal(l.t->prefix, "model.language_model.");
     assert_true(l.m.tie_word_embeddings);
     assert_ptr_equal(l.t->lm_head, l.t->embed);
@@ -87,16 +62,16 @@ static void test_real_is_tied_and_has_vision(void **state) {
     assert_int_equal(l.t->n_used + l.t->n_vision, checkpoint_count(l.c));
     assert_int_equal(model_config_check_tp(&l.m, 1, NULL), 0);
     assert_int_equal(model_config_check_tp(&l.m, 2, NULL), -EDOM);
-    unload(&l);
+    test_model_done(&l);
 }
 
 static void test_tp8(void **state) {
     (void)state;
-    struct loaded l = load("tp8");
+    struct test_model l = load("tp8");
     for (uint32_t tp = 1; tp <= 8; tp *= 2)
         assert_int_equal(model_config_check_tp(&l.m, tp, NULL), 0);
     assert_int_equal(l.m.rotary_dim, 8);
-    unload(&l);
+    test_model_done(&l);
 }
 
 /* What the configuration counts is what the file holds. */
@@ -104,7 +79,7 @@ static void test_parameters(void **state) {
     static const char *const names[] = {"small", "real", "tp8"};
     (void)state;
     for (int i = 0; i < 3; i++) {
-        struct loaded l = load(names[i]);
+        struct test_model l = load(names[i]);
         uint64_t elements = 0;
         for (size_t k = 0; k < checkpoint_count(l.c); k++) {
             const struct tensor *t = checkpoint_at(l.c, k);
@@ -112,7 +87,7 @@ static void test_parameters(void **state) {
                 elements += t->bytes / tensor_dtype_bytes(t->dtype);
         }
         assert_int_equal(model_config_parameters(&l.m), elements);
-        unload(&l);
+        test_model_done(&l);
     }
 }
 

@@ -1,19 +1,7 @@
 /* checkpoint_quant_config.c - quantization_config: what is read of each method, which modules its rules mean, and what
  * is refused. JSON is written with ' for ". */
-#include "base/file.h"
+#include "checkpoint_test.h"
 #include "tp/checkpoint/quant_config.h"
-
-#include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 static int parse(const char *text, struct quant_config **ret, struct error *e) {
     char *json = strdup(text);
@@ -133,8 +121,7 @@ static void test_gptq_refused(void **state) {
             "of this model");
     refused("'quant_method':'gptq','bits':4,'dynamic':{'-:a(':{}}", -EINVAL,
             "config.json: quantization_config: 'a(' is not a regular expression: missing closing "
-            "parenthesis at "
-            "character 2");
+            "parenthesis at character 2");
 }
 
 static void test_awq(void **state) {
@@ -242,8 +229,7 @@ static void test_compressed_refused(void **state) {
     (void)state;
     refused("'quant_method':'compressed-tensors','format':'nvfp4-pack-quantized'", -ENOTSUP,
             "config.json: quantization_config.format 'nvfp4-pack-quantized' is not read: pack-quantized, "
-            "int-quantized, "
-            "float-quantized and mixed-precision are; use another checkpoint of this model");
+            "int-quantized, float-quantized and mixed-precision are; use another checkpoint of this model");
     refused(PACKED "'config_groups':{'g':{'targets':['Linear'],'weights':{'num_bits':2}}}", -ENOTSUP,
             "config.json: quantization_config.config_groups: weights.num_bits is 2: of "
             "compressed-tensors, 4 and 8 bits "
@@ -261,12 +247,10 @@ static void test_compressed_refused(void **state) {
             "config.json: quantization_config.config_groups: expected objects");
     refused(PACKED "'sparsity_config':{'format':'sparse-24-bitmask'}", -ENOTSUP,
             "config.json: quantization_config.sparsity_config.format 'sparse-24-bitmask' is not read: "
-            "dense is; use "
-            "another checkpoint of this model");
+            "dense is; use another checkpoint of this model");
     refused(PACKED "'transform_config':{'config_groups':{'R1':{}}}", -ENOTSUP,
             "config.json: quantization_config.transform_config: rotations of activations are not applied; "
-            "use another "
-            "checkpoint of this model");
+            "use another checkpoint of this model");
 }
 
 static void test_methods(void **state) {
@@ -333,40 +317,29 @@ static void test_limits(void **state) {
     free(text);
 }
 
-static void put(const char *dir, const char *name, const char *text) {
-    char path[PATH_MAX];
-    struct error e = {0};
-    assert_int_equal(file_path(dir, name, path, &e), 0);
-    assert_int_equal(file_replace(path, text, strlen(text), 0644, &e), 0);
-}
-
 static void test_files(void **state) {
-    static const char *const names[] = {"config.json", "quantize_config.json"};
-    char dir[] = "/tmp/shardd-quant-config-XXXXXX", path[PATH_MAX];
+    char dir[TEST_FOLDER_SIZE];
     struct quant_config *c = NULL;
     struct error e = {0};
     (void)state;
-    assert_non_null(mkdtemp(dir));
+    test_folder_make(dir);
     assert_int_equal(quant_config_load(dir, &c, &e), 0);
     assert_null(c);
-    put(dir, "config.json", "{}");
-    put(dir, "quantize_config.json", "{\"bits\":4,\"group_size\":64,\"checkpoint_format\":\"gptq_v2\"}");
+    test_put_text(dir, "config.json", "{}");
+    test_put_text(
+            dir, "quantize_config.json", "{\"bits\":4,\"group_size\":64,\"checkpoint_format\":\"gptq_v2\"}");
     assert_int_equal(quant_config_load(dir, &c, &e), 0);
     assert_true(quant_config_method(c) == QUANT_METHOD_GPTQ && quant_config_is_v2(c));
     assert_int_equal(find(c, "x", NULL).group, 64);
     c = quant_config_free(c);
-    put(dir, "config.json", "{\"quantization_config\":{\"quant_method\":\"awq\"}}");
+    test_put_text(dir, "config.json", "{\"quantization_config\":{\"quant_method\":\"awq\"}}");
     assert_int_equal(quant_config_load(dir, &c, &e), 0);
     assert_int_equal(quant_config_method(c), QUANT_METHOD_AWQ);
     c = quant_config_free(c);
-    put(dir, "config.json", "[]");
+    test_put_text(dir, "config.json", "[]");
     assert_int_equal(quant_config_load(dir, &c, &e), -EBADMSG);
     assert_null(c);
-    for (size_t i = 0; i < 2; i++) {
-        file_path(dir, names[i], path, NULL);
-        unlink(path);
-    }
-    rmdir(dir);
+    test_folder_remove(dir);
 }
 
 int main(void) {

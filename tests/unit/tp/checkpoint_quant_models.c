@@ -2,26 +2,10 @@
  * matrices is worth, element by element, what the dense one has. */
 #include "tests/unit/tp/checkpoint_quant_test.h"
 
-struct loaded {
-    struct model_config m;
-    struct checkpoint *c;
-    struct model_tensors *t;
-};
-
-static struct loaded load(const char *name) {
+static struct test_model load(const char *name) {
     char dir[512];
-    struct loaded l = {0};
-    struct error e = {0};
     snprintf(dir, sizeof(dir), "%s/golden/quant/models/%s", TESTS_DIR, name);
-    if (model_config_load(dir, &l.m, &e) < 0 || checkpoint_open(dir, &l.c, &e) < 0 ||
-            model_tensors_resolve(l.c, &l.m, &l.t, &e) < 0)
-        fail_msg("%s", e.text);
-    return l;
-}
-
-static void unload(struct loaded *l) {
-    model_tensors_free(l->t);
-    checkpoint_free(l->c);
+    return test_model_load(dir);
 }
 
 static float bf16(const struct tensor *t, size_t at) {
@@ -66,7 +50,7 @@ static unsigned compare_layer(const struct layer_tensors *d, const struct layer_
 
 /* label: of the first layer's down_proj. */
 static void compare(const char *name, unsigned quantised, bool has_mtp, const char *label) {
-    struct loaded dense = load("dense"), l = load(name);
+    struct test_model dense = load("dense"), l = load(name);
     unsigned n = same(dense.t->lm_head, l.t->lm_head);
     for (uint32_t i = 0; i < dense.t->n_layers; i++)
         n += compare_layer(&dense.t->layers[i], &l.t->layers[i]);
@@ -82,8 +66,8 @@ static void compare(const char *name, unsigned quantised, bool has_mtp, const ch
     for (size_t i = 0; i < checkpoint_count(l.c); i++)
         bytes += checkpoint_at(l.c, i)->bytes;
     assert_int_equal(l.t->bytes + l.t->mtp_bytes, bytes);
-    unload(&dense);
-    unload(&l);
+    test_model_done(&dense);
+    test_model_done(&l);
 }
 
 static void test_gptq(void **state) {
@@ -114,7 +98,7 @@ static void test_fp8(void **state) {
 /* The INT8 model with one tensor changed: renamed, or left out where `to` is NULL. */
 static void refused(const struct model_config *changes, const char *from, const char *to, int code,
         const char *sentence) {
-    struct loaded l = load("int8");
+    struct test_model l = load("int8");
     struct test_piece *pieces = calloc(checkpoint_count(l.c), sizeof(*pieces));
     struct model_tensors *t = NULL;
     struct error e = {0};
@@ -134,15 +118,15 @@ static void refused(const struct model_config *changes, const char *from, const 
     assert_null(t);
     checkpoint_free(c);
     free(pieces);
-    unload(&l);
+    test_model_done(&l);
 }
 
 static void test_refused(void **state) {
     (void)state;
-    struct loaded l = load("int8");
+    struct test_model l = load("int8");
     struct model_config wider = l.m;
     wider.intermediate_size = 256;
-    unload(&l);
+    test_model_done(&l);
     refused(NULL, "model.embed_tokens.weight", "model.embed_tokens.qweight", -ENOTSUP,
             "model.embed_tokens.qweight: a quantised embedding is not read; quantise the model again without "
             "embed_tokens");

@@ -166,20 +166,17 @@ static void test_group_sizes(void **state) {
     start("gptq_v1_g32");
     refused("'quant_method':'gptq','bits':4,'group_size':64", -EINVAL,
             "m.scales: expected scales of 2 groups, because quantization_config says that a group has 64 "
-            "of 128 inputs; "
-            "found 4" BOTH);
+            "of 128 inputs; found 4" BOTH);
     refused("'quant_method':'gptq','bits':4,'group_size':-1", -EINVAL,
             "m.scales: expected scales of 1 groups, because quantization_config says that a group has 128 "
-            "of 128 inputs; "
-            "found 4" BOTH);
+            "of 128 inputs; found 4" BOTH);
     reshape("m.scales", 3, 32);
     refused("'quant_method':'gptq','bits':4", -EINVAL,
             "m.scales: has scales of 3 groups, which 128 inputs do not divide into");
     start("packed_g32");
     refused(PACKED "'weights':{'num_bits':4,'group_size':128}}}", -EINVAL,
             "m.weight_scale: expected scales of 1 groups, because quantization_config says that a group "
-            "has 128 of 128 "
-            "inputs; found 4" BOTH);
+            "has 128 of 128 inputs; found 4" BOTH);
     start("gptq_int8_bf16"); /* 4 groups of 32: as 16 groups of 8 there would be too few rows of zeros */
     reshape("m.scales", 16, 8);
     refused("'quant_method':'gptq','bits':8,'group_size':8", -ENOTSUP,
@@ -261,8 +258,7 @@ static void test_mixed_up(void **state) {
     start("gptq_v1_g32");
     refused(NULL, -ENOENT,
             "m.qweight: config.json has no quantization_config (and there is no quantize_config.json): it "
-            "says which of "
-            "GPTQ's formats this is; fetch it too");
+            "says which of GPTQ's formats this is; fetch it too");
     start("gptq_v1_g32"); /* zeros as compressed-tensors packs them: [outputs in words][groups] */
     reshape("m.qzeros", 2, 8);
     refused(GPTQ, -EINVAL, "m.qzeros: expected [4, 4], found [2, 8]");

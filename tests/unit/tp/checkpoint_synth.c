@@ -1,53 +1,24 @@
 /* checkpoint_synth.c - synthetic models: complete, the same for the same seed, sound in their numbers, and
  * the same model in both formats. */
+#include "base/json_pull.h"
+#include "checkpoint_test.h"
 #include "tp/synth/synth.h"
 
-#include "base/file.h"
-#include "base/json_pull.h"
-#include "tp/checkpoint/tensor_names.h"
-
-#include <dirent.h>
-#include <errno.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 #define PINNED_HASH 0x72f5ed55c774ee00ull /* FNV-1a of the embedding */
 
-static char folder[64];
-
-static void remove_tree(const char *dir) {
-    DIR *entries = opendir(dir);
-    const struct dirent *entry;
-    while (entries && (entry = readdir(entries))) {
-        char path[PATH_MAX];
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-            continue;
-        if (file_path(dir, entry->d_name, path, NULL) == 0 && unlink(path) < 0 && errno == EISDIR)
-            remove_tree(path);
-    }
-    if (entries)
-        closedir(entries);
-    rmdir(dir);
-}
+static char folder[TEST_FOLDER_SIZE];
 
 static int make_folder(void **state) {
     (void)state;
-    snprintf(folder, sizeof(folder), "/tmp/shardd-synth-XXXXXX");
-    return mkdtemp(folder) ? 0 : -1;
+    test_folder_make(folder);
+    return 0;
 }
 
 static int remove_folder(void **state) {
     (void)state;
-    remove_tree(folder);
+    test_folder_remove(folder);
     return 0;
 }
 
@@ -80,42 +51,13 @@ static struct synth_report write_model(const struct synth_options *o) {
     return report;
 }
 
-static char *read_whole(const char *dir, const char *name, size_t *ret_bytes) {
-    char path[PATH_MAX], *data = NULL;
-    struct error e = {0};
-    assert_int_equal(file_path(dir, name, path, NULL), 0);
-    if (file_read(path, MIB(256), &data, ret_bytes, &e) < 0)
-        fail_msg("%s", e.text);
-    return data;
-}
-
 static bool same_file(const char *a, const char *b, const char *name) {
     size_t na = 0, nb = 0;
-    char *one = read_whole(a, name, &na), *other = read_whole(b, name, &nb);
+    char *one = test_get(a, name, &na), *other = test_get(b, name, &nb);
     bool same = na == nb && memcmp(one, other, na) == 0;
     free(one);
     free(other);
     return same;
-}
-
-struct loaded {
-    struct model_config m;
-    struct checkpoint *c;
-    struct model_tensors *t;
-};
-
-static struct loaded load(const char *dir) {
-    struct loaded l = {0};
-    struct error e = {0};
-    if (model_config_load(dir, &l.m, &e) < 0 || checkpoint_open(dir, &l.c, &e) < 0 ||
-            model_tensors_resolve(l.c, &l.m, &l.t, &e) < 0)
-        fail_msg("%s", e.text);
-    return l;
-}
-
-static void unload(struct loaded *l) {
-    model_tensors_free(l->t);
-    checkpoint_free(l->c);
 }
 
 static double value_of(enum tensor_dtype dtype, const void *data, uint64_t i) {
@@ -168,7 +110,7 @@ static void test_complete(void **state) {
     (void)state;
     struct synth_options o = options_for(in_folder("complete"));
     struct synth_report report = write_model(&o);
-    struct loaded l = load(o.dir);
+    struct test_model l = test_model_load(o.dir);
     assert_int_equal(report.files, 1);
     assert_int_equal(report.tensors, checkpoint_count(l.c));
     assert_true(l.t->has_mtp);
@@ -182,7 +124,7 @@ static void test_complete(void **state) {
     assert_int_equal(l.t->layers[0].gdn.a_log->dtype, TENSOR_F32);
     assert_int_equal(l.t->layers[0].gdn.norm->dtype, TENSOR_F32);
     assert_int_equal(l.t->layers[0].gdn.dt_bias->dtype, TENSOR_BF16);
-    unload(&l);
+    test_model_done(&l);
 }
 
 static void test_same_seed_same_bytes(void **state) {
@@ -263,12 +205,12 @@ static void test_pinned_values(void **state) {
     struct synth_options o = options_for(in_folder("pinned"));
     o.dtype = TENSOR_F32;
     write_model(&o);
-    struct loaded l = load(o.dir);
+    struct test_model l = test_model_load(o.dir);
     uint64_t hash = 0xCBF29CE484222325ull;
     for (uint64_t i = 0; i < l.t->embed->bytes; i++)
         hash = (hash ^ ((const unsigned char *)l.t->embed->data)[i]) * 0x100000001B3ull;
     assert_int_equal(hash, PINNED_HASH);
-    unload(&l);
+    test_model_done(&l);
 }
 
 static void test_shards(void **state) {
@@ -278,7 +220,7 @@ static void test_shards(void **state) {
     write_model(&one);
     struct synth_report report = write_model(&many);
     assert_true(report.files > 3);
-    struct loaded a = load(one.dir), b = load(many.dir);
+    struct test_model a = test_model_load(one.dir), b = test_model_load(many.dir);
     assert_int_equal(checkpoint_files(b.c), report.files);
     assert_int_equal(checkpoint_count(a.c), checkpoint_count(b.c));
     for (size_t i = 0; i < checkpoint_count(a.c); i++) {
@@ -287,8 +229,8 @@ static void test_shards(void **state) {
         assert_int_equal(x->bytes, y->bytes);
         assert_memory_equal(x->data, y->data, x->bytes);
     }
-    unload(&a);
-    unload(&b);
+    test_model_done(&a);
+    test_model_done(&b);
 }
 
 static void test_dtypes(void **state) {
@@ -300,7 +242,8 @@ static void test_dtypes(void **state) {
     write_model(&o32);
     write_model(&o16);
     write_model(&ob);
-    struct loaded l32 = load(o32.dir), l16 = load(o16.dir), lb = load(ob.dir);
+    struct test_model l32 = test_model_load(o32.dir), l16 = test_model_load(o16.dir),
+                      lb = test_model_load(ob.dir);
     for (size_t i = 0; i < checkpoint_count(l32.c); i++) {
         const struct tensor *x = checkpoint_at(l32.c, i), *h = checkpoint_at(l16.c, i),
                             *b = checkpoint_at(lb.c, i);
@@ -311,9 +254,9 @@ static void test_dtypes(void **state) {
             assert_true(fabs(tensor_value(b, k) - exact) <= fabs(exact) * 0x1p-8);
         }
     }
-    unload(&l32);
-    unload(&l16);
-    unload(&lb);
+    test_model_done(&l32);
+    test_model_done(&l16);
+    test_model_done(&lb);
 }
 
 /* --- the numbers --- */
@@ -344,7 +287,7 @@ static void test_scale(void **state) {
     (void)state;
     struct synth_options o = options_for(in_folder("scale"));
     write_model(&o);
-    struct loaded l = load(o.dir);
+    struct test_model l = test_model_load(o.dir);
     const struct layer_tensors *gdn = &l.t->layers[0], *attention = &l.t->layers[3];
     spread_is(l.t->embed, 0, 1 / sqrt(64));
     spread_is(l.t->lm_head, 0, 1 / sqrt(64));
@@ -363,7 +306,7 @@ static void test_scale(void **state) {
     /* No two tensors share values. */
     assert_memory_not_equal(gdn->gate->data, gdn->up->data, 256);
     assert_memory_not_equal(gdn->gate->data, l.t->layers[1].gate->data, 256);
-    unload(&l);
+    test_model_done(&l);
 }
 
 /* --- GGUF --- */
@@ -443,7 +386,7 @@ static void take_value(struct gguf *g, const char *key, size_t key_bytes) {
 static struct gguf gguf_open(const char *dir) {
     struct gguf g = {0};
     size_t n;
-    g.image = read_whole(dir, "model.gguf", &g.bytes);
+    g.image = test_get(dir, "model.gguf", &g.bytes);
     assert_memory_equal(g.image, "GGUF", 4);
     g.at = 4;
     assert_int_equal(take(&g, 4), 3);
@@ -526,7 +469,7 @@ static void test_gguf_is_the_same_model(void **state) {
     gg.format = SYNTH_GGUF;
     write_model(&hf);
     struct synth_report report = write_model(&gg);
-    struct loaded l = load(hf.dir);
+    struct test_model l = test_model_load(hf.dir);
     struct gguf g = gguf_open(gg.dir);
     const struct layer_tensors *gdn = &l.t->layers[1], *attention = &l.t->layers[3];
     assert_string_equal(g.architecture, "qwen35");
@@ -571,7 +514,7 @@ static void test_gguf_is_the_same_model(void **state) {
     assert_int_equal(gguf_find(&g, "blk.1.ssm_conv1d.weight").dtype, TENSOR_F32);
     assert_int_equal(gguf_find(&g, "blk.1.attn_qkv.weight").dtype, TENSOR_BF16);
     free(g.image);
-    unload(&l);
+    test_model_done(&l);
 }
 
 static void test_gguf_tied_f16_without_mtp(void **state) {
@@ -603,7 +546,7 @@ static void test_tokenizer_covers_the_vocabulary(void **state) {
     struct error e = {0};
     o.config.vocab_size = 512;
     write_model(&o);
-    char *json = read_whole(o.dir, "tokenizer.json", &bytes);
+    char *json = test_get(o.dir, "tokenizer.json", &bytes);
     json_pull_init(&p, json, bytes, "tokenizer.json");
     int r = 0;
     bool in_vocab = false;
@@ -633,22 +576,14 @@ static void test_tokenizer_covers_the_vocabulary(void **state) {
     free(json);
 }
 
-static void put_text(const char *dir, const char *name, const char *text) {
-    char path[PATH_MAX];
-    struct error e = {0};
-    mkdir(dir, 0777);
-    assert_int_equal(file_path(dir, name, path, NULL), 0);
-    assert_int_equal(file_replace(path, text, strlen(text), 0644, &e), 0);
-}
-
 static void test_tokenizer_is_copied(void **state) {
     (void)state;
     const char *source = in_folder("source");
     struct synth_options o = options_for(in_folder("copied"));
-    put_text(source, "tokenizer.json",
+    test_put_text(source, "tokenizer.json",
             "{\"added_tokens\":[{\"id\":2,\"content\":\"<|im_end|>\",\"special\":true}],"
             "\"model\":{\"vocab\":{\"a\":0,\"b\":1},\"merges\":[\"a b\",[\"b\",\"a\"]]}}");
-    put_text(source, "chat_template.jinja", "{{ messages }}");
+    test_put_text(source, "chat_template.jinja", "{{ messages }}");
     o.tokenizer_dir = source;
     o.format = SYNTH_GGUF;
     write_model(&o);
@@ -711,7 +646,7 @@ static void test_folder_in_use(void **state) {
     (void)state;
     const char *dir = in_folder("used");
     struct synth_options o = options_for(dir);
-    put_text(dir, "notes.txt", "mine");
+    test_put_text(dir, "notes.txt", "mine");
     refused(&o, -EEXIST, "used: has 'notes.txt' in it: name a new or an empty folder");
 }
 
@@ -728,15 +663,15 @@ static void test_tokenizers_that_do_not_fit(void **state) {
     const char *source = in_folder("bad");
     struct synth_options o = options_for(in_folder("badout"));
     o.tokenizer_dir = source;
-    put_text(source, "tokenizer.json", "{\"model\":{\"vocab\":{\"a\":512}}}");
+    test_put_text(source, "tokenizer.json", "{\"model\":{\"vocab\":{\"a\":512}}}");
     refused(&o, -EINVAL,
             "token id 512 is beyond the model's vocabulary of 512: use a larger --vocab, or another "
             "tokenizer");
     assert_int_equal(access(o.dir, F_OK), -1);
-    put_text(source, "tokenizer.json", "{\"model\":{\"vocab\":{\"a\":0}}}");
+    test_put_text(source, "tokenizer.json", "{\"model\":{\"vocab\":{\"a\":0}}}");
     refused(&o, -EINVAL, "has neither <|im_end|> nor <|endoftext|>: nothing would end a text");
     assert_int_equal(access(o.dir, F_OK), -1);
-    put_text(source, "tokenizer.json", "{\"model\":");
+    test_put_text(source, "tokenizer.json", "{\"model\":");
     refused(&o, -EBADMSG, "tokenizer.json: line 1 column 10 (byte 9): the text ends where a value should be");
     assert_int_equal(access(o.dir, F_OK), -1);
 }

@@ -52,9 +52,11 @@ static inline void test_folder_remove(const char *folder) {
     assert_int_equal(rmdir(folder), 0);
 }
 
+/* Makes the folder too, if it is not there. */
 static inline void test_put(const char *folder, const char *name, const void *data, size_t bytes) {
     char path[PATH_MAX];
     struct error e = {0};
+    mkdir(folder, 0777);
     if (file_path(folder, name, path, &e) < 0 || file_replace(path, data, bytes, 0644, &e) < 0)
         fail_msg("%s", e.text);
 }

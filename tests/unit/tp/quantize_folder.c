@@ -1,54 +1,27 @@
 /* quantize_folder.c - whole runs of quantize over small synthetic models: what is written, read back through the
  * loader's own reader and decoded by hand; memory; and that a run which fails or is stopped leaves nothing behind. */
+#include "checkpoint_test.h"
 #include "tp/quantize/quantize.h"
 
-#include "base/file.h"
 #include "tp/checkpoint/quant_config.h"
-#include "tp/checkpoint/tensor_names.h"
 #include "tp/synth/synth.h"
 
-#include <dirent.h>
-#include <errno.h>
 #include <math.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#include <cmocka.h>
-
-static char folder[64];
-
-static void remove_tree(const char *dir) {
-    DIR *entries = opendir(dir);
-    const struct dirent *entry;
-    while (entries && (entry = readdir(entries))) {
-        char path[PATH_MAX];
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-            continue;
-        if (file_path(dir, entry->d_name, path, NULL) == 0 && unlink(path) < 0 && errno == EISDIR)
-            remove_tree(path);
-    }
-    if (entries)
-        closedir(entries);
-    rmdir(dir);
-}
+static char folder[TEST_FOLDER_SIZE];
 
 static int make_folder(void **state) {
     (void)state;
-    snprintf(folder, sizeof(folder), "/tmp/shardd-quantize-XXXXXX");
-    return mkdtemp(folder) ? 0 : -1;
+    test_folder_make(folder);
+    return 0;
 }
 
 static int remove_folder(void **state) {
     (void)state;
-    remove_tree(folder);
+    test_folder_remove(folder);
     return 0;
 }
 
@@ -103,24 +76,6 @@ static void run(const struct quantize_options *o, struct quantize_report *ret) {
 
 /* --- reading back --- */
 
-struct loaded {
-    struct model_config m;
-    struct checkpoint *c;
-    struct model_tensors *t;
-};
-
-static void load(const char *dir, struct loaded *l) {
-    struct error e = {0};
-    if (model_config_load(dir, &l->m, &e) < 0 || checkpoint_open(dir, &l->c, &e) < 0 ||
-            model_tensors_resolve(l->c, &l->m, &l->t, &e) < 0)
-        fail_msg("%s", e.text);
-}
-
-static void unload(struct loaded *l) {
-    model_tensors_free(l->t);
-    checkpoint_free(l->c);
-}
-
 static double widen(const struct tensor *t, uint64_t i) {
     uint32_t bits;
     float f;
@@ -139,8 +94,8 @@ static double widen(const struct tensor *t, uint64_t i) {
 }
 
 /* An element decoded from the parts by the format's definition, bit by bit. */
-static double decode(
-        const struct loaded *l, const char *module, uint32_t bits, uint32_t group, uint64_t r, uint64_t k) {
+static double decode(const struct test_model *l, const char *module, uint32_t bits, uint32_t group,
+        uint64_t r, uint64_t k) {
     char name[200];
     snprintf(name, sizeof(name), "%s.weight_packed", module);
     const struct tensor *packed = checkpoint_find(l->c, name);
@@ -163,7 +118,7 @@ static double decode(
 }
 
 /* Is a matrix quantised with so many bits; do our reader and the definition agree; is it near the original? */
-static void check_matrix(const struct loaded *l, const struct tensor *t, const struct tensor *original,
+static void check_matrix(const struct test_model *l, const struct tensor *t, const struct tensor *original,
         const char *module, uint32_t bits, uint32_t group, double error_max) {
     uint8_t code;
     struct quant_group g;
@@ -189,9 +144,9 @@ static void check_matrix(const struct loaded *l, const struct tensor *t, const s
 }
 
 static void check_model(const char *source, const struct quantize_options *o, bool tied) {
-    struct loaded a, b;
-    load(source, &a);
-    load(o->target, &b);
+    struct test_model a, b;
+    a = test_model_load(source);
+    b = test_model_load(o->target);
     const double error_max = o->weight_bits == 8 ? 0.01 : 0.12;
     assert_int_equal(b.m.tie_word_embeddings, tied && o->head_bits == 16);
     const struct layer_tensors *x = &a.t->layers[0], *y = &b.t->layers[0];
@@ -211,8 +166,8 @@ static void check_model(const char *source, const struct quantize_options *o, bo
     check_matrix(&b, b.t->mtp.layer.attention.o, a.t->mtp.layer.attention.o, "mtp.layers.0.self_attn.o_proj",
             o->mtp_bits, o->group, 0.12);
     check_matrix(&b, b.t->mtp.fc, a.t->mtp.fc, "", 16, 0, 0);
-    unload(&a);
-    unload(&b);
+    test_model_done(&a);
+    test_model_done(&b);
 }
 
 /* What config.json says of modules, by the reader of the loader. */
@@ -243,7 +198,7 @@ static void check_config(const char *dir, const char *prefix, uint32_t bits, uin
 
 static void check_run(struct quantize_options *o, enum tensor_dtype dtype, bool tied) {
     struct quantize_report report;
-    struct loaded a;
+    struct test_model a;
     const char *source = synth("tiny", 4, dtype, tied);
     o->source = source;
     run(o, &report);
@@ -252,13 +207,13 @@ static void check_run(struct quantize_options *o, enum tensor_dtype dtype, bool 
         assert_true(report.matrices[i].error > 0 && report.matrices[i].error < 0.12);
     quantize_report_done(&report);
     check_model(source, o, tied);
-    load(source, &a);
+    a = test_model_load(source);
     check_config(o->target, a.t->prefix, o->weight_bits, o->head_bits, o->mtp_bits);
-    unload(&a);
+    test_model_done(&a);
     assert_int_equal(access(in_folder("target/tokenizer.json"), R_OK), 0);
     assert_int_equal(access(in_folder("target/generation_config.json"), R_OK), 0);
-    remove_tree(o->source);
-    remove_tree(o->target);
+    test_folder_remove(o->source);
+    test_folder_remove(o->target);
 }
 
 static void test_written_models(void **unused) {
@@ -284,7 +239,7 @@ static void test_ignored_modules(void **unused) {
     static const char *const patterns[] = {"*.layers.3.*", "*.up_proj"};
     struct quantize_options o = options(synth("tiny", 4, TENSOR_BF16, true));
     struct quantize_report report;
-    struct loaded b;
+    struct test_model b;
     o.ignore = patterns;
     o.n_ignore = 2;
     run(&o, &report);
@@ -292,13 +247,13 @@ static void test_ignored_modules(void **unused) {
         assert_true(
                 !strstr(report.matrices[i].name, "layers.3") && !strstr(report.matrices[i].name, "up_proj"));
     quantize_report_done(&report);
-    load(o.target, &b);
+    b = test_model_load(o.target);
     assert_int_equal(b.t->layers[0].up->dtype, TENSOR_BF16);
     assert_int_equal(b.t->layers[0].gate->dtype, TENSOR_QUANTISED);
     assert_int_equal(b.t->layers[3].attention.q->dtype, TENSOR_BF16);
-    unload(&b);
+    test_model_done(&b);
     static const char *const everything[] = {"*"};
-    remove_tree(o.target);
+    test_folder_remove(o.target);
     o.ignore = everything;
     o.n_ignore = 1;
     expect_failure(&o, -EINVAL, "nothing is left to quantise");
@@ -424,7 +379,7 @@ static void test_memory_is_bounded(void **unused) {
     assert_true(st.st_size > 150000000);
     o.head_bits = 8;
     assert_int_equal(run_limited(&o, RLIMIT_DATA, (rlim_t)st.st_size * 2 / 3), 0);
-    remove_tree(o.target);
+    test_folder_remove(o.target);
     assert_int_not_equal(run_limited(&o, RLIMIT_DATA, 4u << 20), 0); /* the limit does limit */
     assert_int_equal(access(in_folder("target.part"), F_OK), -1);
 #endif
@@ -487,7 +442,7 @@ static double kl_of(
     o->evaluation = in_folder("evaluation.jsonl");
     o->hessian_columns_max = columns_max;
     run(o, ret);
-    remove_tree(o->target);
+    test_folder_remove(o->target);
     assert_int_equal(ret->evaluation_tokens, 16 * 71);
     assert_true(ret->n_layers == 4 && ret->has_mtp && ret->mtp_kl > 0);
     assert_true(ret->kl > 0 && ret->kl <= ret->kl_max && ret->top_1 > 0.02 && ret->top_1 <= 1);
