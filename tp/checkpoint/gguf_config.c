@@ -165,6 +165,11 @@ static int read_heads(const struct gguf *g, struct model_config *m, struct error
         r = read_optional(g, ARCH ".rope.dimension_count", 1, MODEL_DIM_MAX, m->head_dim, &m->rotary_dim, e);
     if (r < 0)
         return r;
+    if (m->head_dim == 0)
+        return error_set(e, -EINVAL,
+                "%s: " ARCH
+                ".attention.key_length is missing, and embedding_length %u is less than the %u heads",
+                g->file, m->hidden_size, m->q_heads);
     if (value_length != m->head_dim)
         return error_set(e, -ENOTSUP,
                 "%s: " ARCH ".attention.value_length is %u and key_length %u: they must be equal", g->file,
@@ -276,6 +281,13 @@ static int read_eos_ids(const struct gguf *g, struct model_config *m, struct err
     return 0;
 }
 
+static const struct model_config_names GGUF_NAMES = {.q_heads = ARCH ".attention.head_count",
+        .kv_heads = KV_HEADS,
+        .head_dim = ARCH ".attention.key_length",
+        .gdn_k_heads = ARCH ".ssm.group_count",
+        .gdn_v_heads = ARCH ".ssm.time_step_rank",
+        .gdn_v_dim = ARCH ".ssm.inner_size / time_step_rank"};
+
 int gguf_model_config(const struct gguf *g, struct model_config *ret, struct error *e) {
     struct model_config m = {0};
     int r = check_architecture(g, e);
@@ -292,7 +304,7 @@ int gguf_model_config(const struct gguf *g, struct model_config *ret, struct err
     if (r == 0)
         r = read_eos_ids(g, &m, e);
     if (r == 0)
-        r = model_config_check(&m, g->file, e);
+        r = model_config_check(&m, g->file, "", &GGUF_NAMES, e);
     if (r < 0)
         return r;
     *ret = m;

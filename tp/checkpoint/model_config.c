@@ -284,33 +284,34 @@ static int read_eos_ids(const struct reader *r, struct model_config *m) {
     return result;
 }
 
-/* Sizes that must fit each other, whatever tp is. */
-static int check_relations(const struct reader *r, const struct model_config *m) {
+/* --- what must fit together --- */
+
+static const struct model_config_names HF_NAMES = {.q_heads = "num_attention_heads",
+        .kv_heads = "num_key_value_heads",
+        .head_dim = "head_dim",
+        .gdn_k_heads = "linear_num_key_heads",
+        .gdn_v_heads = "linear_num_value_heads",
+        .gdn_v_dim = "linear_value_head_dim"};
+
+int model_config_check(const struct model_config *m, const char *file, const char *path,
+        const struct model_config_names *names, struct error *e) {
+    const struct model_config_names *k = names ? names : &HF_NAMES;
     if (m->q_heads % m->kv_heads != 0)
-        return error_set(r->e, -EINVAL,
-                "%s: %snum_attention_heads %u is not a multiple of num_key_value_heads %u", r->file, r->path,
-                m->q_heads, m->kv_heads);
+        return error_set(e, -EINVAL, "%s: %s%s %u is not a multiple of %s %u", file, path, k->q_heads,
+                m->q_heads, k->kv_heads, m->kv_heads);
     if (m->gdn_v_heads % m->gdn_k_heads != 0)
-        return error_set(r->e, -EINVAL,
-                "%s: %slinear_num_value_heads %u is not a multiple of linear_num_key_heads %u", r->file,
-                r->path, m->gdn_v_heads, m->gdn_k_heads);
+        return error_set(e, -EINVAL, "%s: %s%s %u is not a multiple of %s %u", file, path, k->gdn_v_heads,
+                m->gdn_v_heads, k->gdn_k_heads, m->gdn_k_heads);
     /* The widest rows: query and gate, and the GDN channels. In 64 bits none of these overflows. */
     uint64_t query = 2ull * m->q_heads * m->head_dim, keys = 1ull * m->kv_heads * m->head_dim;
     uint64_t gdn = 2ull * m->gdn_k_heads * m->gdn_k_dim + 1ull * m->gdn_v_heads * m->gdn_v_dim;
     if (query > MODEL_DIM_MAX || keys > MODEL_DIM_MAX)
-        return error_set(r->e, -E2BIG,
-                "%s: %snum_attention_heads times head_dim: no weight may have more than %u rows", r->file,
-                r->path, MODEL_DIM_MAX);
+        return error_set(e, -E2BIG, "%s: %s%s times %s: no weight may have more than %u rows", file, path,
+                k->q_heads, k->head_dim, MODEL_DIM_MAX);
     if (gdn > MODEL_DIM_MAX)
-        return error_set(r->e, -E2BIG,
-                "%s: %slinear_num_value_heads times linear_value_head_dim: no weight may have more than %u "
-                "rows",
-                r->file, r->path, MODEL_DIM_MAX);
+        return error_set(e, -E2BIG, "%s: %s%s times %s: no weight may have more than %u rows", file, path,
+                k->gdn_v_heads, k->gdn_v_dim, MODEL_DIM_MAX);
     return 0;
-}
-
-int model_config_check(const struct model_config *m, const char *file, struct error *e) {
-    return check_relations(&(struct reader){file, "", NULL, e}, m);
 }
 
 /* --- files --- */
@@ -336,7 +337,7 @@ static int parse_root(const struct reader *root, struct model_config *m) {
     if (result == 0)
         result = read_layer_types(&text, m);
     if (result == 0)
-        result = check_relations(&text, m);
+        result = model_config_check(m, text.file, text.path, /* names= */ NULL, text.e);
     if (result == 0)
         result = read_flag(root, "tie_word_embeddings", &m->tie_word_embeddings); /* never text_config's */
     if (result == 0)

@@ -36,8 +36,14 @@ int model_config_load(const char *dir, struct model_config *ret, struct error *e
 /* The same from memory; file is for messages. */
 int model_config_parse(
         const char *json, size_t bytes, const char *file, struct model_config *ret, struct error *e);
-/* Sizes that must fit each other, whatever tp is; file is for messages. */
-int model_config_check(const struct model_config *m, const char *file, struct error *e);
+/* What a file calls the sizes, for messages. */
+struct model_config_names {
+    const char *q_heads, *kv_heads, *head_dim, *gdn_k_heads, *gdn_v_heads, *gdn_v_dim;
+};
+/* Sizes that must fit each other, whatever tp is. file and path ("" or "text_config.") begin the sentence; names NULL:
+ * as config.json has them. */
+int model_config_check(const struct model_config *m, const char *file, const char *path,
+        const struct model_config_names *names, struct error *e);
 /* Can this model be split over tp ranks? 0; -EDOM with a sentence naming the size that does not divide and the values
  * of tp that work; -EINVAL when none works, with a sentence that does not blame tp. Rules: the sharding table
  * (tp/load/shard.h); every K splits in 8 leaves. The vocabulary may have any size. */

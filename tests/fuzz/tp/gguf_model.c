@@ -40,7 +40,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         abort(); /* every refusal has a sentence */
     for (size_t i = 0; i < g.n_tensors; i++) {
         const struct gguf_tensor *t = &g.tensors[i];
-        if (!gguf_is_quantised(t->type) || t->n_dims != 2 || t->dims[0] > 1u << 20 || t->dims[1] > 1u << 20)
+        if (!gguf_tensor_is_read(t) || !gguf_is_quantised(t->type) || t->n_dims != 2 ||
+                t->dims[0] > 1u << 20 || t->dims[1] > 1u << 20)
             continue;
         read_matrix(t, (uint32_t)t->dims[0]);
         if (t->dims[0] % 64 == 0)

@@ -457,6 +457,10 @@ static void test_refusals(void **state) {
     refused(-EINVAL, "m.gguf: blk.0.ssm_beta.weight: expected [4, 64], found [6, 64]");
     PATCHED("qwen35.ssm.time_step_rank\4\0\0\0\6", "qwen35.ssm.time_step_rank\4\0\0\0\5");
     refused(-EINVAL, "m.gguf: qwen35.ssm.inner_size is 192, which is not a multiple of ssm.time_step_rank 5");
+    PATCHED("qwen35.ssm.group_count\4\0\0\0\2", "qwen35.ssm.group_count\4\0\0\0\4");
+    refused(-EINVAL, "m.gguf: qwen35.ssm.time_step_rank 6 is not a multiple of qwen35.ssm.group_count 4");
+    PATCHED("qwen35.ssm.conv_kernel\4\0\0\0\4", "qwen35.ssm.conv_kernel\4\0\0\0\1");
+    refused(-EINVAL, "m.gguf: qwen35.ssm.conv_kernel is 1, it must be 2 to 8");
     PATCHED("blk.2.ssm_out.weight", "blk.2.ssm_oud.weight");
     refused(-ENOENT, "m.gguf: blk.2.ssm_out.weight: this tensor is missing");
     PATCHED("blk.4.nextn.hnorm.weight", "blk.4.nextn.hnorn.weight");

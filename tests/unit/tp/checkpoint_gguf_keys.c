@@ -236,6 +236,15 @@ static void test_keys_that_may_be_missing(void **state) {
         assert_int_equal(m.is_attention[i], i % 2 == 0);
 }
 
+static void test_heads_that_do_not_follow(void **state) {
+    (void)state;
+    rewrite(&(struct changes){.without = {KEY("attention.key_length"), KEY("attention.value_length")},
+            .list = KEY("attention.head_count"),
+            .list_values = {65, 65, 65, 65, 65}});
+    test_model_refused(path, -EINVAL,
+            "m.gguf: qwen35.attention.key_length is missing, and embedding_length 64 is less than the 65 heads");
+}
+
 static void test_lists_that_contradict(void **state) {
     (void)state;
     rewrite(&(struct changes){.list = KEY("attention.head_count_kv"), .list_values = {1, 0, 1, 0, 1}});
@@ -295,6 +304,7 @@ int main(void) {
             cmocka_unit_test(test_written_again),
             cmocka_unit_test(test_as_ollama_exports),
             cmocka_unit_test(test_keys_that_may_be_missing),
+            cmocka_unit_test(test_heads_that_do_not_follow),
             cmocka_unit_test(test_lists_that_contradict),
             cmocka_unit_test(test_needed_tensor_of_another_type),
             cmocka_unit_test(test_heads_that_were_not_moved),
