@@ -58,7 +58,8 @@ struct k_graph;
 struct k_context_options {
     uint32_t device;  /* CUDA ordinal; ignored on the CPU */
     uint32_t threads; /* CPU threads of this rank, the calling one included; 0 = all this process may use */
-    const char *isa;  /* CPU: NULL = best of "avx512" "avx2" "plain"; naming one that is absent is -ENOTSUP */
+    /* CPU: NULL = best of "avx512" "avx2" "plain"; "avx512-base": without VNNI. One that is absent is -ENOTSUP */
+    const char *isa;
     /* What INT4 and INT8 weights are multiplied with: false = activations rounded to INT8 per row and 128 k of a
      * K-leaf (counted from its start) with scale max|x| / 127; true = fp32 activations and weights widened to fp32. FP8
      * and dense weights always take fp32 activations. */

@@ -5,7 +5,8 @@ Checks every tracked or new .c/.h/.cu/.cuh/.py/.sh file of the project:
   - files at most 800 lines, C functions at most 70 lines, lines at most 120 columns;
   - banned calls (unbounded string functions, exit below main, alloca ...);
   - leftover markers and commented-out code;
-  - includes that go against the arrows of docs/architecture.md;
+  - includes that go against the arrows of docs/architecture.md, and tests of the kernels' contract that look inside a
+    kernels library;
   - a string that has a length is printed by its length (counted_strings.py);
   - a header comment at the top of every C file, #pragma once in every header.
 Prints one line per finding, `path:line: what and what to do`, and exits 1 if there was one.
@@ -44,6 +45,10 @@ ENGINE_LAYERS = [["heap", "pools", "stream"], ["state"], ["inbox", "poke", "repo
                  ["sequence"], ["flight"], ["recovery", "scheduler"], ["engine", "submit"]]
 ENGINE_LAYER_OF = {name: layer for layer, names in enumerate(ENGINE_LAYERS) for name in names}
 FOLDERS = set(ARROWS) | {"tests"}
+# These run on every kernels library and reach device memory through the contract: they see the inside of none.
+CONTRACT_TESTS = ("tests/unit/kernels/", "tests/bench/kernels/", "tests/kernels/")
+CONTRACT_HEADERS = ("kernels/kernels.h", "kernels/layout/layout.h", "kernels/shared/", "base/", "tests/unit/kernels/",
+                    "tests/kernels/")
 
 BANNED = {
     r"\bstrcpy\s*\(": "use snprintf or memcpy with a checked size",
@@ -148,6 +153,9 @@ def check_includes(path, text, add):
             add(path, number, "%s/ may not include \"%s\" (arrows: docs/architecture.md)" % (folder, target))
         if folder == "tp" and target.startswith("kernels/") and target not in KERNELS_CONTRACT:
             add(path, number, "tp/ knows kernels through kernels.h only (and layout.h), not \"%s\"" % target)
+        if path.startswith(CONTRACT_TESTS) and not target.startswith(CONTRACT_HEADERS):
+            add(path, number, "runs on every kernels library: not \"%s\", which is the inside of one "
+                "(tests/unit/kernels_cpu)" % target)
         target_part = "/".join(target.split("/")[:2])
         if part in DAEMON_ARROWS and target.startswith("daemon/") and target_part not in DAEMON_ARROWS[part]:
             add(path, number, "%s may not include \"%s\"" % (part, target))
@@ -215,6 +223,7 @@ def self_test():
         "base/c.c": ("/* c */\nvoid f(void) {\n    strcpy(a, b);\n}\n", "banned call strcpy"),
         "base/d.c": ("/* d */\n#include \"daemon/x.h\"\n", "may not include"),
         "tp/e.c": ("/* e */\n#include \"kernels/cpu/private.h\"\n", "kernels.h only"),
+        "tests/unit/kernels/n.c": ("/* n */\n#include \"kernels/cpu/internal.h\"\n", "every kernels library"),
         "base/f.c": ("int x;\n", "no header comment"),
         "base/g.h": ("/* g */\nint x;\n", "pragma once"),
         "base/h.c": ("/* h */\n/* " + "FIX" + "ME later */\n", "leftover marker"),

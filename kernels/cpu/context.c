@@ -34,13 +34,17 @@ static bool isa_present(const struct isa *isa) {
 }
 
 static int isa_find(const char *name, const struct isa **ret, struct error *e) {
-    static const struct isa *const best_first[] = {&isa_avx512_vnni, &isa_avx512, &isa_avx2, &isa_plain};
+    static const struct {
+        const char *name;
+        const struct isa *isa;
+    } best_first[] = {{"avx512", &isa_avx512_vnni}, {"avx512", &isa_avx512}, {"avx512-base", &isa_avx512},
+            {"avx2", &isa_avx2}, {"plain", &isa_plain}};
     bool known = false;
     for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++) {
-        if (name && strcmp(name, best_first[i]->name) != 0)
+        if (name && strcmp(name, best_first[i].name) != 0)
             continue;
-        if (isa_present(best_first[i])) {
-            *ret = best_first[i];
+        if (isa_present(best_first[i].isa)) {
+            *ret = best_first[i].isa;
             return 0;
         }
         known = name != NULL;

@@ -1,6 +1,6 @@
 /* Time of what is not a linear product, for the shapes of the 0.8B model: both mixers, and sampling.
  *
- * Usage: bench-kernels-mixers [threads [isa|best [cpu]]], as bench-kernels-linear. Microseconds per row and
+ * Usage: bench-kernels-mixers [threads [isa|best [cpu]]], as bench-kernels_cpu-linear. Microseconds per row and
  * layer (or per sample), the best of several runs. */
 #include "kernels/kernels.h"
 
@@ -53,11 +53,21 @@ struct bench {
     uint32_t ids[4096];
 };
 
-static float *filled(struct k_context *c, size_t n) {
-    float *x = k_alloc(c, n * sizeof *x);
-    for (size_t i = 0; x && i < n; i++)
+static float *filled(struct bench *b, size_t n) {
+    float *x = k_host_alloc(b->c, n * sizeof *x), *d_x = k_alloc(b->c, n * sizeof *x);
+    if (!x || !d_x)
+        exit(1);
+    for (size_t i = 0; i < n; i++)
         x[i] = (float)((i * 2654435761u >> 8) % 1000) / 500 - 1;
-    return x;
+    k_upload(b->s, d_x, x, n * sizeof *x);
+    k_stream_wait(b->s, 0, NULL);
+    k_host_free(b->c, x);
+    return d_x;
+}
+/* Seconds since `begin`, once all that was queued has run. */
+static double since(struct bench *b, double begin) {
+    k_stream_wait(b->s, 0, NULL);
+    return now() - begin;
 }
 
 static void begin(struct bench *b, uint32_t pos, uint32_t rows) {
@@ -77,14 +87,15 @@ static void bench_mixers(struct bench *b, uint32_t pos, uint32_t rows) {
     const struct k_gdn_weights gw = {b->weights, b->weights, b->weights, b->weights};
     double attention = 1e9, gdn = 1e9;
     begin(b, pos, rows);
+    since(b, 0);
     for (int i = 0; i < RUNS; i++) {
         double t = now();
         k_attention_step(b->s, b->p, b->b, 0, 0, &aw, b->in, b->out);
-        t = now() - t;
+        t = since(b, t);
         attention = t < attention ? t : attention;
         t = now();
         k_gdn_step(b->s, b->p, b->b, 0, &gw, b->in, b->out);
-        t = now() - t;
+        t = since(b, t);
         gdn = t < gdn ? t : gdn;
     }
     printf("position %6u, %3u rows: attention %8.1f us/row, gdn %6.1f us/row\n", pos, rows,
@@ -101,9 +112,10 @@ static void bench_sampling(
             b->entry.flags = sample ? K_ENTRY_SAMPLE : K_ENTRY_LOGITS;
             b->entry.top_logprobs = logprobs;
             k_batch_upload(b->s, b->b, &b->plan, &b->entry, b->ids, 1, NULL, 0);
+            since(b, 0);
             double t = now();
             k_head_sample(b->s, b->p, b->m, b->b, b->head, b->in, b->results, NULL, 0);
-            t = now() - t;
+            t = since(b, t);
             if (sample)
                 with = t < with ? t : with;
             else
@@ -127,9 +139,9 @@ static int setup(struct bench *b, const struct k_context_options *o, struct erro
         return -1;
     size_t bytes = k_workspace_bytes(&shape, 512, 1);
     k_stream_set_workspace(b->s, k_alloc(b->c, bytes), bytes);
-    b->in = filled(b->c, 512 * 10000);
-    b->out = filled(b->c, 512 * 10000);
-    b->weights = filled(b->c, 100000);
+    b->in = filled(b, 512 * 10000);
+    b->out = filled(b, 512 * 10000);
+    b->weights = filled(b, 100000);
     b->results = k_alloc(b->c, sizeof *b->results);
     for (uint32_t i = 0; i < 600; i++)
         pages[i] = i + 1;

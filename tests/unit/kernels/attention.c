@@ -5,7 +5,6 @@ struct layer {
     struct k_shape shape;
     uint32_t width, out, rows, shift;
     float *q_norm, *k_norm, *in;
-    struct k_attention_weights w;
 };
 static void layer_make(struct layer *l, uint32_t hq, uint32_t hkv, uint32_t d, uint32_t rotary, uint32_t rows,
         uint32_t shift) {
@@ -27,7 +26,6 @@ static void layer_make(struct layer *l, uint32_t hq, uint32_t hkv, uint32_t d, u
     l->q_norm = random_floats(1, d, 2.0f);
     l->k_norm = random_floats(2, d, 2.0f);
     l->in = random_floats(3, (size_t)rows * l->width, 2.0f);
-    l->w = (struct k_attention_weights){l->q_norm, l->k_norm};
 }
 static void layer_free(struct layer *l) {
     free(l->q_norm), free(l->k_norm), free(l->in);
@@ -96,6 +94,15 @@ static void reference(const struct layer *l, const uint32_t *rope, enum k_dtype 
     free(k), free(v), free(p);
 }
 
+/* The mixer on the step's n rows. */
+static void attend(struct world *w, const struct layer *l, uint32_t n, const float *in, float *out) {
+    const uint32_t d = l->shape.head_dim;
+    const struct k_attention_weights aw = {dev(w, l->q_norm, d), dev(w, l->k_norm, d)};
+    float *to = room(w, (size_t)n * l->out);
+    k_attention_step(w->s, w->p, w->b, 1, l->shift, &aw, dev(w, in, (size_t)n * l->width), to);
+    fetch(w, out, to, (size_t)n * l->out * sizeof *out);
+}
+
 static void run_rows(struct world *w, const struct layer *l, uint32_t slot, uint32_t from, uint32_t n,
         const uint32_t *rope, float *out) {
     step_new(w);
@@ -106,8 +113,7 @@ static void run_rows(struct world *w, const struct layer *l, uint32_t slot, uint
         memcpy(w->rope, rope + from * 3, 3 * n * sizeof *rope);
     }
     step_begin_now(w);
-    k_attention_step(w->s, w->p, w->b, 1, l->shift, &l->w, l->in + (size_t)from * l->width,
-            out + (size_t)from * l->out);
+    attend(w, l, n, l->in + (size_t)from * l->width, out + (size_t)from * l->out);
     k_end_step(w->s, w->p, w->b, NULL);
 }
 
@@ -238,7 +244,7 @@ static void test_pages_move_and_sequences_mix(void **state) {
     memcpy(in, l.in, 7 * l.width * sizeof *in);
     memcpy(in + 7 * l.width, l.in, 13 * l.width * sizeof *in);
     step_begin_now(&w);
-    k_attention_step(w.s, w.p, w.b, 1, 0, &l.w, in, out);
+    attend(&w, &l, 20, in, out);
     assert_same_floats(out, whole, 7 * l.out, "first of two");
     assert_same_floats(out + 7 * l.out, whole, 13 * l.out, "second of two");
     OK(k_stream_wait(w.s, 0, e));

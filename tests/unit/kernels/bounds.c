@@ -26,18 +26,13 @@ static void plan_step(struct world *w) {
 
 static void attend(struct world *w, const struct k_bounds *bounds, float *out) {
     float *in = random_floats(1, ROWS * WIDTH, 1), *norm = random_floats(2, D, 1);
-    float *d_in = k_alloc(w->c, ROWS * WIDTH * sizeof *in), *d_norm = k_alloc(w->c, D * sizeof *norm);
-    float *d_out = k_alloc(w->c, ROWS * OUT * sizeof *out);
-    const struct k_attention_weights aw = {d_norm, d_norm};
-    k_upload(w->s, d_in, in, ROWS * WIDTH * sizeof *in);
-    k_upload(w->s, d_norm, norm, D * sizeof *norm);
+    const struct k_attention_weights aw = {dev(w, norm, D), dev(w, norm, D)};
+    float *d_in = dev(w, in, ROWS * WIDTH), *d_out = room(w, ROWS * OUT);
     plan_step(w);
     k_batch_bounds(w->b, bounds);
     step_begin_now(w);
     k_attention_step(w->s, w->p, w->b, 0, 0, &aw, d_in, d_out);
-    k_download(w->s, out, d_out, ROWS * OUT * sizeof *out);
-    OK(k_stream_wait(w->s, 0, e));
-    k_free(w->c, d_in), k_free(w->c, d_norm), k_free(w->c, d_out);
+    fetch(w, out, d_out, ROWS * OUT * sizeof *out);
     free(in), free(norm);
 }
 

@@ -1,6 +1,9 @@
 /* fixture.h - a small world for the tests of the kernels: one rank with its context, stream, pool, batch and
- * workspace, seeded numbers, and steps made of (slot, rows) entries. Included by every program of this
- * folder. */
+ * workspace, seeded numbers, and steps made of (slot, rows) entries. Included by every program of this folder, which
+ * runs on every kernels library: it knows kernels.h only, and touches device memory through dev(), room(), host() and
+ * fetch(), all of which the world frees when it is closed.
+ *
+ * SHARDD_TEST_DEVICE chooses the device. A library without instruction sets runs what is for the first of them. */
 #pragma once
 
 #include "kernels/kernels.h"
@@ -16,6 +19,9 @@
 
 static const char *const all_isas[] = {"plain", "avx2", "avx512"};
 #define N_ISAS 3
+/* Those whose products differ: with and without VNNI. */
+static const char *const all_kernels[] = {"plain", "avx2", "avx512", "avx512-base"};
+#define N_KERNELS 4
 
 /* --- seeded numbers --- */
 
@@ -51,9 +57,13 @@ static inline float of_bf16(uint16_t h) {
 
 /* --- contexts --- */
 
-/* NULL when this machine lacks the instruction set. */
-static inline struct k_context *context(const char *isa, uint32_t threads) {
-    struct k_context_options o = {.threads = threads, .isa = isa};
+/* NULL when this machine or library lacks the instruction set. */
+static inline struct k_context *context_with(const char *isa, uint32_t threads, bool float_activations) {
+    const char *device = getenv("SHARDD_TEST_DEVICE");
+    struct k_context_options o = {.device = device ? (uint32_t)strtoul(device, NULL, 10) : 0,
+            .threads = threads,
+            .isa = isa,
+            .float_activations = float_activations};
     struct k_context *c = NULL;
     struct error e = {0};
     int r = k_context_create(&o, &c, &e);
@@ -61,7 +71,12 @@ static inline struct k_context *context(const char *isa, uint32_t threads) {
         return NULL;
     if (r < 0)
         fail_msg("context: %s", e.text);
+    if (isa && strcmp(isa, all_isas[0]) != 0 && strncmp(k_context_describe(c), "cpu ", 4) != 0)
+        return k_context_free(c);
     return c;
+}
+static inline struct k_context *context(const char *isa, uint32_t threads) {
+    return context_with(isa, threads, false);
 }
 #define OK(call)                                                                                             \
     do {                                                                                                     \
@@ -72,7 +87,13 @@ static inline struct k_context *context(const char *isa, uint32_t threads) {
 
 /* --- a rank --- */
 
+struct taken { /* device memory, or the host's copy of some */
+    void *p;
+    bool device;
+};
 struct world {
+    struct taken *taken;
+    uint32_t n_taken, taken_max;
     struct k_shape shape;
     struct k_context *c;
     struct k_stream *s;
@@ -85,12 +106,13 @@ struct world {
     uint32_t ids[4096], rope[3 * 4096], n_ids, n_rope;
 };
 
-static inline bool world_open(struct world *w, const struct k_shape *shape, const struct k_pool_options *o,
-        const char *isa, uint32_t threads, void *region) {
+static inline bool world_open_with(struct world *w, const struct k_shape *shape,
+        const struct k_pool_options *o, const char *isa, uint32_t threads, bool float_activations,
+        void *region) {
     const uint32_t rows_max = 1024;
     memset(w, 0, sizeof *w);
     w->shape = *shape;
-    w->c = context(isa, threads);
+    w->c = context_with(isa, threads, float_activations);
     if (!w->c)
         return false;
     OK(k_stream_create(w->c, &w->s, e));
@@ -102,15 +124,100 @@ static inline bool world_open(struct world *w, const struct k_shape *shape, cons
     k_stream_set_workspace(w->s, w->workspace, bytes);
     return true;
 }
+static inline bool world_open(struct world *w, const struct k_shape *shape, const struct k_pool_options *o,
+        const char *isa, uint32_t threads, void *region) {
+    return world_open_with(w, shape, o, isa, threads, false, region);
+}
 static inline void world_close(struct world *w) {
     if (!w->c)
         return;
+    k_stream_wait(w->s, 0, NULL);
+    for (uint32_t i = 0; i < w->n_taken; i++)
+        if (w->taken[i].device)
+            k_free(w->c, w->taken[i].p);
+        else
+            k_host_free(w->c, w->taken[i].p);
+    free(w->taken);
     k_free(w->c, w->workspace);
     k_comm_free(w->m);
     k_batch_free(w->b);
     k_pool_free(w->p);
     k_stream_free(w->s);
     k_context_free(w->c);
+}
+
+/* --- device memory --- */
+
+static inline void *keep(struct world *w, void *p, bool device) {
+    assert_non_null(p);
+    if (w->n_taken == w->taken_max) {
+        w->taken_max = w->taken_max * 2 + 64;
+        w->taken = realloc(w->taken, w->taken_max * sizeof *w->taken);
+        assert_non_null(w->taken);
+    }
+    w->taken[w->n_taken++] = (struct taken){p, device};
+    return p;
+}
+static inline void *dev_bytes(struct world *w, const void *from, size_t bytes) {
+    void *to = keep(w, k_alloc(w->c, bytes ? bytes : 1), true);
+    k_upload(w->s, to, from, bytes);
+    k_stream_wait(w->s, 0, NULL); /* a fault of what ran before is found by whoever looks for it */
+    return to;
+}
+/* n floats of the host, on the device. */
+static inline float *dev(struct world *w, const float *from, size_t n) {
+    return dev_bytes(w, from, n * sizeof *from);
+}
+/* n floats on the device that are no numbers, for an operation to write. */
+static inline float *room(struct world *w, size_t n) {
+    float *none = malloc(n * sizeof *none + 1), *to;
+    memset(none, 0xff, n * sizeof *none);
+    to = dev(w, none, n);
+    free(none);
+    return to;
+}
+/* What the device has, once all that was queued has run; a fault fails the test. */
+static inline void fetch(struct world *w, void *to, const void *from, size_t bytes) {
+    k_download(w->s, to, from, bytes);
+    OK(k_stream_wait(w->s, 0, e));
+}
+static inline float *host(struct world *w, const float *from, size_t n) {
+    float *to = keep(w, k_host_alloc(w->c, n * sizeof *to + 1), false);
+    fetch(w, to, from, n * sizeof *to);
+    return to;
+}
+
+/* --- products, from host memory to host memory, for all rows of the step --- */
+
+static inline void project(
+        struct world *w, const struct k_linear *l, uint32_t columns, const float *x, float *y) {
+    const size_t n = (size_t)w->plan.n_rows * k_linear_rows(l);
+    float *to = room(w, n);
+    k_project(w->s, w->b, dev(w, x, (size_t)w->plan.n_rows * columns), l, to);
+    fetch(w, y, to, n * sizeof *y);
+}
+static inline void project_partial(
+        struct world *w, const struct k_linear *l, uint32_t columns, const float *x, float *y) {
+    const size_t n = (size_t)w->plan.n_rows * k_linear_rows(l);
+    float *to = room(w, n);
+    k_project_partial(w->s, w->b, l, dev(w, x, (size_t)w->plan.n_rows * columns), to);
+    fetch(w, y, to, n * sizeof *y);
+}
+static inline void norm_project(struct world *w, const struct k_linear *l, uint32_t columns, const float *x,
+        const float *norm, float *y) {
+    const size_t n = (size_t)w->plan.n_rows * k_linear_rows(l);
+    float *to = room(w, n);
+    k_norm_project(
+            w->s, w->b, dev(w, x, (size_t)w->plan.n_rows * columns), dev(w, norm, columns), 1e-6f, l, to);
+    fetch(w, y, to, n * sizeof *y);
+}
+static inline void norm_gate_up(struct world *w, const struct k_linear *l, uint32_t columns, const float *x,
+        const float *norm, float *y) {
+    const size_t n = (size_t)w->plan.n_rows * k_linear_rows(l) / 2;
+    float *to = room(w, n);
+    k_norm_gate_up(
+            w->s, w->b, dev(w, x, (size_t)w->plan.n_rows * columns), dev(w, norm, columns), 1e-6f, l, to);
+    fetch(w, y, to, n * sizeof *y);
 }
 
 /* --- steps --- */

@@ -12,7 +12,6 @@ struct layer {
     struct k_shape shape;
     uint32_t channels, width, out;
     float *conv, *a_log, *dt_bias, *norm, *in;
-    struct k_gdn_weights w;
 };
 static void layer_make(struct layer *l, const struct gdn_case *c, uint64_t seed) {
     l->shape = (struct k_shape){.tp = 1,
@@ -35,7 +34,6 @@ static void layer_make(struct layer *l, const struct gdn_case *c, uint64_t seed)
     l->dt_bias = random_floats(seed + 2, c->hv, 1.0f);
     l->norm = random_floats(seed + 3, c->dv, 1.0f);
     l->in = random_floats(seed + 4, c->rows * l->width, 2.0f);
-    l->w = (struct k_gdn_weights){l->conv, l->a_log, l->dt_bias, l->norm};
 }
 static void layer_free(struct layer *l) {
     free(l->conv), free(l->a_log), free(l->dt_bias), free(l->norm), free(l->in);
@@ -95,13 +93,24 @@ static void reference_head(const struct layer *l, uint32_t rows, uint32_t v, dou
 
 static const struct k_pool_options options = {.slots = 4, .pages = 1, .pages_per_slot = 2, .slot_units = 1};
 
+/* The mixer on the step's n rows. */
+static void mix(struct world *w, const struct layer *l, uint32_t n, const float *in, float *out) {
+    const struct k_shape *h = &l->shape;
+    const struct k_gdn_weights gw = {dev(w, l->conv, l->channels * h->conv_kernel),
+            dev(w, l->a_log, h->gdn_v_heads), dev(w, l->dt_bias, h->gdn_v_heads),
+            dev(w, l->norm, h->gdn_v_dim)};
+    float *to = room(w, (size_t)n * l->out);
+    k_gdn_step(w->s, w->p, w->b, 1, &gw, dev(w, in, (size_t)n * l->width), to);
+    fetch(w, out, to, (size_t)n * l->out * sizeof *out);
+}
+
 /* Rows [from, from + n) of the case's sequence in a slot, alone in the step. */
 static void run_rows(
         struct world *w, const struct layer *l, uint32_t slot, uint32_t from, uint32_t n, float *out) {
     step_new(w);
     step_prompt(w, slot, from, n, 1);
     step_begin_now(w);
-    k_gdn_step(w->s, w->p, w->b, 1, &l->w, l->in + (size_t)from * l->width, out + (size_t)from * l->out);
+    mix(w, l, n, l->in + (size_t)from * l->width, out + (size_t)from * l->out);
     k_end_step(w->s, w->p, w->b, NULL);
 }
 
@@ -192,7 +201,7 @@ static void test_sequences_do_not_see_each_other(void **state) {
             row += n[slot];
         }
         step_begin_now(&w);
-        k_gdn_step(w.s, w.p, w.b, 1, &l.w, in, out);
+        mix(&w, &l, w.plan.n_rows, in, out);
         k_end_step(w.s, w.p, w.b, NULL);
         for (uint32_t slot = 1, row = 0; slot <= 3; slot++) {
             assert_same_floats(out + row * l.out, whole + at[slot] * l.out, n[slot] * l.out, "mixed step");

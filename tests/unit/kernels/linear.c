@@ -126,8 +126,7 @@ static void test_every_way_gives_the_rules_bits(void **state) {
             for (size_t n = 0; n < sizeof row_counts / sizeof *row_counts; n++) {
                 memset(y, 0xff, (size_t)100 * m.rows * sizeof *y);
                 rows_only(&w, row_counts[n]);
-                k_project(w.s, w.b, x, l, y);
-                OK(k_stream_wait(w.s, 0, e));
+                project(&w, l, m.columns, x, y);
                 assert_same_floats(y, expected, (size_t)row_counts[n] * m.rows, all_isas[i / 3]);
             }
             k_linear_free(l);
@@ -169,16 +168,16 @@ static void norm_and_gate_up(enum k_dtype gate, enum k_dtype up) {
             continue;
         struct k_linear *l = packed(&w, &m, 8);
         rows_only(&w, R);
-        k_norm_project(w.s, w.b, x, norm, 1e-6f, l, y);
+        norm_project(&w, l, K, x, norm, y);
         assert_near(y, expected, R * 2 * I, 3e-6, "norm_project");
-        k_norm_gate_up(w.s, w.b, x, norm, 1e-6f, l, y);
+        norm_gate_up(&w, l, K, x, norm, y);
         assert_near(y, fused, R * I, 3e-5, "gate_up");
         if (i == 0)
             memcpy(first, y, R * I * sizeof *y);
         assert_same_floats(y, first, R * I, "gate_up on every instruction set");
         for (uint32_t r = 0; r < R; r++) { /* one by one */
             rows_only(&w, 1);
-            k_norm_gate_up(w.s, w.b, x + r * K, norm, 1e-6f, l, y);
+            norm_gate_up(&w, l, K, x + r * K, norm, y);
             assert_same_floats(y, first + r * I, I, "gate_up of a row alone");
         }
         k_linear_free(l);
@@ -208,7 +207,7 @@ static void test_row_stride_and_column_offset(void **state) {
     float *x = random_floats(3, K, 1.0f), whole[ROWS], part[2][ROWS];
     struct k_linear *l = packed(&w, &m, 8);
     rows_only(&w, 1);
-    k_project(w.s, w.b, x, l, whole);
+    project(&w, l, K, x, whole);
     k_linear_free(l);
     for (uint32_t rank = 0; rank < 2; rank++) { /* row-parallel at tp 2: half the columns, half the leaves */
         struct k_matrix_view v = m.views[0];
@@ -216,7 +215,7 @@ static void test_row_stride_and_column_offset(void **state) {
         struct k_linear_spec spec = {
                 .pieces = &v, .n_pieces = 1, .columns = K / 2, .leaves = 4, .name = "half"};
         OK(k_linear_pack(w.c, &spec, &l, e));
-        k_project_partial(w.s, w.b, l, x + rank * (K / 2), part[rank]);
+        project_partial(&w, l, K / 2, x + rank * (K / 2), part[rank]);
         k_linear_free(l);
     }
     for (uint32_t o = 0; o < ROWS; o++)
@@ -266,7 +265,7 @@ static void test_dummy_weights_are_seeded_and_bounded(void **state) {
             for (uint32_t k = 0; k < 64; k++) {
                 memset(x, 0, sizeof x);
                 x[k] = 1;
-                k_project(w.s, w.b, x, l, y[seed]);
+                project(&w, l, 64, x, y[seed]);
                 for (uint32_t o = 0; o < 40; o++)
                     high = fabsf(y[seed][o]) > high ? fabsf(y[seed][o]) : high;
             }
@@ -298,18 +297,22 @@ static void test_linears_in_a_chain(void **state) {
         }
         for (uint32_t i = 0; i < N && chained; i++)
             k_linear_then(l[i], l[(i + 1) % N], rows[i][1] > 0);
+        float *d_x = dev(&w, x, K), *d_norm = dev(&w, norm, K), *d_y[N];
+        for (uint32_t i = 0; i < N; i++)
+            d_y[i] = room(&w, rows[i][0]);
         rows_only(&w, 1);
         for (uint32_t step = 0; step < 50; step++) {
             for (uint32_t i = 0; i < N; i++) {
                 if (rows[i][1])
-                    k_norm_gate_up(w.s, w.b, x, norm, 1e-6f, l[i], y[chained][i]);
+                    k_norm_gate_up(w.s, w.b, d_x, d_norm, 1e-6f, l[i], d_y[i]);
                 else
-                    k_project(w.s, w.b, x, l[i], y[chained][i]);
+                    k_project(w.s, w.b, d_x, l[i], d_y[i]);
             }
         }
-        for (uint32_t i = 0; i < N; i++)
+        for (uint32_t i = 0; i < N; i++) {
+            fetch(&w, y[chained][i], d_y[i], rows[i][0] * sizeof(float));
             k_linear_free(l[i]);
-        OK(k_stream_wait(w.s, 0, e));
+        }
         world_close(&w);
     }
     for (uint32_t i = 0; i < N; i++)

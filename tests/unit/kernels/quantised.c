@@ -22,9 +22,8 @@ static void every_way(const struct fake *f, uint32_t leaves, bool floats, uint32
         for (uint32_t n = 0; n < n_counts; n++) {
             memset(y, 0xff, (size_t)most * rows * sizeof *y);
             rows_only(&w, row_counts[n]);
-            k_project(w.s, w.b, x, l, y);
-            OK(k_stream_wait(w.s, 0, e));
-            assert_same_floats(y, expected, (size_t)row_counts[n] * rows, all_kernels[i / 3].what);
+            project(&w, l, k, x, y);
+            assert_same_floats(y, expected, (size_t)row_counts[n] * rows, all_kernels[i / 3]);
         }
         k_linear_free(l);
         world_close(&w);
@@ -103,7 +102,7 @@ static void test_close_to_the_matrix_in_double(void **state) {
             assert_true(kernels_open(&w, 0, 2, floats));
             struct k_linear *l = linear_of(&w, &view, 1, k, cases[t].leaves, NULL);
             rows_only(&w, 1);
-            k_project(w.s, w.b, x, l, y);
+            project(&w, l, k, x, y);
             for (uint32_t o = 0; o < f->q.rows; o++) {
                 double sum = 0, size = 0, rounding = 0;
                 for (uint32_t i = 0; i < k; i++) {
@@ -141,7 +140,7 @@ static void test_zero_and_broken_activations(void **state) {
         x[512 + 200] = -INFINITY;
         x[768 + 9] = 1e-44f; /* 127 steps of this are zero */
         rows_only(&w, 4);
-        k_project(w.s, w.b, x, l, y);
+        project(&w, l, 256, x, y);
         for (uint32_t o = 0; o < 20; o++) {
             assert_true(y[o] == 0 && y[60 + o] == 0);
             assert_true(isnan(y[20 + o]) && isnan(y[40 + o]));
@@ -167,7 +166,7 @@ static void test_leaves_of_ranks_make_the_whole(void **state) {
         struct k_matrix_view view = {.quant = &f->q, .rows = c->rows};
         struct k_linear *l = linear_of(&w, &view, 1, c->columns, 8, NULL);
         rows_only(&w, 5);
-        k_project(w.s, w.b, x, l, whole);
+        project(&w, l, c->columns, x, whole);
         k_linear_free(l);
         for (uint32_t tp = 2; tp <= 8; tp *= 2) {
             const uint32_t part_columns = c->columns / tp;
@@ -179,7 +178,7 @@ static void test_leaves_of_ranks_make_the_whole(void **state) {
                     memcpy(mine + r * part_columns, x + r * c->columns + view.first_column,
                             part_columns * sizeof *x);
                 l = linear_of(&w, &view, 1, part_columns, 8 / tp, NULL);
-                k_project_partial(w.s, w.b, l, mine, part + (size_t)rank * 5 * c->rows);
+                project_partial(&w, l, part_columns, mine, part + (size_t)rank * 5 * c->rows);
                 k_linear_free(l);
             }
             for (uint32_t i = 0; i < 5 * c->rows; i++) {
@@ -223,10 +222,10 @@ static void test_pieces_of_all_formats_in_one_linear(void **state) {
         assert_int_equal(k_linear_rows(l), ALL);
         for (uint32_t n = 1; n <= R; n += 6) {
             rows_only(&w, n);
-            k_project(w.s, w.b, x, l, y);
+            project(&w, l, K, x, y);
             for (uint32_t p = 0, at = 0; p < 5; at += views[p++].rows) {
                 struct k_linear *one = linear_of(&w, &views[p], 1, K, 8, NULL);
-                k_project(w.s, w.b, x, one, alone);
+                project(&w, one, K, x, alone);
                 for (uint32_t r = 0; r < n; r++)
                     assert_same_floats(
                             y + r * ALL + at, alone + r * views[p].rows, views[p].rows, "a piece alone");
@@ -249,6 +248,7 @@ static void gate_up(const struct k_matrix_view *views, uint32_t k, uint32_t rows
     enum { R = 30 };
     float *x = random_floats(1, R * k, 2.0f), *norm = random_floats(2, k, 1.0f),
           *y = random_floats(0, R * rows, 1.0f), *both = random_floats(0, R * 2 * rows, 1.0f);
+    double fused[128];
     for (uint32_t i = 0; i < N_KERNELS * 2; i++) {
         struct world w;
         if (!kernels_open(&w, i / 2, 1 + i % 3, i % 2))
@@ -256,13 +256,14 @@ static void gate_up(const struct k_matrix_view *views, uint32_t k, uint32_t rows
         struct k_linear *l = linear_of(&w, views, 2, k, 8, NULL);
         for (uint32_t n = 1; n <= R; n = n < 4 ? n + 1 : n + 13) {
             rows_only(&w, n);
-            k_norm_project(w.s, w.b, x, norm, 1e-6f, l, both);
-            k_norm_gate_up(w.s, w.b, x, norm, 1e-6f, l, y);
+            norm_project(&w, l, k, x, norm, both);
+            norm_gate_up(&w, l, k, x, norm, y);
             OK(k_stream_wait(w.s, 0, e));
             for (uint32_t r = 0; r < n; r++) {
-                float *g = both + (size_t)r * 2 * rows;
-                w.c->isa->silu_mul(g, g + rows, rows, g);
-                assert_same_floats(y + r * rows, g, rows, "gate and up");
+                const float *g = both + (size_t)r * 2 * rows;
+                for (uint32_t o = 0; o < rows; o++)
+                    fused[o] = (double)g[o] / (1 + exp(-(double)g[o])) * g[rows + o];
+                assert_near(y + r * rows, fused, rows, 1e-6, "gate and up");
             }
         }
         k_linear_free(l);
@@ -333,8 +334,8 @@ static void test_an_order_gathers_the_input(void **state) {
         struct k_linear *l = linear_of(&w, views, 2, K, 8, order), *m = linear_of(&w, by_hand, 2, K, 8, NULL);
         for (uint32_t n = 1; n <= R; n += 4) {
             rows_only(&w, n);
-            k_project(w.s, w.b, x, l, y);
-            k_project(w.s, w.b, gathered, m, expected);
+            project(&w, l, K, x, y);
+            project(&w, m, K, gathered, expected);
             assert_same_floats(y, expected, n * (A + B), "an order");
         }
         k_linear_free(l);
@@ -349,13 +350,30 @@ static void test_an_order_gathers_the_input(void **state) {
     fake_free(f);
 }
 
+/* y = norm(x), by the operation that does only that. */
+static void norm_rows(const float *x, const float *norm, uint32_t rows, uint32_t columns, float *y) {
+    const struct k_shape shape = {.tp = 1,
+            .hidden_size = columns,
+            .vocab_size = 64,
+            .vocab_rows = 64,
+            .rms_eps = 1e-6f,
+            .rope_theta = 1e4};
+    struct world w;
+    assert_true(world_open(&w, &shape, &pool_1, NULL, 1, NULL));
+    rows_only(&w, rows);
+    float *to = room(&w, (size_t)rows * columns);
+    k_final_norm(w.s, w.p, w.b, dev(&w, x, (size_t)rows * columns), dev(&w, norm, columns), 1e-6f, to);
+    fetch(&w, y, to, (size_t)rows * columns * sizeof *y);
+    world_close(&w);
+}
+
 /* With a norm: the norm's weights belong to the input, not to the positions. */
 static void test_an_order_comes_after_the_norm(void **state) {
     enum { K = 128, A = 16 };
     uint32_t *order = shuffled(6, K);
     struct fake *f = fake_make(1, (struct fake_kind){QUANT_INT8, QUANT_SCALE_F32, 32, false, false}, A, K);
-    float *x = random_floats(3, 5 * K, 1.0f), *norm = random_floats(4, K, 1.0f), normed[5 * K], y[5 * A],
-          expected[5 * A];
+    float *x = random_floats(3, 5 * K, 1.0f), *norm = random_floats(4, K, 1.0f), all[5 * K], normed[5 * K],
+          y[5 * A], expected[5 * A];
     const struct k_matrix_view plain = {.quant = &f->q, .rows = A};
     struct world w;
     (void)state;
@@ -363,16 +381,13 @@ static void test_an_order_comes_after_the_norm(void **state) {
     struct k_linear *m = linear_of(&w, &plain, 1, K, 8, NULL);
     f->q.order = memcpy(malloc(K * sizeof *order), order, K * sizeof *order);
     struct k_linear *l = linear_of(&w, &plain, 1, K, 8, order);
-    for (uint32_t r = 0; r < 5; r++) {
-        float row[K];
-        w.c->isa->norm_row(x + r * K, norm, 1e-6f, K, row);
-        for (uint32_t k = 0; k < K; k++)
-            normed[r * K + k] = row[order[k]];
-    }
+    norm_rows(x, norm, 5, K, all);
+    for (uint32_t i = 0; i < 5 * K; i++)
+        normed[i] = all[i / K * K + order[i % K]];
     for (uint32_t n = 1; n <= 5; n += 2) {
         rows_only(&w, n);
-        k_norm_project(w.s, w.b, x, norm, 1e-6f, l, y);
-        k_project(w.s, w.b, normed, m, expected);
+        norm_project(&w, l, K, x, norm, y);
+        project(&w, m, K, normed, expected);
         assert_same_floats(y, expected, n * A, "norm, then order");
     }
     k_linear_free(l);
@@ -399,8 +414,8 @@ static void test_rows_in_another_order(void **state) {
     assert_true(kernels_open(&w, 0, 2, false));
     struct k_linear *l = linear_of(&w, views, 2, K, 8, NULL), *m = linear_of(&w, whole, 2, K, 8, NULL);
     rows_only(&w, 1);
-    k_project(w.s, w.b, x, l, y);
-    k_project(w.s, w.b, x, m, expected);
+    project(&w, l, K, x, y);
+    project(&w, m, K, x, expected);
     for (uint32_t o = 0; o < A; o++) {
         assert_same_floats(&y[o], &expected[rows[o]], 1, "a quantised row");
         assert_same_floats(&y[A + o], &expected[ALL + rows[o]], 1, "a dense row");

@@ -2,7 +2,6 @@
  * tests of quantised linears. */
 #pragma once
 
-#include "kernels/cpu/internal.h"
 #include "tests/unit/kernels/fixture.h"
 
 struct fake {
@@ -157,14 +156,7 @@ static inline float fake_product(const struct fake *f, bool floats, uint32_t row
     return tree(sums, leaves);
 }
 
-/* --- contexts with every kind of kernel --- */
-
-static const struct {
-    const char *isa, *what;
-    bool without_vnni;
-} all_kernels[] = {{"plain", "plain", false}, {"avx2", "avx2", false}, {"avx512", "avx512", false},
-        {"avx512", "avx512 without VNNI", true}};
-#define N_KERNELS 4
+/* --- worlds for products --- */
 
 static const struct k_shape shape_1 = {.tp = 1,
         .hidden_size = 64,
@@ -176,12 +168,7 @@ static const struct k_shape shape_1 = {.tp = 1,
 static const struct k_pool_options pool_1 = {.slots = 2, .pages = 1, .pages_per_slot = 1};
 
 static inline bool kernels_open(struct world *w, uint32_t i, uint32_t threads, bool floats) {
-    if (!world_open(w, &shape_1, &pool_1, all_kernels[i].isa, threads, NULL))
-        return false;
-    w->c->float_activations = floats;
-    if (all_kernels[i].without_vnni)
-        w->c->isa = &isa_avx512;
-    return true;
+    return world_open_with(w, &shape_1, &pool_1, all_kernels[i], threads, floats, NULL);
 }
 static inline void rows_only(struct world *w, uint32_t n) {
     step_new(w);

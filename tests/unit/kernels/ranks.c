@@ -73,8 +73,7 @@ static void *member_main(void *arg) {
             .rope_theta = 1e4};
     struct k_pool_options o = {.slots = ENTRIES, .pages = 1, .pages_per_slot = 1};
     struct world *w = calloc(1, sizeof *w);
-    float *part = calloc(ROWS * H, sizeof *part), *in = calloc(ROWS * K, sizeof *in);
-    float *hidden = calloc(ROWS * H, sizeof *hidden);
+    float *in = calloc(ROWS * K, sizeof *in), *hidden = calloc(ROWS * H, sizeof *hidden);
     if (!world_open(w, &shape, &o, g->isa, 1, g->region))
         goto out;
     for (uint32_t i = 1; i <= ENTRIES; i++)
@@ -83,19 +82,27 @@ static void *member_main(void *arg) {
     struct k_linear *head = head_of(w, g, first, shape.vocab_rows);
     for (uint32_t r = 0; r < ROWS; r++)
         memcpy(in + r * (K / g->tp), g->in + r * K + m->rank * (K / g->tp), K / g->tp * sizeof *in);
+    float *d_in = dev(w, in, ROWS * (K / g->tp)), *d_part = room(w, ROWS * H), *d_hidden = room(w, ROWS * H),
+          *d_logits = dev(w, m->logits, ENTRIES * V);
+    struct k_result *d_results = dev_bytes(w, m->results[0], sizeof m->results[0]);
     for (uint32_t step = 0; step < STEPS; step++) {
         plan_step(w, step);
         step_begin_now(w);
-        memcpy(m->x, g->x, sizeof m->x);
-        k_project_partial(w->s, w->b, l, in, part);
-        k_reduce_residual(w->s, w->m, w->b, part, m->x, H);
+        float *d_x = dev(w, g->x, ROWS * H);
+        k_project_partial(w->s, w->b, l, d_in, d_part);
+        k_reduce_residual(w->s, w->m, w->b, d_part, d_x, H);
+        k_download(w->s, m->x, d_x, sizeof m->x);
+        k_stream_wait(w->s, 0, NULL);
         memcpy(hidden, m->x, sizeof m->x);
         if (g->poison)
             hidden[(step ? 3 : 7) * H] = NAN; /* the last row of entry 3 */
-        k_head_sample(
-                w->s, w->p, w->m, w->b, head, hidden, m->results[step], step ? NULL : m->logits, ENTRIES);
-        k_end_step(w->s, w->p, w->b, m->results[step]);
+        k_upload(w->s, d_hidden, hidden, sizeof m->x);
+        k_head_sample(w->s, w->p, w->m, w->b, head, d_hidden, d_results, step ? NULL : d_logits, ENTRIES);
+        k_end_step(w->s, w->p, w->b, d_results);
+        k_download(w->s, m->results[step], d_results, w->plan.n_samples * sizeof *d_results);
+        k_stream_wait(w->s, 0, NULL); /* a fault is the last step's to report */
     }
+    k_download(w->s, m->logits, d_logits, sizeof m->logits);
     struct error e = {0};
     m->fault = k_stream_wait(w->s, 0, &e);
     memcpy(m->fault_text, e.text, sizeof e.text);
@@ -103,7 +110,7 @@ static void *member_main(void *arg) {
     k_linear_free(head);
     world_close(w);
 out:
-    free(w), free(part), free(in), free(hidden);
+    free(w), free(in), free(hidden);
     return NULL;
 }
 
@@ -254,7 +261,7 @@ static void *wait_in_reduce(void *arg) {
     struct k_stream *s = NULL;
     struct k_batch *b = NULL;
     struct k_plan plan = {.n_entries = 0, .n_rows = 1};
-    float part[H] = {0}, x[H] = {0};
+    float *part = k_alloc(a->c, H * sizeof *part), *x = k_alloc(a->c, H * sizeof *x);
     OK(k_stream_create(a->c, &s, e));
     OK(k_batch_create(a->c, 1, 1, &b, e));
     k_batch_upload(s, b, &plan, (struct k_entry[1]){{0}}, NULL, 0, NULL, 0);
@@ -262,6 +269,7 @@ static void *wait_in_reduce(void *arg) {
     a->r = k_stream_wait(s, 0, NULL);
     k_batch_free(b);
     k_stream_free(s);
+    k_free(a->c, part), k_free(a->c, x);
     return NULL;
 }
 
@@ -294,15 +302,17 @@ static void test_a_region_that_does_not_fit_is_refused(void **state) {
     void *region = calloc(1, bytes);
     struct k_comm *m = NULL, *other = NULL;
     struct error e;
+    struct k_context *c = context(NULL, 1);
     (void)state;
-    assert_int_equal(k_comm_create(NULL, &shape, 4, region, bytes - 1, &m, &e), -EINVAL);
-    assert_int_equal(k_comm_create(NULL, &shape, 4, NULL, bytes, &m, &e), -EINVAL);
-    assert_int_equal(k_comm_create(NULL, &shape, 4, region, bytes, &m, &e), 0);
+    assert_int_equal(k_comm_create(c, &shape, 4, region, bytes - 1, &m, &e), -EINVAL);
+    assert_int_equal(k_comm_create(c, &shape, 4, NULL, bytes, &m, &e), -EINVAL);
+    assert_int_equal(k_comm_create(c, &shape, 4, region, bytes, &m, &e), 0);
     shape.vocab_size--; /* another model than the first rank's */
-    assert_int_equal(k_comm_create(NULL, &shape, 4, region, bytes, &other, &e), -EINVAL);
+    assert_int_equal(k_comm_create(c, &shape, 4, region, bytes, &other, &e), -EINVAL);
     shape.tp = 3;
-    assert_int_equal(k_comm_create(NULL, &shape, 4, region, bytes, &other, &e), -EINVAL);
+    assert_int_equal(k_comm_create(c, &shape, 4, region, bytes, &other, &e), -EINVAL);
     k_comm_free(m);
+    k_context_free(c);
     free(region);
 }
 
@@ -325,11 +335,17 @@ static float process_rank(uint32_t rank, void *region, size_t bytes) {
         x[i] = 1;
     }
     k_batch_upload(s, b, &plan, (struct k_entry[1]){{0}}, NULL, 0, NULL, 0);
+    const size_t all = MANY * WIDE * sizeof *x;
+    float *d_part = k_alloc(c, all), *d_x = k_alloc(c, all);
+    k_upload(s, d_part, part, all);
+    k_upload(s, d_x, x, all);
     for (int round = 0; round < 5; round++)
-        k_reduce_residual(s, m, b, part, x, WIDE);
+        k_reduce_residual(s, m, b, d_part, d_x, WIDE);
+    k_download(s, x, d_x, all);
+    wrong += (float)(k_stream_wait(s, 0, NULL) != 0);
     for (uint32_t i = 0; i < MANY * WIDE; i++)
         wrong += x[i] != 1 + 5 * (float)(2 * (i % 1000) + 10000);
-    wrong += (float)(k_stream_wait(s, 0, NULL) != 0);
+    k_free(c, d_part), k_free(c, d_x);
     k_comm_free(m);
     k_batch_free(b);
     k_stream_free(s);

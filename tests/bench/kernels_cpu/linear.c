@@ -1,7 +1,7 @@
 /* Speed of the linear products against what this machine can do: bytes read per second, and fused
  * multiply-adds.
  *
- * Usage: bench-kernels-linear [threads [isa|best [cpu]]]. With "cpu", time is the processor time of all
+ * Usage: bench-kernels_cpu-linear [threads [isa|best [cpu]]]. With "cpu", time is the processor time of all
  * threads divided by their number instead of the clock on the wall: for machines whose processors others use
  * too. Shapes are those of the 0.8B model (H 1024, I 3584). Decode reads every weight once for one row: its
  * roofline is a loop that only reads. Prefill multiplies 128 rows: its roofline is a loop of fma on
