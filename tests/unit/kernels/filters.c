@@ -1,0 +1,259 @@
+/* Sampling as a whole, through k_head_sample(): with the unit matrix for a head a hidden row is its own logits. Filters
+ * against an obvious version that sorts, bias and penalties by hand, and pinned draws: seeds in people's hands mean
+ * the same on every kernels library. */
+#include "tests/unit/kernels/fixture.h"
+
+enum { V = 64, SLOTS = 60 };
+#define PINNED 0x29d404061fdda8a7ull /* of draws(): may never change */
+
+static const struct k_shape shape = {
+        .tp = 1, .hidden_size = V, .vocab_size = V, .vocab_rows = V, .rms_eps = 1e-6f, .rope_theta = 1e4};
+static const struct k_pool_options options = {.slots = SLOTS, .pages = 1, .pages_per_slot = 1};
+
+struct sampler {
+    struct world w;
+    struct k_linear *head;
+    float *d_hidden; /* [SLOTS][V] */
+    struct k_result *d_results;
+};
+
+static bool sampler_open(struct sampler *s, const char *isa, uint32_t threads) {
+    static const struct k_result none[SLOTS];
+    float *unit = calloc(V * V, sizeof *unit);
+    const struct k_matrix_view v = {.data = unit, .row_stride = V, .rows = V, .dtype = K_F32};
+    const struct k_linear_spec spec = {
+            .pieces = &v, .n_pieces = 1, .columns = V, .leaves = 8, .name = "unit"};
+    bool present = world_open(&s->w, &shape, &options, isa, threads, NULL);
+    for (uint32_t i = 0; i < V; i++)
+        unit[i * V + i] = 1;
+    if (present) {
+        OK(k_linear_pack(s->w.c, &spec, &s->head, e));
+        s->d_hidden = room(&s->w, SLOTS * V);
+        s->d_results = dev_bytes(&s->w, none, sizeof none);
+    }
+    free(unit);
+    return present;
+}
+static void sampler_close(struct sampler *s) {
+    k_linear_free(s->head);
+    world_close(&s->w);
+}
+
+/* Slots 1..n sample from their rows of logits at position `pos`; they were opened before. The id of the row is the last
+ * one, so that what counts as prompt matters to nobody else. */
+static void sample(struct sampler *s, uint32_t n, uint32_t pos, uint32_t sample_index, const float *logits,
+        struct k_result *ret) {
+    struct world *w = &s->w;
+    step_new(w);
+    for (uint32_t i = 0; i < n; i++) {
+        struct k_entry *e = step_prompt(w, i + 1, pos, 1, V - 1);
+        e->flags = K_ENTRY_SAMPLE;
+        e->sample_at = w->plan.n_samples++;
+        e->sample_index = sample_index;
+    }
+    step_begin_now(w);
+    k_upload(w->s, s->d_hidden, logits, (size_t)n * V * sizeof *logits);
+    k_head_sample(w->s, w->p, w->m, w->b, s->head, s->d_hidden, s->d_results, NULL, 0);
+    k_end_step(w->s, w->p, w->b, s->d_results);
+    fetch(w, ret, s->d_results, n * sizeof *ret);
+}
+static uint32_t sample_one(struct sampler *s, const struct k_sampling *p, const float *logits) {
+    struct k_result r;
+    slot_new(&s->w, 1, p, 0, 0);
+    sample(s, 1, 0, 0, logits, &r);
+    return r.id;
+}
+
+/* Which ids may come out, by sorting. */
+static void allowed_ids(const struct k_sampling *p, const float *x, bool ret[V]) {
+    uint32_t order[V], kept = p->top_k ? p->top_k : V;
+    double total = 0, mass = 0;
+    for (uint32_t i = 0; i < V; i++) {
+        uint32_t at = i;
+        for (; at > 0 && x[order[at - 1]] < x[i]; at--)
+            order[at] = order[at - 1];
+        order[at] = i;
+    }
+    memset(ret, 0, V * sizeof *ret);
+    for (uint32_t i = 0; i < kept; i++)
+        total += exp((x[order[i]] - x[order[0]]) / (double)p->temperature);
+    for (uint32_t i = 0; i < kept && (p->top_p >= 1 || mass < p->top_p * total); i++) {
+        const double q = exp((x[order[i]] - x[order[0]]) / (double)p->temperature);
+        mass += q;
+        ret[order[i]] = q >= p->min_p;
+    }
+}
+
+static void test_filters_against_sorting(void **state) {
+    static const struct k_sampling params[] = {
+            {.temperature = 1, .top_k = 3, .top_p = 1},
+            {.temperature = 0.7f, .top_p = 0.33f},
+            {.temperature = 1.3f, .top_k = 20, .top_p = 0.61f},
+            {.temperature = 1, .top_p = 1, .min_p = 0.23f},
+            {.temperature = 3, .top_k = 12, .top_p = 0.87f, .min_p = 0.3f},
+            {.temperature = 1, .top_k = 1, .top_p = 0.001f, .min_p = 1},
+    };
+    struct sampler s = {0};
+    (void)state;
+    assert_true(sampler_open(&s, NULL, 2));
+    for (size_t t = 0; t < sizeof params / sizeof *params; t++) {
+        float *x = random_floats(t, V, 6.0f), rows[SLOTS * V];
+        bool allowed[V], seen[V] = {0};
+        uint32_t n_allowed = 0, n_seen = 0;
+        for (uint32_t i = 0; i < V; i++)
+            x[i] = roundf(x[i] * 2) / 2; /* so that equal ones happen */
+        allowed_ids(&params[t], x, allowed);
+        for (uint32_t i = 0; i < V; i++)
+            n_allowed += allowed[i];
+        for (uint32_t i = 0; i < SLOTS * V; i++)
+            rows[i] = x[i % V];
+        for (uint32_t round = 0; round < 50; round++) {
+            struct k_result r[SLOTS];
+            for (uint32_t i = 0; i < SLOTS; i++) {
+                struct k_sampling p = params[t];
+                p.repetition_penalty = 1;
+                p.seed = 1 + round * SLOTS + i;
+                slot_new(&s.w, i + 1, &p, 0, 0);
+            }
+            sample(&s, SLOTS, 0, 0, rows, r);
+            for (uint32_t i = 0; i < SLOTS; i++) {
+                assert_true(r[i].id < V && allowed[r[i].id]);
+                n_seen += !seen[r[i].id];
+                seen[r[i].id] = true;
+            }
+        }
+        if (n_allowed <= 20)
+            assert_int_equal(n_seen, n_allowed);
+        free(x);
+    }
+    sampler_close(&s);
+}
+
+static void test_greedy_takes_the_lowest_of_equals(void **state) {
+    struct rng r = {4};
+    struct sampler s = {0};
+    float rows[SLOTS * V];
+    struct k_result results[SLOTS];
+    (void)state;
+    assert_true(sampler_open(&s, NULL, 2));
+    for (uint32_t i = 0; i < SLOTS * V; i++)
+        rows[i] = (float)(rng_u32(&r) % 8) - 20;
+    for (uint32_t i = 0; i < SLOTS; i++)
+        slot_new(&s.w, i + 1, NULL, 0, 0);
+    sample(&s, SLOTS, 0, 0, rows, results);
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        uint32_t best = 0;
+        for (uint32_t k = 1; k < V; k++)
+            best = rows[i * V + k] > rows[i * V + best] ? k : best;
+        assert_int_equal(results[i].id, best);
+    }
+    sampler_close(&s);
+}
+
+static void test_bias_and_penalties(void **state) {
+    float x[V];
+    struct sampler s = {0};
+    struct k_sampling p = greedy;
+    struct k_result r;
+    (void)state;
+    for (uint32_t i = 0; i < V; i++)
+        x[i] = -50;
+    x[0] = 5, x[1] = 4, x[2] = 3, x[3] = -1, x[4] = -2, x[5] = 1;
+    assert_true(sampler_open(&s, NULL, 1));
+    p.n_bias = 2;
+    p.bias_ids = (uint32_t[]){4, V + 13}; /* the second is not in the vocabulary */
+    p.bias = (float[]){8, 100};
+    assert_int_equal(sample_one(&s, &p, x), 4);
+
+    p = greedy; /* ids 0 and 1 are suppressed for three samples */
+    p.min_tokens = 3;
+    p.n_suppress = 2;
+    p.suppress = (uint32_t[]){0, 1};
+    for (uint32_t i = 0; i < 5; i++) {
+        slot_new(&s.w, 1, &p, 0, 0);
+        sample(&s, 1, 0, i, x, &r);
+        assert_int_equal(r.id, i < 3 ? 2 : 0);
+    }
+    static const struct {
+        float repetition, presence, frequency;
+        uint32_t prompt, output,
+                expected; /* ids 0 .. prompt - 1 were given, then 0 .. output - 1 generated */
+    } cases[] = {
+            {2, 0, 0, 1, 0, 1},    /* 0: 5 -> 2.5 */
+            {2, 0, 0, 2, 0, 2},    /* 1: 4 -> 2 */
+            {2, 0, 0, 3, 0, 0},    /* 2: 3 -> 1.5 */
+            {1, 4, 0, 3, 0, 0},    /* what was given is not output */
+            {1, 4, 0, 0, 2, 2},    /* 0: 1, 1: 0 */
+            {1, 3, 0, 0, 2, 2},    /* 0: 2, 1: 1 */
+            {1, 0, 2.5f, 0, 1, 1}, /* 0: 2.5 */
+            {2, 1, 0.5f, 0, 3, 0}, /* 0: 1, 1: 0.5, 2: 0; 5 stays at 1, and 0 is the lower id */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        p = greedy;
+        p.repetition_penalty = cases[i].repetition;
+        p.presence_penalty = cases[i].presence;
+        p.frequency_penalty = cases[i].frequency;
+        slot_new(&s.w, 1, &p, 0, 0);
+        step_new(&s.w);
+        if (cases[i].prompt)
+            step_prompt(&s.w, 1, 0, cases[i].prompt, 0);
+        step_begin_now(&s.w);
+        k_end_step(s.w.s, s.w.p, s.w.b, NULL);
+        step_new(&s.w);
+        if (cases[i].output)
+            step_prompt(&s.w, 1, cases[i].prompt, cases[i].output, 0)->flags = K_ENTRY_GENERATED;
+        step_begin_now(&s.w);
+        k_end_step(s.w.s, s.w.p, s.w.b, NULL);
+        sample(&s, 1, cases[i].prompt + cases[i].output, 0, x, &r);
+        if (r.id != cases[i].expected)
+            fail_msg("case %zu: id %u", i, r.id);
+    }
+    sampler_close(&s);
+}
+
+/* 3,000 draws of every way to sample, as one number. */
+static uint64_t draws(const char *isa, uint32_t threads) {
+    struct sampler s = {0};
+    uint64_t sum = 0xcbf29ce484222325ull;
+    float *rows = random_floats(8, SLOTS * V, 4.0f);
+    if (!sampler_open(&s, isa, threads)) {
+        free(rows);
+        return 0;
+    }
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        const struct k_sampling p = {.temperature = 0.5f + (float)(i % 4) / 2,
+                .top_k = i % 3 ? 0 : 10 + i,
+                .top_p = i % 4 ? 1 : 0.75f,
+                .min_p = i % 5 ? 0 : 0.03125f,
+                .repetition_penalty = i % 2 ? 1 : 1.25f,
+                .seed = 0x123456789ull * (i + 1)};
+        slot_new(&s.w, i + 1, &p, 0, 0);
+    }
+    for (uint32_t step = 0; step < 50; step++) {
+        struct k_result r[SLOTS];
+        sample(&s, SLOTS, step, step, rows, r);
+        for (uint32_t i = 0; i < SLOTS; i++)
+            sum = (sum ^ r[i].id) * 0x100000001b3ull;
+    }
+    sampler_close(&s);
+    free(rows);
+    return sum;
+}
+static void test_pinned_draws(void **state) {
+    (void)state;
+    for (uint32_t i = 0; i < N_ISAS * 2; i++) {
+        const uint64_t sum = draws(all_isas[i / 2], 1 + i % 2 * 2);
+        if (sum) /* this instruction set is here */
+            assert_int_equal(sum, PINNED);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+            cmocka_unit_test(test_filters_against_sorting),
+            cmocka_unit_test(test_greedy_takes_the_lowest_of_equals),
+            cmocka_unit_test(test_bias_and_penalties),
+            cmocka_unit_test(test_pinned_draws),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
