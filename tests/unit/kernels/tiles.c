@@ -109,28 +109,22 @@ static void test_any_part_equals_a_copy(void **state) {
     }
 }
 
-static void test_threads_and_machines_pack_the_same_bytes(void **state) {
+static void test_any_number_of_threads_packs_the_same_bytes(void **state) {
     (void)state;
     for (uint32_t i = 0; i <= N_KINDS; i++) {
         struct matrix m = matrix_make(i);
-        struct world a, b;
-        assert_true(kernels_open(&a, 0, 1, false));
-        assert_true(kernels_open(&b, 1, 5, false) || kernels_open(&b, 0, 5, false));
         struct mapped s = tiles_of(1, &m.whole, K, NULL), t = tiles_of(5, &m.whole, K, NULL);
         assert_int_equal(s.bytes, t.bytes);
         assert_memory_equal(s.tiles.data, t.tiles.data, s.bytes);
         unmap(&s);
         unmap(&t);
         matrix_free(&m);
-        world_close(&a);
-        world_close(&b);
     }
-    assert_non_null(k_layout_native());
 }
 
 /* Groups of strips lie one after another, so a matrix can be packed in parts. */
 static void test_parts_make_the_whole(void **state) {
-    const uint32_t rows = GROUP_STRIPS * STRIP_ROWS;
+    const uint32_t rows = 256; /* whole groups of strips in every layout */
     (void)state;
     assert_true(rows < ROWS);
     for (uint32_t i = 0; i <= N_KINDS; i++) {
@@ -349,7 +343,7 @@ static void test_dummies_of_every_format(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_any_part_equals_a_copy),
-            cmocka_unit_test(test_threads_and_machines_pack_the_same_bytes),
+            cmocka_unit_test(test_any_number_of_threads_packs_the_same_bytes),
             cmocka_unit_test(test_parts_make_the_whole),
             cmocka_unit_test(test_stretches_of_parts),
             cmocka_unit_test(test_dense_tiles_take_an_order),

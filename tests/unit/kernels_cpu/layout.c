@@ -13,7 +13,8 @@ static void test_the_layout_of_a_small_matrix(void **state) {
     struct k_tiles t;
     k_tiles_describe(&whole, 64, &t);
     assert_string_equal(k_layout_native()->name, "cpu-2");
-    assert_int_equal(k_layout_native()->bytes(&t), 8 * 128); /* 64 of codes, 16 scales, 16 zeros, up to the next 64 */
+    assert_int_equal(
+            k_layout_native()->bytes(&t), 8 * 128); /* 64 of codes, 16 scales, 16 zeros, up to the next 64 */
     uint8_t *block = aligned_alloc(64, 8 * 128);
     OK(k_layout_pack(k_layout_native(), &whole, 64, NULL, 1, block, e));
     assert_memory_equal(block, low_first, 4);
