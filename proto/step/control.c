@@ -130,8 +130,13 @@ static int check_wire(const struct wire *w, size_t bytes, int flags, uint32_t n_
 }
 
 static ssize_t receive(int fd, bool block, struct msghdr *h) {
-    for (;;) {
+    for (bool reset = false;;) {
         ssize_t n = recvmsg(fd, h, MSG_CMSG_CLOEXEC | (block ? 0 : MSG_DONTWAIT));
+        /* The peer went without reading all that we sent. The kernel says so once, before the peer's last words. */
+        if (n < 0 && errno == ECONNRESET && !reset) {
+            reset = true;
+            continue;
+        }
         if (n >= 0 || (errno != EINTR && !(block && errno == EAGAIN)))
             return n;
         struct pollfd p = {.fd = fd, .events = POLLIN}; /* block asked for on a non-blocking socket */

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -165,8 +166,28 @@ static void test_block_on_nonblocking(void **state) {
     close(s[1]);
 }
 
+/* A process that fails at once never reads what it was sent: its last words arrive all the same. */
+static void last_words_of_who_did_not_listen(void **state) {
+    (void)state;
+    int fds[2];
+    struct error e = {0};
+    struct control_message m = {.kind = CONTROL_PING}, got = {0};
+    assert_int_equal(control_pair(fds, &e), 0);
+    assert_int_equal(control_send(fds[0], &m, &e), 0);
+    m.kind = CONTROL_FAULT;
+    snprintf(m.text, sizeof(m.text), "the disk is gone");
+    assert_int_equal(control_send(fds[1], &m, &e), 0);
+    close(fds[1]);
+    assert_int_equal(control_receive(fds[0], /* block= */ false, &got, &e), 0);
+    assert_int_equal(got.kind, CONTROL_FAULT);
+    assert_string_equal(got.text, "the disk is gone");
+    assert_int_equal(control_receive(fds[0], /* block= */ false, &got, &e), -EPIPE);
+    close(fds[0]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+            cmocka_unit_test(last_words_of_who_did_not_listen),
             cmocka_unit_test(test_round_trip),
             cmocka_unit_test(test_text_limits),
             cmocka_unit_test(test_malformed),
