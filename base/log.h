@@ -1,8 +1,13 @@
 /* log.h - one line per event on stderr, with the level in a form systemd understands.
  *
  * Only programs (launcher, coordinator and worker mains, and the places where they decide) log; libraries
- * return errors. A line is "<6>shardd-worker[0]: text"; the "<n>" prefix is written only when stderr is not a
- * terminal. Lines of several threads never interleave (one write(2) each). Control bytes in the text are
+ * return errors. What stands before "shardd-worker[0]: text" depends on what stderr is:
+ *
+ *   the journal (JOURNAL_STREAM names it)   "<6>"                              systemd takes it for the level
+ *   a terminal                              nothing
+ *   a file or a pipe                        "2026-01-31T23:59:59.123Z info "   UTC, with milliseconds
+ *
+ * Lines of several threads never interleave (one write(2) each). Control bytes in the text are
  * escaped, so that what a client sent cannot forge a line. */
 #pragma once
 
