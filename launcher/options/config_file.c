@@ -54,7 +54,14 @@ static int refuse_section(struct config_reader *r, const char *section) {
 }
 
 static int refuse_key(struct config_reader *r, const char *key) {
-    const char *near = option_nearest(key, strlen(key), VERB_SERVE);
+    for (size_t i = 0; i < sizeof(sections) / sizeof(sections[0]); i++)
+        if (strcmp(key, sections[i]) == 0)
+            return error_set(r->error, -EINVAL, "%s:%d: '%s' is a section: write [%s] in a line of its own",
+                    r->path, r->line, key, key);
+    if (option_find(key, strlen(key), VERB_SERVE | VERB_CLIENTS))
+        return error_set(r->error, -EINVAL, "%s:%d: '%.64s' is for the command line only, not for this file",
+                r->path, r->line, key);
+    const char *near = option_nearest(key, strlen(key), VERB_SERVE, /* in_file= */ true);
     if (near)
         return error_set(r->error, -EINVAL, "%s:%d: there is no setting '%.64s'; did you mean '%s'?", r->path,
                 r->line, key, near);
@@ -69,7 +76,7 @@ static int take_setting(struct config_reader *r, const char *section, const char
     if (!known)
         return refuse_section(r, section);
     const struct option_info *info = option_find(key, strlen(key), VERB_SERVE);
-    if (!info || !info->section)
+    if (!info || !option_is_in_file(info))
         return refuse_key(r, key);
     if (section[0] && strcmp(section, info->section) != 0)
         return error_set(r->error, -EINVAL, "%s:%d: '%s' belongs to section [%s], not to [%s]", r->path,

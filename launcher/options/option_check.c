@@ -1,5 +1,4 @@
-/* option_check.c - settings that contradict each other; each pair is refused with a sentence that names both.
- */
+/* option_check.c - settings that contradict each other; each pair is refused with a sentence that names both. */
 #include "launcher/options/options.h"
 
 #include <errno.h>

@@ -83,6 +83,8 @@ static void print_setting(FILE *out, const struct option_info *info, const struc
     }
     for (size_t i = 0; i < (v->n_texts ? v->n_texts : 1); i++) {
         const char *text = v->n_texts ? v->texts[i] : v->text;
+        if (v->n_texts && v->source != OPTION_DEFAULT)
+            origin = v->wheres[i];
         snprintf(line, sizeof(line), "%s = %s", info->name, text);
         /* A long value keeps its line to itself: the comment would be read as a part of nothing else. */
         if (strlen(info->name) + 3 + strlen(text) >= sizeof(line))

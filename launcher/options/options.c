@@ -16,9 +16,12 @@ void options_init(struct options *o, enum verb verb) {
 }
 
 static void value_done(struct option_value *v) {
-    for (size_t i = 0; i < v->n_texts; i++)
+    for (size_t i = 0; i < v->n_texts; i++) {
         free(v->texts[i]);
+        free(v->wheres[i]);
+    }
     free(v->texts);
+    free(v->wheres);
     free(v->text);
     free(v->where);
     *v = (struct option_value){0};
@@ -73,7 +76,7 @@ static unsigned edit_distance(const char *a, size_t na, const char *b, size_t nb
     return d[na][nb];
 }
 
-const char *option_nearest(const char *name, size_t length, unsigned verbs) {
+const char *option_nearest(const char *name, size_t length, unsigned verbs, bool in_file) {
     if (length == 0 || length > NAME_MAX_BYTES)
         return NULL;
     const char *nearest = NULL;
@@ -81,7 +84,8 @@ const char *option_nearest(const char *name, size_t length, unsigned verbs) {
     for (size_t i = 0; i < OPTIONS_N; i++) {
         const struct option_info *info = &option_table[i];
         size_t n = strlen(info->name);
-        if (!(info->verbs & verbs) || !info->help || n > NAME_MAX_BYTES)
+        if (!(info->verbs & verbs) || (in_file && !option_is_in_file(info)) || n > NAME_MAX_BYTES ||
+                same_name(info->name, name, length))
             continue;
         unsigned distance = edit_distance(name, length, info->name, n);
         /* "batched-tokens" is far from "max-num-batched-tokens" in edits, but it is what was meant. */
@@ -113,7 +117,11 @@ int options_set(struct options *o, enum option_id id, enum option_source source,
     if (v->source > source)
         return 0;
     if (v->source == source && info->type != OPTION_TEXTS)
-        return error_set(e, -EINVAL, "%s: '%s' is given twice", where ? where : info->name, info->name);
+        return v->where && where && strcmp(v->where, where) != 0
+                       ? error_set(e, -EINVAL, "%s: '%s' is given twice; the first is in %s", where,
+                                 info->name, v->where)
+                       : error_set(e, -EINVAL, "%s: '%s' is given twice", where ? where : info->name,
+                                 info->name);
     if (v->n_texts >= OPTION_VALUES_MAX)
         return error_set(e, -E2BIG, "%s: '%s' is given more than %u times", where ? where : info->name,
                 info->name, OPTION_VALUES_MAX);
@@ -127,13 +135,16 @@ int options_set(struct options *o, enum option_id id, enum option_source source,
     }
     if (v->source == source) { /* one more of a list */
         parsed.texts = v->texts;
+        parsed.wheres = v->wheres;
         parsed.n_texts = v->n_texts;
-        v->texts = NULL;
+        v->texts = v->wheres = NULL;
         v->n_texts = 0;
     }
     value_done(v);
     *v = parsed;
-    if (info->type == OPTION_TEXTS && append(&v->texts, &v->n_texts, text) < 0)
+    size_t n = v->n_texts;
+    if (info->type == OPTION_TEXTS &&
+            (append(&v->wheres, &n, where ? where : "") < 0 || append(&v->texts, &v->n_texts, text) < 0))
         return error_set(e, -ENOMEM, "no memory for the settings");
     return 0;
 }
@@ -144,7 +155,7 @@ int options_replace(struct options *o, enum option_id id, const char *text, stru
 }
 
 static int unknown_option(const char *name, size_t length, unsigned verb, struct error *e) {
-    const char *near = option_nearest(name, length, verb);
+    const char *near = option_nearest(name, length, verb, /* in_file= */ false);
     if (near)
         return error_set(e, -EINVAL, "unknown option --%.*s; did you mean --%s?",
                 (int)(length > 64 ? 64 : length), name, near);

@@ -85,7 +85,8 @@ struct option_value {
     char *text;  /* as given; the last one of TEXTS */
     uint64_t number;
     double real;
-    char **texts; /* TEXTS */
+    char **texts; /* TEXTS; wheres[i] is where texts[i] came from, "" for defaults */
+    char **wheres;
     size_t n_texts;
 };
 
@@ -120,8 +121,11 @@ int options_replace(struct options *o, enum option_id id, const char *text, stru
 
 /* By name or alias, '_' and '-' alike; NULL = none. */
 const struct option_info *option_find(const char *name, size_t length, unsigned verbs);
-/* The nearest name that verbs take, or NULL when nothing is near. */
-const char *option_nearest(const char *name, size_t length, unsigned verbs);
+/* The nearest other name that verbs take (in_file: that a configuration file may hold); NULL when none is near. */
+const char *option_nearest(const char *name, size_t length, unsigned verbs, bool in_file);
+static inline bool option_is_in_file(const struct option_info *info) {
+    return info->section && (info->verbs & VERB_SERVE);
+}
 /* Parses text as info's type into *value (number, real). -EINVAL with a sentence that starts with `where`. */
 int option_parse(const struct option_info *info, const char *where, const char *text,
         struct option_value *value, struct error *e);

@@ -162,6 +162,51 @@ static void test_the_printed_configuration_says_the_same(void **state) {
     free(path);
 }
 
+/* Each value of a setting that may be given several times has an origin of its own. */
+static void test_the_printed_origins(void **state) {
+    (void)state;
+    char *path = write_file("[server]\nserved-model-name = a\n\nserved-model-name = b\n"), flag[PATH_MAX];
+    snprintf(flag, sizeof(flag), "--config=%s", path);
+    struct options o;
+    struct error e;
+    assert_int_equal(LOAD(&o, VERB_SERVE, no_environment, &e, flag), 0);
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *out = open_memstream(&text, &bytes);
+    options_print_config(out, &o);
+    fclose(out);
+    for (int line = 2; line <= 4; line += 2) {
+        char origin[PATH_MAX];
+        snprintf(origin, sizeof(origin), "; %s:%d\n", path, line);
+        const char *found = strstr(text, line == 2 ? "served-model-name = a " : "served-model-name = b ");
+        assert_non_null(found);
+        const char *end = strchr(found, '\n');
+        if (!strstr(found, origin) || strstr(found, origin) > end)
+            fail_msg("line %d is shown as: %.*s", line, (int)(end - found), found);
+    }
+    options_done(&o);
+    free(text);
+    unlink(path);
+    free(path);
+}
+
+/* A name is never suggested to who has just given it. */
+static void test_the_nearest_name(void **state) {
+    (void)state;
+    for (size_t i = 0; i < OPTIONS_N; i++)
+        for (int in_file = 0; in_file < 2; in_file++) {
+            const char *name = option_table[i].name;
+            const char *near = option_nearest(name, strlen(name), VERB_SERVE, in_file);
+            if (near && strcmp(near, name) == 0)
+                fail_msg("'%s' is said to be near to itself", name);
+            if (near && in_file && !option_is_in_file(option_find(near, strlen(near), VERB_SERVE)))
+                fail_msg("'%s' cannot be in a file", near);
+        }
+    assert_string_equal(option_nearest("max-num-seq", 11, VERB_SERVE, true), "max-num-seqs");
+    assert_null(option_nearest("configg", 7, VERB_SERVE, true));
+    assert_string_equal(option_nearest("configg", 7, VERB_SERVE, false), "config");
+}
+
 static void test_refused_flags(void **state) {
     (void)state;
     REFUSED(VERB_SERVE, "unknown option --max-num-sequences", "--max-num-seqs", "--max-num-sequences", "4");
@@ -228,7 +273,12 @@ static void test_refused_files(void **state) {
     file_refused("port = 1\nport = 2\n", ":2:", "given twice");
     file_refused("[server]\nport = none\n", ":2:", "'none' is not a whole number");
     file_refused("[server]\nport\n", ":2:", "name = value");
-    file_refused("[server]\nconfig = x\n", ":2:", "there is no setting 'config'");
+    file_refused("[server]\nconfig = x\n", ":2:", "'config' is for the command line only");
+    file_refused("[server]\nserver = x:1\n", ":2:", "write [server] in a line of its own");
+    file_refused("port = 1\nengine = 3\n", ":2:", "write [engine] in a line of its own");
+    file_refused("[server]\nconfigg = x\n", ":2:", "`shardd serve --help` lists them");
+    file_refused("[server]\nport = 1\n\n[engine]\nthreads = 2\n[server]\nport = 3\n",
+            ":7: 'port' is given twice", ":2");
     file_refused("[model]\n  model = /m\n  seed = -1\n", ":3:", "seed");
     char *line = calloc(1, 9000);
     memset(line, 'x', 8999);
@@ -378,6 +428,8 @@ int main(void) {
             cmocka_unit_test(test_flags_in_all_spellings),
             cmocka_unit_test(test_who_wins),
             cmocka_unit_test(test_the_printed_configuration_says_the_same),
+            cmocka_unit_test(test_the_printed_origins),
+            cmocka_unit_test(test_the_nearest_name),
             cmocka_unit_test(test_refused_flags),
             cmocka_unit_test(test_contradictions),
             cmocka_unit_test(test_one_of_two_limits_follows_the_other),
