@@ -150,7 +150,9 @@ static bool turn(struct chat *c, char *line) {
     keep_answer(c, &a, code == EXIT_OK);
     answer_done(&a);
     interrupt_reset();
-    return code != EXIT_UNREACHABLE;
+    if (interrupt_ends())
+        c->code = EXIT_INTERRUPTED;
+    return code != EXIT_UNREACHABLE && !interrupt_ends();
 }
 
 /* The next line, or NULL when there is no more. Ctrl-C drops what was typed; over a pipe it ends the
@@ -163,7 +165,7 @@ static char *read_line(struct chat *c, const char *prompt) {
             fflush(stdout);
         }
         int rc = line_reader_next(&c->input, &line);
-        if (rc == -EINTR && c->terminal) {
+        if (rc == -EINTR && c->terminal && !interrupt_ends()) {
             interrupt_reset();
             putchar('\n');
             continue;

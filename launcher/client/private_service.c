@@ -133,6 +133,14 @@ static bool read_notice(struct private_service *p, bool watched) {
     return ready;
 }
 
+/* Of the service that ended instead of becoming ready: a mistake in the settings is ours too. */
+static int exit_code_of(const struct private_service *p) {
+    siginfo_t info = {0};
+    bool mistake = waitid(P_PIDFD, (id_t)p->pidfd, &info, WEXITED | WNOWAIT) == 0 &&
+                   info.si_code == CLD_EXITED && info.si_status == EXIT_USAGE;
+    return mistake ? EXIT_USAGE : EXIT_FAILED;
+}
+
 static int wait_ready(struct private_service *p) {
     bool watched = isatty(STDERR_FILENO);
     for (;;) {
@@ -144,7 +152,7 @@ static int wait_ready(struct private_service *p) {
         if (read_notice(p, watched))
             return 0;
         if (fds[1].revents) /* it said why on stderr */
-            return EXIT_FAILED;
+            return exit_code_of(p);
     }
 }
 

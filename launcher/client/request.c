@@ -1,5 +1,4 @@
-/* request.c - see request.h. Everything that a message points to lives in struct builder until it is packed.
- */
+/* request.c - see request.h. Everything that a message points to lives in struct builder until it is packed. */
 #include "launcher/client/request.h"
 
 #include "base/limits.h"
@@ -168,8 +167,7 @@ static void add_output(struct builder *b, const struct options *o, bool chat) {
     out->token_ids = options_number(o, OPT_TOKEN_IDS) != 0;
     out->logprobs = options_given(o, OPT_LOGPROBS);
     out->top_logprobs = (uint32_t)options_number(o, OPT_LOGPROBS);
-    /* The continuation of a plain text is plain text: nothing in it is an answer's reasoning or a tool call.
-     */
+    /* The continuation of a plain text is plain text: nothing in it is an answer's reasoning or a tool call. */
     out->raw = !chat || options_number(o, OPT_RAW) != 0;
     out->skip_text = out->token_ids && !options_given(o, OPT_JSON);
 }
