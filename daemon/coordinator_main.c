@@ -31,6 +31,7 @@
 #define HOLD_NS          10000000000ull /* under the 20 s that gRPC clients wait for a handshake */
 #define LAST_WORDS_MS    2000u          /* for the status of streams that the grace did not let end */
 #define LINGER_MS        2000u
+#define EXIT_USAGE       2 /* a mistake in the settings: starting again does not help */
 
 struct coordinator {
     struct coordinator_options options;
@@ -45,7 +46,10 @@ struct coordinator {
     int quit_fd; /* eventfd: the control thread should end */
     pthread_t control_thread;
     bool control_running;
-    bool announced;            /* READY was sent for the present state */
+    bool announced; /* READY was sent for the present state, in announced_group */
+    uint64_t announced_group;
+    bool clamped;              /* it was said that --max-model-len is more than there is */
+    bool usage;                /* a setting is wrong: the exit code says so */
     pthread_mutex_t held_lock; /* protects the next three */
     int held[CONTROL_FDS_MAX]; /* listening sockets that wait for the workers; ours */
     uint32_t n_held;
@@ -67,10 +71,17 @@ static void tell_launcher(const struct coordinator *c, const struct control_mess
         log_warning("cannot tell the launcher: %s", e.text);
 }
 
+/* The launcher repeats the sentence as the reason of our end. */
+static void tell_fault(const struct coordinator *c, const struct error *e) {
+    struct control_message m = {.kind = CONTROL_FAULT};
+    snprintf(m.text, sizeof(m.text), "%.500s", e->text);
+    tell_launcher(c, &m);
+}
+
 static void on_engine_message(void *user, const struct control_message *m) {
     struct coordinator *c = user;
     tell_launcher(c, m);
-    if (m->kind == CONTROL_FAULT) {
+    if (m->kind == CONTROL_FAULT && m->a != CONTROL_FAULT_STAYS) {
         log_error("%s", m->text);
         atomic_store(&c->failed, true);
         atomic_store(&c->grace_ms, 0);
@@ -215,16 +226,23 @@ static void look_at_engine(struct coordinator *c) {
     struct engine_stats s;
     engine_stats(c->engine, &s);
     bool serving = strcmp(s.state, "serving") == 0;
-    if (serving && !c->announced) {
+    if (serving && (!c->announced || c->announced_group != s.group_epoch)) {
         struct control_message m = {
                 .kind = CONTROL_READY, .group_epoch = s.group_epoch, .coord_epoch = s.coord_epoch};
         snprintf(m.text, sizeof(m.text), "serving '%.100s', %u tokens of context, %u sequences at a time",
                 c->model->names[0], s.max_model_len, s.max_num_seqs);
         if (c->options.control_fd < 0)
             log_info("%s", m.text);
+        if (c->options.max_model_len > s.max_model_len && !c->clamped)
+            log_warning(
+                    "--max-model-len %u is clamped to %u tokens: the model knows no more, or the memory for KV pages "
+                    "holds no more (--kv-cache-memory)",
+                    c->options.max_model_len, s.max_model_len);
+        c->clamped = true;
         tell_launcher(c, &m);
     }
     c->announced = serving;
+    c->announced_group = s.group_epoch;
     service_set_health(&c->service, serving, c->server);
     open_held(c, /* at_once= */ serving);
 }
@@ -278,6 +296,7 @@ static int start_server(struct coordinator *c, struct error *e) {
         r = open_listeners(c, e);
     if (r == 0 && c->options.metrics_listen)
         r = metrics_start(&c->service, c->server, c->options.metrics_listen, &c->metrics, e);
+    c->usage = r == -EINVAL; /* an address that is none; one that is taken is an accident */
     if (r < 0)
         return r;
     r = pthread_create(&c->control_thread, NULL, control_main, c);
@@ -305,8 +324,10 @@ static void serve(struct coordinator *c) {
             log_error("eventfd: %s", strerror(errno));
         p[0].revents = p[1].revents = 0;
         look_at_engine(c);
-        if (poll(p, 2, HEALTH_PERIOD_MS) < 0 && errno != EINTR)
+        if (poll(p, 2, HEALTH_PERIOD_MS) < 0 && errno != EINTR) {
             log_error("poll: %s", strerror(errno));
+            break;
+        }
     } while (!p[0].revents);
     atomic_store(&c->stopping, true);
     open_held(c, /* at_once= */ true); /* who waits is told */
@@ -375,7 +396,9 @@ int main(int argc, char **argv) {
     if (r != 0) {
         if (r < 0)
             log_error("%s", e.text);
-        return r < 0 ? 2 : 0;
+        if (r < 0)
+            tell_fault(&c, &e);
+        return r < 0 ? EXIT_USAGE : 0;
     }
     log_set_level((enum log_level)c.options.log_level);
     block_signals();
@@ -397,11 +420,11 @@ int main(int argc, char **argv) {
         serve(&c);
         log_info("stopped");
     } else {
-        struct control_message m = {.kind = CONTROL_FAULT};
-        snprintf(m.text, sizeof(m.text), "%.500s", e.text);
         log_error("%s", e.text);
-        tell_launcher(&c, &m);
+        tell_fault(&c, &e);
     }
     stop_all(&c);
-    return r < 0 || atomic_load(&c.failed) ? 1 : 0;
+    if (r < 0 && c.usage)
+        return EXIT_USAGE;
+    return r < 0 || atomic_load(&c.failed) ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -142,6 +142,7 @@ int coordinator_options_parse(int argc, char **argv, struct coordinator_options 
             {"version", no_argument, NULL, OPTION_VERSION},
     };
     struct coordinator_options o = {.control_fd = -1, .log_level = LOG_LEVEL_INFO};
+    ret->control_fd = -1;
     for (size_t i = 0; i < N_NUMBERS; i++) {
         table[9 + i] = (struct option){numbers[i].name, required_argument, NULL, OPTION_NUMBER + (int)i};
         *(uint32_t *)((char *)&o + numbers[i].target) = numbers[i].preset;
@@ -149,6 +150,7 @@ int coordinator_options_parse(int argc, char **argv, struct coordinator_options 
     opterr = 0;
     for (int option; (option = getopt_long(argc, argv, "", table, NULL)) != -1;) {
         int r = take(&o, option, optarg, e);
+        ret->control_fd = o.control_fd; /* for telling the launcher what is wrong */
         if (r < 0 && option == '?')
             return error_prefix(e, r, "%s", argv[optind - 1]);
         if (r != 0)

@@ -20,6 +20,6 @@ struct coordinator_options {
     int log_level;
 };
 
-/* Strings stay argv's. Returns 0, 1 when --help or --version was answered, or a negative errno with the
- * sentence. */
+/* Strings stay argv's; ret->control_fd is set on failure too. Returns 0, 1 when --help or --version was answered, or a
+ * negative errno with the sentence. */
 int coordinator_options_parse(int argc, char **argv, struct coordinator_options *ret, struct error *e);

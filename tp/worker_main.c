@@ -27,6 +27,7 @@ int main(int argc, char **argv) {
     if (r < 0) {
         log_error("%s", e.text);
         tell_launcher(options.control_fd, e.text);
+        status = WORKER_EXIT_USAGE;
     } else if (options.help) {
         fputs(worker_help, stdout);
         status = EXIT_SUCCESS;

@@ -22,6 +22,7 @@ static struct flight *flight_at(struct engine *g, uint32_t i) {
 static void watch_restart(struct engine *g, uint64_t now) {
     for (uint32_t i = 0; i < g->n_ranks; i++)
         g->watch[i].since_ns = now;
+    g->watched_ns = now;
 }
 
 struct flight *flight_begin(struct engine *g, enum step_type type) {
@@ -289,6 +290,11 @@ enum flight_event flight_watch(struct engine *g, uint64_t now, struct flight_rep
     uint32_t limit_ms = g->o.step_timeout_ms;
     if (flight_at(g, 0)->type == STEP_TYPE_RESET)
         limit_ms = limit_ms < UINT32_MAX / RESET_PATIENCE ? limit_ms * RESET_PATIENCE : UINT32_MAX;
+    /* The engine looks four times within the step timeout. When it did not, it was not run itself (a paused machine, a
+     * closed laptop), and nor were the ranks: that is no time in which they could have moved. */
+    if (now - g->watched_ns > (uint64_t)g->o.step_timeout_ms * 1000000u / 2)
+        watch_restart(g, now);
+    g->watched_ns = now;
     for (uint32_t i = 0; i < g->n_ranks; i++) {
         const struct step_completion *c;
         const void *body;

@@ -211,6 +211,8 @@ static void drop_what_no_longer_fits(struct engine *g) {
 void recovery_ready(struct engine *g, const struct step_geometry *all) {
     struct error e;
     int r = 0;
+    bool served =
+            g->geometry_known; /* another process in our place would serve what came back: a person decides */
     for (uint32_t i = 0; i < g->n_ranks && r == 0; i++)
         r = check_geometry(g, all, i, &e);
     if (r == 0) {
@@ -223,7 +225,7 @@ void recovery_ready(struct engine *g, const struct step_geometry *all) {
     }
     if (r < 0) {
         engine_log(g, LOG_LEVEL_ERROR, "%s", e.text);
-        engine_tell_launcher(g, CONTROL_FAULT, 0, e.text);
+        engine_tell_launcher(g, CONTROL_FAULT, served ? CONTROL_FAULT_STAYS : 0, e.text);
         recovery_lost(g, &nobodys);
         engine_enter(g, STATE_FAILED);
         while (g->waiting.n > 0)

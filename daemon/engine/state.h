@@ -139,6 +139,7 @@ struct engine {
     struct flight flights[FLIGHTS_MAX];
     uint32_t flight_first, n_flights, n_plans;
     struct rank_watch watch[RANKS_MAX];
+    uint64_t watched_ns; /* when the ranks were last looked at */
     uint64_t last_record_ns;
     struct pools pools;
     struct step_geometry geometry; /* the least of all ranks; fingerprint 0 until the first RESET */

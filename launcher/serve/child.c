@@ -129,12 +129,19 @@ static void describe_end(const siginfo_t *info, char *text, size_t size) {
                 info->si_code == CLD_DUMPED ? " (core dumped)" : "");
 }
 
+bool child_ended(const struct child *c) {
+    siginfo_t info = {0};
+    return c->pidfd >= 0 && waitid(P_PIDFD, (id_t)c->pidfd, &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+           info.si_pid != 0;
+}
+
 bool child_reap(struct child *c, char *text, size_t size) {
     siginfo_t info = {0};
     if (c->pidfd < 0 || waitid(P_PIDFD, (id_t)c->pidfd, &info, WEXITED | WNOHANG) < 0 || info.si_pid == 0)
         return false;
     describe_end(&info, text, size);
     c->end_signal = info.si_code == CLD_EXITED || c->killed ? 0 : (uint32_t)info.si_status;
+    c->exit_code = info.si_code == CLD_EXITED ? info.si_status : -1;
     close(c->pidfd);
     if (c->control >= 0)
         close(c->control);

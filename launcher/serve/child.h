@@ -25,6 +25,7 @@ struct child {
     char fault[CONTROL_TEXT_MAX]; /* why it said it cannot go on; "" = it did not */
     uint64_t ping;                /* number of the last ping */
     uint64_t ping_ns;             /* when the unanswered ping was sent; 0 = none is out */
+    int exit_code;                /* of the one reaped last; -1 = a signal */
     uint64_t eof_ns;              /* when it closed its control socket; 0 = open */
     uint64_t loaded, to_load;     /* bytes, as last told */
 };
@@ -35,6 +36,8 @@ int child_spawn(struct child *c, char *const argv[], char *const environment[], 
 /* Sends a message without blocking; false when the child cannot take it (it is dying or frozen). */
 bool child_send(struct child *c, const struct control_message *m);
 void child_kill(struct child *c);
+/* True once the process has ended; what it said before that may still be read. */
+bool child_ended(const struct child *c);
 /* True once the process has ended: it is reaped, its fds are closed, and text tells how it ended. */
 bool child_reap(struct child *c, char *text, size_t size);
 static inline bool child_alive(const struct child *c) {

@@ -83,8 +83,7 @@ static int refuse_tcp(int code, const char *host, uint16_t port, struct error *e
     }
 }
 
-/* Returns the socket or a negative errno. SO_REUSEPORT stays off: a second service must not share our port.
- */
+/* Returns the socket or a negative errno. SO_REUSEPORT stays off: a second service must not share our port. */
 static int listen_on(const struct addrinfo *a, uint16_t port) {
     union address to = {0};
     memcpy(&to, a->ai_addr, a->ai_addrlen < sizeof(to) ? a->ai_addrlen : sizeof(to));
@@ -115,7 +114,10 @@ int listeners_add_tcp(struct listeners *l, const char *host, uint16_t port, stru
     hints.ai_family = all ? AF_INET6 : AF_UNSPEC;
     int r = getaddrinfo(all ? "::" : host, "0", &hints, &found);
     if (r != 0)
-        return error_set(e, -EINVAL,
+        return error_set(e,
+                r == EAI_AGAIN    ? -EAGAIN
+                : r == EAI_MEMORY ? -ENOMEM
+                                  : -EINVAL,
                 "--host %s: %s; give an address of this machine, e.g. 127.0.0.1 or 0.0.0.0", host,
                 r == EAI_SYSTEM ? strerror(errno) : gai_strerror(r));
     int rc = 0, failed = 0;

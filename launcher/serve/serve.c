@@ -244,8 +244,7 @@ static void warn_about_strangers(const struct listeners *l) {
                     l->items[i].name);
 }
 
-/* Connections, pipes and files of the coordinator: as many as the administrator allows, not the soft default.
- */
+/* Connections, pipes and files of the coordinator: as many as the administrator allows, not the soft default. */
 static void raise_file_limit(void) {
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
@@ -308,6 +307,15 @@ static int prepare(struct serve *s, struct service *service, struct error *e) {
     return 0;
 }
 
+/* Of what prepare() refuses, that which another try may get through; the rest is a mistake in the settings. */
+static bool is_accident(int rc) {
+    static const int accidents[] = {EADDRINUSE, EADDRNOTAVAIL, EAGAIN, ENOMEM, EMFILE, ENFILE, ENOBUFS, EIO};
+    for (size_t i = 0; i < sizeof(accidents) / sizeof(accidents[0]); i++)
+        if (rc == -accidents[i])
+            return true;
+    return false;
+}
+
 int verb_serve(const struct options *o) {
     if (options_number(o, OPT_PRINT_CONFIG)) {
         options_print_config(stdout, o);
@@ -320,12 +328,15 @@ int verb_serve(const struct options *o) {
     struct service service = {0};
     struct error e = {0};
     int rc = prepare(&s, &service, &e);
-    if (rc == 0)
+    bool mistake = rc < 0 && !is_accident(rc);
+    if (rc == 0) {
         rc = supervisor_run(&service, &e);
+        mistake = rc == -EINVAL;
+    }
     if (rc < 0) {
         log_error("%s", e.text);
         sd_notifyf(0, "STATUS=%.300s\nERRNO=%d", e.text, -rc);
     }
     serve_done(&s);
-    return rc < 0 ? EXIT_FAILED : EXIT_OK;
+    return mistake ? EXIT_USAGE : rc < 0 ? EXIT_FAILED : EXIT_OK;
 }

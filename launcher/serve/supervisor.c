@@ -1,8 +1,8 @@
-/* supervisor.c - see supervisor.h.
+/* supervisor.c - see supervisor.h. A part (the rank group, or the coordinator) lives like this:
  *
- *   group:        STARTING --all READY--> UP --death, stuck--> DYING --all reaped--> WAITING --back-off-->
- * STARTING coordinator:  STARTING --READY------> UP --death, stuck--> DYING --reaped------> WAITING
- * --back-off--> STARTING
+ *   STARTING --all READY--> UP --death, stuck--> DYING --all reaped--> WAITING --back-off--> STARTING
+ *       |                    |                     |                      |
+ *       +--death--> DYING    +-----------------> STOPPED <----------------+   when the service stops
  *
  * A channel (a new ring, told to every child) is made whenever the group is UP and the coordinator runs and
  * one of them is new. A worker that dies before the first channel is a mistake in the model or the settings:
@@ -15,6 +15,7 @@
 #include "launcher/serve/child.h"
 #include "proto/step/ring.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -38,7 +39,9 @@
 #define WORKERS_STOP  (5 * SECOND)
 #define NEVER         UINT64_MAX
 
-enum part_state { PART_STARTING, PART_UP, PART_DYING, PART_WAITING, PART_STOPPED };
+#define CHILD_EXIT_USAGE 2 /* of workers and coordinator: a setting is wrong */
+
+enum part_state { PART_WAITING, PART_STARTING, PART_UP, PART_DYING, PART_STOPPED, PART_STATES };
 enum stop_stage { RUNNING, STOPPING_COORDINATOR, STOPPING_WORKERS, STOPPED };
 
 /* The rank group or the coordinator: what dies and is restarted as one. */
@@ -52,6 +55,7 @@ struct part {
     uint64_t deaths_ns[RESTARTS_MAX]; /* since it last served, within the window; oldest first */
     uint32_t deaths;
     char why[CONTROL_TEXT_MAX]; /* of the last death */
+    bool misconfigured;         /* one of its processes ended saying that a setting is wrong */
 };
 
 struct supervisor {
@@ -59,11 +63,13 @@ struct supervisor {
     struct child children[RANKS_MAX + 1]; /* workers, then the coordinator */
     struct part group, coordinator;
     uint64_t channel_group, channel_coordinator; /* epochs of the last channel; 0 = none yet */
+    uint64_t serving_group; /* epoch of the group that the coordinator last said it serves with */
     uint64_t channel_ns;
     enum stop_stage stop;
     uint64_t stop_deadline_ns;
     uint64_t next_ping_ns, watchdog_ns, next_watchdog_ns;
     uint64_t pings;
+    uint64_t due_ns; /* when the loop meant to run again, at the latest */
     int signals;
     bool announced;  /* it served once */
     bool recovering; /* since a death, until everybody is back */
@@ -76,6 +82,19 @@ static uint64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
+}
+
+/* The only place that moves a part; what the drawing above does not have is a mistake of ours. */
+static void part_enter(struct part *p, enum part_state to) {
+    static const bool allowed[PART_STATES][PART_STATES] = {
+            [PART_WAITING] = {[PART_STARTING] = true, [PART_STOPPED] = true},
+            [PART_STARTING] = {[PART_UP] = true, [PART_DYING] = true, [PART_STOPPED] = true},
+            [PART_UP] = {[PART_DYING] = true, [PART_STOPPED] = true},
+            [PART_DYING] = {[PART_WAITING] = true, [PART_STOPPED] = true},
+            [PART_STOPPED] = {[PART_STOPPED] = true},
+    };
+    assert(allowed[p->state][to]);
+    p->state = to;
 }
 
 static bool part_has_child(const struct part *p) {
@@ -121,7 +140,7 @@ static int start_group(struct supervisor *s) {
                      ? error_set(&e, -errno, "cannot make shared memory for the workers: %s", strerror(errno))
                      : 0;
     s->group.epoch++;
-    s->group.state = PART_STARTING;
+    part_enter(&s->group, PART_STARTING);
     s->told_percent = 0;
     for (uint32_t i = 0; i < s->group.n && rc == 0; i++)
         rc = child_spawn(
@@ -137,7 +156,7 @@ static int start_coordinator(struct supervisor *s) {
     struct error e = {0};
     struct child *c = s->coordinator.children;
     s->coordinator.epoch++;
-    s->coordinator.state = PART_STARTING;
+    part_enter(&s->coordinator, PART_STARTING);
     int rc = child_spawn(c, s->service->coordinator_argv, s->service->environment, -1, &e);
     if (rc == 0) {
         struct control_message m;
@@ -184,11 +203,12 @@ static void announce(struct supervisor *s) {
         printf("serving %s\ntry:  %s\n", s->service->title, s->service->try_it);
         fflush(stdout);
         sd_notifyf(0, "READY=1\nSTATUS=serving %s", s->service->title);
-    } else if (s->recovering) {
+    } else if (s->recovering && s->serving_group == s->group.epoch) {
         log_notice("serving again");
         sd_notifyf(0, "STATUS=serving %s", s->service->title);
     }
-    s->recovering = false;
+    if (s->serving_group == s->group.epoch)
+        s->recovering = false;
 }
 
 /* --- dying --- */
@@ -203,7 +223,7 @@ static void part_lost(struct supervisor *s, struct part *p, const char *why) {
             p->state == PART_UP && s->announced && s->channel_ns && now_ns() - s->channel_ns >= SERVED_AFTER;
     if (served)
         p->deaths = 0;
-    p->state = PART_DYING;
+    part_enter(p, PART_DYING);
     s->recovering = true;
     for (uint32_t i = 0; i < p->n; i++)
         child_kill(&p->children[i]);
@@ -254,11 +274,11 @@ static void part_reaped(struct supervisor *s, struct part *p) {
     uint64_t now = now_ns();
     bool stopping = s->stop >= STOPPING_WORKERS || (s->stop == STOPPING_COORDINATOR && p == &s->coordinator);
     if (stopping) {
-        p->state = PART_STOPPED;
+        part_enter(p, PART_STOPPED);
         return;
     }
     if (never_worked(s, p)) { /* a mistake in the model or the settings, not an accident */
-        give_up(s, -EIO, "%s", p->why);
+        give_up(s, p->misconfigured ? -EINVAL : -EIO, "%s", p->why);
         return;
     }
     forget_old_deaths(p, now, s->service->restart_window_ms * MS);
@@ -269,7 +289,7 @@ static void part_reaped(struct supervisor *s, struct part *p) {
         return;
     }
     p->deaths_ns[p->deaths++] = now;
-    p->state = PART_WAITING;
+    part_enter(p, PART_WAITING);
     p->restart_ns = now + backoff_ns(p->deaths);
 }
 
@@ -277,6 +297,7 @@ static void on_death(struct supervisor *s, struct child *c, const char *how) {
     bool coordinator = c == s->coordinator.children;
     struct part *p = coordinator ? &s->coordinator : &s->group;
     char why[CONTROL_TEXT_MAX + 128];
+    p->misconfigured |= c->exit_code == CHILD_EXIT_USAGE && !c->killed;
     if (c->fault[0] && never_worked(s, p)) /* the sentence says it all */
         snprintf(why, sizeof(why), "%s", c->fault);
     else if (c->fault[0])
@@ -289,13 +310,6 @@ static void on_death(struct supervisor *s, struct child *c, const char *how) {
         group_lost(s, s->service->worker_rank[c - s->group.children], c->end_signal, why);
     if (!part_has_child(p))
         part_reaped(s, p);
-}
-
-static void reap(struct supervisor *s) {
-    char how[128];
-    for (uint32_t i = 0; i <= s->group.n; i++)
-        if (child_reap(&s->children[i], how, sizeof(how)))
-            on_death(s, &s->children[i], how);
 }
 
 /* --- listening to children --- */
@@ -321,16 +335,17 @@ static void worker_ready(struct supervisor *s, struct child *c, const char *text
         if (!s->group.children[i].ready)
             return;
     if (s->group.state == PART_STARTING)
-        s->group.state = PART_UP;
+        part_enter(&s->group, PART_UP);
     connect_parts(s);
     announce(s);
 }
 
-static void coordinator_ready(struct supervisor *s, const char *text) {
-    if (*text)
-        log_info("coordinator: %s", text);
+static void coordinator_ready(struct supervisor *s, const struct control_message *m) {
+    if (*m->text)
+        log_info("coordinator: %s", m->text);
+    s->serving_group = m->group_epoch;
     if (s->coordinator.state == PART_STARTING)
-        s->coordinator.state = PART_UP;
+        part_enter(&s->coordinator, PART_UP);
     connect_parts(s);
     announce(s);
 }
@@ -342,7 +357,7 @@ static void on_message(struct supervisor *s, struct child *c, const struct contr
     case CONTROL_READY:
         c->ready = true;
         if (coordinator)
-            coordinator_ready(s, m->text);
+            coordinator_ready(s, m);
         else
             worker_ready(s, c, m->text);
         break;
@@ -352,6 +367,10 @@ static void on_message(struct supervisor *s, struct child *c, const struct contr
         tell_progress(s);
         break;
     case CONTROL_FAULT:
+        if (coordinator && m->a == CONTROL_FAULT_STAYS) { /* its log line has said it */
+            sd_notifyf(0, "STATUS=not serving: %.300s", m->text);
+            break;
+        }
         snprintf(c->fault, sizeof(c->fault), "%s", *m->text ? m->text : "it gave no reason");
         break;
     case CONTROL_PONG:
@@ -377,16 +396,30 @@ static void listen_to(struct supervisor *s, struct child *c) {
         int rc = control_receive(c->control, /* block= */ false, &m, &e);
         if (rc == -EAGAIN)
             return;
-        if (rc == -EPIPE || rc == -ECONNRESET) {
-            c->eof_ns = now_ns(); /* it is exiting: its pidfd will tell how */
-            return;
-        }
-        if (rc < 0) {
+        if (rc == -EBADMSG) {
             log_warning("%s: %s: ignoring the message", c->name, e.text);
             continue;
         }
+        if (rc < 0) {
+            c->eof_ns = now_ns(); /* it is exiting: its pidfd will tell how */
+            if (rc != -EPIPE)
+                log_warning("%s: %s", c->name, e.text);
+            return;
+        }
         on_message(s, c, &m);
         control_close_fds(&m);
+    }
+}
+
+static void reap(struct supervisor *s) {
+    char how[128];
+    for (uint32_t i = 0; i <= s->group.n; i++) {
+        struct child *c = &s->children[i];
+        if (!child_ended(c))
+            continue;
+        listen_to(s, c); /* what it said before it died is the reason of its death */
+        if (child_reap(c, how, sizeof(how)))
+            on_death(s, c, how);
     }
 }
 
@@ -426,6 +459,22 @@ static void check_silence(struct supervisor *s, uint64_t now) {
     }
 }
 
+/* The loop was not run when it meant to: everything was stopped (a paused machine, a closed laptop, SIGSTOP to all), or
+ * there is no processor time to be had. Children were not run either, so what they owe is counted from now. */
+static void forgive_stall(struct supervisor *s, uint64_t now) {
+    uint64_t slack = s->service->step_timeout_ms * MS / 4;
+    if (!s->due_ns || now <= s->due_ns + slack)
+        return;
+    log_notice("this process did not run for %.1f s: nobody is blamed for that time",
+            (double)(now - s->due_ns) / 1e9);
+    for (uint32_t i = 0; i <= s->group.n; i++) {
+        if (s->children[i].ping_ns)
+            s->children[i].ping_ns = now;
+        if (s->children[i].eof_ns)
+            s->children[i].eof_ns = now;
+    }
+}
+
 static void restart_due(struct supervisor *s, uint64_t now) {
     if (s->failed || s->stop >= STOPPING_WORKERS)
         return;
@@ -452,7 +501,7 @@ static void stop_workers(struct supervisor *s) {
         if (child_alive(&s->group.children[i]) && !child_send(&s->group.children[i], &m))
             child_kill(&s->group.children[i]);
     if (!part_has_child(&s->group))
-        s->group.state = PART_STOPPED;
+        part_enter(&s->group, PART_STOPPED);
 }
 
 static void stop_at_once(struct supervisor *s) {
@@ -461,7 +510,7 @@ static void stop_at_once(struct supervisor *s) {
     s->stop = STOPPING_WORKERS;
     s->stop_deadline_ns = NEVER;
     if (!part_has_child(&s->group))
-        s->group.state = PART_STOPPED;
+        part_enter(&s->group, PART_STOPPED);
 }
 
 static void begin_stop(struct supervisor *s, const char *signal_name) {
@@ -482,7 +531,7 @@ static void begin_stop(struct supervisor *s, const char *signal_name) {
     struct control_message m = message(s, CONTROL_STOP);
     m.a = grace;
     if (!child_alive(s->coordinator.children))
-        s->coordinator.state = PART_STOPPED;
+        part_enter(&s->coordinator, PART_STOPPED);
     else if (!child_send(s->coordinator.children, &m))
         child_kill(s->coordinator.children);
 }
@@ -529,6 +578,10 @@ static int wait_ms(const struct supervisor *s, uint64_t now) {
         due = s->stop_deadline_ns;
     if (s->watchdog_ns && s->next_watchdog_ns < due)
         due = s->next_watchdog_ns;
+    /* A pause of ours that falls into this wait goes unnoticed: short waits keep it well below the limit. */
+    uint64_t look_ns = s->service->step_timeout_ms * MS / 4;
+    if (due > now + look_ns)
+        due = now + look_ns;
     return due <= now ? 0 : (int)((due - now + MS - 1) / MS);
 }
 
@@ -543,7 +596,10 @@ static void wait_for_events(struct supervisor *s) {
         if (c->control >= 0 && !c->eof_ns)
             fds[n++] = (struct pollfd){.fd = c->control, .events = POLLIN};
     }
-    (void)poll(fds, n, wait_ms(s, now_ns()));
+    uint64_t now = now_ns();
+    int ms = wait_ms(s, now);
+    s->due_ns = now + (uint64_t)ms * MS;
+    (void)poll(fds, n, ms);
 }
 
 static void kill_all(struct supervisor *s) {
@@ -561,6 +617,7 @@ static void kill_all(struct supervisor *s) {
 static void run(struct supervisor *s) {
     while (s->stop != STOPPED && !s->failed) {
         wait_for_events(s);
+        forgive_stall(s, now_ns());
         on_signal(s);
         /* What a child said before it died comes first: its FAULT is the reason of its death. */
         for (uint32_t i = 0; i <= s->group.n; i++)

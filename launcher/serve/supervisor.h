@@ -13,8 +13,7 @@
 #include <stdint.h>
 
 struct service {
-    char **worker_argv[RANKS_MAX];   /* NULL-terminated, one per worker process; argv[0] is the program's path
-                                      */
+    char **worker_argv[RANKS_MAX];   /* NULL-terminated, one per worker process; argv[0]: the path */
     uint32_t worker_rank[RANKS_MAX]; /* first rank of each worker process */
     uint32_t n_workers;
     char **coordinator_argv;
@@ -29,7 +28,7 @@ struct service {
     const char *try_it; /* a command line that asks this service */
 };
 
-/* Runs until SIGTERM or SIGINT (0) or until it has to give up: a negative errno with a sentence. No child is
- * left when it returns. Blocks SIGTERM, SIGINT and SIGHUP in the calling thread, the only one there may be.
- */
+/* Runs until SIGTERM or SIGINT (0) or until it has to give up: a negative errno with a sentence,
+ * -EINVAL when a process said that the settings are wrong. No child is
+ * left when it returns. Blocks SIGTERM, SIGINT and SIGHUP in the calling thread, the only one there may be. */
 int supervisor_run(const struct service *service, struct error *e);

@@ -20,7 +20,8 @@ enum control_kind {
                         */
     CONTROL_READY,     /* child -> launcher: weights loaded / serving. text = one line for people */
     CONTROL_LOADING,   /* child -> launcher: a = done, b = total (bytes), text = what */
-    CONTROL_FAULT,     /* child -> launcher: cannot go on; text = why. The child exits after it */
+    CONTROL_FAULT,     /* child -> launcher: cannot go on; text = why. The child exits after it, unless a is
+                        * CONTROL_FAULT_STAYS: the coordinator answers, but serves no more */
     CONTROL_PING,      /* launcher -> child, a = number */
     CONTROL_PONG,      /* child -> launcher, same a */
     CONTROL_STOP,      /* launcher -> child: drain and exit; a = grace in ms */
@@ -30,6 +31,8 @@ enum control_kind {
                     * why. The launcher restarts the rank group (GROUP_LOST and a CHANNEL follow) */
     CONTROL_KINDS,
 };
+
+#define CONTROL_FAULT_STAYS 1u
 
 struct control_message {
     uint32_t kind;

@@ -3,7 +3,7 @@
 Follows the control protocol of proto/step/control.h on fd 3 and appends one JSON line per thing that happened to
 HOME/events. HOME/script.json says how to misbehave, per program ("shardd-coordinator", "shardd-worker-cpu") or per
 rank ("worker-1"):
-  fault: TEXT      say CONTROL_FAULT instead of READY and exit 1
+  fault: TEXT      say CONTROL_FAULT instead of READY and exit 1 (code: another)
   exit: CODE       exit before READY
   load: true       never become ready, and listen to nobody
   quiet: true      never say READY
@@ -84,6 +84,8 @@ class Child:
         self.epoch = epoch
         for fd in fds:
             os.close(fd)
+        if self.coordinator and not self.script.get("quiet"):
+            self.say("READY", text="scripted", groups=(group, epoch))  # it serves with this group
         if "stuck" in self.script and not self.told_stuck:
             self.told_stuck = True
             self.say("STUCK", self.script["stuck"], "layer 3 of step 7", (group, epoch))
@@ -113,7 +115,7 @@ class Child:
                    environment=sorted(k for k in os.environ if "NOTIFY" in k or "LISTEN" in k or "WATCHDOG" in k))
         if "fault" in self.script:
             self.say("FAULT", text=self.script["fault"])
-            sys.exit(1)
+            sys.exit(self.script.get("code", 1))
         if "exit" in self.script:
             sys.exit(self.script["exit"])
         while self.script.get("load"):

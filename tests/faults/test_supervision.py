@@ -254,3 +254,53 @@ def test_random_deaths_under_load(model, device):
         assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
         assert codes.count(grpc.StatusCode.OK) > 20
         assert client.tokens(PROMPTS[0], 200, 0) == undisturbed[0]
+
+
+def test_a_pause_of_everything_costs_nobody_a_restart(model, device):
+    """Every process stopped for longer than the step timeout, with a step under way: nothing was wrong with anybody."""
+    with Running(model, device, "--step-timeout", "1s") as run, run.client() as client:
+        undisturbed = [client.tokens(prompt, TOKENS, seed) for seed, prompt in enumerate(PROMPTS)]
+        streams = start_streams(client)
+        for stream in streams:
+            stream.wait_tokens(10)
+        everybody = run.children() + [run.pid]
+        for order in (everybody, everybody[::-1]):
+            for pid in order:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(2.5)
+            for pid in order:
+                os.kill(pid, signal.SIGCONT)
+            time.sleep(0.2)
+        assert [stream.finish() for stream in streams] == undisturbed
+        assert "does not answer" not in run.log() and "no progress" not in run.log()
+        info = client.info()
+        assert info.group_epoch == 1 and info.coord_epoch == 1
+
+
+def test_other_weights_are_served_after_a_restart_only(model, tmp_path):
+    """The files were replaced under a running service and its workers came back with them: nobody gets another model's
+    text by surprise. It stays, says that it does not serve, and why; restarted, it serves the new model."""
+    folder = str(tmp_path / "tiny")
+    shutil.copytree(model, folder)
+    with Running(folder, "cpu") as run, run.client() as client:
+        before = client.tokens(PROMPTS[0], 20, 1)
+        shutil.rmtree(folder)
+        subprocess.run([SHARDD, "synth", folder, "--config", "tiny", "--seed", "8"], check=True, capture_output=True)
+        coordinator = run.program("shardd-coordinator")
+        os.kill(run.program("shardd-worker")[0], signal.SIGKILL)
+        run.wait_log("restart the service to change the model")
+        wait_for(lambda: client.state() == "failed", "the state")
+        status = subprocess.run([SHARDD, "status", "--server", "unix:" + run.socket], capture_output=True, text=True,
+                                check=False)
+        assert status.returncode == 1 and "NOT_SERVING" in status.stdout, status.stdout
+        stream = client.stream(PROMPTS[0], 20, 1)
+        assert stream.join() != grpc.StatusCode.OK and "restarted" in stream.details
+        os.kill(run.program("shardd-worker")[0], signal.SIGKILL)  # whatever else happens: no loop, no change of mind
+        time.sleep(2)
+        assert client.state() == "failed" and run.program("shardd-coordinator") == coordinator
+        assert run.log().count("restart the service to change the model") == 1
+        assert "serving again" not in run.log()
+        run.signal(signal.SIGTERM)
+        assert run.wait() == 0
+    with Running(folder, "cpu") as run, run.client() as client:
+        assert client.tokens(PROMPTS[0], 20, 1) != before

@@ -5,10 +5,11 @@ import signal
 import socket
 import stat
 import subprocess
+import time
 
 import pytest
 
-from common import PATIENCE, ROOT, SHARDD, Scripted, Serve, alive, run_serve, wait_for
+from common import BIN, PATIENCE, ROOT, SHARDD, Scripted, Serve, alive, run_serve, wait_for
 
 KILL, TERM, STOP = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP
 
@@ -363,7 +364,7 @@ def test_the_unix_socket(tmp_path):
         assert ask(run.socket)[1] == 1
         (tmp_path / "file").write_text("precious")
         done = run_serve(*flags, "--uds", str(tmp_path / "file"))
-        assert done.returncode == 1 and "not a socket" in done.stderr
+        assert done.returncode == 2 and "not a socket" in done.stderr
         assert (tmp_path / "file").read_text() == "precious"
         assert "folder must exist" in run_serve(*flags, "--uds", "/no/such/folder/s").stderr
         assert "107 bytes" in run_serve(*flags, "--uds", "/tmp/" + "x" * 200).stderr
@@ -390,11 +391,11 @@ def test_refusals(tmp_path):
     (model / "config.json").write_text("{}")
     good = ["--model", str(model)]
     cases = [
-        (1, [], "--model"),
-        (1, ["--model", "/no/such/model"], "/no/such/model does not exist"),
-        (1, ["--model", str(model / "config.json")], "is neither a folder nor a GGUF file"),
-        (1, ["--model", str(tmp_path)], "has neither a config.json"),
-        (1, ["--model", str(model), str(model)], "given twice"),
+        (2, [], "--model"),
+        (2, ["--model", "/no/such/model"], "/no/such/model does not exist"),
+        (2, ["--model", str(model / "config.json")], "is neither a folder nor a GGUF file"),
+        (2, ["--model", str(tmp_path)], "has neither a config.json"),
+        (2, ["--model", str(model), str(model)], "given twice"),
         (2, good + ["--tensor-parallel-size", "3"], "--tensor-parallel-size 3"),
         (2, good + ["--tensor-parallel-size", "16"], "1 to 8"),
         (2, good + ["-tp", "2", "--ranks-per-process", "4"], "--ranks-per-process"),
@@ -403,10 +404,66 @@ def test_refusals(tmp_path):
         (2, good + ["--port", "http"], "'http' is not a whole number"),
         (2, good + ["--max-num-sequences", "4"], "did you mean --max-num-seqs"),
         (2, good + ["--config", "/no/such/file"], "/no/such/file"),
-        (1, good + ["--libexec-dir", str(tmp_path)], "shardd-worker-cpu is not in " + str(tmp_path)),
-        (1, good + ["--libexec-dir", str(tmp_path), "--device", "cuda"], "--device cuda"),
+        (2, good + ["--libexec-dir", str(tmp_path)], "shardd-worker-cpu is not in " + str(tmp_path)),
+        (2, good + ["--libexec-dir", str(tmp_path), "--device", "cuda"], "--device cuda"),
     ]
     for code, flags, text in cases:
         done = run_serve(*flags)
         assert (done.returncode, text in done.stderr) == (code, True), (flags, done.returncode, done.stderr)
         assert "serving" not in done.stdout
+
+
+# ---------------------------------------------------------------- pauses of everything, and deaf sockets
+
+
+def test_a_pause_of_everything_is_no_hang():
+    """A paused machine or a closed laptop: for longer than the limit nobody ran, so nobody is to blame. Pings are under
+    way when it happens: the children were stopped first."""
+    with Scripted("--step-timeout", "1s") as run:
+        started(run)
+        run.wait_event(who="coordinator", kind="CHANNEL")
+        children = list(run.children())
+        for _ in range(3):
+            for pid in children:
+                os.kill(pid, STOP)
+            time.sleep(0.6)  # a ping goes out and is not answered
+            run.signal(STOP)
+            time.sleep(2.5)
+            run.signal(signal.SIGCONT)
+            time.sleep(0.3)
+            for pid in children:
+                os.kill(pid, signal.SIGCONT)
+            time.sleep(1.5)
+        assert "does not answer" not in run.log()
+        assert sorted(run.children()) == sorted(children)
+        os.kill(children[0], STOP)  # a hang of one is still found
+        run.wait_log("does not answer")
+
+
+def test_restarts_are_counted_by_the_settings():
+    for flags, starts in ((["--max-restarts", "0"], 1), (["--max-restarts", "2"], 3)):
+        with Scripted(*flags) as run:
+            started(run)
+            run.script({"worker-1": {"exit": 9}})
+            os.kill(pids(run, "worker-1")[0], KILL)
+            assert run.wait() == 1
+            assert "giving up" in run.log().splitlines()[-1] and "--max-restarts" in run.log()
+            assert len(pids(run, "worker-1")) == starts
+
+
+def test_a_worker_with_a_broken_control_socket_ends(tmp_path):
+    """Its descriptor is no socket: reading it fails at once, and for ever. One line, then it ends."""
+    subprocess.run([SHARDD, "synth", str(tmp_path / "tiny"), "--config", "tiny"], check=True, capture_output=True)
+    with open("/dev/zero", "rb") as wrong, open(tmp_path / "log", "wb") as log:
+        program = ("import os, sys\nos.dup2(int(sys.argv[1]), 3)\nos.execv(sys.argv[2], sys.argv[2:])\n")
+        worker = subprocess.Popen(
+            ["/usr/bin/python3", "-c", program, str(wrong.fileno()), os.path.join(BIN, "shardd-worker-cpu"), "--model",
+             str(tmp_path / "tiny"), "--control-fd", "3", "--load-format", "dummy"],
+            pass_fds=[wrong.fileno()], stdout=log, stderr=log)
+    try:
+        assert worker.wait(PATIENCE) == 1
+    finally:
+        worker.kill()
+        worker.wait()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) <= 3 and "cannot be heard" in lines[-1], lines[:5]

@@ -37,7 +37,6 @@ enum step_exec_logits {
 };
 void step_exec_want_logits(
         struct step_exec *x, enum step_exec_logits what); /* needs rank_options.logits_rows */
-/* After a record: [rows asked for][vocab_rows] of this rank, and of the MTP head (NULL without). Owned by x.
- */
+/* After a record: [rows asked for][vocab_rows] of this rank, and of the MTP head (NULL without). Owned by x. */
 const float *step_exec_logits_main(const struct step_exec *x);
 const float *step_exec_logits_mtp(const struct step_exec *x);

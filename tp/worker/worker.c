@@ -42,6 +42,10 @@ static uint64_t now_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+int worker_exit_status(int code) {
+    return code == -EDOM ? WORKER_EXIT_USAGE : EXIT_FAILURE;
+}
+
 uint32_t worker_threads(const struct worker_options *o) {
     cpu_set_t set;
     if (o->rank.threads)
@@ -134,7 +138,7 @@ static void tell_ready(struct worker *w) {
 static int fault(struct worker *w, const struct worker_rank *r) {
     log_error("rank %u: %s", r->options.rank, r->e.text);
     tell(w, CONTROL_FAULT, r->options.rank, 0, r->e.text);
-    return EXIT_FAILURE;
+    return worker_exit_status(r->e.code);
 }
 
 /* What failed ranks mean for the process: an exit status, or -1 to go on. */
@@ -210,9 +214,13 @@ static int on_control(struct worker *w) {
         log_notice("the launcher is gone: stopping");
         return EXIT_FAILURE;
     }
-    if (r < 0) {
+    if (r == -EBADMSG) {
         log_warning("ignoring a message of the launcher: %s", e.text);
         return -1;
+    }
+    if (r < 0) { /* it would fail again at once, for ever */
+        log_error("the launcher cannot be heard: %s: stopping", e.text);
+        return EXIT_FAILURE;
     }
     switch (m.kind) {
     case CONTROL_CHANNEL:
@@ -254,8 +262,10 @@ static int listen_until_end(struct worker *w) {
             return EXIT_FAILURE;
         }
         uint64_t ignored;
-        if (n > 0 && fds[1].revents && read(w->event_fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN)
-            log_warning("eventfd: %s", strerror(errno));
+        if (n > 0 && fds[1].revents && read(w->event_fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN) {
+            log_error("eventfd: %s", strerror(errno));
+            return EXIT_FAILURE;
+        }
         if (!w->ready)
             tell_loading(w);
         int status = look_at_ranks(w);
@@ -309,6 +319,7 @@ int worker_serve(const struct worker_options *options) {
     if (r < 0) {
         log_error("%s", e.text);
         tell(w, CONTROL_FAULT, 0, 0, e.text);
+        status = worker_exit_status(r);
     } else
         status = listen_until_end(w);
     if (!end_ranks(w))

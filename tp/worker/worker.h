@@ -8,13 +8,16 @@
 #include "tp/worker/worker_options.h"
 
 /* Serves until the launcher says stop, goes away, or a rank fails. Returns the process's exit status; when it
- * returns early (launcher gone, a rank that does not finish) threads may still run, so main must exit. Logs.
- */
+ * returns early (launcher gone, a rank that does not finish) threads may still run, so main must exit. Logs. */
 int worker_serve(const struct worker_options *options);
 
 /* --generate-ids: all ranks in this process, one prompt, ids and log probabilities on stdout. Exit status.
  * Logs. */
 int worker_generate(const struct worker_options *options);
+
+#define WORKER_EXIT_USAGE 2 /* a setting is wrong, for this model or at all: starting again does not help */
+/* The exit status for a negative errno: -EDOM is a setting that this model or machine cannot have. */
+int worker_exit_status(int code);
 
 /* Threads of one rank: what was asked for, or this process's cores divided by the ranks. */
 uint32_t worker_threads(const struct worker_options *options);

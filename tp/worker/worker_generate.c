@@ -72,5 +72,5 @@ int worker_generate(const struct worker_options *options) {
     if (r < 0)
         log_error("%s", e.text);
     offline_free(o);
-    return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+    return r < 0 ? worker_exit_status(r) : EXIT_SUCCESS;
 }
