@@ -10,9 +10,8 @@
 #define ERROR_TEXT_MAX 640u
 
 struct error {
-    int code; /* negative errno; 0 = nothing happened */
-    char text
-            [ERROR_TEXT_MAX]; /* UTF-8, one sentence, no newline at its end, NUL-terminated; long text is cut */
+    int code;                  /* negative errno; 0 = nothing happened */
+    char text[ERROR_TEXT_MAX]; /* UTF-8, one sentence without a newline, NUL-terminated; long text is cut */
 };
 
 #ifdef __cplusplus
