@@ -456,7 +456,7 @@ static void says_why_it_cannot_start(void **state) {
     m = hear(&p);
     assert_int_equal(m.kind, CONTROL_FAULT);
     assert_non_null(strstr(m.text, "--ranks"));
-    assert_int_equal(exit_status(&p), 1);
+    assert_int_equal(exit_status(&p), 2);
 }
 
 int main(void) {
