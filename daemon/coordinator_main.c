@@ -104,15 +104,10 @@ static void add_listener(struct coordinator *c, int fd) {
         log_error("%s", e.text);
 }
 
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/* A first start answers from the beginning: that it loads is an answer. A coordinator that replaces one leaves what
+static /* A first start answers from the beginning: that it loads is an answer. A coordinator that replaces one leaves what
  * comes in the sockets' queues until it has its workers (main looks), so that a death is a pause and no refusal. */
-static void take_listeners(struct coordinator *c, struct control_message *m) {
+        static void
+        take_listeners(struct coordinator *c, struct control_message *m) {
     bool hold = m->coord_epoch > 1;
     pthread_mutex_lock(&c->held_lock);
     for (uint32_t i = 0; i < m->n_fds; i++) {

@@ -7,6 +7,8 @@
 #include "daemon/engine/sequence.h"
 #include "daemon/engine/wake.h"
 
+#include "base/clock.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -182,7 +184,7 @@ static void *engine_main(void *arg) {
     struct engine *g = arg;
     pthread_setname_np(pthread_self(), "engine");
     while (!atomic_load(&g->stop)) {
-        uint64_t now = engine_clock_ns();
+        uint64_t now = clock_ns();
         struct flight_report stuck;
         g->work_done = false;
         take_inbox(g);
@@ -194,9 +196,9 @@ static void *engine_main(void *arg) {
             recovery_fault(g, &stuck.death, stuck.text);
         poke_all(g);
         if (g->work_done)
-            g->now.step_plan_ns_total += engine_clock_ns() - now;
+            g->now.step_plan_ns_total += clock_ns() - now;
         publish_stats(g);
-        now = engine_clock_ns();
+        now = clock_ns();
         wake_wait(g, idle_ns(g, now));
     }
     return NULL;
@@ -358,7 +360,7 @@ void engine_stats(struct engine *g, struct engine_stats *ret) {
 }
 
 int engine_wait_ready(struct engine *g, uint64_t timeout_ns) {
-    struct timespec until = wake_timespec(engine_clock_ns() + timeout_ns);
+    struct timespec until = wake_timespec(clock_ns() + timeout_ns);
     int r = 0;
     pthread_mutex_lock(&g->stats_lock);
     while (!g->ready && r == 0)

@@ -7,13 +7,13 @@
 #include "daemon/engine/inbox.h"
 #include "daemon/engine/wake.h"
 
+#include "base/hash.h"
+
 #include <errno.h>
 #include <string.h>
 
 static uint32_t bucket_of(const char *id) {
-    uint64_t h = 0xcbf29ce484222325ull;
-    for (; *id != 0; id++)
-        h = (h ^ (uint8_t)*id) * 0x100000001b3ull;
+    uint64_t h = fnv1a_text(FNV1A_START, id);
     return (uint32_t)((h ^ h >> 32) % REGISTRY_BUCKETS);
 }
 

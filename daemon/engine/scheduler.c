@@ -18,6 +18,8 @@
 #include "daemon/engine/flight.h"
 #include "daemon/engine/sequence.h"
 
+#include "base/clock.h"
+
 #include <assert.h>
 
 #define PREFILL_ROWS_MIN 16u
@@ -86,7 +88,7 @@ static void add_open(struct engine *g, struct sequence *s) {
     step_add_memory(g->writer, STEP_MEMORY_ZERO_SLOT, s->slot, 0);
     s->opened = true;
     if (atomic_load_explicit(&s->stream->first_step_ns, memory_order_relaxed) == 0)
-        atomic_store_explicit(&s->stream->first_step_ns, engine_clock_ns(), memory_order_relaxed);
+        atomic_store_explicit(&s->stream->first_step_ns, clock_ns(), memory_order_relaxed);
 }
 
 /* Writes the entry; its pages are there already or granted by it. */

@@ -30,9 +30,3 @@ void sequence_enter(struct sequence *s, enum sequence_state to) {
     assert(allowed[s->state][to]);
     s->state = to;
 }
-
-uint64_t engine_clock_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}

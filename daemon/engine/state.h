@@ -162,5 +162,3 @@ struct engine {
 void engine_enter(struct engine *g, enum engine_state to);
 const char *engine_state_name(enum engine_state state);
 void sequence_enter(struct sequence *s, enum sequence_state to);
-
-uint64_t engine_clock_ns(void);

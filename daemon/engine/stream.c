@@ -8,6 +8,8 @@
 
 #include "daemon/engine/state.h"
 
+#include "base/clock.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +22,7 @@ struct engine_stream *stream_create(const struct engine_request *request) {
     s->refs = 2;                                        /* the engine's and the caller's */
     s->poke = request->poke;
     s->user = request->user;
-    s->received_ns = engine_clock_ns();
+    s->received_ns = clock_ns();
     memcpy(s->request_id, request->request_id, sizeof(s->request_id));
     s->request_id[REQUEST_ID_BYTES_MAX] = 0;
     memcpy(s->caller, request->caller, sizeof(s->caller));
@@ -54,7 +56,7 @@ bool stream_push(struct engine_stream *s, const struct step_sample *sample) {
     memcpy(t->top_ids, sample->top_ids, sample->n_top * sizeof(t->top_ids[0]));
     memcpy(t->top_logprobs, sample->top_logprobs, sample->n_top * sizeof(t->top_logprobs[0]));
     if (tail == 0)
-        atomic_store_explicit(&s->first_token_ns, engine_clock_ns(), memory_order_relaxed);
+        atomic_store_explicit(&s->first_token_ns, clock_ns(), memory_order_relaxed);
     atomic_store(&s->tail, tail + 1);
     return atomic_load(&s->head) == tail;
 }

@@ -1,6 +1,8 @@
 /* wake.c - see wake.h. */
 #include "daemon/engine/wake.h"
 
+#include "base/clock.h"
+
 #include <time.h>
 
 void engine_wake(struct engine *g) {
@@ -18,7 +20,7 @@ struct timespec wake_timespec(uint64_t ns) {
 }
 
 void wake_wait(struct engine *g, uint64_t ns) {
-    struct timespec until = wake_timespec(engine_clock_ns() + ns);
+    struct timespec until = wake_timespec(clock_ns() + ns);
     pthread_mutex_lock(&g->wake_lock);
     while (g->ring == NULL && !g->wake_pending && ns > 0) {
         if (pthread_cond_timedwait(&g->wake_cond, &g->wake_lock, &until) != 0)

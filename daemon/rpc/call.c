@@ -5,6 +5,7 @@
  */
 #include "daemon/rpc/rpc_internal.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 
 #include <assert.h>
@@ -239,7 +240,7 @@ static size_t begin_send(struct rpc_call *c, grpc_op ops[3]) {
         ops[n++].data.send_message.send_message = c->out_buffer;
     }
     c->sending = true;
-    c->send_start_ns = rpc_now_ns();
+    c->send_start_ns = clock_ns();
     return n;
 }
 

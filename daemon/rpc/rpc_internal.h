@@ -80,8 +80,6 @@ struct rpc_call {
     void *state;
 };
 
-uint64_t rpc_now_ns(void);
-
 /* call.c */
 void rpc_call_post(struct rpc_worker *w, size_t method_index); /* n_methods = the catch-all */
 void rpc_call_wake(struct rpc_call *c);

@@ -7,6 +7,7 @@
  * its own queue, and knows. */
 #include "daemon/rpc/rpc_internal.h"
 
+#include "base/clock.h"
 #include "base/limits.h"
 #include "base/log.h"
 
@@ -17,12 +18,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-uint64_t rpc_now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static void on_gpr_log(gpr_log_func_args *args) {
     if (args->severity == GPR_LOG_SEVERITY_ERROR)
@@ -109,7 +104,7 @@ static gpr_timespec next_look(struct rpc_worker *w) {
     uint64_t stall_ns = (uint64_t)w->server->options.send_stall_ms * 1000000u;
     if (!stall_ns || !w->calls)
         return gpr_inf_future(GPR_CLOCK_MONOTONIC);
-    uint64_t now = rpc_now_ns(), period = stall_ns / 4 + 1000000u;
+    uint64_t now = clock_ns(), period = stall_ns / 4 + 1000000u;
     if (now - w->stall_check_ns >= period) {
         w->stall_check_ns = now;
         for (struct rpc_call *c = w->calls; c; c = c->next)
@@ -241,7 +236,7 @@ static void wait_for(struct rpc_server *s, enum wait what, uint64_t end_ns) {
             pthread_cond_wait(&s->changed, &s->mutex);
             continue;
         }
-        if ((s->hurry && what != WAIT_LAST_WORDS) || rpc_now_ns() >= end_ns)
+        if ((s->hurry && what != WAIT_LAST_WORDS) || clock_ns() >= end_ns)
             break;
         pthread_cond_timedwait(&s->changed, &s->mutex, &end);
     }
@@ -264,7 +259,7 @@ bool rpc_server_drain(struct rpc_server *s, uint32_t grace_ms) {
     if (!is_running(s))
         return true;
     rpc_server_wake_all(s);
-    wait_for(s, WAIT_CALLS, rpc_now_ns() + (uint64_t)grace_ms * 1000000u);
+    wait_for(s, WAIT_CALLS, clock_ns() + (uint64_t)grace_ms * 1000000u);
     pthread_mutex_lock(&s->mutex);
     bool over = is_over(s, WAIT_CALLS);
     pthread_mutex_unlock(&s->mutex);
@@ -273,7 +268,7 @@ bool rpc_server_drain(struct rpc_server *s, uint32_t grace_ms) {
 
 void rpc_server_last_words(struct rpc_server *s, uint32_t ms) {
     if (is_running(s))
-        wait_for(s, WAIT_LAST_WORDS, rpc_now_ns() + (uint64_t)ms * 1000000u);
+        wait_for(s, WAIT_LAST_WORDS, clock_ns() + (uint64_t)ms * 1000000u);
 }
 
 void rpc_server_stop(struct rpc_server *s, uint32_t grace_ms, uint32_t linger_ms) {
@@ -285,7 +280,7 @@ void rpc_server_stop(struct rpc_server *s, uint32_t grace_ms, uint32_t linger_ms
     rpc_listener_refuse(s->listener);
     if (is_running(s)) {
         grpc_server_shutdown_and_notify(s->server, s->workers[0].cq, &s->shutdown_tag);
-        wait_for(s, WAIT_PEERS, rpc_now_ns() + (uint64_t)linger_ms * 1000000u);
+        wait_for(s, WAIT_PEERS, clock_ns() + (uint64_t)linger_ms * 1000000u);
         grpc_server_cancel_all_calls(s->server);
         wait_for(s, WAIT_CANCELLED, 0);
     }

@@ -5,6 +5,8 @@
  * back what is not certain yet: whole characters (detokenizer), reasoning and tool calls (output parser), and
  * stop strings in what the parser calls the answer. */
 #include "daemon/service/chunk.h"
+
+#include "base/clock.h"
 #include "daemon/service/generation.h"
 #include "daemon/service/message.h"
 #include "daemon/service/methods.h"
@@ -14,13 +16,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 _Static_assert(ENGINE_CALLER_BYTES >= RPC_CALLER_BYTES, "a caller's name is never cut");
 
@@ -103,7 +98,7 @@ static int start(
     struct error e = {0};
     if (generation_new(p, &g) < 0)
         return refuse(status, REFUSAL_INTERNAL, "no memory for a stream");
-    g->received_ns = now_ns();
+    g->received_ns = clock_ns();
     p->engine.deadline_ns = rpc_call_deadline_ns(c);
     rpc_call_caller(c, p->engine.caller, sizeof(p->engine.caller));
     p->engine.poke = (struct engine_poke){.fn = rpc_worker_poke, .user = rpc_call_worker(c)};
@@ -151,7 +146,7 @@ static void fill_usage(const struct generation *g, Shardd__V1__Usage *u) {
     u->reasoning_tokens = g->reasoning_tokens;
     u->queue_ms = since_ms(g->received_ns, t.first_step_ns);
     u->first_token_ms = since_ms(g->received_ns, t.first_token_ns);
-    u->total_ms = since_ms(g->received_ns, now_ns());
+    u->total_ms = since_ms(g->received_ns, clock_ns());
 }
 
 static int finish_reason(const struct generation *g, enum engine_finish finish) {

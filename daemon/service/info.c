@@ -1,5 +1,7 @@
 /* info.c - GetModelInfo, GetServerInfo and Abort: small answers from what others know. */
 #include "daemon/service/message.h"
+
+#include "base/clock.h"
 #include "daemon/service/methods.h"
 #include "daemon/service/refusal.h"
 #include "daemon/service/request.h"
@@ -8,7 +10,6 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 typedef Shardd__V1__SamplingParams Sampling;
 
@@ -80,9 +81,7 @@ void model_info_on_call(struct rpc_call *c) {
 }
 
 static uint64_t uptime_ms(const struct service *s) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return ((uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec - s->start_ns) / 1000000u;
+    return (clock_ns() - s->start_ns) / CLOCK_MS;
 }
 
 static void answer_server_info(struct rpc_call *c) {

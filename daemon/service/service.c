@@ -1,10 +1,11 @@
 /* service.c - the method table and the state of the service. See service.h. */
 #include "daemon/service/service.h"
 
+#include "base/clock.h"
+
 #include "daemon/service/methods.h"
 
 #include <string.h>
-#include <time.h>
 
 const char *const service_names[] = {"shardd.v1.Shardd", "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection", NULL};
@@ -38,9 +39,7 @@ static struct rpc_method methods[] = {
 
 void service_init(struct service *s, const struct service_options *options) {
     *s = (struct service){.options = *options};
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    s->start_ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+    s->start_ns = clock_ns();
 }
 
 size_t service_methods(struct service *s, const struct rpc_method **ret) {

@@ -3,7 +3,7 @@
  * Used by tokenizer.c. A sorted list that is narrowed byte by byte; immutable after added_tokens_sort(). */
 #pragma once
 
-#include "daemon/text/buffer.h"
+#include "base/buffer.h"
 
 #include <stdbool.h>
 

@@ -6,7 +6,7 @@
  * for each byte of the word. */
 #pragma once
 
-#include "daemon/text/buffer.h"
+#include "base/buffer.h"
 #include "daemon/text/vocab.h"
 
 #define BPE_RANK_NONE UINT32_MAX

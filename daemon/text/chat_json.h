@@ -3,7 +3,7 @@
  * Used by chat_template.c and output_parser.c. The public half is in chat_template.h. */
 #pragma once
 
-#include "daemon/text/buffer.h"
+#include "base/buffer.h"
 
 #include <jansson.h>
 

@@ -2,10 +2,10 @@
  * blocks, in its order, so that what it refuses is refused for the same reason. */
 #include "daemon/text/chat_template.h"
 
+#include "base/buffer.h"
 #include "base/file.h"
 #include "base/json_config.h"
 #include "base/limits.h"
-#include "daemon/text/buffer.h"
 #include "daemon/text/chat_json.h"
 #include "daemon/text/sha256.h"
 #include "daemon/text/unicode_class.h"

@@ -2,9 +2,9 @@
  * matched in the text as it came (normalized false), and a control token is a special one. */
 #include "daemon/text/gguf_text.h"
 
+#include "base/buffer.h"
 #include "base/limits.h"
 #include "base/utf8.h"
-#include "daemon/text/buffer.h"
 #include "daemon/text/output_parser.h"
 #include "daemon/text/pretokenize.h"
 

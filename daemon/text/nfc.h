@@ -4,7 +4,7 @@
  * combining marks by swapping neighbours, which a text of a million marks makes quadratic. */
 #pragma once
 
-#include "daemon/text/buffer.h"
+#include "base/buffer.h"
 
 #include <stdbool.h>
 

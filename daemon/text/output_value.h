@@ -3,7 +3,7 @@
  * Used by output_parser.c and output_tags.c. Pure functions; what they return of tools is borrowed. */
 #pragma once
 
-#include "daemon/text/buffer.h"
+#include "base/buffer.h"
 
 #include <jansson.h>
 #include <stdbool.h>

@@ -3,7 +3,7 @@
  * match data. */
 #include "daemon/text/pretokenize.h"
 
-#include "daemon/text/buffer.h"
+#include "base/buffer.h"
 #include "daemon/text/unicode_class.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8

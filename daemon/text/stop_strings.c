@@ -2,8 +2,8 @@
  * Strings are few and short (base/limits.h), so nothing cleverer is needed. Owns copies of the strings. */
 #include "daemon/text/stop_strings.h"
 
+#include "base/buffer.h"
 #include "base/limits.h"
-#include "daemon/text/buffer.h"
 
 struct stop_string {
     char *data; /* owned */

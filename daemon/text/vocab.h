@@ -4,7 +4,7 @@
  * tokenizer.json each byte is written as one character of the GPT-2 byte alphabet. */
 #pragma once
 
-#include "daemon/text/buffer.h"
+#include "base/buffer.h"
 
 #include <stdbool.h>
 

@@ -5,6 +5,7 @@
  * through struct isa. Bodies do arithmetic only; they see no slots, pages or threads. */
 #pragma once
 
+#include "base/futex.h"
 #include "kernels/kernels.h"
 #include "kernels/layout/cpu_tiles.h"
 #include "kernels/shared/check.h"
@@ -160,11 +161,6 @@ struct team_idle {
 void team_run_idle(struct team *t, team_fn fn, void *arg, uint32_t n, const struct team_idle *idle);
 /* Returns when no thread uses the argument of an idle function any more. */
 void team_forget_idle(struct team *t);
-
-/* Waits on *word while it is `seen`; at most timeout_ns. shared: the word lies in memory of several processes. */
-void futex_wait(atomic_uint *word, uint32_t seen, uint64_t timeout_ns, bool shared);
-void futex_wake_all(atomic_uint *word, bool shared);
-void spin_pause(void);
 
 struct k_context {
     const struct isa *isa;

@@ -8,12 +8,9 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #define SPINS       4000u /* about 50 us: longer than the gap between two operations of a step */
@@ -47,21 +44,6 @@ struct team {
     struct part *parts;        /* [threads] */
     struct helper *helpers;
 };
-
-void futex_wait(atomic_uint *word, uint32_t seen, uint64_t timeout_ns, bool shared) {
-    struct timespec ts = {
-            .tv_sec = (time_t)(timeout_ns / 1000000000u), .tv_nsec = (long)(timeout_ns % 1000000000u)};
-    syscall(SYS_futex, word, shared ? FUTEX_WAIT : FUTEX_WAIT_PRIVATE, seen, timeout_ns ? &ts : NULL, NULL,
-            0);
-}
-void futex_wake_all(atomic_uint *word, bool shared) {
-    syscall(SYS_futex, word, shared ? FUTEX_WAKE : FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
-}
-void spin_pause(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-}
 
 /* Thread `self` does its own part of the tasks first, then what others have left: the same tasks fall to the same
  * thread, and its cache, run after run. */

@@ -3,9 +3,9 @@
  * Used for packed files through struct k_layout, and by kernels/cpu for weights of its own, block by block. */
 #include "kernels/layout/cpu_tiles.h"
 
+#include "base/half.h"
 #include "kernels/layout/source.h"
 #include "kernels/shared/check.h"
-#include "kernels/shared/formats.h"
 #include "kernels/shared/pool_layout.h"
 #include "kernels/shared/segments.h"
 

@@ -3,9 +3,9 @@
  * Units are a leaf of a strip in one of the arrays, in the order of the arrays. */
 #include "kernels/layout/cuda_mma.h"
 
+#include "base/half.h"
 #include "kernels/layout/source.h"
 #include "kernels/shared/check.h"
-#include "kernels/shared/formats.h"
 #include "kernels/shared/segments.h"
 
 #include <errno.h>

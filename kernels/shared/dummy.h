@@ -9,22 +9,22 @@
 #include "kernels/shared/noise.h"
 
 K_INLINE uint64_t dummy_seed(uint64_t seed) { /* of a linear, dense pieces */
-    return mix64(seed);
+    return splitmix64(seed);
 }
 K_INLINE uint64_t dummy_piece_seed(uint64_t linear_seed, uint32_t piece) { /* quantised pieces */
-    return mix64(linear_seed ^ piece);
+    return splitmix64(linear_seed ^ piece);
 }
 
 K_INLINE float dummy_dense(
         uint64_t linear_seed, uint32_t strip, uint32_t leaf, uint32_t k, uint32_t row, float scale) {
     const uint64_t at = ((uint64_t)strip << 40 | (uint64_t)leaf << 36) + ((uint64_t)k * 16 + row);
-    const uint64_t bits = mix64(linear_seed ^ mix64(at));
+    const uint64_t bits = splitmix64(linear_seed ^ splitmix64(at));
     return ((float)(int32_t)(bits >> 40) - 8388607.5f) * (scale / 8388607.5f);
 }
 
 /* The codes of columns column .. column + 7, the first in the low byte. */
 K_INLINE uint64_t dummy_eight(uint64_t piece_seed, uint32_t row, uint32_t column) {
-    return mix64(piece_seed ^ mix64((uint64_t)row << 32 | column));
+    return splitmix64(piece_seed ^ splitmix64((uint64_t)row << 32 | column));
 }
 K_INLINE uint8_t dummy_code(enum quant_format format, uint64_t eight, uint32_t i) {
     const uint8_t code = (uint8_t)(eight >> (8 * i));

@@ -4,20 +4,14 @@
  * the same, whatever it samples beside it. 64 bits become a key per sample; 32 bits per id become -ln(-ln(u)). */
 #pragma once
 
+#include "base/hash.h"
 #include "kernels/shared/elementary.h"
-
-K_INLINE uint64_t mix64(uint64_t x) { /* splitmix64: a bijection */
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
 
 struct gumbel_key {
     uint32_t a, b;
 };
 K_INLINE struct gumbel_key gumbel_key_of(uint64_t seed, uint32_t sample_index, uint32_t position) {
-    const uint64_t bits = mix64(seed ^ mix64((uint64_t)sample_index << 32 | position));
+    const uint64_t bits = splitmix64(seed ^ splitmix64((uint64_t)sample_index << 32 | position));
     struct gumbel_key key;
     key.a = (uint32_t)(bits >> 32);
     key.b = (uint32_t)bits;

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "kernels/kernels.h"
-#include "kernels/shared/formats.h"
+#include "kernels/shared/trigonometry.h"
 
 #ifdef __cplusplus
 extern "C" {

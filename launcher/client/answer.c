@@ -1,6 +1,8 @@
 /* answer.c - see answer.h. */
 #include "launcher/client/answer.h"
 
+#include "base/clock.h"
+
 #include "launcher/client/chunk_json.h"
 #include "shardd/v1/shardd.pb-c.h"
 
@@ -8,16 +10,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define DIM   "\033[2m"
 #define PLAIN "\033[0m"
-
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
 
 static void keep_text(struct answer *a, const uint8_t *data, size_t n) {
     char *more = realloc(a->text, a->text_bytes + n + 1);
@@ -86,7 +81,7 @@ static void show_ids(struct answer *a, const Shardd__V1__GenerateChunk *chunk) {
 }
 
 static void count(struct answer *a, const Shardd__V1__GenerateChunk *chunk) {
-    uint64_t now = now_ns();
+    uint64_t now = clock_ns();
     if (chunk->n_tokens && !a->first_ns)
         a->first_ns = now;
     if (chunk->n_tokens)
@@ -129,7 +124,7 @@ static void fail(struct client_status *status, int code, const char *why) {
 
 void answer_run(struct answer *a, struct client *c, const uint8_t *request, size_t bytes, uint64_t timeout_ms,
         struct client_status *ret) {
-    a->sent_ns = now_ns();
+    a->sent_ns = clock_ns();
     client_call(c, "/shardd.v1.Shardd/Generate", request, bytes, timeout_ms, on_chunk, a, ret);
     if (!a->json) {
         dim(a, false);

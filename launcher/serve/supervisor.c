@@ -10,6 +10,7 @@
  * service between. */
 #include "launcher/serve/supervisor.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/sizes.h"
 #include "launcher/serve/child.h"
@@ -25,11 +26,10 @@
 #include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <systemd/sd-daemon.h>
-#include <time.h>
 #include <unistd.h>
 
-#define MS            1000000ull
-#define SECOND        1000000000ull
+#define MS            CLOCK_MS
+#define SECOND        CLOCK_SECOND
 #define PING_EVERY    SECOND
 #define SERVED_AFTER  SECOND     /* a part that lived this long with a channel counts as having served */
 #define BACKOFF_FIRST (500 * MS) /* doubled with each death that followed no service; the first is free */
@@ -77,12 +77,6 @@ struct supervisor {
     int failed; /* negative errno: give up */
     struct error *error;
 };
-
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
-}
 
 /* The only place that moves a part; what the drawing above does not have is a mistake of ours. */
 static void part_enter(struct part *p, enum part_state to) {
@@ -190,7 +184,7 @@ static void connect_parts(struct supervisor *s) {
     close(ring);
     s->channel_group = s->group.epoch;
     s->channel_coordinator = s->coordinator.epoch;
-    s->channel_ns = now_ns();
+    s->channel_ns = clock_ns();
     log_debug("channel of group epoch %llu, coordinator epoch %llu", (unsigned long long)s->group.epoch,
             (unsigned long long)s->coordinator.epoch);
 }
@@ -219,8 +213,8 @@ static void part_lost(struct supervisor *s, struct part *p, const char *why) {
     if (p->state == PART_DYING || p->state == PART_WAITING || p->state == PART_STOPPED)
         return;
     snprintf(p->why, sizeof(p->why), "%s", why);
-    bool served =
-            p->state == PART_UP && s->announced && s->channel_ns && now_ns() - s->channel_ns >= SERVED_AFTER;
+    bool served = p->state == PART_UP && s->announced && s->channel_ns &&
+                  clock_ns() - s->channel_ns >= SERVED_AFTER;
     if (served)
         p->deaths = 0;
     part_enter(p, PART_DYING);
@@ -271,7 +265,7 @@ static uint64_t backoff_ns(uint32_t deaths) {
 
 /* All of its processes are reaped: start again now, later, or never. */
 static void part_reaped(struct supervisor *s, struct part *p) {
-    uint64_t now = now_ns();
+    uint64_t now = clock_ns();
     bool stopping = s->stop >= STOPPING_WORKERS || (s->stop == STOPPING_COORDINATOR && p == &s->coordinator);
     if (stopping) {
         part_enter(p, PART_STOPPED);
@@ -401,7 +395,7 @@ static void listen_to(struct supervisor *s, struct child *c) {
             continue;
         }
         if (rc < 0) {
-            c->eof_ns = now_ns(); /* it is exiting: its pidfd will tell how */
+            c->eof_ns = clock_ns(); /* it is exiting: its pidfd will tell how */
             if (rc != -EPIPE)
                 log_warning("%s: %s", c->name, e.text);
             return;
@@ -495,7 +489,7 @@ static void feed_watchdog(struct supervisor *s, uint64_t now) {
 
 static void stop_workers(struct supervisor *s) {
     s->stop = STOPPING_WORKERS;
-    s->stop_deadline_ns = now_ns() + WORKERS_STOP;
+    s->stop_deadline_ns = clock_ns() + WORKERS_STOP;
     struct control_message m = message(s, CONTROL_STOP);
     for (uint32_t i = 0; i < s->group.n; i++)
         if (child_alive(&s->group.children[i]) && !child_send(&s->group.children[i], &m))
@@ -527,7 +521,7 @@ static void begin_stop(struct supervisor *s, const char *signal_name) {
     sd_notifyf(0, "STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC=%llu",
             (unsigned long long)(grace * 1000 + (LINGER + WORKERS_STOP) / 1000));
     s->stop = STOPPING_COORDINATOR;
-    s->stop_deadline_ns = now_ns() + grace * MS + LINGER;
+    s->stop_deadline_ns = clock_ns() + grace * MS + LINGER;
     struct control_message m = message(s, CONTROL_STOP);
     m.a = grace;
     if (!child_alive(s->coordinator.children))
@@ -596,7 +590,7 @@ static void wait_for_events(struct supervisor *s) {
         if (c->control >= 0 && !c->eof_ns)
             fds[n++] = (struct pollfd){.fd = c->control, .events = POLLIN};
     }
-    uint64_t now = now_ns();
+    uint64_t now = clock_ns();
     int ms = wait_ms(s, now);
     s->due_ns = now + (uint64_t)ms * MS;
     (void)poll(fds, n, ms);
@@ -617,13 +611,13 @@ static void kill_all(struct supervisor *s) {
 static void run(struct supervisor *s) {
     while (s->stop != STOPPED && !s->failed) {
         wait_for_events(s);
-        forgive_stall(s, now_ns());
+        forgive_stall(s, clock_ns());
         on_signal(s);
         /* What a child said before it died comes first: its FAULT is the reason of its death. */
         for (uint32_t i = 0; i <= s->group.n; i++)
             listen_to(s, &s->children[i]);
         reap(s);
-        uint64_t now = now_ns();
+        uint64_t now = clock_ns();
         if (now >= s->next_ping_ns)
             ping_children(s, now);
         check_silence(s, now);
@@ -662,7 +656,7 @@ int supervisor_run(const struct service *service, struct error *e) {
     child_init(s.coordinator.children, "coordinator");
     if (sd_watchdog_enabled(0, &watchdog_us) > 0)
         s.watchdog_ns = watchdog_us * 1000;
-    s.next_ping_ns = now_ns() + PING_EVERY;
+    s.next_ping_ns = clock_ns() + PING_EVERY;
     sd_notify(0, "STATUS=loading");
     if (start_group(&s) == 0 && start_coordinator(&s) == 0)
         run(&s);

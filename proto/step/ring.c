@@ -12,17 +12,16 @@
  */
 #include "proto/step/ring.h"
 
+#include "base/futex.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/futex.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #define RING_MAGIC       0x676e697254534853ull /* "SHSTring" */
@@ -299,7 +298,7 @@ static void wake(_Atomic uint32_t *word, _Atomic uint32_t *sleeping) {
     atomic_fetch_add(word, 1);
     /* Sequentially consistent on both sides: either we see the sleeper or the sleeper sees the new word. */
     if (atomic_load(sleeping) > 0)
-        syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+        futex_wake_all(word, /* shared= */ true);
 }
 
 static void wake_ranks(struct step_ring *r) {
@@ -315,36 +314,19 @@ void step_ring_kick_all(struct step_ring *r) {
     step_ring_kick(r);
 }
 
-static void pause_briefly(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-static struct timespec deadline_after(uint64_t ns) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    ns += (uint64_t)t.tv_nsec;
-    return (struct timespec){
-            .tv_sec = t.tv_sec + (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-}
-
 int step_ring_wait(struct step_ring *r, uint64_t timeout_ns) {
     bool coordinator = r->rank == STEP_RING_COORDINATOR;
     _Atomic uint32_t *word = coordinator ? &r->shared->coordinator_wake : &r->shared->ranks_wake;
     _Atomic uint32_t *sleeping = coordinator ? &r->shared->coordinator_sleeping : &r->shared->ranks_sleeping;
 
     for (unsigned i = 0; i < SPINS && timeout_ns > 0 && atomic_load(word) == r->seen; i++)
-        pause_briefly();
+        spin_pause();
     if (timeout_ns > 0 && atomic_load(word) == r->seen) {
-        struct timespec until = deadline_after(timeout_ns);
+        const uint64_t until_ns = clock_ns() + timeout_ns;
         atomic_fetch_add(sleeping, 1);
         /* Returns at once when the word has moved. An interruption only makes the caller look once more; a wake that
          * was meant for the wait before does not, nor does it put the end off. */
-        while (syscall(SYS_futex, word, FUTEX_WAIT_BITSET, r->seen, &until, NULL, FUTEX_BITSET_MATCH_ANY) ==
-                        0 &&
+        while (futex_wait_until(word, r->seen, until_ns, /* shared= */ true) == 0 &&
                 atomic_load(word) == r->seen)
             continue;
         atomic_fetch_sub(sleeping, 1);

@@ -4,6 +4,8 @@
  * It is one block of memory that the caller owns and uses again for every step. */
 #include "proto/step/step.h"
 
+#include "base/hash.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <stdbool.h>
@@ -130,11 +132,10 @@ int step_end(struct step_writer *w, void *record, uint32_t capacity) {
 }
 
 uint64_t step_checksum(uint64_t sum, uint32_t slot, uint32_t id) {
-    const uint64_t prime = 0x100000001b3ull;
     for (unsigned i = 0; i < 4; i++)
-        sum = (sum ^ (slot >> (8 * i) & 0xff)) * prime;
+        sum = (sum ^ (slot >> (8 * i) & 0xff)) * FNV1A_PRIME;
     for (unsigned i = 0; i < 4; i++)
-        sum = (sum ^ (id >> (8 * i) & 0xff)) * prime;
+        sum = (sum ^ (id >> (8 * i) & 0xff)) * FNV1A_PRIME;
     return sum;
 }
 

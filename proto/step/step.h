@@ -15,6 +15,7 @@
 #pragma once
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "base/limits.h"
 
 #include <stddef.h>
@@ -193,7 +194,7 @@ struct step_geometry { /* body of the completion of RESET, from every rank; n_sa
 
 /* FNV-1a over little-endian (slot, id) pairs: what step_completion.checksum holds. Start with
  * STEP_CHECKSUM_SEED. */
-#define STEP_CHECKSUM_SEED 0xcbf29ce484222325ull
+#define STEP_CHECKSUM_SEED FNV1A_START
 uint64_t step_checksum(uint64_t sum, uint32_t slot, uint32_t id);
 const char *step_type_name(uint32_t type);
 

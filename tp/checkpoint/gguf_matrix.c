@@ -17,6 +17,8 @@
  * the products are exact in F32. */
 #include "tp/checkpoint/gguf_model.h"
 
+#include "base/half.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <math.h>
@@ -26,43 +28,10 @@
 
 _Static_assert(RUN == 32, "the block formats are made of runs of 32");
 
-/* --- halves --- */
-
-float gguf_f16(uint16_t bits) {
-    const uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, exponent = bits >> 10 & 0x1F,
-                   mantissa = bits & 0x3FF;
-    uint32_t wide = sign | (exponent + 112) << 23 | mantissa << 13;
-    float value;
-    if (exponent == 0) {
-        value = (float)mantissa * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    if (exponent == 0x1F)
-        wide = sign | 0x7F800000u | mantissa << 13;
-    memcpy(&value, &wide, sizeof(value));
-    return value;
-}
-
-/* To nearest even; what is too large becomes infinite. Without branches, so that compilers make vectors of it: the
- * normal and the subnormal form are both computed. */
-static uint16_t to_f16(float value) {
-    uint32_t bits, small;
-    memcpy(&bits, &value, sizeof(bits));
-    const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
-    float shifted;
-    memcpy(&shifted, &magnitude, sizeof(shifted));
-    shifted += 0.5f; /* below 2^-14: units of 2^-24, which is what the addition rounds to */
-    memcpy(&small, &shifted, sizeof(small));
-    const uint32_t normal = (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1)) >> 13;
-    uint32_t half = magnitude < 0x38800000u ? small - 0x3F000000u : normal;
-    half = magnitude >= 0x477FF000u ? 0x7C00u : half; /* 65520 and more, and what is no number */
-    return (uint16_t)(sign | half);
-}
-
 static float half_at(const unsigned char *p) {
     uint16_t bits;
     memcpy(&bits, p, sizeof(bits));
-    return gguf_f16(bits);
+    return float_of_f16(bits);
 }
 
 /* --- runs of 32 codes --- */
@@ -297,7 +266,7 @@ int gguf_matrix_row_f16(const struct gguf_matrix *m, uint32_t row, uint16_t *ret
                 values[i] = own.scale * (float)(codes[i] - own.zero) - own.minimum;
         }
         for (uint32_t i = 0; i < RUN; i++) {
-            ret[i] = to_f16(values[i]);
+            ret[i] = f16_of(values[i]);
             infinite |= (ret[i] & 0x7C00u) == 0x7C00u;
         }
     }

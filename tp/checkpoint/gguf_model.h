@@ -67,7 +67,6 @@ int gguf_matrix_make(const struct gguf_tensor *t, const struct gguf_order *rows,
         const struct gguf_order *columns, struct gguf_matrix *ret, struct error *e);
 /* Row r as F16, rounded to nearest even. -ERANGE: a value is no finite F16. */
 int gguf_matrix_row_f16(const struct gguf_matrix *m, uint32_t row, uint16_t *ret);
-float gguf_f16(uint16_t bits);
 
 /* --- gguf_tensors.c: the tensors --- */
 

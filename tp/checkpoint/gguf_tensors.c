@@ -2,6 +2,8 @@
  * tensors: the names in both worlds, where the pointer goes, the shape, and what the converter did to it. */
 #include "tp/checkpoint/gguf_model.h"
 
+#include "base/half.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <math.h>
@@ -85,7 +87,7 @@ static float element(const struct gguf_tensor *t, uint64_t i) {
     }
     memcpy(&half, (const char *)t->data + i * 2, 2);
     if (t->type == GGUF_TENSOR_F16)
-        return gguf_f16(half);
+        return float_of_f16(half);
     bits = (uint32_t)half << 16;
     memcpy(&value, &bits, sizeof(value));
     return value;

@@ -2,6 +2,8 @@
  * order of columns, and a slow one for the rest. */
 #include "tp/checkpoint/quant_layout.h"
 
+#include "base/half.h"
+
 #include <string.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words of a file are read where they lie");
@@ -157,29 +159,12 @@ void quant_codes_awq(const struct quant_matrix *q, uint32_t row, uint32_t n_rows
 
 /* --- groups --- */
 
-static float float_of_bits(uint32_t bits) {
-    float f;
-    memcpy(&f, &bits, sizeof(f));
-    return f;
-}
-
-static float float_of_half(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 0x3ff;
-    if (exponent == 0) { /* zero and subnormal: a multiple of 2^-24, exact */
-        float f = (float)mantissa * 0x1p-24f;
-        return sign ? -f : f;
-    }
-    if (exponent == 31)
-        return float_of_bits(sign | 0x7f800000u | mantissa << 13);
-    return float_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
-}
-
 static float load_scale(const struct quant_layout *l, uint64_t at) {
     uint16_t half;
     if (l->scale_dtype == TENSOR_F32)
         return float_of_bits(load32(l->scales + 4 * at));
     memcpy(&half, l->scales + 2 * at, sizeof(half));
-    return l->scale_dtype == TENSOR_F16 ? float_of_half(half) : float_of_bits((uint32_t)half << 16);
+    return l->scale_dtype == TENSOR_F16 ? float_of_f16(half) : float_of_bf16(half);
 }
 
 static uint8_t load_zero(const struct quant_layout *l, uint32_t row, uint32_t group) {

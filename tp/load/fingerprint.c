@@ -1,6 +1,8 @@
 /* fingerprint.c - see fingerprint.h. FNV-1a, in 64 bits. */
 #include "tp/load/fingerprint.h"
 
+#include "base/hash.h"
+
 #include "tp/checkpoint/quant_config.h"
 
 #include <string.h>
@@ -8,40 +10,33 @@
 #define SAMPLES_PER_TENSOR 16u
 #define SAMPLE_BYTES       64u
 
-static uint64_t hash_bytes(uint64_t h, const void *data, size_t bytes) {
-    const uint8_t *p = data;
-    for (size_t i = 0; i < bytes; i++)
-        h = (h ^ p[i]) * 0x100000001b3ull;
-    return h;
-}
-
 static uint64_t hash_u64(uint64_t h, uint64_t v) {
-    return hash_bytes(h, &v, sizeof(v));
+    return fnv1a(h, &v, sizeof(v));
 }
 
 static uint64_t hash_config(uint64_t h, const struct model_config *m) {
     const uint32_t sizes[] = {m->hidden_size, m->intermediate_size, m->vocab_size, m->n_layers, m->q_heads,
             m->kv_heads, m->head_dim, m->rotary_dim, m->gdn_k_heads, m->gdn_v_heads, m->gdn_k_dim,
             m->gdn_v_dim, m->conv_kernel, m->max_position_embeddings, m->mtp_layers, m->tie_word_embeddings};
-    h = hash_bytes(h, sizes, sizeof(sizes));
+    h = fnv1a(h, sizes, sizeof(sizes));
     for (uint32_t i = 0; i < m->n_layers; i++)
         h = hash_u64(h, m->is_attention[i]);
-    h = hash_bytes(h, &m->rms_eps, sizeof(m->rms_eps));
-    return hash_bytes(h, &m->rope_theta, sizeof(m->rope_theta));
+    h = fnv1a(h, &m->rms_eps, sizeof(m->rms_eps));
+    return fnv1a(h, &m->rope_theta, sizeof(m->rope_theta));
 }
 
 /* Evenly spread samples: the first bytes, the last ones, and some between. */
 static uint64_t hash_tensor(uint64_t h, const struct tensor *t) {
-    h = hash_bytes(h, t->name, strlen(t->name));
+    h = fnv1a(h, t->name, strlen(t->name));
     h = hash_u64(h, t->dtype);
     for (uint32_t i = 0; i < t->n_dims; i++)
         h = hash_u64(h, t->dims[i]);
     if (t->bytes <= SAMPLES_PER_TENSOR * SAMPLE_BYTES)
-        return hash_bytes(h, t->data, t->bytes);
+        return fnv1a(h, t->data, t->bytes);
     uint64_t last = t->bytes - SAMPLE_BYTES;
     for (uint64_t i = 0; i < SAMPLES_PER_TENSOR; i++) {
         uint64_t at = last / (SAMPLES_PER_TENSOR - 1) * i;
-        h = hash_bytes(h, (const uint8_t *)t->data + at, SAMPLE_BYTES);
+        h = fnv1a(h, (const uint8_t *)t->data + at, SAMPLE_BYTES);
     }
     return h;
 }
@@ -55,7 +50,7 @@ static uint64_t hash_quantisation(uint64_t h, const struct quant_config *q) {
 }
 
 uint64_t fingerprint_model(const struct model_config *m, const struct checkpoint *c, uint64_t seed) {
-    uint64_t h = hash_config(0xcbf29ce484222325ull, m);
+    uint64_t h = hash_config(FNV1A_START, m);
     if (!c)
         return hash_u64(h, seed);
     size_t n = checkpoint_count(c);

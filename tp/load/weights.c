@@ -2,6 +2,8 @@
  * budget and the loading can never disagree about what there is. */
 #include "tp/load/weights.h"
 
+#include "base/hash.h"
+
 #include "tp/checkpoint/quant_matrix.h"
 #include "tp/load/linears.h"
 
@@ -24,18 +26,9 @@ struct loader {
 
 /* --- dummy values --- */
 
-static uint64_t next_random(uint64_t *state) { /* splitmix64 */
-    uint64_t z = (*state += 0x9e3779b97f4a7c15ull);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
-}
-
 static uint64_t seed_of(const struct loader *l, const char *name) { /* FNV-1a over name, seed and rank */
-    uint64_t h = 0xcbf29ce484222325ull ^ l->options->seed;
-    for (; *name; name++)
-        h = (h ^ (uint8_t)*name) * 0x100000001b3ull;
-    return (h ^ l->s->shape.rank) * 0x100000001b3ull;
+    uint64_t h = fnv1a_text(FNV1A_START ^ l->options->seed, name);
+    return (h ^ l->s->shape.rank) * FNV1A_PRIME;
 }
 
 /* Two bytes of randomness as a bf16 in (-2, 2): sign, exponent 120..127 and mantissa at random. */
@@ -51,7 +44,7 @@ static uint16_t *dummy_embedding(struct loader *l) {
         return NULL;
     uint64_t state = l->options->seed; /* the same on every rank: it is replicated */
     for (uint64_t i = 0; i < n; i += 4) {
-        uint64_t z = next_random(&state);
+        uint64_t z = splitmix64_next(&state);
         for (uint64_t j = i; j < n && j < i + 4; j++, z >>= 16)
             table[j] = random_bf16((uint16_t)z);
     }
@@ -185,7 +178,7 @@ static int load_vector(struct loader *l, const char *prefix, const char *name, c
         uint64_t state = seed_of(l, prefix) ^ seed_of(l, name);
         for (uint32_t i = 0; i < n; i++)
             ((float *)gathered)[i] =
-                    dummy.low + (dummy.high - dummy.low) * (float)(next_random(&state) >> 40) * 0x1p-24f;
+                    dummy.low + (dummy.high - dummy.low) * (float)(splitmix64_next(&state) >> 40) * 0x1p-24f;
     }
     int r = width > 1 ? k_taps_load(l->context, gathered, dtype, n / width, width, ret, l->e)
                       : k_vector_load(l->context, gathered, dtype, n, offset, ret, l->e);

@@ -6,6 +6,8 @@
  * become by then. */
 #include "tp/quantize/parts.h"
 
+#include "base/half.h"
+
 #include <errno.h>
 #include <math.h>
 #include <stdatomic.h>
@@ -19,18 +21,6 @@
 
 /* --- readers --- */
 
-static float half(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u, bits;
-    float f;
-    if (exponent == 0) {
-        f = (float)fraction * 0x1p-24f;
-        return sign ? -f : f;
-    }
-    bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
-    memcpy(&f, &bits, sizeof(f));
-    return f;
-}
-
 void quantize_read_row(const struct tensor *t, uint64_t row, float *ret) {
     uint64_t n = t->dims[1];
     if (t->dtype == TENSOR_F32) {
@@ -43,7 +33,7 @@ void quantize_read_row(const struct tensor *t, uint64_t row, float *ret) {
         if (t->dtype == TENSOR_BF16)
             memcpy(&ret[i], &bits, sizeof(bits));
         else
-            ret[i] = half(from[i]);
+            ret[i] = float_of_f16(from[i]);
     }
 }
 

@@ -2,6 +2,8 @@
  * the file where there are no sequences, else layer by layer (layers.c). */
 #include "tp/quantize/parts.h"
 
+#include "base/clock.h"
+
 #include "tp/load/linears.h"
 
 #include <errno.h>
@@ -10,7 +12,6 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define BAND_BYTES MIB(64) /* of fp32 weights in memory at a time */
 #define COPY_BYTES MIB(16)
@@ -20,9 +21,7 @@
 #define EVALUATION_BYTES  MIB(128)
 
 static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+    return (double)clock_ns() * 1e-9;
 }
 
 bool quantize_stopped(const struct quantize_run *r) {

@@ -5,68 +5,26 @@
  * are used where it counts, so that the bytes do not depend on the compiler's options. */
 #include "tp/synth/synth_parts.h"
 
+#include "base/half.h"
+#include "base/hash.h"
+
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define GOLDEN 0x9E3779B97F4A7C15ull
-
-static uint64_t mix(uint64_t x) {
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;
-    x = (x ^ x >> 27) * 0x94D049BB133111EBull;
-    return x ^ x >> 31;
-}
-
-/* The start of a tensor's sequence: FNV-1a of its name, mixed with the seed. */
+/* The start of a tensor's sequence. */
 static uint64_t key_of(const char *name, uint64_t seed) {
-    uint64_t hash = 0xCBF29CE484222325ull;
-    for (; *name; name++)
-        hash = (hash ^ (unsigned char)*name) * 0x100000001B3ull;
-    return mix(hash ^ mix(seed + GOLDEN));
+    return hash_mix(fnv1a_text(FNV1A_START, name) ^ splitmix64(seed));
 }
 
 /* --- dtypes --- */
 
-static uint32_t bits_of(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof(bits));
-    return bits;
-}
-
-static float float_of(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
-/* Our values are finite, so neither function has a case for NaN. */
-static uint16_t to_bf16(float value) {
-    uint32_t bits = bits_of(value);
-    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-static uint16_t to_f16(float value) {
-    uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7FFFFFFF;
-    if (magnitude >= 0x47800000) /* 65536 and above */
-        return (uint16_t)(sign | 0x7C00);
-    if (magnitude < 0x38800000) /* below 2^-14: adding 0.5 rounds at the last bit of a subnormal */
-        return (uint16_t)(sign | (bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f)));
-    return (uint16_t)(sign | (magnitude - (112u << 23) + 0xFFF + (magnitude >> 13 & 1)) >> 13);
-}
-
-static float from_f16(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, magnitude = half & 0x7FFF;
-    if (magnitude < 0x400) /* subnormal: units of 2^-24 */
-        return float_of(sign | bits_of((float)magnitude * 0x1p-24f));
-    return float_of(sign | ((magnitude << 13) + (112u << 23)));
-}
-
 float synth_round(float value, enum tensor_dtype dtype) {
     if (dtype == TENSOR_BF16)
-        return float_of((uint32_t)to_bf16(value) << 16);
+        return float_of_bf16(bf16_of(value));
     if (dtype == TENSOR_F16)
-        return from_f16(to_f16(value));
+        return float_of_f16(f16_of(value));
     return value;
 }
 
@@ -76,7 +34,7 @@ static void store(const float *from, size_t n, enum tensor_dtype dtype, void *to
         memcpy(to, from, n * sizeof(*from));
     else
         for (size_t i = 0; i < n; i++)
-            halves[i] = dtype == TENSOR_BF16 ? to_bf16(from[i]) : to_f16(from[i]);
+            halves[i] = dtype == TENSOR_BF16 ? bf16_of(from[i]) : f16_of(from[i]);
 }
 
 /* --- values --- */
@@ -86,7 +44,7 @@ static void draw(const struct synth_tensor *t, uint64_t key, uint64_t first, siz
     /* The sum of four 16-bit uniforms is near enough to normal; its deviation is 65536 / sqrt(3). */
     const float scale = t->spread * (1.7320508f / 65536.0f);
     for (size_t i = 0; i < n; i++) {
-        uint64_t x = mix(key + (first + i + 1) * GOLDEN);
+        uint64_t x = hash_mix(key + (first + i + 1) * SPLITMIX_GAMMA);
         if (t->draw == DRAW_NORMAL) {
             int32_t sum =
                     (int32_t)((x & 0xFFFF) + (x >> 16 & 0xFFFF) + (x >> 32 & 0xFFFF) + (x >> 48)) - 2 * 65535;
@@ -147,7 +105,7 @@ static int write_integers(struct synth_file *f, const struct synth_tensor *t, ui
     for (uint64_t i = 0; i < n;) {
         size_t some = 0;
         for (; some < sizeof(block) / sizeof(*block) && i < n; i++)
-            block[some++] = (uint32_t)(mix(key + (i / 2 + 1) * GOLDEN) >> (i % 2 * 32));
+            block[some++] = (uint32_t)(hash_mix(key + (i / 2 + 1) * SPLITMIX_GAMMA) >> (i % 2 * 32));
         int r = synth_file_write(f, block, some * sizeof(*block), e);
         if (r < 0)
             return r;

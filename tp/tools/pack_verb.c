@@ -1,6 +1,7 @@
 /* pack_verb.c - see pack_verb.h: the command line around packed_make(). */
 #include "tp/tools/pack_verb.h"
 
+#include "base/clock.h"
 #include "base/sizes.h"
 #include "tp/load/fingerprint.h"
 #include "tp/load/packed.h"
@@ -10,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #define EXIT_OK     0
@@ -53,9 +53,7 @@ struct progress {
 };
 
 static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+    return (double)clock_ns() * 1e-9;
 }
 
 /* On a terminal one line that is written over; into a log a line every ten seconds. */

@@ -1,13 +1,14 @@
 /* step_exec.c - see step_exec.h. */
 #include "tp/worker/step_exec.h"
 
+#include "base/clock.h"
+
 #include "tp/worker/step_state.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 struct step_exec {
     struct rank *rank;
@@ -35,12 +36,6 @@ struct step_exec {
     uint32_t suppress[STEP_SUPPRESS_MAX];
     uint32_t pages[STEP_SLOT_PAGES_MAX];
 };
-
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static int allocate(struct step_exec *x, struct error *e) {
     const struct rank *r = x->rank;
@@ -371,7 +366,7 @@ static void answer_fault(struct step_exec *x, const struct error *e, struct step
 void step_exec_record(struct step_exec *x, const void *record, uint32_t bytes, struct step_answer *ret) {
     struct error e = {0};
     struct step_plan p;
-    uint64_t begin = now_ns();
+    uint64_t begin = clock_ns();
     *ret = (struct step_answer){.completion = {.magic = STEP_COMPLETION_MAGIC, .protocol = STEP_PROTOCOL}};
     struct step_completion *c = &ret->completion;
     c->rank = x->rank->shard.shape.rank;
@@ -397,7 +392,7 @@ void step_exec_record(struct step_exec *x, const void *record, uint32_t bytes, s
         x->last_step = p.header->step;
     else
         answer_fault(x, &e, ret);
-    c->compute_ns = now_ns() - begin;
+    c->compute_ns = clock_ns() - begin;
     c->bytes = (uint32_t)sizeof(*c) + ret->body_bytes;
 }
 

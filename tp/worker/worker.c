@@ -1,6 +1,7 @@
 /* worker.c - see worker.h: the main thread of a worker process. */
 #include "tp/worker/worker.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "proto/step/control.h"
 #include "tp/worker/worker_rank.h"
@@ -14,7 +15,6 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #define LOADING_TELL_MS 250
@@ -35,12 +35,6 @@ struct worker {
     uint64_t own_up_ns;  /* when to report a rank that was only stopped by another one's failure; 0 = none */
     uint64_t bytes_told;
 };
-
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 int worker_exit_status(int code) {
     return code == -EDOM ? WORKER_EXIT_USAGE : EXIT_FAILURE;
@@ -155,8 +149,8 @@ static int look_at_failures(struct worker *w) {
     if (!stopped)
         return -1;
     if (!w->own_up_ns)
-        w->own_up_ns = now_ns() + BLAME_OTHERS_MS * 1000000ull;
-    return now_ns() >= w->own_up_ns ? fault(w, stopped) : -1;
+        w->own_up_ns = clock_ns() + BLAME_OTHERS_MS * 1000000ull;
+    return clock_ns() >= w->own_up_ns ? fault(w, stopped) : -1;
 }
 
 /* What the ranks' states mean for the process: an exit status, or -1 to go on. */
@@ -198,7 +192,7 @@ static int take_channel(struct worker *w, struct control_message *m, struct erro
 static void begin_stop(struct worker *w, uint64_t grace_ms) {
     if (w->stop_at_ns)
         return;
-    w->stop_at_ns = now_ns() + (grace_ms > STOP_LEAST_MS ? grace_ms : STOP_LEAST_MS) * 1000000u;
+    w->stop_at_ns = clock_ns() + (grace_ms > STOP_LEAST_MS ? grace_ms : STOP_LEAST_MS) * 1000000u;
     for (uint32_t i = 0; i < w->n_ranks; i++)
         worker_rank_stop(&w->ranks[i]);
 }
@@ -244,7 +238,7 @@ static int on_control(struct worker *w) {
 }
 
 static int poll_timeout(const struct worker *w) {
-    uint64_t at = w->stop_at_ns, now = now_ns();
+    uint64_t at = w->stop_at_ns, now = clock_ns();
     if (w->own_up_ns && (!at || w->own_up_ns < at))
         at = w->own_up_ns;
     if (at)
@@ -274,7 +268,7 @@ static int listen_until_end(struct worker *w) {
         status = n > 0 && fds[0].revents ? on_control(w) : -1;
         if (status >= 0)
             return status;
-        if (w->stop_at_ns && now_ns() >= w->stop_at_ns) {
+        if (w->stop_at_ns && clock_ns() >= w->stop_at_ns) {
             log_warning("a rank did not finish its step in time: stopping without it");
             return EXIT_SUCCESS;
         }
@@ -292,12 +286,12 @@ static bool all_ended(const struct worker *w) {
 
 /* Wakes every rank from whatever it waits for and gives it a moment to end. */
 static bool end_ranks(struct worker *w) {
-    uint64_t until = now_ns() + END_MS * 1000000ull;
+    uint64_t until = clock_ns() + END_MS * 1000000ull;
     for (uint32_t i = 0; i < w->n_ranks; i++) {
         worker_rank_stop(&w->ranks[i]);
         worker_rank_abort(&w->ranks[i]);
     }
-    while (!all_ended(w) && now_ns() < until) {
+    while (!all_ended(w) && clock_ns() < until) {
         struct pollfd fd = {.fd = w->event_fd, .events = POLLIN};
         uint64_t ignored;
         if (poll(&fd, 1, END_MS) > 0 && read(w->event_fd, &ignored, sizeof(ignored)) < 0)

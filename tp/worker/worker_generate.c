@@ -1,5 +1,6 @@
 /* worker_generate.c - `shardd-worker-cpu --generate-ids`: one prompt of ids through all ranks, in this
  * process. */
+#include "base/clock.h"
 #include "base/log.h"
 #include "tp/worker/offline.h"
 #include "tp/worker/worker.h"
@@ -7,12 +8,9 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+    return (double)clock_ns() * 1e-9;
 }
 
 static void print_result(const struct offline_sequence *s, double seconds) {

@@ -8,6 +8,7 @@
  * same machine. */
 #include "daemon/rpc/rpc.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 
 #include <errno.h>
@@ -20,7 +21,6 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #define STREAMS_TOP   1000u
@@ -43,12 +43,6 @@ static _Atomic uint64_t n_messages;
 static uint64_t start_ns, start_cpu_us;
 static _Atomic bool go;
 static void *_Atomic workers_seen[RPC_WORKERS_MAX];
-
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static void on_wake(struct rpc_call *c) {
     struct stream *s = rpc_call_state(c);
@@ -89,18 +83,18 @@ static const struct rpc_method methods[] = {{.path = "/b/Stream",
 
 /* Makes tokens for all streams; returns the time that a step took on this thread. */
 static double produce(void) {
-    uint64_t busy = 0, next = now_ns();
+    uint64_t busy = 0, next = clock_ns();
     for (uint32_t step = 0; step < n_tokens; step++) {
-        uint64_t from = now_ns();
+        uint64_t from = clock_ns();
         for (uint32_t i = 0; i < n_streams; i++)
             atomic_fetch_add(&streams[i].ready, 1);
         for (uint32_t i = 0; i < n_workers; i++)
             if (atomic_load(&workers_seen[i]))
                 rpc_worker_poke(atomic_load(&workers_seen[i]));
-        busy += now_ns() - from;
+        busy += clock_ns() - from;
         next += PACE_NS;
-        if (mode == PACED && next > now_ns())
-            usleep((useconds_t)((next - now_ns()) / 1000u));
+        if (mode == PACED && next > clock_ns())
+            usleep((useconds_t)((next - clock_ns()) / 1000u));
     }
     return (double)busy / n_tokens / 1e3;
 }
@@ -180,7 +174,7 @@ static uint64_t cpu_us(void) {
 }
 
 static void report(double step_us) {
-    double wall = (double)(now_ns() - start_ns) / 1e9;
+    double wall = (double)(clock_ns() - start_ns) / 1e9;
     double cpu = (double)(cpu_us() - start_cpu_us);
     double messages = (double)atomic_load(&n_messages), tokens = (double)n_streams * n_tokens;
     printf("%-6s %9.0f messages/s %10.0f tokens/s %6.1f us CPU per message %6.2f us per token",
@@ -216,7 +210,7 @@ static int run_mode(void) {
     }
     while (atomic_load(&n_started) < n_streams)
         usleep(100);
-    start_ns = now_ns();
+    start_ns = clock_ns();
     start_cpu_us = cpu_us();
     atomic_store(&go, true);
     rpc_server_wake_all(s);

@@ -6,8 +6,8 @@
  * Without arguments: the small tokenizer of the tests, on its golden strings (many scripts) and this
  * repository's README and C sources of the text folder. */
 #include "daemon/text/tokenizer.h"
+#include "base/buffer.h"
 #include "base/file.h"
-#include "daemon/text/buffer.h"
 
 #include <glob.h>
 #include <stdio.h>

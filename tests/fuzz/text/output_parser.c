@@ -2,8 +2,8 @@
  * how it is cut. The events of the whole and of the pieces are the same; only offered tools are called; the
  * arguments of a finished call are JSON with each key once; where nothing is called, nothing is lost. */
 #include "daemon/text/output_parser.h"
+#include "base/buffer.h"
 #include "base/utf8.h"
-#include "daemon/text/buffer.h"
 
 #include <ctype.h>
 #include <stdlib.h>

@@ -1,5 +1,7 @@
 /* parts.c - the engine's pieces by themselves: heaps, slots and pages, the stream ring, the inbox. */
 #include "daemon/engine/heap.h"
+
+#include "base/clock.h"
 #include "daemon/engine/inbox.h"
 #include "daemon/engine/pools.h"
 #include "daemon/engine/state.h"
@@ -289,7 +291,7 @@ static void test_wakes(void **state) {
     for (int i = 0; i < 2; i++)
         assert_int_equal(step_ring_attach(fd, STEP_RING_COORDINATOR, &rings[i], NULL), 0);
     for (int point = 0; point < POINTS; point++) {
-        uint64_t start = engine_clock_ns();
+        uint64_t start = clock_ns();
         if (point == 1)
             wake_set_ring(g, rings[0]); /* what came to the condition before is not asked for again */
         else if (point == 3)
@@ -303,7 +305,7 @@ static void test_wakes(void **state) {
         wake_wait(g, sleep_ns);
         if (point == 5)
             pthread_join(t, NULL);
-        if (engine_clock_ns() - start >= sleep_ns)
+        if (clock_ns() - start >= sleep_ns)
             fail_msg("the wake at point %d was lost", point);
     }
     close(fd);

@@ -1,7 +1,7 @@
 /* What models are known to say where they should have said a call, and what is made of it. */
 #include "text_test.h"
 
-#include "daemon/text/buffer.h"
+#include "base/buffer.h"
 #include "daemon/text/output_parser.h"
 
 #include <jansson.h>

@@ -2,7 +2,7 @@
  * events is written as one line: T(text) R(reasoning) B(name) A(arguments) E, neighbours of a kind joined. */
 #include "text_test.h"
 
-#include "daemon/text/buffer.h"
+#include "base/buffer.h"
 #include "daemon/text/output_parser.h"
 
 #include <jansson.h>

@@ -2,7 +2,7 @@
  * the text is cut anywhere, the arguments are compared as JSON. */
 #include "text_test.h"
 
-#include "daemon/text/buffer.h"
+#include "base/buffer.h"
 #include "daemon/text/chat_json.h"
 #include "daemon/text/chat_template.h"
 #include "daemon/text/output_parser.h"

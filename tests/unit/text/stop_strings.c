@@ -1,8 +1,8 @@
 /* Stop strings against the obvious way of finding them in the whole text, for any cut of it. */
 #include "text_test.h"
 
+#include "base/buffer.h"
 #include "base/limits.h"
-#include "daemon/text/buffer.h"
 #include "daemon/text/stop_strings.h"
 
 static struct stop_strings *make(const char *const *strings, size_t n, bool include) {

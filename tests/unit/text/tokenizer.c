@@ -3,8 +3,8 @@
  * a tokenizer. */
 #include "text_test.h"
 
+#include "base/buffer.h"
 #include "base/utf8.h"
-#include "daemon/text/buffer.h"
 #include "daemon/text/nfc.h"
 
 #include <pthread.h>

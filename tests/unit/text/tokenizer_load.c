@@ -2,8 +2,8 @@
  * that is good, with one part exchanged. */
 #include "text_test.h"
 
+#include "base/buffer.h"
 #include "base/limits.h"
-#include "daemon/text/buffer.h"
 
 /* Parts of the file; NULL = that of the good one. */
 struct parts {

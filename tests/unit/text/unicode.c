@@ -2,8 +2,8 @@
  * normalization, and the splitter by hand against the same pattern on PCRE2. */
 #include "text_test.h"
 
+#include "base/buffer.h"
 #include "base/utf8.h"
-#include "daemon/text/buffer.h"
 #include "daemon/text/nfc.h"
 #include "daemon/text/pretokenize.h"
 #include "daemon/text/unicode_class.h"

@@ -3,6 +3,7 @@
 #include "tp/checkpoint/gguf_model.h"
 
 #include "base/file.h"
+#include "base/half.h"
 
 #include <errno.h>
 #include <math.h>
@@ -176,7 +177,7 @@ static void test_halves(void **state) {
     for (uint32_t i = 0; i < 0x10000; i++) {
         const uint32_t exponent = i >> 10 & 0x1F, mantissa = i & 0x3FF;
         const double size = exponent ? ldexp(1024 + mantissa, (int)exponent - 25) : ldexp(mantissa, -24);
-        float value = gguf_f16((uint16_t)i);
+        float value = float_of_f16((uint16_t)i);
         if (exponent == 0x1F)
             assert_true(mantissa ? isnan(value) : isinf(value));
         else
@@ -256,7 +257,7 @@ static float *values(const struct tensor *t) {
         memcpy(&half, (const char *)t->data + i * 2, 2);
         uint32_t bits = (uint32_t)half << 16;
         if (t->dtype == TENSOR_F16)
-            to[i] = gguf_f16(half);
+            to[i] = float_of_f16(half);
         else
             memcpy(&to[i], &bits, 4);
     }

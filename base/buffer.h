@@ -1,7 +1,7 @@
-/* buffer.h - growing byte and id arrays of the text folder; header only.
+/* buffer.h - growing arrays of bytes and of token ids; header only.
  *
- * Used inside daemon/text. A zeroed struct is an empty buffer; the owner frees data with free(). Sizes
- * double, so appending is linear over all; a failed growth leaves what was there. */
+ * A zeroed struct is an empty buffer; the owner frees data with free(). Sizes double, so appending is linear over all; a
+ * failed growth leaves what was there. */
 #pragma once
 
 #include <errno.h>
