@@ -1,7 +1,7 @@
 /* buffer.h - growing arrays of bytes and of token ids; header only.
  *
- * A zeroed struct is an empty buffer; the owner frees data with free(). Sizes double, so appending is linear over all; a
- * failed growth leaves what was there. */
+ * A zeroed struct is an empty buffer; the owner frees data with free(). Sizes double, so appending is linear over all;
+ * a failed growth leaves what was there. */
 #pragma once
 
 #include <errno.h>

@@ -1,5 +1,5 @@
-/* half.h - the 16-bit floats of checkpoints, bf16 and IEEE half, to and from fp32. Plain integer arithmetic, the same bits on
- * every machine; header only, so that loops over rows become vector code.
+/* half.h - the 16-bit floats of checkpoints, bf16 and IEEE half, to and from fp32. Plain integer arithmetic, the same
+ * bits on every machine; header only, so that loops over rows become vector code.
  *
  * To 16 bits: to nearest, ties to even; too large becomes infinite; a NaN stays one. To fp32: exact, and a NaN keeps
  * its payload. */

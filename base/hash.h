@@ -1,5 +1,5 @@
-/* hash.h - small hashes and seeded numbers: FNV-1a for names and fingerprints, splitmix64 for values that must be the same
- * everywhere. Neither is a defence against who wants to deceive. Header only.
+/* hash.h - small hashes and seeded numbers: FNV-1a for names and fingerprints, splitmix64 for values that must be the
+ * same everywhere. Neither is a defence against who wants to deceive. Header only.
  *
  * FNV-1a: http://www.isthe.com/chongo/tech/comp/fnv. splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom
  * number generators", 2014. */
