@@ -61,14 +61,19 @@ static uint32_t row_runs(const struct k_linear *w) {
     return w->leaves * ((w->leaf_columns + ACTIVATION_RUN - 1) / ACTIVATION_RUN);
 }
 
+/* Floats from one tile of fp32 activations, [columns][TILE_ROWS], to the next: they lie together, as bodies read them. */
+static uint64_t tile_floats(uint32_t columns) {
+    return (uint64_t)columns * TILE_ROWS;
+}
+
 /* Whatever the groups are: a leaf ends, a run of 128 ends, or a group of at least 16 does. */
 uint64_t product_scratch_bytes(uint32_t columns, uint32_t rows) {
     const uint64_t tiles = tile_count(rows < CHUNK_ROWS ? rows : CHUNK_ROWS);
     const uint64_t segments = columns / 16 + columns / ACTIVATION_RUN + 3 * K_LEAVES,
                    x_columns = columns + 7 * segments;
     const uint64_t row =
-            align64(columns * sizeof(float)) + align64(columns + 64) + align64(segments * sizeof(float));
-    return tiles * (align64(TILE_ROWS * columns * sizeof(float)) + row +
+            2 * align64(columns * sizeof(float)) + align64(columns + 64) + align64(segments * sizeof(float));
+    return tiles * (align64(tile_floats(columns) * sizeof(float)) + row +
                            CUTS_MAX * codes_tile_bytes(x_columns, segments));
 }
 
@@ -82,7 +87,7 @@ static void lay_out(struct product_job *j, float *scratch) {
     const uint64_t tiles = j->n_tiles;
     uint8_t *at = (uint8_t *)scratch;
     j->runs = row_runs(w);
-    j->in = take(&at, tiles * align64(TILE_ROWS * (uint64_t)w->columns * sizeof(float)));
+    j->in = take(&at, align64(tiles * tile_floats(w->columns) * sizeof(float)));
     j->row = take(&at, tiles * 2 * align64(w->columns * sizeof(float)));
     j->row_codes = take(&at, tiles * align64(w->columns + 64));
     j->row_scales = take(&at, tiles * align64(j->runs * sizeof(float)));
@@ -155,7 +160,7 @@ static void prepare_tile(void *arg, uint32_t t) {
     const uint32_t k = j->p->w->columns, n = tile_rows(j, t), first = tile_first(j->n, j->n_tiles, t);
     const bool small = j->n <= SMALL_ROWS;
     const uint64_t row_stride = align64(k * sizeof(float)) / sizeof(float);
-    float *tile = j->in + t * (align64((uint64_t)TILE_ROWS * k * sizeof(float)) / sizeof(float));
+    float *tile = j->in + t * tile_floats(k);
     float *scales = j->row_scales + t * (align64(j->runs * sizeof(float)) / sizeof(float));
     int8_t *codes = j->row_codes + t * align64(k + 64);
     bool any = false;
@@ -202,7 +207,6 @@ static void strips_times_tiles(
         const struct product_job *j, uint32_t s, uint32_t n, uint32_t t0, uint32_t nt, float *out) {
     const struct k_linear *w = j->p->w;
     const struct piece *piece = &w->pieces[w->strips[s].piece];
-    const uint64_t tile_floats = (uint64_t)w->columns * TILE_ROWS;
     if (takes_codes(j, piece)) {
         struct codes_tile tiles[BLOCK_TILES];
         for (uint32_t t = 0; t < nt; t++)
@@ -214,7 +218,7 @@ static void strips_times_tiles(
         uint32_t rows[BLOCK_TILES];
         for (uint32_t t = 0; t < nt; t++)
             rows[t] = tile_rows(j, t0 + t);
-        j->isa->linear_block(w, s, n, j->in + t0 * tile_floats, rows, nt, out);
+        j->isa->linear_block(w, s, n, j->in + t0 * tile_floats(w->columns), rows, nt, out);
     }
 }
 
