@@ -6,6 +6,7 @@
  * up, then the engine goes. */
 #include "daemon/coordinator_options.h"
 
+#include "base/clock.h"
 #include "base/limits.h"
 #include "base/log.h"
 #include "daemon/engine/engine.h"
@@ -104,10 +105,9 @@ static void add_listener(struct coordinator *c, int fd) {
         log_error("%s", e.text);
 }
 
-static /* A first start answers from the beginning: that it loads is an answer. A coordinator that replaces one leaves what
+/* A first start answers from the beginning: that it loads is an answer. A coordinator that replaces one leaves what
  * comes in the sockets' queues until it has its workers (main looks), so that a death is a pause and no refusal. */
-        static void
-        take_listeners(struct coordinator *c, struct control_message *m) {
+static void take_listeners(struct coordinator *c, struct control_message *m) {
     bool hold = m->coord_epoch > 1;
     pthread_mutex_lock(&c->held_lock);
     for (uint32_t i = 0; i < m->n_fds; i++) {
@@ -116,7 +116,7 @@ static /* A first start answers from the beginning: that it loads is an answer. 
         else
             add_listener(c, m->fds[i]);
     }
-    c->held_until_ns = now_ns() + HOLD_NS;
+    c->held_until_ns = clock_ns() + HOLD_NS;
     pthread_mutex_unlock(&c->held_lock);
     m->n_fds = 0; /* ours now, or the server's */
     log_debug("listening on %s", m->text);
@@ -125,7 +125,7 @@ static /* A first start answers from the beginning: that it loads is an answer. 
 /* Takes connections on the sockets that were held, when it is time or when that is not to be waited for. */
 static void open_held(struct coordinator *c, bool at_once) {
     pthread_mutex_lock(&c->held_lock);
-    bool late = c->n_held > 0 && now_ns() >= c->held_until_ns;
+    bool late = c->n_held > 0 && clock_ns() >= c->held_until_ns;
     if (late && !at_once)
         log_notice("the workers are not there yet: requests are refused until they are");
     for (uint32_t i = 0; (at_once || late) && i < c->n_held; i++)
