@@ -12,6 +12,7 @@
  */
 #include "proto/step/ring.h"
 
+#include "base/clock.h"
 #include "base/futex.h"
 
 #include <assert.h>
