@@ -61,7 +61,7 @@ static uint32_t row_runs(const struct k_linear *w) {
     return w->leaves * ((w->leaf_columns + ACTIVATION_RUN - 1) / ACTIVATION_RUN);
 }
 
-/* Floats from one tile of fp32 activations, [columns][TILE_ROWS], to the next; they lie together, as bodies read them. */
+/* Floats from one tile of fp32 activations, [columns][TILE_ROWS], to the next: tiles lie together, as they are read. */
 static uint64_t tile_floats(uint32_t columns) {
     return (uint64_t)columns * TILE_ROWS;
 }
