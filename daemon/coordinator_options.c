@@ -98,6 +98,8 @@ static int take(struct coordinator_options *o, int option, const char *text, str
         o->model = text;
         return 0;
     case OPTION_NAME:
+        if (model_check_name(text, strlen(text), e) < 0)
+            return -EINVAL;
         return take_text(o->names, SERVED_NAMES_MAX, &o->n_names, text, e);
     case OPTION_LISTEN:
         return take_text(o->listen, RPC_LISTENERS_MAX, &o->n_listen, text, e);

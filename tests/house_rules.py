@@ -33,11 +33,23 @@ ARROWS = {
     "daemon": {"daemon", "proto", "base"},
     "launcher": {"launcher", "proto", "base"},
 }
-# Inside daemon: the parts that may not know of gRPC or of each other.
-DAEMON_ARROWS = {
-    "daemon/text": {"daemon/text"},
-    "daemon/engine": {"daemon/engine"},
-    "daemon/rpc": {"daemon/rpc"},
+# Inside a folder: part -> parts of the same folder whose headers it may include, its own apart. What is not named is
+# free: daemon/service and tp/tools join the others; files at the top of a folder are programs and what all parts use.
+PART_ARROWS = {
+    "kernels/shared": set(),
+    "kernels/layout": {"kernels/shared"},
+    "kernels/cpu": {"kernels/shared", "kernels/layout"},
+    "tp/checkpoint": set(),
+    "tp/synth": {"tp/checkpoint"},
+    "tp/load": {"tp/checkpoint"},
+    "tp/worker": {"tp/checkpoint", "tp/load"},
+    "tp/quantize": {"tp/checkpoint", "tp/load"},
+    "daemon/text": set(),
+    "daemon/engine": set(),
+    "daemon/rpc": set(),
+    "launcher/options": set(),
+    "launcher/serve": {"launcher/options"},
+    "launcher/client": {"launcher/options"},
 }
 # Inside daemon/engine calls go down: a file may include headers of the layers before its own, its own header, state.h
 # (data only) and engine.h (what the outside sees).
@@ -157,8 +169,9 @@ def check_includes(path, text, add):
             add(path, number, "runs on every kernels library: not \"%s\", which is the inside of one "
                 "(tests/unit/kernels_cpu)" % target)
         target_part = "/".join(target.split("/")[:2])
-        if part in DAEMON_ARROWS and target.startswith("daemon/") and target_part not in DAEMON_ARROWS[part]:
-            add(path, number, "%s may not include \"%s\"" % (part, target))
+        below = target.count("/") > 1  # in a part, and not a header at the top of the folder
+        if part in PART_ARROWS and top == folder and below and target_part not in PART_ARROWS[part] | {part}:
+            add(path, number, "%s may not include \"%s\" (arrows: docs/architecture.md)" % (part, target))
         if part == target_part == "daemon/engine":
             check_engine_include(path, target, number, add)
 
@@ -230,6 +243,8 @@ def self_test():
         "base/i.c": ("/* i */\n// x = y;\n", "commented-out"),
         "base/j.c": ("/* j */\nvoid f(void) {\n    exit(1);\n}\n", "exit below main"),
         "daemon/text/k.c": ("/* k */\n#include \"daemon/rpc/x.h\"\n", "may not include"),
+        "tp/checkpoint/o.c": ("/* o */\n#include \"tp/load/x.h\"\n", "may not include"),
+        "launcher/options/p.c": ("/* p */\n#include \"launcher/serve/x.h\"\n", "may not include"),
         "daemon/engine/flight.c": ("/* f */\n#include \"daemon/engine/recovery.h\"\n", "calls go down"),
         "daemon/engine/new.c": ("/* n */\n#include \"daemon/engine/state.h\"\n", "in no layer"),
         "base/l.c": ("/* l */\n/* " + "y" * 130 + " */\n", "columns"),

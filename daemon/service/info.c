@@ -148,7 +148,8 @@ static int64_t abort_requests(struct rpc_call *c, const Shardd__V1__AbortRequest
         char id[REQUEST_ID_BYTES_MAX + 1] = {0};
         if (request_check_id(q->request_ids[i], s) < 0)
             return -1;
-        memcpy(id, q->request_ids[i].data, q->request_ids[i].len);
+        if (q->request_ids[i].len)
+            memcpy(id, q->request_ids[i].data, q->request_ids[i].len);
         found += id[0] && engine_abort(service->options.engine, caller, id);
     }
     return found;

@@ -15,11 +15,18 @@
 #include <string.h>
 #include <unistd.h>
 
-static int add_name(struct model *m, const char *name, size_t bytes, struct error *e) {
+int model_check_name(const char *name, size_t bytes, struct error *e) {
     if (bytes == 0 || bytes > SERVED_NAME_BYTES_MAX || !utf8_valid(name, bytes, NULL))
         return error_set(e, -EINVAL,
                 "a served model name has 1 to %u bytes of UTF-8; set --served-model-name",
                 SERVED_NAME_BYTES_MAX);
+    return 0;
+}
+
+static int add_name(struct model *m, const char *name, size_t bytes, struct error *e) {
+    int r = model_check_name(name, bytes, e);
+    if (r < 0)
+        return r;
     if (m->n_names == SERVED_NAMES_MAX)
         return error_set(e, -E2BIG, "more than %u --served-model-name", SERVED_NAMES_MAX);
     m->names[m->n_names] = strndup(name, bytes);

@@ -25,6 +25,8 @@ struct model {
     struct generation_config generation; /* stop_ids: all that the checkpoint names */
 };
 
+/* Can clients ask for a model by this name? 0, or -EINVAL with a sentence. */
+int model_check_name(const char *name, size_t bytes, struct error *e);
 /* n_names may be 0: the last part of path is the name then. The sentence names the file that is wrong. */
 int model_load(
         const char *path, const char *const *names, size_t n_names, struct model **ret, struct error *e);

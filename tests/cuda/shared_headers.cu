@@ -5,11 +5,11 @@
 #include "kernels/shared/counts.h"
 #include "kernels/shared/dummy.h"
 #include "kernels/shared/elementary.h"
-#include "kernels/shared/formats.h"
 #include "kernels/shared/noise.h"
 #include "kernels/shared/numbers.h"
 #include "kernels/shared/pool_layout.h"
 #include "kernels/shared/segments.h"
+#include "kernels/shared/trigonometry.h"
 
 __global__ void call_all(float *f, uint32_t *u, double *d) {
     const uint32_t i = threadIdx.x;

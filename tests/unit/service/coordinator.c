@@ -160,11 +160,11 @@ static void test_folders(void **state) {
     put_file("generation_config.json", "{\"top_p\": 7}", 12);
     refuses(argv, 1, "generation_config.json: top_p must be");
     put_good_model();
-    refuses((const char *[]){NULL, "--model", folder, "--listen", "127.0.0.1", NULL}, 1,
+    refuses((const char *[]){NULL, "--model", folder, "--listen", "127.0.0.1", NULL}, 2,
             "'127.0.0.1' is not an address");
     refuses((const char *[]){NULL, "--model", folder, "--listen", "127.0.0.1:0", "--served-model-name", "",
                     NULL},
-            1, "--served-model-name");
+            2, "--served-model-name");
 }
 
 static void send_control(const struct child *c, struct control_message m) {
