@@ -408,13 +408,18 @@ void k_project(
 
 /* --- head and sampling --- */
 
+enum k_result_status {
+    K_RESULT_OK,
+    K_RESULT_NOT_FINITE, /* the model gave a logit that is NaN or infinite: its weights or this slot's cache are bad */
+    K_RESULT_NO_TOKEN, /* every id of the vocabulary is suppressed */
+};
 struct k_result { /* one per sampled entry, device memory, downloaded by tp/ */
-    uint32_t id;  /* 0 where the logits were a fault */
+    uint32_t id;  /* 0 where status is not K_RESULT_OK; the slot goes on with it like with any other id */
     /* natural log, of the raw model distribution (before penalties, temperature and filters); 0 if the entry asked for
      * no logprobs */
     float logprob;
-    uint32_t n_top; /* top_logprobs filled, highest first, equal ones by id */
-    uint32_t reserved;
+    uint32_t n_top;  /* top_logprobs filled, highest first, equal ones by id */
+    uint32_t status; /* enum k_result_status; concerns this sample alone */
     uint32_t top_ids[TOP_LOGPROBS_MAX];
     float top_logprobs[TOP_LOGPROBS_MAX];
 };
@@ -424,8 +429,9 @@ struct k_result { /* one per sampled entry, device memory, downloaded by tp/ */
  * penalties; suppress; temperature; top_k; top_p; min_p; token = argmax(logit/T + Gumbel(seed, sample_index, position,
  * token id)), ties to the lower id. logsumexp over 64 fixed vocabulary segments in a fixed tree; top_p mass in 64-bit
  * fixed point. Every rank ends with the same results[].
- * logits, if not NULL: [logits_rows_max][vocab_rows] raw local logits of the rows that asked, in row order.
- * A NaN or infinite logit is a fault of that stream: -EBADMSG naming the slot. */
+ * A logit that bias or penalties take out of the range of fp32 stays at its end (+-FLT_MAX), so only suppressing takes
+ * an id out of the distribution, and a token is always one of it.
+ * logits, if not NULL: [logits_rows_max][vocab_rows] raw local logits of the rows that asked, in row order. */
 void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,
         const struct k_linear *head, const float *hidden, struct k_result *results, float *logits,
         uint32_t logits_rows_max);

@@ -103,9 +103,10 @@ enum engine_finish {
     ENGINE_FINISH_CANCELLED, /* engine_cancel() */
     ENGINE_FINISH_ABORTED,   /* shutdown */
     ENGINE_FINISH_DEADLINE,
-    ENGINE_FINISH_FAULT, /* the group died while it computed this request alone, or the group that came back cannot
-                          * serve it; text in engine_stream_error() */
-    ENGINE_FINISH_SLOW, /* the reader left its ring full for too long */
+    ENGINE_FINISH_FAULT, /* the group died while it computed this request alone, the group that came back cannot serve
+                          * it, or its logits are no numbers; text in engine_stream_error() */
+    ENGINE_FINISH_NO_TOKEN, /* min_tokens and the stop ids leave no id that could be sampled */
+    ENGINE_FINISH_SLOW,     /* the reader left its ring full for too long */
 };
 
 struct engine_token {

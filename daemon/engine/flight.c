@@ -6,7 +6,10 @@
 #include "daemon/engine/flight.h"
 
 #include "daemon/engine/poke.h"
+#include "daemon/engine/report.h"
 #include "daemon/engine/sequence.h"
+
+#include "base/log.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -92,6 +95,18 @@ static void take_token(struct engine *g, struct sequence *s, const struct step_s
         sequence_finish(g, s, ENGINE_FINISH_LENGTH, NULL);
 }
 
+/* Without a token this sequence ends, and nobody else notices. */
+static void end_without_token(struct engine *g, struct sequence *s, const struct step_sample *sample) {
+    if (sample->status == STEP_SAMPLE_NO_TOKEN) {
+        sequence_finish(g, s, ENGINE_FINISH_NO_TOKEN, NULL);
+        return;
+    }
+    const char *text = "a logit is not a finite number: the weights or this sequence's cache are damaged";
+    engine_log(g, LOG_LEVEL_ERROR, "request \"%s\", token %u: %s", s->stream->request_id,
+            s->n_tokens - s->n_prompt, text);
+    sequence_finish(g, s, ENGINE_FINISH_FAULT, text);
+}
+
 /* Rank 0's samples against the plan and against every rank's checksum. */
 static const char *check_samples(struct engine *g, const struct flight *f,
         const struct step_completion **answers, const struct step_sample *samples, uint32_t *ret_rank) {
@@ -107,7 +122,7 @@ static const char *check_samples(struct engine *g, const struct flight *f,
         const struct step_sample *s = &samples[n++];
         if (s->slot != t->slot || s->id >= g->geometry.vocab_size || s->n_top > t->top_logprobs)
             return "rank 0 answered with a sample that the plan did not ask for";
-        sum = step_checksum(sum, s->slot, s->id);
+        sum = step_checksum(sum, s);
     }
     for (uint32_t i = 0; i < g->n_ranks; i++) {
         *ret_rank = i;
@@ -129,7 +144,11 @@ static void retire_plan(struct engine *g, struct flight *f, const struct step_sa
         const struct step_sample *sample = t->sample ? &samples[n++] : NULL;
         if (sample != NULL && s->state != SEQUENCE_ENDING) {
             assert(t->sample_index == s->n_tokens - s->n_prompt);
-            take_token(g, s, sample); /* this step still names s, so s is still there afterwards */
+            /* this step still names s, so s is still there afterwards */
+            if (sample->status == STEP_SAMPLE_OK)
+                take_token(g, s, sample);
+            else
+                end_without_token(g, s, sample);
         }
         sequence_retired(g, s);
     }

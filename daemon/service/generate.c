@@ -173,6 +173,10 @@ static bool ends_badly(
     case ENGINE_FINISH_FAULT:
         refuse(s, REFUSAL_FAULT, "%s", engine_stream_error(g->stream));
         return true;
+    case ENGINE_FINISH_NO_TOKEN:
+        refuse(s, REFUSAL_INVALID_FIELD,
+                "stopping.min_tokens suppresses every token of this model: ask for fewer stop tokens");
+        return true;
     case ENGINE_FINISH_CANCELLED:
         refuse(s, REFUSAL_CANCELLED, "the request was cancelled");
         return true;

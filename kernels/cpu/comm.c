@@ -20,7 +20,6 @@ struct region {
     struct {
         atomic_uint first, rows;
     } vocab[RANKS_MAX];
-    uint32_t faults[HEAD_ROWS];
     struct k_result results[HEAD_ROWS];
 };
 struct k_comm {
@@ -123,9 +122,6 @@ uint64_t comm_area_floats(const struct k_comm *m) {
 }
 struct k_result *comm_results(const struct k_comm *m) {
     return m->region->results;
-}
-uint32_t *comm_faults(const struct k_comm *m) {
-    return m->region->faults;
 }
 void comm_vocab(const struct k_comm *m, uint32_t rank, uint32_t *ret_first, uint32_t *ret_rows) {
     *ret_first = atomic_load(&m->region->vocab[rank].first);

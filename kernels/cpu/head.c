@@ -31,7 +31,6 @@ struct head_chunk {
     uint32_t first_sample, n_round; /* the samples of this round: of one exchange */
     float *logits, *work, *whole;   /* [HEAD_ROWS][vocab_rows], [..][V], [..][V] (several ranks only) */
     struct k_result *results;       /* [n_round] of this round */
-    uint32_t *faults;               /* [n_round] */
 };
 
 /* The next rows that somebody wants logits of, in row order. */
@@ -72,7 +71,7 @@ static void sample_one(const struct head_chunk *c, uint32_t i, const float *raw,
             .sample_index = e->sample_index,
             .top_logprobs = e->top_logprobs,
             .position = c->a->b->row_pos[c->rows[c->sample_row[c->first_sample + i]]]};
-    c->faults[i] = !sample_row(&t, raw, work, &c->results[i]);
+    sample_row(&t, raw, work, &c->results[i]);
 }
 static void sample_alone(void *arg, uint32_t i) {
     const struct head_chunk *c = arg;
@@ -93,17 +92,9 @@ static void sample_shared(void *arg, uint32_t task) {
     sample_one(c, i, whole, c->work + (uint64_t)task * h->vocab_size);
 }
 
-/* What a round found becomes the step's results and faults. */
-static void take_results(struct k_stream *s, const struct head_chunk *c) {
-    for (uint32_t i = 0; i < c->n_round; i++) {
-        const struct k_entry *e = sample_entry(c, i);
-        c->a->results[e->sample_at] = c->results[i];
-        if (c->faults[i])
-            stream_fault(s, -EBADMSG,
-                    "slot %u: a logit is not a finite number; the weights or the cache of this sequence are "
-                    "damaged",
-                    e->slot);
-    }
+static void take_results(const struct head_chunk *c) {
+    for (uint32_t i = 0; i < c->n_round; i++)
+        c->a->results[sample_entry(c, i)->sample_at] = c->results[i];
 }
 
 static bool exchange_round(struct k_stream *s, struct head_chunk *c) {
@@ -116,12 +107,11 @@ static bool exchange_round(struct k_stream *s, struct head_chunk *c) {
     if (!comm_barrier(s, c->a->m))
         return false;
     c->results = comm_results(c->a->m);
-    c->faults = comm_faults(c->a->m);
     if (c->n_round > h->rank)
         stream_run(s, sample_shared, c, (c->n_round - h->rank + h->tp - 1) / h->tp);
     if (!comm_barrier(s, c->a->m))
         return false;
-    take_results(s, c);
+    take_results(c);
     return true;
 }
 
@@ -129,13 +119,11 @@ static bool sample_chunk(struct k_stream *s, struct head_chunk *c) {
     const struct k_shape *h = &c->a->p->shape;
     if (h->tp == 1) {
         struct k_result results[HEAD_ROWS];
-        uint32_t faults[HEAD_ROWS];
         c->results = results;
-        c->faults = faults;
         c->first_sample = 0;
         c->n_round = c->n_samples;
         stream_run(s, sample_alone, c, c->n_samples);
-        take_results(s, c);
+        take_results(c);
         return true;
     }
     const uint32_t share = k_vocab_segment(h->vocab_size) * (VOCAB_SEGMENTS / h->tp),

@@ -283,5 +283,4 @@ void comm_flip(struct k_comm *m); /* the other of the two area sets; once per ex
 float *comm_area(const struct k_comm *m, uint32_t rank);
 uint64_t comm_area_floats(const struct k_comm *m);
 struct k_result *comm_results(const struct k_comm *m); /* [HEAD_ROWS] */
-uint32_t *comm_faults(const struct k_comm *m);         /* [HEAD_ROWS] */
 void comm_vocab(const struct k_comm *m, uint32_t rank, uint32_t *ret_first, uint32_t *ret_rows);

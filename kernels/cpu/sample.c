@@ -62,7 +62,7 @@ static void change_logits(const struct sample_task *t, float *x) {
     const struct k_sampling *p = t->sampling;
     for (uint32_t i = 0; i < p->n_bias; i++)
         if (p->bias_ids[i] < t->vocab)
-            x[p->bias_ids[i]] += p->bias[i];
+            x[p->bias_ids[i]] = logit_bounded(x[p->bias_ids[i]] + p->bias[i]);
     penalise(p, t->counts, t->vocab, x);
     for (uint32_t i = 0; suppresses(t) && i < p->n_suppress; i++)
         if (p->suppress[i] < t->vocab)
@@ -247,14 +247,18 @@ static void keep_min_p(const struct cut *c, float min_p) {
 
 /* --- the token --- */
 
-static uint32_t choose(const struct sample_task *t, float *x) {
+static enum k_result_status choose(const struct sample_task *t, float *x, uint32_t *ret_id) {
     const struct k_sampling *p = t->sampling;
     struct cut c = {.isa = t->isa, .x = x, .n = t->vocab};
     struct gathered g;
     bool finite;
     float top = t->isa->highest(x, t->vocab, &finite);
-    if (p->temperature == 0 || top == -INFINITY)
-        return t->isa->argmax(x, t->vocab);
+    if (top == -INFINITY)
+        return K_RESULT_NO_TOKEN;
+    if (p->temperature == 0) {
+        *ret_id = t->isa->argmax(x, t->vocab);
+        return K_RESULT_OK;
+    }
     for (uint32_t id = 0; id < t->vocab; id++) /* from the highest: a tiny temperature cannot overflow */
         x[id] = (x[id] - top) / p->temperature;
     if (p->top_k > 0 && p->top_k < t->vocab)
@@ -264,17 +268,18 @@ static uint32_t choose(const struct sample_task *t, float *x) {
     if (p->min_p > 0)
         keep_min_p(&c, p->min_p);
     const struct gumbel_key key = gumbel_key_of(p->seed, t->sample_index, t->position);
-    return t->isa->gumbel_argmax(c.x, c.ids, c.n, key);
+    *ret_id = t->isa->gumbel_argmax(c.x, c.ids, c.n, key);
+    return K_RESULT_OK;
 }
 
-bool sample_row(const struct sample_task *t, const float *raw, float *work, struct k_result *ret) {
+void sample_row(const struct sample_task *t, const float *raw, float *work, struct k_result *ret) {
     struct k_result r = {0};
     float lse = 0;
     bool finite;
     float top = t->isa->highest(raw, t->vocab, &finite);
-    *ret = r;
+    *ret = (struct k_result){.status = K_RESULT_NOT_FINITE};
     if (!finite)
-        return false;
+        return;
     if (t->top_logprobs != UINT32_MAX) {
         lse = log_sum_exp(t->isa, raw, t->vocab, top);
         find_top(raw, t->vocab, t->top_logprobs < TOP_LOGPROBS_MAX ? t->top_logprobs : TOP_LOGPROBS_MAX, &r);
@@ -286,10 +291,11 @@ bool sample_row(const struct sample_task *t, const float *raw, float *work, stru
     } else {
         memcpy(work, raw, t->vocab * sizeof *work);
         change_logits(t, work);
-        r.id = choose(t, work);
+        r.status = choose(t, work, &r.id);
     }
-    if (t->top_logprobs != UINT32_MAX)
+    if (r.status != K_RESULT_OK)
+        r = (struct k_result){.status = r.status};
+    else if (t->top_logprobs != UINT32_MAX)
         r.logprob = raw[r.id] - lse;
     *ret = r;
-    return true;
 }

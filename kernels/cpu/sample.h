@@ -10,5 +10,5 @@ struct sample_task {
     uint32_t vocab, sample_index, position, top_logprobs;
 };
 
-/* raw[vocab], work[vocab]: overwritten. False when a logit is NaN or infinite; *ret is then all zero. */
-bool sample_row(const struct sample_task *t, const float *raw, float *work, struct k_result *ret);
+/* raw[vocab], work[vocab]: overwritten. Without a token *ret is zero but for its status. */
+void sample_row(const struct sample_task *t, const float *raw, float *work, struct k_result *ret);

@@ -5,6 +5,7 @@
 
 #include "kernels/shared/portable.h"
 
+#include <float.h>
 #include <stdbool.h>
 
 #define COUNT_PROMPT 0x8000u
@@ -23,9 +24,15 @@ K_INLINE bool count_seen(uint16_t count, bool pending) {
     return count > (pending ? 1 : 0);
 }
 
+/* A changed logit in the range of fp32: what overflows stays comparable, and above what is suppressed. */
+K_INLINE float logit_bounded(float x) {
+    x = x > FLT_MAX ? FLT_MAX : x;
+    return x < -FLT_MAX ? -FLT_MAX : x;
+}
+
 /* A logit with the penalties of its count, which is not 0. */
 K_INLINE float count_penalise(float x, uint16_t count, float repetition, float presence, float frequency) {
     const uint32_t times = count & COUNT_OUTPUT;
-    x = x > 0 ? x / repetition : x * repetition;
-    return times ? x - frequency * (float)times - presence : x;
+    x = logit_bounded(x > 0 ? x / repetition : x * repetition);
+    return times ? logit_bounded(x - frequency * (float)times - presence) : x;
 }

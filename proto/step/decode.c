@@ -293,6 +293,8 @@ static int check_samples(const struct step_sample *samples, uint32_t n, struct e
         if (samples[i].n_top > TOP_LOGPROBS_MAX)
             return error_set(e, -EBADMSG, "sample %u has %u top logprobs, at most %u", i, samples[i].n_top,
                     TOP_LOGPROBS_MAX);
+        if (samples[i].status >= STEP_SAMPLE_STATUSES)
+            return error_set(e, -EBADMSG, "sample %u has the unknown status %u", i, samples[i].status);
     }
     return 0;
 }

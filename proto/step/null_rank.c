@@ -11,6 +11,7 @@
 
 struct null_slot {
     bool open, generated; /* generated: a generated row was seen, so no given ones may follow */
+    bool damaged;         /* has read the damaged id */
     uint32_t length;      /* rows computed */
     uint32_t outputs;     /* tokens generated: sampled, or replayed as generated */
     uint32_t last_id;     /* STEP_NONE = nothing sampled since the last rows */
@@ -154,7 +155,7 @@ static int run_memory(struct null_rank *n, const struct step_plan *p, struct err
                 a->length = a->outputs = 0;
                 a->hash = 0;
                 a->last_id = STEP_NONE;
-                a->generated = false;
+                a->generated = a->damaged = false;
             }
             break;
         case STEP_MEMORY_COPY_SLOT:
@@ -167,6 +168,7 @@ static int run_memory(struct null_rank *n, const struct step_plan *p, struct err
                 b->hash = a->hash;
                 b->last_id = a->last_id;
                 b->generated = a->generated;
+                b->damaged = a->damaged;
             }
             break;
         case STEP_MEMORY_COPY_PAGE:
@@ -214,6 +216,7 @@ static int feed(struct null_rank *n, struct null_slot *s, uint32_t slot, uint32_
         return error_set(e, -EINVAL, "slot %u: position %u is past the longest sequence", slot, s->length);
     if (s->pages[s->length / PAGE_TOKENS] == 0)
         return error_set(e, -EINVAL, "slot %u: no page for position %u", slot, s->length);
+    s->damaged |= id != 0 && id == n->o.damaged_id;
     s->hash = mix(s->hash ^ ((uint64_t)s->length << 32 | id));
     s->length++;
     return 0;
@@ -258,19 +261,23 @@ static int sample(struct null_rank *n, const struct step_entry *t, struct error 
         return error_set(e, -EINVAL, "slot %u: sample %u after %u generated tokens", t->slot, t->sample_index,
                 s->outputs);
     uint64_t h = mix(s->hash ^ mix(s->seed + t->sample_index));
-    uint32_t at = (uint32_t)(h % count);
-    for (uint32_t i = 0; i < count && suppressed(s, t->sample_index, first + at); i++)
+    uint32_t at = (uint32_t)(h % count), tries;
+    for (tries = 0; tries < count && suppressed(s, t->sample_index, first + at); tries++)
         at = (at + 1) % count;
     struct step_sample *out = &n->samples[n->n_samples++];
-    out->slot = t->slot;
-    out->id = first + at;
-    out->logprob = (t->flags & STEP_ENTRY_LOGPROB) ? -(float)(h >> 40 & 1023) / 256 : 0;
-    out->n_top = t->top_logprobs;
-    for (uint32_t i = 0; i < t->top_logprobs; i++) {
-        out->top_ids[i] = first + (at + i) % count;
-        out->top_logprobs[i] = out->logprob - (float)i;
+    *out = (struct step_sample){.slot = t->slot};
+    if (s->damaged || tries == count) {
+        out->status = s->damaged ? STEP_SAMPLE_NOT_FINITE : STEP_SAMPLE_NO_TOKEN;
+    } else {
+        out->id = first + at;
+        out->logprob = (t->flags & STEP_ENTRY_LOGPROB) ? -(float)(h >> 40 & 1023) / 256 : 0;
+        out->n_top = t->top_logprobs;
+        for (uint32_t i = 0; i < t->top_logprobs; i++) {
+            out->top_ids[i] = first + (at + i) % count;
+            out->top_logprobs[i] = out->logprob - (float)i;
+        }
     }
-    n->checksum = step_checksum(n->checksum, out->slot, out->id);
+    n->checksum = step_checksum(n->checksum, out);
     s->last_id = out->id;
     s->outputs++;
     return 0;

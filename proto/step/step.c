@@ -131,12 +131,15 @@ int step_end(struct step_writer *w, void *record, uint32_t capacity) {
     return (int)size;
 }
 
-uint64_t step_checksum(uint64_t sum, uint32_t slot, uint32_t id) {
+static uint64_t checksum_word(uint64_t sum, uint32_t word) {
     for (unsigned i = 0; i < 4; i++)
-        sum = (sum ^ (slot >> (8 * i) & 0xff)) * FNV1A_PRIME;
-    for (unsigned i = 0; i < 4; i++)
-        sum = (sum ^ (id >> (8 * i) & 0xff)) * FNV1A_PRIME;
+        sum = (sum ^ (word >> (8 * i) & 0xff)) * FNV1A_PRIME;
     return sum;
+}
+uint64_t step_checksum(uint64_t sum, const struct step_sample *sample) {
+    sum = checksum_word(sum, sample->slot);
+    sum = checksum_word(sum, sample->id);
+    return checksum_word(sum, sample->status);
 }
 
 const char *step_type_name(uint32_t type) {

@@ -166,12 +166,19 @@ struct step_completion {
     uint64_t group_epoch, coord_epoch, step;
     uint32_t status; /* enum step_status; FAULT: a sentence of n_samples bytes follows instead of samples */
     uint32_t n_samples;
-    uint64_t checksum;   /* over (slot, id) of all samples, the same on every rank */
+    uint64_t checksum;   /* step_checksum() of all samples, the same on every rank */
     uint64_t compute_ns; /* measured on the rank */
+};
+enum step_sample_status { /* same order and meaning as enum k_result_status of kernels.h */
+    STEP_SAMPLE_OK,
+    STEP_SAMPLE_NOT_FINITE, /* a logit of the model is NaN or infinite: weights or this sequence's cache are damaged */
+    STEP_SAMPLE_NO_TOKEN, /* every id is suppressed */
+    STEP_SAMPLE_STATUSES,
 };
 struct step_sample { /* follows, n_samples of them, in entry order. Rank 0 sends them; other ranks send
                         n_samples = 0 */
     uint32_t slot, id;
+    uint32_t status; /* enum step_sample_status; not OK: id is 0 and no token, and this sequence has to end */
     float logprob;
     uint32_t n_top;
     uint32_t top_ids[TOP_LOGPROBS_MAX];
@@ -192,10 +199,10 @@ struct step_geometry { /* body of the completion of RESET, from every rank; n_sa
     char device[96]; /* for GetServerInfo: "cpu avx512, 2 threads" */
 };
 
-/* FNV-1a over little-endian (slot, id) pairs: what step_completion.checksum holds. Start with
- * STEP_CHECKSUM_SEED. */
+/* FNV-1a over little-endian (slot, id, status): what step_completion.checksum holds. Start with STEP_CHECKSUM_SEED.
+ */
 #define STEP_CHECKSUM_SEED FNV1A_START
-uint64_t step_checksum(uint64_t sum, uint32_t slot, uint32_t id);
+uint64_t step_checksum(uint64_t sum, const struct step_sample *sample);
 const char *step_type_name(uint32_t type);
 
 /* Checks a completion of `bytes` bytes (8-byte aligned): header, sizes, that samples, sentence or geometry

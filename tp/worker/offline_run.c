@@ -174,7 +174,7 @@ static void finish(struct run *r, struct live *l) {
 }
 
 /* Takes in what the step did, in the order in which its entries were written. */
-static void apply_step(struct run *r) {
+static int apply_step(struct run *r, struct error *e) {
     const struct step_sample *samples = offline_answer(r->offline, 0)->body;
     uint32_t row = 0, sample = 0;
     for (int prompts = 0; prompts < 2; prompts++) {
@@ -192,6 +192,11 @@ static void apply_step(struct run *r) {
             l->rows = 0;
             bool stop = false;
             if (l->samples) {
+                if (samples[sample].status != STEP_SAMPLE_OK)
+                    return error_set(e, -EBADMSG, "sequence %u: %s", i,
+                            samples[sample].status == STEP_SAMPLE_NO_TOKEN
+                                    ? "every id is suppressed"
+                                    : "a logit is not a finite number; the weights are damaged");
                 s->samples[s->n_tokens] = samples[sample++];
                 stop = s->samples[s->n_tokens].id == s->stop_id && s->stop_id != STEP_NONE;
                 s->n_tokens++;
@@ -200,6 +205,7 @@ static void apply_step(struct run *r) {
                 finish(r, l);
         }
     }
+    return 0;
 }
 
 static bool all_finished(const struct run *r) {
@@ -222,7 +228,9 @@ static int run_steps(struct run *r, struct error *e) {
         if (rc < 0)
             return rc;
         if (entries)
-            apply_step(r);
+            rc = apply_step(r, e);
+        if (rc < 0)
+            return rc;
     }
     return 0;
 }

@@ -303,11 +303,14 @@ static void collect(struct step_exec *x, const struct step_plan *p, struct step_
             continue;
         const struct k_result *k = &x->results[n];
         struct step_sample *s = &x->samples[n++];
-        *s = (struct step_sample){
-                .slot = p->entries[i].slot, .id = k->id, .logprob = k->logprob, .n_top = k->n_top};
+        *s = (struct step_sample){.slot = p->entries[i].slot,
+                .id = k->id,
+                .status = k->status,
+                .logprob = k->logprob,
+                .n_top = k->n_top};
         memcpy(s->top_ids, k->top_ids, sizeof(s->top_ids));
         memcpy(s->top_logprobs, k->top_logprobs, sizeof(s->top_logprobs));
-        sum = step_checksum(sum, s->slot, s->id);
+        sum = step_checksum(sum, s);
     }
     a->completion.checksum = sum;
     if (x->rank->shard.shape.rank == 0) {

@@ -257,6 +257,71 @@ static void check_misbehaviour(const struct null_rank_options *r, const char *wo
     harness_group_stop(&second);
 }
 
+/* A sequence whose logits are no numbers ends with the reason; the others do not notice, also the one that waits for
+ * its slot and its pages, and the group goes on. */
+static void test_damaged_sequence(void **state) {
+    (void)state;
+    static struct reading readings[N], damaged[2];
+    static uint32_t ids[40];
+    struct null_rank_options r = harness_rank_options();
+    struct harness_group group;
+    struct engine_stats s;
+    r.tp = 2;
+    r.vocab_size = 1001;
+    r.id_count = 1000; /* as the expected tokens were made */
+    r.damaged_id = 1000;
+    r.slots = N + 1;
+    struct engine *g = start(&group, &r);
+    for (uint32_t i = 0; i < 40; i++)
+        ids[i] = i == 33 ? 1000 : i;
+    for (uint32_t i = 0; i < 2; i++) {
+        struct engine_request q = harness_request(ids, 40, 50, 1);
+        harness_submit(g, &q, &damaged[i]);
+    }
+    submit_all(g, readings);
+    harness_read(damaged, 2, 0);
+    harness_read(readings, N, 0);
+    expect_all(readings);
+    for (uint32_t i = 0; i < 2; i++) {
+        assert_int_equal(damaged[i].finish, ENGINE_FINISH_FAULT);
+        assert_int_equal(damaged[i].n, 0);
+        assert_non_null(strstr(engine_stream_error(damaged[i].stream), "a logit is not a finite number"));
+    }
+    harness_unref(readings, N);
+    harness_unref(damaged, 2);
+    harness_expect_quiet(g, &s);
+    assert_int_equal(s.step_errors_total, 0);
+    assert_int_equal(s.group_epoch, 1);
+    assert_int_equal(ear.n_messages, 0);
+    engine_free(g);
+    harness_group_stop(&group);
+}
+
+/* Stop ids that must not come yet leave no id at all. */
+static void test_no_token_left(void **state) {
+    (void)state;
+    static struct reading reading;
+    static const uint32_t stop[] = {7, 8, 9};
+    struct null_rank_options r = harness_rank_options();
+    struct harness_group group;
+    struct engine_stats s;
+    r.id_first = 7;
+    r.id_count = 3;
+    struct engine *g = start(&group, &r);
+    struct engine_request q = harness_request(prompt, 40, 50, 1);
+    q.stop_ids = stop;
+    q.n_stop_ids = 3;
+    q.min_tokens = 4;
+    harness_submit(g, &q, &reading);
+    harness_read(&reading, 1, 0);
+    assert_int_equal(reading.finish, ENGINE_FINISH_NO_TOKEN);
+    assert_int_equal(reading.n, 0);
+    harness_unref(&reading, 1);
+    harness_expect_quiet(g, &s);
+    engine_free(g);
+    harness_group_stop(&group);
+}
+
 static void test_fault_completion(void **state) {
     (void)state;
     struct null_rank_options r = harness_rank_options();
@@ -393,6 +458,8 @@ int main(void) {
             cmocka_unit_test(test_one_suspect_at_a_time),
             cmocka_unit_test(test_channel_replaced),
             cmocka_unit_test(test_fault_completion),
+            cmocka_unit_test(test_damaged_sequence),
+            cmocka_unit_test(test_no_token_left),
             cmocka_unit_test(test_checksum_mismatch),
             cmocka_unit_test(test_stuck),
             cmocka_unit_test(test_idle_ping),

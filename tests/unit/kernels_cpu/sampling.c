@@ -4,6 +4,8 @@
 
 #include "kernels/cpu/sample.h"
 
+#include <float.h>
+
 #define VOCAB_MAX 5000
 
 static const struct isa *const tables[] = {&isa_plain, &isa_avx2, &isa_avx512};
@@ -32,7 +34,7 @@ static struct k_result sampled(struct sample_task t, const float *raw) {
         if (!present[i])
             continue;
         t.isa = tables[i];
-        assert_true(sample_row(&t, raw, work, &r));
+        sample_row(&t, raw, work, &r);
         if (i == 0)
             first = r;
         assert_memory_equal(&r, &first, sizeof r);
@@ -257,15 +259,116 @@ static void test_odd_logits(void **state) {
         t.top_logprobs = i % 2 ? UINT32_MAX : 3;
         memset(x, 0, sizeof x);
         x[i / 12] = odd[i / 3 % 4];
-        assert_false(sample_row(&t, x, work, &r));
-        assert_int_equal(r.id, 0);
+        sample_row(&t, x, work, &r);
+        const struct k_result nothing = {.status = K_RESULT_NOT_FINITE};
+        assert_memory_equal(&r, &nothing, sizeof r);
     }
-    p.temperature = 1; /* all ids suppressed: no number is left, an id comes out all the same */
-    p.min_tokens = 1;
-    p.n_suppress = 2;
-    p.suppress = (uint32_t[]){0, 1};
-    memset(x, 0, sizeof x);
-    assert_int_equal(sampled(task_of(&p, counts, 2), x).id, 0);
+}
+
+/* No id is left: there is no token, also where logprobs were asked for. */
+static void test_all_suppressed(void **state) {
+    const float x[2] = {1, 2};
+    uint16_t counts[2] = {0};
+    const struct k_result nothing = {.status = K_RESULT_NO_TOKEN};
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        struct k_sampling p = greedy;
+        p.temperature = i % 2 ? 1 : 0;
+        p.top_k = 1;
+        p.min_tokens = 1;
+        p.n_suppress = 2;
+        p.suppress = (uint32_t[]){0, 1};
+        struct sample_task t = task_of(&p, counts, 2);
+        t.top_logprobs = i / 2 ? 2 : UINT32_MAX;
+        struct k_result r = sampled(t, x);
+        assert_memory_equal(&r, &nothing, sizeof r);
+        t.sample_index = 1;
+        assert_int_equal(sampled(t, x).status, K_RESULT_OK);
+    }
+}
+
+/* A tiny repetition penalty takes every positive logit that was seen to the end of the range: the token is one of
+ * those, and which one the seed says. */
+static void test_tiny_repetition_penalty(void **state) {
+    enum { N = 40 };
+    float x[N];
+    uint16_t counts[N] = {0};
+    bool seen[N] = {0};
+    struct k_sampling p = greedy;
+    uint32_t n_seen = 0;
+    (void)state;
+    for (uint32_t i = 0; i < N; i++)
+        x[i] = (float)(i % 13) - 4;
+    counts[17] = COUNT_PROMPT; /* 0 */
+    counts[20] = 2;            /* 3 */
+    counts[25] = COUNT_PROMPT; /* 8 */
+    counts[28] = 1;            /* -2 */
+    p.repetition_penalty = 1e-38f;
+    for (p.seed = 0; p.seed < 200; p.seed++) {
+        p.temperature = p.seed % 2 ? 1 : 1e-38f;
+        uint32_t id = sampled(task_of(&p, counts, N), x).id;
+        assert_true(id == 20 || id == 25);
+        n_seen += !seen[id];
+        seen[id] = true;
+    }
+    p.temperature = 0;
+    uint32_t id = sampled(task_of(&p, counts, N), x).id;
+    assert_true(id == 20 || id == 25);
+}
+
+static float hostile_float(struct rng *r, float least, float most) {
+    const float values[] = {least, most, 0, 1, 1e-45f, 1e-38f, 1e-20f, 1e20f, 3e38f, FLT_MAX, -1e-45f, -1e20f,
+            -FLT_MAX, 0.5f, 2, 1e-7f};
+    float v = values[rng_u32(r) % (sizeof values / sizeof *values)];
+    return v < least ? least : v > most ? most : v;
+}
+
+/* Whatever the parameters and the logits are: the token is an id of the vocabulary that is not suppressed, and every
+ * instruction set says the same one. */
+static void test_hostile_parameters(void **state) {
+    struct rng r = {99};
+    float x[300], bias[4];
+    uint32_t bias_ids[4], suppress[SUPPRESS_MAX];
+    uint16_t counts[300];
+    (void)state;
+    for (int round = 0; round < 20000; round++) {
+        const uint32_t n = round % 5 ? rng_u32(&r) % 40 + 1 : rng_u32(&r) % 300 + 1;
+        struct k_sampling p = {.temperature = hostile_float(&r, 0, FLT_MAX),
+                .top_k = round % 3 ? 0 : rng_u32(&r) % 50,
+                .top_p = round % 2 ? 1 : hostile_float(&r, 1e-45f, 1),
+                .min_p = round % 7 ? 0 : hostile_float(&r, 0, 1),
+                .repetition_penalty = hostile_float(&r, 1e-45f, FLT_MAX),
+                .presence_penalty = hostile_float(&r, -FLT_MAX, FLT_MAX),
+                .frequency_penalty = hostile_float(&r, -FLT_MAX, FLT_MAX),
+                .seed = rng_u32(&r),
+                .min_tokens = 1,
+                .n_bias = rng_u32(&r) % 5,
+                .n_suppress = rng_u32(&r) % SUPPRESS_MAX,
+                .bias_ids = bias_ids,
+                .bias = bias,
+                .suppress = suppress};
+        bool left[300] = {0}, any = false;
+        for (uint32_t i = 0; i < n; i++) {
+            x[i] = round % 4 ? rng_float(&r, 20) : hostile_float(&r, -FLT_MAX, FLT_MAX);
+            counts[i] = (uint16_t)(rng_u32(&r) % 3 ? 0 : rng_u32(&r));
+            left[i] = true;
+        }
+        for (uint32_t i = 0; i < 4; i++) {
+            bias_ids[i] = rng_u32(&r) % 300;
+            bias[i] = hostile_float(&r, -FLT_MAX, FLT_MAX);
+        }
+        for (uint32_t i = 0; i < p.n_suppress; i++) {
+            suppress[i] = rng_u32(&r) % 300;
+            left[suppress[i]] = false;
+        }
+        for (uint32_t i = 0; i < n; i++)
+            any |= left[i];
+        struct sample_task t = task_of(&p, counts, n);
+        t.top_logprobs = round % 11 ? UINT32_MAX : 2;
+        struct k_result got = sampled(t, x);
+        assert_int_equal(got.status, any ? K_RESULT_OK : K_RESULT_NO_TOKEN);
+        assert_true(!any || (got.id < n && left[got.id]));
+    }
 }
 
 /* Wide and narrow distributions, few and many equal logits, most ids suppressed: every way to find a cut. */
@@ -326,6 +429,9 @@ int main(void) {
             cmocka_unit_test(test_logprobs),
             cmocka_unit_test(test_bias_penalties_suppress),
             cmocka_unit_test(test_odd_logits),
+            cmocka_unit_test(test_all_suppressed),
+            cmocka_unit_test(test_tiny_repetition_penalty),
+            cmocka_unit_test(test_hostile_parameters),
             cmocka_unit_test(test_large_vocabulary_cuts),
             cmocka_unit_test(test_top_k_with_few_ids_left),
     };

@@ -357,6 +357,11 @@ static void test_completion_check(void **state) {
     m.c.n_samples = 268435458; /* times the size of a sample wraps to something small */
     assert_int_equal(step_completion_check(&m, good, NULL), -EBADMSG);
     m.c.n_samples = 2;
+    m.samples[1].status = STEP_SAMPLE_NO_TOKEN;
+    assert_int_equal(step_completion_check(&m, good, NULL), 0);
+    m.samples[1].status = STEP_SAMPLE_STATUSES;
+    assert_int_equal(step_completion_check(&m, good, NULL), -EBADMSG);
+    m.samples[1].status = STEP_SAMPLE_OK;
     m.samples[1].n_top = TOP_LOGPROBS_MAX + 1;
     assert_int_equal(step_completion_check(&m, good, NULL), -EBADMSG);
     m.c.type = STEP_TYPE_RESET;
@@ -373,13 +378,17 @@ static void test_completion_check(void **state) {
 
 static void test_checksum(void **state) {
     (void)state;
-    /* FNV-1a of the bytes 01 00 00 00 02 00 00 00, worked out apart from this code. */
+    /* FNV-1a of the bytes below, worked out apart from this code. */
     uint64_t sum = 0xcbf29ce484222325ull;
-    const uint8_t bytes[] = {1, 0, 0, 0, 2, 0, 0, 0};
+    const uint8_t bytes[] = {1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0};
+    struct step_sample a = {.slot = 1, .id = 2, .status = STEP_SAMPLE_NOT_FINITE}, b = a;
     for (unsigned i = 0; i < sizeof(bytes); i++)
         sum = (sum ^ bytes[i]) * 1099511628211ull;
-    assert_true(step_checksum(STEP_CHECKSUM_SEED, 1, 2) == sum);
-    assert_true(step_checksum(STEP_CHECKSUM_SEED, 2, 1) != sum);
+    assert_true(step_checksum(STEP_CHECKSUM_SEED, &a) == sum);
+    a.logprob = 5; /* says nothing that ranks must agree about */
+    assert_true(step_checksum(STEP_CHECKSUM_SEED, &a) == sum);
+    b.status = STEP_SAMPLE_OK;
+    assert_true(step_checksum(STEP_CHECKSUM_SEED, &b) != sum);
 }
 
 int main(void) {

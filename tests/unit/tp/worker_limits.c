@@ -279,7 +279,7 @@ static void fingerprint_tells_models_apart(void **state) {
     remove_model(dir);
 }
 
-/* Weights that are no numbers: every rank ends with a sentence, none hangs, and the rank stays failed. */
+/* Weights that are no numbers: the sequence ends with a sentence, the ranks agree about it and go on. */
 static void weights_that_are_no_numbers(void **state) {
     (void)state;
     static const uint32_t prompt[] = {1, 2, 3};
@@ -292,16 +292,40 @@ static void weights_that_are_no_numbers(void **state) {
         struct offline *o = model_start("tp8", &options);
         run_start(&r, o, prompt, 3, 2, false);
         assert_true(offline_run(o, &r.s, 1, &e) < 0);
-        if (!strstr(e.text, "slot 1"))
-            fail_msg("'%s' does not name the slot", e.text);
-        for (uint32_t i = 0; i < tp; i++) {
-            assert_int_equal(offline_answer(o, i)->completion.status, STEP_STATUS_FAULT);
-            assert_true(step_exec_failed(offline_exec(o, i), NULL));
-        }
-        assert_true(offline_reset(o, &e) < 0);
+        if (!strstr(e.text, "sequence 0: a logit is not a finite number"))
+            fail_msg("'%s' does not name the sequence and the reason", e.text);
+        for (uint32_t i = 0; i < tp; i++)
+            assert_false(step_exec_failed(offline_exec(o, i), NULL));
+        must(offline_reset(o, &e), &e);
         run_done(&r);
         offline_free(o);
         remove_model(dir);
+    }
+}
+
+/* What the kernels themselves refuse is final: every rank ends with the sentence, none hangs, and they stay failed. */
+static void a_fault_of_one_device_is_final(void **state) {
+    (void)state;
+    static const uint32_t prompt[] = {1, 2, 3};
+    static const uint32_t ids[1000];
+    for (uint32_t tp = 1; tp <= 4; tp *= 4) {
+        struct error e = {0};
+        struct one_run r;
+        struct rank_options options = test_options(NULL, tp);
+        struct offline *o = model_start("tp8", &options);
+        struct rank *last = offline_rank(o, tp - 1);
+        const struct k_sampling too_much = {
+                .top_p = 1, .repetition_penalty = 1, .n_suppress = 1000, .suppress = ids};
+        k_slot_open(last->stream, last->pool, 1, &too_much);
+        run_start(&r, o, prompt, 3, 2, false);
+        assert_true(offline_run(o, &r.s, 1, &e) < 0);
+        if (!strstr(e.text, "slot 1") || !strstr(e.text, "suppressed ids"))
+            fail_msg("'%s' does not name the slot and the reason", e.text);
+        assert_true(offline_run(o, &r.s, 1, &e) < 0);
+        assert_true(step_exec_failed(offline_exec(o, tp - 1), NULL));
+        assert_int_equal(offline_answer(o, tp - 1)->completion.status, STEP_STATUS_FAULT);
+        run_done(&r);
+        offline_free(o);
     }
 }
 
@@ -317,6 +341,7 @@ int main(void) {
             cmocka_unit_test(kv_dtype_follows_the_checkpoint),
             cmocka_unit_test(fingerprint_tells_models_apart),
             cmocka_unit_test(weights_that_are_no_numbers),
+            cmocka_unit_test(a_fault_of_one_device_is_final),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
