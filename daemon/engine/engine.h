@@ -155,7 +155,7 @@ struct engine_stats {
     uint64_t replays_total, dropped_records_total, step_errors_total;
     uint64_t step_plan_ns_total; /* time of the engine thread per step, planning and completion handling */
     uint64_t group_epoch, coord_epoch, weight_fingerprint, weight_bytes;
-    bool has_mtp;
+    bool model_has_mtp; /* the checkpoint has an MTP layer, whether the workers run it or not */
     char devices[RANKS_MAX][96];
 };
 void engine_stats(struct engine *g, struct engine_stats *ret);

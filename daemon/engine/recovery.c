@@ -116,7 +116,7 @@ static int check_geometry(
         return error_set(e, -EPROTO, "rank %u says that it is rank %u of %u, the group has %u", i, a->rank,
                 a->tp, g->n_ranks);
     if (a->fingerprint != all[0].fingerprint || a->vocab_size != all[0].vocab_size ||
-            a->has_mtp != all[0].has_mtp)
+            a->has_mtp != all[0].has_mtp || a->model_has_mtp != all[0].model_has_mtp)
         return error_set(e, -EPROTO,
                 "rank %u has other weights than rank 0 (fingerprint %016llx, %016llx): start all "
                 "ranks with the same model",
@@ -180,7 +180,7 @@ static void publish(struct engine *g, const struct step_geometry *all) {
     g->now.coord_epoch = step_ring_coord_epoch(g->ring);
     g->now.weight_fingerprint = m->fingerprint;
     g->now.weight_bytes = m->weight_bytes;
-    g->now.has_mtp = m->has_mtp != 0;
+    g->now.model_has_mtp = m->model_has_mtp != 0;
     for (uint32_t i = 0; i < g->n_ranks; i++) {
         memcpy(g->now.devices[i], all[i].device, sizeof(g->now.devices[i]));
         g->now.devices[i][sizeof(g->now.devices[i]) - 1] = 0;

@@ -62,7 +62,7 @@ static void answer_model_info(struct rpc_call *c) {
             message_string("text"), message_string("token_ids"), message_string("chat")};
     answer.n_input_kinds = m->template.kind == CHAT_TEMPLATE_NONE ? 2 : 3;
     answer.input_kinds = kinds;
-    answer.has_mtp = stats.has_mtp;
+    answer.has_mtp = stats.model_has_mtp;
     message_reply(c, &answer.base);
 }
 

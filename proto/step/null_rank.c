@@ -345,6 +345,7 @@ static int answer_reset(struct null_rank *n, struct step_ring *r) {
             .vocab_size = n->o.vocab_size,
             .max_model_len = n->o.max_model_len,
             .has_mtp = n->o.has_mtp,
+            .model_has_mtp = n->o.model_has_mtp,
             .fingerprint = n->o.fingerprint,
     };
     snprintf(g.device, sizeof(g.device), "null rank %u, computes nothing", n->o.rank);

@@ -16,7 +16,7 @@ struct null_rank_options {
     uint32_t slots, pages, max_model_len, rows_max, vocab_size;
     uint32_t id_first,
             id_count; /* sampled ids lie in [id_first, id_first + id_count); id_count 0 = the vocabulary */
-    uint32_t has_mtp;
+    uint32_t has_mtp, model_has_mtp; /* as in struct step_geometry */
     uint32_t damaged_id; /* a sequence that has read it gets STEP_SAMPLE_NOT_FINITE from then on; 0 = none */
     uint64_t fingerprint;
     uint64_t step_ns, row_ns; /* each plan takes step_ns + rows * row_ns */

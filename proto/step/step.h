@@ -194,6 +194,8 @@ struct step_geometry { /* body of the completion of RESET, from every rank; n_sa
     uint32_t vocab_size;    /* logits; ids from 0 to vocab_size-1 */
     uint32_t max_model_len; /* tokens of one sequence that pools and model allow */
     uint32_t has_mtp;       /* the ranks hold an MTP layer and run it: one more attention layer of KV */
+    uint32_t model_has_mtp; /* the checkpoint has a whole MTP layer, whether the ranks run it or not */
+    uint32_t reserved;      /* 0 */
     uint64_t fingerprint;   /* of the weights and the configuration: the same on every rank */
     uint64_t weight_bytes, pool_bytes;
     char device[96]; /* for GetServerInfo: "cpu avx512, 2 threads" */

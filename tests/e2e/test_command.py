@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from shardd_client import shardd
+from shardd_client import Server, shardd
 
 
 def test_help_teaches():
@@ -56,6 +56,25 @@ def test_status(server):
     done = shardd("status", "--server", server.address, "--json")
     assert done.returncode == 0
     json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("layers", [1, 0])
+def test_model_info_has_mtp_as_inspect_says(model, tmp_path, layers):
+    """Whether the checkpoint has an MTP layer, though serve does not run it."""
+    for name in os.listdir(model):
+        if name != "config.json":
+            os.symlink(os.path.join(model, name), tmp_path / name)
+    with open(os.path.join(model, "config.json")) as file:
+        config = json.load(file)
+    sizes = config.get("text_config", config)
+    assert sizes["mtp_num_hidden_layers"] == 1
+    sizes["mtp_num_hidden_layers"] = layers
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    inspected = json.loads(shardd("inspect", str(tmp_path), "--json").stdout)
+    assert inspected["tensors"]["mtp"] == bool(layers)
+    with Server(str(tmp_path), "--tensor-parallel-size", "2") as running:
+        done = shardd("status", "--server", running.address, "--json")
+        assert json.loads(done.stdout)["model"]["has_mtp"] == bool(layers)
 
 
 def test_chat_keeps_the_conversation(server):

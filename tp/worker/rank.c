@@ -97,6 +97,10 @@ static int allocate_buffers(struct rank *r, struct error *e) {
     return 0;
 }
 
+bool rank_model_has_mtp(const struct rank *r) {
+    return r->tensors ? r->tensors->has_mtp : r->config.mtp_layers != 0;
+}
+
 /* Reads config.json and the checkpoint's header; afterwards shard, tensors and fingerprint are known. */
 static int open_model(struct rank *r, const char *dir, struct error *e) {
     struct rank_options *o = &r->options;
@@ -111,7 +115,7 @@ static int open_model(struct rank *r, const char *dir, struct error *e) {
         if (rc < 0)
             return rc;
     }
-    if (r->tensors ? !r->tensors->has_mtp : !r->config.mtp_layers)
+    if (!rank_model_has_mtp(r))
         o->mtp = false;
     r->fingerprint = fingerprint_model(&r->config, r->checkpoint, o->seed);
     return shard_make(&r->config, o->tp, o->rank, o->mtp, &r->shard, e);

@@ -98,4 +98,7 @@ int rank_comm_bytes(const struct rank_options *options, size_t *ret, struct erro
 
 int rank_create(const struct rank_options *options, struct rank **ret, struct error *e);
 struct rank *rank_free(struct rank *r);
+/* Whether the checkpoint has a whole MTP layer (dummy weights: whether config.json announces one); it is run where
+ * rank_options.mtp asks for it, too. */
+bool rank_model_has_mtp(const struct rank *r);
 void rank_abort(struct rank *r); /* any thread: gives up waiting in collectives, now and later */

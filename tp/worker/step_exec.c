@@ -71,6 +71,7 @@ static void fill_geometry(const struct rank *r, struct step_geometry *g) {
             .vocab_size = r->config.vocab_size,
             .max_model_len = r->budget.max_model_len,
             .has_mtp = r->weights.has_mtp,
+            .model_has_mtp = rank_model_has_mtp(r),
             .fingerprint = r->fingerprint,
             .weight_bytes = r->weights.bytes,
             .pool_bytes = r->budget.pool_bytes,
