@@ -16,7 +16,7 @@
  *     not). A value that showed the beginning of a call has to show its end first;
  *   - a value that cannot be a string ends where it is whole JSON. Inside its strings there are no tags;
  *   - </parameter> left out: <parameter=NAME> at the start of a line, of a parameter that the function has and
- *     the call has not yet. */
+ *     the call has not yet, and on a line of its own if the value was. */
 #include "daemon/text/output_machine.h"
 
 #include "daemon/text/chat_json.h"
@@ -285,17 +285,25 @@ static enum verdict judge_other(struct output_parser *p, const struct tags_closi
 }
 
 /* <parameter=NAME>, </parameter> before it or left out. */
-static enum verdict judge_parameter(struct output_parser *p, const struct tags_closing *c) {
+static enum verdict judge_parameter(struct output_parser *p, const struct tags_closing *c, bool ended) {
     const struct output_value *v = &p->value;
     struct output_name name = c->name;
     if (v->shown > 0)
         return VERDICT_CONTENT;
     if (c->tags == TAGS_END_PARAMETER)
         return c->newline || !v->on_lines ? VERDICT_END : VERDICT_CONTENT;
+    static const char nothing[] = "\n</parameter>"; /* nobody leaves a tag out before an empty value */
+    const char *after = name.data + name.bytes + 1;
+    size_t bytes = (size_t)(p->ahead.data + p->ahead.n - after);
     bool left_out = !c->tags && v->line_start && v->tail.n == 0 &&
                     output_parameter_find(p->function, &name) &&
                     !json_object_getn(p->given, name.data, name.bytes);
-    return left_out ? VERDICT_END : VERDICT_CONTENT;
+    if (!left_out || ended || !v->on_lines)
+        return left_out ? VERDICT_END : VERDICT_CONTENT;
+    size_t compared = bytes < strlen(nothing) ? bytes : strlen(nothing);
+    if (memcmp(after, nothing, compared) == 0)
+        return bytes < strlen(nothing) ? VERDICT_MORE : VERDICT_CONTENT;
+    return *after == '\n' ? VERDICT_END : VERDICT_CONTENT;
 }
 
 /* The head of a call behind what may be the end of this one, and text: does it go on as a call? */
@@ -310,7 +318,7 @@ static enum verdict judge_string(struct output_parser *p, const struct tags_clos
     if (c->ahead == TAGS_MORE)
         return VERDICT_MORE;
     if (c->ahead == TAGS_PARAMETER)
-        return judge_parameter(p, c);
+        return judge_parameter(p, c, ended);
     if (!c->tags)
         return c->ahead == TAGS_CALL && v->tail.n > 0 ? judge_next_call(p, ended) : VERDICT_CONTENT;
     if (c->ahead == TAGS_END) /* where the model did not end its turn, one tag may be the value's own */

@@ -63,6 +63,7 @@ struct output_parser {
     struct byte_buffer space; /* white space held back around tool syntax */
     struct byte_buffer ahead; /* IN_HEAD, IN_PARAMETER: all of it; IN_VALUE: from a < on */
     struct byte_buffer draft;
+    size_t draft_tag_bytes; /* of the tag that it begins with */
     bool draft_is_call;
     const json_t *function; /* of the call, in tools */
     json_t *given;          /* object: its keys are the call's parameters so far */

@@ -12,7 +12,7 @@ const char *const output_tag_texts[TAGS] = {
 /* The states that are not here know no tags, or look for them themselves. */
 static const unsigned known_tags[] = {
         [AT_START] = BIT(TAG_THINK),
-        [IN_REASONING] = BIT(TAG_END_THINK) | BIT(TAG_CALL),
+        [IN_REASONING] = BIT(TAG_END_THINK) | BIT(TAG_CALL) | BIT(TAG_FUNCTION),
         [IN_TEXT] = BIT(TAG_CALL) | BIT(TAG_FUNCTION),
         [IN_FUNCTION] = BIT(TAG_PARAMETER) | BIT(TAG_END_FUNCTION) | BIT(TAG_END_CALL),
         [AFTER_FUNCTION] = BIT(TAG_END_CALL) | BIT(TAG_FUNCTION) | BIT(TAG_CALL),
@@ -164,11 +164,12 @@ static int take_all_ordinary(struct output_parser *p, const char *data, size_t b
 
 /* --- a call in reasoning --- */
 
-static int begin_draft(struct output_parser *p) {
+static int begin_draft(struct output_parser *p, enum output_tag tag) {
     p->state = IN_DRAFT;
     p->draft.n = 0;
+    p->draft_tag_bytes = strlen(output_tag_texts[tag]);
     p->draft_is_call = false;
-    return byte_buffer_text(&p->draft, output_tag_texts[TAG_CALL]);
+    return byte_buffer_text(&p->draft, output_tag_texts[tag]);
 }
 
 /* It is reasoning, but for what follows its first so many bytes. */
@@ -194,9 +195,9 @@ static int take_in_draft(struct output_parser *p, char c) {
         return draft_is_reasoning(p, p->draft.n - end_bytes);
     if (p->draft_is_call)
         return 0;
-    enum tags_ahead ahead = tags_read_opening(p->draft.data, p->draft.n, p->tools).ahead;
+    enum tags_ahead ahead = tags_read_head(p->draft.data, p->draft.n, /* ended= */ false, p->tools).ahead;
     p->draft_is_call = ahead == TAGS_CALL;
-    return ahead == TAGS_OTHER ? draft_is_reasoning(p, strlen(output_tag_texts[TAG_CALL])) : 0;
+    return ahead == TAGS_OTHER ? draft_is_reasoning(p, p->draft_tag_bytes) : 0;
 }
 
 static int ignore_event(void *user, const struct output_event *event) {
@@ -252,9 +253,8 @@ static int take_tag(struct output_parser *p, enum output_tag tag) {
         p->state = AFTER_THINK;
         return 0;
     case TAG_CALL:
-        return p->state == IN_REASONING ? begin_draft(p) : output_begin_head(p, tag);
     case TAG_FUNCTION:
-        return output_begin_head(p, tag);
+        return p->state == IN_REASONING ? begin_draft(p, tag) : output_begin_head(p, tag);
     case TAG_PARAMETER:
         return output_begin_parameter(p);
     case TAG_END_FUNCTION:

@@ -91,7 +91,7 @@ static unsigned type_named(const char *name) {
             {"bool", VALUE_BOOLEAN}, {"int", VALUE_INTEGER}, {"float", VALUE_NUMBER | VALUE_INTEGER},
             {"dict", VALUE_OBJECT}, {"list", VALUE_ARRAY}};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-        if (strcmp(name, names[i].name) == 0)
+        if (strcasecmp(name, names[i].name) == 0) /* some write INTEGER */
             return names[i].types;
     return VALUE_STRING;
 }
@@ -115,18 +115,31 @@ static unsigned type_of_value(const json_t *value) {
     }
 }
 
+/* One character of a reference, which is a fragment of a URL: %24 is a dollar. */
+static char next_of_reference(const char **p) {
+    char hex[3] = {0};
+    if (**p == '%' && isxdigit((unsigned char)(*p)[1]) && isxdigit((unsigned char)(*p)[2])) {
+        memcpy(hex, *p + 1, 2);
+        *p += 3;
+        return (char)strtoul(hex, NULL, 16);
+    }
+    return *(*p)++;
+}
+
 /* A reference inside the document: "#" or "#/$defs/Name", with ~1 for / and ~0 for ~. */
 static const json_t *follow(const json_t *root, const char *reference) {
     const json_t *at = root;
-    if (reference[0] != '#')
+    if (reference[0] != '#' || (reference[1] && reference[1] != '/'))
         return NULL;
     for (const char *p = reference + 1; at && *p == '/';) {
         char key[256];
         size_t n = 0;
-        for (p++; *p && *p != '/' && n < sizeof(key) - 1; p++) {
-            bool escaped = p[0] == '~' && (p[1] == '0' || p[1] == '1');
-            key[n++] = escaped ? (p[1] == '0' ? '~' : '/') : *p;
-            p += escaped;
+        for (p++; *p && *p != '/' && n < sizeof(key) - 1;) {
+            key[n] = next_of_reference(&p);
+            bool escaped = key[n] == '~' && (*p == '0' || *p == '1');
+            if (escaped)
+                key[n] = *p++ == '0' ? '~' : '/';
+            n++;
         }
         key[n] = 0;
         at = json_is_array(at) ? json_array_get(at, strtoul(key, NULL, 10)) : json_object_get(at, key);
@@ -178,7 +191,10 @@ static unsigned types_by_keyword(const json_t *schema) {
         unsigned types;
     } keywords[] = {{"properties", VALUE_OBJECT}, {"additionalProperties", VALUE_OBJECT},
             {"patternProperties", VALUE_OBJECT}, {"propertyNames", VALUE_OBJECT}, {"required", VALUE_OBJECT},
-            {"items", VALUE_ARRAY}, {"prefixItems", VALUE_ARRAY}, {"minItems", VALUE_ARRAY},
+            {"minProperties", VALUE_OBJECT}, {"maxProperties", VALUE_OBJECT},
+            {"dependentRequired", VALUE_OBJECT}, {"dependentSchemas", VALUE_OBJECT},
+            {"unevaluatedProperties", VALUE_OBJECT}, {"items", VALUE_ARRAY}, {"prefixItems", VALUE_ARRAY},
+            {"additionalItems", VALUE_ARRAY}, {"unevaluatedItems", VALUE_ARRAY}, {"minItems", VALUE_ARRAY},
             {"maxItems", VALUE_ARRAY}, {"uniqueItems", VALUE_ARRAY}, {"contains", VALUE_ARRAY},
             {"minimum", VALUE_NUMBER | VALUE_INTEGER}, {"maximum", VALUE_NUMBER | VALUE_INTEGER},
             {"exclusiveMinimum", VALUE_NUMBER | VALUE_INTEGER},

@@ -53,8 +53,11 @@ static const char tools_text[] =
         "\"d\":{\"anyOf\":[{\"anyOf\":[{\"type\":\"integer\"},{\"type\":\"null\"}]}]},\"e\":{\"enum\":[1,2,3]},"
         "\"c\":{\"const\":true},\"pr\":{\"properties\":{}},\"it\":{\"items\":{}},"
         "\"si\":{\"type\":[\"string\",\"integer\"]},\"sl\":{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"array\"}]},"
+        "\"up\":{\"type\":\"INTEGER\"},\"pct\":{\"$ref\":\"#/%24defs/a%7e1b\"},\"mp\":{\"minProperties\":0},"
+        "\"ui\":{\"unevaluatedItems\":false},\"an\":{\"$ref\":\"#anchor\"},"
         "\"two words\":{\"type\":\"string\"}},"
-        "\"$defs\":{\"In\":{\"type\":\"object\",\"properties\":{\"q\":{\"type\":\"string\"}}}}}}},"
+        "\"$defs\":{\"a/b\":{\"type\":\"integer\"},"
+        "\"In\":{\"type\":\"object\",\"properties\":{\"q\":{\"type\":\"string\"}}}}}}},"
         "{\"type\":\"function\",\"function\":{\"name\":\"need\",\"parameters\":{\"properties\":{\"s\":{\"type\":"
         "\"string\"}},\"required\":[\"s\"]}}}]";
 
@@ -97,6 +100,10 @@ static const struct {
         {BEGIN "<parameter=s>\nx\n</parameter>\n</function>\nBye", "t{\"s\": \"x\"}T(\nBye)", 0},
         {BEGIN "<parameter=s>\nx\n<parameter=i>\n4\n</parameter>\n" END, "t{\"s\": \"x\", \"i\": 4}", 0},
         {BEGIN "<parameter=i>\n4<parameter=s>\nx\n</parameter>\n" END, "t{\"i\": 4, \"s\": \"x\"}", 0},
+        {BEGIN "<parameter=s>\nx\n<parameter=i> is one\n</parameter>\n" END,
+                "t{\"s\": \"x\\n<parameter=i> is one\"}", 0},
+        {BEGIN SET("s", "<parameter=o>") END, "t{\"s\": \"<parameter=o>\"}", 0},
+        {BEGIN SET("s", "<parameter=o>x") END, "t{\"s\": \"<parameter=o>x\"}", 0},
         {BEGIN SET("s", "x") "</function>\n" BEGIN SET("i", "4") END, "t{\"s\": \"x\"}t{\"i\": 4}", 0},
         {BEGIN "<parameter=o>\n{\"x\": \"1\n</parameter>\n" END, "t{\"o\": \"{\\\"x\\\": \\\"1\"}", 0},
         /* null */
@@ -112,6 +119,8 @@ static const struct {
                 "t{\"p\": {\"q\": \"z\"}, \"a\": {\"q\": 1}, \"d\": 7, \"e\": 2}", 0},
         {BEGIN SET("c", "True") SET("pr", "{}") SET("it", "[1]") END,
                 "t{\"c\": true, \"pr\": {}, \"it\": [1]}", 0},
+        {BEGIN SET("up", "7") SET("pct", "7") SET("mp", "{}") SET("ui", "[]") SET("an", "7") END,
+                "t{\"up\": 7, \"pct\": 7, \"mp\": {}, \"ui\": [], \"an\": \"7\"}", 0},
         {BEGIN SET("si", "5") SET("sl", "[\"5\"]") END, "t{\"si\": 5, \"sl\": [\"5\"]}", 0},
         {BEGIN SET("si", "5 apples") SET("sl", "[no") END, "t{\"si\": \"5 apples\", \"sl\": \"[no\"}", 0},
         /* keys that come twice count once, so that the call can come back as history */
@@ -161,6 +170,11 @@ static const struct {
         {"Maybe\n" BEGIN SET("s", "x") END "\n</think>\n\n" BEGIN SET("s", "y") END,
                 "R(Maybe\n" BEGIN SET("s", "x") END ")t{\"s\": \"y\"}", THINKING},
         {"Maybe\n" BEGIN "<parameter=s>\nx", "R(Maybe\n" BEGIN "<parameter=s>\nx)", THINKING},
+        {"Need it.\n<function=t>\n" SET("s", "x") END, "R(Need it.)t{\"s\": \"x\"}", THINKING},
+        {"So <function=t> it is.\n" BEGIN SET("s", "x") END, "R(So <function=t> it is.)t{\"s\": \"x\"}",
+                THINKING},
+        {"Maybe\n<function=t>\n" SET("s", "x") "</function>\n</think>\n\nNo.",
+                "R(Maybe\n<function=t>\n" SET("s", "x") "</function>)T(No.)", THINKING},
         {"Say <tool_call>\n<function=NAME>.\n", "R(Say <tool_call>\n<function=NAME>.\n)", THINKING},
         /* white space around the tags of thinking */
         {"\n<think>\nhm\n</think>\n\nhi", "R(hm)T(hi)", 0},

@@ -169,11 +169,12 @@ static json_t *one_call(const char *parameter, json_t *value) {
     return json_pack("[{s:s,s:{s:O}}]", "name", "f", "arguments", parameter, value);
 }
 
-/* A value that has, at the start of a line, the head of a parameter that the function has and the call has not, is
+/* A value that has, on a line of its own, the head of a parameter that the function has and the call has not, is
  * written as two parameters are, the first without its </parameter>. Models leave that out; it is read so. */
 static bool reads_as_left_out(const char *parameter, const char *text) {
     const char *found = strstr(text, "<parameter=s>");
-    return found && !strstr(text, "<tool_call>") && (found == text || found[-1] == '\n') &&
+    const char *end = found ? found + strlen("<parameter=s>") : NULL;
+    return found && !strstr(text, "<tool_call>") && (found == text || found[-1] == '\n') && *end == '\n' &&
            in(" s_none sz sa unknown ", parameter);
 }
 
