@@ -117,7 +117,7 @@ static int run_verb(const struct verb_info *v, char *const argv[], int n) {
         options_print_help(stdout, v->verb);
         code = EXIT_OK;
     } else if (rc < 0) {
-        fprintf(stderr, "shardd %s: %s\n(`shardd %s --help` shows the options)\n", v->name, e.text, v->name);
+        fprintf(stderr, "shardd %s: %s (`shardd %s --help` shows the options)\n", v->name, e.text, v->name);
         code = EXIT_USAGE;
     } else {
         code = v->run(&o);

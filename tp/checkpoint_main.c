@@ -1,6 +1,7 @@
 /* checkpoint_main.c - shardd-checkpoint: looks at checkpoints and makes them. `shardd inspect`, `synth`, `quantize` and
  * `pack` run it. Exit status: 0 done (inspect: and it fits), 1 it failed or does not fit, 2 wrong usage. */
 #include "tp/synth/synth.h"
+#include "tp/tools/arguments.h"
 #include "tp/tools/inspect.h"
 #include "tp/tools/pack_verb.h"
 #include "tp/tools/quantize_verb.h"
@@ -9,7 +10,6 @@
 #include "base/sizes.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,7 +40,8 @@ static const char INSPECT_HELP[] =
         "file), checks that every tensor is there and has its shape, and computes what each rank needs.\n"
         "Reads headers only, unless told to verify.\n"
         "\n"
-        "  --tensor-parallel-size N   ranks to split it over, all on this machine: 1, 2, 4, 8 (default 1)\n"
+        "  --tensor-parallel-size, -tp N\n"
+        "                             ranks to split it over, all on this machine: 1, 2, 4, 8 (default 1)\n"
         "  --max-model-len N          tokens of a sequence, at most the model's own limit (default 8192;\n"
         "                             0: that limit)\n"
         "  --max-num-seqs N           sequences at the same time (default 8)\n"
@@ -95,7 +96,7 @@ __attribute__((format(printf, 2, 3))) static int usage_error(const char *verb, c
 
 static int failed(const char *verb, const struct error *e) {
     fprintf(stderr, "shardd %s: %s\n", verb, e->text);
-    return e->code == -EDOM ? EXIT_USAGE : EXIT_FAILED; /* -EDOM: no such setting for this model */
+    return e->code == -EDOM ? EXIT_USAGE : EXIT_FAILED; /* -EDOM: no such setting, or none of this model */
 }
 
 /* --- inspect --- */
@@ -119,7 +120,7 @@ static int run_inspect(int argc, char **argv) {
     bool json = false;
     struct error e = {0};
     int flag, at = 0;
-    while ((flag = getopt_long(argc, argv, "h", flags, &at)) != -1) {
+    while ((flag = arguments_next(argc, argv, flags, &at)) != -1) {
         int r = 0;
         switch (flag) {
         case TP:
@@ -148,7 +149,7 @@ static int run_inspect(int argc, char **argv) {
             fputs(INSPECT_HELP, stdout);
             return EXIT_OK;
         default:
-            return usage_error("inspect", "this option is not known, or lacks its value");
+            return usage_error("inspect", "%s", arguments_wrong(flag, argv, (char[ARGUMENT_TEXT_MAX]){0}));
         }
         if (r < 0)
             return usage_error("inspect", "--%s: %s", flags[at].name, e.text);
@@ -201,8 +202,8 @@ static int load_config(const char *name, struct model_config *ret, struct error 
         return 0;
     int r = file_read(name, CONFIG_BYTES_MAX, &text, &bytes, e);
     if (r == -ENOENT)
-        return error_set(
-                e, r, "--config %s: there is no such file, and the names are %s", name, synth_config_names);
+        return error_set(e, -EDOM, "--config %s: there is no such file, and the names are %s", name,
+                synth_config_names);
     if (r == 0)
         r = model_config_parse(text, bytes, name, ret, e);
     free(text);
@@ -271,7 +272,7 @@ static int set_synth_flag(int flag, const char *value, struct synth_flags *f, st
         f->o.weight_bits = strcmp(value, "int4") == 0 ? 4 : strcmp(value, "int8") == 0 ? 8 : 0;
         return f->o.weight_bits ? 0 : -EINVAL;
     case GROUP_SIZE:
-        return count_parse_u32(value, 32, 128, &f->o.group_size, e);
+        return argument_group_size(value, &f->o.group_size, e);
     case SHARD_SIZE:
         return size_parse(value, 1, UINT64_MAX, &f->o.shard_bytes, e);
     case MTP:
@@ -340,14 +341,14 @@ static int run_synth(int argc, char **argv) {
     f.o.shard_bytes = 4000000000;
     struct error e = {0};
     int flag, at = 0;
-    while ((flag = getopt_long(argc, argv, "h", flags, &at)) != -1) {
+    while ((flag = arguments_next(argc, argv, flags, &at)) != -1) {
         if (flag == 'h' || flag == SYNTH_HELP_FLAG) {
             fputs(SYNTH_HELP, stdout);
             return EXIT_OK;
         }
         int r = set_synth_flag(flag, optarg, &f, &e);
         if (r > 0)
-            return usage_error("synth", "this option is not known, or lacks its value");
+            return usage_error("synth", "%s", arguments_wrong(flag, argv, (char[ARGUMENT_TEXT_MAX]){0}));
         if (e.text[0])
             return usage_error("synth", "--%s: %s", flags[at].name, e.text);
         if (r < 0)
@@ -364,6 +365,7 @@ int main(int argc, char **argv) {
         fputs(USAGE, stderr);
         return EXIT_USAGE;
     }
+    arguments_normalise(argc - 1, argv + 1);
     if (strcmp(argv[1], "inspect") == 0)
         return run_inspect(argc - 1, argv + 1);
     if (strcmp(argv[1], "synth") == 0)

@@ -4,6 +4,7 @@
 #include "launcher/client/client.h"
 
 #include "base/limits.h"
+#include "base/sizes.h"
 #include "launcher/client/interrupt.h"
 #include "launcher/verbs.h"
 
@@ -49,6 +50,18 @@ static void be_silent(gpr_log_func_args *args) {
     (void)args; /* the status says it in one sentence */
 }
 
+/* HOST:PORT with a port that there can be. */
+static int check_port(const char *given, const char *colon, const char *bracket, struct error *e) {
+    uint32_t port;
+    struct error why = {0};
+    if (!bracket && strchr(given, ':') != colon)
+        return error_set(e, -EINVAL,
+                "--server %.128s: an IPv6 address stands in brackets: [::1]:" DEFAULT_PORT, given);
+    if (count_parse_u32(colon + 1, 1, 65535, &port, &why) < 0)
+        return error_set(e, -EINVAL, "--server %.128s: the port: %s", given, why.text);
+    return 0;
+}
+
 static int normal_address(const char *given, char *address, size_t size, struct error *e) {
     const char *last_colon = strrchr(given, ':'), *bracket = strrchr(given, ']');
     bool path = given[0] == '/' || given[0] == '.',
@@ -58,6 +71,8 @@ static int normal_address(const char *given, char *address, size_t size, struct 
     if (strstr(given, "://") && !whole)
         return error_set(e, -EINVAL, "--server %.128s: give HOST:PORT or unix:PATH, without a scheme", given);
     bool with_port = last_colon && (!bracket || last_colon > bracket);
+    if (with_port && !path && !whole && check_port(given, last_colon, bracket, e) < 0)
+        return e->code;
     const char *before = path ? "unix:" : given[0] == ':' ? "127.0.0.1" : "";
     int n = snprintf(
             address, size, "%s%s%s", before, given, path || whole || with_port ? "" : ":" DEFAULT_PORT);

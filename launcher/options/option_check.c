@@ -91,6 +91,10 @@ int options_check(struct options *o, struct error *e) {
             return error_set(e, -EINVAL, "%s and %s contradict each other: %s", o->values[c->a].where,
                     o->values[c->b].where, c->why);
     }
+    if (options_number(o, OPT_MAX_MODEL_LEN) == 1)
+        return error_set(e, -EINVAL,
+                "--max-model-len 1: a prompt and an answer have 2 tokens at least; 0 is what the model and the "
+                "memory allow");
     if (o->verb == VERB_SERVE)
         return check_serve(o, e);
     if (o->verb & VERB_ASKS)

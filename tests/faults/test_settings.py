@@ -31,6 +31,7 @@ MISTAKES = [
     (SERVE + TINY + ["--max-num-seqs", "1.0"], "not a whole number"),
     (SERVE + TINY + ["--max-num-seqs"], "needs a value"),
     (SERVE + TINY + ["--max-model-len", "99999999"], "out of range"),
+    (SERVE + TINY + ["--max-model-len", "1"], "2 tokens at least"),
     (SERVE + TINY + ["-tp", "3"], "1, 2, 4 or 8"),
     (SERVE + TINY + ["-tp", "2", "--ranks-per-process", "4"], "does not divide"),
     (SERVE + TINY + ["--max-num-seqs", "9", "--max-num-batched-tokens", "8"], "is less than --max-num-seqs"),
@@ -64,12 +65,28 @@ MISTAKES = [
     (["shardd", "generate", "--model", "/no/such/model", "x"], "does not exist"),
     (["shardd", "chat", "--frob"], "unknown option --frob"),
     (["shardd", "chat", "hello"], "'hello' is too much"),
+    (["shardd", "generate", "--server", "localhost:99999", "x"], "the port: '99999' is out of range"),
+    (["shardd", "generate", "--server", "localhost:http", "x"], "the port: 'http' is not a whole number"),
+    (["shardd", "chat", "--server", "localhost:0"], "the port: '0' is out of range"),
+    (["shardd", "status", "--server", "::1"], "in brackets"),
+    (["shardd", "status", "--server", "[::1]:"], "the port: "),
     (["shardd", "status", "x"], "'x' is too much"),
     (["shardd", "status", "--timeout", "never"], "write it like"),
     (["shardd", "inspect"], "name one model folder"),
     (["shardd", "inspect", "--memory", "4 GB", "{tiny}"], "--memory: '4 GB' is no size"),
     (["shardd", "inspect", "--tensor-parallel-size", "3", "{tiny}"], "must be 1, 2, 4 or 8"),
-    (["shardd", "inspect", "--frob", "{tiny}"], "not known"),
+    (["shardd", "inspect", "--frob", "{tiny}"], "unknown option --frob"),
+    (["shardd", "inspect", "{tiny}", "-q"], "unknown option -q"),
+    (["shardd", "inspect", "{tiny}", "--memory"], "--memory needs a value"),
+    (["shardd", "inspect", "{tiny}", "--json=yes"], "--json=yes: this option takes no value"),
+    (["shardd", "inspect", "{tiny}", "-tp", "3"], "must be 1, 2, 4 or 8"),
+    (["shardd", "inspect", "{tiny}", "--max_model_len=x"], "--max-model-len: 'x' is not a whole number"),
+    (["shardd", "synth", "--config", "3b", "/tmp/never"], "the names are"),
+    (["shardd", "synth", "--frob"], "unknown option --frob"),
+    (["shardd", "synth", "--group-size", "48", "--weights", "int4", "/tmp/never"], "48"),
+    (["shardd", "pack", "--frob"], "unknown option --frob"),
+    (["shardd", "pack", "{tiny}", "--layout"], "--layout needs a value"),
+    (["shardd", "quantize", "--frob"], "unknown option --frob"),
     (["shardd", "synth", "--layers", "-1", "/tmp/never"], "--layers: '-1' is not a whole number"),
     (["shardd", "synth", "--shard-size", "0", "/tmp/never"], "at least 1 byte"),
     (["shardd", "pack", "--threads", "x", "{tiny}"], "--threads: 'x' is not a whole number"),
@@ -105,6 +122,8 @@ def test_mistakes_are_exit_code_2(places, words, says):
     done = run([word.format(**places) for word in words])
     assert (done.returncode, says in done.stderr) == (2, True), (done.returncode, done.stderr)
     assert "serving" not in done.stdout
+    if words[0] == "shardd" and words[1:]:
+        assert says in done.stderr.splitlines()[-1], "the reason is what is read last"
 
 
 def test_accidents_are_exit_code_1(places):

@@ -5,9 +5,9 @@
 #include "base/sizes.h"
 #include "tp/load/fingerprint.h"
 #include "tp/load/packed.h"
+#include "tp/tools/arguments.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,7 +143,7 @@ int pack_main(int argc, char **argv) {
     struct pack p = {0};
     struct error e = {0};
     int flag;
-    while ((flag = getopt_long(argc, argv, "h", flags, NULL)) != -1) {
+    while ((flag = arguments_next(argc, argv, flags, NULL)) != -1) {
         switch (flag) {
         case CACHE:
             p.cache = optarg;
@@ -170,9 +170,8 @@ int pack_main(int argc, char **argv) {
             fputs(HELP, stdout);
             return EXIT_OK;
         default:
-            fputs("shardd pack: this option is not known, or lacks its value (`shardd pack --help` shows the "
-                  "options)\n",
-                    stderr);
+            fprintf(stderr, "shardd pack: %s (`shardd pack --help` shows the options)\n",
+                    arguments_wrong(flag, argv, (char[ARGUMENT_TEXT_MAX]){0}));
             return EXIT_USAGE;
         }
     }

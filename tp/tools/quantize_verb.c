@@ -4,9 +4,9 @@
 
 #include "base/sizes.h"
 #include "tp/quantize/quantize.h"
+#include "tp/tools/arguments.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -72,8 +72,12 @@ static void on_signal(int number) {
 
 static void catch_signals(void) {
     struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    static const int ends[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+    for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++) {
+        struct sigaction before;
+        if (sigaction(ends[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN) /* nohup(1) ignores one */
+            sigaction(ends[i], &action, NULL);
+    }
     action.sa_handler = SIG_IGN; /* a file size limit comes back as EFBIG */
     sigaction(SIGXFSZ, &action, NULL);
 }
@@ -153,18 +157,13 @@ static int parse_bits(const char *text, bool as_is, uint32_t *ret) {
     return 0;
 }
 
-static int parse_group(const char *text, uint32_t *ret, struct error *e) {
-    int r = count_parse_u32(text, 32, 128, ret, e);
-    return r == 0 && *ret & (*ret - 1) ? error_set(e, -EINVAL, "%u is none of 32, 64 and 128", *ret) : r;
-}
-
 static int set_flag(int flag, const char *value, struct flags *f, struct error *e) {
     struct quantize_options *o = &f->o;
     switch (flag) {
     case WEIGHTS:
         return parse_bits(value, false, &o->weight_bits);
     case GROUP_SIZE:
-        return parse_group(value, &o->group, e);
+        return argument_group_size(value, &o->group, e);
     case LM_HEAD:
         return parse_bits(value, true, &o->head_bits);
     case MTP:
@@ -219,14 +218,14 @@ static int read_options(int argc, char **argv, struct flags *f) {
     };
     struct error e = {0};
     int flag, at = 0;
-    while ((flag = getopt_long(argc, argv, "h", flags, &at)) != -1) {
+    while ((flag = arguments_next(argc, argv, flags, &at)) != -1) {
         if (flag == 'h' || flag == HELP_FLAG) {
             fputs(HELP, stdout);
             return -1;
         }
         int r = set_flag(flag, optarg, f, &e);
         if (r > 0)
-            return usage_error("this option is not known, or lacks its value");
+            return usage_error("%s", arguments_wrong(flag, argv, (char[ARGUMENT_TEXT_MAX]){0}));
         if (e.text[0])
             return usage_error("--%s: %s", flags[at].name, e.text);
         if (r < 0)
