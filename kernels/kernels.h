@@ -214,7 +214,7 @@ struct k_shape { /* what one rank holds; filled by tp/ from the model and the sh
  *   KV      [layer][page][kv_head][K|V][64][head_dim] in kv_dtype (rounded to nearest even when written)
  *   GDN     per slot and layer: S0 [Hv][dk][dv], ring of C rows (k after L2 norm [Hk][dk], Delta [Hv][dv], G [Hv]),
  *           conv window: the W-1 last pre-conv rows [W-1][2*Hk*dk + Hv*dv]; all fp32
- *   slots   length, last sampled id, sample index, page table, sampling parameters, token counts, MTP hidden [H]
+ *   slots   length, last sampled id, drafts, sample index, page table, sampling parameters, token counts, MTP hidden
  *   units   host memory units for SWAP and SNAPSHOT, each as large as one slot's GDN state or one page */
 struct k_pool;
 struct k_pool_options {
@@ -250,11 +250,12 @@ void k_comm_abort(struct k_comm *m);
 /* --- the batch of a step --- */
 
 enum k_entry_kind {
-    K_ENTRY_PROMPT = 0,   /* ids and positions are given */
-    K_ENTRY_CONTINUE = 1, /* row 0 is the slot's last sampled id at the slot's length */
+    K_ENTRY_PROMPT = 0, /* ids and positions are given */
+    K_ENTRY_CONTINUE =
+            1, /* row 0 is the slot's last sampled id at the slot's length, the others are drafts */
 };
 enum k_entry_flags {
-    K_ENTRY_SAMPLE = 1u << 0, /* sample after the last row; the id becomes the slot's last id */
+    K_ENTRY_SAMPLE = 1u << 0, /* sample after the last row, with drafts after every row; see k_outcome */
     K_ENTRY_LOGITS = 1u << 1, /* copy the last row's raw logits to the logits buffer (tests, offline use) */
     K_ENTRY_LOGITS_ALL = 1u << 2, /* ... of every row */
     K_ENTRY_GENERATED = 1u << 3,  /* PROMPT: the ids were generated before (a replay): they count as output */
@@ -265,7 +266,7 @@ struct k_entry {
     uint32_t slot;
     uint32_t kind; /* enum k_entry_kind */
     uint32_t flags;
-    uint32_t n_rows;    /* PROMPT: >= 1; CONTINUE: 1 (drafts come with speculation) */
+    uint32_t n_rows;    /* PROMPT: >= 1; CONTINUE: 1 + drafts (kernels/cpu takes none) */
     uint32_t row_begin; /* first row in the batch */
     uint32_t first_pos; /* PROMPT: KV index of the first row; ignored for CONTINUE */
     uint32_t ids_at;    /* PROMPT: index of its first id in ids[] */
@@ -273,14 +274,16 @@ struct k_entry {
     uint32_t rope_at;   /* index of 3*n_rows rope positions in rope[]; UINT32_MAX = same as KV index */
     /* 0..TOP_LOGPROBS_MAX, reported beside the sampled id; UINT32_MAX = no logprobs at all */
     uint32_t top_logprobs;
-    uint32_t sample_index; /* which of the sequence's samples (0 = first generated token): keys the noise */
-    uint32_t sample_at;    /* index of its result in the results array; set iff K_ENTRY_SAMPLE */
+    uint32_t
+            drafts_at; /* CONTINUE: index of n_rows - 1 drafts in ids[]; UINT32_MAX = those that lie in the slot */
+    uint32_t n_draft_next; /* drafts of this step's own making that are left in the slot; 0 = none */
+    /* With K_ENTRY_SAMPLE: index of its first result (of 1, or one per row with drafts) and of its outcome. */
+    uint32_t sample_at, outcome_at;
 };
 
 /* The device arrays that tp/ uploads for a step; capacities were fixed at creation. */
 struct k_plan {
-    uint32_t n_entries, n_rows, n_samples; /* the true counts, on the device */
-    uint32_t reserved;
+    uint32_t n_entries, n_rows, n_samples, n_outcomes; /* the true counts, on the device */
 };
 
 struct k_batch; /* device-resident: plan, entries, ids, rope, and the per-row arrays that k_begin_step derives */
@@ -312,7 +315,9 @@ struct k_sampling { /* a slot's parameters; every field is valid (validated by t
     float repetition_penalty;                  /* > 0; 1 = off; over prompt and output */
     float presence_penalty, frequency_penalty; /* 0 = off; over output */
     uint64_t seed;
-    uint32_t min_tokens; /* ids in suppress[] have logit -inf while sample_index < min_tokens */
+    uint32_t
+            first_sample_index; /* where the slot's count of samples begins: tokens generated before, in a replay */
+    uint32_t min_tokens;        /* ids in suppress[] have logit -inf while the sample index is below it */
     uint32_t n_bias, n_suppress;
     const uint32_t *bias_ids; /* [n_bias] host pointers, copied when the call returns */
     const float *bias;        /* [n_bias] added to the logit */
@@ -320,9 +325,9 @@ struct k_sampling { /* a slot's parameters; every field is valid (validated by t
 };
 
 enum k_memory_kind {
-    K_MEM_ZERO_SLOT,     /* a: slot; state zero, length 0 */
-    K_MEM_COPY_SLOT,     /* a -> b: state, length, counts; not the page table */
-    K_MEM_COPY_PAGE,     /* a -> b: all layers */
+    K_MEM_ZERO_SLOT, /* a: slot; state zero, length 0 */
+    K_MEM_COPY_SLOT, /* a -> b: state, length, counts; not page table, sampling parameters or sample index */
+    K_MEM_COPY_PAGE, /* a -> b: all layers */
     K_MEM_SNAPSHOT_SLOT, /* slot a -> slot unit b: state, length, MTP hidden, which ids were seen */
     K_MEM_RESTORE_SLOT,  /* slot unit a -> slot b; the ids seen count as prompt of the slot's sequence */
     K_MEM_PAGE_OUT,      /* page a -> page unit b */
@@ -395,6 +400,7 @@ void k_final_norm(struct k_stream *s, struct k_pool *p, const struct k_batch *b,
         const float *norm, float eps, float *y);
 
 struct k_result;
+struct k_outcome;
 
 /* MTP input: y[R][2H] = [norm_e(E[x_{t+1}]) ; norm_h(h_t)] where x_{t+1} of a row is the next row's id, or the
  * entry's id_after for its last row (UINT32_MAX: the id in results just sampled for that entry, id 0 where it did not
@@ -413,7 +419,7 @@ enum k_result_status {
     K_RESULT_NOT_FINITE, /* the model gave a logit that is NaN or infinite: its weights or this slot's cache are bad */
     K_RESULT_NO_TOKEN, /* every id of the vocabulary is suppressed */
 };
-struct k_result { /* one per sampled entry, device memory, downloaded by tp/ */
+struct k_result { /* one per sampled row, device memory, downloaded by tp/ */
     uint32_t id;  /* 0 where status is not K_RESULT_OK; the slot goes on with it like with any other id */
     /* natural log, of the raw model distribution (before penalties, temperature and filters); 0 if the entry asked for
      * no logprobs */
@@ -424,6 +430,15 @@ struct k_result { /* one per sampled entry, device memory, downloaded by tp/ */
     float top_logprobs[TOP_LOGPROBS_MAX];
 };
 
+/* What became of the samples of an entry. A draft is accepted when it is the id that was sampled at the row before it
+ * and that row was accepted; so the tokens are results sample_at .. + n_samples - 1, and without drafts one. */
+struct k_outcome {
+    uint32_t status;     /* enum k_result_status: that of the first accepted row without a token, else OK */
+    uint32_t n_samples;  /* tokens: n_accepted + 1, or n_accepted where status is not OK */
+    uint32_t n_accepted; /* drafts */
+    uint32_t reserved;
+};
+
 /* logits = head(hidden) for the last row of each sampling entry (and the rows whose logits were asked for); each
  * rank multiplies its vocabulary rows (head is NULL where it has none). Then per sample, in this order: bias;
  * penalties; suppress; temperature; top_k; top_p; min_p; token = argmax(logit/T + Gumbel(seed, sample_index, position,
@@ -431,15 +446,17 @@ struct k_result { /* one per sampled entry, device memory, downloaded by tp/ */
  * fixed point. Every rank ends with the same results[].
  * A logit that bias or penalties take out of the range of fp32 stays at its end (+-FLT_MAX), so only suppressing takes
  * an id out of the distribution, and a token is always one of it.
+ * The sample index of row i is the slot's plus i. outcomes NULL: nobody asks what became of the samples (MTP head).
  * logits, if not NULL: [logits_rows_max][vocab_rows] raw local logits of the rows that asked, in row order. */
 void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,
-        const struct k_linear *head, const float *hidden, struct k_result *results, float *logits,
-        uint32_t logits_rows_max);
+        const struct k_linear *head, const float *hidden, struct k_result *results,
+        struct k_outcome *outcomes, float *logits, uint32_t logits_rows_max);
 
-/* Commits the step to the slots: length += rows; where the entry sampled, last id and token counts from results
- * (NULL when no entry samples). Always the last operation of a step. */
-void k_end_step(
-        struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results);
+/* Commits the step to the slots: length += rows of a PROMPT, 1 + n_accepted of a CONTINUE; where the entry sampled, the
+ * last id, the token counts and sample index += n_samples (results and outcomes are NULL when no entry samples).
+ * Always the last operation of a step. */
+void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results,
+        const struct k_outcome *outcomes);
 
 /* Scratch that the operations above need for rows_max rows; asked once, handed over once. */
 size_t k_workspace_bytes(const struct k_shape *shape, uint32_t rows_max, uint32_t samples_max);

@@ -96,8 +96,8 @@ static void take_token(struct engine *g, struct sequence *s, const struct step_s
 }
 
 /* Without a token this sequence ends, and nobody else notices. */
-static void end_without_token(struct engine *g, struct sequence *s, const struct step_sample *sample) {
-    if (sample->status == STEP_SAMPLE_NO_TOKEN) {
+static void end_without_token(struct engine *g, struct sequence *s, uint32_t status) {
+    if (status == STEP_SAMPLE_NO_TOKEN) {
         sequence_finish(g, s, ENGINE_FINISH_NO_TOKEN, NULL);
         return;
     }
@@ -107,48 +107,50 @@ static void end_without_token(struct engine *g, struct sequence *s, const struct
     sequence_finish(g, s, ENGINE_FINISH_FAULT, text);
 }
 
-/* Rank 0's samples against the plan and against every rank's checksum. */
-static const char *check_samples(struct engine *g, const struct flight *f,
-        const struct step_completion **answers, const struct step_sample *samples, uint32_t *ret_rank) {
+/* Rank 0's outcomes against the plan, which has no drafts, and against every rank's checksum. */
+static const char *check_outcomes(struct engine *g, const struct flight *f,
+        const struct step_completion **answers, const struct step_outcome *o, uint32_t *ret_rank) {
     uint64_t sum = STEP_CHECKSUM_SEED;
-    uint32_t n = 0;
     *ret_rank = 0;
-    if (answers[0]->n_samples != f->n_samples)
-        return "rank 0 answered with another number of samples than the plan asked for";
+    if (answers[0]->n_outcomes != f->n_samples)
+        return "rank 0 answered with another number of outcomes than the plan asked for";
     for (uint32_t i = 0; i < f->n_entries; i++) {
         const struct flight_entry *t = &f->entries[i];
+        const struct step_sample *s = step_outcome_samples(o);
         if (!t->sample)
             continue;
-        const struct step_sample *s = &samples[n++];
-        if (s->slot != t->slot || s->id >= g->geometry.vocab_size || s->n_top > t->top_logprobs)
-            return "rank 0 answered with a sample that the plan did not ask for";
-        sum = step_checksum(sum, s);
+        if (o->slot != t->slot || o->n_accepted != 0 ||
+                (o->n_samples == 1 && (s->id >= g->geometry.vocab_size || s->n_top > t->top_logprobs)))
+            return "rank 0 answered with an outcome that the plan did not ask for";
+        sum = step_checksum(sum, o, s);
+        o = step_outcome_next(o);
     }
     for (uint32_t i = 0; i < g->n_ranks; i++) {
         *ret_rank = i;
         if (answers[i]->checksum != sum)
             return "the ranks do not agree about the sampled tokens (checksum)";
-        if (i > 0 && answers[i]->n_samples != 0)
-            return "a rank other than 0 answered with samples";
+        if (i > 0 && answers[i]->n_outcomes != 0)
+            return "a rank other than 0 answered with outcomes";
     }
     return NULL;
 }
 
-static void retire_plan(struct engine *g, struct flight *f, const struct step_sample *samples) {
-    uint32_t n = 0;
+static void retire_plan(struct engine *g, struct flight *f, const struct step_outcome *next) {
     for (uint32_t i = 0; i < f->n_closes; i++)
         pools_slot_closed(&g->pools, f->closes[i]);
     for (uint32_t i = 0; i < f->n_entries; i++) {
         struct flight_entry *t = &f->entries[i];
         struct sequence *s = t->sequence;
-        const struct step_sample *sample = t->sample ? &samples[n++] : NULL;
-        if (sample != NULL && s->state != SEQUENCE_ENDING) {
+        const struct step_outcome *o = t->sample ? next : NULL;
+        if (o != NULL)
+            next = step_outcome_next(o);
+        if (o != NULL && s->state != SEQUENCE_ENDING) {
             assert(t->sample_index == s->n_tokens - s->n_prompt);
             /* this step still names s, so s is still there afterwards */
-            if (sample->status == STEP_SAMPLE_OK)
-                take_token(g, s, sample);
+            if (o->status == STEP_SAMPLE_OK)
+                take_token(g, s, step_outcome_samples(o));
             else
-                end_without_token(g, s, sample);
+                end_without_token(g, s, o->status);
         }
         sequence_retired(g, s);
     }
@@ -161,10 +163,10 @@ static enum flight_event fault(struct flight_report *r, uint32_t rank, const cha
 }
 
 static enum flight_event finish_plan(struct engine *g, struct flight *f,
-        const struct step_completion **answers, const struct step_sample *samples,
+        const struct step_completion **answers, const struct step_outcome *outcomes,
         struct flight_report *ret) {
     uint32_t rank;
-    const char *bad = check_samples(g, f, answers, samples, &rank);
+    const char *bad = check_outcomes(g, f, answers, outcomes, &rank);
     if (bad != NULL)
         return fault(ret, rank, bad);
     ret->compute_ns = 0;
@@ -175,7 +177,7 @@ static enum flight_event finish_plan(struct engine *g, struct flight *f,
     ret->n_prompt_rows = f->n_prompt_rows;
     g->n_plans--;
     g->now.steps_total++;
-    retire_plan(g, f, samples);
+    retire_plan(g, f, outcomes);
     return FLIGHT_RETIRED;
 }
 
@@ -213,7 +215,7 @@ static enum flight_event gather(struct engine *g, const struct step_completion *
         }
         char text[STEP_FAULT_TEXT_MAX + 1] = "the rank's answers are malformed";
         if (r == 0 && answers[i]->status == STEP_STATUS_FAULT)
-            snprintf(text, sizeof(text), "%.*s", (int)answers[i]->n_samples, (const char *)bodies[i]);
+            snprintf(text, sizeof(text), "%.*s", (int)answers[i]->n_outcomes, (const char *)bodies[i]);
         else if (r == 0 && (answers[i]->step != f->step || answers[i]->type != f->type))
             snprintf(text, sizeof(text), "the rank answered step %llu, step %llu was next",
                     (unsigned long long)answers[i]->step, (unsigned long long)f->step);

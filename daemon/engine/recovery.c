@@ -124,7 +124,7 @@ static int check_geometry(
     if (a->slots == 0 || a->slots > SEQS_MAX || a->pages == 0 || a->pages > INT32_MAX || a->vocab_size == 0 ||
             a->rows_max == 0 || a->entries_max == 0 || a->max_model_len < 2 ||
             a->max_model_len > CONTEXT_MAX || a->pages_per_slot == 0 ||
-            a->pages_per_slot > STEP_SLOT_PAGES_MAX)
+            a->pages_per_slot > STEP_SLOT_PAGES_MAX || a->drafts_max > DRAFT_MAX)
         return error_set(e, -EPROTO, "rank %u: its slots, pages or limits are 0 or out of range", i);
     if (g->geometry_known &&
             (a->fingerprint != g->geometry.fingerprint || a->vocab_size != g->geometry.vocab_size))
@@ -148,6 +148,7 @@ static struct step_geometry merge(const struct engine *g, const struct step_geom
         m.pages_per_slot = least(m.pages_per_slot, all[i].pages_per_slot);
         m.rows_max = least(m.rows_max, all[i].rows_max);
         m.entries_max = least(m.entries_max, all[i].entries_max);
+        m.drafts_max = least(m.drafts_max, all[i].drafts_max);
         m.max_model_len = least(m.max_model_len, all[i].max_model_len);
         m.weight_bytes += all[i].weight_bytes;
         m.pool_bytes += all[i].pool_bytes;

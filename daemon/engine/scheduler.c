@@ -69,6 +69,7 @@ static void add_open(struct engine *g, struct sequence *s) {
             .frequency_penalty = s->sampling.frequency_penalty,
             .min_tokens = s->min_tokens,
             .seed = s->sampling.seed,
+            .first_sample_index = s->samples,
     };
     struct bias {
         uint32_t id;
@@ -97,7 +98,7 @@ static void add_entry(
     struct engine *g = p->g;
     bool sample = (t->flags & STEP_ENTRY_SAMPLE) != 0;
     t->slot = s->slot;
-    t->rope_at = t->mask_at = STEP_NONE;
+    t->rope_at = t->mask_at = t->drafts_at = STEP_NONE;
     t->page_first = first;
     t->n_pages = n_pages;
     if (n_pages > 0) {
@@ -108,7 +109,6 @@ static void add_entry(
         t->flags |= STEP_ENTRY_LOGPROB;
         t->top_logprobs = s->top_logprobs;
     }
-    t->sample_index = s->samples;
     t->replay = s->planned < s->computed_before;
     step_add_entry(g->writer, t);
 

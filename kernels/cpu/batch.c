@@ -125,6 +125,7 @@ struct step_args {
     struct k_batch *b;
     struct k_bounds bounds;
     const struct k_result *results;
+    const struct k_outcome *outcomes;
 };
 
 static void begin_entry(struct k_stream *s, struct k_pool *p, struct k_batch *b, uint32_t e) {
@@ -175,13 +176,14 @@ static void run_end(struct k_stream *s, const void *args) {
             continue;
         slot->last_id = a->results[entry->sample_at].id;
         slot->pending = 1;
+        slot->sample_index += a->outcomes[entry->outcome_at].n_samples;
         uint16_t *count = &a->p->counts[(uint64_t)entry->slot * a->p->shape.vocab_size + slot->last_id];
         *count = count_once_more(*count, /* generated= */ true);
     }
 }
-void k_end_step(
-        struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results) {
-    struct step_args a = {.p = p, .b = (struct k_batch *)b, .results = results};
+void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results,
+        const struct k_outcome *outcomes) {
+    struct step_args a = {.p = p, .b = (struct k_batch *)b, .results = results, .outcomes = outcomes};
     stream_submit(s, run_end, &a, sizeof a);
 }
 

@@ -16,6 +16,7 @@ struct head_args {
     const struct k_linear *head;
     const float *hidden;
     struct k_result *results;
+    struct k_outcome *outcomes;
     float *logits;
     uint32_t logits_rows_max;
 };
@@ -68,7 +69,7 @@ static void sample_one(const struct head_chunk *c, uint32_t i, const float *raw,
             .sampling = &p->slots[e->slot].sampling,
             .counts = p->counts + (uint64_t)e->slot * p->shape.vocab_size,
             .vocab = p->shape.vocab_size,
-            .sample_index = e->sample_index,
+            .sample_index = p->slots[e->slot].sample_index,
             .top_logprobs = e->top_logprobs,
             .position = c->a->b->row_pos[c->rows[c->sample_row[c->first_sample + i]]]};
     sample_row(&t, raw, work, &c->results[i]);
@@ -138,6 +139,17 @@ static bool sample_chunk(struct k_stream *s, struct head_chunk *c) {
     return true;
 }
 
+/* One sample an entry: there are no drafts here. */
+static void write_outcomes(const struct head_args *a) {
+    for (uint32_t i = 0; i < a->b->plan.n_entries; i++) {
+        const struct k_entry *e = &a->b->entries[i];
+        if (!(e->flags & K_ENTRY_SAMPLE))
+            continue;
+        const uint32_t status = a->results[e->sample_at].status;
+        a->outcomes[e->outcome_at] = (struct k_outcome){.status = status, .n_samples = status == K_RESULT_OK};
+    }
+}
+
 static uint64_t head_scratch(const struct k_shape *h, uint64_t at[3]) {
     const uint64_t whole =
             align64((uint64_t)((HEAD_ROWS + h->tp - 1) / h->tp) * h->vocab_size * sizeof(float));
@@ -180,7 +192,7 @@ static void run_head(struct k_stream *s, const void *args) {
     for (;;) {
         collect_rows(&c);
         if (c.n == 0)
-            return;
+            break;
         struct product p = {.w = a->head,
                 .x = a->hidden,
                 .rows_at = c.rows,
@@ -196,11 +208,13 @@ static void run_head(struct k_stream *s, const void *args) {
         if (!sample_chunk(s, &c))
             return;
     }
+    if (a->outcomes)
+        write_outcomes(a);
 }
 void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,
-        const struct k_linear *head, const float *hidden, struct k_result *results, float *logits,
-        uint32_t logits_rows_max) {
-    struct head_args a = {p, m, b, head, hidden, results, logits, logits_rows_max};
+        const struct k_linear *head, const float *hidden, struct k_result *results,
+        struct k_outcome *outcomes, float *logits, uint32_t logits_rows_max) {
+    struct head_args a = {p, m, b, head, hidden, results, outcomes, logits, logits_rows_max};
     stream_submit(s, run_head, &a, sizeof a);
 }
 

@@ -224,6 +224,7 @@ struct slot {
     uint32_t last_id; /* sampled, not yet computed */
     uint32_t pending; /* 1: last_id was sampled at this length, so it is counted but not part of the state */
     uint32_t open;
+    uint32_t sample_index;      /* of the next sample */
     struct k_sampling sampling; /* its pointers lead into this slot's share of the pool */
 };
 

@@ -98,7 +98,7 @@ static void run_open(struct k_stream *s, const void *args) {
     uint32_t *bias_ids = p->bias_ids + (uint64_t)a->slot * LOGIT_BIAS_MAX;
     float *bias = p->bias + (uint64_t)a->slot * LOGIT_BIAS_MAX;
     uint32_t *suppress = p->suppress + (uint64_t)a->slot * SUPPRESS_MAX;
-    *slot = (struct slot){.open = 1, .sampling = a->sampling};
+    *slot = (struct slot){.open = 1, .sample_index = a->sampling.first_sample_index, .sampling = a->sampling};
     memcpy(bias_ids, a->bias_ids, a->sampling.n_bias * sizeof *bias_ids);
     memcpy(bias, a->bias, a->sampling.n_bias * sizeof *bias);
     memcpy(suppress, a->suppress, a->sampling.n_suppress * sizeof *suppress);

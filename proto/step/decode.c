@@ -68,8 +68,11 @@ static int check_opens(const struct step_plan *p, struct error *e) {
             r = check_sampling(o, i, e);
         if (r < 0)
             return r;
-        if (o->flags != 0)
-            return error_set(e, -EBADMSG, "open %u: unknown flags 0x%x", i, o->flags);
+        if (o->flags != 0 || o->reserved != 0)
+            return error_set(e, -EBADMSG, "open %u: unknown flags 0x%x or reserved bits", i, o->flags);
+        if (o->first_sample_index > NEW_TOKENS_MAX)
+            return error_set(e, -EBADMSG, "open %u: sample index %u is over %u", i, o->first_sample_index,
+                    NEW_TOKENS_MAX);
         if (o->n_bias > LOGIT_BIAS_MAX || (o->n_bias > 0 && !blob_has(p, o->bias_at, o->n_bias, 8)))
             return error_set(e, -EBADMSG, "open %u: %u biases do not fit the blob or the limit of %u", i,
                     o->n_bias, LOGIT_BIAS_MAX);
@@ -111,6 +114,8 @@ static int check_prompt(const struct step_plan *p, const struct step_entry *t, u
     if (!blob_has(p, t->ids_at, t->n_rows, 4))
         return error_set(e, -EBADMSG, "entry %u: %u ids at %u are not in the blob", i, t->n_rows, t->ids_at);
     n_rope = 3 * t->n_rows;
+    if (t->drafts_at != STEP_NONE)
+        return error_set(e, -EBADMSG, "entry %u: a PROMPT has no drafts", i);
     if (t->rope_at != STEP_NONE && !blob_has(p, t->rope_at, n_rope, 4))
         return error_set(e, -EBADMSG, "entry %u: its rope positions are not in the blob", i);
     return 0;
@@ -121,6 +126,11 @@ static int check_continue(
     if (t->n_rows > 1 + DRAFT_MAX)
         return error_set(
                 e, -EBADMSG, "entry %u: %u rows of a CONTINUE, at most %u", i, t->n_rows, 1 + DRAFT_MAX);
+    if (t->n_rows > 1 && (t->flags & STEP_ENTRY_SAMPLE) == 0)
+        return error_set(e, -EBADMSG, "entry %u: drafts that nothing is sampled to compare with", i);
+    if (t->drafts_at != STEP_NONE && (t->n_rows == 1 || !blob_has(p, t->drafts_at, t->n_rows - 1, 4)))
+        return error_set(e, -EBADMSG, "entry %u: %u drafts at %u are none or not in the blob", i,
+                t->n_rows - 1, t->drafts_at);
     if (t->ids_at != STEP_NONE || t->id_after != STEP_NONE || (t->flags & STEP_ENTRY_GENERATED))
         return error_set(e, -EBADMSG, "entry %u: a CONTINUE carries no ids", i);
     if (t->rope_at != STEP_NONE && !blob_has(p, t->rope_at, 3 * t->n_rows, 4))
@@ -145,21 +155,21 @@ static int check_grant(const struct step_plan *p, const struct step_entry *t, ui
 
 static int check_entry(const struct step_plan *p, const struct step_entry *t, uint32_t i, struct error *e) {
     const uint32_t known = STEP_ENTRY_SAMPLE | STEP_ENTRY_LOGPROB | STEP_ENTRY_GENERATED;
-    if (t->kind > STEP_ENTRY_CONTINUE || (t->flags & ~known) != 0 || t->replay > 1 || t->reserved != 0)
-        return error_set(
-                e, -EBADMSG, "entry %u: unknown kind %u, flags 0x%x or reserved bits", i, t->kind, t->flags);
+    if (t->kind > STEP_ENTRY_CONTINUE || (t->flags & ~known) != 0 || t->replay > 1)
+        return error_set(e, -EBADMSG, "entry %u: unknown kind %u, flags 0x%x or replay %u", i, t->kind,
+                t->flags, t->replay);
     if (t->n_rows == 0)
         return error_set(e, -EBADMSG, "entry %u: has no rows", i);
     if (t->mask_at != STEP_NONE)
-        return error_set(e, -EBADMSG, "entry %u: a token mask is not part of version 1", i);
+        return error_set(e, -EBADMSG, "entry %u: a token mask is not part of version 2", i);
     if ((t->flags & STEP_ENTRY_LOGPROB) != 0 && (t->flags & STEP_ENTRY_SAMPLE) == 0)
         return error_set(e, -EBADMSG, "entry %u: asks for a logprob of nothing sampled", i);
     if (t->top_logprobs > TOP_LOGPROBS_MAX || (t->top_logprobs > 0 && (t->flags & STEP_ENTRY_LOGPROB) == 0))
         return error_set(e, -EBADMSG, "entry %u: %u top logprobs, at most %u and with LOGPROB only", i,
                 t->top_logprobs, TOP_LOGPROBS_MAX);
-    if (t->sample_index > NEW_TOKENS_MAX)
-        return error_set(
-                e, -EBADMSG, "entry %u: sample index %u is over %u", i, t->sample_index, NEW_TOKENS_MAX);
+    if (t->n_draft_next > DRAFT_MAX || (t->n_draft_next > 0 && (t->flags & STEP_ENTRY_SAMPLE) == 0))
+        return error_set(e, -EBADMSG, "entry %u: leaves %u drafts, at most %u and with SAMPLE only", i,
+                t->n_draft_next, DRAFT_MAX);
     int r = t->kind == STEP_ENTRY_PROMPT ? check_prompt(p, t, i, e) : check_continue(p, t, i, e);
     return r < 0 ? r : check_grant(p, t, i, e);
 }
@@ -174,7 +184,7 @@ static int check_entries(struct step_plan *p, struct error *e) {
         if (r < 0)
             return r;
         p->n_rows += t->n_rows; /* at most SEQS_MAX * STEP_ROWS_MAX: no overflow */
-        p->n_samples += (t->flags & STEP_ENTRY_SAMPLE) != 0;
+        p->n_outcomes += (t->flags & STEP_ENTRY_SAMPLE) != 0;
     }
     if (p->n_rows > STEP_ROWS_MAX)
         return error_set(e, -EBADMSG, "a step of %u rows is over the limit of %u", p->n_rows, STEP_ROWS_MAX);
@@ -288,14 +298,39 @@ int step_decode(const void *record, uint32_t bytes, struct step_plan *ret, struc
     return 0;
 }
 
-static int check_samples(const struct step_sample *samples, uint32_t n, struct error *e) {
-    for (uint32_t i = 0; i < n; i++) {
-        if (samples[i].n_top > TOP_LOGPROBS_MAX)
-            return error_set(e, -EBADMSG, "sample %u has %u top logprobs, at most %u", i, samples[i].n_top,
-                    TOP_LOGPROBS_MAX);
-        if (samples[i].status >= STEP_SAMPLE_STATUSES)
-            return error_set(e, -EBADMSG, "sample %u has the unknown status %u", i, samples[i].status);
+static int check_outcome(const struct step_outcome *o, uint32_t i, uint32_t left, struct error *e) {
+    if (left < sizeof(*o))
+        return error_set(e, -EBADMSG, "outcome %u passes the end of the completion", i);
+    if (o->status >= STEP_SAMPLE_STATUSES)
+        return error_set(e, -EBADMSG, "outcome %u has the unknown status %u", i, o->status);
+    if (o->n_accepted > DRAFT_MAX || o->n_samples != o->n_accepted + (o->status == STEP_SAMPLE_OK))
+        return error_set(
+                e, -EBADMSG, "outcome %u: %u tokens of %u accepted drafts", i, o->n_samples, o->n_accepted);
+    if ((left - sizeof(*o)) / sizeof(struct step_sample) < o->n_samples)
+        return error_set(e, -EBADMSG, "outcome %u: its tokens pass the end of the completion", i);
+    const struct step_sample *samples = step_outcome_samples(o);
+    for (uint32_t k = 0; k < o->n_samples; k++) {
+        if (samples[k].n_top > TOP_LOGPROBS_MAX || samples[k].reserved != 0)
+            return error_set(e, -EBADMSG, "outcome %u: %u top logprobs, at most %u, or reserved bits", i,
+                    samples[k].n_top, TOP_LOGPROBS_MAX);
     }
+    return 0;
+}
+
+static int check_outcomes(const struct step_completion *c, struct error *e) {
+    const uint8_t *at = (const uint8_t *)(c + 1), *end = (const uint8_t *)c + c->bytes;
+    if (c->n_outcomes > SEQS_MAX)
+        return error_set(e, -EBADMSG, "a completion with %u outcomes, at most %u", c->n_outcomes, SEQS_MAX);
+    for (uint32_t i = 0; i < c->n_outcomes; i++) {
+        const struct step_outcome *o = (const struct step_outcome *)(const void *)at;
+        int r = check_outcome(o, i, (uint32_t)(end - at), e);
+        if (r < 0)
+            return r;
+        at = (const uint8_t *)step_outcome_next(o);
+    }
+    if (at != end)
+        return error_set(
+                e, -EBADMSG, "%zu bytes after the last of %u outcomes", (size_t)(end - at), c->n_outcomes);
     return 0;
 }
 
@@ -310,19 +345,16 @@ int step_completion_check(const void *completion, uint32_t bytes, struct error *
         return error_set(e, -EBADMSG, "a completion of %u bytes, type %u, rank %u: malformed", c->bytes,
                 c->type, c->rank);
     uint32_t body = bytes - (uint32_t)sizeof(*c), expected;
-    if (c->status == STEP_STATUS_FAULT)
-        expected = c->n_samples <= STEP_FAULT_TEXT_MAX ? c->n_samples : UINT32_MAX;
-    else if (c->status != STEP_STATUS_OK)
+    if (c->status != STEP_STATUS_OK && c->status != STEP_STATUS_FAULT)
         return error_set(e, -EBADMSG, "unknown completion status %u", c->status);
-    else if (c->type == STEP_TYPE_RESET)
-        expected = c->n_samples == 0 ? (uint32_t)sizeof(struct step_geometry) : UINT32_MAX;
-    else
-        expected =
-                c->n_samples <= SEQS_MAX ? c->n_samples * (uint32_t)sizeof(struct step_sample) : UINT32_MAX;
-    if (body != expected)
-        return error_set(e, -EBADMSG, "a %s completion with %u samples has a body of %u bytes",
-                step_type_name(c->type), c->n_samples, body);
     if (c->status == STEP_STATUS_OK && c->type != STEP_TYPE_RESET)
-        return check_samples((const struct step_sample *)(c + 1), c->n_samples, e);
+        return check_outcomes(c, e);
+    if (c->status == STEP_STATUS_FAULT)
+        expected = c->n_outcomes <= STEP_FAULT_TEXT_MAX ? c->n_outcomes : UINT32_MAX;
+    else
+        expected = c->n_outcomes == 0 ? (uint32_t)sizeof(struct step_geometry) : UINT32_MAX;
+    if (body != expected)
+        return error_set(e, -EBADMSG, "a %s completion of %u items has a body of %u bytes",
+                step_type_name(c->type), c->n_outcomes, body);
     return 0;
 }

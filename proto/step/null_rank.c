@@ -10,11 +10,13 @@
 #include <time.h>
 
 struct null_slot {
-    bool open, generated; /* generated: a generated row was seen, so no given ones may follow */
-    bool damaged;         /* has read the damaged id */
-    uint32_t length;      /* rows computed */
-    uint32_t outputs;     /* tokens generated: sampled, or replayed as generated */
-    uint32_t last_id;     /* STEP_NONE = nothing sampled since the last rows */
+    bool open, generated;  /* generated: a generated row was seen, so no given ones may follow */
+    bool damaged;          /* has read the damaged id */
+    uint32_t length;       /* rows computed */
+    uint32_t outputs;      /* tokens generated: sampled, or replayed as generated */
+    uint32_t sample_index; /* the next sample's: counted from what OPEN says */
+    uint32_t n_drafts, drafts[DRAFT_MAX]; /* left by the last step */
+    uint32_t last_id;                     /* STEP_NONE = nothing sampled since the last rows */
     uint32_t min_tokens, n_suppress;
     uint32_t suppress[STEP_SUPPRESS_MAX];
     uint64_t seed, hash;
@@ -24,11 +26,11 @@ struct null_slot {
 struct null_rank {
     struct null_rank_options o;
     uint32_t pages_per_slot;
-    struct null_slot *slots;     /* [slots + 1] */
-    uint32_t *page_tables;       /* [slots + 1][pages_per_slot] */
-    uint32_t *page_owner;        /* [pages + 1] slot; 0 = free */
-    struct step_sample *samples; /* [SEQS_MAX] */
-    uint32_t n_samples;
+    struct null_slot *slots; /* [slots + 1] */
+    uint32_t *page_tables;   /* [slots + 1][pages_per_slot] */
+    uint32_t *page_owner;    /* [pages + 1] slot; 0 = free */
+    uint8_t *body;           /* [STEP_COMPLETION_MAX] outcomes */
+    uint32_t body_bytes, n_outcomes;
     uint64_t checksum, last_step;
     bool reset_seen;
 };
@@ -44,8 +46,10 @@ int null_rank_create(const struct null_rank_options *options, struct null_rank *
     if (o->tp == 0 || o->tp > RANKS_MAX || o->rank >= o->tp)
         return error_set(e, -EINVAL, "rank %u of %u: 1 to %u ranks are possible", o->rank, o->tp, RANKS_MAX);
     if (o->slots == 0 || o->slots > SEQS_MAX || o->pages == 0 || o->max_model_len == 0 ||
-            o->max_model_len > CONTEXT_MAX || o->rows_max == 0 || o->rows_max > STEP_ROWS_MAX)
-        return error_set(e, -EINVAL, "slots, pages, max-model-len or rows is 0 or over its limit");
+            o->max_model_len > CONTEXT_MAX || o->rows_max == 0 || o->rows_max > STEP_ROWS_MAX ||
+            o->drafts_max > DRAFT_MAX)
+        return error_set(
+                e, -EINVAL, "slots, pages, max-model-len or rows is 0 or over its limit, or drafts are");
     if (o->vocab_size == 0 || o->id_count > o->vocab_size || o->id_first > o->vocab_size - o->id_count)
         return error_set(e, -EINVAL, "sampled ids from %u, %u of them, do not fit a vocabulary of %u",
                 o->id_first, o->id_count, o->vocab_size);
@@ -57,8 +61,8 @@ int null_rank_create(const struct null_rank_options *options, struct null_rank *
     n->slots = calloc(o->slots + 1, sizeof(*n->slots));
     n->page_tables = calloc((size_t)(o->slots + 1) * n->pages_per_slot, sizeof(*n->page_tables));
     n->page_owner = calloc((size_t)o->pages + 1, sizeof(*n->page_owner));
-    n->samples = calloc(SEQS_MAX, sizeof(*n->samples));
-    if (n->slots == NULL || n->page_tables == NULL || n->page_owner == NULL || n->samples == NULL) {
+    n->body = calloc(1, STEP_COMPLETION_MAX);
+    if (n->slots == NULL || n->page_tables == NULL || n->page_owner == NULL || n->body == NULL) {
         null_rank_free(n);
         return error_set(
                 e, -ENOMEM, "no memory for a null rank of %u slots and %u pages", o->slots, o->pages);
@@ -75,7 +79,7 @@ struct null_rank *null_rank_free(struct null_rank *n) {
     free(n->slots);
     free(n->page_tables);
     free(n->page_owner);
-    free(n->samples);
+    free(n->body);
     free(n);
     return NULL;
 }
@@ -130,6 +134,7 @@ static int open_slots(struct null_rank *n, const struct step_plan *p, struct err
         s->last_id = STEP_NONE;
         s->seed = o->seed;
         s->min_tokens = o->min_tokens;
+        s->sample_index = o->first_sample_index;
         s->n_suppress = o->n_suppress;
         if (o->n_suppress > 0)
             memcpy(s->suppress, p->blob + o->suppress_at, o->n_suppress * sizeof(uint32_t));
@@ -156,6 +161,7 @@ static int run_memory(struct null_rank *n, const struct step_plan *p, struct err
                 a->hash = 0;
                 a->last_id = STEP_NONE;
                 a->generated = a->damaged = false;
+                a->n_drafts = 0;
             }
             break;
         case STEP_MEMORY_COPY_SLOT:
@@ -169,6 +175,7 @@ static int run_memory(struct null_rank *n, const struct step_plan *p, struct err
                 b->last_id = a->last_id;
                 b->generated = a->generated;
                 b->damaged = a->damaged;
+                b->n_drafts = 0;
             }
             break;
         case STEP_MEMORY_COPY_PAGE:
@@ -209,6 +216,12 @@ static int grant(
 
 /* --- rows and samples --- */
 
+static void take_id(const struct null_rank *n, struct null_slot *s, uint32_t id) {
+    s->damaged |= id != 0 && id == n->o.damaged_id;
+    s->hash = mix(s->hash ^ ((uint64_t)s->length << 32 | id));
+    s->length++;
+}
+
 static int feed(struct null_rank *n, struct null_slot *s, uint32_t slot, uint32_t id, struct error *e) {
     if (id >= n->o.vocab_size)
         return error_set(e, -EINVAL, "slot %u: id %u, the vocabulary has %u", slot, id, n->o.vocab_size);
@@ -216,9 +229,7 @@ static int feed(struct null_rank *n, struct null_slot *s, uint32_t slot, uint32_
         return error_set(e, -EINVAL, "slot %u: position %u is past the longest sequence", slot, s->length);
     if (s->pages[s->length / PAGE_TOKENS] == 0)
         return error_set(e, -EINVAL, "slot %u: no page for position %u", slot, s->length);
-    s->damaged |= id != 0 && id == n->o.damaged_id;
-    s->hash = mix(s->hash ^ ((uint64_t)s->length << 32 | id));
-    s->length++;
+    take_id(n, s, id);
     return 0;
 }
 
@@ -242,6 +253,7 @@ static int feed_prompt(
         s->outputs += t->n_rows;
     }
     s->last_id = STEP_NONE;
+    s->n_drafts = 0;
     return 0;
 }
 
@@ -253,57 +265,131 @@ static bool suppressed(const struct null_slot *s, uint32_t index, uint32_t id) {
     return false;
 }
 
-static int sample(struct null_rank *n, const struct step_entry *t, struct error *e) {
-    struct null_slot *s = &n->slots[t->slot];
+/* The slot's next token, which becomes its last id. STEP_SAMPLE_OK, or why there is none. */
+static enum step_sample_status sample(
+        const struct null_rank *n, const struct step_entry *t, struct null_slot *s, struct step_sample *ret) {
     uint32_t first = n->o.id_count > 0 ? n->o.id_first : 0;
     uint32_t count = n->o.id_count > 0 ? n->o.id_count : n->o.vocab_size;
-    if (t->sample_index != s->outputs)
-        return error_set(e, -EINVAL, "slot %u: sample %u after %u generated tokens", t->slot, t->sample_index,
-                s->outputs);
-    uint64_t h = mix(s->hash ^ mix(s->seed + t->sample_index));
+    uint64_t h = mix(s->hash ^ mix(s->seed + s->sample_index));
     uint32_t at = (uint32_t)(h % count), tries;
-    for (tries = 0; tries < count && suppressed(s, t->sample_index, first + at); tries++)
+    for (tries = 0; tries < count && suppressed(s, s->sample_index, first + at); tries++)
         at = (at + 1) % count;
-    struct step_sample *out = &n->samples[n->n_samples++];
-    *out = (struct step_sample){.slot = t->slot};
-    if (s->damaged || tries == count) {
-        out->status = s->damaged ? STEP_SAMPLE_NOT_FINITE : STEP_SAMPLE_NO_TOKEN;
-    } else {
-        out->id = first + at;
-        out->logprob = (t->flags & STEP_ENTRY_LOGPROB) ? -(float)(h >> 40 & 1023) / 256 : 0;
-        out->n_top = t->top_logprobs;
-        for (uint32_t i = 0; i < t->top_logprobs; i++) {
-            out->top_ids[i] = first + (at + i) % count;
-            out->top_logprobs[i] = out->logprob - (float)i;
-        }
+    s->last_id = 0; /* without a token the slot goes on with id 0, as every rank does */
+    if (s->damaged || tries == count)
+        return s->damaged ? STEP_SAMPLE_NOT_FINITE : STEP_SAMPLE_NO_TOKEN;
+    *ret = (struct step_sample){.id = first + at, .n_top = t->top_logprobs};
+    ret->logprob = (t->flags & STEP_ENTRY_LOGPROB) ? -(float)(h >> 40 & 1023) / 256 : 0;
+    for (uint32_t i = 0; i < t->top_logprobs; i++) {
+        ret->top_ids[i] = first + (at + i) % count;
+        ret->top_logprobs[i] = ret->logprob - (float)i;
     }
-    n->checksum = step_checksum(n->checksum, out);
-    s->last_id = out->id;
+    s->last_id = ret->id;
     s->outputs++;
+    s->sample_index++;
+    return STEP_SAMPLE_OK;
+}
+
+/* What this slot will sample, so many times right; then something else. */
+static void leave_drafts(const struct null_rank *n, const struct step_entry *t, struct null_slot *s) {
+    struct null_slot ahead = *s;
+    struct step_sample next;
+    s->n_drafts = t->n_draft_next;
+    for (uint32_t i = 0; i < s->n_drafts; i++) {
+        take_id(n, &ahead, ahead.last_id);
+        if (sample(n, t, &ahead, &next) != STEP_SAMPLE_OK)
+            next.id = 0;
+        s->drafts[i] = i < n->o.drafts_right ? next.id : (next.id + 1) % n->o.vocab_size;
+    }
+}
+
+/* Samples after the entry's first row, and goes on as long as the next draft is what was sampled. */
+static int verify(struct null_rank *n, const struct step_entry *t, const uint32_t *drafts, uint32_t n_drafts,
+        struct error *e) {
+    struct null_slot *s = &n->slots[t->slot];
+    struct step_outcome *o = (struct step_outcome *)(void *)(n->body + n->body_bytes);
+    struct step_sample *samples = (struct step_sample *)(void *)(o + 1);
+    if (s->sample_index != s->outputs)
+        return error_set(e, -EINVAL, "slot %u: sample %u after %u generated tokens", t->slot, s->sample_index,
+                s->outputs);
+    *o = (struct step_outcome){.slot = t->slot};
+    for (;;) {
+        o->status = sample(n, t, s, &samples[o->n_samples]);
+        if (o->status != STEP_SAMPLE_OK)
+            break;
+        o->n_samples++;
+        if (o->n_accepted == n_drafts || drafts[o->n_accepted] != s->last_id)
+            break;
+        o->n_accepted++;
+        int r = feed(n, s, t->slot, s->last_id, e);
+        if (r < 0)
+            return r;
+    }
+    n->checksum = step_checksum(n->checksum, o, samples);
+    n->n_outcomes++;
+    n->body_bytes += (uint32_t)(sizeof(*o) + o->n_samples * sizeof(*samples));
+    leave_drafts(n, t, s);
     return 0;
+}
+
+/* The drafts of a CONTINUE and what they need: all of them in the vocabulary, a page for every row. */
+static int take_drafts(const struct null_rank *n, const struct step_plan *p, const struct step_entry *t,
+        uint32_t ret[DRAFT_MAX], struct error *e) {
+    const struct null_slot *s = &n->slots[t->slot];
+    uint32_t n_drafts = t->n_rows - 1;
+    if (n_drafts > n->o.drafts_max || t->n_draft_next > n->o.drafts_max)
+        return error_set(e, -EINVAL, "slot %u: %u drafts and %u for the next step, this rank takes %u",
+                t->slot, n_drafts, t->n_draft_next, n->o.drafts_max);
+    if (t->drafts_at == STEP_NONE && n_drafts > s->n_drafts)
+        return error_set(
+                e, -EINVAL, "slot %u: %u drafts, its last step left %u", t->slot, n_drafts, s->n_drafts);
+    if (n_drafts > 0)
+        memcpy(ret, t->drafts_at == STEP_NONE ? (const void *)s->drafts : p->blob + t->drafts_at,
+                n_drafts * sizeof(ret[0]));
+    for (uint32_t i = 0; i < n_drafts; i++) {
+        uint32_t position = s->length + 1 + i;
+        if (ret[i] >= n->o.vocab_size)
+            return error_set(
+                    e, -EINVAL, "slot %u: draft %u, the vocabulary has %u", t->slot, ret[i], n->o.vocab_size);
+        if (position >= n->o.max_model_len || s->pages[position / PAGE_TOKENS] == 0)
+            return error_set(e, -EINVAL, "slot %u: no page for a draft at position %u", t->slot, position);
+    }
+    return 0;
+}
+
+static int run_entry(
+        struct null_rank *n, const struct step_plan *p, const struct step_entry *t, struct error *e) {
+    uint32_t drafts[DRAFT_MAX];
+    bool prompt = t->kind == STEP_ENTRY_PROMPT;
+    struct null_slot *s = NULL;
+    int r = open_slot_of(n, t->slot, "entry", &s, e);
+    if (r == 0)
+        r = grant(n, p, t, e);
+    if (r < 0)
+        return r;
+    if (prompt) {
+        r = feed_prompt(n, p, t, e);
+        if (r == 0 && t->n_draft_next > n->o.drafts_max)
+            r = error_set(e, -EINVAL, "slot %u: asks for %u drafts, this rank makes %u", t->slot,
+                    t->n_draft_next, n->o.drafts_max);
+    } else if (s->last_id == STEP_NONE) {
+        r = error_set(e, -EINVAL, "slot %u: nothing was sampled to continue from", t->slot);
+    } else {
+        r = take_drafts(n, p, t, drafts, e);
+        if (r == 0)
+            r = feed(n, s, t->slot, s->last_id, e);
+        if (r == 0)
+            s->last_id = STEP_NONE;
+    }
+    if (r == 0 && (t->flags & STEP_ENTRY_SAMPLE))
+        r = verify(n, t, drafts, prompt ? 0 : t->n_rows - 1, e);
+    return r;
 }
 
 static int run_entries(struct null_rank *n, const struct step_plan *p, struct error *e) {
     if (p->n_rows > n->o.rows_max)
         return error_set(e, -EINVAL, "a step of %u rows, this rank takes %u", p->n_rows, n->o.rows_max);
     for (uint32_t i = 0; i < p->n_entries; i++) {
-        const struct step_entry *t = &p->entries[i];
-        struct null_slot *s = NULL;
-        int r = open_slot_of(n, t->slot, "entry", &s, e);
-        if (r == 0)
-            r = grant(n, p, t, e);
-        if (r < 0)
-            return r;
-        if (t->kind == STEP_ENTRY_PROMPT)
-            r = feed_prompt(n, p, t, e);
-        else if (t->n_rows != 1)
-            r = error_set(e, -EINVAL, "slot %u: this rank makes no drafts", t->slot);
-        else if (s->last_id == STEP_NONE)
-            r = error_set(e, -EINVAL, "slot %u: nothing was sampled to continue from", t->slot);
-        else
-            r = feed(n, s, t->slot, s->last_id, e);
-        if (r == 0 && (t->flags & STEP_ENTRY_SAMPLE))
-            r = sample(n, t, e);
+        int r = run_entry(n, p, &p->entries[i], e);
         if (r < 0)
             return r;
     }
@@ -328,8 +414,8 @@ static int complete(struct step_ring *r, const struct step_completion *c, const 
 static int answer_fault(struct step_ring *r, const struct step_plan *p, const char *text) {
     struct step_completion c = {
             .type = p->header->type, .step = p->header->step, .status = STEP_STATUS_FAULT};
-    c.n_samples = (uint32_t)strnlen(text, STEP_FAULT_TEXT_MAX);
-    return complete(r, &c, text, c.n_samples);
+    c.n_outcomes = (uint32_t)strnlen(text, STEP_FAULT_TEXT_MAX);
+    return complete(r, &c, text, c.n_outcomes);
 }
 
 static int answer_reset(struct null_rank *n, struct step_ring *r) {
@@ -346,6 +432,7 @@ static int answer_reset(struct null_rank *n, struct step_ring *r) {
             .max_model_len = n->o.max_model_len,
             .has_mtp = n->o.has_mtp,
             .model_has_mtp = n->o.model_has_mtp,
+            .drafts_max = n->o.drafts_max,
             .fingerprint = n->o.fingerprint,
     };
     snprintf(g.device, sizeof(g.device), "null rank %u, computes nothing", n->o.rank);
@@ -360,7 +447,7 @@ static int answer_plan(struct null_rank *n, struct step_ring *r, const struct st
     struct error e = {0};
     struct step_completion c = {.type = STEP_TYPE_PLAN, .step = p->header->step};
     uint64_t start = clock_ns();
-    n->n_samples = 0;
+    n->n_outcomes = n->body_bytes = 0;
     n->checksum = STEP_CHECKSUM_SEED;
     int err = close_slots(n, p, &e);
     if (err == 0)
@@ -380,9 +467,9 @@ static int answer_plan(struct null_rank *n, struct step_ring *r, const struct st
     c.checksum = n->checksum;
     if (faults && p->header->step == n->o.lie_at_step)
         c.checksum ^= 1;
-    c.n_samples = n->o.rank == 0 ? n->n_samples : 0;
+    c.n_outcomes = n->o.rank == 0 ? n->n_outcomes : 0;
     c.compute_ns = clock_ns() - start;
-    return complete(r, &c, n->samples, c.n_samples * (uint32_t)sizeof(n->samples[0]));
+    return complete(r, &c, n->body, n->o.rank == 0 ? n->body_bytes : 0);
 }
 
 static int answer(struct null_rank *n, struct step_ring *r, const struct step_plan *p) {

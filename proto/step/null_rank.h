@@ -4,6 +4,7 @@
  * granted page that no other open slot holds, sample indices must count what was generated. So it is the
  * protocol's checker as well as the null worker. What it "samples" is a hash of the seed, the sample index
  * and every (position, id) the slot has seen: a replay gives equal tokens exactly when it is a faithful one.
+ * It takes drafts, too: those that are what it would sample are accepted, so drafts change no token.
  * Used by shardd-worker-null, by tests and by benchmarks. One thread at a time. */
 #pragma once
 
@@ -17,6 +18,9 @@ struct null_rank_options {
     uint32_t id_first,
             id_count; /* sampled ids lie in [id_first, id_first + id_count); id_count 0 = the vocabulary */
     uint32_t has_mtp, model_has_mtp; /* as in struct step_geometry */
+    uint32_t drafts_max;             /* up to DRAFT_MAX; 0 = takes and makes none */
+    /* Of the drafts that it leaves in a slot, so many are right and the next ones wrong. */
+    uint32_t drafts_right;
     uint32_t damaged_id; /* a sequence that has read it gets STEP_SAMPLE_NOT_FINITE from then on; 0 = none */
     uint64_t fingerprint;
     uint64_t step_ns, row_ns; /* each plan takes step_ns + rows * row_ns */

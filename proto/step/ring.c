@@ -29,7 +29,7 @@
 #define RING_VERSION     1u
 #define WORDS_BYTES      4096u
 #define PLAN_BYTES       (16u << 20)
-#define COMPLETION_BYTES (1u << 20)
+#define COMPLETION_BYTES (4u << 20)
 #define FRAME_BYTES      64u
 #define SPINS            200u /* of a pause instruction: about 10 us, then sleeping costs less than it delays */
 

@@ -136,10 +136,14 @@ static uint64_t checksum_word(uint64_t sum, uint32_t word) {
         sum = (sum ^ (word >> (8 * i) & 0xff)) * FNV1A_PRIME;
     return sum;
 }
-uint64_t step_checksum(uint64_t sum, const struct step_sample *sample) {
-    sum = checksum_word(sum, sample->slot);
-    sum = checksum_word(sum, sample->id);
-    return checksum_word(sum, sample->status);
+uint64_t step_checksum(uint64_t sum, const struct step_outcome *outcome, const struct step_sample *samples) {
+    sum = checksum_word(sum, outcome->slot);
+    sum = checksum_word(sum, outcome->status);
+    sum = checksum_word(sum, outcome->n_samples);
+    sum = checksum_word(sum, outcome->n_accepted);
+    for (uint32_t i = 0; i < outcome->n_samples; i++)
+        sum = checksum_word(sum, samples[i].id);
+    return sum;
 }
 
 const char *step_type_name(uint32_t type) {

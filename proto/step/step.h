@@ -1,4 +1,4 @@
-/* step.h - the step protocol, version 1: what the coordinator tells the workers, and what comes back.
+/* step.h - the step protocol, version 2: what the coordinator tells the workers, and what comes back.
  *
  * Shared by daemon/ (writer) and tp/ (reader); neither knows anything else of the other. A record is one
  * self-contained little-endian byte string:
@@ -23,7 +23,7 @@
 
 #define STEP_MAGIC            0x54534853u /* "SHST" */
 #define STEP_COMPLETION_MAGIC 0x43534853u /* "SHSC" */
-#define STEP_PROTOCOL         1u
+#define STEP_PROTOCOL         2u
 #define STEP_RECORD_MAX       (4u << 20) /* bytes of one record, header to blob end */
 #define STEP_NONE             UINT32_MAX
 
@@ -73,6 +73,10 @@ struct step_open {
     uint64_t seed;
     uint32_t n_bias, bias_at;         /* blob: n_bias x {uint32 id, float bias} */
     uint32_t n_suppress, suppress_at; /* blob: uint32 ids */
+    /* Where the slot's count of samples begins: 0, or the tokens generated before where this is a replay. The rank
+     * counts on by what it samples: the count keys the noise and ends min_tokens. */
+    uint32_t first_sample_index;
+    uint32_t reserved; /* 0 */
 };
 
 enum step_memory_kind { /* same order and meaning as enum k_memory_kind of kernels.h */
@@ -91,13 +95,17 @@ struct step_memory {
 
 enum step_entry_kind { STEP_ENTRY_PROMPT = 0, STEP_ENTRY_CONTINUE = 1 };
 enum step_entry_flags {
-    STEP_ENTRY_SAMPLE = 1u << 0,  /* sample after the last row */
-    STEP_ENTRY_LOGPROB = 1u << 1, /* with SAMPLE: report the sampled id's logprob and top_logprobs more */
+    STEP_ENTRY_SAMPLE = 1u << 0,  /* sample after the last row; where there are drafts, after every row */
+    STEP_ENTRY_LOGPROB = 1u << 1, /* with SAMPLE: report each sampled id's logprob and top_logprobs more */
     /* PROMPT: all rows are tokens that this sequence generated itself before (replay after a preemption or a
      * group restart). They count as output for the presence and frequency penalties, and are G positions.
      * Rows of one entry are either all given or all generated. */
     STEP_ENTRY_GENERATED = 1u << 2,
 };
+/* A CONTINUE has 1 + drafts rows: row 0 is the slot's last id at the slot's length, the others are drafts that may be
+ * wrong. A draft is accepted when it is the id sampled at the row before it and that row was accepted; what comes after
+ * the first that is not leaves no trace. So the entry gives 1 to n_rows tokens and the slot's length grows by as many,
+ * which only the ranks know until the completion; pages are granted for all rows. */
 struct step_entry {
     uint32_t slot, kind, flags, n_rows;
     uint32_t first_pos; /* KV index of the first row. CONTINUE: ignored, the slot knows */
@@ -105,16 +113,19 @@ struct step_entry {
     uint32_t id_after;  /* PROMPT: id after the chunk; STEP_NONE = unknown */
     uint32_t rope_at;   /* blob offset of 3*n_rows uint32; STEP_NONE = KV index */
     uint32_t mask_at; /* blob offset of a vocabulary bit mask; STEP_NONE; anything else is refused in version
-                         1 */
-    uint32_t top_logprobs;                  /* 0..TOP_LOGPROBS_MAX */
-    uint32_t sample_index;                  /* which generated token of the sequence a sample is */
+                         2 */
+    uint32_t top_logprobs; /* 0..TOP_LOGPROBS_MAX */
+    /* CONTINUE of more than one row: blob offset of n_rows - 1 drafts; STEP_NONE: those that lie in the slot, which its
+     * last step left there. STEP_NONE otherwise. */
+    uint32_t drafts_at;
     uint32_t page_first, n_pages, pages_at; /* grant: page table [page_first, +n_pages) = blob uint32 */
     uint32_t replay; /* 1: these rows were computed before the last group restart (statistics only) */
-    uint32_t reserved;
+    uint32_t
+            n_draft_next; /* with SAMPLE: drafts that the rank's own drafter leaves in the slot; at most drafts_max */
 };
 
 _Static_assert(sizeof(struct step_header) == 40, "no padding");
-_Static_assert(sizeof(struct step_open) == 72, "no padding");
+_Static_assert(sizeof(struct step_open) == 80, "no padding");
 _Static_assert(sizeof(struct step_entry) == 64, "no padding");
 
 /* A decoded record: pointers into the record's own bytes. */
@@ -126,7 +137,7 @@ struct step_plan {
     const struct step_entry *entries;
     const uint8_t *blob;
     uint32_t n_opens, n_closes, n_memory, n_entries, blob_bytes;
-    uint32_t n_rows, n_samples; /* summed over the entries */
+    uint32_t n_rows, n_outcomes; /* summed over the entries */
 };
 
 /* Checks a record of `bytes` bytes (8-byte aligned) completely and fills *ret. What only the pools know stays
@@ -164,29 +175,45 @@ struct step_completion {
     uint32_t bytes;          /* of the whole completion */
     uint32_t rank;
     uint64_t group_epoch, coord_epoch, step;
-    uint32_t status; /* enum step_status; FAULT: a sentence of n_samples bytes follows instead of samples */
-    uint32_t n_samples;
-    uint64_t checksum;   /* step_checksum() of all samples, the same on every rank */
+    uint32_t status; /* enum step_status; FAULT: a sentence of n_outcomes bytes follows instead of outcomes */
+    uint32_t n_outcomes;
+    uint64_t checksum;   /* step_checksum() of all outcomes, the same on every rank */
     uint64_t compute_ns; /* measured on the rank */
 };
+/* Follows, n_outcomes of them: one for each entry with SAMPLE, in entry order, and after each its tokens. Rank 0 sends
+ * them; other ranks send n_outcomes = 0. */
 enum step_sample_status { /* same order and meaning as enum k_result_status of kernels.h */
     STEP_SAMPLE_OK,
     STEP_SAMPLE_NOT_FINITE, /* a logit of the model is NaN or infinite: weights or this sequence's cache are damaged */
     STEP_SAMPLE_NO_TOKEN, /* every id is suppressed */
     STEP_SAMPLE_STATUSES,
 };
-struct step_sample { /* follows, n_samples of them, in entry order. Rank 0 sends them; other ranks send
-                        n_samples = 0 */
-    uint32_t slot, id;
-    uint32_t status; /* enum step_sample_status; not OK: id is 0 and no token, and this sequence has to end */
+struct step_outcome {
+    uint32_t slot;
+    uint32_t status;     /* enum step_sample_status; not OK: after these tokens the sequence has to end */
+    uint32_t n_samples;  /* tokens that follow: n_accepted + 1, or n_accepted where status is not OK */
+    uint32_t n_accepted; /* drafts */
+};
+struct step_sample {
+    uint32_t id;
     float logprob;
-    uint32_t n_top;
+    uint32_t n_top, reserved;
     uint32_t top_ids[TOP_LOGPROBS_MAX];
     float top_logprobs[TOP_LOGPROBS_MAX];
 };
 _Static_assert(sizeof(struct step_completion) == 64, "no padding");
+_Static_assert(
+        sizeof(struct step_outcome) % 8 == 0 && sizeof(struct step_sample) % 8 == 0, "each is aligned");
 
-struct step_geometry { /* body of the completion of RESET, from every rank; n_samples = 0 */
+/* The tokens of an outcome, and the outcome after it (of which there may be none). */
+static inline const struct step_sample *step_outcome_samples(const struct step_outcome *o) {
+    return (const struct step_sample *)(const void *)(o + 1);
+}
+static inline const struct step_outcome *step_outcome_next(const struct step_outcome *o) {
+    return (const struct step_outcome *)(const void *)(step_outcome_samples(o) + o->n_samples);
+}
+
+struct step_geometry { /* body of the completion of RESET, from every rank; n_outcomes = 0 */
     uint32_t rank, tp;
     uint32_t slots, pages, pages_per_slot; /* usable, dummies not counted; ids run 1..slots, 1..pages */
     uint32_t slot_units, page_units;
@@ -195,22 +222,23 @@ struct step_geometry { /* body of the completion of RESET, from every rank; n_sa
     uint32_t max_model_len; /* tokens of one sequence that pools and model allow */
     uint32_t has_mtp;       /* the ranks hold an MTP layer and run it: one more attention layer of KV */
     uint32_t model_has_mtp; /* the checkpoint has a whole MTP layer, whether the ranks run it or not */
-    uint32_t reserved;      /* 0 */
-    uint64_t fingerprint;   /* of the weights and the configuration: the same on every rank */
+    uint32_t drafts_max;  /* rows of a CONTINUE beside the first, and most of n_draft_next; up to DRAFT_MAX */
+    uint64_t fingerprint; /* of the weights and the configuration: the same on every rank */
     uint64_t weight_bytes, pool_bytes;
     char device[96]; /* for GetServerInfo: "cpu avx512, 2 threads" */
 };
 
-/* FNV-1a over little-endian (slot, id, status): what step_completion.checksum holds. Start with STEP_CHECKSUM_SEED.
- */
+/* FNV-1a over little-endian slot, status, n_samples, n_accepted and the ids of one outcome: what
+ * step_completion.checksum holds. Start with STEP_CHECKSUM_SEED. */
 #define STEP_CHECKSUM_SEED FNV1A_START
-uint64_t step_checksum(uint64_t sum, const struct step_sample *sample);
+uint64_t step_checksum(uint64_t sum, const struct step_outcome *outcome, const struct step_sample *samples);
 const char *step_type_name(uint32_t type);
 
-/* Checks a completion of `bytes` bytes (8-byte aligned): header, sizes, that samples, sentence or geometry
+/* Checks a completion of `bytes` bytes (8-byte aligned): header, sizes, that outcomes, sentence or geometry
  * fit exactly. Whether it answers the right record is the coordinator's to check. 0 or -EBADMSG with a
  * sentence. */
 int step_completion_check(const void *completion, uint32_t bytes, struct error *e);
 #define STEP_COMPLETION_MAX                                                                                  \
-    ((uint32_t)(sizeof(struct step_completion) + SEQS_MAX * sizeof(struct step_sample)))
+    ((uint32_t)(sizeof(struct step_completion) + SEQS_MAX * sizeof(struct step_outcome) +                    \
+                STEP_ROWS_MAX * sizeof(struct step_sample)))
 #define STEP_FAULT_TEXT_MAX 512u

@@ -285,7 +285,7 @@ static int run_layer(struct quantize_model *q, bool mtp, const struct tapping *t
         r = show(q, t, LINEAR_MLP_OUT, q->mid, s->intermediate_size, NULL, e);
     k_project_partial(q->stream, q->batch, w->down, q->mid, q->part);
     k_reduce_residual(q->stream, q->comm, q->batch, q->part, q->x, h);
-    k_end_step(q->stream, q->pool, q->batch, NULL);
+    k_end_step(q->stream, q->pool, q->batch, NULL, NULL);
     return r;
 }
 

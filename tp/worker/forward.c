@@ -83,18 +83,18 @@ static void queue_mtp(const struct rank *r, const struct forward_hooks *hooks) {
     k_project(r->stream, r->batch, r->mtp_in, w->mtp_fc, r->x);
     queue_layer(r, &w->mtp, layer, 1, &no_hooks);
     k_final_norm(r->stream, r->pool, r->batch, r->x, w->mtp_norm, eps, r->hidden);
-    k_head_sample(r->stream, r->pool, r->comm, r->batch, w->head, r->hidden, r->mtp_results, r->mtp_logits,
-            r->logits_rows);
+    k_head_sample(r->stream, r->pool, r->comm, r->batch, w->head, r->hidden, r->mtp_results, NULL,
+            r->mtp_logits, r->logits_rows);
 }
 
 static void queue_head(const struct rank *r, const struct forward_hooks *hooks) {
     mark(hooks, r->config.n_layers + 1, FORWARD_HEAD);
     k_final_norm(r->stream, r->pool, r->batch, r->x, r->weights.final_norm, r->config.rms_eps, r->hidden);
-    k_head_sample(r->stream, r->pool, r->comm, r->batch, r->weights.head, r->hidden, r->results, r->logits,
-            r->logits_rows);
+    k_head_sample(r->stream, r->pool, r->comm, r->batch, r->weights.head, r->hidden, r->results, r->outcomes,
+            r->logits, r->logits_rows);
     if (r->weights.has_mtp)
         queue_mtp(r, hooks);
-    k_end_step(r->stream, r->pool, r->batch, r->results);
+    k_end_step(r->stream, r->pool, r->batch, r->results, r->outcomes);
 }
 
 static void queue_part(const struct forward *f, uint32_t part, const struct forward_hooks *hooks) {

@@ -56,6 +56,7 @@ static void add_open(struct run *r, struct live *l) {
     struct step_open o = s->sampling;
     o.slot = s->slot;
     o.sequence = s->slot;
+    o.first_sample_index = s->n_generated;
     for (uint32_t i = 0; i < o.n_bias; i++) {
         uint32_t pair[2] = {s->bias_ids[i]};
         memcpy(&pair[1], &s->bias[i], sizeof(pair[1]));
@@ -97,7 +98,7 @@ static int add_entry(struct run *r, struct live *l, struct error *e) {
             .id_after = STEP_NONE,
             .rope_at = STEP_NONE,
             .mask_at = STEP_NONE,
-            .sample_index = s->n_generated + s->n_tokens};
+            .drafts_at = STEP_NONE};
     l->rows = t.n_rows;
     if (t.n_rows == 0)
         return 0;
@@ -175,8 +176,8 @@ static void finish(struct run *r, struct live *l) {
 
 /* Takes in what the step did, in the order in which its entries were written. */
 static int apply_step(struct run *r, struct error *e) {
-    const struct step_sample *samples = offline_answer(r->offline, 0)->body;
-    uint32_t row = 0, sample = 0;
+    const struct step_outcome *outcome = offline_answer(r->offline, 0)->body;
+    uint32_t row = 0;
     for (int prompts = 0; prompts < 2; prompts++) {
         for (uint32_t i = 0; i < r->n; i++) {
             struct live *l = &r->live[i];
@@ -192,12 +193,13 @@ static int apply_step(struct run *r, struct error *e) {
             l->rows = 0;
             bool stop = false;
             if (l->samples) {
-                if (samples[sample].status != STEP_SAMPLE_OK)
+                if (outcome->status != STEP_SAMPLE_OK)
                     return error_set(e, -EBADMSG, "sequence %u: %s", i,
-                            samples[sample].status == STEP_SAMPLE_NO_TOKEN
+                            outcome->status == STEP_SAMPLE_NO_TOKEN
                                     ? "every id is suppressed"
                                     : "a logit is not a finite number; the weights are damaged");
-                s->samples[s->n_tokens] = samples[sample++];
+                s->samples[s->n_tokens] = *step_outcome_samples(outcome);
+                outcome = step_outcome_next(outcome);
                 stop = s->samples[s->n_tokens].id == s->stop_id && s->stop_id != STEP_NONE;
                 s->n_tokens++;
             }

@@ -59,7 +59,7 @@ struct buffer { /* one device buffer to come: where its pointer goes and how lar
     void **at;
     uint64_t bytes;
 };
-#define RANK_BUFFERS 11
+#define RANK_BUFFERS 12
 
 static void list_buffers(struct rank *r, struct buffer b[RANK_BUFFERS]) {
     const struct k_shape *s = &r->shard.shape;
@@ -78,6 +78,7 @@ static void list_buffers(struct rank *r, struct buffer b[RANK_BUFFERS]) {
     b[7] = (struct buffer){(void **)&r->mtp_logits, mtp ? logits : 0};
     b[8] = (struct buffer){(void **)&r->results, results};
     b[9] = (struct buffer){(void **)&r->mtp_results, mtp ? results : 0};
+    b[11] = (struct buffer){(void **)&r->outcomes, (uint64_t)r->entries_max * sizeof(struct k_outcome)};
     b[10] = (struct buffer){&r->workspace, k_workspace_bytes(s, r->rows_max, r->entries_max)};
 }
 

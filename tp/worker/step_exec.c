@@ -22,13 +22,14 @@ struct step_exec {
     struct error fault;
 
     /* One step's plan as the batch takes it, and what comes back; pinned. */
-    struct k_entry *entries;     /* [entries_max] */
-    uint32_t *ids;               /* [rows_max] */
-    uint32_t *rope;              /* [3 * rows_max] */
-    struct k_result *results;    /* [entries_max] */
-    struct k_memory_op *memory;  /* [STEP_MEMORY_MAX + SEQS_MAX] */
-    float *logits, *mtp_logits;  /* [logits_rows][vocab_rows] or NULL */
-    struct step_sample *samples; /* [entries_max] */
+    struct k_entry *entries;    /* [entries_max] */
+    uint32_t *ids;              /* [rows_max] */
+    uint32_t *rope;             /* [3 * rows_max] */
+    struct k_result *results;   /* [entries_max] */
+    struct k_outcome *outcomes; /* [entries_max] */
+    struct k_memory_op *memory; /* [STEP_MEMORY_MAX + SEQS_MAX] */
+    float *logits, *mtp_logits; /* [logits_rows][vocab_rows] or NULL */
+    uint8_t *body;              /* [entries_max] outcomes with a sample each */
     struct step_geometry geometry;
     char text[STEP_FAULT_TEXT_MAX];
     uint32_t bias_ids[LOGIT_BIAS_MAX];
@@ -45,12 +46,13 @@ static int allocate(struct step_exec *x, struct error *e) {
     x->rope = k_host_alloc(r->context, 3 * (size_t)r->rows_max * sizeof(x->rope[0]));
     x->results = k_host_alloc(r->context, r->entries_max * sizeof(x->results[0]));
     x->memory = calloc(STEP_MEMORY_MAX + SEQS_MAX, sizeof(x->memory[0]));
-    x->samples = calloc(r->entries_max, sizeof(x->samples[0]));
+    x->outcomes = k_host_alloc(r->context, r->entries_max * sizeof(x->outcomes[0]));
+    x->body = calloc(r->entries_max, sizeof(struct step_outcome) + sizeof(struct step_sample));
     if (logits)
         x->logits = k_host_alloc(r->context, logits);
     if (logits && r->weights.has_mtp)
         x->mtp_logits = k_host_alloc(r->context, logits);
-    if (!x->entries || !x->ids || !x->rope || !x->results || !x->memory || !x->samples ||
+    if (!x->entries || !x->ids || !x->rope || !x->results || !x->memory || !x->outcomes || !x->body ||
             (logits && !x->logits) || (logits && r->weights.has_mtp && !x->mtp_logits))
         return error_set(e, -ENOMEM, "out of memory for the plans of %u rows", r->rows_max);
     return 0;
@@ -95,6 +97,7 @@ int step_exec_create(struct rank *r, struct step_exec **ret, struct error *e) {
             .entries_max = x->geometry.entries_max,
             .vocab_size = x->geometry.vocab_size,
             .max_model_len = x->geometry.max_model_len,
+            .drafts_max = x->geometry.drafts_max,
             .extra_positions = r->weights.has_mtp ? 1 : 0,
     };
     int rc = step_state_init(&limits, &x->state, e);
@@ -114,12 +117,12 @@ struct step_exec *step_exec_free(struct step_exec *x) {
     if (!x)
         return NULL;
     forward_free(x->forward);
-    void *pinned[] = {x->entries, x->ids, x->rope, x->results, x->logits, x->mtp_logits};
+    void *pinned[] = {x->entries, x->ids, x->rope, x->results, x->outcomes, x->logits, x->mtp_logits};
     for (size_t i = 0; i < sizeof(pinned) / sizeof(pinned[0]); i++)
         if (pinned[i])
             k_host_free(x->rank->context, pinned[i]);
     free(x->memory);
-    free(x->samples);
+    free(x->body);
     step_state_done(&x->state);
     free(x);
     return NULL;
@@ -144,6 +147,7 @@ static void open_slot(struct step_exec *x, const struct step_plan *p, const stru
             .frequency_penalty = o->frequency_penalty,
             .seed = o->seed,
             .min_tokens = o->min_tokens,
+            .first_sample_index = o->first_sample_index,
             .n_bias = o->n_bias,
             .n_suppress = o->n_suppress,
             .bias_ids = x->bias_ids,
@@ -229,20 +233,29 @@ static struct k_plan translate(
                 .id_after = t->id_after,
                 .rope_at = UINT32_MAX,
                 .top_logprobs = t->flags & STEP_ENTRY_LOGPROB ? t->top_logprobs : UINT32_MAX,
-                .sample_index = t->sample_index,
+                .drafts_at = UINT32_MAX,
+                .n_draft_next = t->n_draft_next,
         };
         if (t->kind == STEP_ENTRY_PROMPT) {
             k->ids_at = n_ids;
             memcpy(x->ids + n_ids, p->blob + t->ids_at, 4 * (size_t)t->n_rows);
             n_ids += t->n_rows;
         }
+        if (t->drafts_at != STEP_NONE) {
+            k->drafts_at = n_ids;
+            memcpy(x->ids + n_ids, p->blob + t->drafts_at, 4 * (size_t)(t->n_rows - 1));
+            n_ids += t->n_rows - 1;
+        }
         if (t->rope_at != STEP_NONE) {
             k->rope_at = n_rope;
             memcpy(x->rope + n_rope, p->blob + t->rope_at, 12 * (size_t)t->n_rows);
             n_rope += 3 * t->n_rows;
         }
-        if (t->flags & STEP_ENTRY_SAMPLE)
-            k->sample_at = plan.n_samples++;
+        if (t->flags & STEP_ENTRY_SAMPLE) {
+            k->outcome_at = plan.n_outcomes++;
+            k->sample_at = plan.n_samples;
+            plan.n_samples += t->kind == STEP_ENTRY_CONTINUE ? t->n_rows : 1;
+        }
         plan.n_rows += t->n_rows;
     }
     *ret_ids = n_ids;
@@ -281,6 +294,8 @@ static void queue_plan(struct step_exec *x, const struct step_plan *p, struct k_
     forward_queue(x->forward, &x->hooks);
     if (plan->n_samples)
         k_download(r->stream, x->results, r->results, plan->n_samples * sizeof(x->results[0]));
+    if (plan->n_outcomes)
+        k_download(r->stream, x->outcomes, r->outcomes, plan->n_outcomes * sizeof(x->outcomes[0]));
     download_logits(x, plan);
 }
 
@@ -296,28 +311,40 @@ static int wait_device(struct step_exec *x, struct error *e) {
     return r;
 }
 
-static void collect(struct step_exec *x, const struct step_plan *p, struct step_answer *a) {
-    uint64_t sum = STEP_CHECKSUM_SEED;
+/* What became of the entries that sampled, as the body of an answer; returns its bytes. */
+static uint32_t write_outcomes(struct step_exec *x, const struct step_plan *p, uint64_t *ret_checksum) {
+    uint8_t *at = x->body;
     uint32_t n = 0;
+    *ret_checksum = STEP_CHECKSUM_SEED;
     for (uint32_t i = 0; i < p->n_entries; i++) {
         if (!(p->entries[i].flags & STEP_ENTRY_SAMPLE))
             continue;
-        const struct k_result *k = &x->results[n];
-        struct step_sample *s = &x->samples[n++];
-        *s = (struct step_sample){.slot = p->entries[i].slot,
-                .id = k->id,
+        const struct k_outcome *k = &x->outcomes[n++];
+        const struct k_result *results = &x->results[x->entries[i].sample_at];
+        struct step_outcome *o = (struct step_outcome *)(void *)at;
+        struct step_sample *samples = (struct step_sample *)(void *)(o + 1);
+        *o = (struct step_outcome){.slot = p->entries[i].slot,
                 .status = k->status,
-                .logprob = k->logprob,
-                .n_top = k->n_top};
-        memcpy(s->top_ids, k->top_ids, sizeof(s->top_ids));
-        memcpy(s->top_logprobs, k->top_logprobs, sizeof(s->top_logprobs));
-        sum = step_checksum(sum, s);
+                .n_samples = k->n_samples,
+                .n_accepted = k->n_accepted};
+        for (uint32_t j = 0; j < k->n_samples; j++) {
+            samples[j] = (struct step_sample){
+                    .id = results[j].id, .logprob = results[j].logprob, .n_top = results[j].n_top};
+            memcpy(samples[j].top_ids, results[j].top_ids, sizeof(samples[j].top_ids));
+            memcpy(samples[j].top_logprobs, results[j].top_logprobs, sizeof(samples[j].top_logprobs));
+        }
+        *ret_checksum = step_checksum(*ret_checksum, o, samples);
+        at = (uint8_t *)(samples + k->n_samples);
     }
-    a->completion.checksum = sum;
+    return (uint32_t)(at - x->body);
+}
+
+static void collect(struct step_exec *x, const struct step_plan *p, struct step_answer *a) {
+    uint32_t bytes = write_outcomes(x, p, &a->completion.checksum);
     if (x->rank->shard.shape.rank == 0) {
-        a->completion.n_samples = n;
-        a->body = x->samples;
-        a->body_bytes = n * (uint32_t)sizeof(x->samples[0]);
+        a->completion.n_outcomes = p->n_outcomes;
+        a->body = x->body;
+        a->body_bytes = bytes;
     }
 }
 
@@ -361,10 +388,10 @@ static void answer_fault(struct step_exec *x, const struct error *e, struct step
     size_t n = strnlen(e->text, sizeof(x->text));
     memcpy(x->text, e->text, n);
     a->completion.status = STEP_STATUS_FAULT;
-    a->completion.n_samples = (uint32_t)n;
+    a->completion.n_outcomes = (uint32_t)n;
     a->completion.checksum = 0;
     a->body = x->text;
-    a->body_bytes = a->completion.n_samples;
+    a->body_bytes = a->completion.n_outcomes;
 }
 
 void step_exec_record(struct step_exec *x, const void *record, uint32_t bytes, struct step_answer *ret) {

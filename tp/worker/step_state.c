@@ -213,11 +213,14 @@ static int check_entry(struct step_state *s, const struct step_plan *p, uint32_t
     struct slot_state *slot = &s->next[t->slot];
     if (t->kind == STEP_ENTRY_PROMPT)
         r = check_prompt(s, p, t, i, e);
-    else if (t->n_rows != 1)
-        r = error_set(
-                e, -EINVAL, "entry %u: %u rows of a CONTINUE, this worker does not draft", i, t->n_rows);
+    else if (t->n_rows - 1 > s->limits.drafts_max)
+        r = error_set(e, -EINVAL, "entry %u: %u drafts, this rank takes at most %u", i, t->n_rows - 1,
+                s->limits.drafts_max);
     else if (!slot->sampled || slot->length == 0)
         r = error_set(e, -EINVAL, "entry %u: slot %u has no sampled id to continue from", i, t->slot);
+    if (r == 0 && t->n_draft_next > s->limits.drafts_max)
+        r = error_set(e, -EINVAL, "entry %u: asks for %u drafts, this rank makes at most %u", i,
+                t->n_draft_next, s->limits.drafts_max);
     if (r < 0)
         return r;
     for (uint32_t k = 0; t->rope_at != STEP_NONE && k < 3 * t->n_rows; k++)

@@ -114,7 +114,7 @@ static void bench_sampling(
             k_batch_upload(b->s, b->b, &b->plan, &b->entry, b->ids, 1, NULL, 0);
             since(b, 0);
             double t = now();
-            k_head_sample(b->s, b->p, b->m, b->b, b->head, b->in, b->results, NULL, 0);
+            k_head_sample(b->s, b->p, b->m, b->b, b->head, b->in, b->results, NULL, NULL, 0);
             t = since(b, t);
             if (sample)
                 with = t < with ? t : with;

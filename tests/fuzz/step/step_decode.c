@@ -27,6 +27,8 @@ static uint64_t walk(const struct step_plan *p) {
         const struct step_entry *t = &p->entries[i];
         for (uint32_t k = 0; t->kind == STEP_ENTRY_PROMPT && k < t->n_rows * 4; k++)
             sum += p->blob[t->ids_at + k];
+        for (uint32_t k = 0; t->drafts_at != STEP_NONE && k < (t->n_rows - 1) * 4; k++)
+            sum += p->blob[t->drafts_at + k];
         for (uint32_t k = 0; t->rope_at != STEP_NONE && k < t->n_rows * 12; k++)
             sum += p->blob[t->rope_at + k];
         for (uint32_t k = 0; k < t->n_pages * 4; k++)
@@ -58,6 +60,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         h->record_bytes = (uint32_t)size;
         if (step_decode(record, (uint32_t)size, &p, &e) == 0)
             sink += walk(&p);
+    }
+    if (size >= sizeof(struct step_completion)) {
+        struct step_completion *c = (struct step_completion *)record;
+        c->magic = STEP_COMPLETION_MAGIC;
+        c->protocol = STEP_PROTOCOL;
+        c->type = STEP_TYPE_PLAN;
+        c->rank = 0;
+        c->status = STEP_STATUS_OK;
+        c->bytes = (uint32_t)size;
+        if (step_completion_check(record, (uint32_t)size, &e) == 0) {
+            const struct step_outcome *o = (const struct step_outcome *)(c + 1);
+            for (uint32_t i = 0; i < c->n_outcomes; i++, o = step_outcome_next(o))
+                sink += step_checksum(STEP_CHECKSUM_SEED, o, step_outcome_samples(o));
+        }
     }
     free(record);
     return 0;

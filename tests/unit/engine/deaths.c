@@ -366,7 +366,7 @@ static void test_fault_answers(void **state) {
         struct step_plan p = look(0);
         struct step_completion c = {
                 .type = STEP_TYPE_PLAN, .step = p.header->step, .status = STEP_STATUS_FAULT};
-        c.n_samples = 4;
+        c.n_outcomes = 4;
         assert_int_equal(step_ring_complete(rings[0], &c, "oops", 4), 0);
         assert_int_equal(wait_state("recovering").suspects, i == 0);
         group_up();

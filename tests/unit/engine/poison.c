@@ -60,7 +60,7 @@ static bool kills(const struct victim *v, const struct step_plan *p) {
             continue;
         if (killer.poison == POISON_ANY_ROW ||
                 (killer.poison == POISON_GENERATED_ROW && t->kind == STEP_ENTRY_CONTINUE) ||
-                (t->kind == STEP_ENTRY_CONTINUE && t->sample_index % 8 == 7))
+                (t->kind == STEP_ENTRY_CONTINUE && t->first_pos % 8 == 7))
             return true;
     }
     return false;

@@ -114,7 +114,7 @@ static void run_rows(struct world *w, const struct layer *l, uint32_t slot, uint
     }
     step_begin_now(w);
     attend(w, l, n, l->in + (size_t)from * l->width, out + (size_t)from * l->out);
-    k_end_step(w->s, w->p, w->b, NULL);
+    k_end_step(w->s, w->p, w->b, NULL, NULL);
 }
 
 static const struct {

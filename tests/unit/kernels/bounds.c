@@ -86,7 +86,7 @@ static void test_a_longer_sequence_is_a_fault(void **state) {
         step_new(&w);
         step_prompt(&w, 1, 0, 5, 1);
         step_begin_now(&w);
-        k_end_step(w.s, w.p, w.b, NULL);
+        k_end_step(w.s, w.p, w.b, NULL, NULL);
         step_new(&w);
         step_continue(&w, 1); /* row 5: 6 positions */
         k_batch_bounds(w.b, &(struct k_bounds){1, 1, context});

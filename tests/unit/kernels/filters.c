@@ -15,10 +15,12 @@ struct sampler {
     struct k_linear *head;
     float *d_hidden; /* [SLOTS][V] */
     struct k_result *d_results;
+    struct k_outcome *d_outcomes;
 };
 
 static bool sampler_open(struct sampler *s, const char *isa, uint32_t threads) {
     static const struct k_result none[SLOTS];
+    static const struct k_outcome nothing[SLOTS];
     float *unit = calloc(V * V, sizeof *unit);
     const struct k_matrix_view v = {.data = unit, .row_stride = V, .rows = V, .dtype = K_F32};
     const struct k_linear_spec spec = {
@@ -30,6 +32,7 @@ static bool sampler_open(struct sampler *s, const char *isa, uint32_t threads) {
         OK(k_linear_pack(s->w.c, &spec, &s->head, e));
         s->d_hidden = room(&s->w, SLOTS * V);
         s->d_results = dev_bytes(&s->w, none, sizeof none);
+        s->d_outcomes = dev_bytes(&s->w, nothing, sizeof nothing);
     }
     free(unit);
     return present;
@@ -41,26 +44,25 @@ static void sampler_close(struct sampler *s) {
 
 /* Slots 1..n sample from their rows of logits at position `pos`; they were opened before. The id of the row is the last
  * one, so that what counts as prompt matters to nobody else. */
-static void sample(struct sampler *s, uint32_t n, uint32_t pos, uint32_t sample_index, const float *logits,
-        struct k_result *ret) {
+static void sample(struct sampler *s, uint32_t n, uint32_t pos, const float *logits, struct k_result *ret) {
     struct world *w = &s->w;
     step_new(w);
     for (uint32_t i = 0; i < n; i++) {
         struct k_entry *e = step_prompt(w, i + 1, pos, 1, V - 1);
         e->flags = K_ENTRY_SAMPLE;
         e->sample_at = w->plan.n_samples++;
-        e->sample_index = sample_index;
+        e->outcome_at = w->plan.n_outcomes++;
     }
     step_begin_now(w);
     k_upload(w->s, s->d_hidden, logits, (size_t)n * V * sizeof *logits);
-    k_head_sample(w->s, w->p, w->m, w->b, s->head, s->d_hidden, s->d_results, NULL, 0);
-    k_end_step(w->s, w->p, w->b, s->d_results);
+    k_head_sample(w->s, w->p, w->m, w->b, s->head, s->d_hidden, s->d_results, s->d_outcomes, NULL, 0);
+    k_end_step(w->s, w->p, w->b, s->d_results, s->d_outcomes);
     fetch(w, ret, s->d_results, n * sizeof *ret);
 }
 static uint32_t sample_one(struct sampler *s, const struct k_sampling *p, const float *logits) {
     struct k_result r;
     slot_new(&s->w, 1, p, 0, 0);
-    sample(s, 1, 0, 0, logits, &r);
+    sample(s, 1, 0, logits, &r);
     return r.id;
 }
 
@@ -115,7 +117,7 @@ static void test_filters_against_sorting(void **state) {
                 p.seed = 1 + round * SLOTS + i;
                 slot_new(&s.w, i + 1, &p, 0, 0);
             }
-            sample(&s, SLOTS, 0, 0, rows, r);
+            sample(&s, SLOTS, 0, rows, r);
             for (uint32_t i = 0; i < SLOTS; i++) {
                 assert_true(r[i].id < V && allowed[r[i].id]);
                 n_seen += !seen[r[i].id];
@@ -140,7 +142,7 @@ static void test_greedy_takes_the_lowest_of_equals(void **state) {
         rows[i] = (float)(rng_u32(&r) % 8) - 20;
     for (uint32_t i = 0; i < SLOTS; i++)
         slot_new(&s.w, i + 1, NULL, 0, 0);
-    sample(&s, SLOTS, 0, 0, rows, results);
+    sample(&s, SLOTS, 0, rows, results);
     for (uint32_t i = 0; i < SLOTS; i++) {
         uint32_t best = 0;
         for (uint32_t k = 1; k < V; k++)
@@ -170,8 +172,9 @@ static void test_bias_and_penalties(void **state) {
     p.n_suppress = 2;
     p.suppress = (uint32_t[]){0, 1};
     for (uint32_t i = 0; i < 5; i++) {
+        p.first_sample_index = i; /* a replay: i were generated before */
         slot_new(&s.w, 1, &p, 0, 0);
-        sample(&s, 1, 0, i, x, &r);
+        sample(&s, 1, 0, x, &r);
         assert_int_equal(r.id, i < 3 ? 2 : 0);
     }
     static const struct {
@@ -198,13 +201,13 @@ static void test_bias_and_penalties(void **state) {
         if (cases[i].prompt)
             step_prompt(&s.w, 1, 0, cases[i].prompt, 0);
         step_begin_now(&s.w);
-        k_end_step(s.w.s, s.w.p, s.w.b, NULL);
+        k_end_step(s.w.s, s.w.p, s.w.b, NULL, NULL);
         step_new(&s.w);
         if (cases[i].output)
             step_prompt(&s.w, 1, cases[i].prompt, cases[i].output, 0)->flags = K_ENTRY_GENERATED;
         step_begin_now(&s.w);
-        k_end_step(s.w.s, s.w.p, s.w.b, NULL);
-        sample(&s, 1, cases[i].prompt + cases[i].output, 0, x, &r);
+        k_end_step(s.w.s, s.w.p, s.w.b, NULL, NULL);
+        sample(&s, 1, cases[i].prompt + cases[i].output, x, &r);
         if (r.id != cases[i].expected)
             fail_msg("case %zu: id %u", i, r.id);
     }
@@ -231,7 +234,7 @@ static uint64_t draws(const char *isa, uint32_t threads) {
     }
     for (uint32_t step = 0; step < 50; step++) {
         struct k_result r[SLOTS];
-        sample(&s, SLOTS, step, step, rows, r);
+        sample(&s, SLOTS, step, rows, r);
         for (uint32_t i = 0; i < SLOTS; i++)
             sum = (sum ^ r[i].id) * 0x100000001b3ull;
     }

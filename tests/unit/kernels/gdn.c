@@ -111,7 +111,7 @@ static void run_rows(
     step_prompt(w, slot, from, n, 1);
     step_begin_now(w);
     mix(w, l, n, l->in + (size_t)from * l->width, out + (size_t)from * l->out);
-    k_end_step(w->s, w->p, w->b, NULL);
+    k_end_step(w->s, w->p, w->b, NULL, NULL);
 }
 
 static void test_against_the_recurrence(void **state) {
@@ -202,7 +202,7 @@ static void test_sequences_do_not_see_each_other(void **state) {
         }
         step_begin_now(&w);
         mix(&w, &l, w.plan.n_rows, in, out);
-        k_end_step(w.s, w.p, w.b, NULL);
+        k_end_step(w.s, w.p, w.b, NULL, NULL);
         for (uint32_t slot = 1, row = 0; slot <= 3; slot++) {
             assert_same_floats(out + row * l.out, whole + at[slot] * l.out, n[slot] * l.out, "mixed step");
             row += n[slot];

@@ -29,6 +29,7 @@ static void test_rows_of_prompts_and_continues(void **state) {
     static const uint32_t first[] = {10, 11, 12, 50, 51}, second[] = {44, 60, 61};
     struct world w;
     struct k_result results[2] = {{.id = 33}, {.id = 44}};
+    struct k_outcome outcomes[1] = {{.n_samples = 1}};
     struct k_table *t = NULL;
     float table[90 * H];
     (void)state;
@@ -46,7 +47,8 @@ static void test_rows_of_prompts_and_continues(void **state) {
     step_begin_now(&w);
     float *x = room(&w, 5 * H);
     k_embed(w.s, w.b, t, x);
-    k_end_step(w.s, w.p, w.b, dev_bytes(&w, results, sizeof results));
+    k_end_step(
+            w.s, w.p, w.b, dev_bytes(&w, results, sizeof results), dev_bytes(&w, outcomes, sizeof outcomes));
     const float *got = host(&w, x, 5 * H);
     for (uint32_t r = 0; r < 5; r++)
         assert_true(got[r * H] == (float)first[r] && got[r * H + H - 1] == (float)first[r]);
@@ -142,7 +144,7 @@ static void queue_step(struct world *w, const struct work *k) {
     k_begin_step(w->s, w->p, w->b);
     k_embed(w->s, w->b, k->table, k->y);
     k_project(w->s, w->b, k->y, k->l, k->y + 1000);
-    k_end_step(w->s, w->p, w->b, NULL);
+    k_end_step(w->s, w->p, w->b, NULL, NULL);
 }
 
 static void test_a_graph_replays_with_new_contents(void **state) {

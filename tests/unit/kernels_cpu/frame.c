@@ -27,6 +27,7 @@ static const struct k_pool_options options = {
 static void test_rows_of_prompts_and_continues(void **state) {
     struct world w;
     struct k_result results[2] = {{.id = 33}, {.id = 44}};
+    struct k_outcome outcomes[2] = {{.n_samples = 1}};
     (void)state;
     assert_true(world_open(&w, &shape, &options, NULL, 1, NULL));
     for (uint32_t slot = 1; slot <= 3; slot++)
@@ -43,7 +44,7 @@ static void test_rows_of_prompts_and_continues(void **state) {
     assert_memory_equal(w.b->row_id, ((uint32_t[]){10, 11, 12, 50, 51}), 20);
     assert_memory_equal(w.b->row_pos, ((uint32_t[]){0, 1, 2, 0, 1}), 20);
     assert_memory_equal(w.b->row_rope, ((uint32_t[]){0, 0, 0, 1, 1, 1, 2, 2, 2, 7, 8, 9, 70, 80, 90}), 60);
-    k_end_step(w.s, w.p, w.b, results);
+    k_end_step(w.s, w.p, w.b, results, outcomes);
     step_new(&w);
     step_continue(&w, 2);
     step_prompt(&w, 3, 2, 2, 60);
@@ -54,7 +55,7 @@ static void test_rows_of_prompts_and_continues(void **state) {
     assert_int_equal(counts[11], COUNT_PROMPT);
     assert_int_equal(counts[44], 1);
     assert_int_equal(counts[33], 0);
-    k_end_step(w.s, w.p, w.b, NULL);
+    k_end_step(w.s, w.p, w.b, NULL, NULL);
     assert_int_equal(w.p->slots[2].length, 4);
     assert_int_equal(w.p->slots[3].length, 4);
     /* a replay of generated ids counts as output */
@@ -87,6 +88,7 @@ static void test_final_norm_keeps_the_last_row_of_each_entry(void **state) {
 static void test_snapshots_and_copies_of_slots(void **state) {
     struct world w;
     struct k_result results[1] = {{.id = 33}};
+    struct k_outcome outcomes[1] = {{.n_samples = 1}};
     (void)state;
     assert_true(world_open(&w, &shape, &options, NULL, 1, NULL));
     for (uint32_t slot = 1; slot <= 4; slot++)
@@ -94,12 +96,13 @@ static void test_snapshots_and_copies_of_slots(void **state) {
     step_new(&w);
     step_prompt(&w, 1, 0, 3, 10)->flags = K_ENTRY_SAMPLE;
     step_begin_now(&w);
-    k_end_step(w.s, w.p, w.b, results);
+    k_end_step(w.s, w.p, w.b, results, outcomes);
     step_new(&w);
     step_continue(&w, 1)->flags = K_ENTRY_SAMPLE;
     step_begin_now(&w);
     results[0].id = 34;
-    k_end_step(w.s, w.p, w.b, results);
+    k_end_step(w.s, w.p, w.b, results, outcomes);
+    assert_int_equal(w.p->slots[1].sample_index, 2);
     w.p->hidden[1 * shape.hidden_size + 5] = 42;
     pool_gdn(w.p, 1, 0).s0[3] = 43;
     const struct k_memory_op ops[] = {{K_MEM_COPY_SLOT, 1, 2}, {K_MEM_SNAPSHOT_SLOT, 1, 1},

@@ -38,7 +38,18 @@ static struct step_entry good_continue(uint32_t slot) {
             .ids_at = STEP_NONE,
             .id_after = STEP_NONE,
             .rope_at = STEP_NONE,
-            .mask_at = STEP_NONE};
+            .mask_at = STEP_NONE,
+            .drafts_at = STEP_NONE};
+}
+
+/* A CONTINUE with `n` drafts that the plan brings. */
+static struct step_entry good_drafts(uint32_t slot, uint32_t n) {
+    uint32_t ids[DRAFT_MAX] = {5, 6, 7};
+    struct step_entry t = good_continue(slot);
+    t.n_rows = 1 + n;
+    t.drafts_at = step_blob(writer, ids, n * 4);
+    t.n_draft_next = DRAFT_MAX;
+    return t;
 }
 
 static struct step_entry good_prompt(uint32_t slot, uint32_t n) {
@@ -108,7 +119,7 @@ static void test_round_trip(void **state) {
     assert_int_equal(p.n_entries, 2);
     assert_int_equal(p.entries[0].slot, 2);
     assert_int_equal(p.n_rows, 4);
-    assert_int_equal(p.n_samples, 2);
+    assert_int_equal(p.n_outcomes, 2);
     const uint32_t *ids = (const uint32_t *)(const void *)(p.blob + p.entries[1].ids_at);
     assert_int_equal(ids[2], 3);
     const uint32_t *pages = (const uint32_t *)(const void *)(p.blob + p.entries[1].pages_at);
@@ -142,7 +153,7 @@ static void test_version(void **state) {
     full_plan();
     assert_int_equal(end(&p, &e), 0);
     struct step_header *h = (struct step_header *)record;
-    h->protocol = 2;
+    h->protocol = STEP_PROTOCOL + 1;
     assert_int_equal(step_decode(record, h->record_bytes, &p, &e), -EPROTONOSUPPORT);
     assert_non_null(strstr(e.text, "install the same version"));
 }
@@ -223,6 +234,16 @@ static void expect_entry_refused(struct step_entry t) {
 static void test_bad_entries(void **state) {
     (void)state;
     struct step_entry t;
+    struct step_plan p;
+    begin();
+    t = good_drafts(1, 2);
+    step_add_entry(writer, &t);
+    t = good_drafts(2, DRAFT_MAX);
+    t.drafts_at = STEP_NONE; /* those in the slot */
+    step_add_entry(writer, &t);
+    assert_int_equal(end(&p, NULL), 0);
+    assert_int_equal(p.n_rows, 3 + 1 + DRAFT_MAX);
+    assert_int_equal(p.n_outcomes, 2);
 #define REFUSED(make, field, value)                                                                          \
     begin();                                                                                                 \
     t = make;                                                                                                \
@@ -241,9 +262,16 @@ static void test_bad_entries(void **state) {
     REFUSED(good_continue(1), rope_at, 0);
     REFUSED(good_continue(1), mask_at, 0);
     REFUSED(good_continue(1), top_logprobs, 1);
-    REFUSED(good_continue(1), sample_index, NEW_TOKENS_MAX + 1);
+    REFUSED(good_continue(1), drafts_at, 0);
+    REFUSED(good_continue(1), n_draft_next, DRAFT_MAX + 1);
+    REFUSED(good_drafts(1, 2), drafts_at, 4);
+    REFUSED(good_drafts(1, 2), drafts_at, 2);
+    REFUSED(good_drafts(1, 2), n_rows, 4);
+    REFUSED(good_drafts(1, 2), n_rows, 1);
+    REFUSED(good_drafts(1, 2), n_rows, 0x40000002);
+    REFUSED(good_drafts(1, 2), flags, 0);
+    REFUSED(good_prompt(1, 3), drafts_at, 0);
     REFUSED(good_continue(1), replay, 2);
-    REFUSED(good_continue(1), reserved, 1);
     REFUSED(good_continue(1), n_pages, 1);
     REFUSED(good_prompt(1, 3), n_rows, 9);
     REFUSED(good_prompt(1, 3), n_rows, UINT32_MAX);
@@ -335,60 +363,112 @@ static void test_bit_flips(void **state) {
     assert_true(sum > 0);
 }
 
+struct answer { /* an entry with one token */
+    struct step_outcome outcome;
+    struct step_sample sample;
+};
+
 static void test_completion_check(void **state) {
     (void)state;
     struct {
         struct step_completion c;
         union {
-            struct step_sample samples[2];
+            struct answer answers[2];
             struct step_geometry geometry;
-            char text[300];
+            char text[400];
         };
     } m = {.c = {.magic = STEP_COMPLETION_MAGIC,
                    .protocol = STEP_PROTOCOL,
                    .type = STEP_TYPE_PLAN,
-                   .n_samples = 2}};
-    uint32_t good = sizeof(m.c) + 2 * sizeof(struct step_sample);
+                   .n_outcomes = 2}};
+    const uint32_t good = sizeof(m.c) + 2 * sizeof(struct answer);
     m.c.bytes = good;
+    m.answers[0].outcome.n_samples = m.answers[1].outcome.n_samples = 1;
     assert_int_equal(step_completion_check(&m, good, NULL), 0);
+#define REFUSED(field, value)                                                                                \
+    {                                                                                                        \
+        const uint32_t before = field;                                                                       \
+        field = value;                                                                                       \
+        assert_int_equal(step_completion_check(&m, m.c.bytes, NULL), -EBADMSG);                              \
+        field = before;                                                                                      \
+        assert_int_equal(step_completion_check(&m, m.c.bytes, NULL), 0);                                     \
+    }
     assert_int_equal(step_completion_check(&m, good - 1, NULL), -EBADMSG);
-    m.c.n_samples = 3;
-    assert_int_equal(step_completion_check(&m, good, NULL), -EBADMSG);
-    m.c.n_samples = 268435458; /* times the size of a sample wraps to something small */
-    assert_int_equal(step_completion_check(&m, good, NULL), -EBADMSG);
-    m.c.n_samples = 2;
-    m.samples[1].status = STEP_SAMPLE_NO_TOKEN;
-    assert_int_equal(step_completion_check(&m, good, NULL), 0);
-    m.samples[1].status = STEP_SAMPLE_STATUSES;
-    assert_int_equal(step_completion_check(&m, good, NULL), -EBADMSG);
-    m.samples[1].status = STEP_SAMPLE_OK;
-    m.samples[1].n_top = TOP_LOGPROBS_MAX + 1;
-    assert_int_equal(step_completion_check(&m, good, NULL), -EBADMSG);
+    REFUSED(m.c.bytes, good - 8);
+    REFUSED(m.c.n_outcomes, 1);
+    REFUSED(m.c.n_outcomes, 3);
+    REFUSED(m.c.n_outcomes, 268435458);
+    REFUSED(m.c.rank, RANKS_MAX);
+    REFUSED(m.c.status, 2);
+    REFUSED(m.answers[0].outcome.n_samples, 0);
+    REFUSED(m.answers[0].outcome.n_samples, 2);
+    REFUSED(m.answers[0].outcome.n_samples, UINT32_MAX);
+    REFUSED(m.answers[1].outcome.n_accepted, 1);
+    REFUSED(m.answers[1].outcome.n_accepted, UINT32_MAX);
+    REFUSED(m.answers[1].outcome.status, STEP_SAMPLE_NO_TOKEN);
+    REFUSED(m.answers[1].outcome.status, STEP_SAMPLE_STATUSES);
+    REFUSED(m.answers[1].sample.n_top, TOP_LOGPROBS_MAX + 1);
+    REFUSED(m.answers[1].sample.reserved, 1);
+    m.answers[1].outcome = (struct step_outcome){.status = STEP_SAMPLE_NOT_FINITE}; /* no token follows it */
+    m.c.bytes = good - (uint32_t)sizeof(struct step_sample);
+    assert_int_equal(step_completion_check(&m, m.c.bytes, NULL), 0);
+    REFUSED(m.answers[1].outcome.n_accepted, 1);
     m.c.type = STEP_TYPE_RESET;
-    m.c.n_samples = 0;
+    m.c.n_outcomes = 0;
     m.c.bytes = sizeof(m.c) + sizeof(m.geometry);
     assert_int_equal(step_completion_check(&m, m.c.bytes, NULL), 0);
+    REFUSED(m.c.n_outcomes, 1);
     m.c.status = STEP_STATUS_FAULT;
     assert_int_equal(step_completion_check(&m, m.c.bytes, NULL), -EBADMSG);
-    m.c.n_samples = sizeof(m.geometry);
+    m.c.n_outcomes = sizeof(m.geometry);
     assert_int_equal(step_completion_check(&m, m.c.bytes, NULL), 0);
-    m.c.rank = RANKS_MAX;
-    assert_int_equal(step_completion_check(&m, m.c.bytes, NULL), -EBADMSG);
+#undef REFUSED
+}
+
+/* One outcome may hold a token for every accepted draft and one more. */
+static void test_outcomes_of_drafts(void **state) {
+    (void)state;
+    static struct {
+        struct step_completion c;
+        struct step_outcome first;
+        struct step_sample samples[1 + DRAFT_MAX];
+        struct step_outcome second;
+    } m = {.c = {.magic = STEP_COMPLETION_MAGIC,
+                   .protocol = STEP_PROTOCOL,
+                   .type = STEP_TYPE_PLAN,
+                   .n_outcomes = 2},
+            .first = {.slot = 1, .n_samples = 1 + DRAFT_MAX, .n_accepted = DRAFT_MAX},
+            .second = {.slot = 2, .status = STEP_SAMPLE_NO_TOKEN}};
+    m.c.bytes = sizeof(m);
+    assert_int_equal(step_completion_check(&m, sizeof(m), NULL), 0);
+    assert_ptr_equal(step_outcome_samples(&m.first), m.samples);
+    assert_ptr_equal(step_outcome_next(&m.first), &m.second);
+    m.first.status = STEP_SAMPLE_NOT_FINITE; /* then the last of them is no token */
+    assert_int_equal(step_completion_check(&m, sizeof(m), NULL), -EBADMSG);
 }
 
 static void test_checksum(void **state) {
     (void)state;
     /* FNV-1a of the bytes below, worked out apart from this code. */
     uint64_t sum = 0xcbf29ce484222325ull;
-    const uint8_t bytes[] = {1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0};
-    struct step_sample a = {.slot = 1, .id = 2, .status = STEP_SAMPLE_NOT_FINITE}, b = a;
+    const uint8_t bytes[] = {1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0, 9, 1, 0, 0};
+    const struct step_outcome a = {.slot = 1, .n_samples = 2, .n_accepted = 1};
+    struct step_sample samples[2] = {{.id = 7}, {.id = 265}};
     for (unsigned i = 0; i < sizeof(bytes); i++)
         sum = (sum ^ bytes[i]) * 1099511628211ull;
-    assert_true(step_checksum(STEP_CHECKSUM_SEED, &a) == sum);
-    a.logprob = 5; /* says nothing that ranks must agree about */
-    assert_true(step_checksum(STEP_CHECKSUM_SEED, &a) == sum);
-    b.status = STEP_SAMPLE_OK;
-    assert_true(step_checksum(STEP_CHECKSUM_SEED, &b) != sum);
+    assert_true(step_checksum(STEP_CHECKSUM_SEED, &a, samples) == sum);
+    samples[0].logprob = 5; /* says nothing that ranks must agree about */
+    assert_true(step_checksum(STEP_CHECKSUM_SEED, &a, samples) == sum);
+    for (unsigned i = 0; i < 4; i++) {
+        struct step_outcome b = a;
+        b.slot += i == 0;
+        b.status += i == 1;
+        b.n_samples -= i == 2;
+        b.n_accepted -= i == 3;
+        assert_true(step_checksum(STEP_CHECKSUM_SEED, &b, samples) != sum);
+    }
+    samples[1].id++;
+    assert_true(step_checksum(STEP_CHECKSUM_SEED, &a, samples) != sum);
 }
 
 int main(void) {
@@ -403,6 +483,7 @@ int main(void) {
             cmocka_unit_test(test_writer_limits),
             cmocka_unit_test(test_bit_flips),
             cmocka_unit_test(test_completion_check),
+            cmocka_unit_test(test_outcomes_of_drafts),
             cmocka_unit_test(test_checksum),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

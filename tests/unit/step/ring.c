@@ -131,12 +131,17 @@ static void test_slowest_rank_limits(void **state) {
     pair_close(&p);
 }
 
+struct answer { /* an entry with one token */
+    struct step_outcome outcome;
+    struct step_sample sample;
+};
+
 static void complete(struct step_ring *r, uint64_t step, uint32_t samples) {
-    static struct step_sample body[SEQS_MAX];
-    struct step_completion c = {.type = STEP_TYPE_PLAN, .step = step, .n_samples = samples};
+    static struct answer body[SEQS_MAX];
+    struct step_completion c = {.type = STEP_TYPE_PLAN, .step = step, .n_outcomes = samples};
     int err;
     for (uint32_t i = 0; i < samples; i++)
-        body[i] = (struct step_sample){.slot = i + 1, .id = (uint32_t)step};
+        body[i] = (struct answer){{.slot = i + 1, .n_samples = 1}, {.id = (uint32_t)step}};
     err = step_ring_complete(r, &c, body, samples * (uint32_t)sizeof(body[0]));
     assert_int_equal(err, 0);
 }
@@ -158,8 +163,8 @@ static void test_completions(void **state) {
             assert_int_equal(c->rank, 1);
             assert_int_equal(c->group_epoch, 5);
             assert_int_equal(c->coord_epoch, 6);
-            assert_int_equal(((const struct step_sample *)body)[1].slot, 2);
-            assert_int_equal(((const struct step_sample *)body)[c->n_samples - 1].id, step);
+            assert_int_equal(((const struct answer *)body)[1].outcome.slot, 2);
+            assert_int_equal(((const struct answer *)body)[c->n_outcomes - 1].sample.id, step);
         }
         step_ring_completion_release(p.coordinator, 1);
     }
@@ -171,9 +176,11 @@ static void test_completion_ring_full(void **state) {
     struct pair p;
     const struct step_completion *c;
     const void *body;
-    static struct step_sample samples[SEQS_MAX];
-    struct step_completion plan = {.type = STEP_TYPE_PLAN, .n_samples = SEQS_MAX};
+    static struct answer samples[SEQS_MAX];
+    struct step_completion plan = {.type = STEP_TYPE_PLAN, .n_outcomes = SEQS_MAX};
     pair_open(&p, 1);
+    for (uint32_t i = 0; i < SEQS_MAX; i++)
+        samples[i].outcome.n_samples = 1;
     unsigned sent = 0;
     while (step_ring_complete(p.ranks[0], &plan, samples, sizeof(samples)) == 0)
         assert_true(++sent < 100);

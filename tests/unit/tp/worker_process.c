@@ -210,7 +210,8 @@ static struct step_entry plain_entry(uint32_t kind) {
             .ids_at = STEP_NONE,
             .id_after = STEP_NONE,
             .rope_at = STEP_NONE,
-            .mask_at = STEP_NONE};
+            .mask_at = STEP_NONE,
+            .drafts_at = STEP_NONE};
 }
 
 static void plan_prompt(struct group *g) {
@@ -228,10 +229,9 @@ static void plan_prompt(struct group *g) {
     commit(g);
 }
 
-static void plan_continue(struct group *g, uint32_t index) {
+static void plan_continue(struct group *g) {
     struct step_entry t = plain_entry(STEP_ENTRY_CONTINUE);
     begin(g, STEP_TYPE_PLAN);
-    t.sample_index = index;
     step_add_entry(g->writer, &t);
     commit(g);
 }
@@ -242,14 +242,14 @@ static struct step_sample sample_of(struct group *g) {
     struct step_sample s;
     receive(g, 0, &a);
     if (a.completion.status != STEP_STATUS_OK)
-        fail_msg("rank 0: %.*s", (int)a.completion.n_samples, a.body);
-    assert_int_equal(a.completion.n_samples, 1);
-    memcpy(&s, a.body, sizeof(s));
+        fail_msg("rank 0: %.*s", (int)a.completion.n_outcomes, a.body);
+    assert_int_equal(a.completion.n_outcomes, 1);
+    memcpy(&s, a.body + sizeof(struct step_outcome), sizeof(s));
     for (uint32_t rank = 1; rank < g->tp; rank++) {
         struct answer b;
         receive(g, rank, &b);
         assert_int_equal(b.completion.status, STEP_STATUS_OK);
-        assert_int_equal(b.completion.n_samples, 0);
+        assert_int_equal(b.completion.n_outcomes, 0);
         assert_true(b.completion.checksum == a.completion.checksum);
     }
     return s;
@@ -274,7 +274,7 @@ static void expected_tokens(const char *model, struct step_sample *samples, uint
 static void generate(struct group *g, const struct step_sample *expected) {
     plan_prompt(g);
     for (uint32_t i = 1; i < TOKENS; i++) /* all steps at once: the worker need not wait for the answers */
-        plan_continue(g, i);
+        plan_continue(g);
     for (uint32_t i = 0; i < TOKENS; i++) {
         struct step_sample s = sample_of(g);
         assert_int_equal(s.id, expected[i].id);
@@ -334,7 +334,7 @@ static void replaces_the_channel(void **state) {
     for (int i = 0; i < 3; i++) {
         reset(&g);
         plan_prompt(&g); /* nobody will read the answers */
-        plan_continue(&g, 1);
+        plan_continue(&g);
         send_channel(&g);
         reset(&g);
         generate(&g, expected);
@@ -369,11 +369,11 @@ static void refuses_and_goes_on(void **state) {
     group_start(&g, "tp8", 2, 1);
     send_channel(&g);
     reset(&g);
-    plan_continue(&g, 0);
+    plan_continue(&g);
     for (uint32_t rank = 0; rank < 2; rank++) {
         receive(&g, rank, &a);
         assert_int_equal(a.completion.status, STEP_STATUS_FAULT);
-        assert_non_null(memmem(a.body, a.completion.n_samples, "slot 1 is not open", 18));
+        assert_non_null(memmem(a.body, a.completion.n_outcomes, "slot 1 is not open", 18));
     }
     plan_prompt(&g);
     sample_of(&g);

@@ -77,7 +77,8 @@ static struct step_entry entry_of(uint32_t slot, uint32_t first, uint32_t n, con
             .ids_at = step_blob(writer, ids, n * 4),
             .id_after = STEP_NONE,
             .rope_at = STEP_NONE,
-            .mask_at = STEP_NONE};
+            .mask_at = STEP_NONE,
+            .drafts_at = STEP_NONE};
 }
 
 static struct step_entry continue_of(uint32_t slot) {
@@ -89,7 +90,7 @@ static struct step_entry continue_of(uint32_t slot) {
             .id_after = STEP_NONE,
             .rope_at = STEP_NONE,
             .mask_at = STEP_NONE,
-            .sample_index = 1};
+            .drafts_at = STEP_NONE};
 }
 
 /* --- one bad thing each; slot 1 is open with 8 tokens, page 1 and a sampled id, slot 2 is open and empty --- */
@@ -202,6 +203,11 @@ static void continue_with_drafts(void) {
     t.n_rows = 3;
     step_add_entry(writer, &t);
 }
+static void continue_that_leaves_drafts(void) {
+    struct step_entry t = continue_of(1);
+    t.n_draft_next = 1;
+    step_add_entry(writer, &t);
+}
 static void too_many_rows(void) {
     uint32_t ids[ROWS] = {0};
     struct step_entry a = entry_of(1, 8, 40, ids), b = entry_of(2, 0, 25, ids);
@@ -246,7 +252,8 @@ static const struct {
         {grant_with_a_hole, "page table entry 1 of slot 2"},
         {rope_out_of_range, "rope position"},
         {continue_an_empty_slot, "no sampled id"},
-        {continue_with_drafts, "3 rows of a CONTINUE"},
+        {continue_with_drafts, "2 drafts, this rank takes at most 0"},
+        {continue_that_leaves_drafts, "asks for 1 drafts, this rank makes at most 0"},
         {too_many_rows, "65 rows"},
         {good_and_bad_together, "slot 3 is not open"},
         {again_the_same_step, "step 1 came after step"},
@@ -276,8 +283,8 @@ static struct step_sample go_on(void) {
     step_add_entry(writer, &t);
     step_add_entry(writer, &u);
     send_ok();
-    assert_int_equal(offline_answer(model, 0)->completion.n_samples, 2);
-    return *(const struct step_sample *)offline_answer(model, 0)->body;
+    assert_int_equal(offline_answer(model, 0)->completion.n_outcomes, 2);
+    return *step_outcome_samples(offline_answer(model, 0)->body);
 }
 
 static void bad_plans_change_nothing(void **state) {
@@ -338,7 +345,7 @@ static void plan_before_reset(void **state) {
     assert_int_equal(answer.completion.step, 9);
     assert_int_equal(answer.completion.group_epoch, 3);
     assert_int_equal(answer.completion.coord_epoch, 4);
-    assert_int_equal(answer.completion.n_samples, answer.body_bytes);
+    assert_int_equal(answer.completion.n_outcomes, answer.body_bytes);
     assert_non_null(memmem(answer.body, answer.body_bytes, "RESET", 5));
     step_exec_free(exec);
     rank_free(rank);
@@ -350,7 +357,7 @@ static void empty_records(void **state) {
     set_up();
     begin();
     send_ok();
-    assert_int_equal(offline_answer(model, 0)->completion.n_samples, 0);
+    assert_int_equal(offline_answer(model, 0)->completion.n_outcomes, 0);
     step_begin(writer, STEP_TYPE_PING, 0, 0, ++step);
     must(send(&e), &e);
     assert_int_equal(offline_answer(model, 0)->completion.type, STEP_TYPE_PING);
@@ -366,7 +373,7 @@ static void empty_records(void **state) {
 static void memory_operations(void **state) {
     (void)state;
     set_up();
-    uint32_t pending = ((const struct step_sample *)offline_answer(model, 0)->body)->id;
+    uint32_t pending = step_outcome_samples(offline_answer(model, 0)->body)->id;
     begin();
     step_add_memory(writer, STEP_MEMORY_SNAPSHOT_SLOT, 1, 0);
     step_add_memory(writer, STEP_MEMORY_PAGE_OUT, 1, 0);
@@ -390,10 +397,10 @@ static void memory_operations(void **state) {
     step_add_entry(writer, &t);
     step_add_entry(writer, &u);
     send_ok();
-    const struct step_sample *got = offline_answer(model, 0)->body;
-    for (int i = 0; i < 2; i++) {
-        assert_int_equal(got[i].id, expected.id);
-        assert_memory_equal(&got[i].logprob, &expected.logprob, sizeof(float));
+    const struct step_outcome *got = offline_answer(model, 0)->body;
+    for (int i = 0; i < 2; i++, got = step_outcome_next(got)) {
+        assert_int_equal(step_outcome_samples(got)->id, expected.id);
+        assert_memory_equal(&step_outcome_samples(got)->logprob, &expected.logprob, sizeof(float));
     }
 }
 
