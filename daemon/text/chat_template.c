@@ -10,6 +10,16 @@
 #include "daemon/text/sha256.h"
 #include "daemon/text/unicode_class.h"
 
+/* A piece of text that somebody gave us. */
+struct slice {
+    const char *data;
+    size_t n;
+};
+
+static bool ends_with(struct slice s, const char *what) {
+    return s.n >= strlen(what) && memcmp(s.data + s.n - strlen(what), what, strlen(what)) == 0;
+}
+
 /* --- which template --- */
 
 static const struct {
@@ -38,8 +48,20 @@ static bool find_known(const char *text, size_t bytes, struct chat_template *ret
     return false;
 }
 
-/* The template as Jinja2 reads it: each CRLF and CR is a newline, and one newline at the end is dropped. So what
- * an editor or git does to the ends of lines makes no other template. malloc'ed; NULL: no memory. */
+/* What of the text is left without the end that Jinja2 passes over: a newline; after a tag that strips white space,
+ * all of it; after another block, as transformers sets it up, one newline more. */
+static size_t without_end(struct slice s) {
+    s.n -= ends_with(s, "\n");
+    struct slice stripped = s;
+    while (stripped.n > 0 && memchr(" \t\n", stripped.data[stripped.n - 1], 3))
+        stripped.n--;
+    if (ends_with(stripped, "-%}") || ends_with(stripped, "-}}"))
+        return stripped.n;
+    return s.n - ends_with(s, "%}\n");
+}
+
+/* The template as Jinja2 reads it: each CRLF and CR is a newline, and the end is as above. So what an editor or git
+ * does to the ends of lines makes no other template. malloc'ed; NULL: no memory. */
 static char *as_jinja_reads(const char *text, size_t bytes, size_t *ret_bytes) {
     char *read = malloc(bytes + 1);
     size_t n = 0;
@@ -49,7 +71,7 @@ static char *as_jinja_reads(const char *text, size_t bytes, size_t *ret_bytes) {
         read[n++] = text[i] == '\r' ? '\n' : text[i];
         i += text[i] == '\r' && i + 1 < bytes && text[i + 1] == '\n';
     }
-    *ret_bytes = n > 0 && read[n - 1] == '\n' ? n - 1 : n;
+    *ret_bytes = without_end((struct slice){read, n});
     return read;
 }
 
@@ -168,12 +190,6 @@ static int add_template(struct render *r, const char *text) {
     return add(r, text, strlen(text), true);
 }
 
-/* A piece of text that somebody gave us. */
-struct slice {
-    const char *data;
-    size_t n;
-};
-
 static int add_slice(struct render *r, struct slice s) {
     return add(r, s.data, s.n, false);
 }
@@ -233,10 +249,6 @@ static struct slice after_last(struct slice s, const char *what) {
 
 static bool starts_with(struct slice s, const char *what) {
     return s.n >= strlen(what) && memcmp(s.data, what, strlen(what)) == 0;
-}
-
-static bool ends_with(struct slice s, const char *what) {
-    return s.n >= strlen(what) && memcmp(s.data + s.n - strlen(what), what, strlen(what)) == 0;
 }
 
 /* --- contents --- */

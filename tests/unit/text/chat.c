@@ -290,7 +290,8 @@ static char *rewritten(const char *text, const char *newline, const char *tail) 
     return out;
 }
 
-/* What Jinja2 reads as the same text is the same template: ends of lines, and one newline at the end. */
+/* What Jinja2 reads as the same text is the same template: ends of lines, and white space after a
+ * tag that strips it, as ours has at the end. */
 static void test_ends_of_lines(void **state) {
     (void)state;
     size_t bytes;
@@ -301,8 +302,9 @@ static void test_ends_of_lines(void **state) {
         const char *newline, *tail;
         bool same;
     } cases[] = {{"\n", "", true}, {"\n", "\n", true}, {"\r\n", "\r\n", true}, {"\r\n", "", true},
-            {"\r", "\r", true}, {"\n", "\r\n", true}, {"\n", "\n\n", false}, {"\r\n", "\r\n\r\n", false},
-            {"\n\n", "\n", false}, {"\n", " ", false}, {"\n", "\n ", false}, {"", "", false}};
+            {"\r", "\r", true}, {"\n", "\r\n", true}, {"\n", "\n\n", true}, {"\r\n", "\r\n\r\n", true},
+            {"\n", " \t\n\n", true}, {"\n\n", "\n", false}, {"\n", "x", false}, {"\n", "\nx\n", false},
+            {"", "", false}};
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         char *text = rewritten(bare, cases[i].newline, cases[i].tail);
         char *config = config_with("{\"chat_template\": @, \"model_max_length\": NaN}", text);
@@ -346,6 +348,16 @@ static void test_published(void **state) {
     assert_int_equal(chat_template_recognise(text, bytes, &t, NULL), 0);
     assert_string_equal(t.name, "qwen3.5");
     assert_true(t.thinks_by_default);
+    /* It ends with a block, which takes one newline more with it. */
+    for (size_t n = 1; n <= 3; n++) {
+        char *longer = malloc(bytes + n);
+        memcpy(longer, text, bytes);
+        memset(longer + bytes, '\n', n);
+        assert_int_equal(chat_template_recognise(longer, bytes + n, &t, NULL), 0);
+        assert_int_equal(t.kind, n <= 2 ? CHAT_TEMPLATE_QWEN35 : CHAT_TEMPLATE_NONE);
+        free(longer);
+    }
+    assert_int_equal(chat_template_recognise(text, bytes, &t, NULL), 0);
     /* The small sizes have the same text with its last condition turned round. */
     static const char off[] = "is false %}\n        {{- '<think>\\n\\n</think>\\n\\n' }}\n    {%- else %}\n"
                               "        {{- '<think>\\n' }}\n";
