@@ -83,10 +83,7 @@ static int take_setting(struct config_reader *r, const char *section, const char
                 r->line, info->name, info->section, section);
     char where[PATH_MAX + 16];
     snprintf(where, sizeof(where), "%s:%d", r->path, r->line);
-    int rc = options_set(r->options, info->id, OPTION_FILE, where, value, r->error);
-    if (rc == -EINVAL || rc == -E2BIG) /* options_set named the place; name the key too */
-        error_prefix(r->error, rc, "%s", info->name);
-    return rc;
+    return options_set(r->options, info->id, OPTION_FILE, where, value, r->error);
 }
 
 static int on_setting(void *user, const char *section, const char *key, const char *value) {

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
+#define GIVEN_MAX (OPTION_PLACE_MAX + 48u)
+
 struct conflict {
     unsigned verbs;
     enum option_id a, b;
@@ -58,24 +60,33 @@ static int check_asks(const struct options *o, struct error *e) {
     return check_service_settings(o, e);
 }
 
+/* A setting and its value, as a person gave them. */
+static const char *given_as(const struct options *o, enum option_id id, char text[GIVEN_MAX]) {
+    const struct option_value *v = &o->values[id];
+    char place[OPTION_PLACE_MAX];
+    snprintf(text, GIVEN_MAX, "%s %.40s", option_place(&option_table[id], v->source, v->where, place),
+            options_text(o, id));
+    return text;
+}
+
 static int check_serve(struct options *o, struct error *e) {
     uint64_t tp = options_number(o, OPT_TENSOR_PARALLEL_SIZE),
              hosted = options_number(o, OPT_RANKS_PER_PROCESS);
+    char a[GIVEN_MAX], b[GIVEN_MAX];
     if (tp != 1 && tp != 2 && tp != 4 && tp != 8)
-        return error_set(e, -EINVAL,
-                "--tensor-parallel-size %llu: every layer is split in 1, 2, 4 or 8 equal parts",
-                (unsigned long long)tp);
+        return error_set(e, -EINVAL, "%s: every layer is split in 1, 2, 4 or 8 equal parts",
+                given_as(o, OPT_TENSOR_PARALLEL_SIZE, a));
     if (hosted > tp || tp % hosted != 0)
-        return error_set(e, -EINVAL, "--ranks-per-process %llu does not divide --tensor-parallel-size %llu",
-                (unsigned long long)hosted, (unsigned long long)tp);
+        return error_set(e, -EINVAL, "%s does not divide %s", given_as(o, OPT_RANKS_PER_PROCESS, a),
+                given_as(o, OPT_TENSOR_PARALLEL_SIZE, b));
     uint64_t seqs = options_number(o, OPT_MAX_NUM_SEQS), rows = options_number(o, OPT_MAX_NUM_BATCHED_TOKENS);
     if (seqs <= rows)
         return 0;
     if (options_given(o, OPT_MAX_NUM_SEQS) && options_given(o, OPT_MAX_NUM_BATCHED_TOKENS))
         return error_set(e, -EINVAL,
-                "--max-num-batched-tokens %llu is less than --max-num-seqs %llu: a step must hold one "
-                "token of every running sequence; raise the first or lower the second",
-                (unsigned long long)rows, (unsigned long long)seqs);
+                "%s is less than %s: a step must hold one token of every running sequence; raise the first or "
+                "lower the second",
+                given_as(o, OPT_MAX_NUM_BATCHED_TOKENS, a), given_as(o, OPT_MAX_NUM_SEQS, b));
     /* Only one of them was chosen by a person: the default of the other follows. */
     return options_given(o, OPT_MAX_NUM_SEQS)
                    ? options_replace(o, OPT_MAX_NUM_BATCHED_TOKENS, options_text(o, OPT_MAX_NUM_SEQS), e)
@@ -91,10 +102,11 @@ int options_check(struct options *o, struct error *e) {
             return error_set(e, -EINVAL, "%s and %s contradict each other: %s", o->values[c->a].where,
                     o->values[c->b].where, c->why);
     }
+    char given[GIVEN_MAX];
     if (options_number(o, OPT_MAX_MODEL_LEN) == 1)
         return error_set(e, -EINVAL,
-                "--max-model-len 1: a prompt and an answer have 2 tokens at least; 0 is what the model and the "
-                "memory allow");
+                "%s: a prompt and an answer have 2 tokens at least; 0 is what the model and the memory allow",
+                given_as(o, OPT_MAX_MODEL_LEN, given));
     if (o->verb == VERB_SERVE)
         return check_serve(o, e);
     if (o->verb & VERB_ASKS)

@@ -110,6 +110,15 @@ static int append(char ***texts, size_t *n, const char *text) {
     return 0;
 }
 
+const char *option_place(const struct option_info *info, enum option_source source, const char *where,
+        char place[OPTION_PLACE_MAX]) {
+    if (source == OPTION_FILE && where)
+        snprintf(place, OPTION_PLACE_MAX, "%s: %s", where, info->name);
+    else
+        snprintf(place, OPTION_PLACE_MAX, "%s%s", where ? "" : "--", where ? where : info->name);
+    return place;
+}
+
 int options_set(struct options *o, enum option_id id, enum option_source source, const char *where,
         const char *text, struct error *e) {
     const struct option_info *info = &option_table[id];
@@ -126,7 +135,8 @@ int options_set(struct options *o, enum option_id id, enum option_source source,
         return error_set(e, -E2BIG, "%s: '%s' is given more than %u times", where ? where : info->name,
                 info->name, OPTION_VALUES_MAX);
     struct option_value parsed = {.source = source};
-    int rc = option_parse(info, where ? where : info->name, text, &parsed, e);
+    char place[OPTION_PLACE_MAX];
+    int rc = option_parse(info, option_place(info, source, where, place), text, &parsed, e);
     if (rc < 0)
         return rc;
     if (!(parsed.text = strdup(text)) || (where && !(parsed.where = strdup(where)))) {

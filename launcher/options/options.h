@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -116,6 +117,12 @@ int options_check(struct options *o, struct error *e);
  * is an error unless the option is TEXTS. */
 int options_set(struct options *o, enum option_id id, enum option_source source, const char *where,
         const char *text, struct error *e);
+/* How a person gave a setting, to begin a sentence with: "--port", "SHARDD_PORT", "/etc/shardd.conf:12: port". Returns
+ * place. */
+#define OPTION_PLACE_MAX (PATH_MAX + 64u)
+const char *option_place(const struct option_info *info, enum option_source source, const char *where,
+        char place[OPTION_PLACE_MAX]);
+
 /* Replaces a value that is only a default or computed ("auto" made concrete). */
 int options_replace(struct options *o, enum option_id id, const char *text, struct error *e);
 

@@ -126,6 +126,27 @@ def test_mistakes_are_exit_code_2(places, words, says):
         assert says in done.stderr.splitlines()[-1], "the reason is what is read last"
 
 
+@pytest.mark.parametrize("settings,says", [
+    ({"tensor-parallel-size": "3"}, "%s 3: every layer"),
+    ({"tensor-parallel-size": "2", "ranks-per-process": "4"}, "%s 4 does not divide %s 2"),
+    ({"max-num-seqs": "9", "max-num-batched-tokens": "8"}, "%s 8 is less than %s 9"),
+    ({"max-model-len": "1"}, "%s 1: a prompt"),
+    ({"port": "none"}, "%s: 'none' is not a whole number"),
+], ids=str)
+def test_a_sentence_names_what_was_given(places, tmp_path, settings, says):
+    """Not a flag that nobody wrote."""
+    names = list(reversed(settings))
+    words = ["shardd", "serve", "--model", places["tiny"]]
+    done = run(words, env=dict(os.environ, **{"SHARDD_" + n.upper().replace("-", "_"): v for n, v in settings.items()}))
+    expected = says % tuple("SHARDD_" + n.upper().replace("-", "_") for n in names[:says.count("%s")])
+    assert done.returncode == 2 and expected in done.stderr, done.stderr
+    conf = tmp_path / "conf"
+    conf.write_text("".join("%s = %s\n" % item for item in settings.items()))
+    done = run(words + ["--config", str(conf)])
+    places_of = ["%s:%d: %s" % (conf, 1 + list(settings).index(n), n) for n in names]
+    assert done.returncode == 2 and says % tuple(places_of[:says.count("%s")]) in done.stderr, done.stderr
+
+
 def test_accidents_are_exit_code_1(places):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

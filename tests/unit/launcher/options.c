@@ -271,7 +271,7 @@ static void test_refused_files(void **state) {
     file_refused("\n\n[engin]\nthreads = 3\n", ":4: there is no section [engin]", "[engine]");
     file_refused("[server]\nthreads = 3\n", ":2: 'threads' belongs to section [engine]", "[server]");
     file_refused("port = 1\nport = 2\n", ":2:", "given twice");
-    file_refused("[server]\nport = none\n", ":2:", "'none' is not a whole number");
+    file_refused("[server]\nport = none\n", ":2: port: 'none' is not a whole number", "");
     file_refused("[server]\nport\n", ":2:", "name = value");
     file_refused("[server]\nconfig = x\n", ":2:", "'config' is for the command line only");
     file_refused("[server]\nserver = x:1\n", ":2:", "write [server] in a line of its own");
