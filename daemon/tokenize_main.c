@@ -126,10 +126,11 @@ static int run(struct work *w, const char *path) {
 
 int main(int argc, char **argv) {
     struct error e = {0};
+    bool help = argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0);
     if (argc != 3 || argv[1][0] == '-') {
         fputs("usage: shardd-tokenize MODEL_DIR FILE.jsonl|FILE.txt    token ids of texts and conversations\n",
-                stderr);
-        return 2;
+                help ? stdout : stderr);
+        return help ? 0 : 2;
     }
     struct work w = {.model = argv[1], .e = &e};
     if (run(&w, argv[2]) < 0) {

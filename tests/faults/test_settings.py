@@ -82,6 +82,8 @@ MISTAKES = [
     (["shardd", "inspect", "{tiny}", "-tp", "3"], "must be 1, 2, 4 or 8"),
     (["shardd", "inspect", "{tiny}", "--max_model_len=x"], "--max-model-len: 'x' is not a whole number"),
     (["shardd", "synth", "--config", "3b", "/tmp/never"], "the names are"),
+    (["shardd", "synth", "--vocab", "5", "/tmp/never"], "no room for"),
+    (["shardd", "synth", "--format", "gguf", "--weights", "int4", "/tmp/never"], "safetensors only"),
     (["shardd", "synth", "--frob"], "unknown option --frob"),
     (["shardd", "synth", "--group-size", "48", "--weights", "int4", "/tmp/never"], "48"),
     (["shardd", "pack", "--frob"], "unknown option --frob"),
@@ -97,6 +99,7 @@ MISTAKES = [
     (WORKER + ["--frob"], "--frob"),
     (["shardd-worker-cpu"], "--model DIR is missing"),
     (["shardd-worker-null", "--frob"], "--frob"),
+    (["shardd-tokenize"], "usage"),
     (["shardd-coordinator"], "--model DIR is missing"),
     (["shardd-coordinator"] + TINY, "nowhere to listen"),
     (["shardd-coordinator"] + TINY + ["--max-queue", "0"], "out of range"),
@@ -145,6 +148,13 @@ def test_a_sentence_names_what_was_given(places, tmp_path, settings, says):
     done = run(words + ["--config", str(conf)])
     places_of = ["%s:%d: %s" % (conf, 1 + list(settings).index(n), n) for n in names]
     assert done.returncode == 2 and says % tuple(places_of[:says.count("%s")]) in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("program", ["shardd", "shardd-coordinator", "shardd-worker-cpu", "shardd-worker-null",
+                                     "shardd-checkpoint", "shardd-tokenize"])
+def test_every_program_helps(program):
+    done = run([program, "--help"])
+    assert done.returncode == 0 and "shardd" in done.stdout and not done.stderr, done.stderr
 
 
 def test_accidents_are_exit_code_1(places):

@@ -15,20 +15,21 @@
 
 #define OTHER_FILES_BYTES MIB(64) /* tokenizer, configuration, headers */
 
+/* -EDOM: what was asked for cannot be. */
 static int check_options(const struct synth_options *o, struct error *e) {
     const struct model_config *m = &o->config;
     if (o->dtype != TENSOR_F32 && o->dtype != TENSOR_BF16 && o->dtype != TENSOR_F16)
-        return error_set(e, -EINVAL, "weights can be written as F32, BF16 and F16, not %s",
-                tensor_dtype_name(o->dtype));
+        return error_set(
+                e, -EDOM, "weights can be written as F32, BF16 and F16, not %s", tensor_dtype_name(o->dtype));
     if (o->weight_bits != 0 && o->weight_bits != 4 && o->weight_bits != 8)
-        return error_set(e, -EINVAL, "weights of %u bits: 4 and 8 are possible", o->weight_bits);
+        return error_set(e, -EDOM, "weights of %u bits: 4 and 8 are possible", o->weight_bits);
     if (o->weight_bits && o->group_size != 32 && o->group_size != 64 && o->group_size != 128)
-        return error_set(e, -EINVAL, "a group size of %u: 32, 64 and 128 are possible", o->group_size);
+        return error_set(e, -EDOM, "a group size of %u: 32, 64 and 128 are possible", o->group_size);
     if (o->weight_bits && o->format == SYNTH_GGUF)
-        return error_set(e, -EINVAL, "quantised weights are written as safetensors only");
+        return error_set(e, -EDOM, "quantised weights are written as safetensors only");
     for (uint32_t i = 0; o->format == SYNTH_GGUF && i < m->n_layers; i++)
         if (m->is_attention[i] != ((i + 1) % 4 == 0))
-            return error_set(e, -EINVAL,
+            return error_set(e, -EDOM,
                     "layer %u: a GGUF file can only say that every fourth layer is attention; use "
                     "safetensors",
                     i);

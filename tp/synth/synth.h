@@ -42,7 +42,7 @@ struct synth_report {
 };
 
 /* 0; -EEXIST: the folder has something in it; -ENOSPC: too little room (checked first, both sizes named);
- * -EINVAL: the options do not go together; or what a write returned. After a failure
+ * -EDOM: the options do not go together; -EINVAL: the tokenizer does not fit; or what a write returned. After a failure
  * nothing is left behind. ret may be NULL. */
 int synth_write(const struct synth_options *options, struct synth_report *ret, struct error *e);
 

@@ -32,7 +32,7 @@ static int expand(const struct synth_tensor *t, uint32_t bits, uint32_t group, s
     const double levels = (double)(1u << bits), deviation = sqrt((levels * levels - 1.0) / 12.0);
     const float scale = (float)((double)t->spread / deviation);
     if (t->columns % group != 0)
-        return error_set(e, -EINVAL, "%s: %llu columns are no multiple of the group size %u", t->name,
+        return error_set(e, -EDOM, "%s: %llu columns are no multiple of the group size %u", t->name,
                 (unsigned long long)t->columns, group);
     for (int i = 0; i < 3; i++) {
         to[i] = (struct synth_tensor){.rows = t->rows};

@@ -39,7 +39,7 @@ static int divide(
     }
     if (n > SAFETENSORS_SHARDS_MAX) {
         free(at);
-        return error_set(e, -EINVAL, "--shard-size %llu would make %u files, at most %u are read",
+        return error_set(e, -EDOM, "--shard-size %llu would make %u files, at most %u are read",
                 (unsigned long long)o->shard_bytes, n, SAFETENSORS_SHARDS_MAX);
     }
     for (uint32_t i = 0; i < n; i++)

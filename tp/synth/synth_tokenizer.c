@@ -130,7 +130,7 @@ static int make_tokenizer(const struct synth_options *o, struct error *e) {
     struct synth_buffer b = {0};
     char path[PATH_MAX];
     if (o->config.vocab_size < FIRST_WORD + ADDED_COUNT)
-        return error_set(e, -EINVAL,
+        return error_set(e, -EDOM,
                 "a vocabulary of %u has no room for the %u tokens of a byte-level tokenizer",
                 o->config.vocab_size, FIRST_WORD + ADDED_COUNT);
     print_tokenizer(&b, o->config.vocab_size);
