@@ -113,15 +113,20 @@ static void take_inbox(struct engine *g) {
     }
 }
 
+static void end_if_slow(struct engine *g, struct sequence *s, uint64_t now) {
+    if (s->state != SEQUENCE_ENDING && s->stalled_since_ns > 0 &&
+            now - s->stalled_since_ns >= (uint64_t)g->o.slow_reader_ms * 1000000u)
+        sequence_finish(g, s, ENGINE_FINISH_SLOW, NULL);
+}
+
 static void end_late_and_slow(struct engine *g, uint64_t now) {
     while (g->deadlines.n > 0 && g->deadlines.items[0]->deadline_ns <= now)
         sequence_finish(g, g->deadlines.items[0], ENGINE_FINISH_DEADLINE, NULL);
-    for (uint32_t i = g->n_stalled > 0 ? g->n_running : 0; i > 0; i--) {
-        struct sequence *s = g->running[i - 1];
-        if (s->state != SEQUENCE_ENDING && s->stalled_since_ns > 0 &&
-                now - s->stalled_since_ns >= (uint64_t)g->o.slow_reader_ms * 1000000u)
-            sequence_finish(g, s, ENGINE_FINISH_SLOW, NULL);
-    }
+    for (uint32_t i = g->n_stalled > 0 ? g->n_running : 0; i > 0; i--)
+        end_if_slow(g, g->running[i - 1], now);
+    for (uint32_t i = g->n_set_back > 0 ? g->waiting.n : 0; i > 0; i--)
+        if (i <= g->waiting.n && g->waiting.items[i - 1]->set_back)
+            end_if_slow(g, g->waiting.items[i - 1], now);
 }
 
 static void publish_stats(struct engine *g) {

@@ -5,7 +5,8 @@
  * order: priority, then arrival. A waiting sequence is admitted when there is a slot and there are pages for
  * all its known tokens; nothing overtakes the first one that waits, so nothing starves. Generation takes
  * pages one by one; when they run out the youngest running sequence is put back to waiting and replayed
- * later. The oldest is never put back, so somebody always gets to the end.
+ * later. The oldest is never put back for pages, so somebody always gets to the end. One whose reader does not read
+ * gives its slot up when somebody waits for it.
  *
  * A plan is made while the one before it runs: a CONTINUE row takes its id from the slot, and what the host
  * does not know yet (a stop id) costs at most one row that nobody sees.
@@ -23,6 +24,7 @@
 #include <assert.h>
 
 #define PREFILL_ROWS_MIN 16u
+#define SET_BACK_NS      200000000u /* a reader that pauses for less keeps its slot: a replay costs more */
 /* Tokens that a suspect generates alone: twice as many after each death, so that one which kills some tokens after
  * it was let go is found in the end. */
 #define TRIAL_TOKENS(deaths) (1u << ((deaths) < 6 ? (deaths) : 6))
@@ -142,6 +144,40 @@ static bool preempt_youngest(struct engine *g) {
     return false;
 }
 
+/* --- slots of those that do not read --- */
+
+/* Those that were set back and have read half their ring wait like the others again. */
+static void take_up_readers(struct engine *g) {
+    for (uint32_t i = 0; g->n_set_back > 0 && i < g->waiting.n;) {
+        struct sequence *s = g->waiting.items[i];
+        if (s->set_back && stream_free_places(s->stream) >= STREAM_RING_TOKENS / 2) {
+            sequence_read_on(g, s);
+            i = 0; /* the heap is another */
+        } else {
+            i++;
+        }
+    }
+}
+
+/* When somebody waits for a slot, one that only waits for its reader gives its own up: a client that does not read
+ * must not keep out those that do. Its pages come with it. */
+static void set_one_back(struct plan *p) {
+    struct engine *g = p->g;
+    uint32_t most = least(least(g->o.max_num_seqs, SEQS_MAX), g->pools.n_slots);
+    if (g->waiting.n == 0 || g->waiting.items[0]->set_back || g->n_running < most)
+        return;
+    for (uint32_t i = 0; i < g->n_running; i++)
+        if (g->running[i]->state == SEQUENCE_PREEMPTING)
+            return; /* a slot is on its way */
+    for (uint32_t i = g->n_running; i > 0; i--) {
+        struct sequence *s = g->running[i - 1];
+        if (serving(s) && s->stalled_since_ns > 0 && p->now - s->stalled_since_ns >= SET_BACK_NS) {
+            sequence_set_back(g, s);
+            return;
+        }
+    }
+}
+
 /* Sees to it that `pages` will be free: those that are on their way count, then others are put back for it.
  */
 static void make_room(struct engine *g, uint32_t pages) {
@@ -225,6 +261,8 @@ static struct sequence *admit(struct plan *p) {
     if (g->waiting.n == 0 || g->n_running >= least(g->o.max_num_seqs, SEQS_MAX))
         return NULL;
     struct sequence *s = g->waiting.items[0];
+    if (s->set_back)
+        return NULL;
     uint32_t pages = pools_pages_for(&g->pools, s->n_tokens);
     /* Some pages are left to those that generate, or the newcomer would soon be put back again. */
     if (g->pools.n_free_pages < pages + (g->n_running + 15) / 16)
@@ -238,6 +276,7 @@ static struct sequence *admit(struct plan *p) {
 
 static void plan_all(struct plan *p) {
     struct engine *g = p->g;
+    set_one_back(p);
     plan_decodes(p);
     for (uint32_t i = 0; i < g->n_running; i++)
         plan_prompt(p, g->running[i]);
@@ -311,7 +350,7 @@ static void prepare(struct plan *p) {
     p->rows_left = least(least(g->o.max_num_batched_tokens, g->geometry.rows_max), STEP_ROWS_MAX);
     p->prompt_left = g->o.prefill_target_ms > 0 ? least(p->rows_left, g->prefill_rows) : p->rows_left;
     p->entries_left = least(g->geometry.entries_max, SEQS_MAX);
-    g->n_stalled = 0;
+    g->n_stalled = g->n_set_back;
 }
 
 int scheduler_plan(struct engine *g, uint64_t now) {
@@ -323,6 +362,7 @@ int scheduler_plan(struct engine *g, uint64_t now) {
     }
     struct plan p = {.g = g, .now = now, .f = flight_begin(g, STEP_TYPE_PLAN)};
     put_back(g);
+    take_up_readers(g);
     bool again;
     do {
         prepare(&p);

@@ -48,10 +48,16 @@ struct sequence *sequence_create(
     return s;
 }
 
+static void not_set_back(struct engine *g, struct sequence *s) {
+    g->n_set_back -= s->set_back;
+    s->set_back = false;
+}
+
 void sequence_admit(struct engine *g, struct sequence *s, uint32_t slot) {
     assert(slot > 0 && s->slot == 0 && g->n_running < SEQS_MAX);
     sequence_enter(s, SEQUENCE_RUNNING);
     heap_remove(&g->waiting, s);
+    not_set_back(g, s);
     s->slot = slot;
     s->opened = false;
     s->planned = 0;
@@ -82,6 +88,20 @@ void sequence_to_waiting(struct engine *g, struct sequence *s) {
     heap_push(&g->waiting, s);
 }
 
+void sequence_set_back(struct engine *g, struct sequence *s) {
+    sequence_enter(s, SEQUENCE_PREEMPTING);
+    s->set_back = true;
+    g->n_set_back++;
+    g->now.preemptions_total++;
+}
+
+void sequence_read_on(struct engine *g, struct sequence *s) {
+    heap_remove(&g->waiting, s);
+    not_set_back(g, s);
+    s->stalled_since_ns = 0;
+    heap_push(&g->waiting, s);
+}
+
 void sequence_cleared(struct engine *g, struct sequence *s) {
     if (s->suspect) {
         s->suspect = s->killed_alone = false;
@@ -94,6 +114,7 @@ void sequence_cleared(struct engine *g, struct sequence *s) {
 static void drop(struct engine *g, struct sequence *s) {
     assert(s->in_flight == 0 && s->state == SEQUENCE_ENDING);
     heap_remove(&g->waiting, s);
+    not_set_back(g, s);
     if (s->slot != 0)
         leave_running(g, s);
     sequence_cleared(g, s);

@@ -15,4 +15,7 @@ void sequence_retired(
         struct engine *g, struct sequence *s); /* a step that named it has completed; may free it */
 /* The group that held its slot and pages is gone, and so are the steps that named it. May free it. */
 void sequence_uprooted(struct engine *g, struct sequence *s);
+void sequence_set_back(
+        struct engine *g, struct sequence *s);               /* gives its slot up: its reader does not read */
+void sequence_read_on(struct engine *g, struct sequence *s); /* it does again: waits like the others */
 void sequence_cleared(struct engine *g, struct sequence *s); /* is no suspect any more */

@@ -17,7 +17,8 @@
  *   any of them --told how it ended--> ENDING --no step names it any more--> gone
  *
  * WAITING is in the heap by priority and arrival; RUNNING and PREEMPTING have a slot. One that comes back is
- * replayed: its tokens are all on the host, so it runs as PROMPT rows. */
+ * replayed: its tokens are all on the host, so it runs as PROMPT rows. One whose reader does not read gives its slot
+ * to those that wait (PREEMPTING too). */
 #pragma once
 
 #include "daemon/engine/engine.h"
@@ -76,6 +77,7 @@ struct sequence {
     uint32_t computed_before; /* rows below it are a replay */
     bool counted;             /* in prompt_tokens_total */
     uint64_t stalled_since_ns;
+    bool set_back; /* gave its slot up because its reader stalled: waits for it, behind all others */
 };
 
 struct flight_entry {
@@ -152,6 +154,7 @@ struct engine {
     struct sequence *quarantine; /* the suspect that runs alone */
     uint32_t prefill_rows;       /* limit of prompt rows a step */
     uint32_t n_stalled;          /* sequences held back by a full ring in the last plan */
+    uint32_t n_set_back;
     struct engine_poke pokes[POKES_MAX];
     uint32_t n_pokes;
     struct engine_stats now; /* counters, copied to stats */

@@ -220,6 +220,44 @@ static void test_slow_reader_ends(void **state) {
     harness_group_stop(&group);
 }
 
+/* Those that nobody reads have all slots: who comes later gets one all the same, and they lose nothing. */
+static void test_slow_readers_give_slots(void **state) {
+    (void)state;
+    struct engine_options o = harness_engine_options();
+    struct null_rank_options r = harness_rank_options();
+    struct harness_group group;
+    struct engine_stats s;
+    static struct reading alone, slow[3], other[2];
+    o.max_num_seqs = 3;
+    o.slow_reader_ms = 3600000;
+    struct engine *g = harness_engine(&o);
+    harness_group_start(&group, g, &r, 1);
+    assert_int_equal(engine_wait_ready(g, LONG_NS), 0);
+    struct engine_request q = harness_request(prompt, 5, 900, 1);
+    harness_submit(g, &q, &alone);
+    harness_read(&alone, 1, 0);
+    for (uint32_t i = 0; i < 3; i++)
+        harness_submit(g, &q, &slow[i]);
+    for (uint32_t i = 0; i < 2; i++) {
+        harness_submit(g, &q, &other[i]);
+        harness_read(&other[i], 1, 0);
+        assert_int_equal(other[i].finish, ENGINE_FINISH_LENGTH);
+    }
+    harness_read(slow, 3, 0);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(slow[i].finish, ENGINE_FINISH_LENGTH);
+        assert_int_equal(slow[i].n, alone.n);
+        assert_memory_equal(slow[i].ids, alone.ids, alone.n * sizeof(alone.ids[0]));
+    }
+    harness_unref(slow, 3);
+    harness_unref(other, 2);
+    harness_unref(&alone, 1);
+    harness_expect_quiet(g, &s);
+    assert_true(s.preemptions_total > 0);
+    engine_free(g);
+    harness_group_stop(&group);
+}
+
 /* Ends with streams alive: they are told, and their readers can go on reading what they hold. */
 static void test_free_with_streams(void **state) {
     (void)state;
@@ -255,6 +293,7 @@ int main(void) {
             cmocka_unit_test(test_queue_full),
             cmocka_unit_test(test_too_big_for_the_pool),
             cmocka_unit_test(test_slow_reader_ends),
+            cmocka_unit_test(test_slow_readers_give_slots),
             cmocka_unit_test(test_free_with_streams),
     };
     return cmocka_run_group_tests(tests, group_setup, NULL);
