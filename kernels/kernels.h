@@ -64,6 +64,9 @@ struct k_context_options {
      * K-leaf (counted from its start) with scale max|x| / 127; true = fp32 activations and weights widened to fp32. FP8
      * and dense weights always take fp32 activations. */
     bool float_activations;
+    /* CPU, for tests of the host's side: operations are queued as on a device, and run when somebody waits for the
+     * stream or for an event of it. */
+    bool deferred;
 };
 
 int k_context_create(const struct k_context_options *options, struct k_context **ret, struct error *e);
@@ -81,6 +84,7 @@ int k_stream_error(struct k_stream *s, struct error *e); /* 0 or the first fault
 
 int k_event_create(struct k_context *c, struct k_event **ret, struct error *e);
 struct k_event *k_event_free(struct k_event *ev);
+/* From now on until the stream has passed this place the event is not done, whatever was recorded before. */
 void k_event_record(struct k_stream *s, struct k_event *ev);
 bool k_event_done(const struct k_event *ev);
 int k_event_wait(struct k_event *ev, uint64_t timeout_ns);

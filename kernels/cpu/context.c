@@ -1,7 +1,8 @@
 /* context.c - contexts, streams, events and graphs of the CPU library.
  *
  * Called by tp/. Operations run on the calling thread and its team when they are queued, so a stream is empty
- * whenever the caller looks; between capture begin and end they are only written down. The caller owns every
+ * whenever the caller looks; between capture begin and end they are only written down. A deferred context, for tests,
+ * keeps them until somebody waits. The caller owns every
  * object and frees streams, events and graphs before their context. */
 #include "kernels/cpu/internal.h"
 
@@ -68,6 +69,7 @@ int k_context_create(const struct k_context_options *options, struct k_context *
     if (r < 0)
         goto fail;
     c->float_activations = options->float_activations;
+    c->deferred = options->deferred;
     const uint32_t threads = team_threads(c->team);
     snprintf(c->text, sizeof c->text, "cpu %s, %" PRIu32 " thread%s", c->isa->name, threads,
             threads == 1 ? "" : "s");
@@ -108,12 +110,20 @@ int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e)
     if (!s)
         return error_set(e, -ENOMEM, "no memory for a stream");
     s->context = c;
+    if (c->deferred)
+        s->queue = calloc(1, sizeof *s->queue);
+    if (c->deferred && !s->queue) {
+        k_stream_free(s);
+        return error_set(e, -ENOMEM, "no memory for a stream");
+    }
     *ret = s;
     return 0;
 }
 struct k_stream *k_stream_free(struct k_stream *s) {
-    if (s)
+    if (s) {
         k_graph_free(s->capture);
+        k_graph_free(s->queue);
+    }
     free(s);
     return NULL;
 }
@@ -124,6 +134,7 @@ int k_stream_error(struct k_stream *s, struct error *e) {
 }
 int k_stream_wait(struct k_stream *s, uint64_t timeout_ns, struct error *e) {
     (void)timeout_ns;
+    stream_run_queue(s, NULL);
     return k_stream_error(s, e);
 }
 void stream_fault(struct k_stream *s, int code, const char *format, ...) {
@@ -169,8 +180,25 @@ static void record(struct k_graph *g, stream_fn fn, const void *args, size_t byt
 void stream_submit(struct k_stream *s, stream_fn fn, const void *args, size_t bytes) {
     if (s->capture)
         record(s->capture, fn, args, bytes);
+    else if (s->queue)
+        record(s->queue, fn, args, bytes);
     else
         fn(s, args);
+}
+void stream_run_queue(struct k_stream *s, const bool *passed) {
+    struct k_graph *q = s->queue;
+    struct call call;
+    if (!q)
+        return;
+    if (q->out_of_memory)
+        stream_fault(s, -ENOMEM, "no memory for the operations of a deferred stream");
+    while (s->queue_at < q->used && !(passed && *passed)) {
+        memcpy(&call, q->calls + s->queue_at, sizeof call);
+        call.fn(s, q->calls + s->queue_at + sizeof call);
+        s->queue_at += sizeof call + call.bytes;
+    }
+    if (s->queue_at == q->used)
+        s->queue_at = q->used = 0;
 }
 
 int k_capture_begin(struct k_stream *s, struct error *e) {
@@ -229,6 +257,7 @@ void k_download(struct k_stream *s, void *host_to, const void *device_from, size
 
 struct k_event {
     bool recorded; /* all that was queued before it has run when it is recorded */
+    struct k_stream *stream;
 };
 static void run_event(struct k_stream *s, const void *args) {
     struct k_event *ev;
@@ -249,6 +278,8 @@ struct k_event *k_event_free(struct k_event *ev) {
     return NULL;
 }
 void k_event_record(struct k_stream *s, struct k_event *ev) {
+    ev->recorded = false;
+    ev->stream = s;
     stream_submit(s, run_event, &ev, sizeof ev);
 }
 bool k_event_done(const struct k_event *ev) {
@@ -256,5 +287,7 @@ bool k_event_done(const struct k_event *ev) {
 }
 int k_event_wait(struct k_event *ev, uint64_t timeout_ns) {
     (void)timeout_ns;
+    if (ev->stream)
+        stream_run_queue(ev->stream, &ev->recorded);
     return ev->recorded ? 0 : -ETIMEDOUT; /* nobody else can record it while its owner waits here */
 }

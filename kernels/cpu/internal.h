@@ -166,7 +166,7 @@ struct k_context {
     const struct isa *isa;
     struct team *team;
     struct arena *arena; /* memory.c: where the next blocks come from */
-    bool float_activations;
+    bool float_activations, deferred;
     char text[64];
 };
 void memory_leave(struct k_context *c); /* before the context goes; blocks may outlive it */
@@ -175,10 +175,14 @@ typedef void (*stream_fn)(struct k_stream *s, const void *args);
 struct k_stream {
     struct k_context *context;
     struct k_graph *capture; /* recording into it; NULL = operations run */
+    struct k_graph *queue;   /* of a deferred context: what has not run yet; else NULL */
+    size_t queue_at;         /* bytes of it that have run */
     uint8_t *workspace;
     size_t workspace_bytes;
     struct error fault; /* code 0 = none */
 };
+/* Runs what a deferred stream has queued, until *passed (NULL: all of it). */
+void stream_run_queue(struct k_stream *s, const bool *passed);
 /* Runs fn(s, args) or records it with a copy of args. */
 void stream_submit(struct k_stream *s, stream_fn fn, const void *args, size_t bytes);
 /* Keeps the first fault. */

@@ -283,6 +283,7 @@ void k_memory(struct k_stream *s, struct k_pool *p, const struct k_memory_op *op
 
 int k_pool_read_gdn(
         struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t gdn_layer, float *state, float *conv) {
+    stream_run_queue(s, NULL);
     const struct k_shape *h = &p->shape;
     const struct gdn_view g = pool_gdn(p, slot, gdn_layer);
     const uint64_t head = (uint64_t)h->gdn_k_dim * h->gdn_v_dim;

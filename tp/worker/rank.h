@@ -51,6 +51,7 @@ struct rank_options {
     uint64_t seed;
     bool mtp;             /* load the MTP layer (if the checkpoint has it) and run it in every step */
     bool eager;           /* queue each operation instead of replaying graphs */
+    bool deferred;        /* k_context_options.deferred (tests) */
     uint32_t logits_rows; /* rows whose raw logits can be kept (tests, offline use); 0 = none */
     void *comm_region;    /* shared by all ranks, rank_comm_bytes() long, zeroed once; NULL when tp == 1 */
     size_t comm_bytes;

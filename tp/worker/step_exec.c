@@ -5,10 +5,31 @@
 
 #include "tp/worker/step_state.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define WAIT_NS 1000000000u /* of a wait that has no limit: then it waits again */
+
+/* One record in flight: its plan as the batch takes it, and what comes back; the arrays that the stream reads and
+ * writes are pinned, and nobody else's until its event is done. */
+struct host_set {
+    struct k_plan plan;
+    struct k_entry *entries;    /* [entries_max] */
+    uint32_t *ids;              /* [rows_max] */
+    uint32_t *rope;             /* [3 * rows_max] */
+    struct k_result *results;   /* [entries_max] */
+    struct k_outcome *outcomes; /* [entries_max] */
+    float *logits, *mtp_logits; /* [logits_rows][vocab_rows] or NULL */
+    struct k_event *done;       /* the stream has passed all of it */
+    uint8_t *body;              /* [entries_max] outcomes with a sample each */
+    char text[STEP_FAULT_TEXT_MAX];
+    struct step_completion completion; /* of the answer to come */
+    bool queued;                       /* on the device; otherwise it can be answered when its turn comes */
+    uint64_t submitted_ns;
+};
 
 struct step_exec {
     struct rank *rank;
@@ -16,46 +37,59 @@ struct step_exec {
     struct step_state state;
     struct forward_hooks hooks;
     enum step_exec_logits want_logits;
-    uint64_t last_step;
+    uint64_t last_step, collected_ns;
     bool ready; /* RESET was seen */
     bool failed;
     struct error fault;
 
-    /* One step's plan as the batch takes it, and what comes back; pinned. */
-    struct k_entry *entries;    /* [entries_max] */
-    uint32_t *ids;              /* [rows_max] */
-    uint32_t *rope;             /* [3 * rows_max] */
-    struct k_result *results;   /* [entries_max] */
-    struct k_outcome *outcomes; /* [entries_max] */
+    struct host_set sets[STEP_EXEC_IN_FLIGHT];
+    uint32_t first, in_flight;        /* sets[first] is the oldest in flight */
+    const struct host_set *collected; /* the last that was; NULL = none yet */
+
+    /* Copied by the kernels when they are called. */
     struct k_memory_op *memory; /* [STEP_MEMORY_MAX + SEQS_MAX] */
-    float *logits, *mtp_logits; /* [logits_rows][vocab_rows] or NULL */
-    uint8_t *body;              /* [entries_max] outcomes with a sample each */
-    struct step_geometry geometry;
-    char text[STEP_FAULT_TEXT_MAX];
     uint32_t bias_ids[LOGIT_BIAS_MAX];
     float bias[LOGIT_BIAS_MAX];
     uint32_t suppress[STEP_SUPPRESS_MAX];
     uint32_t pages[STEP_SLOT_PAGES_MAX];
+    struct step_geometry geometry;
 };
 
-static int allocate(struct step_exec *x, struct error *e) {
-    const struct rank *r = x->rank;
+static int allocate_set(const struct rank *r, struct host_set *h, struct error *e) {
     size_t logits = (size_t)r->logits_rows * r->shard.shape.vocab_rows * sizeof(float);
-    x->entries = k_host_alloc(r->context, r->entries_max * sizeof(x->entries[0]));
-    x->ids = k_host_alloc(r->context, r->rows_max * sizeof(x->ids[0]));
-    x->rope = k_host_alloc(r->context, 3 * (size_t)r->rows_max * sizeof(x->rope[0]));
-    x->results = k_host_alloc(r->context, r->entries_max * sizeof(x->results[0]));
-    x->memory = calloc(STEP_MEMORY_MAX + SEQS_MAX, sizeof(x->memory[0]));
-    x->outcomes = k_host_alloc(r->context, r->entries_max * sizeof(x->outcomes[0]));
-    x->body = calloc(r->entries_max, sizeof(struct step_outcome) + sizeof(struct step_sample));
+    h->entries = k_host_alloc(r->context, r->entries_max * sizeof(h->entries[0]));
+    h->ids = k_host_alloc(r->context, r->rows_max * sizeof(h->ids[0]));
+    h->rope = k_host_alloc(r->context, 3 * (size_t)r->rows_max * sizeof(h->rope[0]));
+    h->results = k_host_alloc(r->context, r->entries_max * sizeof(h->results[0]));
+    h->outcomes = k_host_alloc(r->context, r->entries_max * sizeof(h->outcomes[0]));
+    h->body = calloc(r->entries_max, sizeof(struct step_outcome) + sizeof(struct step_sample));
     if (logits)
-        x->logits = k_host_alloc(r->context, logits);
+        h->logits = k_host_alloc(r->context, logits);
     if (logits && r->weights.has_mtp)
-        x->mtp_logits = k_host_alloc(r->context, logits);
-    if (!x->entries || !x->ids || !x->rope || !x->results || !x->memory || !x->outcomes || !x->body ||
-            (logits && !x->logits) || (logits && r->weights.has_mtp && !x->mtp_logits))
+        h->mtp_logits = k_host_alloc(r->context, logits);
+    if (!h->entries || !h->ids || !h->rope || !h->results || !h->outcomes || !h->body ||
+            (logits && !h->logits) || (logits && r->weights.has_mtp && !h->mtp_logits))
         return error_set(e, -ENOMEM, "out of memory for the plans of %u rows", r->rows_max);
-    return 0;
+    return k_event_create(r->context, &h->done, e);
+}
+
+static int allocate(struct step_exec *x, struct error *e) {
+    int r = 0;
+    for (uint32_t i = 0; i < STEP_EXEC_IN_FLIGHT && r == 0; i++)
+        r = allocate_set(x->rank, &x->sets[i], e);
+    x->memory = calloc(STEP_MEMORY_MAX + SEQS_MAX, sizeof(x->memory[0]));
+    if (r == 0 && !x->memory)
+        r = error_set(e, -ENOMEM, "out of memory for the memory operations of a step");
+    return r;
+}
+
+static void free_set(struct k_context *c, struct host_set *h) {
+    void *pinned[] = {h->entries, h->ids, h->rope, h->results, h->outcomes, h->logits, h->mtp_logits};
+    for (size_t i = 0; i < sizeof(pinned) / sizeof(pinned[0]); i++)
+        if (pinned[i])
+            k_host_free(c, pinned[i]);
+    free(h->body);
+    k_event_free(h->done);
 }
 
 static void fill_geometry(const struct rank *r, struct step_geometry *g) {
@@ -116,13 +150,11 @@ int step_exec_create(struct rank *r, struct step_exec **ret, struct error *e) {
 struct step_exec *step_exec_free(struct step_exec *x) {
     if (!x)
         return NULL;
+    k_stream_wait(x->rank->stream, 0, NULL); /* what is in flight reads the sets */
     forward_free(x->forward);
-    void *pinned[] = {x->entries, x->ids, x->rope, x->results, x->outcomes, x->logits, x->mtp_logits};
-    for (size_t i = 0; i < sizeof(pinned) / sizeof(pinned[0]); i++)
-        if (pinned[i])
-            k_host_free(x->rank->context, pinned[i]);
+    for (uint32_t i = 0; i < STEP_EXEC_IN_FLIGHT; i++)
+        free_set(x->rank->context, &x->sets[i]);
     free(x->memory);
-    free(x->body);
     step_state_done(&x->state);
     free(x);
     return NULL;
@@ -216,13 +248,13 @@ static uint32_t entry_flags(const struct step_exec *x, const struct step_entry *
 }
 
 /* The plan in the form of the batch; returns the counts. */
-static struct k_plan translate(
-        struct step_exec *x, const struct step_plan *p, uint32_t *ret_ids, uint32_t *ret_rope) {
+static struct k_plan translate(const struct step_exec *x, struct host_set *h, const struct step_plan *p,
+        uint32_t *ret_ids, uint32_t *ret_rope) {
     struct k_plan plan = {.n_entries = p->n_entries};
     uint32_t n_ids = 0, n_rope = 0;
     for (uint32_t i = 0; i < p->n_entries; i++) {
         const struct step_entry *t = &p->entries[i];
-        struct k_entry *k = &x->entries[i];
+        struct k_entry *k = &h->entries[i];
         *k = (struct k_entry){
                 .slot = t->slot,
                 .kind = t->kind == STEP_ENTRY_PROMPT ? K_ENTRY_PROMPT : K_ENTRY_CONTINUE,
@@ -238,17 +270,17 @@ static struct k_plan translate(
         };
         if (t->kind == STEP_ENTRY_PROMPT) {
             k->ids_at = n_ids;
-            memcpy(x->ids + n_ids, p->blob + t->ids_at, 4 * (size_t)t->n_rows);
+            memcpy(h->ids + n_ids, p->blob + t->ids_at, 4 * (size_t)t->n_rows);
             n_ids += t->n_rows;
         }
         if (t->drafts_at != STEP_NONE) {
             k->drafts_at = n_ids;
-            memcpy(x->ids + n_ids, p->blob + t->drafts_at, 4 * (size_t)(t->n_rows - 1));
+            memcpy(h->ids + n_ids, p->blob + t->drafts_at, 4 * (size_t)(t->n_rows - 1));
             n_ids += t->n_rows - 1;
         }
         if (t->rope_at != STEP_NONE) {
             k->rope_at = n_rope;
-            memcpy(x->rope + n_rope, p->blob + t->rope_at, 12 * (size_t)t->n_rows);
+            memcpy(h->rope + n_rope, p->blob + t->rope_at, 12 * (size_t)t->n_rows);
             n_rope += 3 * t->n_rows;
         }
         if (t->flags & STEP_ENTRY_SAMPLE) {
@@ -263,93 +295,45 @@ static struct k_plan translate(
     return plan;
 }
 
-static void download_logits(struct step_exec *x, const struct k_plan *plan) {
+static void download_logits(const struct step_exec *x, const struct host_set *h) {
     const struct rank *r = x->rank;
-    uint32_t rows = x->want_logits == STEP_EXEC_LOGITS_ALL    ? plan->n_rows
-                    : x->want_logits == STEP_EXEC_LOGITS_LAST ? plan->n_entries
+    uint32_t rows = x->want_logits == STEP_EXEC_LOGITS_ALL    ? h->plan.n_rows
+                    : x->want_logits == STEP_EXEC_LOGITS_LAST ? h->plan.n_entries
                                                               : 0;
     size_t bytes = (size_t)rows * r->shard.shape.vocab_rows * sizeof(float);
     if (!bytes)
         return;
-    k_download(r->stream, x->logits, r->logits, bytes);
+    k_download(r->stream, h->logits, r->logits, bytes);
     if (r->weights.has_mtp)
-        k_download(r->stream, x->mtp_logits, r->mtp_logits, bytes);
+        k_download(r->stream, h->mtp_logits, r->mtp_logits, bytes);
 }
 
-/* Queues a whole checked plan. The host arrays stay untouched until the stream has been waited for. */
-static void queue_plan(struct step_exec *x, const struct step_plan *p, struct k_plan *plan) {
+/* Queues a whole checked plan. */
+static void queue_plan(struct step_exec *x, struct host_set *h, const struct step_plan *p) {
     struct rank *r = x->rank;
     apply_slots(x, p);
     if (!p->n_entries)
         return;
     uint32_t n_ids, n_rope;
-    *plan = translate(x, p, &n_ids, &n_rope);
-    struct k_bounds bounds = {.rows = plan->n_rows, .entries = plan->n_entries};
+    h->plan = translate(x, h, p, &n_ids, &n_rope);
+    struct k_bounds bounds = {.rows = h->plan.n_rows, .entries = h->plan.n_entries};
     for (uint32_t i = 0; i < p->n_entries; i++) { /* lengths are those after the step already */
         uint32_t length = x->state.slots[p->entries[i].slot].length;
         bounds.context = length > bounds.context ? length : bounds.context;
     }
     forward_bound(x->forward, &bounds);
-    k_batch_upload(r->stream, r->batch, plan, x->entries, x->ids, n_ids, x->rope, n_rope);
+    k_batch_upload(r->stream, r->batch, &h->plan, h->entries, h->ids, n_ids, h->rope, n_rope);
     forward_queue(x->forward, &x->hooks);
-    if (plan->n_samples)
-        k_download(r->stream, x->results, r->results, plan->n_samples * sizeof(x->results[0]));
-    if (plan->n_outcomes)
-        k_download(r->stream, x->outcomes, r->outcomes, plan->n_outcomes * sizeof(x->outcomes[0]));
-    download_logits(x, plan);
+    if (h->plan.n_samples)
+        k_download(r->stream, h->results, r->results, h->plan.n_samples * sizeof(h->results[0]));
+    if (h->plan.n_outcomes)
+        k_download(r->stream, h->outcomes, r->outcomes, h->plan.n_outcomes * sizeof(h->outcomes[0]));
+    download_logits(x, h);
 }
 
-static int wait_device(struct step_exec *x, struct error *e) {
-    int r = k_stream_wait(x->rank->stream, 0, e);
-    if (r < 0) {
-        x->failed = true;
-        if (e)
-            x->fault = *e;
-        x->fault.code = r;
-        rank_abort(x->rank); /* the others must not wait for this rank in a collective */
-    }
-    return r;
-}
+/* --- records --- */
 
-/* What became of the entries that sampled, as the body of an answer; returns its bytes. */
-static uint32_t write_outcomes(struct step_exec *x, const struct step_plan *p, uint64_t *ret_checksum) {
-    uint8_t *at = x->body;
-    uint32_t n = 0;
-    *ret_checksum = STEP_CHECKSUM_SEED;
-    for (uint32_t i = 0; i < p->n_entries; i++) {
-        if (!(p->entries[i].flags & STEP_ENTRY_SAMPLE))
-            continue;
-        const struct k_outcome *k = &x->outcomes[n++];
-        const struct k_result *results = &x->results[x->entries[i].sample_at];
-        struct step_outcome *o = (struct step_outcome *)(void *)at;
-        struct step_sample *samples = (struct step_sample *)(void *)(o + 1);
-        *o = (struct step_outcome){.slot = p->entries[i].slot,
-                .status = k->status,
-                .n_samples = k->n_samples,
-                .n_accepted = k->n_accepted};
-        for (uint32_t j = 0; j < k->n_samples; j++) {
-            samples[j] = (struct step_sample){
-                    .id = results[j].id, .logprob = results[j].logprob, .n_top = results[j].n_top};
-            memcpy(samples[j].top_ids, results[j].top_ids, sizeof(samples[j].top_ids));
-            memcpy(samples[j].top_logprobs, results[j].top_logprobs, sizeof(samples[j].top_logprobs));
-        }
-        *ret_checksum = step_checksum(*ret_checksum, o, samples);
-        at = (uint8_t *)(samples + k->n_samples);
-    }
-    return (uint32_t)(at - x->body);
-}
-
-static void collect(struct step_exec *x, const struct step_plan *p, struct step_answer *a) {
-    uint32_t bytes = write_outcomes(x, p, &a->completion.checksum);
-    if (x->rank->shard.shape.rank == 0) {
-        a->completion.n_outcomes = p->n_outcomes;
-        a->body = x->body;
-        a->body_bytes = bytes;
-    }
-}
-
-static int run_plan(struct step_exec *x, const struct step_plan *p, struct step_answer *a, struct error *e) {
-    struct k_plan plan = {0};
+static int submit_plan(struct step_exec *x, struct host_set *h, const struct step_plan *p, struct error *e) {
     if (!x->ready)
         return error_set(e, -EINVAL, "a plan came before the first RESET");
     if (p->header->step <= x->last_step)
@@ -362,69 +346,166 @@ static int run_plan(struct step_exec *x, const struct step_plan *p, struct step_
     if (r < 0)
         return r;
     step_state_commit(&x->state);
-    queue_plan(x, p, &plan);
-    r = wait_device(x, e);
-    if (r == 0)
-        collect(x, p, a);
-    return r;
+    queue_plan(x, h, p);
+    return 0;
 }
 
-static int run_reset(struct step_exec *x, struct step_answer *a, struct error *e) {
+static void submit_reset(struct step_exec *x) {
     struct rank *r = x->rank;
     for (uint32_t i = 1; i <= x->state.limits.slots; i++)
         if (x->state.slots[i].open)
             k_slot_close(r->stream, r->pool, i);
     step_state_reset(&x->state);
     x->ready = true;
-    int rc = wait_device(x, e);
-    if (rc == 0) {
-        a->body = &x->geometry;
-        a->body_bytes = sizeof(x->geometry);
-    }
-    return rc;
 }
 
-static void answer_fault(struct step_exec *x, const struct error *e, struct step_answer *a) {
-    size_t n = strnlen(e->text, sizeof(x->text));
-    memcpy(x->text, e->text, n);
-    a->completion.status = STEP_STATUS_FAULT;
-    a->completion.n_outcomes = (uint32_t)n;
-    a->completion.checksum = 0;
-    a->body = x->text;
-    a->body_bytes = a->completion.n_outcomes;
+static int submit(
+        struct step_exec *x, struct host_set *h, const void *record, uint32_t bytes, struct error *e) {
+    struct step_plan p;
+    int r = step_decode(record, bytes, &p, e);
+    if (r < 0)
+        return r;
+    if (x->failed) {
+        *e = x->fault;
+        return x->fault.code;
+    }
+    if (p.header->type == STEP_TYPE_PLAN)
+        r = submit_plan(x, h, &p, e);
+    else if (p.header->type == STEP_TYPE_RESET)
+        submit_reset(x);
+    if (r < 0)
+        return r;
+    x->last_step = p.header->step;
+    h->queued = p.header->type == STEP_TYPE_PLAN || p.header->type == STEP_TYPE_RESET;
+    if (h->queued)
+        k_event_record(x->rank->stream, h->done);
+    return 0;
+}
+
+static void fault_of(struct host_set *h, const struct error *e) {
+    size_t n = strnlen(e->text, sizeof(h->text));
+    memcpy(h->text, e->text, n);
+    h->completion.status = STEP_STATUS_FAULT;
+    h->completion.n_outcomes = (uint32_t)n;
+}
+
+void step_exec_submit(struct step_exec *x, const void *record, uint32_t bytes) {
+    struct error e = {0};
+    assert(x->in_flight < STEP_EXEC_IN_FLIGHT);
+    struct host_set *h = &x->sets[(x->first + x->in_flight++) % STEP_EXEC_IN_FLIGHT];
+    h->queued = false;
+    h->plan = (struct k_plan){0};
+    h->submitted_ns = clock_ns();
+    h->completion = (struct step_completion){.magic = STEP_COMPLETION_MAGIC,
+            .protocol = STEP_PROTOCOL,
+            .rank = x->rank->shard.shape.rank,
+            .status = STEP_STATUS_OK};
+    struct step_completion *c = &h->completion;
+    if (bytes >= sizeof(struct step_header)) { /* named in the answer even when the rest is malformed */
+        struct step_header header;
+        memcpy(&header, record, sizeof(header));
+        c->type = header.type >= STEP_TYPE_RESET && header.type <= STEP_TYPE_STOP ? header.type
+                                                                                  : STEP_TYPE_PLAN;
+        c->group_epoch = header.group_epoch;
+        c->coord_epoch = header.coord_epoch;
+        c->step = header.step;
+    }
+    if (submit(x, h, record, bytes, &e) < 0)
+        fault_of(h, &e);
+}
+
+uint32_t step_exec_in_flight(const struct step_exec *x) {
+    return x->in_flight;
+}
+
+/* What became of the entries that sampled, as the body of an answer; returns its bytes. */
+static uint32_t write_outcomes(struct host_set *h, uint64_t *ret_checksum) {
+    uint8_t *at = h->body;
+    *ret_checksum = STEP_CHECKSUM_SEED;
+    for (uint32_t i = 0; i < h->plan.n_entries; i++) {
+        const struct k_entry *entry = &h->entries[i];
+        if (!(entry->flags & K_ENTRY_SAMPLE))
+            continue;
+        const struct k_outcome *k = &h->outcomes[entry->outcome_at];
+        const struct k_result *results = &h->results[entry->sample_at];
+        struct step_outcome *o = (struct step_outcome *)(void *)at;
+        struct step_sample *samples = (struct step_sample *)(void *)(o + 1);
+        *o = (struct step_outcome){.slot = entry->slot,
+                .status = k->status,
+                .n_samples = k->n_samples,
+                .n_accepted = k->n_accepted};
+        for (uint32_t j = 0; j < k->n_samples; j++) {
+            samples[j] = (struct step_sample){
+                    .id = results[j].id, .logprob = results[j].logprob, .n_top = results[j].n_top};
+            memcpy(samples[j].top_ids, results[j].top_ids, sizeof(samples[j].top_ids));
+            memcpy(samples[j].top_logprobs, results[j].top_logprobs, sizeof(samples[j].top_logprobs));
+        }
+        *ret_checksum = step_checksum(*ret_checksum, o, samples);
+        at = (uint8_t *)(samples + k->n_samples);
+    }
+    return (uint32_t)(at - h->body);
+}
+
+/* Whether the device has passed a set, waiting up to timeout_ns for it. A fault of the device is found here: it is
+ * that of all that is in flight. */
+static int wait_for(struct step_exec *x, const struct host_set *h, uint64_t timeout_ns) {
+    struct error e = {0};
+    bool done = k_event_done(h->done) || (timeout_ns > 0 && k_event_wait(h->done, timeout_ns) == 0);
+    int r = k_stream_error(x->rank->stream, &e);
+    if (r == 0)
+        return done ? 0 : -EAGAIN;
+    x->failed = true;
+    x->fault = e;
+    x->fault.code = r;
+    rank_abort(x->rank); /* the others must not wait for this rank in a collective */
+    return r;
+}
+
+static void answer_ok(const struct step_exec *x, struct host_set *h, struct step_answer *a) {
+    struct step_completion *c = &a->completion;
+    if (c->type == STEP_TYPE_RESET) {
+        a->body = &x->geometry;
+        a->body_bytes = sizeof(x->geometry);
+    } else if (c->type == STEP_TYPE_PLAN) {
+        uint32_t bytes = write_outcomes(h, &c->checksum);
+        if (c->rank == 0) {
+            c->n_outcomes = h->plan.n_outcomes;
+            a->body = h->body;
+            a->body_bytes = bytes;
+        }
+    }
+}
+
+int step_exec_collect(struct step_exec *x, uint64_t timeout_ns, struct step_answer *ret) {
+    assert(x->in_flight > 0);
+    struct host_set *h = &x->sets[x->first];
+    if (h->queued && !x->failed && wait_for(x, h, timeout_ns) == -EAGAIN)
+        return -EAGAIN;
+    if (x->failed && h->completion.status == STEP_STATUS_OK)
+        fault_of(h, &x->fault);
+    *ret = (struct step_answer){.completion = h->completion};
+    struct step_completion *c = &ret->completion;
+    if (c->status == STEP_STATUS_OK) {
+        answer_ok(x, h, ret);
+    } else {
+        ret->body = h->text;
+        ret->body_bytes = c->n_outcomes;
+    }
+    uint64_t now = clock_ns(), begin = h->submitted_ns > x->collected_ns ? h->submitted_ns : x->collected_ns;
+    c->compute_ns = now - begin;
+    c->bytes = (uint32_t)sizeof(*c) + ret->body_bytes;
+    x->collected_ns = now;
+    x->collected = h;
+    x->first = (x->first + 1) % STEP_EXEC_IN_FLIGHT;
+    x->in_flight--;
+    return 0;
 }
 
 void step_exec_record(struct step_exec *x, const void *record, uint32_t bytes, struct step_answer *ret) {
-    struct error e = {0};
-    struct step_plan p;
-    uint64_t begin = clock_ns();
-    *ret = (struct step_answer){.completion = {.magic = STEP_COMPLETION_MAGIC, .protocol = STEP_PROTOCOL}};
-    struct step_completion *c = &ret->completion;
-    c->rank = x->rank->shard.shape.rank;
-    c->status = STEP_STATUS_OK;
-    if (bytes >= sizeof(struct step_header)) { /* named in the answer even when the rest is malformed */
-        struct step_header h;
-        memcpy(&h, record, sizeof(h));
-        c->type = h.type >= STEP_TYPE_RESET && h.type <= STEP_TYPE_STOP ? h.type : STEP_TYPE_PLAN;
-        c->group_epoch = h.group_epoch;
-        c->coord_epoch = h.coord_epoch;
-        c->step = h.step;
-    }
-    int r = step_decode(record, bytes, &p, &e);
-    if (r == 0 && x->failed) {
-        e = x->fault;
-        r = e.code;
-    }
-    if (r == 0 && p.header->type == STEP_TYPE_PLAN)
-        r = run_plan(x, &p, ret, &e);
-    else if (r == 0 && p.header->type == STEP_TYPE_RESET)
-        r = run_reset(x, ret, &e);
-    if (r == 0)
-        x->last_step = p.header->step;
-    else
-        answer_fault(x, &e, ret);
-    c->compute_ns = clock_ns() - begin;
-    c->bytes = (uint32_t)sizeof(*c) + ret->body_bytes;
+    assert(x->in_flight == 0);
+    step_exec_submit(x, record, bytes);
+    while (step_exec_collect(x, WAIT_NS, ret) < 0)
+        ;
 }
 
 bool step_exec_failed(const struct step_exec *x, struct error *e) {
@@ -442,9 +523,9 @@ void step_exec_want_logits(struct step_exec *x, enum step_exec_logits what) {
 }
 
 const float *step_exec_logits_main(const struct step_exec *x) {
-    return x->logits;
+    return x->collected ? x->collected->logits : NULL;
 }
 
 const float *step_exec_logits_mtp(const struct step_exec *x) {
-    return x->mtp_logits;
+    return x->collected ? x->collected->mtp_logits : NULL;
 }

@@ -15,13 +15,24 @@ struct step_exec;
 int step_exec_create(struct rank *r, struct step_exec **ret, struct error *e);
 struct step_exec *step_exec_free(struct step_exec *x); /* not the rank */
 
-struct step_answer { /* body belongs to the step_exec and is valid until its next record */
+/* Records in flight: the next is queued behind the one that runs, so that the device never waits for the host. Each has
+ * host arrays of its own. */
+#define STEP_EXEC_IN_FLIGHT 2u
+
+struct step_answer { /* body belongs to the step_exec; valid until the next submit */
     struct step_completion completion;
     const void *body;
     uint32_t body_bytes;
 };
-/* Blocks until the record has been executed. record is 8-byte aligned. Rank 0 answers a plan with samples,
- * other ranks with the checksum alone. */
+/* Checks and queues a record; fewer than STEP_EXEC_IN_FLIGHT may be in flight. record is 8-byte aligned and not needed
+ * afterwards. On a CPU an operation runs when it is queued, so this returns when the record has been executed. */
+void step_exec_submit(struct step_exec *x, const void *record, uint32_t bytes);
+uint32_t step_exec_in_flight(const struct step_exec *x);
+/* The answer to the oldest record in flight, of which there must be one; a refused one is answered in its place, too.
+ * Rank 0 answers a plan with outcomes, other ranks with the checksum alone. Waits up to timeout_ns (0 = looks); 0 or
+ * -EAGAIN. A fault of the device is the answer to all in flight. */
+int step_exec_collect(struct step_exec *x, uint64_t timeout_ns, struct step_answer *ret);
+/* Both, for whoever has one record at a time: blocks until it has been executed. */
 void step_exec_record(struct step_exec *x, const void *record, uint32_t bytes, struct step_answer *ret);
 /* Has the device failed? Then the rank is of no more use; *e (may be NULL) gets the sentence. */
 bool step_exec_failed(const struct step_exec *x, struct error *e);

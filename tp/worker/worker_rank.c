@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #define WAIT_NS 500000000ull /* kicks wake it; this is only so that a lost one costs no more */
+#define LOOK_NS 50000ull     /* while a step runs the ring is looked into this often */
 
 static void report(struct worker_rank *w, enum worker_rank_state state) {
     atomic_store(&w->state, state);
@@ -73,8 +74,8 @@ static void complete(struct worker_rank *w, const struct step_answer *a) {
     }
 }
 
-/* Executes one record. False when the rank can not or shall not go on. */
-static bool execute(struct worker_rank *w, struct step_exec *x, const void *record, uint32_t bytes) {
+/* Queues one record; those of other epochs are dropped. */
+static void begin(struct worker_rank *w, struct step_exec *x, const void *record, uint32_t bytes) {
     struct step_header h = {0};
     memcpy(&h, record, bytes < sizeof(h) ? bytes : sizeof(h));
     if (h.group_epoch != step_ring_group_epoch(w->ring) || h.coord_epoch != step_ring_coord_epoch(w->ring)) {
@@ -83,54 +84,76 @@ static bool execute(struct worker_rank *w, struct step_exec *x, const void *reco
                 (unsigned long long)h.group_epoch, (unsigned long long)h.coord_epoch,
                 (unsigned long long)step_ring_group_epoch(w->ring),
                 (unsigned long long)step_ring_coord_epoch(w->ring));
-        return true;
+        return;
     }
     struct at_work at = {.ring = w->ring, .step = h.step};
     const struct forward_hooks hooks = {.mark = on_mark, .user = &at};
-    struct step_answer answer;
     step_exec_hooks(x, &hooks);
     step_ring_progress(w->ring, h.step, 0, 0, true);
-    step_exec_record(x, record, bytes, &answer);
+    step_exec_submit(x, record, bytes);
     step_exec_hooks(x, NULL);
+    w->begun = h.step;
+}
+
+/* Hands out the answer to the oldest record. False when the rank can not or shall not go on. */
+static bool finish(struct worker_rank *w, struct step_exec *x, const struct step_answer *answer) {
     struct error e = {0};
     if (step_exec_failed(x, &e) && e.code == -ECANCELED)
         return false; /* the rank that failed answers; "it was stopped" would only hide its sentence */
-    complete(w, &answer);
-    step_ring_progress(w->ring, h.step, 0, 0, false);
-    if (answer.completion.status == STEP_STATUS_FAULT &&
+    complete(w, answer);
+    step_ring_progress(w->ring, w->begun, 0, 0, step_exec_in_flight(x) > 0);
+    if (answer->completion.status == STEP_STATUS_FAULT &&
             e.code == 0) /* refused; a failure is logged by worker.c */
-        log_error("rank %u: step %llu: %.*s", w->options.rank, (unsigned long long)h.step,
-                (int)answer.body_bytes, (const char *)answer.body);
-    if (answer.completion.status == STEP_STATUS_OK && answer.completion.type == STEP_TYPE_STOP) {
+        log_error("rank %u: step %llu: %.*s", w->options.rank, (unsigned long long)answer->completion.step,
+                (int)answer->body_bytes, (const char *)answer->body);
+    if (answer->completion.status == STEP_STATUS_OK && answer->completion.type == STEP_TYPE_STOP) {
         atomic_store(&w->end_of_service, true);
         return false;
     }
-    return !step_exec_failed(x, NULL);
+    return !step_exec_failed(x, NULL) || step_exec_in_flight(x) > 0; /* all in flight get the sentence */
 }
 
-/* Until stop, a STOP record, or a failure. */
+/* Begins the next record of the ring, if there is room behind the ones in flight. 0, -EAGAIN, or a damaged ring. */
+static int begin_next(struct worker_rank *w, struct step_exec *x) {
+    const void *record;
+    uint32_t bytes;
+    if (step_exec_in_flight(x) == STEP_EXEC_IN_FLIGHT || step_exec_failed(x, NULL))
+        return -EAGAIN;
+    int r = step_ring_next(w->ring, &record, &bytes);
+    if (r < 0)
+        return r;
+    begin(w, x, record, bytes);
+    step_ring_release(w->ring);
+    return 0;
+}
+
+/* Until stop, a STOP record, or a failure. An answer is handed out as soon as it is there: it is looked for before the
+ * next record is begun, which on a CPU takes as long as the step. */
 static int serve(struct worker_rank *w, struct step_exec *x, struct error *e) {
+    uint64_t patience_ns = 0; /* for the oldest in flight; 0: look into the ring first */
     if (!take_ring(w))
         return 0;
     for (;;) {
+        struct step_answer answer;
+        if (step_exec_in_flight(x) > 0 && step_exec_collect(x, patience_ns, &answer) == 0) {
+            if (!finish(w, x, &answer))
+                return step_exec_failed(x, e) ? e->code : 0;
+            continue;
+        }
         /* Asked before looking into the ring: whatever the old coordinator committed is there by then. */
         bool switch_over = replaced(w), stop = atomic_load(&w->stop);
-        const void *record;
-        uint32_t bytes;
-        int r = step_ring_next(w->ring, &record, &bytes);
-        if (r == 0) {
-            bool go_on = execute(w, x, record, bytes);
-            step_ring_release(w->ring);
-            if (!go_on)
-                return step_exec_failed(x, e) ? e->code : 0;
-        } else if (r != -EAGAIN) {
+        int r = begin_next(w, x);
+        patience_ns = r == 0 ? 0 : LOOK_NS;
+        if (r != 0 && r != -EAGAIN)
             return error_set(
                     e, r, "the step ring holds nonsense: coordinator and worker are not of the same build");
-        } else if (stop) {
+        if (r == 0 || step_exec_in_flight(x) > 0)
+            continue;
+        if (stop)
             return 0;
-        } else if (switch_over) {
+        if (switch_over)
             take_ring(w);
-        } else
+        else
             step_ring_wait(w->ring, WAIT_NS);
     }
 }

@@ -38,6 +38,7 @@ struct worker_rank {
     struct rank *rank;           /* published under lock, for rank_abort() */
     struct step_ring *ring;      /* in use by the thread */
     struct step_ring *next_ring; /* replaces it */
+    uint64_t begun;              /* the last step that was; the thread's alone */
 };
 
 int worker_rank_start(
