@@ -88,6 +88,7 @@ MISTAKES = [
     (["shardd", "synth", "--group-size", "48", "--weights", "int4", "/tmp/never"], "48"),
     (["shardd", "pack", "--frob"], "unknown option --frob"),
     (["shardd", "pack", "{tiny}", "--layout"], "--layout needs a value"),
+    (["shardd", "quantize", "{tiny}", "/tmp/never", "--ignore", "*"], "nothing is left to quantise"),
     (["shardd", "quantize", "--frob"], "unknown option --frob"),
     (["shardd", "synth", "--layers", "-1", "/tmp/never"], "--layers: '-1' is not a whole number"),
     (["shardd", "synth", "--shard-size", "0", "/tmp/never"], "at least 1 byte"),

@@ -110,8 +110,8 @@ static int divide(struct quantize_output *o, uint64_t shard_bytes, struct error 
             o->tensors[i].file = o->n_files - 1;
     }
     if (o->n_files > SAFETENSORS_SHARDS_MAX)
-        return error_set(e, -EINVAL, "%u files of weights, at most %u are read: raise --shard-size",
-                o->n_files, SAFETENSORS_SHARDS_MAX);
+        return error_set(e, -EDOM, "%u files of weights, at most %u are read: raise --shard-size", o->n_files,
+                SAFETENSORS_SHARDS_MAX);
     return 0;
 }
 

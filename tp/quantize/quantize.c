@@ -59,7 +59,7 @@ static int add_item(struct quantize_run *r, const struct tensor *t, const char *
         return error_set(
                 e, -EINVAL, "%s: %s: is quantised already: start from the original", t->file, t->name);
     if (t->dims[1] % o->group != 0)
-        return error_set(e, -EINVAL,
+        return error_set(e, -EDOM,
                 "%s has %llu columns, not a multiple of --group-size %u: use a smaller one, or --ignore '%s'",
                 module, (unsigned long long)t->dims[1], o->group, module);
     struct quantize_item *item = &r->items[r->n_items++];
@@ -106,7 +106,7 @@ static int list_items(struct quantize_run *r, struct error *e) {
     if (rc == 0 && t->has_mtp)
         rc = add_layer(r, &t->mtp.layer, t->n_layers, r->o->mtp_bits, e);
     if (rc == 0 && r->n_items == 0)
-        return error_set(e, -EINVAL, "nothing is left to quantise: --ignore names every matrix");
+        return error_set(e, -EDOM, "nothing is left to quantise: --ignore names every matrix");
     return rc;
 }
 

@@ -279,7 +279,9 @@ int run_quantize(int argc, char **argv) {
         fprintf(stderr, "\r\033[K");
     if (r < 0) {
         fprintf(stderr, "shardd quantize: %s\n", e.text);
-        return r == -ECANCELED ? EXIT_INTERRUPTED : EXIT_FAILED;
+        return r == -ECANCELED ? EXIT_INTERRUPTED
+               : r == -EDOM    ? EXIT_USAGE
+                               : EXIT_FAILED; /* no such setting */
     }
     quantize_report_print(&report, &f.o, stdout);
     code = f.report ? write_report(&f, &report) : EXIT_OK;

@@ -256,7 +256,7 @@ static void test_ignored_modules(void **unused) {
     test_folder_remove(o.target);
     o.ignore = everything;
     o.n_ignore = 1;
-    expect_failure(&o, -EINVAL, "nothing is left to quantise");
+    expect_failure(&o, -EDOM, "nothing is left to quantise");
 }
 
 /* --- refusals --- */
@@ -280,7 +280,7 @@ static void test_refusals(void **unused) {
     assert_non_null(strstr(e.text, "target.part: is there: another run is writing it, or one was killed"));
     assert_int_equal(rmdir(in_folder("target.part")), 0); /* which a refusal must not take away */
     o.group = 96;
-    expect_failure(&o, -EINVAL, "not a multiple of --group-size 96");
+    expect_failure(&o, -EDOM, "not a multiple of --group-size 96");
     o.group = 32;
     run(&o, &report);
     quantize_report_done(&report);
