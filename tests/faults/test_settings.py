@@ -215,6 +215,16 @@ def test_a_clamped_length_warns(places):
         assert "--max-model-len" not in service.log()
 
 
+def test_a_clamped_cache_warns(places):
+    with Serve("--model", places["tiny"], "--port", "0", "--kv-cache-memory", "900TB") as service:
+        service.wait_log("serving ")
+        lines = [line for line in service.log().splitlines() if "--kv-cache-memory is clamped" in line]
+        assert len(lines) == 1 and " warning " in lines[0]
+    with Serve("--model", places["tiny"], "--port", "0", "--kv-cache-memory", "50MB") as service:
+        service.wait_log("serving ")
+        assert "--kv-cache-memory" not in service.log()
+
+
 def test_log_lines_of_a_file_have_times(places):
     done = run(["shardd", "serve", "--model", places["tiny"], "--port", "70000"])
     assert "<" not in done.stderr

@@ -74,7 +74,8 @@ static void describe(const struct budget_request *q, uint64_t left, struct budge
     if (b->max_model_len < q->max_model_len && n > 0 && (size_t)n < sizeof(b->text))
         n += snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-model-len %u clamped to %u",
                 q->max_model_len, b->max_model_len);
-    if (q->pool_bytes > left && n > 0 && (size_t)n < sizeof(b->text))
+    b->pool_clamped = q->pool_bytes > left ? left : 0;
+    if (b->pool_clamped && n > 0 && (size_t)n < sizeof(b->text))
         snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; kv-cache-memory %s clamped to %s",
                 SIZE_TEXT(q->pool_bytes), SIZE_TEXT(left));
 }

@@ -25,7 +25,8 @@ struct budget {
     struct k_pool_options pool;
     uint32_t max_model_len; /* tokens of one sequence after clamping */
     uint64_t pool_bytes, slot_bytes, page_bytes;
-    char text[448]; /* "7.90 GB usable: weights 1.50 GB, KV 2048 pages 1.61 GB, ..." */
+    uint64_t pool_clamped; /* what --kv-cache-memory was clamped to, bytes; 0 = it was not */
+    char text[448];        /* "7.90 GB usable: weights 1.50 GB, KV 2048 pages 1.61 GB, ..." */
 };
 
 /* -ENOMEM with a sentence that names the sizes when not even one sequence of one page fits; -EDOM when the memory

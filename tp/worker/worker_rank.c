@@ -2,6 +2,7 @@
 #include "tp/worker/worker_rank.h"
 
 #include "base/log.h"
+#include "base/sizes.h"
 #include "tp/worker/step_exec.h"
 
 #include <errno.h>
@@ -171,6 +172,9 @@ static int load_and_serve(struct worker_rank *w) {
     if (r == 0) {
         snprintf(w->ready_text, sizeof(w->ready_text), "rank %u: %s; %s", w->options.rank,
                 k_context_describe(rank->context), rank->budget.text);
+        if (rank->budget.pool_clamped && w->options.rank == 0)
+            log_warning("--kv-cache-memory is clamped to %s: there is no more memory for a rank",
+                    SIZE_TEXT(rank->budget.pool_clamped));
         if (rank->weights_from[0])
             log_info("rank %u: %s", w->options.rank, rank->weights_from);
         report(w, WORKER_RANK_READY);
