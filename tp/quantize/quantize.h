@@ -73,7 +73,7 @@ struct quantize_report {
 };
 
 /* 0; -EEXIST: the target has something in it; -ENOSPC: too little room; -EDOM: the options do not fit the
- * model; -EINVAL: the source is none that can be quantised; -ECANCELED: stopped. Release with quantize_report_done(). */
+ * model; -EINVAL: the source cannot be quantised; -ECANCELED: stopped. Release with quantize_report_done(). */
 int quantize_run(const struct quantize_options *o, struct quantize_report *ret, struct error *e);
 void quantize_report_done(struct quantize_report *r);
 void quantize_report_print(const struct quantize_report *r, const struct quantize_options *o, FILE *to);
