@@ -48,7 +48,7 @@ def test_refusals(tmp_path, alone):
     assert done.returncode == 1 and "general.architecture is 'qwen99'" in done.stderr
     shutil.copy(cut, tmp_path / "other.gguf")
     done = shardd("serve", "--model", str(tmp_path))
-    assert done.returncode == 1 and "give the path of one file" in done.stderr
+    assert done.returncode == 2 and "give the path of one file" in done.stderr
     missing = tmp_path / "part-00002-of-00002.gguf"
     shutil.copy(os.path.join(GOLDEN, "f32-00002-of-00002.gguf"), missing)
     done = shardd("inspect", str(missing))
