@@ -55,10 +55,11 @@ struct step_section {
 };
 
 /* Order within a step: CLOSE, OPEN, MEMORY, grants of ENTRY, compute. A plan may have no entries (closes
- * alone); its completion then has no samples. RESET, PING and STOP have no sections. Slots run 1..SEQS_MAX
+ * alone); its completion then has no outcomes. RESET, PING and STOP have no sections. Slots run 1..SEQS_MAX
  * and pages start at 1 in every section: the dummies are never named. */
 
-#define STEP_SUPPRESS_MAX   128u  /* ids one step_open may suppress */
+#define STEP_SUPPRESS_MAX                                                                                    \
+    (STOP_IDS_MAX + 16u)          /* ids one step_open may suppress: kernels have room for so many */
 #define STEP_MEMORY_MAX     4096u /* memory operations of one step */
 #define STEP_SLOT_PAGES_MAX (CONTEXT_MAX / PAGE_TOKENS)
 
