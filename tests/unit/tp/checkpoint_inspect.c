@@ -251,7 +251,7 @@ static void test_program(void **state) {
     snprintf(arguments, sizeof(arguments), "inspect %s --verify", model);
     expect(arguments, 0, "MB, checksums right");
     expect("synth", 2, "name one folder to write");
-    expect("synth --config 27c /tmp/x", 1, "--config 27c: there is no such file, and the names are 0.8b, 2b");
+    expect("synth --config 27c /tmp/x", 2, "--config 27c: there is no such file, and the names are 0.8b, 2b");
     expect("synth --dtype int4 /tmp/x", 2, "'int4' is not a value");
     expect("synth --layers 0 /tmp/x", 2, "'0' is out of range; it takes 1 to 256");
     snprintf(arguments, sizeof(arguments), "synth %s", model);
