@@ -17,8 +17,7 @@
 int file_path(const char *dir, const char *name, char ret[PATH_MAX], struct error *e);
 
 /* Reads a file of at most bytes_max bytes. *ret is malloc'ed (free()) and has a NUL after the last byte,
- * which *ret_bytes does not count. -EFBIG: larger; -EINVAL: not a regular file; or open's and read's errno.
- */
+ * which *ret_bytes does not count. -EFBIG: larger; -EINVAL: not a regular file; or open's and read's errno. */
 int file_read(const char *path, size_t bytes_max, char **ret, size_t *ret_bytes, struct error *e);
 
 /* A file mapped privately and read-only. Whoever truncates it while it is mapped makes an access beyond the

@@ -162,8 +162,7 @@ static int32_t hex4(const struct json_pull *p, size_t at) {
     return value;
 }
 
-/* The \u escape at text[at] (the backslash), both halves of a pair; returns the bytes it takes or an error.
- */
+/* The \u escape at text[at] (the backslash), both halves of a pair; returns the bytes it takes or an error. */
 static int decode_unicode(const struct json_pull *p, size_t at, uint32_t *ret_code_point, struct error *e) {
     int32_t first = hex4(p, at + 2);
     if (first < 0)

@@ -278,8 +278,8 @@ struct k_entry {
     uint32_t rope_at;   /* index of 3*n_rows rope positions in rope[]; UINT32_MAX = same as KV index */
     /* 0..TOP_LOGPROBS_MAX, reported beside the sampled id; UINT32_MAX = no logprobs at all */
     uint32_t top_logprobs;
-    uint32_t
-            drafts_at; /* CONTINUE: index of n_rows - 1 drafts in ids[]; UINT32_MAX = those that lie in the slot */
+    /* CONTINUE: index of n_rows - 1 drafts in ids[]; UINT32_MAX = those that lie in the slot. */
+    uint32_t drafts_at;
     uint32_t n_draft_next; /* drafts of this step's own making that are left in the slot; 0 = none */
     /* With K_ENTRY_SAMPLE: index of its first result (of 1, or one per row with drafts) and of its outcome. */
     uint32_t sample_at, outcome_at;
@@ -319,9 +319,9 @@ struct k_sampling { /* a slot's parameters; every field is valid (validated by t
     float repetition_penalty;                  /* > 0; 1 = off; over prompt and output */
     float presence_penalty, frequency_penalty; /* 0 = off; over output */
     uint64_t seed;
-    uint32_t
-            first_sample_index; /* where the slot's count of samples begins: tokens generated before, in a replay */
-    uint32_t min_tokens;        /* ids in suppress[] have logit -inf while the sample index is below it */
+    /* Where the slot's count of samples begins: tokens generated before, in a replay. */
+    uint32_t first_sample_index;
+    uint32_t min_tokens; /* ids in suppress[] have logit -inf while the sample index is below it */
     uint32_t n_bias, n_suppress;
     const uint32_t *bias_ids; /* [n_bias] host pointers, copied when the call returns */
     const float *bias;        /* [n_bias] added to the logit */

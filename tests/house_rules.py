@@ -79,6 +79,9 @@ MARKERS = re.compile(r"\b(" + "|".join(["FIX" + "ME", "X" * 3, "HA" + "CK", "TO"
                                          "not " + "implemented"]) + r")\b")
 COMMENTED_CODE = re.compile(r"^\s*//.*[;{}]\s*$")
 KERNELS_CONTRACT = ("kernels/kernels.h", "kernels/layout/layout.h")  # what tp/ may see of kernels/
+# What a formatter leaves where a comment did not fit behind a declaration.
+LONE_COMMENT_END = re.compile(r"^[ \t]+\*/\s*$")
+TORN_DECLARATION = re.compile(r"^[ \t]+(const )?(unsigned |struct |enum )?[a-z_0-9]+( \*)?\n[ \t]+\*?[a-z_0-9]+;", re.M)
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 
 
@@ -191,6 +194,10 @@ def check_c(path, text, add):
     for number, line in enumerate(text.split("\n"), 1):
         if COMMENTED_CODE.match(line):
             add(path, number, "commented-out code: delete it")
+        if LONE_COMMENT_END.match(line):
+            add(path, number, "a comment's end alone on its line: put it behind the last word")
+    for torn in TORN_DECLARATION.finditer(text):
+        add(path, text.count("\n", 0, torn.start()) + 1, "torn declaration: put its comment above it")
     counted_strings.check(path, text, add)
     check_functions(path, code, add)
     check_includes(path, text, add)
@@ -241,6 +248,8 @@ def self_test():
         "base/g.h": ("/* g */\nint x;\n", "pragma once"),
         "base/h.c": ("/* h */\n/* " + "FIX" + "ME later */\n", "leftover marker"),
         "base/i.c": ("/* i */\n// x = y;\n", "commented-out"),
+        "base/q.c": ("/* q\n */\nint x;\n", "a comment's end alone"),
+        "base/r.h": ("/* r */\n#pragma once\nstruct s {\n    uint32_t\n            x; /* y */\n};\n", "torn"),
         "base/j.c": ("/* j */\nvoid f(void) {\n    exit(1);\n}\n", "exit below main"),
         "daemon/text/k.c": ("/* k */\n#include \"daemon/rpc/x.h\"\n", "may not include"),
         "tp/checkpoint/o.c": ("/* o */\n#include \"tp/load/x.h\"\n", "may not include"),

@@ -6,8 +6,7 @@
  * worker went from empty to not empty.
  *
  *   gRPC worker --engine_submit / engine_cancel / engine_finish--> inbox --> engine thread
- *   engine thread --stream ring + poke--> gRPC worker
- */
+ *   engine thread --stream ring + poke--> gRPC worker */
 #pragma once
 
 #include "base/error.h"
@@ -17,8 +16,7 @@
 #include <stdint.h>
 
 struct engine;
-struct engine_stream; /* reference counted: one held by the engine while it works, one by the caller of submit
-                       */
+struct engine_stream; /* reference counted: one held by the engine while it works, one by the caller of submit */
 
 /* What the engine needs of a gRPC worker: called from the engine thread, must not block. */
 struct engine_poke {
@@ -133,8 +131,7 @@ uint32_t engine_abort_all(struct engine *g);
 
 /* gRPC worker side of the ring: takes up to max tokens. Returns the count; *ret_finish is set (not RUNNING)
  * once the stream has ended and every token was taken. A poke comes when the ring was empty and is not any
- * more, and at the end: after a poke take until the count is below max, or a token may wait with nobody told.
- */
+ * more, and at the end: after a poke take until the count is below max, or a token may wait with nobody told. */
 uint32_t engine_stream_take(
         struct engine_stream *s, struct engine_token *tokens, uint32_t max, enum engine_finish *ret_finish);
 void *engine_stream_user(const struct engine_stream *s);

@@ -178,8 +178,7 @@ static void set_one_back(struct plan *p) {
     }
 }
 
-/* Sees to it that `pages` will be free: those that are on their way count, then others are put back for it.
- */
+/* Sees to it that `pages` will be free: those that are on their way count, then others are put back for it. */
 static void make_room(struct engine *g, uint32_t pages) {
     for (;;) {
         uint32_t coming = g->pools.n_free_pages;

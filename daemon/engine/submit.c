@@ -1,5 +1,4 @@
-/* submit.c - checks a request completely, in the thread that submits it, and hands it to the engine thread.
- */
+/* submit.c - checks a request completely, in the thread that submits it, and hands it to the engine thread. */
 #include "daemon/engine/registry.h"
 #include "daemon/engine/sequence.h"
 #include "daemon/engine/state.h"

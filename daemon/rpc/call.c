@@ -1,8 +1,7 @@
 /* call.c - the life of one call, on its worker's thread from the first event to the last. See rpc.h.
  *
  * Every batch in flight holds a reference; the call is released when the last tag is back. All sends of a
- * call go out one after another: a second one while the first is out may be refused by the core, or may not.
- */
+ * call go out one after another: a second one while the first is out may be refused by the core, or may not. */
 #include "daemon/rpc/rpc_internal.h"
 
 #include "base/clock.h"

@@ -8,8 +8,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-/* Requests that wait for a call, per method and worker: a slot is opened again first thing when one is used.
- */
+/* Requests that wait for a call, per method and worker: a slot is opened again first thing when one is used. */
 #define RPC_SLOTS 16u
 
 struct rpc_tag {

@@ -226,8 +226,8 @@ static bool is_over(struct rpc_server *s, enum wait what) {
 }
 
 /* Waits until the server's shutdown has come through; CALLS: or there was a moment with no live call; LAST_WORDS: or no
- * call is live. LAST_WORDS and CANCELLED cannot be hurried: every call was told to end, and the tags are on their way.
- */
+ * call is live. LAST_WORDS and CANCELLED cannot be hurried: every call was told to end, and the tags are on their
+ * way. */
 static void wait_for(struct rpc_server *s, enum wait what, uint64_t end_ns) {
     struct timespec end = {.tv_sec = (time_t)(end_ns / 1000000000u), .tv_nsec = (long)(end_ns % 1000000000u)};
     pthread_mutex_lock(&s->mutex);

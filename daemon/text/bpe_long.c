@@ -5,8 +5,7 @@
  *
  * Where they wait: in a heap; or, for very long words, in one queue for each rank. The queues are worked off
  * from rank 0 up in one go, which is right only if a merge makes no pair of lower rank (bpe.rising). It is
- * several times as fast: a word of millions of bytes does not fit the caches, and the heap jumps about in it.
- */
+ * several times as fast: a word of millions of bytes does not fit the caches, and the heap jumps about in it. */
 #include "daemon/text/bpe.h"
 
 #define WORD_BYTES_MAX (UINT32_MAX / 4)

@@ -97,8 +97,7 @@ int chat_template_recognise(
     return 0;
 }
 
-/* chat_template of tokenizer_config.json: a string, or a list of {name, template} of which "default" counts.
- */
+/* chat_template of tokenizer_config.json: a string, or a list of {name, template} of which "default" counts. */
 static const json_t *template_in_config(const json_t *config) {
     const json_t *found = json_object_get(config, "chat_template"), *entry;
     size_t i;
@@ -279,8 +278,7 @@ static int append_part(struct render *r, const json_t *part, bool is_system, str
     return chat_json_append_str(out, text);
 }
 
-/* The text of a message, trimmed: a slice of the message itself, or of *parts if it had to be put together.
- */
+/* The text of a message, trimmed: a slice of the message itself, or of *parts if it had to be put together. */
 static int content_of(struct render *r, const json_t *message, bool is_system, struct byte_buffer *parts,
         struct slice *ret) {
     const json_t *content = json_object_get(message, "content"), *part;

@@ -25,8 +25,7 @@ struct tokenizer *tokenizer_free(struct tokenizer *t);
 const char *tokenizer_ignored(const struct tokenizer *t);
 
 uint32_t tokenizer_vocab_size(const struct tokenizer *t); /* highest id + 1, added tokens included */
-/* Id of an added token by its text ("<|im_end|>"), else of an entry by what it decodes to (" the"); -ENOENT.
- */
+/* Id of an added token by its text ("<|im_end|>"), else of an entry by what it decodes to (" the"); -ENOENT. */
 int tokenizer_find(const struct tokenizer *t, const char *text, uint32_t *ret_id);
 /* Bytes of a token (what it decodes to), owned by t; NULL for an id that is in no table. *ret_special: an
  * added token with special = true. */

@@ -1,5 +1,4 @@
-/* Reads tokenizer.json. What each part may say is in tokenizer.h; every refusal names the file and the item.
- */
+/* Reads tokenizer.json. What each part may say is in tokenizer.h; every refusal names the file and the item. */
 #include "base/file.h"
 #include "base/json_pull.h"
 #include "base/limits.h"

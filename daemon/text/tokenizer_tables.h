@@ -1,5 +1,4 @@
-/* tokenizer_tables.h - what a loaded tokenizer is made of; shared by tokenizer.c and tokenizer_load.c only.
- */
+/* tokenizer_tables.h - what a loaded tokenizer is made of; shared by tokenizer.c and tokenizer_load.c only. */
 #pragma once
 
 #include "daemon/text/added_tokens.h"

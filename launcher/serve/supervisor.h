@@ -21,8 +21,8 @@ struct service {
     struct listeners *listeners; /* open; stay the caller's */
     uint32_t tp;
     uint64_t step_timeout_ms, grace_ms;
-    uint32_t
-            max_restarts; /* of a part, within restart_window_ms and without serving in between: then give up */
+    /* Of a part, within restart_window_ms and without serving in between: then give up. */
+    uint32_t max_restarts;
     uint64_t restart_window_ms;
     const char *title;  /* "MODEL on ADDRESS (tp 2, cpu)": said when serving */
     const char *try_it; /* a command line that asks this service */

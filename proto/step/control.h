@@ -16,15 +16,14 @@
 enum control_kind {
     CONTROL_CHANNEL =
             1, /* launcher -> child: epochs and the step ring's memfd (1 fd). Replaces an older channel */
-    CONTROL_LISTENERS, /* launcher -> coordinator: n listening sockets (fds), text = their names, one per line
-                        */
+    CONTROL_LISTENERS, /* launcher -> coordinator: n listening sockets (fds), text = their names, one per line */
     CONTROL_READY,     /* child -> launcher: weights loaded / serving. text = one line for people */
-    CONTROL_LOADING,   /* child -> launcher: a = done, b = total (bytes), text = what */
-    CONTROL_FAULT,     /* child -> launcher: cannot go on; text = why. The child exits after it, unless a is
+    CONTROL_LOADING,    /* child -> launcher: a = done, b = total (bytes), text = what */
+    CONTROL_FAULT,      /* child -> launcher: cannot go on; text = why. The child exits after it, unless a is
                         * CONTROL_FAULT_STAYS: the coordinator answers, but serves no more */
-    CONTROL_PING,      /* launcher -> child, a = number */
-    CONTROL_PONG,      /* child -> launcher, same a */
-    CONTROL_STOP,      /* launcher -> child: drain and exit; a = grace in ms */
+    CONTROL_PING,       /* launcher -> child, a = number */
+    CONTROL_PONG,       /* child -> launcher, same a */
+    CONTROL_STOP,       /* launcher -> child: drain and exit; a = grace in ms */
     CONTROL_GROUP_LOST, /* launcher -> coordinator: a = dead rank, b = the signal it died of (0: none, or it was
                          * hung); a new CHANNEL follows when the group is back */
     CONTROL_STUCK, /* coordinator -> launcher: a = rank that makes no progress or answered wrongly; text =

@@ -8,8 +8,7 @@
  * grow. Each side keeps its own position privately, publishes it, and takes the other's as a claim to check.
  *
  * Waiting is an event count: who has news for a side adds one to the side's wake word; a side sleeps only
- * while the word is what it was when its last wait returned, so nothing that happened since then is missed.
- */
+ * while the word is what it was when its last wait returned, so nothing that happened since then is missed. */
 #include "proto/step/ring.h"
 
 #include "base/clock.h"
@@ -242,8 +241,7 @@ uint64_t step_ring_coord_epoch(const struct step_ring *r) {
 
 /* --- frames in a ring --- */
 
-/* Room for a frame of `bytes`: its offset and the head after it. A pad frame is written when it would wrap.
- */
+/* Room for a frame of `bytes`: its offset and the head after it. A pad frame is written when it would wrap. */
 static int frame_put(uint8_t *ring, uint64_t capacity, uint64_t head, uint64_t tail, uint32_t bytes,
         uint64_t *ret_at, uint64_t *ret_next) {
     if (head - tail > capacity)

@@ -121,8 +121,8 @@ struct step_entry {
     uint32_t drafts_at;
     uint32_t page_first, n_pages, pages_at; /* grant: page table [page_first, +n_pages) = blob uint32 */
     uint32_t replay; /* 1: these rows were computed before the last group restart (statistics only) */
-    uint32_t
-            n_draft_next; /* with SAMPLE: drafts that the rank's own drafter leaves in the slot; at most drafts_max */
+    /* With SAMPLE: drafts that the rank's own drafter leaves in the slot; at most drafts_max. */
+    uint32_t n_draft_next;
 };
 
 _Static_assert(sizeof(struct step_header) == 40, "no padding");

@@ -20,9 +20,9 @@ enum synth_format { SYNTH_SAFETENSORS, SYNTH_GGUF };
 
 struct synth_options {
     const char *dir; /* made if it is not there; must be empty */
-    struct model_config
-            config;   /* what to write; mtp_layers says whether with MTP; eos ids are chosen by synth */
-    const char *name; /* "tiny": goes into general.name of a GGUF file */
+    /* What to write; mtp_layers says whether with MTP; eos ids are chosen by synth. */
+    struct model_config config;
+    const char *name;        /* "tiny": goes into general.name of a GGUF file */
     enum tensor_dtype dtype; /* F32, BF16 or F16; A_log and the GDN norm are F32 always, as published */
     /* 0, or 4 or 8: the matrices of the layers as integers with a BF16 scale per group_size columns, in the layout of
      * compressed-tensors; safetensors only. It is another model than the dense one of that seed. */

@@ -29,8 +29,8 @@ struct offline_sequence {
     const uint32_t *prompt; /* [n_prompt] */
     uint32_t n_prompt;
     uint32_t n_generated; /* the last so many of prompt are the sequence's own earlier output (replay) */
-    const uint32_t *
-            chunks; /* [n_chunks] rows per step while the prompt lasts, used in turn; NULL = as many as fit */
+    /* [n_chunks] rows per step while the prompt lasts, used in turn; NULL = as many as fit. */
+    const uint32_t *chunks;
     uint32_t n_chunks;
     uint32_t start_step;       /* joins at this step of the run */
     uint32_t max_tokens;       /* may be 0: only the prompt */

@@ -42,8 +42,8 @@ struct rank_options {
     uint64_t memory_bytes;    /* what this rank may use; 0 = what is free, a tp'th where ranks share memory */
     uint32_t slot_units, page_units;
     bool dummy; /* --load-format dummy: only config.json is read */
-    const struct quant_matrix
-            *dummy_quant; /* what dummy linears are quantised like; NULL = BF16 (benchmarks) */
+    /* What dummy linears are quantised like; NULL = BF16 (benchmarks). */
+    const struct quant_matrix *dummy_quant;
     enum rank_packed packed;
     const char *packed_cache; /* --packed-cache; NULL = beside the model, else the user's cache folder */
     bool verify_packed;       /* --verify-weights */

@@ -1,6 +1,5 @@
 /* step_decode.c - hostile step records: decoded or refused, never read outside. What is decoded is walked in
- * full.
- */
+ * full. */
 #include "proto/step/step.h"
 
 #include <stdlib.h>

@@ -1,5 +1,4 @@
-/* model_config_parse.c - fuzzes the reader of config.json. What it accepts must satisfy what others rely on.
- */
+/* model_config_parse.c - fuzzes the reader of config.json. What it accepts must satisfy what others rely on. */
 #include "tp/checkpoint/model_config.h"
 
 #include <stdint.h>

@@ -146,8 +146,7 @@ static void *push_all(void *arg) {
     return NULL;
 }
 
-/* Reads only after a poke, and then all: a poke that was owed and not given would leave it waiting for ever.
- */
+/* Reads only after a poke, and then all: a poke that was owed and not given would leave it waiting for ever. */
 static void test_stream(void **state) {
     (void)state;
     static struct engine_request q;

@@ -1,5 +1,4 @@
-/* Several ranks: the reduce and the head give the bits of one rank; a group that is stopped lets everyone go.
- */
+/* Several ranks: the reduce and the head give the bits of one rank; a group that is stopped lets everyone go. */
 #include "tests/unit/kernels/quantised.h"
 
 #include <pthread.h>

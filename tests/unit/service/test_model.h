@@ -1,5 +1,4 @@
-/* test_model.h - a model for tests: the small committed tokenizer, the Qwen3.5 template, no files of weights.
- */
+/* test_model.h - a model for tests: the small committed tokenizer, the Qwen3.5 template, no files of weights. */
 #pragma once
 
 #include "daemon/service/model.h"

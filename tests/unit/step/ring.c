@@ -1,5 +1,4 @@
-/* ring.c - the shared-memory channel: order, wrapping, waiting, two processes, and peers that write nonsense.
- */
+/* ring.c - the shared-memory channel: order, wrapping, waiting, two processes, and peers that write nonsense. */
 #include "proto/step/ring.h"
 
 #include <errno.h>

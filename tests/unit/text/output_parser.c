@@ -31,8 +31,7 @@ static int on_event(void *user, const struct output_event *event) {
     return byte_buffer_add(&r->text, event->data, event->bytes);
 }
 
-/* Feeds text in pieces of up to most bytes (whole characters; 0 = all at once) and gives the line; free() it.
- */
+/* Feeds text in pieces of up to most bytes (whole characters; 0 = all at once) and gives the line; free() it. */
 static char *events_of(
         const char *text, size_t bytes, bool thinking, json_t *tools, size_t most, uint64_t *seed) {
     struct output_parser *p = NULL;

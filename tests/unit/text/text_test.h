@@ -1,5 +1,4 @@
-/* text_test.h - what the tests of the text folder share: files, a seeded generator, tokenizers to test with.
- */
+/* text_test.h - what the tests of the text folder share: files, a seeded generator, tokenizers to test with. */
 #pragma once
 
 #include "base/file.h"

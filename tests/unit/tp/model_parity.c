@@ -1,6 +1,5 @@
 /* model_parity.c - the forward pass against Hugging Face transformers: logits, hidden states, recurrent and
- * convolution states, greedy tokens, the MTP layer, and BF16. tests/golden/README.md says what was recorded.
- */
+ * convolution states, greedy tokens, the MTP layer, and BF16. tests/golden/README.md says what was recorded. */
 #include "model_test.h"
 
 #define LOGITS_ERROR_MAX 1e-3

@@ -1,6 +1,5 @@
 /* worker_process.c - the worker program as the launcher and the coordinator see it: control messages,
- * channels and their replacement, epochs, several processes and several ranks in one, and every way to end.
- */
+ * channels and their replacement, epochs, several processes and several ranks in one, and every way to end. */
 #include "model_test.h"
 
 #include "proto/step/control.h"

@@ -491,8 +491,7 @@ static void random_entry(uint32_t slot, struct guess *g) {
     step_add_entry(writer, &t);
 }
 
-/* Whatever the plans say, the rank neither fails nor reads or writes where it should not (sanitizers watch).
- */
+/* Whatever the plans say, the rank neither fails nor reads or writes where it should not (sanitizers watch). */
 static void random_plans(void **state) {
     (void)state;
     struct guess slots[SLOTS + 1] = {0}, next[SLOTS + 1];
