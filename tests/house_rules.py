@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """House rules that a program can check; run by ctest as `house_rules`.
 
-Checks every tracked or new .c/.h/.cu/.cuh/.py/.sh file of the project:
+Checks every tracked or new .c/.cc/.h/.cu/.cuh/.py/.sh file of the project:
   - files at most 800 lines, C functions at most 70 lines, lines at most 120 columns;
   - banned calls (unbounded string functions, exit below main, alloca ...);
   - leftover markers and commented-out code;
@@ -212,7 +212,7 @@ def check_file(path, text, add):
             add(path, number, "line of %d columns: at most %d" % (len(line), COLUMNS_MAX))
         if MARKERS.search(line):
             add(path, number, "leftover marker '%s': finish it" % MARKERS.search(line).group(0))
-    if path.endswith((".c", ".h", ".cu", ".cuh")):
+    if path.endswith((".c", ".cc", ".h", ".cu", ".cuh")):
         check_c(path, text, add)
 
 
@@ -224,7 +224,7 @@ def files_of(root):
     except (OSError, subprocess.CalledProcessError):
         listing = [os.path.relpath(os.path.join(folder, name), root) for folder, _, names in os.walk(root)
                    if not os.path.relpath(folder, root).startswith(("build", ".git")) for name in names]
-    kinds = (".c", ".h", ".cu", ".cuh", ".py", ".sh")
+    kinds = (".c", ".cc", ".h", ".cu", ".cuh", ".py", ".sh")
     return [f for f in listing if f.endswith(kinds) and os.path.isfile(os.path.join(root, f))]
 
 

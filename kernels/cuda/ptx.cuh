@@ -1,0 +1,84 @@
+/* ptx.cuh - every instruction that CUDA C++ has no word for, as a small function, and nothing else.
+ *
+ * tests/cuda_emu has a twin of this header, so that kernels also run on a CPU: what is added here is added there, with
+ * a test in tests/unit/cuda_emu. All of them exist on sm_80 and later. Lane l of a warp has g = l / 4 and i = l % 4. */
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+/* Dynamic shared memory, at a multiple of 128 bytes. */
+extern __shared__ __align__(128) uint8_t dynamic_shared_bytes[];
+static __device__ __forceinline__ uint8_t *dynamic_shared() {
+    return dynamic_shared_bytes;
+}
+static __device__ __forceinline__ uint32_t shared_address(const void *p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* --- tensor cores --- */
+
+/* d = a b + c of 16 x 32 and 32 x 8 signed bytes. a: row g k 4i.., row g + 8 k 4i.., row g k 16 + 4i.., row g + 8 the
+ * same; b: column g, k 4i.. and 16 + 4i..; c, d: row g columns 2i and 2i + 1, row g + 8 the same. */
+static __device__ __forceinline__ void mma_s8(
+        int32_t *d, const uint32_t *a, uint32_t b0, uint32_t b1, const int32_t *c) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%10,%11,%12,%13};"
+            : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]),
+            "r"(c[3]));
+}
+
+/* d = a b + c of 16 x 16 and 16 x 8 bf16 pairs, fp32 sums. a: row g k 2i.., row g + 8, row g k 8 + 2i.., row g + 8; b:
+ * column g, k 2i.. and 8 + 2i..; c, d as above. */
+static __device__ __forceinline__ void mma_bf16(
+        float *d, const uint32_t *a, uint32_t b0, uint32_t b1, const float *c) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%10,%11,%12,%13};"
+            : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+            "f"(c[3]));
+}
+
+/* Four 8 x 8 matrices of 16 bits: lane 8 m + r brings the address of the 16 bytes of row r of matrix m; d[m] is row g,
+ * elements 2i and 2i + 1. */
+static __device__ __forceinline__ void ldmatrix_4(uint32_t *d, const void *shared_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(shared_address(shared_row))
+                 : "memory");
+}
+
+/* --- copies and loads --- */
+
+/* 16 bytes to shared memory without waiting, past L1. */
+static __device__ __forceinline__ void copy_16(void *to_shared, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to_shared)), "l"(from)
+                 : "memory");
+}
+/* The same of bytes that are used once: the first to leave L2. */
+static __device__ __forceinline__ void copy_16_once(void *to_shared, const void *from) {
+#if __CUDA_ARCH__ >= 900
+    /* ptxas 13.0 makes an illegal instruction of the hint where the target is a register plus a uniform one. */
+    copy_16(to_shared, from);
+#else
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile(
+            "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared_address(to_shared)),
+            "l"(from), "l"(policy)
+            : "memory");
+#endif
+}
+/* Ends a group of this thread's copies; waits until at most N of its groups, the last ones, are on their way. */
+static __device__ __forceinline__ void copy_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int N> static __device__ __forceinline__ void copy_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/* Of memory that nobody writes while the kernel runs. */
+template <class T> static __device__ __forceinline__ T load_read_only(const T *p) {
+    return __ldg(p);
+}

@@ -1,0 +1,18 @@
+/* emu_control.h - what a test may tell the CUDA emulation (emu.h). C. */
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The order in which threads and blocks run from now on: 0 = ascending, another seed = a permutation that changes at
+ * every barrier. At first it is the environment's CUDA_EMU_SEED, or 0. */
+void emu_seed(uint64_t seed);
+/* Kernels and copies that ran so far. */
+uint64_t emu_works(void);
+
+#ifdef __cplusplus
+}
+#endif

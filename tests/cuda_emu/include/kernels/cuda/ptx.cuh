@@ -1,0 +1,114 @@
+/* ptx.cuh - the emulated twins of kernels/cuda/ptx.cuh, whose comments say what each does: here by the fragment tables
+ * of the PTX ISA, element by element. */
+#pragma once
+
+#include "base/half.h"
+
+#include <cuda_runtime.h>
+
+static inline uint8_t *dynamic_shared() {
+    return emu_dynamic_shared();
+}
+
+/* --- mma: all lanes' registers as matrices, the product, and back --- */
+
+struct emu_mma { /* of one lane */
+    uint32_t a[4], b[2], c[4];
+};
+static inline void emu_mma_s8_all(uint32_t, uint8_t (*lane)[EMU_LANE_BYTES]) {
+    int8_t a[16][32], b[8][32]; /* b: [n][k] */
+    for (uint32_t l = 0; l < EMU_WARP; l++) {
+        emu_mma m;
+        const uint32_t g = l / 4, i = l % 4;
+        memcpy(&m, lane[l], sizeof m);
+        for (uint32_t r = 0; r < 4; r++) /* a0: row g k 4i; a1: row g + 8; a2: k + 16; a3: both */
+            memcpy(&a[g + r % 2 * 8][r / 2 * 16 + i * 4], &m.a[r], 4);
+        for (uint32_t r = 0; r < 2; r++)
+            memcpy(&b[g][r * 16 + i * 4], &m.b[r], 4);
+    }
+    for (uint32_t l = 0; l < EMU_WARP; l++) {
+        const uint32_t g = l / 4, i = l % 4;
+        emu_mma m;
+        memcpy(&m, lane[l], sizeof m);
+        for (uint32_t e = 0; e < 4; e++) {
+            const int8_t *row = a[g + e / 2 * 8], *column = b[2 * i + e % 2];
+            int32_t sum = 0;
+            for (uint32_t k = 0; k < 32; k++)
+                sum += row[k] * column[k];
+            m.c[e] += (uint32_t)sum;
+        }
+        memcpy(lane[l], m.c, sizeof m.c);
+    }
+}
+static inline void mma_s8(int32_t *d, const uint32_t *a, uint32_t b0, uint32_t b1, const int32_t *c) {
+    emu_mma m = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {}};
+    memcpy(m.c, c, sizeof m.c);
+    emu_warp("mma_s8", 0xffffffffu, &m, sizeof m, emu_mma_s8_all);
+    memcpy(d, &m, 4 * sizeof *d);
+}
+
+static inline void emu_mma_bf16_all(uint32_t, uint8_t (*lane)[EMU_LANE_BYTES]) {
+    float a[16][16], b[8][16];
+    for (uint32_t l = 0; l < EMU_WARP; l++) {
+        emu_mma m;
+        const uint32_t g = l / 4, i = l % 4;
+        memcpy(&m, lane[l], sizeof m);
+        for (uint32_t h = 0; h < 2; h++) {
+            for (uint32_t r = 0; r < 4; r++)
+                a[g + r % 2 * 8][r / 2 * 8 + i * 2 + h] = float_of_bf16((uint16_t)(m.a[r] >> (16 * h)));
+            for (uint32_t r = 0; r < 2; r++)
+                b[g][r * 8 + i * 2 + h] = float_of_bf16((uint16_t)(m.b[r] >> (16 * h)));
+        }
+    }
+    for (uint32_t l = 0; l < EMU_WARP; l++) {
+        const uint32_t g = l / 4, i = l % 4;
+        emu_mma m;
+        float c[4];
+        memcpy(&m, lane[l], sizeof m);
+        memcpy(c, m.c, sizeof c);
+        for (uint32_t e = 0; e < 4; e++)
+            for (uint32_t k = 0; k < 16; k++)
+                c[e] = fmaf(a[g + e / 2 * 8][k], b[2 * i + e % 2][k], c[e]);
+        memcpy(lane[l], c, sizeof c);
+    }
+}
+/* The card adds products in an order and with a rounding of its own: equal within rounding only. */
+static inline void mma_bf16(float *d, const uint32_t *a, uint32_t b0, uint32_t b1, const float *c) {
+    emu_mma m = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {}};
+    memcpy(m.c, c, sizeof m.c);
+    emu_warp("mma_bf16", 0xffffffffu, &m, sizeof m, emu_mma_bf16_all);
+    memcpy(d, &m, 4 * sizeof *d);
+}
+
+static inline void emu_ldmatrix_all(uint32_t, uint8_t (*lane)[EMU_LANE_BYTES]) {
+    const uint8_t *rows[EMU_WARP]; /* lane 8 m + r brings row r of matrix m */
+    for (uint32_t l = 0; l < EMU_WARP; l++)
+        memcpy(&rows[l], lane[l], sizeof rows[l]);
+    for (uint32_t l = 0; l < EMU_WARP; l++)
+        for (uint32_t m = 0; m < 4; m++)
+            memcpy(lane[l] + 4 * m, rows[8 * m + l / 4] + l % 4 * 4, 4);
+}
+static inline void ldmatrix_4(uint32_t *d, const void *shared_row) {
+    uint8_t own[16];
+    memcpy(own, &shared_row, sizeof shared_row);
+    emu_warp("ldmatrix_4", 0xffffffffu, own, sizeof own, emu_ldmatrix_all);
+    memcpy(d, own, sizeof own);
+}
+
+/* --- copies and loads --- */
+
+static inline void copy_16(void *to_shared, const void *from) {
+    emu_copy_async(to_shared, from, 16);
+}
+static inline void copy_16_once(void *to_shared, const void *from) {
+    emu_copy_async(to_shared, from, 16);
+}
+static inline void copy_commit() {
+    emu_copy_commit();
+}
+template <int N> static inline void copy_wait() {
+    emu_copy_wait(N);
+}
+template <class T> static inline T load_read_only(const T *p) {
+    return *p;
+}

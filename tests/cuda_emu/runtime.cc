@@ -1,0 +1,436 @@
+/* runtime.cc - the runtime API of the CUDA emulation: memory, streams, events, graphs. See emu.h.
+ *
+ * What is queued is a closure in its stream. It runs when somebody waits for it; whoever only asks makes the device do
+ * one piece of work. Device memory is open while work runs and closed to everybody otherwise. A fault in a kernel stays:
+ * every later call returns it. */
+#include "tests/cuda_emu/emu.h"
+#include "tests/cuda_emu/emu_control.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <string>
+#include <sys/mman.h>
+
+#define DEVICES      2
+#define DEVICE_BYTES (8ull << 30)
+#define ARENA_BYTES  (1ull << 40) /* addresses only; never used twice, so that a stale pointer is found */
+#define PAGE         4096ull
+#define POISON       0xcd
+
+typedef std::function<cudaError_t()> work;
+
+struct emu_stream {
+    std::deque<work> queue;
+    uint64_t queued, ran; /* works since it was made */
+    emu_graph *capture;
+};
+struct emu_event {
+    emu_stream *stream; /* where it was recorded last; NULL = nowhere */
+    uint64_t number;    /* works of the stream that it stands behind */
+};
+struct emu_graph {
+    std::deque<work> works;
+};
+struct emu_graph_exec {
+    std::deque<work> works;
+};
+struct allocation {
+    uint8_t *first_page; /* of its pages */
+    size_t page_bytes, bytes;
+};
+
+static struct {
+    std::recursive_mutex lock;
+    std::map<uint8_t *, allocation> memory; /* by the pointer that was given out */
+    std::map<uint8_t *, size_t> host;
+    std::map<const void *, int> shared_limit; /* of kernels */
+    uint8_t *arena;
+    size_t arena_used, device_used;
+    bool open;
+    uint32_t captures;
+    uint64_t works;
+    cudaError_t fault;
+    std::string fault_text;
+} emu;
+static thread_local cudaError_t last_error;
+
+typedef std::lock_guard<std::recursive_mutex> guard;
+
+extern "C" uint64_t emu_works(void) {
+    guard g(emu.lock);
+    return emu.works;
+}
+
+/* --- errors --- */
+
+static cudaError_t fails(cudaError_t e) {
+    last_error = e;
+    return e;
+}
+static cudaError_t fault_of(cudaError_t e, const char *text) {
+    if (emu.fault == cudaSuccess) {
+        emu.fault = e;
+        emu.fault_text = text;
+    }
+    return fails(emu.fault);
+}
+extern "C" const char *cudaGetErrorString(cudaError_t e) {
+    if (e != cudaSuccess && e == emu.fault)
+        return emu.fault_text.c_str();
+    switch (e) {
+    case cudaSuccess:
+        return "no error";
+    case cudaErrorInvalidValue:
+        return "invalid argument";
+    case cudaErrorMemoryAllocation:
+        return "out of memory";
+    case cudaErrorInvalidConfiguration:
+        return "invalid configuration argument";
+    case cudaErrorInvalidDevice:
+        return "invalid device ordinal";
+    case cudaErrorNotReady:
+        return "device not ready";
+    case cudaErrorStreamCaptureUnsupported:
+        return "operation not permitted when stream is capturing";
+    default:
+        return "invalid handle or state";
+    }
+}
+extern "C" cudaError_t cudaGetLastError(void) {
+    const cudaError_t e = last_error;
+    last_error = cudaSuccess;
+    return e;
+}
+
+/* --- devices --- */
+
+extern "C" cudaError_t cudaGetDeviceCount(int *ret) {
+    *ret = DEVICES;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaSetDevice(int device) {
+    return device >= 0 && device < DEVICES ? cudaSuccess : fails(cudaErrorInvalidDevice);
+}
+extern "C" cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int device) {
+    if (device < 0 || device >= DEVICES)
+        return fails(cudaErrorInvalidDevice);
+    memset(ret, 0, sizeof *ret);
+    snprintf(ret->name, sizeof ret->name, "emulation");
+    ret->totalGlobalMem = DEVICE_BYTES;
+    ret->sharedMemPerBlockOptin = EMU_SHARED_MAX;
+    ret->major = 8;
+    ret->minor = 6;
+    ret->multiProcessorCount = EMU_SMS;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaMemGetInfo(size_t *ret_free, size_t *ret_total) {
+    guard g(emu.lock);
+    *ret_free = DEVICE_BYTES - emu.device_used;
+    *ret_total = DEVICE_BYTES;
+    return cudaSuccess;
+}
+
+/* --- memory --- */
+
+static void protect(const allocation &a, int how) {
+    if (mprotect(a.first_page, a.page_bytes, how) != 0)
+        abort();
+}
+static void open_memory() {
+    emu.open = true;
+    for (const auto &m : emu.memory)
+        protect(m.second, PROT_READ | PROT_WRITE);
+}
+static void close_memory() {
+    emu.open = false;
+    for (const auto &m : emu.memory)
+        protect(m.second, PROT_NONE);
+}
+
+const char *emu_device_address(const void *address) {
+    static char text[128];
+    uint8_t *p = (uint8_t *)address;
+    if (!emu.arena || p < emu.arena || p >= emu.arena + ARENA_BYTES)
+        return NULL;
+    auto m = emu.memory.upper_bound(p);
+    if (m == emu.memory.begin())
+        return "device memory that was never allocated";
+    --m;
+    snprintf(text, sizeof text, "byte %td of device memory of %zu bytes", p - m->first, m->second.bytes);
+    return text;
+}
+
+/* Ends where its last page does, as far as 256-byte alignment lets it; the page behind cannot be touched. */
+extern "C" cudaError_t cudaMalloc(void **ret, size_t bytes) {
+    guard g(emu.lock);
+    if (emu.captures)
+        return fails(cudaErrorStreamCaptureUnsupported);
+    const size_t rounded = (bytes + 255) & ~(size_t)255, pages = (rounded + PAGE - 1) / PAGE * PAGE;
+    if (bytes > DEVICE_BYTES - emu.device_used)
+        return fails(cudaErrorMemoryAllocation);
+    if (!emu.arena) {
+        emu.arena = (uint8_t *)mmap(
+                NULL, ARENA_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (emu.arena == MAP_FAILED)
+            abort();
+    }
+    if (pages + PAGE > ARENA_BYTES - emu.arena_used)
+        return fails(cudaErrorMemoryAllocation);
+    const allocation a = {emu.arena + emu.arena_used, pages, bytes};
+    emu.arena_used += pages + PAGE;
+    emu.device_used += bytes;
+    uint8_t *p = a.first_page + pages - rounded;
+    protect(a, PROT_READ | PROT_WRITE);
+    memset(a.first_page, POISON, pages);
+    if (!emu.open)
+        protect(a, PROT_NONE);
+    emu.memory[p] = a;
+    *ret = bytes ? p : NULL;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaFree(void *p) {
+    guard g(emu.lock);
+    auto m = emu.memory.find((uint8_t *)p);
+    if (!p)
+        return cudaSuccess;
+    if (m == emu.memory.end())
+        return fails(cudaErrorInvalidValue);
+    const allocation a = m->second;
+    protect(a, PROT_READ);
+    for (uint8_t *q = a.first_page; q < a.first_page + a.page_bytes; q++)
+        if ((q < m->first || q >= m->first + a.bytes) && *q != POISON) {
+            char text[128];
+            snprintf(text, sizeof text, "byte %td of device memory of %zu bytes was written", q - m->first,
+                    a.bytes);
+            fault_of(cudaErrorIllegalAddress, text);
+            break;
+        }
+    protect(a, PROT_NONE);
+    madvise(a.first_page, a.page_bytes, MADV_DONTNEED);
+    emu.device_used -= a.bytes;
+    emu.memory.erase(m);
+    return emu.fault;
+}
+extern "C" cudaError_t cudaHostAlloc(void **ret, size_t bytes, unsigned) {
+    guard g(emu.lock);
+    if (emu.captures)
+        return fails(cudaErrorStreamCaptureUnsupported);
+    *ret = aligned_alloc(256, (bytes + 256) & ~(size_t)255);
+    if (!*ret)
+        return fails(cudaErrorMemoryAllocation);
+    emu.host[(uint8_t *)*ret] = bytes;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaFreeHost(void *p) {
+    guard g(emu.lock);
+    if (p && emu.host.erase((uint8_t *)p) == 0)
+        return fails(cudaErrorInvalidValue);
+    free(p);
+    return cudaSuccess;
+}
+
+/* Whether [p, p + bytes) is within one allocation. */
+static bool of_device(const void *p, size_t bytes) {
+    auto m = emu.memory.upper_bound((uint8_t *)p);
+    if (m == emu.memory.begin())
+        return false;
+    --m;
+    const size_t at = (size_t)((uint8_t *)p - m->first);
+    return at <= m->second.bytes && bytes <= m->second.bytes - at;
+}
+
+/* --- streams --- */
+
+static cudaError_t run_one(emu_stream *s) {
+    work w = std::move(s->queue.front());
+    const bool opened = emu.open;
+    s->queue.pop_front();
+    s->ran++;
+    emu.works++;
+    if (emu.fault != cudaSuccess)
+        return emu.fault;
+    if (!opened)
+        open_memory();
+    const cudaError_t e = w();
+    if (!opened)
+        close_memory();
+    return e;
+}
+static cudaError_t run_until(emu_stream *s, uint64_t number) {
+    while (s->ran < number && !s->queue.empty())
+        run_one(s);
+    return emu.fault;
+}
+static cudaError_t queue(emu_stream *s, work w) {
+    if (!s)
+        return fails(cudaErrorInvalidResourceHandle);
+    if (emu.fault != cudaSuccess)
+        return fails(emu.fault);
+    if (s->capture) {
+        s->capture->works.push_back(std::move(w));
+        return cudaSuccess;
+    }
+    s->queue.push_back(std::move(w));
+    s->queued++;
+    return cudaSuccess;
+}
+
+extern "C" cudaError_t cudaStreamCreateWithFlags(cudaStream_t *ret, unsigned) {
+    *ret = new emu_stream();
+    return emu.fault;
+}
+extern "C" cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    guard g(emu.lock);
+    if (!s)
+        return fails(cudaErrorInvalidResourceHandle);
+    run_until(s, s->queued);
+    delete s;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    guard g(emu.lock);
+    if (!s)
+        return fails(cudaErrorInvalidResourceHandle);
+    return s->capture ? fails(cudaErrorStreamCaptureUnsupported) : run_until(s, s->queued);
+}
+/* Whoever asks finds the device a work further. */
+static cudaError_t ask(emu_stream *s, uint64_t number) {
+    if (s->ran >= number)
+        return emu.fault;
+    run_one(s);
+    return emu.fault != cudaSuccess ? emu.fault : cudaErrorNotReady;
+}
+extern "C" cudaError_t cudaStreamQuery(cudaStream_t s) {
+    guard g(emu.lock);
+    if (!s)
+        return fails(cudaErrorInvalidResourceHandle);
+    return s->capture ? fails(cudaErrorStreamCaptureUnsupported) : ask(s, s->queued);
+}
+
+extern "C" cudaError_t cudaMemcpyAsync(
+        void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s) {
+    guard g(emu.lock);
+    const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice,
+               from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if (bytes == 0)
+        return cudaSuccess;
+    if (of_device(to, bytes) != to_device || of_device(from, bytes) != from_device)
+        return fails(cudaErrorInvalidValue);
+    return queue(s, [=] {
+        memmove(to, from, bytes);
+        return cudaSuccess;
+    });
+}
+extern "C" cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s) {
+    guard g(emu.lock);
+    if (bytes == 0)
+        return cudaSuccess;
+    if (!of_device(to, bytes))
+        return fails(cudaErrorInvalidValue);
+    return queue(s, [=] {
+        memset(to, value, bytes);
+        return cudaSuccess;
+    });
+}
+
+/* --- kernels --- */
+
+cudaError_t emu_set_shared_limit(const void *kernel_key, int bytes) {
+    guard g(emu.lock);
+    if (bytes < 0 || (unsigned)bytes > EMU_SHARED_MAX)
+        return fails(cudaErrorInvalidValue);
+    emu.shared_limit[kernel_key] = bytes;
+    return cudaSuccess;
+}
+cudaError_t emu_queue_kernel(cudaStream_t s, const emu_launch &l) {
+    guard g(emu.lock);
+    auto limit = emu.shared_limit.find(l.kernel_key);
+    const size_t most = limit == emu.shared_limit.end() || (unsigned)limit->second < EMU_SHARED_PLAIN
+                                ? EMU_SHARED_PLAIN
+                                : (size_t)limit->second;
+    if (l.grid.x < 1 || l.grid.y < 1 || l.grid.z < 1 || l.grid.y > 65535 || l.grid.z > 65535 ||
+            l.threads < 1 || l.threads > EMU_THREADS_MAX)
+        return fails(cudaErrorInvalidConfiguration);
+    if (l.shared_bytes > most)
+        return fails(cudaErrorInvalidValue);
+    return queue(s, [=] {
+        const char *fault = emu_run_kernel(l);
+        return fault ? fault_of(cudaErrorIllegalAddress, fault) : cudaSuccess;
+    });
+}
+
+/* --- events --- */
+
+extern "C" cudaError_t cudaEventCreateWithFlags(cudaEvent_t *ret, unsigned) {
+    *ret = new emu_event();
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaEventDestroy(cudaEvent_t ev) {
+    guard g(emu.lock);
+    delete ev;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaEventRecord(cudaEvent_t ev, cudaStream_t s) {
+    guard g(emu.lock);
+    if (!ev || !s || s->capture)
+        return fails(ev && s ? cudaErrorStreamCaptureUnsupported : cudaErrorInvalidResourceHandle);
+    ev->stream = s;
+    ev->number = s->queued;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaEventQuery(cudaEvent_t ev) {
+    guard g(emu.lock);
+    return ev->stream ? ask(ev->stream, ev->number) : emu.fault;
+}
+extern "C" cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t ev, unsigned) {
+    guard g(emu.lock);
+    emu_stream *of = ev->stream;
+    const uint64_t number = ev->number;
+    if (!of || of == s)
+        return cudaSuccess;
+    return queue(s, [=] { return run_until(of, number); });
+}
+
+/* --- graphs --- */
+
+extern "C" cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode) {
+    guard g(emu.lock);
+    if (!s || s->capture)
+        return fails(s ? cudaErrorIllegalState : cudaErrorInvalidResourceHandle);
+    s->capture = new emu_graph();
+    emu.captures++;
+    return emu.fault;
+}
+extern "C" cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *ret) {
+    guard g(emu.lock);
+    if (!s || !s->capture)
+        return fails(s ? cudaErrorIllegalState : cudaErrorInvalidResourceHandle);
+    *ret = s->capture;
+    s->capture = NULL;
+    emu.captures--;
+    return emu.fault;
+}
+extern "C" cudaError_t cudaGraphInstantiate(cudaGraphExec_t *ret, cudaGraph_t graph, unsigned long long) {
+    *ret = new emu_graph_exec{graph->works};
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
+    guard g(emu.lock);
+    if (!exec || !s || s->capture)
+        return fails(exec && s ? cudaErrorStreamCaptureUnsupported : cudaErrorInvalidResourceHandle);
+    for (const work &w : exec->works)
+        queue(s, w);
+    return emu.fault;
+}
+extern "C" cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+    delete exec;
+    return cudaSuccess;
+}
