@@ -45,16 +45,8 @@ struct k_batch *k_batch_free(struct k_batch *b) {
     return NULL;
 }
 
-static uint32_t at_most(uint32_t x, uint32_t limit) {
-    return x < limit ? x : limit;
-}
 void k_batch_bounds(struct k_batch *b, const struct k_bounds *bounds) {
-    b->bounds = (struct k_bounds){b->rows_max, b->entries_max, UINT32_MAX};
-    if (!bounds)
-        return;
-    b->bounds.rows = at_most(bounds->rows, b->rows_max);
-    b->bounds.entries = at_most(bounds->entries, b->entries_max);
-    b->bounds.context = bounds->context;
+    b->bounds = bounds_within(bounds, b->rows_max, b->entries_max);
 }
 
 /* slots: NULL, or those whose lengths CONTINUE entries start from. */
@@ -62,9 +54,8 @@ static uint64_t deepest_context(
         const struct k_plan *plan, const struct k_entry *entries, const struct slot *slots) {
     uint64_t deepest = 0;
     for (uint32_t i = 0; i < plan->n_entries; i++) {
-        const struct k_entry *e = &entries[i];
-        const uint64_t first = e->kind == K_ENTRY_PROMPT ? e->first_pos : slots ? slots[e->slot].length : 0;
-        deepest = first + e->n_rows > deepest ? first + e->n_rows : deepest;
+        const uint64_t depth = entry_depth(&entries[i], slots ? slots[entries[i].slot].length : 0);
+        deepest = depth > deepest ? depth : deepest;
     }
     return deepest;
 }

@@ -8,6 +8,7 @@
 #include "base/futex.h"
 #include "kernels/kernels.h"
 #include "kernels/layout/cpu_tiles.h"
+#include "kernels/shared/bounds.h"
 #include "kernels/shared/check.h"
 #include "kernels/shared/constants.h"
 #include "kernels/shared/counts.h"

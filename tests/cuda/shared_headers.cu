@@ -1,5 +1,6 @@
 /* shared_headers.cu - every header of kernels/shared in one .cu file, its functions called from a kernel. Compiled by
  * the test kernels_shared_is_cuda, and never run. */
+#include "kernels/shared/bounds.h"
 #include "kernels/shared/check.h"
 #include "kernels/shared/constants.h"
 #include "kernels/shared/counts.h"

@@ -1,8 +1,8 @@
 /* runtime.cc - the runtime API of the CUDA emulation: memory, streams, events, graphs. See emu.h.
  *
  * What is queued is a closure in its stream. It runs when somebody waits for it; whoever only asks makes the device do
- * one piece of work. Device memory is open while work runs and closed to everybody otherwise. A fault in a kernel stays:
- * every later call returns it. */
+ * one piece of work. Device memory is open while work runs and closed to everybody otherwise. A fault in a kernel
+ * stays: every later call returns it. */
 #include "tests/cuda_emu/emu.h"
 #include "tests/cuda_emu/emu_control.h"
 
@@ -122,6 +122,7 @@ extern "C" cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int d
     snprintf(ret->name, sizeof ret->name, "emulation");
     ret->totalGlobalMem = DEVICE_BYTES;
     ret->sharedMemPerBlockOptin = EMU_SHARED_MAX;
+    ret->sharedMemPerMultiprocessor = EMU_SHARED_MAX + 1024;
     ret->major = 8;
     ret->minor = 6;
     ret->multiProcessorCount = EMU_SMS;

@@ -1,0 +1,289 @@
+/* context.c - contexts, streams, events and graphs of the CUDA library.
+ *
+ * Called by tp/. A context is one device as one rank sees it, a stream a CUDA stream of its own, a graph what CUDA
+ * captured. The caller owns every object and frees streams, events and graphs before their context. Calls enter the
+ * context's device first, so that threads may serve different ones. */
+#include "kernels/cuda/internal.h"
+
+#include "base/clock.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SPIN_NS  (50 * 1000ull) /* of a wait: then the thread sleeps between two looks */
+#define SLEEP_NS (20 * 1000ull)
+
+/* --- failed calls --- */
+
+static int errno_of(cudaError_t r) {
+    return r == cudaErrorMemoryAllocation ? -ENOMEM : -EIO;
+}
+static const char *file_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+int cuda_failed(const struct k_context *c, cudaError_t r, const char *call, const char *file, int line,
+        struct error *e) {
+    cudaGetLastError(); /* it is told here, and is not the next call's */
+    return error_set(e, errno_of(r), "device %d: %s (%s:%d): %s", c->device, call, file_name(file), line,
+            cudaGetErrorString(r));
+}
+bool stream_queued(struct k_stream *s, cudaError_t r, const char *call, const char *file, int line) {
+    struct error e;
+    if (r == cudaSuccess)
+        return true;
+    cuda_failed(s->context, r, call, file, line, &e);
+    stream_fault(s, e.code, "%s", e.text);
+    return false;
+}
+
+/* --- context --- */
+
+int context_enter(const struct k_context *c, struct error *e) {
+    CUDA_TRY(c, cudaSetDevice(c->device), e);
+    return 0;
+}
+
+static int context_fill(struct k_context *c, struct error *e) {
+    struct cudaDeviceProp p;
+    int n = 0, r = 0;
+    CUDA_TRY(c, cudaGetDeviceCount(&n), e);
+    if (c->device < 0 || c->device >= n)
+        return error_set(e, -ENODEV, "there is no CUDA device %d; this machine has %d", c->device, n);
+    r = context_enter(c, e);
+    if (r < 0)
+        return r;
+    CUDA_TRY(c, cudaGetDeviceProperties(&p, c->device), e);
+    if (p.major < 8)
+        return error_set(e, -ENOTSUP, "device %d (%s) has compute capability %d.%d; 8.0 or higher is needed",
+                c->device, p.name, p.major, p.minor);
+    c->size = (struct device_size){(uint32_t)p.multiProcessorCount, p.sharedMemPerMultiprocessor};
+    snprintf(c->text, sizeof c->text, "cuda %s (sm_%d%d), device %d", p.name, p.major, p.minor, c->device);
+    CUDA_TRY(c, products_prepare((uint32_t)p.sharedMemPerBlockOptin), e);
+    CUDA_TRY(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), e);
+    return 0;
+}
+
+int k_context_create(const struct k_context_options *options, struct k_context **ret, struct error *e) {
+    struct k_context *c;
+    int r;
+    if (options->float_activations)
+        return error_set(e, -ENOTSUP,
+                "the CUDA worker multiplies quantised weights with INT8 activations only; leave --activations "
+                "as it is");
+    c = calloc(1, sizeof *c);
+    if (!c)
+        return error_set(e, -ENOMEM, "no memory for a context");
+    c->device = (int)options->device;
+    c->threads = options->threads;
+    r = context_fill(c, e);
+    if (r < 0)
+        c = k_context_free(c);
+    else
+        *ret = c;
+    return r;
+}
+struct k_context *k_context_free(struct k_context *c) {
+    if (c && c->stream)
+        cudaStreamDestroy(c->stream);
+    free(c);
+    return NULL;
+}
+const char *k_context_describe(const struct k_context *c) {
+    return c->text;
+}
+
+/* --- streams --- */
+
+int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e) {
+    struct k_stream *s;
+    int r = context_enter(c, e);
+    if (r < 0)
+        return r;
+    s = calloc(1, sizeof *s);
+    if (!s)
+        return error_set(e, -ENOMEM, "no memory for a stream");
+    s->context = c;
+    const cudaError_t made = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+    if (made != cudaSuccess) {
+        free(s);
+        CUDA_TRY(c, made, e);
+    }
+    *ret = s;
+    return 0;
+}
+struct k_stream *k_stream_free(struct k_stream *s) {
+    cudaGraph_t graph;
+    if (!s)
+        return NULL;
+    context_enter(s->context, NULL);
+    if (s->capturing && cudaStreamEndCapture(s->stream, &graph) == cudaSuccess)
+        cudaGraphDestroy(graph);
+    cudaStreamDestroy(s->stream);
+    free(s);
+    return NULL;
+}
+
+void stream_fault(struct k_stream *s, int code, const char *format, ...) {
+    va_list ap;
+    if (s->fault.code)
+        return;
+    va_start(ap, format);
+    error_setv(&s->fault, code, format, ap);
+    va_end(ap);
+}
+int k_stream_error(struct k_stream *s, struct error *e) {
+    if (!s->fault.code && !s->capturing) {
+        const cudaError_t r = cudaStreamQuery(s->stream);
+        if (r != cudaErrorNotReady)
+            CUDA_QUEUED(s, r);
+    }
+    if (s->fault.code && e)
+        *e = s->fault;
+    return s->fault.code;
+}
+
+/* Looks until it is done: first all the time, since a step's end is near, then with pauses. */
+static cudaError_t wait_until(cudaError_t (*look)(void *), void *arg, uint64_t timeout_ns) {
+    const uint64_t begin = clock_ns();
+    const struct timespec pause = {.tv_nsec = SLEEP_NS};
+    for (;;) {
+        const cudaError_t r = look(arg);
+        const uint64_t passed = clock_ns() - begin;
+        if (r != cudaErrorNotReady || (timeout_ns && passed >= timeout_ns))
+            return r;
+        if (passed < SPIN_NS)
+            sched_yield();
+        else
+            nanosleep(&pause, NULL);
+    }
+}
+static cudaError_t look_at_stream(void *arg) {
+    return cudaStreamQuery(((struct k_stream *)arg)->stream);
+}
+int k_stream_wait(struct k_stream *s, uint64_t timeout_ns, struct error *e) {
+    if (!s->capturing) {
+        const cudaError_t r = wait_until(look_at_stream, s, timeout_ns);
+        if (r == cudaErrorNotReady)
+            return error_set(e, -ETIMEDOUT, "device %d did not finish in %.1f s", s->context->device,
+                    (double)timeout_ns / 1e9);
+        CUDA_QUEUED(s, r);
+    }
+    if (s->fault.code && e)
+        *e = s->fault;
+    return s->fault.code;
+}
+
+void k_stream_set_workspace(struct k_stream *s, void *device_memory, size_t bytes) {
+    s->d_workspace = device_memory;
+    s->workspace_bytes = bytes;
+}
+void *stream_scratch(struct k_stream *s, size_t bytes) {
+    if (bytes <= s->workspace_bytes)
+        return s->d_workspace;
+    stream_fault(s, -ENOBUFS,
+            "the workspace has %zu bytes and %zu are needed; size it with k_workspace_bytes()",
+            s->workspace_bytes, bytes);
+    return NULL;
+}
+
+/* --- events --- */
+
+struct k_event {
+    struct k_context *context;
+    cudaEvent_t event;
+    bool recorded; /* CUDA calls one that never was done */
+};
+int k_event_create(struct k_context *c, struct k_event **ret, struct error *e) {
+    struct k_event *ev;
+    int r = context_enter(c, e);
+    if (r < 0)
+        return r;
+    ev = calloc(1, sizeof *ev);
+    if (!ev)
+        return error_set(e, -ENOMEM, "no memory for an event");
+    ev->context = c;
+    const cudaError_t made = cudaEventCreateWithFlags(&ev->event, cudaEventDisableTiming);
+    if (made != cudaSuccess) {
+        free(ev);
+        CUDA_TRY(c, made, e);
+    }
+    *ret = ev;
+    return 0;
+}
+struct k_event *k_event_free(struct k_event *ev) {
+    if (ev)
+        cudaEventDestroy(ev->event);
+    free(ev);
+    return NULL;
+}
+void k_event_record(struct k_stream *s, struct k_event *ev) {
+    ev->recorded = CUDA_QUEUED(s, cudaEventRecord(ev->event, s->stream));
+}
+bool k_event_done(const struct k_event *ev) {
+    return ev->recorded && cudaEventQuery(ev->event) == cudaSuccess;
+}
+static cudaError_t look_at_event(void *arg) {
+    return cudaEventQuery(((struct k_event *)arg)->event);
+}
+int k_event_wait(struct k_event *ev, uint64_t timeout_ns) {
+    if (!ev->recorded)
+        return -ETIMEDOUT;
+    const cudaError_t r = wait_until(look_at_event, ev, timeout_ns);
+    if (r == cudaErrorNotReady)
+        return -ETIMEDOUT;
+    return r == cudaSuccess ? 0 : errno_of(r);
+}
+
+/* --- graphs --- */
+
+struct k_graph {
+    struct k_context *context;
+    cudaGraphExec_t exec;
+};
+int k_capture_begin(struct k_stream *s, struct error *e) {
+    if (s->capturing)
+        return error_set(e, -EBUSY, "this stream is being captured already; end that capture first");
+    int r = context_enter(s->context, e);
+    if (r < 0)
+        return r;
+    CUDA_TRY(s->context, cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal), e);
+    s->capturing = true;
+    return 0;
+}
+int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e) {
+    cudaGraph_t graph = NULL;
+    struct k_graph *g;
+    if (!s->capturing)
+        return error_set(e, -EINVAL, "this stream is not being captured");
+    s->capturing = false;
+    CUDA_TRY(s->context, cudaStreamEndCapture(s->stream, &graph), e);
+    g = calloc(1, sizeof *g);
+    if (!g) {
+        cudaGraphDestroy(graph);
+        return error_set(e, -ENOMEM, "no memory for a graph");
+    }
+    g->context = s->context;
+    const cudaError_t made = cudaGraphInstantiate(&g->exec, graph, 0);
+    cudaGraphDestroy(graph);
+    if (made != cudaSuccess) {
+        free(g);
+        CUDA_TRY(s->context, made, e);
+    }
+    *ret = g;
+    return 0;
+}
+void k_graph_launch(struct k_stream *s, struct k_graph *g) {
+    if (CUDA_QUEUED(s, cudaSetDevice(s->context->device)))
+        CUDA_QUEUED(s, cudaGraphLaunch(g->exec, s->stream));
+}
+struct k_graph *k_graph_free(struct k_graph *g) {
+    if (g)
+        cudaGraphExecDestroy(g->exec);
+    free(g);
+    return NULL;
+}

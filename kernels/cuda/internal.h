@@ -1,0 +1,80 @@
+/* internal.h - what the files of kernels/cuda share: the objects behind kernels.h, and how a failed call is told.
+ *
+ * Host code is C17 (.c); a .cu file has kernels and the functions that queue them (product.h). Pointers into device
+ * memory are named d_...; the host never follows one. Rows and entries that the host knows are bounds: how many there
+ * are stands in the batch's plan on the device, where kernels read it, so that a captured graph replays with new
+ * contents. */
+#pragma once
+
+#include "kernels/cuda/product.h"
+#include "kernels/kernels.h"
+#include "kernels/shared/constants.h"
+
+#include <cuda_runtime_api.h>
+
+struct k_context {
+    int device;
+    struct device_size size;
+    uint32_t threads;    /* of the host, for packing; 0 = all that this process may use */
+    cudaStream_t stream; /* what is done at load: allocations, uploads */
+    char text[320];
+};
+
+struct k_stream {
+    struct k_context *context;
+    cudaStream_t stream;
+    uint8_t *d_workspace;
+    size_t workspace_bytes;
+    bool capturing;
+    struct error fault; /* code 0 = none */
+};
+
+struct k_batch {
+    struct k_context *context;
+    uint32_t entries_max, rows_max;
+    struct k_bounds bounds; /* of what is queued next */
+    struct k_plan *d_plan;
+    struct k_entry *d_entries; /* [entries_max] */
+    uint32_t *d_ids, *d_rope;  /* [rows_max], [3 * rows_max] as uploaded */
+};
+
+struct k_linear {
+    struct k_context *context;
+    uint8_t *d_memory;       /* all panels, their strips' outputs, and the order */
+    const uint32_t *d_order; /* NULL, or [columns]: position k takes input order[k] */
+    uint32_t rows, columns, leaves, leaf_columns;
+    uint32_t n_pieces, n_panels;
+    struct panel panels[PIECES_MAX];
+    bool halves; /* two pieces of equally many rows */
+    char name[96];
+};
+
+/* --- failed calls --- */
+
+/* Fills *e with call, file, line and device, and returns a negative errno. */
+int cuda_failed(const struct k_context *c, cudaError_t r, const char *call, const char *file, int line,
+        struct error *e);
+/* Leaves the function with what a failed call of the CUDA runtime is worth. */
+#define CUDA_TRY(c, call, e)                                                                                 \
+    do {                                                                                                     \
+        const cudaError_t cuda_try_ = (call);                                                                \
+        if (cuda_try_ != cudaSuccess)                                                                        \
+            return cuda_failed((c), cuda_try_, #call, __FILE__, __LINE__, (e));                              \
+    } while (0)
+/* The same where there is nothing to return: the stream keeps the first fault. True = it went well. */
+#define CUDA_QUEUED(s, call) stream_queued((s), (call), #call, __FILE__, __LINE__)
+bool stream_queued(struct k_stream *s, cudaError_t r, const char *call, const char *file, int line);
+
+/* Keeps the first fault. */
+void stream_fault(struct k_stream *s, int code, const char *format, ...)
+        __attribute__((format(printf, 3, 4)));
+/* bytes of scratch on the device, from the start of the workspace; NULL and a fault when it is too small. */
+void *stream_scratch(struct k_stream *s, size_t bytes);
+
+/* Makes the context's device the one that this thread's calls mean. */
+int context_enter(const struct k_context *c, struct error *e);
+/* to[bytes] on the device = from, done when it returns. */
+int context_upload(struct k_context *c, void *d_to, const void *from, size_t bytes, struct error *e);
+
+/* Scratch of a product of up to `rows` rows and `columns` columns that writes up to `outputs` beside its result. */
+uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs);

@@ -1,0 +1,70 @@
+/* memory.c - device memory, pinned host memory, and copies between them.
+ *
+ * Called by tp/ at load, and per step for what goes up and down. Nothing is allocated while a step runs. */
+#include "kernels/cuda/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+bool k_memory_shared(const struct k_context *c) {
+    (void)c;
+    return false;
+}
+uint64_t k_memory_free(const struct k_context *c) {
+    size_t bytes_free = 0, total = 0;
+    if (context_enter(c, NULL) < 0 || cudaMemGetInfo(&bytes_free, &total) != cudaSuccess)
+        return 0;
+    return bytes_free;
+}
+
+static int alloc(struct k_context *c, size_t bytes, void **ret, struct error *e) {
+    int r = context_enter(c, e);
+    if (r < 0)
+        return r;
+    CUDA_TRY(c, cudaMalloc(ret, bytes ? bytes : 1), e);
+    CUDA_TRY(c, cudaMemsetAsync(*ret, 0, bytes ? bytes : 1, c->stream), e);
+    CUDA_TRY(c, cudaStreamSynchronize(c->stream), e);
+    return 0;
+}
+void *k_alloc(struct k_context *c, size_t bytes) {
+    void *d_p = NULL;
+    if (alloc(c, bytes, &d_p, NULL) == 0)
+        return d_p;
+    cudaFree(d_p);
+    return NULL;
+}
+void k_free(struct k_context *c, void *p) {
+    if (p && context_enter(c, NULL) == 0)
+        cudaFree(p);
+}
+
+void *k_host_alloc(struct k_context *c, size_t bytes) {
+    void *p = NULL;
+    if (context_enter(c, NULL) < 0 ||
+            cudaHostAlloc(&p, bytes ? bytes : 1, cudaHostAllocPortable) != cudaSuccess)
+        return NULL;
+    return memset(p, 0, bytes);
+}
+void k_host_free(struct k_context *c, void *p) {
+    if (p && context_enter(c, NULL) == 0)
+        cudaFreeHost(p);
+}
+
+int context_upload(struct k_context *c, void *d_to, const void *from, size_t bytes, struct error *e) {
+    int r = context_enter(c, e);
+    if (r < 0)
+        return r;
+    CUDA_TRY(c, cudaMemcpyAsync(d_to, from, bytes, cudaMemcpyHostToDevice, c->stream), e);
+    CUDA_TRY(c, cudaStreamSynchronize(c->stream), e);
+    return 0;
+}
+
+void k_upload(struct k_stream *s, void *device_to, const void *host_from, size_t bytes) {
+    if (bytes)
+        CUDA_QUEUED(s, cudaMemcpyAsync(device_to, host_from, bytes, cudaMemcpyHostToDevice, s->stream));
+}
+void k_download(struct k_stream *s, void *host_to, const void *device_from, size_t bytes) {
+    if (bytes)
+        CUDA_QUEUED(s, cudaMemcpyAsync(host_to, device_from, bytes, cudaMemcpyDeviceToHost, s->stream));
+}

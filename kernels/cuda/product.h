@@ -1,0 +1,98 @@
+/* product.h - linear products on the device: what the kernels are given, and the functions that queue them.
+ *
+ * Between the host code of this folder (C) and its .cu files. Arguments are copied when a kernel is queued; the arrays
+ * that they name are the caller's. */
+#pragma once
+
+#include "kernels/kernels.h"
+
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A run is 128 k of a leaf counted from its start (ACTIVATION_RUN); the last one of a leaf may be short. */
+
+enum { SEGMENTS_ANY = 0 }; /* panel.segments: cut wherever kernels/shared/segments.h says */
+
+struct strip_output {
+    uint32_t column;  /* of y, of the strip's first row */
+    uint32_t n_valid; /* 1..16 rows that are there */
+};
+
+/* Strips of one form, of one or several pieces of a linear, in the layout of kernels/layout/cuda_mma.h; of this rank's
+ * leaves and rows only. */
+struct panel {
+    const uint8_t *d_codes;               /* [leaf][strip][run][run bytes] */
+    const uint8_t *d_scales;              /* [leaf][strip][slot][8][2] of `scale` */
+    const uint8_t *d_zeros;               /* [leaf][strip][slot][8][2] */
+    const float *d_minimums;              /* [leaf][strip][slot][8][2] */
+    const struct strip_output *d_outputs; /* [strip] */
+    uint32_t strips, leaves, leaf_columns;
+    uint32_t runs, slots; /* of one leaf of one strip */
+    uint32_t segments; /* 1, 2 or 4: a run is that many equal segments, in as many slots; or SEGMENTS_ANY */
+    uint32_t group, first_column; /* SEGMENTS_ANY: of the whole matrix */
+    uint8_t format, scale;        /* enum quant_format: INT4 or INT8; enum quant_scale */
+    bool zeros, minimums;         /* whether those arrays are there */
+};
+
+/* Activations as INT8, in the fragments of mma_s8() (kernels/cuda/ptx.cuh).
+ *
+ *   d_codes   [leaf][run][row / 8][half h][lane (g, i)][16]: row g of the eight; k 64h + 8i .. + 7, then k 64h + 32 +
+ *             8i .. + 7
+ *   d_scales  [leaf][run][row]
+ *
+ * Rows are counted in tiles of 8; those that are not there are undefined. Columns behind a leaf's end are 0. */
+struct activations {
+    uint8_t *d_codes;
+    float *d_scales;
+    uint32_t row_tiles;
+};
+
+struct quantise_args {
+    const float *d_x;        /* [rows][columns] */
+    const float *d_norm;     /* NULL, or [columns]: x is normalised first */
+    const uint32_t *d_order; /* NULL, or [columns]: position k is input order[k] */
+    const struct k_plan *d_plan;
+    float eps;
+    uint32_t columns, leaf_columns, runs;
+    struct activations to;
+};
+cudaError_t queue_quantise(cudaStream_t s, const struct quantise_args *a, uint32_t rows_bound);
+
+struct stream_args {
+    struct panel w;
+    struct activations x;
+    const struct k_plan *d_plan;
+    uint32_t first_row; /* a multiple of 16; up to 16 rows from there on are multiplied */
+    uint32_t units;     /* set by queue_stream() */
+    bool pair; /* strips u and strips / 2 + u are gate and up of the same outputs: y = silu(gate) * up */
+    float *d_y;
+    uint32_t ldy;
+};
+#define STREAM_ROWS 16u
+
+struct device_size { /* what grids are made for */
+    uint32_t sms;
+    size_t shared_of_sm;
+};
+/* y[r][outputs] of rows first_row.. below min(the plan's, rows_bound). */
+cudaError_t queue_stream(
+        cudaStream_t s, const struct stream_args *a, uint32_t rows_bound, const struct device_size *d);
+
+/* y[r][n] = silu(both[r][i]) * both[r][n + i] */
+struct silu_args {
+    const float *d_both;
+    const struct k_plan *d_plan;
+    float *d_y;
+    uint32_t n;
+};
+cudaError_t queue_silu(cudaStream_t s, const struct silu_args *a, uint32_t rows_bound);
+
+/* Once per device: how much shared memory a block may have there. */
+cudaError_t products_prepare(uint32_t shared_of_block);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,122 @@
+/* quantise.cu - activations as INT8 in fragment order, normalised and reordered before where a linear wants it; and
+ * SiLU of products whose gate and up have no form in common.
+ *
+ * The rule is kernels.h's, operation by operation kernels/cpu/isa/body_rows.h and body_codes.h: the norm's sum is 16
+ * chains of every 16th element, then a tree; a run of 128 k of a leaf has the scale max|x| / 127, and no number where x
+ * has one that is none. Compiled without fused or approximate arithmetic of the compiler's own (CMakeLists.txt).
+ *
+ *   quantise  grid (rows, SPREAD): SPREAD blocks share the runs of a row, a warp takes a run, a lane four k of it.
+ *             Each block takes the norm's sum of the row by itself: it is 16 dependent chains, whoever computes it, and
+ *             a node of its own would cost more. Reads 4 bytes of x (and 4 of the norm) an element, writes 1; all in
+ *             L2. */
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/product.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/shared/constants.h"
+#include "kernels/shared/elementary.h"
+
+#define QUANTISE_THREADS 256u
+#define SPREAD           4u
+#define STAGED           8192u /* floats of a row in shared memory at once: 32 KB */
+#define CHAINS           16u   /* of the norm's sum */
+#define ALL_LANES        0xffffffffu
+
+/* 1 / sqrt(mean(x^2) + eps), in every thread. The first warp's lanes 0..15 are the chains; all stage x for them. */
+static __device__ float norm_scale(const float *d_x, uint32_t n, float eps, float *shared) {
+    const uint32_t lane = threadIdx.x % 32;
+    float acc = 0.0f;
+    for (uint32_t first = 0; first < n; first += STAGED) {
+        const uint32_t m = n - first < STAGED ? n - first : STAGED;
+        for (uint32_t k = threadIdx.x; k < m; k += QUANTISE_THREADS)
+            shared[k] = d_x[first + k];
+        __syncthreads();
+        if (threadIdx.x < CHAINS) {
+#pragma unroll 16
+            for (uint32_t k = lane; k < m; k += CHAINS)
+                acc = fmaf(shared[k], shared[k], acc);
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x < 32) {
+        for (int d = CHAINS / 2; d > 0; d /= 2) /* lane l adds l + d's: the others' sums are not used */
+            acc = acc + __shfl_xor_sync(ALL_LANES, acc, d);
+        if (lane == 0)
+            shared[0] = 1.0f / sqrtf(acc / (float)n + eps);
+    }
+    __syncthreads();
+    return shared[0];
+}
+
+/* Element k of the linear's input: normalised, then in its order. */
+static __device__ __forceinline__ float input_at(
+        const struct quantise_args &a, const float *d_x, float scale, uint32_t k) {
+    const uint32_t from = a.d_order ? load_read_only(a.d_order + k) : k;
+    const float x = d_x[from];
+    return a.d_norm ? x * scale * load_read_only(a.d_norm + from) : x;
+}
+
+/* Four codes, the first in the low byte; highest: bits of the largest |x| of the run. */
+static __device__ uint32_t codes_of(const float *x, uint32_t highest, float *ret_scale) {
+    const float scale = highest >= 0x7f800000u ? float_of_bits(0x7fc00000u) : float_of_bits(highest) / 127.0f;
+    uint32_t codes = 0;
+    *ret_scale = scale;
+    if (!(scale > 0.0f))
+        return 0;
+#pragma unroll
+    for (uint32_t e = 0; e < 4; e++) {
+        float q = x[e] / scale;
+        q = -127.0f > q ? -127.0f : q;
+        q = 127.0f < q ? 127.0f : q;
+        codes |= ((bits_of_float(q + ROUND_MAGIC) - bits_of_float(ROUND_MAGIC)) & 255u) << (8 * e);
+    }
+    return codes;
+}
+
+/* One run of a row: lane l has k 4l .. 4l + 3. */
+static __device__ void quantise_run(
+        const struct quantise_args &a, const float *d_x, float scale, uint32_t row, uint32_t run) {
+    const uint32_t lane = threadIdx.x % 32, leaf = run / a.runs, k = run % a.runs * ACTIVATION_RUN + lane * 4;
+    float x[4];
+    uint32_t highest = 0;
+#pragma unroll
+    for (uint32_t e = 0; e < 4; e++) {
+        x[e] = k + e < a.leaf_columns ? input_at(a, d_x, scale, leaf * a.leaf_columns + k + e) : 0.0f;
+        const uint32_t size = bits_of_float(x[e]) & 0x7fffffffu;
+        highest = size > highest ? size : highest;
+    }
+    float x_scale;
+    const uint32_t codes = codes_of(x, __reduce_max_sync(ALL_LANES, highest), &x_scale);
+    /* k = 64h + 32s + 8i + 4b: half h, step s of it, lane i of the row's four, register b */
+    const uint32_t h = lane / 16, s = lane / 8 % 2, i = lane / 2 % 4, b = lane % 2;
+    uint8_t *d_tile = a.to.d_codes + ((uint64_t)run * a.to.row_tiles + row / 8) * 1024;
+    *(uint32_t *)(d_tile + h * 512 + row % 8 * 64 + i * 16 + s * 8 + b * 4) = codes;
+    if (lane == 0)
+        a.to.d_scales[(uint64_t)run * a.to.row_tiles * 8 + row] = x_scale;
+}
+
+__global__ void __launch_bounds__(QUANTISE_THREADS) quantise_kernel(const struct quantise_args a) {
+    const uint32_t row = blockIdx.x, warp = threadIdx.x / 32, warps = QUANTISE_THREADS / 32,
+                   all_runs = a.columns / a.leaf_columns * a.runs;
+    const float *d_x = a.d_x + (uint64_t)row * a.columns;
+    if (row >= a.d_plan->n_rows)
+        return;
+    const float scale = a.d_norm ? norm_scale(d_x, a.columns, a.eps, (float *)dynamic_shared()) : 1.0f;
+    for (uint32_t run = blockIdx.y * warps + warp; run < all_runs; run += SPREAD * warps)
+        quantise_run(a, d_x, scale, row, run);
+}
+cudaError_t queue_quantise(cudaStream_t s, const struct quantise_args *a, uint32_t rows_bound) {
+    const size_t shared = a->d_norm ? STAGED * sizeof(float) : 0;
+    return K_LAUNCH(quantise_kernel, dim3(rows_bound, SPREAD), QUANTISE_THREADS, shared, s, *a);
+}
+
+/* grid (rows, blocks of 256 outputs) */
+__global__ void silu_kernel(const struct silu_args a) {
+    const uint32_t row = blockIdx.x, i = blockIdx.y * blockDim.x + threadIdx.x;
+    if (row >= a.d_plan->n_rows || i >= a.n)
+        return;
+    const float *d_gate = a.d_both + (uint64_t)row * 2 * a.n;
+    a.d_y[(uint64_t)row * a.n + i] = f32_silu(d_gate[i]) * d_gate[a.n + i];
+}
+cudaError_t queue_silu(cudaStream_t s, const struct silu_args *a, uint32_t rows_bound) {
+    return K_LAUNCH(silu_kernel, dim3(rows_bound, (a->n + 255) / 256), 256, 0, s, *a);
+}

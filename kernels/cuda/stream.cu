@@ -1,0 +1,482 @@
+/* stream.cu - INT4 and INT8 weights times INT8 activations for up to 16 rows: every byte of the weights is read once,
+ * as a stream, and that is what it costs.
+ *
+ * The sums are kernels.h's to the bit: a segment's sum is an exact integer, in whatever order; leaf = fma(n, scale_w *
+ * scale_x, leaf), segments ascending; then the tree over leaves. m16n8k32: weights are the 16 rows, activation rows the
+ * 8 columns.
+ *
+ *   grid      as many blocks as the device holds at once, or fewer that go around equally often
+ *   block     8 warps; a warp is a leaf of a unit. A unit is a strip, or a pair of a gate and an up strip; a block has
+ *             8 / leaves of them at a time, and goes on by grid * that.
+ *   warp      a ring of its own in shared memory: a slot is one run of its strips, codes and what belongs to them,
+ *             one group of cp.async. Nobody else touches it, so __syncwarp() is its only barrier.
+ *   the end   a unit's leaves meet in shared memory, of which there are two copies, and any thread adds one output's
+ *             tree: one __syncthreads() a unit.
+ *
+ * Accumulators begin at 0x4B400000, whose bits stay the float 12582912 + n while |n| < 2^22 = 4194304. The largest
+ * are INT4's 16 n with |code - zero| <= 15: 15 * 127 * 128 * 16 = 3901440, and INT8's 255 * 127 * 128 = 4145280.
+ *
+ * Bytes moved: the panel's codes, scales, zeros and minimums once, the activations of a unit's leaves from L2 per unit,
+ * 4 bytes per output. */
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/product.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/shared/elementary.h"
+#include "kernels/shared/segments.h"
+
+#define STREAM_THREADS 256u
+#define WARPS          8u
+#define MAGIC          0x4b400000
+#define ONES           0x01010101u
+
+/* How a run's segments are found. */
+enum cut {
+    CUT_PLAIN, /* one a run, no zeros */
+    CUT_EVEN,  /* 1, 2 or 4 equal ones a run */
+    CUT_ANY, /* by segment_end(); scales, zeros and minimums are read where they lie and not through the ring */
+};
+
+template <int BITS, enum cut CUT, bool PAIR, int TILES>
+struct stream_size {
+    static constexpr uint32_t STRIPS = PAIR ? 2 : 1; /* of a unit */
+    static constexpr uint32_t CODES = BITS == 4 ? 1024 : 2048;
+    /* Of a ring: what hides the latency of memory, and leaves room for two blocks on an SM of 100 KB (INT8: one). */
+    static constexpr uint32_t SLOTS = !PAIR       ? 4
+                                      : BITS == 4 ? 3
+                                                  : 2;
+    static constexpr uint32_t BLOCKS = CUT == CUT_ANY || (PAIR && TILES == 2) ? 2
+                                       : !PAIR && TILES == 1                  ? 4
+                                                                              : 3;
+};
+
+/* Bytes of scales and zeros of one run of one strip in the ring, scales first. */
+static __host__ __device__ __forceinline__ uint32_t scale_bytes(const struct panel &w) {
+    return w.segments * STRIP_ROWS * (w.scale == QUANT_SCALE_F32 ? 4 : 2);
+}
+static __host__ __device__ __forceinline__ uint32_t aux_bytes(const struct panel &w) {
+    return scale_bytes(w) + (w.zeros ? w.segments * STRIP_ROWS : 0);
+}
+
+/* --- the ring's filling side --- */
+
+template <int STRIPS> struct feed {
+    const uint8_t *codes[STRIPS], *scales[STRIPS], *zeros[STRIPS]; /* of the next run, this lane's */
+    uint32_t unit, run, slot;
+};
+
+static __device__ __forceinline__ uint32_t strip_of(const struct stream_args &a, uint32_t unit, uint32_t m) {
+    return unit + m * (a.w.strips / 2);
+}
+template <int BITS, enum cut CUT, bool PAIR, int TILES>
+static __device__ __forceinline__ void feed_seek(
+        feed<PAIR ? 2 : 1> &f, const struct stream_args &a, uint32_t leaf) {
+    typedef stream_size<BITS, CUT, PAIR, TILES> size;
+    const uint32_t lane = threadIdx.x % 32, slot_bytes = a.w.scale == QUANT_SCALE_F32 ? 64 : 32;
+#pragma unroll
+    for (uint32_t m = 0; m < size::STRIPS; m++) {
+        const uint64_t block = (uint64_t)leaf * a.w.strips + strip_of(a, f.unit, m);
+        f.codes[m] = a.w.d_codes + block * a.w.runs * size::CODES + lane * 16;
+        f.scales[m] = a.w.d_scales + block * a.w.slots * slot_bytes + lane * 16;
+        f.zeros[m] = a.w.d_zeros + block * a.w.slots * STRIP_ROWS + lane * 16;
+    }
+}
+/* Queues the next run, or an empty group behind the last one. */
+template <int BITS, enum cut CUT, bool PAIR, int TILES>
+static __device__ __forceinline__ void feed_next(
+        feed<PAIR ? 2 : 1> &f, const struct stream_args &a, uint8_t *ring, uint32_t leaf, uint32_t step) {
+    typedef stream_size<BITS, CUT, PAIR, TILES> size;
+    const uint32_t lane = threadIdx.x % 32, aux = CUT == CUT_ANY ? 0 : aux_bytes(a.w),
+                   scales = scale_bytes(a.w);
+    if (f.unit < a.units) {
+        uint8_t *to = ring + f.slot * size::STRIPS * (size::CODES + aux) + lane * 16;
+#pragma unroll
+        for (uint32_t m = 0; m < size::STRIPS; m++, to += size::CODES + aux) {
+#pragma unroll
+            for (uint32_t c = 0; c < size::CODES; c += 512)
+                copy_16_once(to + c, f.codes[m] + c);
+            f.codes[m] += size::CODES;
+            if (CUT == CUT_ANY)
+                continue;
+            if (lane * 16 < scales)
+                copy_16_once(to + size::CODES, f.scales[m]);
+            if (CUT == CUT_EVEN && a.w.zeros && lane < a.w.segments)
+                copy_16_once(to + size::CODES + scales, f.zeros[m]);
+            f.scales[m] += scales;
+            f.zeros[m] += a.w.segments * STRIP_ROWS;
+        }
+        if (++f.run == a.w.runs) {
+            f.run = 0;
+            f.unit += step;
+            if (f.unit < a.units)
+                feed_seek<BITS, CUT, PAIR, TILES>(f, a, leaf);
+        }
+    }
+    copy_commit();
+    f.slot = f.slot + 1 == size::SLOTS ? 0 : f.slot + 1;
+}
+
+/* --- a run of one strip --- */
+
+/* What a warp has of the activations of a run: rows 8n + g of the fragments, scales of the columns 2i and 2i + 1. */
+template <int TILES> struct run_input {
+    uint4 codes[TILES][2];
+    float scales[TILES][2];
+};
+template <int TILES>
+static __device__ __forceinline__ void input_load(
+        run_input<TILES> &in, const struct activations &x, uint32_t run, uint32_t first_row, uint32_t rows) {
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, i = lane % 4;
+#pragma unroll
+    for (uint32_t n = 0; n < TILES; n++) {
+        const uint32_t left = rows > n * 8 ? rows - n * 8 : 0,
+                       tile = left ? first_row / 8 + n : first_row / 8;
+        /* A row that is not there reads the tile's first one: its column is not stored. */
+        const uint4 *d_codes = (const uint4 *)(x.d_codes + ((uint64_t)run * x.row_tiles + tile) * 1024) +
+                               (g < left ? lane : i);
+        const float2 scales =
+                load_read_only((const float2 *)(x.d_scales + (uint64_t)run * x.row_tiles * 8 + tile * 8) + i);
+        in.codes[n][0] = load_read_only(d_codes);
+        in.codes[n][1] = load_read_only(d_codes + 32);
+        in.scales[n][0] = scales.x;
+        in.scales[n][1] = scales.y;
+    }
+}
+template <int TILES>
+static __device__ __forceinline__ void input_step(
+        const run_input<TILES> &in, uint32_t n, uint32_t step, uint32_t *b) {
+    const uint4 &q = in.codes[n][step / 2];
+    b[0] = step & 1 ? q.z : q.x;
+    b[1] = step & 1 ? q.w : q.y;
+}
+
+/* The A fragment of a step of 32 k: INT4 as 16 (code - 8), INT8 as code - 128. codes: this lane's in shared memory. */
+template <int BITS>
+static __device__ __forceinline__ void weights_step(const uint8_t *codes, uint32_t step, uint32_t *a) {
+    if (BITS == 4) {
+        const uint2 w = *(const uint2 *)(codes + step / 2 * 512 + step % 2 * 8);
+        a[0] = w.x << 4 & 0xf0f0f0f0u;
+        a[1] = w.y << 4 & 0xf0f0f0f0u;
+        a[2] = w.x & 0xf0f0f0f0u;
+        a[3] = w.y & 0xf0f0f0f0u;
+    } else {
+        const uint4 w = *(const uint4 *)(codes + step * 512);
+        a[0] = w.x;
+        a[1] = w.y;
+        a[2] = w.z;
+        a[3] = w.w;
+    }
+}
+
+static __device__ __forceinline__ void pair_load(const uint8_t *scales, uint32_t kind, float *ret) {
+    if (kind == QUANT_SCALE_F32) {
+        const float2 v = *(const float2 *)scales;
+        ret[0] = v.x;
+        ret[1] = v.y;
+        return;
+    }
+    const uint32_t v = *(const uint32_t *)scales;
+    ret[0] = kind == QUANT_SCALE_BF16 ? float_of_bits(v << 16) : float_of_f16((uint16_t)v);
+    ret[1] = kind == QUANT_SCALE_BF16 ? float_of_bits(v & 0xffff0000u) : float_of_f16((uint16_t)(v >> 16));
+}
+
+/* What a segment's sums are worth: of rows g and g + 8. */
+struct segment_scale {
+    float scale[2], minimum[2];
+    int32_t zero[2]; /* in units of the accumulator, less what the fragment has taken off */
+};
+template <int BITS> static __device__ __forceinline__ int32_t zero_of(uint8_t zero) {
+    return BITS == 4 ? ((int32_t)zero - 8) * 16 : (int32_t)zero - 128;
+}
+template <int BITS> static __device__ __forceinline__ float number(int32_t accumulator) {
+    const float f = float_of_bits((uint32_t)accumulator);
+    return BITS == 4 ? fmaf(f, 0.0625f, -786432.0f) : f - 12582912.0f;
+}
+
+/* The sums of a segment of one strip on the way, and sums of x itself, of the same columns, where they are needed. */
+template <int TILES> struct segment_sums { int32_t acc[TILES][4], x[TILES][4]; };
+template <int TILES> static __device__ __forceinline__ void sums_begin(segment_sums<TILES> &s) {
+#pragma unroll
+    for (uint32_t n = 0; n < TILES; n++) {
+#pragma unroll
+        for (uint32_t e = 0; e < 4; e++) {
+            s.acc[n][e] = MAGIC;
+            s.x[n][e] = 0;
+        }
+    }
+}
+/* with_x: also adds up x, as the product with a matrix of ones. */
+template <int TILES>
+static __device__ __forceinline__ void sums_add(
+        segment_sums<TILES> &s, uint32_t n, const uint32_t *a, const uint32_t *b, bool with_x) {
+    const uint32_t ones[4] = {ONES, ONES, ONES, ONES};
+    mma_s8(s.acc[n], a, b[0], b[1], s.acc[n]);
+    if (with_x)
+        mma_s8(s.x[n], ones, b[0], b[1], s.x[n]);
+}
+template <int BITS, int TILES>
+static __device__ __forceinline__ void sums_fold(const segment_sums<TILES> &s, const struct segment_scale &w,
+        const run_input<TILES> &in, bool with_x, bool minimums, float (*leaf)[4]) {
+#pragma unroll
+    for (uint32_t n = 0; n < TILES; n++) {
+#pragma unroll
+        for (uint32_t e = 0; e < 4; e++) {
+            const float x_scale = in.scales[n][e & 1];
+            const int32_t acc = with_x ? s.acc[n][e] - w.zero[e >> 1] * s.x[n][e] : s.acc[n][e];
+            leaf[n][e] = fmaf(number<BITS>(acc), w.scale[e >> 1] * x_scale, leaf[n][e]);
+            if (minimums)
+                leaf[n][e] = fmaf(-(float)s.x[n][e], w.minimum[e >> 1] * x_scale, leaf[n][e]);
+        }
+    }
+}
+
+/* CUT_PLAIN and CUT_EVEN: codes and what belongs to them are in the ring's slot. */
+template <int BITS, enum cut CUT, int TILES>
+static __device__ __forceinline__ void run_evenly(
+        const struct panel &w, const uint8_t *slot, const run_input<TILES> &in, float (*leaf)[4]) {
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, segments = CUT == CUT_PLAIN ? 1 : w.segments,
+                   pair_bytes = w.scale == QUANT_SCALE_F32 ? 8 : 4;
+    const bool zeros = CUT == CUT_EVEN && w.zeros;
+    const uint8_t *scales = slot + (BITS == 4 ? 1024 : 2048) + g * pair_bytes;
+    const uint8_t *zero_pairs = slot + (BITS == 4 ? 1024 : 2048) + scale_bytes(w) + g * 2;
+    segment_sums<TILES> sums;
+    sums_begin(sums);
+#pragma unroll
+    for (uint32_t step = 0; step < 4; step++) {
+        uint32_t a[4], b[2];
+        weights_step<BITS>(slot + lane * 16, step, a);
+#pragma unroll
+        for (uint32_t n = 0; n < TILES; n++) {
+            input_step(in, n, step, b);
+            sums_add(sums, n, a, b, zeros);
+        }
+        if ((step + 1) * segments % 4)
+            continue;
+        struct segment_scale of = {};
+        pair_load(scales, w.scale, of.scale);
+        scales += 8 * pair_bytes;
+        if (zeros) {
+            of.zero[0] = zero_of<BITS>(zero_pairs[0]);
+            of.zero[1] = zero_of<BITS>(zero_pairs[1]);
+            zero_pairs += STRIP_ROWS;
+        }
+        sums_fold<BITS, TILES>(sums, of, in, zeros, /* minimums= */ false, leaf);
+        sums_begin(sums);
+    }
+}
+
+/* The bytes of k0 .. k0 + 3 that are within [from, to). */
+static __device__ __forceinline__ uint32_t bytes_within(int32_t k0, int32_t from, int32_t to) {
+    const int32_t low = from - k0 < 0   ? 0
+                        : from - k0 > 4 ? 4
+                                        : from - k0,
+                  high = to - k0 < 0   ? 0
+                         : to - k0 > 4 ? 4
+                                       : to - k0;
+    return (uint32_t)(((1ull << (8 * high)) - 1) & ~((1ull << (8 * low)) - 1));
+}
+/* CUT_ANY: a step in which segments meet is multiplied once for each, with the others' x as 0. block: (leaf, strip) in
+ * the panel; *segment: of the leaf, runs along. */
+template <int BITS, int TILES>
+static __device__ __forceinline__ void run_anyhow(const struct panel &w, const uint8_t *slot, uint64_t block,
+        uint32_t leaf_first, uint32_t run, const run_input<TILES> &in, uint32_t *segment, float (*leaf)[4]) {
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, begin = leaf_first + run * ACTIVATION_RUN,
+                   left = w.leaf_columns - run * ACTIVATION_RUN,
+                   n_run = left < ACTIVATION_RUN ? left : ACTIVATION_RUN,
+                   pair_bytes = w.scale == QUANT_SCALE_F32 ? 8 : 4;
+    const bool with_x = w.zeros || w.minimums;
+    for (uint32_t at = begin, end; at < begin + n_run; at = end, ++*segment) {
+        end = segment_end(w.group, leaf_first, w.leaf_columns, at);
+        const int32_t from = (int32_t)(at - begin), to = (int32_t)(end - begin);
+        const uint64_t pair = (block * w.slots + *segment) * 8 + g;
+        segment_sums<TILES> sums;
+        sums_begin(sums);
+#pragma unroll
+        for (int32_t step = 0; step < 4; step++) {
+            const int32_t k = step * 32 + (int32_t)(lane % 4) * 8;
+            uint32_t a[4], b[2];
+            if (step * 32 >= to || step * 32 + 32 <= from)
+                continue;
+            weights_step<BITS>(slot + lane * 16, (uint32_t)step, a);
+#pragma unroll
+            for (uint32_t n = 0; n < TILES; n++) {
+                input_step(in, n, (uint32_t)step, b);
+                b[0] &= bytes_within(k, from, to);
+                b[1] &= bytes_within(k + 4, from, to);
+                sums_add(sums, n, a, b, with_x);
+            }
+        }
+        struct segment_scale of = {};
+        pair_load(w.d_scales + pair * pair_bytes, w.scale, of.scale);
+        if (w.zeros) {
+            of.zero[0] = zero_of<BITS>(w.d_zeros[pair * 2]);
+            of.zero[1] = zero_of<BITS>(w.d_zeros[pair * 2 + 1]);
+        }
+        if (w.minimums) {
+            of.minimum[0] = w.d_minimums[pair * 2];
+            of.minimum[1] = w.d_minimums[pair * 2 + 1];
+        }
+        sums_fold<BITS, TILES>(sums, of, in, with_x, w.minimums, leaf);
+    }
+}
+
+/* --- the leaves of a unit meet --- */
+
+/* [warp][row][strip of the unit][16], a warp's part at `stride` floats. */
+template <int STRIPS, int TILES>
+static __device__ __forceinline__ void leaves_put(float *to, uint32_t rows, const float (*leaf)[TILES][4]) {
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, i = lane % 4;
+#pragma unroll
+    for (uint32_t m = 0; m < STRIPS; m++) {
+#pragma unroll
+        for (uint32_t n = 0; n < TILES; n++) {
+#pragma unroll
+            for (uint32_t e = 0; e < 4; e++) {
+                const uint32_t row = n * 8 + 2 * i + (e & 1);
+                if (row < rows)
+                    to[row * (STRIPS * 16) + m * 16 + g + (e >> 1) * 8] = leaf[m][n][e];
+            }
+        }
+    }
+}
+/* ((0+1)+(2+3))+((4+5)+(6+7)), or the part of it that the rank has. */
+static __device__ __forceinline__ float leaves_tree(const float *v, uint32_t stride, uint32_t leaves) {
+    float sums[8];
+#pragma unroll
+    for (uint32_t l = 0; l < 8; l++)
+        sums[l] = l < leaves ? v[l * stride] : 0.0f;
+#pragma unroll
+    for (uint32_t d = 1; d < 8; d *= 2) {
+#pragma unroll
+        for (uint32_t l = 0; l < 8; l += 2 * d)
+            sums[l] = d < leaves ? sums[l] + sums[l + d] : sums[l];
+    }
+    return sums[0];
+}
+/* All outputs of the block's units: unit `first` + p of part p. */
+template <bool PAIR>
+static __device__ __forceinline__ void outputs_store(
+        const struct stream_args &a, const float *all, uint32_t rows, uint32_t first, uint32_t parts) {
+    const uint32_t width = PAIR ? 32 : 16, stride = rows * width;
+    for (uint32_t e = threadIdx.x; e < parts * rows * 16; e += STREAM_THREADS) {
+        const uint32_t o = e % 16, row = e / 16 % rows, part = e / 16 / rows, unit = first + part;
+        const float *in = all + part * a.w.leaves * stride + row * width + o;
+        if (unit >= a.units || o >= a.w.d_outputs[unit].n_valid)
+            continue;
+        float y = leaves_tree(in, stride, a.w.leaves);
+        if (PAIR)
+            y = f32_silu(y) * leaves_tree(in + 16, stride, a.w.leaves);
+        a.d_y[(uint64_t)(a.first_row + row) * a.ldy + a.w.d_outputs[unit].column + o] = y;
+    }
+}
+
+/* --- the kernel --- */
+
+template <int BITS, enum cut CUT, bool PAIR, int TILES>
+__global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, TILES>::BLOCKS))
+        stream_kernel(const struct stream_args a) {
+    typedef stream_size<BITS, CUT, PAIR, TILES> size;
+    constexpr uint32_t STRIPS = size::STRIPS;
+    const uint32_t warp = threadIdx.x / 32, parts = WARPS / a.w.leaves, leaf = warp % a.w.leaves,
+                   step = gridDim.x * parts, aux = CUT == CUT_ANY ? 0 : aux_bytes(a.w),
+                   slot_bytes = STRIPS * (size::CODES + aux), n_rows = a.d_plan->n_rows;
+    if (a.first_row >= n_rows)
+        return;
+    const uint32_t rows = n_rows - a.first_row < TILES * 8 ? n_rows - a.first_row : TILES * 8;
+    uint8_t *ring = dynamic_shared() + warp * size::SLOTS * slot_bytes;
+    float *meeting = (float *)(dynamic_shared() + WARPS * size::SLOTS * slot_bytes);
+    const uint32_t meeting_floats = WARPS * rows * STRIPS * 16;
+    feed<STRIPS> f = {};
+    f.unit = blockIdx.x * parts + warp / a.w.leaves;
+    if (f.unit < a.units)
+        feed_seek<BITS, CUT, PAIR, TILES>(f, a, leaf);
+    for (uint32_t i = 0; i + 1 < size::SLOTS; i++)
+        feed_next<BITS, CUT, PAIR, TILES>(f, a, ring, leaf, step);
+
+    uint32_t slot = 0, buffer = 0;
+    for (uint32_t first = blockIdx.x * parts; first < a.units; first += step, buffer ^= 1) {
+        const uint32_t unit = first + warp / a.w.leaves;
+        float sums[STRIPS][TILES][4] = {};
+        uint32_t segment[STRIPS] = {};
+        for (uint32_t run = 0; run < a.w.runs && unit < a.units; run++) {
+            run_input<TILES> in;
+            input_load(in, a.x, leaf * a.w.runs + run, a.first_row, rows);
+            copy_wait<size::SLOTS - 2>();
+            __syncwarp(); /* the slot has come for all lanes, and all have read the one that is filled next */
+            feed_next<BITS, CUT, PAIR, TILES>(f, a, ring, leaf, step);
+            const uint8_t *from = ring + slot * slot_bytes;
+#pragma unroll
+            for (uint32_t m = 0; m < STRIPS; m++, from += size::CODES + aux) {
+                if (CUT == CUT_ANY)
+                    run_anyhow<BITS, TILES>(a.w, from, (uint64_t)leaf * a.w.strips + strip_of(a, unit, m),
+                            a.w.first_column + leaf * a.w.leaf_columns, run, in, &segment[m], sums[m]);
+                else
+                    run_evenly<BITS, CUT, TILES>(a.w, from, in, sums[m]);
+            }
+            slot = slot + 1 == size::SLOTS ? 0 : slot + 1;
+        }
+        float *all = meeting + buffer * meeting_floats;
+        leaves_put<STRIPS, TILES>(all + warp * rows * STRIPS * 16, rows, sums);
+        __syncthreads();
+        outputs_store<PAIR>(a, all, rows, first, parts);
+    }
+}
+
+/* --- launching --- */
+
+static uint32_t divided(uint32_t n, uint32_t by) {
+    return (n + by - 1) / by;
+}
+template <int BITS, enum cut CUT, bool PAIR, int TILES>
+static cudaError_t queue_one(
+        cudaStream_t s, struct stream_args a, uint32_t rows, const struct device_size *d) {
+    typedef stream_size<BITS, CUT, PAIR, TILES> size;
+    const uint32_t parts = WARPS / a.w.leaves, aux = CUT == CUT_ANY ? 0 : aux_bytes(a.w);
+    const size_t shared = WARPS * size::STRIPS * (size::SLOTS * (size::CODES + aux) + 2 * rows * 16 * 4);
+    const uint32_t fit =
+            (uint32_t)(d->shared_of_sm / (shared + 1024)); /* a block takes 1 KB beside its own */
+    const uint32_t blocks = d->sms * (fit < 1 ? 1 : fit < size::BLOCKS ? fit : size::BLOCKS);
+    a.units = PAIR ? a.w.strips / 2 : a.w.strips;
+    const uint32_t needed = divided(a.units, parts), rounds = divided(needed, blocks);
+    return K_LAUNCH(
+            (stream_kernel<BITS, CUT, PAIR, TILES>), divided(needed, rounds), STREAM_THREADS, shared, s, a);
+}
+
+/* Calls DO(bits, cut, pair, tiles) with the constants of a panel and row count. */
+#define CHOOSE_TILES(DO, bits, cut, pair) (tiles == 1 ? DO(bits, cut, pair, 1) : DO(bits, cut, pair, 2))
+#define CHOOSE_PAIR(DO, bits, cut)                                                                           \
+    (a->pair ? CHOOSE_TILES(DO, bits, cut, true) : CHOOSE_TILES(DO, bits, cut, false))
+#define CHOOSE_CUT(DO, bits)                                                                                 \
+    (a->w.segments == SEGMENTS_ANY            ? CHOOSE_PAIR(DO, bits, CUT_ANY)                               \
+            : a->w.segments > 1 || a->w.zeros ? CHOOSE_PAIR(DO, bits, CUT_EVEN)                              \
+                                              : CHOOSE_PAIR(DO, bits, CUT_PLAIN))
+#define QUEUE_ONE(bits, cut, pair, tiles) queue_one<bits, cut, pair, tiles>(s, *a, rows, d)
+
+cudaError_t queue_stream(
+        cudaStream_t s, const struct stream_args *a, uint32_t rows_bound, const struct device_size *d) {
+    const uint32_t left = rows_bound - a->first_row, rows = left < STREAM_ROWS ? left : STREAM_ROWS,
+                   tiles = rows <= 8 ? 1 : 2;
+    return a->w.format == QUANT_INT4 ? CHOOSE_CUT(QUEUE_ONE, 4) : CHOOSE_CUT(QUEUE_ONE, 8);
+}
+
+#define PREPARE_ONE(bits, cut, pair, tiles)                                                                  \
+    do {                                                                                                     \
+        const cudaError_t r = cudaFuncSetAttribute(stream_kernel<bits, cut, pair, tiles>,                    \
+                cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_of_block);                          \
+        if (r != cudaSuccess)                                                                                \
+            return r;                                                                                        \
+    } while (0)
+#define PREPARE_FORMS(bits, cut)                                                                             \
+    PREPARE_ONE(bits, cut, false, 1);                                                                        \
+    PREPARE_ONE(bits, cut, false, 2);                                                                        \
+    PREPARE_ONE(bits, cut, true, 1);                                                                         \
+    PREPARE_ONE(bits, cut, true, 2)
+
+cudaError_t products_prepare(uint32_t shared_of_block) {
+    PREPARE_FORMS(4, CUT_PLAIN);
+    PREPARE_FORMS(4, CUT_EVEN);
+    PREPARE_FORMS(4, CUT_ANY);
+    PREPARE_FORMS(8, CUT_PLAIN);
+    PREPARE_FORMS(8, CUT_EVEN);
+    PREPARE_FORMS(8, CUT_ANY);
+    return cudaSuccess;
+}
