@@ -3,6 +3,8 @@
 #include "kernels/layout/layout.h"
 #include "tests/unit/kernels_cuda/sides.h"
 
+#include <errno.h>
+
 static struct side cpu, cuda;
 static size_t compared;
 
@@ -180,6 +182,255 @@ static void test_gate_and_up(void **state) {
     }
 }
 
+/* Inputs in another order than the matrix' columns, after a norm too. */
+static void test_orders(void **state) {
+    enum { LEAF = 56, K = LEAF * 8 };
+    struct rng r = {21};
+    uint32_t order[K];
+    (void)state;
+    for (uint32_t k = 0; k < K; k++) {
+        const uint32_t j = rng_u32(&r) % (k + 1);
+        order[k] = order[j];
+        order[j] = k;
+    }
+    struct fake *f = fake_make(4, (struct fake_kind){QUANT_INT4, QUANT_SCALE_F16, 64, true, false}, 45, K);
+    f->q.order = memcpy(malloc(sizeof order), order, sizeof order);
+    const struct problem p = {.pieces = {{.quant = &f->q, .rows = 45}},
+            .n_pieces = 1,
+            .columns = K,
+            .leaves = 8,
+            .order = order,
+            .seed = 2};
+    compare(&p, EACH_BUT_PAIRS, 7, 0);
+    fake_free(f);
+}
+
+/* Rows of zeros, no numbers, infinities, and numbers whose 127th part is none: on the device's own input. */
+static void test_odd_rows(void **state) {
+    enum { ROWS = 11, K = 1280, N = 40 };
+    (void)state;
+    for (uint32_t t = 0; t < 4; t++) {
+        const struct fake_kind kind = {
+                t % 2 ? QUANT_INT8 : QUANT_INT4, QUANT_SCALE_F32, t < 2 ? 32 : 128, true, t == 3};
+        struct fake *f = fake_make(t, kind, N, K);
+        const struct problem p = {
+                .pieces = {{.quant = &f->q, .rows = N}}, .n_pieces = 1, .columns = K, .leaves = 8};
+        float *x = random_floats(t, ROWS * K, 3.0f), *norm = random_floats(9, K, 1.0f), want[(ROWS + 1) * N],
+              got[(ROWS + 1) * N];
+        for (uint32_t k = 0; k < K; k++) {
+            x[k] = k % 2 ? -0.0f : 0.0f;
+            x[3 * K + k] *= 1e-30f;
+            x[4 * K + k] = k < 256 ? 1e-44f : x[4 * K + k];
+            x[5 * K + k] *= 1e30f; /* squares overflow */
+        }
+        x[1 * K + 5] = NAN;
+        x[2 * K + 300] = -INFINITY;
+        struct k_linear *on_cpu = linear_on(&cpu, &p), *on_cuda = linear_on(&cuda, &p);
+        side_rows(&cpu, ROWS, 0);
+        side_rows(&cuda, ROWS, 0);
+        for (enum operation op = PROJECT; op <= NORM_PROJECT; op++) {
+            side_product(&cpu, op, on_cpu, ROWS, K, x, norm, want);
+            side_product(&cuda, op, on_cuda, ROWS, K, x, norm, got);
+            compared += assert_equal_floats(got, want, (ROWS + 1) * N, "odd rows");
+            assert_true(isnan(want[N]) && isnan(want[2 * N]));
+        }
+        cpu.k.k_linear_free(on_cpu);
+        cuda.k.k_linear_free(on_cuda);
+        free(x);
+        free(norm);
+        fake_free(f);
+    }
+}
+
+/* --- tiles: any part of a packed matrix is what a copy of that part is --- */
+
+static void compare_tiles(const struct fake *f, const struct k_tiles *tiles, uint32_t row, uint32_t rows,
+        uint32_t tp, uint32_t rank) {
+    const uint32_t columns = f->q.columns / tp;
+    struct problem p = {.n_pieces = 1, .columns = columns, .leaves = 8 / tp, .seed = row + rank};
+    struct k_matrix_view v = {.rows = rows, .first_row = row, .first_column = rank * columns};
+    float *x = random_floats(1, 5 * columns, 1.0f), *want = random_floats(0, 6 * rows, 1.0f),
+          *got = random_floats(0, 6 * rows, 1.0f);
+    p.pieces[0] = v;
+    p.pieces[0].quant = &f->q;
+    struct k_linear *copy = linear_on(&cpu, &p);
+    p.pieces[0] = v;
+    p.pieces[0].tiles = tiles;
+    struct k_linear *of_tiles = linear_on(&cuda, &p);
+    side_rows(&cpu, 5, 0);
+    side_rows(&cuda, 5, 0);
+    side_product(&cpu, PROJECT_PARTIAL, copy, 5, columns, x, x, want);
+    side_product(&cuda, PROJECT_PARTIAL, of_tiles, 5, columns, x, x, got);
+    compared += assert_equal_floats(got, want, 6 * rows, "tiles");
+    cpu.k.k_linear_free(copy);
+    cuda.k.k_linear_free(of_tiles);
+    free(x);
+    free(want);
+    free(got);
+}
+static void test_tiles(void **state) {
+    static const struct fake_kind kinds[] = {{QUANT_INT4, QUANT_SCALE_BF16, 128, false, false},
+            {QUANT_INT4, QUANT_SCALE_F16, 32, true, true}, {QUANT_INT8, QUANT_SCALE_F32, 0, true, false},
+            {QUANT_INT8, QUANT_SCALE_BF16, 64, false, true}};
+    enum { K = 448, ROWS = 107 };
+    (void)state;
+    for (uint32_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        struct fake *f = fake_make(i, kinds[i], ROWS, K);
+        const struct k_matrix_view whole = {.quant = &f->q, .rows = ROWS};
+        const struct k_layout *layout = cuda.k.k_layout_native();
+        struct k_tiles t = {0};
+        k_tiles_describe(&whole, K, &t);
+        void *data = aligned_alloc(256, layout->bytes(&t));
+        OK(k_layout_pack(layout, &whole, K, NULL, 2, data, e));
+        t.data = data;
+        compare_tiles(f, &t, 0, ROWS, 1, 0);
+        compare_tiles(f, &t, 32, 5, 1, 0);
+        compare_tiles(f, &t, 80, 27, 1, 0);
+        for (uint32_t tp = 2; tp <= 8; tp *= 2)
+            for (uint32_t rank = 0; rank < tp; rank += tp - 1)
+                compare_tiles(f, &t, 16, 48, tp, rank);
+        free(data);
+        fake_free(f);
+    }
+}
+
+/* --- what is around the products --- */
+
+/* One graph for up to 12 rows replays with other rows, of other numbers. */
+static void test_a_graph_replays_with_new_contents(void **state) {
+    enum { K = 768, N = 50 };
+    struct fake *f = fake_make(8, (struct fake_kind){QUANT_INT4, QUANT_SCALE_BF16, 32, true, false}, N, K);
+    const struct problem p = {
+            .pieces = {{.quant = &f->q, .rows = N}}, .n_pieces = 1, .columns = K, .leaves = 8};
+    struct k_linear *on_cpu = linear_on(&cpu, &p), *on_cuda = linear_on(&cuda, &p);
+    struct k_graph *g = NULL;
+    float *norm = random_floats(1, K, 1.0f), want[13 * N], got[13 * N];
+    (void)state;
+    side_rows(&cuda, 12, 12);
+    OK(cuda.k.k_capture_begin(cuda.s, e));
+    assert_int_equal(cuda.k.k_capture_begin(cuda.s, NULL), -EBUSY);
+    cuda.k.k_norm_project(cuda.s, cuda.b, cuda.d_x, cuda.d_norm, 1e-6f, on_cuda, cuda.d_y);
+    OK(cuda.k.k_capture_end(cuda.s, &g, e));
+    assert_int_equal(cuda.k.k_capture_end(cuda.s, &g, NULL), -EINVAL);
+    for (uint32_t rows = 12; rows > 0; rows -= 4) {
+        float *x = random_floats(rows, rows * K, 1.0f);
+        side_rows(&cpu, rows, 0);
+        side_rows(&cuda, rows, 12);
+        side_product(&cpu, NORM_PROJECT, on_cpu, rows, K, x, norm, want);
+        memset(got, 0xff, sizeof got);
+        cuda.k.k_upload(cuda.s, cuda.d_y, got, sizeof got);
+        cuda.k.k_upload(cuda.s, cuda.d_x, x, rows * K * sizeof *x);
+        cuda.k.k_upload(cuda.s, cuda.d_norm, norm, K * sizeof *norm);
+        cuda.k.k_graph_launch(cuda.s, g);
+        cuda.k.k_download(cuda.s, got, cuda.d_y, sizeof got);
+        OK(cuda.k.k_stream_wait(cuda.s, 0, e));
+        compared += assert_equal_floats(got, want, (rows + 1) * N, "a graph");
+        free(x);
+    }
+    cuda.k.k_graph_free(g);
+    cpu.k.k_linear_free(on_cpu);
+    cuda.k.k_linear_free(on_cuda);
+    free(norm);
+    fake_free(f);
+}
+
+/* A step beyond its bounds is a fault, and empty. */
+static void test_a_step_beyond_its_bounds(void **state) {
+    struct fake *f =
+            fake_make(8, (struct fake_kind){QUANT_INT8, QUANT_SCALE_BF16, 128, false, false}, 20, 256);
+    const struct problem p = {
+            .pieces = {{.quant = &f->q, .rows = 20}}, .n_pieces = 1, .columns = 256, .leaves = 8};
+    const struct k_bounds bounds = {.rows = 2, .entries = 1, .context = 100};
+    const struct k_plan plan = {.n_entries = 1, .n_rows = 3};
+    const struct k_entry entry = {.n_rows = 3}, deep = {.n_rows = 2, .first_pos = 99};
+    const struct k_plan two = {.n_entries = 1, .n_rows = 2};
+    struct side own;
+    struct error e = {0};
+    uint32_t got[60];
+    (void)state;
+    for (uint32_t i = 0; i < 2; i++) {
+        side_open(&own, cuda.k);
+        struct k_linear *l = linear_on(&own, &p);
+        memset(got, 0x5a, sizeof got);
+        own.k.k_upload(own.s, own.d_y, got, sizeof got);
+        own.k.k_batch_bounds(own.b, &bounds);
+        own.k.k_batch_upload(own.s, own.b, i ? &two : &plan, i ? &deep : &entry, NULL, 0, NULL, 0);
+        own.k.k_project(own.s, own.b, own.d_x, l, own.d_y);
+        own.k.k_download(own.s, got, own.d_y, sizeof got);
+        assert_int_equal(own.k.k_stream_wait(own.s, 0, &e), -EINVAL);
+        assert_non_null(strstr(e.text, i ? "as deep as 101 positions; it was bounded to 100"
+                                         : "1 entries and 3 rows; it was bounded to 1 and 2"));
+        assert_int_equal(own.k.k_stream_error(own.s, NULL), -EINVAL);
+        for (uint32_t n = 0; n < 60; n++)
+            assert_int_equal(got[n], 0x5a5a5a5a);
+        own.k.k_linear_free(l);
+        side_close(&own);
+    }
+    fake_free(f);
+}
+
+static void test_events_and_vectors(void **state) {
+    struct k_event *ev = NULL;
+    const uint16_t taps[6] = {to_bf16(1), to_bf16(2), to_bf16(3), to_bf16(4), to_bf16(5), to_bf16(6)};
+    static const float turned[6] = {1, 3, 5, 2, 4, 6};
+    float *d_v = NULL, *d_taps = NULL, got[6];
+    (void)state;
+    OK(cuda.k.k_event_create(cuda.c, &ev, e));
+    assert_false(cuda.k.k_event_done(ev));
+    assert_int_equal(cuda.k.k_event_wait(ev, 1), -ETIMEDOUT);
+    OK(cuda.k.k_vector_load(cuda.c, taps, K_BF16, 6, 1.0f, &d_v, e));
+    OK(cuda.k.k_taps_load(cuda.c, taps, K_BF16, 3, 2, &d_taps, e));
+    cuda.k.k_download(cuda.s, got, d_v, sizeof got);
+    cuda.k.k_event_record(cuda.s, ev);
+    assert_int_equal(cuda.k.k_event_wait(ev, 0), 0);
+    assert_true(cuda.k.k_event_done(ev));
+    for (uint32_t i = 0; i < 6; i++)
+        assert_true(got[i] == (float)(i + 2));
+    cuda.k.k_download(cuda.s, got, d_taps, sizeof got);
+    OK(cuda.k.k_stream_wait(cuda.s, 0, e));
+    assert_same_floats(got, turned, 6, "taps");
+    cuda.k.k_free(cuda.c, d_v);
+    cuda.k.k_free(cuda.c, d_taps);
+    cuda.k.k_event_free(ev);
+}
+
+static void assert_refused(struct side *d, const struct k_linear_spec *spec, int code, const char *said) {
+    struct k_linear *l = NULL;
+    struct error e = {0};
+    assert_int_equal(d->k.k_linear_pack(d->c, spec, &l, &e), code);
+    if (!strstr(e.text, said))
+        fail_msg("\"%s\" does not say \"%s\"", e.text, said);
+}
+static void test_refusals_name_what_is_wrong(void **state) {
+    struct fake *f = fake_make(
+                        1, (struct fake_kind){QUANT_FP8, QUANT_SCALE_BF16, 128, false, false}, 16, 256),
+                *g = fake_make(
+                        1, (struct fake_kind){QUANT_INT4, QUANT_SCALE_BF16, 16, false, false}, 16, 288);
+    float dense[256] = {0};
+    const struct k_matrix_view fp8 = {.quant = &f->q, .rows = 16},
+                               floats = {.data = dense, .row_stride = 256, .rows = 1, .dtype = K_F32},
+                               ninth = {.quant = &g->q, .rows = 16, .first_column = 256};
+    struct k_linear_spec spec = {
+            .pieces = &fp8, .n_pieces = 1, .columns = 256, .leaves = 8, .name = "layer.w"};
+    struct k_context_options o = {.float_activations = true};
+    struct k_context *c = NULL;
+    struct error e = {0};
+    (void)state;
+    assert_refused(&cuda, &spec, -ENOTSUP, "layer.w: piece 0 is FP8");
+    spec.pieces = &floats;
+    assert_refused(&cuda, &spec, -ENOTSUP, "layer.w: piece 0 is not quantised");
+    spec.pieces = &ninth;
+    spec.columns = 32;
+    spec.leaves = 1;
+    assert_refused(&cuda, &spec, -EINVAL, "a matrix has 8 leaves");
+    assert_int_equal(cuda.k.k_context_create(&o, &c, &e), -ENOTSUP);
+    o = (struct k_context_options){.device = 99};
+    assert_int_equal(cuda.k.k_context_create(&o, &c, &e), -ENODEV);
+    assert_non_null(strstr(e.text, "there is no CUDA device 99"));
+    fake_free(f);
+    fake_free(g);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_random_ragged_shapes),
@@ -187,6 +438,13 @@ int main(void) {
             cmocka_unit_test(test_ranks),
             cmocka_unit_test(test_pieces),
             cmocka_unit_test(test_gate_and_up),
+            cmocka_unit_test(test_orders),
+            cmocka_unit_test(test_odd_rows),
+            cmocka_unit_test(test_tiles),
+            cmocka_unit_test(test_a_graph_replays_with_new_contents),
+            cmocka_unit_test(test_a_step_beyond_its_bounds),
+            cmocka_unit_test(test_events_and_vectors),
+            cmocka_unit_test(test_refusals_name_what_is_wrong),
     };
     return cmocka_run_group_tests(tests, open_sides, close_sides);
 }
