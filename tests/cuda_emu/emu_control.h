@@ -8,7 +8,8 @@ extern "C" {
 #endif
 
 /* The order in which threads and blocks run from now on: 0 = ascending, another seed = a permutation that changes at
- * every barrier. At first it is the environment's CUDA_EMU_SEED, or 0. */
+ * every barrier; even: threads take turns, odd: a warp runs ahead of the others as far as it can. At first it is the
+ * environment's CUDA_EMU_SEED, or 0. */
 void emu_seed(uint64_t seed);
 /* Kernels and copies that ran so far. */
 uint64_t emu_works(void);

@@ -68,7 +68,8 @@ static struct {
     const emu_launch *launch;
     std::vector<fiber> fibers;
     std::vector<warp> warps;
-    std::vector<uint32_t> thread_order, block_order; /* here, since a fault jumps over who uses them */
+    std::vector<uint32_t> thread_order, warp_order,
+            block_order; /* here, since a fault jumps over who uses them */
     uint32_t current;
     void *scheduler;
     uint8_t *stacks;
@@ -293,19 +294,38 @@ static void release_block(uint32_t alive) {
     for (fiber &f : block.fibers)
         f.state = f.state == AT_BLOCK_BARRIER ? READY : f.state;
 }
+/* Lets those of n threads go on that can, each as far as it comes alone; how many there were. */
+static uint32_t run_ready(uint32_t first, uint32_t n) {
+    uint32_t ran = 0;
+    for (uint32_t i : order_of(n, block.thread_order)) {
+        if (block.fibers[first + i].state != READY)
+            continue;
+        block.current = first + i;
+        switch_to_fiber(&block.fibers[first + i]);
+        ran++;
+    }
+    return ran;
+}
+/* All threads by turns; with an odd seed a warp goes on until the block's barrier before another does, so that it is
+ * as far ahead of the others as a warp can be. */
+static uint32_t run_round(uint32_t threads) {
+    uint32_t all = 0;
+    if (block.seed % 2 == 0)
+        return run_ready(0, threads);
+    for (uint32_t w : order_of((threads + EMU_WARP - 1) / EMU_WARP, block.warp_order)) {
+        const uint32_t left = threads - w * EMU_WARP;
+        for (uint32_t ran; (ran = run_ready(w * EMU_WARP, left < EMU_WARP ? left : EMU_WARP)) != 0;)
+            all += ran;
+    }
+    return all;
+}
 static void run_block(const emu_launch &l) {
     shared_begin(l.shared_bytes);
     for (uint32_t i = 0; i < l.threads; i++)
         fiber_begin(&block.fibers[i]);
     for (;;) {
-        uint32_t ran = 0, alive = 0;
-        for (uint32_t i : order_of(l.threads, block.thread_order)) {
-            if (block.fibers[i].state != READY)
-                continue;
-            block.current = i;
-            switch_to_fiber(&block.fibers[i]);
-            ran++;
-        }
+        const uint32_t ran = run_round(l.threads);
+        uint32_t alive = 0;
         for (const fiber &f : block.fibers)
             alive += f.state != DONE;
         if (alive == 0)
