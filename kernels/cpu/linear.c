@@ -173,32 +173,6 @@ int k_linear_pack(
     return 0;
 }
 
-/* A quantised matrix of seeded codes; seed and scale are its `file`. */
-struct dummy_weights {
-    uint64_t seed;
-    float scale;
-};
-static void dummy_codes(const struct quant_matrix *q, uint32_t row, uint32_t n_rows, uint32_t column,
-        uint32_t n, uint8_t *ret) {
-    const struct dummy_weights *d = q->file;
-    for (uint32_t r = 0; r < n_rows; r++) {
-        for (uint32_t k = 0; k < n; k += 8) {
-            const uint64_t eight = dummy_eight(d->seed, row + r, column + k);
-            for (uint32_t i = 0; i < 8 && k + i < n; i++)
-                ret[(uint64_t)r * n + k + i] = dummy_code(q->format, eight, i);
-        }
-    }
-}
-static void dummy_groups(
-        const struct quant_matrix *q, uint32_t row, uint32_t first, uint32_t n, struct quant_group *ret) {
-    const struct dummy_weights *d = q->file;
-    (void)row;
-    (void)first;
-    for (uint32_t i = 0; i < n; i++)
-        ret[i] = (struct quant_group){
-                .scale = dummy_scale(q->format, d->scale), .zero = dummy_zero(q->format)};
-}
-
 struct dummy_job {
     const struct k_linear_spec *spec;
     struct k_linear *l;
@@ -208,12 +182,9 @@ struct dummy_job {
 static void dummy_quantised(const struct dummy_job *j, uint32_t s) {
     const struct strip *strip = &j->l->strips[s];
     const struct piece *p = &j->l->pieces[strip->piece];
-    const struct dummy_weights d = {dummy_piece_seed(j->seed, strip->piece), j->scale};
-    struct quant_matrix q = *j->spec->pieces[strip->piece].quant;
+    const struct dummy_weights d = {dummy_piece_seed(j->seed, strip->piece), j->scale, j->l->leaf_columns};
     struct k_matrix_view v = j->spec->pieces[strip->piece];
-    q.codes = dummy_codes;
-    q.groups = dummy_groups;
-    q.file = &d;
+    const struct quant_matrix q = dummy_matrix(v.quant, &d);
     v.quant = &q;
     const struct pack_source source = {&v, &p->form, NULL, j->l->leaf_columns};
     uint8_t *to = j->l->data + (strip->data - j->l->data);

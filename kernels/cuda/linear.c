@@ -6,6 +6,7 @@
 #include "kernels/cuda/internal.h"
 #include "kernels/layout/cuda_mma.h"
 #include "kernels/shared/check.h"
+#include "kernels/shared/dummy.h"
 #include "kernels/shared/numbers.h"
 #include "kernels/shared/segments.h"
 
@@ -293,6 +294,34 @@ int k_linear_pack(
     r = linear_new(c, spec, &plan, &l, e);
     for (uint32_t i = 0; i < spec->n_pieces && r == 0; i++)
         r = (spec->pieces[i].tiles ? copy_tiles : pack_piece)(l, &plan, &plan.pieces[i], &spec->pieces[i], e);
+    if (r < 0) {
+        k_linear_free(l);
+        return r;
+    }
+    *ret = l;
+    return 0;
+}
+
+/* FP8 and dense ones come with their kernels; form_check() refuses them. */
+int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64_t seed, float scale,
+        struct k_linear **ret, struct error *e) {
+    struct plan plan;
+    struct k_linear *l = NULL;
+    int r = linear_check_dummy(spec, e);
+    r = r < 0 ? r : linear_check(spec, e);
+    r = r < 0 ? r : form_check(spec, e);
+    if (r < 0)
+        return r;
+    plan_make(spec, &plan);
+    r = linear_new(c, spec, &plan, &l, e);
+    for (uint32_t i = 0; i < spec->n_pieces && r == 0; i++) {
+        const struct dummy_weights d = {
+                dummy_piece_seed(dummy_seed(seed), i), scale, spec->columns / spec->leaves};
+        struct k_matrix_view v = spec->pieces[i];
+        const struct quant_matrix q = dummy_matrix(v.quant, &d);
+        v.quant = &q;
+        r = pack_piece(l, &plan, &plan.pieces[i], &v, e);
+    }
     if (r < 0) {
         k_linear_free(l);
         return r;

@@ -38,3 +38,20 @@ K_INLINE float dummy_scale(enum quant_format format, float scale) {
 K_INLINE uint8_t dummy_zero(enum quant_format format) {
     return format == QUANT_INT4 ? 8 : 128;
 }
+
+/* All of that as a matrix to pack: `like` with other codes and groups. d is its `file` and must live as long. */
+struct dummy_weights {
+    uint64_t seed; /* of the piece */
+    float scale;
+    uint32_t leaf_columns;
+};
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct quant_matrix dummy_matrix(const struct quant_matrix *like, const struct dummy_weights *d);
+
+#ifdef __cplusplus
+}
+#endif

@@ -17,6 +17,13 @@ K_INLINE uint32_t segment_end(uint32_t group, uint32_t leaf_first, uint32_t leaf
     return of_group < end ? (uint32_t)of_group : end;
 }
 
+/* The first column of the segment that `column` is in. */
+K_INLINE uint32_t segment_begin(uint32_t group, uint32_t leaf_first, uint32_t column) {
+    const uint32_t run = leaf_first + (column - leaf_first) / ACTIVATION_RUN * ACTIVATION_RUN,
+                   of_group = column / group * group;
+    return run > of_group ? run : of_group;
+}
+
 struct segment {
     uint32_t column, n; /* of the rank's K */
     uint32_t x_at; /* in a row of prepared INT8 activations, where every segment starts at a multiple of 8 */

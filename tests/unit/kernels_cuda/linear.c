@@ -294,6 +294,34 @@ static void test_tiles(void **state) {
     }
 }
 
+/* The same seed makes the same weights. */
+static void test_dummies(void **state) {
+    struct rng r = {31};
+    (void)state;
+    for (uint32_t t = 0; t < 12; t++) {
+        const uint32_t columns = 8 * random_leaf(&r, t % 2);
+        struct fake *f = fake_make(t, random_kind(&r, t % 2), 50, columns);
+        float *x = random_floats(t, 3 * columns, 1.0f), want[4 * 33], got[4 * 33];
+        const struct k_matrix_view v = {
+                .quant = &f->q, .rows = 33, .first_row = 9, .first_column = t % 3 == 0 ? columns / 2 : 0};
+        const uint32_t parts = t % 3 == 0 ? 2 : 1;
+        const struct k_linear_spec spec = {
+                .pieces = &v, .n_pieces = 1, .columns = columns / parts, .leaves = 8 / parts, .name = "test"};
+        struct k_linear *on_cpu = NULL, *on_cuda = NULL;
+        OK(cpu.k.k_linear_dummy(cpu.c, &spec, t, 0.5f, &on_cpu, e));
+        OK(cuda.k.k_linear_dummy(cuda.c, &spec, t, 0.5f, &on_cuda, e));
+        side_rows(&cpu, 3, 0);
+        side_rows(&cuda, 3, 0);
+        side_product(&cpu, PROJECT, on_cpu, 3, spec.columns, x, x, want);
+        side_product(&cuda, PROJECT, on_cuda, 3, spec.columns, x, x, got);
+        compared += assert_equal_floats(got, want, 4 * 33, "dummy weights");
+        cpu.k.k_linear_free(on_cpu);
+        cuda.k.k_linear_free(on_cuda);
+        free(x);
+        fake_free(f);
+    }
+}
+
 /* --- what is around the products --- */
 
 /* One graph for up to 12 rows replays with other rows, of other numbers. */
@@ -441,6 +469,7 @@ int main(void) {
             cmocka_unit_test(test_orders),
             cmocka_unit_test(test_odd_rows),
             cmocka_unit_test(test_tiles),
+            cmocka_unit_test(test_dummies),
             cmocka_unit_test(test_a_graph_replays_with_new_contents),
             cmocka_unit_test(test_a_step_beyond_its_bounds),
             cmocka_unit_test(test_events_and_vectors),
