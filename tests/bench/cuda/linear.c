@@ -1,0 +1,196 @@
+/* Time of the linears of Qwen3.5-27B on a GPU, against a plain copy on the same card.
+ *
+ * Usage: bench-cuda-linear [device [launches]]. A line per shape and form: microseconds of the whole operation (norm,
+ * INT8 activations, product) at several row counts, and in brackets the weights' bytes per second as a part of what a
+ * copy moves, read and written both counted. Operations are nodes of a graph, back to back; copies of the weights are
+ * used in turn so that the L2 cache does not help. At the end, all 257 linears of a token. Median of ROUNDS. */
+#include "base/clock.h"
+#include "kernels/kernels.h"
+
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ROUNDS     7
+#define TOGETHER   (400ull << 20) /* bytes of weights of one graph, at least */
+#define COPIES_MAX 64u
+#define ROWS_MAX   16u
+
+static const uint32_t row_counts[] = {1, 2, 4, 8, 16};
+#define COUNTS (sizeof row_counts / sizeof *row_counts)
+
+static const struct shape {
+    const char *name;
+    uint32_t rows, columns;
+    enum { PLAIN, NORM, GATE_UP } operation;
+    uint32_t layers;
+} shapes[] = {
+        {"gate_up  34816 x  5120", 34816, 5120, GATE_UP, 64},
+        {"down      5120 x 17408", 5120, 17408, PLAIN, 64},
+        {"gdn in   16480 x  5120", 16480, 5120, NORM, 48},
+        {"qkv      14336 x  5120", 14336, 5120, NORM, 16},
+        {"out, o    5120 x  6144", 5120, 6144, PLAIN, 64},
+        {"lm_head 248320 x  5120", 248320, 5120, PLAIN, 1},
+};
+static const struct form {
+    const char *name;
+    enum quant_format format;
+    uint32_t group;
+    bool zeros;
+} forms[] = {{"int4 g128   ", QUANT_INT4, 128, false}, {"int4 g32 zp ", QUANT_INT4, 32, true},
+        {"int8 g128   ", QUANT_INT8, 128, false}};
+#define FORMS (sizeof forms / sizeof *forms)
+
+struct bench {
+    struct k_context *c;
+    struct k_stream *s;
+    struct k_batch *b;
+    float *d_x, *d_norm, *d_y;
+    uint32_t launches;
+    double copy; /* bytes per second */
+};
+
+static void must(int r, const struct error *e) {
+    if (r < 0) {
+        fprintf(stderr, "%s\n", e->text);
+        exit(1);
+    }
+}
+static int by_size(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+static double median(double *x) {
+    qsort(x, ROUNDS, sizeof *x, by_size);
+    return x[ROUNDS / 2];
+}
+
+static double copy_rate(void) {
+    const size_t bytes = 1ull << 30;
+    void *from, *to;
+    double seconds[ROUNDS];
+    if (cudaMalloc(&from, bytes) != cudaSuccess || cudaMalloc(&to, bytes) != cudaSuccess)
+        exit(1);
+    for (int i = -1; i < ROUNDS; i++) {
+        const uint64_t t = clock_ns();
+        for (int k = 0; k < 10; k++)
+            cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, NULL);
+        cudaStreamSynchronize(NULL);
+        if (i >= 0)
+            seconds[i] = (double)(clock_ns() - t) * 1e-9 / 10;
+    }
+    cudaFree(from);
+    cudaFree(to);
+    return 2.0 * (double)bytes / median(seconds);
+}
+
+static void rows_are(struct bench *b, uint32_t n) {
+    static const uint32_t ids[ROWS_MAX];
+    const struct k_bounds bounds = {.rows = n, .entries = 1, .context = UINT32_MAX};
+    const struct k_plan plan = {.n_entries = 1, .n_rows = n};
+    const struct k_entry entry = {.n_rows = n};
+    struct error e;
+    k_batch_bounds(b->b, &bounds);
+    k_batch_upload(b->s, b->b, &plan, &entry, ids, n, NULL, 0);
+    must(k_stream_wait(b->s, 0, &e), &e);
+}
+static void queue(struct bench *b, const struct shape *shape, const struct k_linear *w) {
+    if (shape->operation == GATE_UP)
+        k_norm_gate_up(b->s, b->b, b->d_x, b->d_norm, 1e-6f, w, b->d_y);
+    else if (shape->operation == NORM)
+        k_norm_project(b->s, b->b, b->d_x, b->d_norm, 1e-6f, w, b->d_y);
+    else
+        k_project_partial(b->s, b->b, w, b->d_x, b->d_y);
+}
+
+/* Seconds of one operation. */
+static double seconds_of(
+        struct bench *b, const struct shape *shape, struct k_linear *const *w, uint32_t n, uint32_t rows) {
+    struct k_graph *g = NULL;
+    struct error e;
+    double seconds[ROUNDS];
+    rows_are(b, rows);
+    must(k_capture_begin(b->s, &e), &e);
+    for (uint32_t i = 0; i < n; i++)
+        queue(b, shape, w[i]);
+    must(k_capture_end(b->s, &g, &e), &e);
+    for (int i = -1; i < ROUNDS; i++) {
+        const uint64_t t = clock_ns();
+        for (uint32_t k = 0; k < b->launches; k++)
+            k_graph_launch(b->s, g);
+        must(k_stream_wait(b->s, 0, &e), &e);
+        if (i >= 0)
+            seconds[i] = (double)(clock_ns() - t) * 1e-9 / b->launches / n;
+    }
+    k_graph_free(g);
+    return median(seconds);
+}
+
+static void bench_shape(struct bench *b, const struct shape *shape, const struct form *form, double *total) {
+    const struct quant_matrix q = {.format = form->format,
+            .scale = QUANT_SCALE_BF16,
+            .group = form->group,
+            .zeros = form->zeros,
+            .rows = shape->rows,
+            .columns = shape->columns,
+            .label = form->name};
+    const uint32_t pieces = shape->operation == GATE_UP ? 2 : 1;
+    struct k_matrix_view views[2] = {{.rows = shape->rows / pieces, .quant = &q}};
+    const struct k_linear_spec spec = {
+            .pieces = views, .n_pieces = pieces, .columns = shape->columns, .leaves = 8, .name = shape->name};
+    struct k_linear *w[COPIES_MAX];
+    struct error e;
+    uint32_t n = 0;
+    views[1] = views[0];
+    const size_t bytes = k_linear_bytes(&spec);
+    for (; n < COPIES_MAX && n * bytes < TOGETHER; n++)
+        must(k_linear_dummy(b->c, &spec, n, 0.03f, &w[n], &e), &e);
+    printf("%s  %s %6.1f MB ", shape->name, form->name, (double)bytes * 1e-6);
+    for (size_t i = 0; i < COUNTS; i++) {
+        const double t = seconds_of(b, shape, w, n, row_counts[i]);
+        total[i] += t * shape->layers;
+        printf(" %3u: %6.1f (%2.0f)", row_counts[i], t * 1e6, (double)bytes / t / b->copy * 100);
+        fflush(stdout);
+    }
+    printf("\n");
+    for (uint32_t i = 0; i < n; i++)
+        k_linear_free(w[i]);
+}
+
+int main(int argc, char **argv) {
+    const struct k_context_options o = {.device = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 0};
+    struct bench b = {.launches = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 20};
+    const size_t floats = (size_t)ROWS_MAX * 17408, outputs = (size_t)ROWS_MAX * 248320;
+    const size_t workspace_bytes = 64u << 20;
+    struct error e;
+    must(k_context_create(&o, &b.c, &e), &e);
+    must(k_stream_create(b.c, &b.s, &e), &e);
+    must(k_batch_create(b.c, 1, ROWS_MAX, &b.b, &e), &e);
+    void *workspace = k_alloc(b.c, workspace_bytes);
+    float *x = malloc(floats * sizeof *x);
+    b.d_x = k_alloc(b.c, floats * sizeof *x);
+    b.d_norm = k_alloc(b.c, floats * sizeof *x);
+    b.d_y = k_alloc(b.c, outputs * sizeof *x);
+    if (!workspace || !x || !b.d_x || !b.d_norm || !b.d_y)
+        return 1;
+    k_stream_set_workspace(b.s, workspace, workspace_bytes);
+    for (size_t i = 0; i < floats; i++)
+        x[i] = (float)(i * 7919 % 1009) / 500 - 1;
+    k_upload(b.s, b.d_x, x, floats * sizeof *x);
+    k_upload(b.s, b.d_norm, x, floats * sizeof *x);
+    must(k_stream_wait(b.s, 0, &e), &e);
+    b.copy = copy_rate();
+    printf("%s; copy %.0f GB/s; rows: microseconds (%% of copy)\n", k_context_describe(b.c), b.copy * 1e-9);
+    for (size_t f = 0; f < FORMS; f++) {
+        double total[COUNTS] = {0};
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+            bench_shape(&b, &shapes[i], &forms[f], total);
+        printf("all linears of a token, %s ms:", forms[f].name);
+        for (size_t i = 0; i < COUNTS; i++)
+            printf("  %u: %.2f", row_counts[i], total[i] * 1e3);
+        printf("\n");
+    }
+    free(x);
+    return 0;
+}
