@@ -63,7 +63,8 @@ static int context_fill(struct k_context *c, struct error *e) {
                 c->device, p.name, p.major, p.minor);
     c->size = (struct device_size){(uint32_t)p.multiProcessorCount, p.sharedMemPerMultiprocessor};
     snprintf(c->text, sizeof c->text, "cuda %s (sm_%d%d), device %d", p.name, p.major, p.minor, c->device);
-    CUDA_TRY(c, products_prepare((uint32_t)p.sharedMemPerBlockOptin), e);
+    CUDA_TRY(c, stream_prepare((uint32_t)p.sharedMemPerBlockOptin), e);
+    CUDA_TRY(c, tiles_prepare((uint32_t)p.sharedMemPerBlockOptin), e);
     CUDA_TRY(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), e);
     return 0;
 }
@@ -111,7 +112,7 @@ int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e)
     const cudaError_t made = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
     if (made != cudaSuccess) {
         free(s);
-        CUDA_TRY(c, made, e);
+        return cuda_failed(c, made, "cudaStreamCreateWithFlags", __FILE__, __LINE__, e);
     }
     *ret = s;
     return 0;
@@ -140,7 +141,7 @@ int k_stream_error(struct k_stream *s, struct error *e) {
     if (!s->fault.code && !s->capturing) {
         const cudaError_t r = cudaStreamQuery(s->stream);
         if (r != cudaErrorNotReady)
-            CUDA_QUEUED(s, r);
+            stream_queued(s, r, "what was queued", __FILE__, __LINE__);
     }
     if (s->fault.code && e)
         *e = s->fault;
@@ -171,7 +172,7 @@ int k_stream_wait(struct k_stream *s, uint64_t timeout_ns, struct error *e) {
         if (r == cudaErrorNotReady)
             return error_set(e, -ETIMEDOUT, "device %d did not finish in %.1f s", s->context->device,
                     (double)timeout_ns / 1e9);
-        CUDA_QUEUED(s, r);
+        stream_queued(s, r, "what was queued", __FILE__, __LINE__);
     }
     if (s->fault.code && e)
         *e = s->fault;
@@ -210,7 +211,7 @@ int k_event_create(struct k_context *c, struct k_event **ret, struct error *e) {
     const cudaError_t made = cudaEventCreateWithFlags(&ev->event, cudaEventDisableTiming);
     if (made != cudaSuccess) {
         free(ev);
-        CUDA_TRY(c, made, e);
+        return cuda_failed(c, made, "cudaEventCreateWithFlags", __FILE__, __LINE__, e);
     }
     *ret = ev;
     return 0;
@@ -272,7 +273,7 @@ int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e) {
     cudaGraphDestroy(graph);
     if (made != cudaSuccess) {
         free(g);
-        CUDA_TRY(s->context, made, e);
+        return cuda_failed(s->context, made, "cudaGraphInstantiate", __FILE__, __LINE__, e);
     }
     *ret = g;
     return 0;

@@ -1,8 +1,8 @@
 /* product.c - multiplying activations with packed weights: how an operation of kernels.h becomes kernels.
  *
  * Two steps for every product: the rows become INT8 once (quantise.cu), then each panel of the linear is multiplied
- * (stream.cu), 16 rows at a time. Scratch, from the start of the stream's workspace: codes, scales, and the outputs of
- * gate and up where they have no form in common. */
+ * (stream.cu, tile.cu). Which kernel that is never changes a bit. Scratch, from the start of the stream's workspace:
+ * codes, scales, and the outputs of gate and up where they have no form in common. */
 #include "kernels/cuda/internal.h"
 #include "kernels/shared/pool_layout.h"
 
@@ -18,8 +18,11 @@ static uint64_t codes_bytes(uint64_t runs, uint64_t row_tiles) {
 static uint64_t scales_bytes(uint64_t runs, uint64_t row_tiles) {
     return align64(runs * row_tiles * 8 * sizeof(float));
 }
+static uint64_t row_tiles_of(uint64_t rows) {
+    return rows > STREAM_ROWS ? (rows + TILE_ROWS - 1) / TILE_ROWS * (TILE_ROWS / 8) : (rows + 7) / 8;
+}
 uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs) {
-    const uint64_t runs = runs_of(columns), row_tiles = (rows + 7) / 8;
+    const uint64_t runs = runs_of(columns), row_tiles = row_tiles_of(rows);
     return codes_bytes(runs, row_tiles) + scales_bytes(runs, row_tiles) +
            align64(rows * outputs * sizeof(float));
 }
@@ -38,7 +41,7 @@ static bool quantise(
         struct k_stream *s, const struct product *p, uint8_t *d_scratch, struct activations *ret) {
     const uint32_t rows = p->b->bounds.rows,
                    runs = (p->w->leaf_columns + ACTIVATION_RUN - 1) / ACTIVATION_RUN;
-    ret->row_tiles = (rows + 7) / 8;
+    ret->row_tiles = (uint32_t)row_tiles_of(rows);
     ret->d_codes = d_scratch;
     ret->d_scales = (float *)(d_scratch + codes_bytes(runs_of(p->w->columns), ret->row_tiles));
     const struct quantise_args a = {.d_x = p->d_x,
@@ -53,21 +56,23 @@ static bool quantise(
     return CUDA_QUEUED(s, queue_quantise(s->stream, &a, rows));
 }
 
+/* One panel: few rows as a stream, more in tiles, and as streams of 16 rows where those have no form for it. */
+static bool multiply_panel(struct k_stream *s, struct product_args *a, uint32_t rows) {
+    if (rows > STREAM_ROWS && a->w.segments != SEGMENTS_ANY)
+        return CUDA_QUEUED(s, queue_tiles(s->stream, a, rows));
+    for (a->first_row = 0; a->first_row < rows; a->first_row += STREAM_ROWS)
+        if (!CUDA_QUEUED(s, queue_stream(s->stream, a, rows, &s->context->size)))
+            return false;
+    return true;
+}
 /* All panels of w; pair: there is one, of gate and up. */
 static void multiply(struct k_stream *s, const struct product *p, const struct activations *x, bool pair,
         float *d_y, uint32_t ldy) {
-    for (uint32_t first = 0; first < p->b->bounds.rows; first += STREAM_ROWS) {
-        for (uint32_t i = 0; i < p->w->n_panels; i++) {
-            const struct stream_args a = {.w = p->w->panels[i],
-                    .x = *x,
-                    .d_plan = p->b->d_plan,
-                    .first_row = first,
-                    .pair = pair,
-                    .d_y = d_y,
-                    .ldy = ldy};
-            if (!CUDA_QUEUED(s, queue_stream(s->stream, &a, p->b->bounds.rows, &s->context->size)))
-                return;
-        }
+    struct product_args a = {.x = *x, .d_plan = p->b->d_plan, .pair = pair, .d_y = d_y, .ldy = ldy};
+    for (uint32_t i = 0; i < p->w->n_panels; i++) {
+        a.w = p->w->panels[i];
+        if (!multiply_panel(s, &a, p->b->bounds.rows))
+            return;
     }
 }
 

@@ -61,25 +61,28 @@ struct quantise_args {
 };
 cudaError_t queue_quantise(cudaStream_t s, const struct quantise_args *a, uint32_t rows_bound);
 
-struct stream_args {
+struct product_args {
     struct panel w;
     struct activations x;
     const struct k_plan *d_plan;
-    uint32_t first_row; /* a multiple of 16; up to 16 rows from there on are multiplied */
-    uint32_t units;     /* set by queue_stream() */
+    uint32_t first_row; /* queue_stream(): a multiple of 16 */
+    uint32_t units;     /* set by whoever queues it: strips, or pairs of them */
     bool pair; /* strips u and strips / 2 + u are gate and up of the same outputs: y = silu(gate) * up */
     float *d_y;
     uint32_t ldy;
 };
-#define STREAM_ROWS 16u
 
 struct device_size { /* what grids are made for */
     uint32_t sms;
     size_t shared_of_sm;
 };
-/* y[r][outputs] of rows first_row.. below min(the plan's, rows_bound). */
+/* y[r][outputs] of up to STREAM_ROWS rows from first_row on, as far as the plan and rows_bound have them. */
+#define STREAM_ROWS 16u
 cudaError_t queue_stream(
-        cudaStream_t s, const struct stream_args *a, uint32_t rows_bound, const struct device_size *d);
+        cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d);
+/* The same of all rows, of panels that are cut evenly; activations in whole tiles of TILE_ROWS. */
+#define TILE_ROWS 64u
+cudaError_t queue_tiles(cudaStream_t s, const struct product_args *a, uint32_t rows_bound);
 
 /* y[r][n] = silu(both[r][i]) * both[r][n + i] */
 struct silu_args {
@@ -91,7 +94,8 @@ struct silu_args {
 cudaError_t queue_silu(cudaStream_t s, const struct silu_args *a, uint32_t rows_bound);
 
 /* Once per device: how much shared memory a block may have there. */
-cudaError_t products_prepare(uint32_t shared_of_block);
+cudaError_t stream_prepare(uint32_t shared_of_block);
+cudaError_t tiles_prepare(uint32_t shared_of_block);
 
 #ifdef __cplusplus
 }

@@ -13,33 +13,20 @@
  *   the end   a unit's leaves meet in shared memory, of which there are two copies, and any thread adds one output's
  *             tree: one __syncthreads() a unit.
  *
- * Accumulators begin at 0x4B400000, whose bits stay the float 12582912 + n while |n| < 2^22 = 4194304. The largest
- * are INT4's 16 n with |code - zero| <= 15: 15 * 127 * 128 * 16 = 3901440, and INT8's 255 * 127 * 128 = 4145280.
- *
  * Bytes moved: the panel's codes, scales, zeros and minimums once, the activations of a unit's leaves from L2 per unit,
  * 4 bytes per output. */
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/product.h"
-#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/product.cuh"
 #include "kernels/shared/elementary.h"
 #include "kernels/shared/segments.h"
 
 #define STREAM_THREADS 256u
 #define WARPS          8u
-#define MAGIC          0x4b400000
-#define ONES           0x01010101u
-
-/* How a run's segments are found. */
-enum cut {
-    CUT_PLAIN, /* one a run, no zeros */
-    CUT_EVEN,  /* 1, 2 or 4 equal ones a run */
-    CUT_ANY, /* by segment_end(); scales, zeros and minimums are read where they lie and not through the ring */
-};
 
 template <int BITS, enum cut CUT, bool PAIR, int TILES>
 struct stream_size {
     static constexpr uint32_t STRIPS = PAIR ? 2 : 1; /* of a unit */
-    static constexpr uint32_t CODES = BITS == 4 ? 1024 : 2048;
+    static constexpr uint32_t CODES = codes_of_run<BITS>::BYTES;
     /* Of a ring: what hides the latency of memory, and leaves room for two blocks on an SM of 100 KB (INT8: one). */
     static constexpr uint32_t SLOTS = !PAIR       ? 4
                                       : BITS == 4 ? 3
@@ -49,14 +36,6 @@ struct stream_size {
                                                                               : 3;
 };
 
-/* Bytes of scales and zeros of one run of one strip in the ring, scales first. */
-static __host__ __device__ __forceinline__ uint32_t scale_bytes(const struct panel &w) {
-    return w.segments * STRIP_ROWS * (w.scale == QUANT_SCALE_F32 ? 4 : 2);
-}
-static __host__ __device__ __forceinline__ uint32_t aux_bytes(const struct panel &w) {
-    return scale_bytes(w) + (w.zeros ? w.segments * STRIP_ROWS : 0);
-}
-
 /* --- the ring's filling side --- */
 
 template <int STRIPS> struct feed {
@@ -64,12 +43,12 @@ template <int STRIPS> struct feed {
     uint32_t unit, run, slot;
 };
 
-static __device__ __forceinline__ uint32_t strip_of(const struct stream_args &a, uint32_t unit, uint32_t m) {
+static __device__ __forceinline__ uint32_t strip_of(const struct product_args &a, uint32_t unit, uint32_t m) {
     return unit + m * (a.w.strips / 2);
 }
 template <int BITS, enum cut CUT, bool PAIR, int TILES>
 static __device__ __forceinline__ void feed_seek(
-        feed<PAIR ? 2 : 1> &f, const struct stream_args &a, uint32_t leaf) {
+        feed<PAIR ? 2 : 1> &f, const struct product_args &a, uint32_t leaf) {
     typedef stream_size<BITS, CUT, PAIR, TILES> size;
     const uint32_t lane = threadIdx.x % 32, slot_bytes = a.w.scale == QUANT_SCALE_F32 ? 64 : 32;
 #pragma unroll
@@ -83,7 +62,7 @@ static __device__ __forceinline__ void feed_seek(
 /* Queues the next run, or an empty group behind the last one. */
 template <int BITS, enum cut CUT, bool PAIR, int TILES>
 static __device__ __forceinline__ void feed_next(
-        feed<PAIR ? 2 : 1> &f, const struct stream_args &a, uint8_t *ring, uint32_t leaf, uint32_t step) {
+        feed<PAIR ? 2 : 1> &f, const struct product_args &a, uint8_t *ring, uint32_t leaf, uint32_t step) {
     typedef stream_size<BITS, CUT, PAIR, TILES> size;
     const uint32_t lane = threadIdx.x % 32, aux = CUT == CUT_ANY ? 0 : aux_bytes(a.w),
                    scales = scale_bytes(a.w);
@@ -117,11 +96,6 @@ static __device__ __forceinline__ void feed_next(
 
 /* --- a run of one strip --- */
 
-/* What a warp has of the activations of a run: rows 8n + g of the fragments, scales of the columns 2i and 2i + 1. */
-template <int TILES> struct run_input {
-    uint4 codes[TILES][2];
-    float scales[TILES][2];
-};
 template <int TILES>
 static __device__ __forceinline__ void input_load(
         run_input<TILES> &in, const struct activations &x, uint32_t run, uint32_t first_row, uint32_t rows) {
@@ -141,129 +115,6 @@ static __device__ __forceinline__ void input_load(
         in.scales[n][1] = scales.y;
     }
 }
-template <int TILES>
-static __device__ __forceinline__ void input_step(
-        const run_input<TILES> &in, uint32_t n, uint32_t step, uint32_t *b) {
-    const uint4 &q = in.codes[n][step / 2];
-    b[0] = step & 1 ? q.z : q.x;
-    b[1] = step & 1 ? q.w : q.y;
-}
-
-/* The A fragment of a step of 32 k: INT4 as 16 (code - 8), INT8 as code - 128. codes: this lane's in shared memory. */
-template <int BITS>
-static __device__ __forceinline__ void weights_step(const uint8_t *codes, uint32_t step, uint32_t *a) {
-    if (BITS == 4) {
-        const uint2 w = *(const uint2 *)(codes + step / 2 * 512 + step % 2 * 8);
-        a[0] = w.x << 4 & 0xf0f0f0f0u;
-        a[1] = w.y << 4 & 0xf0f0f0f0u;
-        a[2] = w.x & 0xf0f0f0f0u;
-        a[3] = w.y & 0xf0f0f0f0u;
-    } else {
-        const uint4 w = *(const uint4 *)(codes + step * 512);
-        a[0] = w.x;
-        a[1] = w.y;
-        a[2] = w.z;
-        a[3] = w.w;
-    }
-}
-
-static __device__ __forceinline__ void pair_load(const uint8_t *scales, uint32_t kind, float *ret) {
-    if (kind == QUANT_SCALE_F32) {
-        const float2 v = *(const float2 *)scales;
-        ret[0] = v.x;
-        ret[1] = v.y;
-        return;
-    }
-    const uint32_t v = *(const uint32_t *)scales;
-    ret[0] = kind == QUANT_SCALE_BF16 ? float_of_bits(v << 16) : float_of_f16((uint16_t)v);
-    ret[1] = kind == QUANT_SCALE_BF16 ? float_of_bits(v & 0xffff0000u) : float_of_f16((uint16_t)(v >> 16));
-}
-
-/* What a segment's sums are worth: of rows g and g + 8. */
-struct segment_scale {
-    float scale[2], minimum[2];
-    int32_t zero[2]; /* in units of the accumulator, less what the fragment has taken off */
-};
-template <int BITS> static __device__ __forceinline__ int32_t zero_of(uint8_t zero) {
-    return BITS == 4 ? ((int32_t)zero - 8) * 16 : (int32_t)zero - 128;
-}
-template <int BITS> static __device__ __forceinline__ float number(int32_t accumulator) {
-    const float f = float_of_bits((uint32_t)accumulator);
-    return BITS == 4 ? fmaf(f, 0.0625f, -786432.0f) : f - 12582912.0f;
-}
-
-/* The sums of a segment of one strip on the way, and sums of x itself, of the same columns, where they are needed. */
-template <int TILES> struct segment_sums { int32_t acc[TILES][4], x[TILES][4]; };
-template <int TILES> static __device__ __forceinline__ void sums_begin(segment_sums<TILES> &s) {
-#pragma unroll
-    for (uint32_t n = 0; n < TILES; n++) {
-#pragma unroll
-        for (uint32_t e = 0; e < 4; e++) {
-            s.acc[n][e] = MAGIC;
-            s.x[n][e] = 0;
-        }
-    }
-}
-/* with_x: also adds up x, as the product with a matrix of ones. */
-template <int TILES>
-static __device__ __forceinline__ void sums_add(
-        segment_sums<TILES> &s, uint32_t n, const uint32_t *a, const uint32_t *b, bool with_x) {
-    const uint32_t ones[4] = {ONES, ONES, ONES, ONES};
-    mma_s8(s.acc[n], a, b[0], b[1], s.acc[n]);
-    if (with_x)
-        mma_s8(s.x[n], ones, b[0], b[1], s.x[n]);
-}
-template <int BITS, int TILES>
-static __device__ __forceinline__ void sums_fold(const segment_sums<TILES> &s, const struct segment_scale &w,
-        const run_input<TILES> &in, bool with_x, bool minimums, float (*leaf)[4]) {
-#pragma unroll
-    for (uint32_t n = 0; n < TILES; n++) {
-#pragma unroll
-        for (uint32_t e = 0; e < 4; e++) {
-            const float x_scale = in.scales[n][e & 1];
-            const int32_t acc = with_x ? s.acc[n][e] - w.zero[e >> 1] * s.x[n][e] : s.acc[n][e];
-            leaf[n][e] = fmaf(number<BITS>(acc), w.scale[e >> 1] * x_scale, leaf[n][e]);
-            if (minimums)
-                leaf[n][e] = fmaf(-(float)s.x[n][e], w.minimum[e >> 1] * x_scale, leaf[n][e]);
-        }
-    }
-}
-
-/* CUT_PLAIN and CUT_EVEN: codes and what belongs to them are in the ring's slot. */
-template <int BITS, enum cut CUT, int TILES>
-static __device__ __forceinline__ void run_evenly(
-        const struct panel &w, const uint8_t *slot, const run_input<TILES> &in, float (*leaf)[4]) {
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, segments = CUT == CUT_PLAIN ? 1 : w.segments,
-                   pair_bytes = w.scale == QUANT_SCALE_F32 ? 8 : 4;
-    const bool zeros = CUT == CUT_EVEN && w.zeros;
-    const uint8_t *scales = slot + (BITS == 4 ? 1024 : 2048) + g * pair_bytes;
-    const uint8_t *zero_pairs = slot + (BITS == 4 ? 1024 : 2048) + scale_bytes(w) + g * 2;
-    segment_sums<TILES> sums;
-    sums_begin(sums);
-#pragma unroll
-    for (uint32_t step = 0; step < 4; step++) {
-        uint32_t a[4], b[2];
-        weights_step<BITS>(slot + lane * 16, step, a);
-#pragma unroll
-        for (uint32_t n = 0; n < TILES; n++) {
-            input_step(in, n, step, b);
-            sums_add(sums, n, a, b, zeros);
-        }
-        if ((step + 1) * segments % 4)
-            continue;
-        struct segment_scale of = {};
-        pair_load(scales, w.scale, of.scale);
-        scales += 8 * pair_bytes;
-        if (zeros) {
-            of.zero[0] = zero_of<BITS>(zero_pairs[0]);
-            of.zero[1] = zero_of<BITS>(zero_pairs[1]);
-            zero_pairs += STRIP_ROWS;
-        }
-        sums_fold<BITS, TILES>(sums, of, in, zeros, /* minimums= */ false, leaf);
-        sums_begin(sums);
-    }
-}
-
 /* The bytes of k0 .. k0 + 3 that are within [from, to). */
 static __device__ __forceinline__ uint32_t bytes_within(int32_t k0, int32_t from, int32_t to) {
     const int32_t low = from - k0 < 0   ? 0
@@ -355,7 +206,7 @@ static __device__ __forceinline__ float leaves_tree(const float *v, uint32_t str
 /* All outputs of the block's units: unit `first` + p of part p. */
 template <bool PAIR>
 static __device__ __forceinline__ void outputs_store(
-        const struct stream_args &a, const float *all, uint32_t rows, uint32_t first, uint32_t parts) {
+        const struct product_args &a, const float *all, uint32_t rows, uint32_t first, uint32_t parts) {
     const uint32_t width = PAIR ? 32 : 16, stride = rows * width;
     for (uint32_t e = threadIdx.x; e < parts * rows * 16; e += STREAM_THREADS) {
         const uint32_t o = e % 16, row = e / 16 % rows, part = e / 16 / rows, unit = first + part;
@@ -373,7 +224,7 @@ static __device__ __forceinline__ void outputs_store(
 
 template <int BITS, enum cut CUT, bool PAIR, int TILES>
 __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, TILES>::BLOCKS))
-        stream_kernel(const struct stream_args a) {
+        stream_kernel(const struct product_args a) {
     typedef stream_size<BITS, CUT, PAIR, TILES> size;
     constexpr uint32_t STRIPS = size::STRIPS;
     const uint32_t warp = threadIdx.x / 32, parts = WARPS / a.w.leaves, leaf = warp % a.w.leaves,
@@ -428,7 +279,7 @@ static uint32_t divided(uint32_t n, uint32_t by) {
 }
 template <int BITS, enum cut CUT, bool PAIR, int TILES>
 static cudaError_t queue_one(
-        cudaStream_t s, struct stream_args a, uint32_t rows, const struct device_size *d) {
+        cudaStream_t s, struct product_args a, uint32_t rows, const struct device_size *d) {
     typedef stream_size<BITS, CUT, PAIR, TILES> size;
     const uint32_t parts = WARPS / a.w.leaves, aux = CUT == CUT_ANY ? 0 : aux_bytes(a.w);
     const size_t shared = WARPS * size::STRIPS * (size::SLOTS * (size::CODES + aux) + 2 * rows * 16 * 4);
@@ -452,7 +303,7 @@ static cudaError_t queue_one(
 #define QUEUE_ONE(bits, cut, pair, tiles) queue_one<bits, cut, pair, tiles>(s, *a, rows, d)
 
 cudaError_t queue_stream(
-        cudaStream_t s, const struct stream_args *a, uint32_t rows_bound, const struct device_size *d) {
+        cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d) {
     const uint32_t left = rows_bound - a->first_row, rows = left < STREAM_ROWS ? left : STREAM_ROWS,
                    tiles = rows <= 8 ? 1 : 2;
     return a->w.format == QUANT_INT4 ? CHOOSE_CUT(QUEUE_ONE, 4) : CHOOSE_CUT(QUEUE_ONE, 8);
@@ -471,7 +322,7 @@ cudaError_t queue_stream(
     PREPARE_ONE(bits, cut, true, 1);                                                                         \
     PREPARE_ONE(bits, cut, true, 2)
 
-cudaError_t products_prepare(uint32_t shared_of_block) {
+cudaError_t stream_prepare(uint32_t shared_of_block) {
     PREPARE_FORMS(4, CUT_PLAIN);
     PREPARE_FORMS(4, CUT_EVEN);
     PREPARE_FORMS(4, CUT_ANY);

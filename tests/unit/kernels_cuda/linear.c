@@ -107,15 +107,29 @@ static void test_random_ragged_shapes(void **state) {
     }
 }
 
-static void test_more_rows_than_a_stream_takes(void **state) {
-    struct fake *f =
-            fake_make(5, (struct fake_kind){QUANT_INT4, QUANT_SCALE_BF16, 128, false, false}, 37, 1024);
-    const struct problem p = {
-            .pieces = {{.quant = &f->q, .rows = 37}}, .n_pieces = 1, .columns = 1024, .leaves = 8, .seed = 1};
+/* More rows than a stream takes: tiles of one and of several blocks of rows, and where tiles have no form. */
+static void test_many_rows(void **state) {
+    static const struct fake_kind kinds[] = {{QUANT_INT4, QUANT_SCALE_BF16, 128, false, false},
+            {QUANT_INT4, QUANT_SCALE_F16, 32, true, false}, {QUANT_INT8, QUANT_SCALE_F32, 0, false, false},
+            {QUANT_INT8, QUANT_SCALE_BF16, 64, true, false}, {QUANT_INT4, QUANT_SCALE_F32, 48, true, true}};
+    static const uint32_t counts[] = {17, 31, 64, 65, 129, 159};
+    struct rng r = {55};
     (void)state;
-    for (uint32_t rows = 15; rows <= 50; rows += 5)
-        compare(&p, EACH_BUT_PAIRS, rows, rows % 2 ? 0 : rows);
-    fake_free(f);
+    for (uint32_t t = 0; t < 15; t++) {
+        const uint32_t leaves = 1u << t % 4, columns = leaves * 32 * (1 + rng_u32(&r) % 9),
+                       outputs = 1 + rng_u32(&r) % 150, rows = counts[t % 6];
+        const struct fake_kind kind = kinds[t % 5];
+        struct fake *f[2] = {fake_make(t, kind, outputs, columns), fake_make(t + 50, kind, outputs, columns)};
+        const struct problem p = {
+                .pieces = {{.quant = &f[0]->q, .rows = outputs}, {.quant = &f[1]->q, .rows = outputs}},
+                .n_pieces = 2,
+                .columns = columns,
+                .leaves = leaves,
+                .seed = t};
+        compare(&p, t % 2 ? 1u << NORM_GATE_UP : 1u << PROJECT, rows, t % 3 ? rows : 0);
+        fake_free(f[0]);
+        fake_free(f[1]);
+    }
 }
 
 /* The first and the last rank of every tp: whole leaves of one matrix. */
@@ -462,7 +476,7 @@ static void test_refusals_name_what_is_wrong(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_random_ragged_shapes),
-            cmocka_unit_test(test_more_rows_than_a_stream_takes),
+            cmocka_unit_test(test_many_rows),
             cmocka_unit_test(test_ranks),
             cmocka_unit_test(test_pieces),
             cmocka_unit_test(test_gate_and_up),

@@ -26,7 +26,7 @@ struct library {
     void (*emu_seed)(uint64_t seed); /* NULL: not the emulation */
 };
 
-#define SIDE_ROWS    64u
+#define SIDE_ROWS    160u
 #define SIDE_COLUMNS 4096u
 #define SIDE_OUTPUTS 4096u
 
