@@ -2,8 +2,9 @@
  *
  * Usage: bench-cuda-linear [device [launches]]. A line per shape and form: microseconds of the whole operation (norm,
  * INT8 activations, product) at several row counts, and in brackets the weights' bytes per second as a part of what a
- * copy moves, read and written both counted. Operations are nodes of a graph, back to back; copies of the weights are
- * used in turn so that the L2 cache does not help. At the end, all 257 linears of a token. Median of ROUNDS. */
+ * copy moves, read and written both counted; of many rows, 10^12 operations per second. Operations are nodes of a
+ * graph, back to back; copies of the weights are used in turn so that the L2 cache does not help. At the end, all 257
+ * linears of a token. Median of ROUNDS. */
 #include "base/clock.h"
 #include "kernels/kernels.h"
 
@@ -15,9 +16,9 @@
 #define ROUNDS     7
 #define TOGETHER   (400ull << 20) /* bytes of weights of one graph, at least */
 #define COPIES_MAX 64u
-#define ROWS_MAX   16u
+#define ROWS_MAX   512u
 
-static const uint32_t row_counts[] = {1, 2, 4, 8, 16};
+static const uint32_t row_counts[] = {1, 4, 8, 16, 64, ROWS_MAX};
 #define COUNTS (sizeof row_counts / sizeof *row_counts)
 
 static const struct shape {
@@ -150,7 +151,11 @@ static void bench_shape(struct bench *b, const struct shape *shape, const struct
     for (size_t i = 0; i < COUNTS; i++) {
         const double t = seconds_of(b, shape, w, n, row_counts[i]);
         total[i] += t * shape->layers;
-        printf(" %3u: %6.1f (%2.0f)", row_counts[i], t * 1e6, (double)bytes / t / b->copy * 100);
+        const double work = 2.0 * shape->rows * shape->columns * row_counts[i];
+        if (row_counts[i] < 64)
+            printf(" %3u: %6.1f (%2.0f)", row_counts[i], t * 1e6, (double)bytes / t / b->copy * 100);
+        else
+            printf(" %3u: %6.1f (%3.0f T)", row_counts[i], t * 1e6, work / t * 1e-12);
         fflush(stdout);
     }
     printf("\n");
@@ -162,7 +167,7 @@ int main(int argc, char **argv) {
     const struct k_context_options o = {.device = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 0};
     struct bench b = {.launches = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 20};
     const size_t floats = (size_t)ROWS_MAX * 17408, outputs = (size_t)ROWS_MAX * 248320;
-    const size_t workspace_bytes = 64u << 20;
+    const size_t workspace_bytes = 128u << 20;
     struct error e;
     must(k_context_create(&o, &b.c, &e), &e);
     must(k_stream_create(b.c, &b.s, &e), &e);
@@ -181,7 +186,8 @@ int main(int argc, char **argv) {
     k_upload(b.s, b.d_norm, x, floats * sizeof *x);
     must(k_stream_wait(b.s, 0, &e), &e);
     b.copy = copy_rate();
-    printf("%s; copy %.0f GB/s; rows: microseconds (%% of copy)\n", k_context_describe(b.c), b.copy * 1e-9);
+    printf("%s; copy %.0f GB/s; rows: microseconds (%% of copy, or Tops)\n", k_context_describe(b.c),
+            b.copy * 1e-9);
     for (size_t f = 0; f < FORMS; f++) {
         double total[COUNTS] = {0};
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
