@@ -77,7 +77,7 @@ static bool cut_evenly(const struct piece *p, uint32_t leaves, uint32_t width) {
     return p->plan.slots >= p->plan.runs * (ACTIVATION_RUN / width);
 }
 static uint32_t segments_of(const struct piece *p, uint32_t leaves) {
-    for (uint32_t segments = 1; segments <= 4 && !p->whole.minimums; segments *= 2)
+    for (uint32_t segments = 1; segments <= 4 && p->whole.quantised && !p->whole.minimums; segments *= 2)
         if (cut_evenly(p, leaves, ACTIVATION_RUN / segments))
             return segments;
     return SEGMENTS_ANY;

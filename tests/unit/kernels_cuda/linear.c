@@ -459,7 +459,9 @@ static void test_refusals_name_what_is_wrong(void **state) {
     struct error e = {0};
     (void)state;
     assert_refused(&cuda, &spec, -ENOTSUP, "layer.w: piece 0 is FP8");
+    assert_true(cuda.k.k_linear_bytes(&spec) > 16 * 256);
     spec.pieces = &floats;
+    assert_true(cuda.k.k_linear_bytes(&spec) > 256 * 2); /* a budget asks before anything is refused */
     assert_refused(&cuda, &spec, -ENOTSUP, "layer.w: piece 0 is not quantised");
     spec.pieces = &ninth;
     spec.columns = 32;
