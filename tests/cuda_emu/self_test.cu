@@ -23,6 +23,21 @@ cudaError_t try_block_sum(cudaStream_t s, uint32_t blocks, uint32_t threads, uin
     return K_LAUNCH(block_sum_kernel, blocks, threads, threads * 4, s, barriers, d_in, d_out);
 }
 
+__global__ void exchange_kernel(uint32_t n, uint32_t buffers, uint32_t *d_out) {
+    uint32_t *shared = (uint32_t *)dynamic_shared(), sum = 0; /* [buffers][64] */
+    for (uint32_t round = 0; round < n; round++) {
+        uint32_t *buffer = shared + round % buffers * 64;
+        buffer[threadIdx.x] = round * 64 + threadIdx.x;
+        __syncthreads();
+        sum += buffer[threadIdx.x ^ 32];
+        __syncwarp();
+    }
+    d_out[threadIdx.x] = sum;
+}
+cudaError_t try_exchange(cudaStream_t s, uint32_t n, uint32_t buffers, uint32_t *d_out) {
+    return K_LAUNCH(exchange_kernel, 1, 64, buffers * 256, s, n, buffers, d_out);
+}
+
 __global__ void warp_kernel(const uint32_t *d_in, uint32_t *d_out) {
     const uint32_t lane = threadIdx.x, v = d_in[lane];
     d_out[lane] = __shfl_xor_sync(0xffffffffu, v, 5);

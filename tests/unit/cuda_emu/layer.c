@@ -82,6 +82,29 @@ static void test_barriers_order_a_block(void **state) {
     assert_int_equal(missed, 0); /* without barriers every order is wrong */
 }
 
+static bool exchange_is_right(uint32_t buffers) {
+    enum { ROUNDS = 6 };
+    uint32_t out[64], wrong = 0;
+    uint32_t *d_out = device(NULL, sizeof out);
+    ok(try_exchange(stream, ROUNDS, buffers, d_out));
+    fetch(out, d_out, sizeof out);
+    ok(cudaFree(d_out));
+    for (uint32_t t = 0; t < 64; t++)
+        wrong += out[t] != ROUNDS * (ROUNDS - 1) / 2 * 64 + ROUNDS * (t ^ 32);
+    return wrong == 0;
+}
+/* A buffer that is filled again after one barrier: only a warp that is ahead of the others shows it. */
+static void test_odd_seeds_let_a_warp_run_ahead(void **state) {
+    uint32_t found = 0;
+    (void)state;
+    for (uint32_t seed = 0; seed < 2 * SEEDS; seed++) {
+        emu_seed(seed);
+        assert_true(exchange_is_right(2));
+        found += !exchange_is_right(1);
+    }
+    assert_true(found >= SEEDS / 2);
+}
+
 static void test_warps_exchange(void **state) {
     uint32_t in[32], out[5][32], votes = 0, most = 0;
     (void)state;
@@ -292,6 +315,7 @@ static void test_mistakes_are_found_and_named(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_barriers_order_a_block),
+            cmocka_unit_test(test_odd_seeds_let_a_warp_run_ahead),
             cmocka_unit_test(test_warps_exchange),
             cmocka_unit_test(test_mma_s8_is_plain_loops),
             cmocka_unit_test(test_mma_bf16_and_ldmatrix_are_plain_loops),
