@@ -15,12 +15,26 @@
 #define MAGIC 0x4b400000
 #define ONES  0x01010101u
 
-/* How a run's segments are found. */
+/* How a run is cut into segments: that many equal ones, with zeros or without; CUT_ANY: by segment_end(), and scales,
+ * zeros and minimums are read where they lie and not through a ring. Each is a kernel of its own: what is known when it
+ * is compiled costs a third of a run's instructions less. */
 enum cut {
-    CUT_PLAIN, /* one a run, no zeros */
-    CUT_EVEN,  /* 1, 2 or 4 equal ones a run */
-    CUT_ANY, /* by segment_end(); scales, zeros and minimums are read where they lie and not through the ring */
+    CUT_ANY = 0,
+    CUT_1 = 1,
+    CUT_2 = 2,
+    CUT_4 = 4,
+    CUT_SEGMENTS = 7, /* a mask */
+    CUT_ZEROS = 8,    /* a flag */
+    CUT_1_ZEROS = CUT_1 | CUT_ZEROS,
+    CUT_2_ZEROS = CUT_2 | CUT_ZEROS,
+    CUT_4_ZEROS = CUT_4 | CUT_ZEROS,
 };
+static inline enum cut cut_of(const struct panel &w) {
+    uint32_t cut = w.segments; /* SEGMENTS_ANY is 0 */
+    if (cut && w.zeros)
+        cut |= CUT_ZEROS;
+    return (enum cut)cut;
+}
 
 template <int BITS> struct codes_of_run { static constexpr uint32_t BYTES = BITS == 4 ? 1024 : 2048; };
 
@@ -49,17 +63,26 @@ static __device__ __forceinline__ void input_step(
 
 /* --- weights --- */
 
-/* The A fragment of a step of 32 k: INT4 as 16 (code - 8), INT8 as code - 128. codes: this lane's in shared memory. */
+/* This lane's codes of a run, in loads of 16 bytes: half a warp's are all banks once. */
+template <int BITS> struct run_codes { uint4 p[BITS == 4 ? 2 : 4]; };
 template <int BITS>
-static __device__ __forceinline__ void weights_step(const uint8_t *codes, uint32_t step, uint32_t *a) {
+static __device__ __forceinline__ void codes_load(run_codes<BITS> &c, const uint8_t *lane_codes) {
+#pragma unroll
+    for (uint32_t i = 0; i < (BITS == 4 ? 2 : 4); i++)
+        c.p[i] = *(const uint4 *)(lane_codes + i * 512);
+}
+/* The A fragment of a step of 32 k: INT4 as 16 (code - 8), INT8 as code - 128. */
+template <int BITS>
+static __device__ __forceinline__ void codes_step(const run_codes<BITS> &c, uint32_t step, uint32_t *a) {
     if (BITS == 4) {
-        const uint2 w = *(const uint2 *)(codes + step / 2 * 512 + step % 2 * 8);
-        a[0] = w.x << 4 & 0xf0f0f0f0u;
-        a[1] = w.y << 4 & 0xf0f0f0f0u;
-        a[2] = w.x & 0xf0f0f0f0u;
-        a[3] = w.y & 0xf0f0f0f0u;
+        const uint4 &w = c.p[step / 2];
+        const uint32_t low = step & 1 ? w.z : w.x, high = step & 1 ? w.w : w.y;
+        a[0] = low << 4 & 0xf0f0f0f0u;
+        a[1] = high << 4 & 0xf0f0f0f0u;
+        a[2] = low & 0xf0f0f0f0u;
+        a[3] = high & 0xf0f0f0f0u;
     } else {
-        const uint4 w = *(const uint4 *)(codes + step * 512);
+        const uint4 &w = c.p[step];
         a[0] = w.x;
         a[1] = w.y;
         a[2] = w.z;
@@ -131,21 +154,23 @@ static __device__ __forceinline__ void sums_fold(const segment_sums<TILES> &s, c
     }
 }
 
-/* CUT_PLAIN and CUT_EVEN: codes and what belongs to them are in the ring's slot. */
+/* All but CUT_ANY: codes and what belongs to them are in the ring's slot. */
 template <int BITS, enum cut CUT, int TILES>
 static __device__ __forceinline__ void run_evenly(
         const struct panel &w, const uint8_t *slot, const run_input<TILES> &in, float (*leaf)[4]) {
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, segments = CUT == CUT_PLAIN ? 1 : w.segments,
-                   pair_bytes = w.scale == QUANT_SCALE_F32 ? 8 : 4;
-    const bool zeros = CUT == CUT_EVEN && w.zeros;
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, pair_bytes = w.scale == QUANT_SCALE_F32 ? 8 : 4;
+    constexpr uint32_t segments = CUT & CUT_SEGMENTS;
+    constexpr bool zeros = (CUT & CUT_ZEROS) != 0;
     const uint8_t *scales = slot + codes_of_run<BITS>::BYTES + g * pair_bytes;
     const uint8_t *zero_pairs = slot + codes_of_run<BITS>::BYTES + scale_bytes(w) + g * 2;
+    run_codes<BITS> codes;
     segment_sums<TILES> sums;
+    codes_load(codes, slot + lane * 16);
     sums_begin(sums);
 #pragma unroll
     for (uint32_t step = 0; step < 4; step++) {
         uint32_t a[4], b[2];
-        weights_step<BITS>(slot + lane * 16, step, a);
+        codes_step(codes, step, a);
 #pragma unroll
         for (uint32_t n = 0; n < TILES; n++) {
             input_step(in, n, step, b);

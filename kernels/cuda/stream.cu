@@ -78,10 +78,10 @@ static __device__ __forceinline__ void feed_next(
                 continue;
             if (lane * 16 < scales)
                 copy_16_once(to + size::CODES, f.scales[m]);
-            if (CUT == CUT_EVEN && a.w.zeros && lane < a.w.segments)
+            if ((CUT & CUT_ZEROS) && lane < (CUT & CUT_SEGMENTS))
                 copy_16_once(to + size::CODES + scales, f.zeros[m]);
             f.scales[m] += scales;
-            f.zeros[m] += a.w.segments * STRIP_ROWS;
+            f.zeros[m] += (CUT & CUT_SEGMENTS) * STRIP_ROWS;
         }
         if (++f.run == a.w.runs) {
             f.run = 0;
@@ -135,6 +135,8 @@ static __device__ __forceinline__ void run_anyhow(const struct panel &w, const u
                    n_run = left < ACTIVATION_RUN ? left : ACTIVATION_RUN,
                    pair_bytes = w.scale == QUANT_SCALE_F32 ? 8 : 4;
     const bool with_x = w.zeros || w.minimums;
+    run_codes<BITS> codes;
+    codes_load(codes, slot + lane * 16);
     for (uint32_t at = begin, end; at < begin + n_run; at = end, ++*segment) {
         end = segment_end(w.group, leaf_first, w.leaf_columns, at);
         const int32_t from = (int32_t)(at - begin), to = (int32_t)(end - begin);
@@ -147,7 +149,7 @@ static __device__ __forceinline__ void run_anyhow(const struct panel &w, const u
             uint32_t a[4], b[2];
             if (step * 32 >= to || step * 32 + 32 <= from)
                 continue;
-            weights_step<BITS>(slot + lane * 16, (uint32_t)step, a);
+            codes_step(codes, (uint32_t)step, a);
 #pragma unroll
             for (uint32_t n = 0; n < TILES; n++) {
                 input_step(in, n, (uint32_t)step, b);
@@ -292,42 +294,59 @@ static cudaError_t queue_one(
             (stream_kernel<BITS, CUT, PAIR, TILES>), divided(needed, rounds), STREAM_THREADS, shared, s, a);
 }
 
-/* Calls DO(bits, cut, pair, tiles) with the constants of a panel and row count. */
-#define CHOOSE_TILES(DO, bits, cut, pair) (tiles == 1 ? DO(bits, cut, pair, 1) : DO(bits, cut, pair, 2))
-#define CHOOSE_PAIR(DO, bits, cut)                                                                           \
-    (a->pair ? CHOOSE_TILES(DO, bits, cut, true) : CHOOSE_TILES(DO, bits, cut, false))
-#define CHOOSE_CUT(DO, bits)                                                                                 \
-    (a->w.segments == SEGMENTS_ANY            ? CHOOSE_PAIR(DO, bits, CUT_ANY)                               \
-            : a->w.segments > 1 || a->w.zeros ? CHOOSE_PAIR(DO, bits, CUT_EVEN)                              \
-                                              : CHOOSE_PAIR(DO, bits, CUT_PLAIN))
-#define QUEUE_ONE(bits, cut, pair, tiles) queue_one<bits, cut, pair, tiles>(s, *a, rows, d)
-
+template <int BITS, enum cut CUT>
+static cudaError_t queue_form(
+        cudaStream_t s, const struct product_args &a, uint32_t rows, const struct device_size *d) {
+    if (a.pair)
+        return rows <= 8 ? queue_one<BITS, CUT, true, 1>(s, a, rows, d)
+                         : queue_one<BITS, CUT, true, 2>(s, a, rows, d);
+    return rows <= 8 ? queue_one<BITS, CUT, false, 1>(s, a, rows, d)
+                     : queue_one<BITS, CUT, false, 2>(s, a, rows, d);
+}
+template <int BITS>
+static cudaError_t queue_cut(
+        cudaStream_t s, const struct product_args &a, uint32_t rows, const struct device_size *d) {
+    switch (cut_of(a.w)) {
+    case CUT_1:
+        return queue_form<BITS, CUT_1>(s, a, rows, d);
+    case CUT_2:
+        return queue_form<BITS, CUT_2>(s, a, rows, d);
+    case CUT_4:
+        return queue_form<BITS, CUT_4>(s, a, rows, d);
+    case CUT_1_ZEROS:
+        return queue_form<BITS, CUT_1_ZEROS>(s, a, rows, d);
+    case CUT_2_ZEROS:
+        return queue_form<BITS, CUT_2_ZEROS>(s, a, rows, d);
+    case CUT_4_ZEROS:
+        return queue_form<BITS, CUT_4_ZEROS>(s, a, rows, d);
+    default:
+        return queue_form<BITS, CUT_ANY>(s, a, rows, d);
+    }
+}
 cudaError_t queue_stream(
         cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d) {
-    const uint32_t left = rows_bound - a->first_row, rows = left < STREAM_ROWS ? left : STREAM_ROWS,
-                   tiles = rows <= 8 ? 1 : 2;
-    return a->w.format == QUANT_INT4 ? CHOOSE_CUT(QUEUE_ONE, 4) : CHOOSE_CUT(QUEUE_ONE, 8);
+    const uint32_t left = rows_bound - a->first_row, rows = left < STREAM_ROWS ? left : STREAM_ROWS;
+    return a->w.format == QUANT_INT4 ? queue_cut<4>(s, *a, rows, d) : queue_cut<8>(s, *a, rows, d);
 }
 
-#define PREPARE_ONE(bits, cut, pair, tiles)                                                                  \
-    do {                                                                                                     \
-        const cudaError_t r = cudaFuncSetAttribute(stream_kernel<bits, cut, pair, tiles>,                    \
-                cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_of_block);                          \
-        if (r != cudaSuccess)                                                                                \
-            return r;                                                                                        \
-    } while (0)
-#define PREPARE_FORMS(bits, cut)                                                                             \
-    PREPARE_ONE(bits, cut, false, 1);                                                                        \
-    PREPARE_ONE(bits, cut, false, 2);                                                                        \
-    PREPARE_ONE(bits, cut, true, 1);                                                                         \
-    PREPARE_ONE(bits, cut, true, 2)
-
+template <int BITS, enum cut CUT> static cudaError_t prepare(int shared_of_block) {
+    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    cudaError_t r = cudaFuncSetAttribute(stream_kernel<BITS, CUT, false, 1>, most, shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(stream_kernel<BITS, CUT, false, 2>, most, shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(stream_kernel<BITS, CUT, true, 1>, most, shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(stream_kernel<BITS, CUT, true, 2>, most, shared_of_block);
+    return r;
+}
 cudaError_t stream_prepare(uint32_t shared_of_block) {
-    PREPARE_FORMS(4, CUT_PLAIN);
-    PREPARE_FORMS(4, CUT_EVEN);
-    PREPARE_FORMS(4, CUT_ANY);
-    PREPARE_FORMS(8, CUT_PLAIN);
-    PREPARE_FORMS(8, CUT_EVEN);
-    PREPARE_FORMS(8, CUT_ANY);
-    return cudaSuccess;
+    cudaError_t (*const all[])(int) = {prepare<4, CUT_ANY>, prepare<4, CUT_1>, prepare<4, CUT_2>,
+            prepare<4, CUT_4>, prepare<4, CUT_1_ZEROS>, prepare<4, CUT_2_ZEROS>, prepare<4, CUT_4_ZEROS>,
+            prepare<8, CUT_ANY>, prepare<8, CUT_1>, prepare<8, CUT_2>, prepare<8, CUT_4>,
+            prepare<8, CUT_1_ZEROS>, prepare<8, CUT_2_ZEROS>, prepare<8, CUT_4_ZEROS>};
+    cudaError_t r = cudaSuccess;
+    for (uint32_t i = 0; i < sizeof all / sizeof *all && r == cudaSuccess; i++)
+        r = all[i]((int)shared_of_block);
+    return r;
 }

@@ -232,34 +232,55 @@ static cudaError_t queue_one(cudaStream_t s, struct product_args a, uint32_t row
             shared, s, a, row_blocks);
 }
 
-#define CHOOSE_SIZE(bits, cut, pair)                                                                         \
-    (rows_bound <= TILE_ROWS ? queue_one<bits, cut, pair, 2>(s, *a, rows_bound)                              \
-                             : queue_one<bits, cut, pair, 4>(s, *a, rows_bound))
-#define CHOOSE_PAIR(bits, cut) (a->pair ? CHOOSE_SIZE(bits, cut, true) : CHOOSE_SIZE(bits, cut, false))
-#define CHOOSE_CUT(bits)                                                                                     \
-    (a->w.segments > 1 || a->w.zeros ? CHOOSE_PAIR(bits, CUT_EVEN) : CHOOSE_PAIR(bits, CUT_PLAIN))
-
+template <int BITS, enum cut CUT>
+static cudaError_t queue_form(cudaStream_t s, const struct product_args &a, uint32_t rows) {
+    if (a.pair)
+        return rows <= TILE_ROWS ? queue_one<BITS, CUT, true, 2>(s, a, rows)
+                                 : queue_one<BITS, CUT, true, 4>(s, a, rows);
+    return rows <= TILE_ROWS ? queue_one<BITS, CUT, false, 2>(s, a, rows)
+                             : queue_one<BITS, CUT, false, 4>(s, a, rows);
+}
+template <int BITS>
+static cudaError_t queue_cut(cudaStream_t s, const struct product_args &a, uint32_t rows) {
+    switch (cut_of(a.w)) {
+    case CUT_1:
+        return queue_form<BITS, CUT_1>(s, a, rows);
+    case CUT_2:
+        return queue_form<BITS, CUT_2>(s, a, rows);
+    case CUT_4:
+        return queue_form<BITS, CUT_4>(s, a, rows);
+    case CUT_1_ZEROS:
+        return queue_form<BITS, CUT_1_ZEROS>(s, a, rows);
+    case CUT_2_ZEROS:
+        return queue_form<BITS, CUT_2_ZEROS>(s, a, rows);
+    case CUT_4_ZEROS:
+        return queue_form<BITS, CUT_4_ZEROS>(s, a, rows);
+    default:
+        return cudaErrorInvalidValue;
+    }
+}
 cudaError_t queue_tiles(cudaStream_t s, const struct product_args *a, uint32_t rows_bound) {
-    return a->w.format == QUANT_INT4 ? CHOOSE_CUT(4) : CHOOSE_CUT(8);
+    return a->w.format == QUANT_INT4 ? queue_cut<4>(s, *a, rows_bound) : queue_cut<8>(s, *a, rows_bound);
 }
 
-#define PREPARE_ONE(bits, cut, pair, size)                                                                   \
-    do {                                                                                                     \
-        const cudaError_t r = cudaFuncSetAttribute(tile_kernel<bits, cut, pair, size>,                       \
-                cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_of_block);                          \
-        if (r != cudaSuccess)                                                                                \
-            return r;                                                                                        \
-    } while (0)
-#define PREPARE_FORMS(bits, cut)                                                                             \
-    PREPARE_ONE(bits, cut, false, 2);                                                                        \
-    PREPARE_ONE(bits, cut, false, 4);                                                                        \
-    PREPARE_ONE(bits, cut, true, 2);                                                                         \
-    PREPARE_ONE(bits, cut, true, 4)
-
+template <int BITS, enum cut CUT> static cudaError_t prepare(int shared_of_block) {
+    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    cudaError_t r = cudaFuncSetAttribute(tile_kernel<BITS, CUT, false, 2>, most, shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(tile_kernel<BITS, CUT, false, 4>, most, shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(tile_kernel<BITS, CUT, true, 2>, most, shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(tile_kernel<BITS, CUT, true, 4>, most, shared_of_block);
+    return r;
+}
 cudaError_t tiles_prepare(uint32_t shared_of_block) {
-    PREPARE_FORMS(4, CUT_PLAIN);
-    PREPARE_FORMS(4, CUT_EVEN);
-    PREPARE_FORMS(8, CUT_PLAIN);
-    PREPARE_FORMS(8, CUT_EVEN);
-    return cudaSuccess;
+    cudaError_t (*const all[])(int) = {prepare<4, CUT_1>, prepare<4, CUT_2>, prepare<4, CUT_4>,
+            prepare<4, CUT_1_ZEROS>, prepare<4, CUT_2_ZEROS>, prepare<4, CUT_4_ZEROS>, prepare<8, CUT_1>,
+            prepare<8, CUT_2>, prepare<8, CUT_4>, prepare<8, CUT_1_ZEROS>, prepare<8, CUT_2_ZEROS>,
+            prepare<8, CUT_4_ZEROS>};
+    cudaError_t r = cudaSuccess;
+    for (uint32_t i = 0; i < sizeof all / sizeof *all && r == cudaSuccess; i++)
+        r = all[i]((int)shared_of_block);
+    return r;
 }
