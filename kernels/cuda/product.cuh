@@ -74,7 +74,7 @@ static __device__ __forceinline__ void codes_load(run_codes<BITS> &c, const uint
 /* The A fragment of a step of 32 k: INT4 as 16 (code - 8), INT8 as code - 128. */
 template <int BITS>
 static __device__ __forceinline__ void codes_step(const run_codes<BITS> &c, uint32_t step, uint32_t *a) {
-    if (BITS == 4) {
+    if constexpr (BITS == 4) {
         const uint4 &w = c.p[step / 2];
         const uint32_t low = step & 1 ? w.z : w.x, high = step & 1 ? w.w : w.y;
         a[0] = low << 4 & 0xf0f0f0f0u;
