@@ -72,7 +72,7 @@ static const struct verb_info *find_verb(const char *name) {
 
 static void print_overview(FILE *out) {
     fprintf(out, "shardd " SHARDD_VERSION
-                 " - serves Qwen3.5 models over gRPC from one or many GPUs, or from the CPU\n\n"
+                 " - serves Qwen3.5 models over gRPC, whole or split over several ranks\n\n"
                  "usage: shardd VERB [options]\n\n");
     for (size_t i = 0; i < VERBS_N; i++)
         fprintf(out, "  %-10s %s\n", verbs[i].name, verbs[i].summary);
