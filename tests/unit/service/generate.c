@@ -303,7 +303,8 @@ static void test_special_tags(void **state) {
     (void)state;
     struct chat_draft d;
     uint32_t end = harness->model->generation.stop_ids[0];
-    struct tokenizer *plain = harness->model->tokenizer;
+    /* the model's from now on: freed when nobody serves any more */
+    tokenizer_free(harness->model->tokenizer);
     harness->model->tokenizer = with_special_tags();
     char said[512];
     snprintf(said, sizeof(said), "Hm.\n</think>\n\nOk.\n%s", tool_text);
@@ -319,8 +320,6 @@ static void test_special_tags(void **state) {
         assert_int_equal(a->reason, TOOL_CALLS);
         free(a);
     }
-    tokenizer_free(harness->model->tokenizer);
-    harness->model->tokenizer = plain;
 }
 
 /* The model ends its turn in the middle of a call; the text of the stop id, if it is wanted, is none of it. */
