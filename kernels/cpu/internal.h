@@ -16,6 +16,7 @@
 #include "kernels/shared/numbers.h"
 #include "kernels/shared/pool_layout.h"
 #include "kernels/shared/segments.h"
+#include "kernels/shared/slot.h"
 
 #include <stdatomic.h>
 
@@ -222,15 +223,6 @@ struct k_batch {
     uint32_t *rope;                         /* [3 * rows_max] as uploaded */
     uint32_t *row_id, *row_pos, *row_entry; /* [rows_max] derived by k_begin_step */
     uint32_t *row_rope;                     /* [rows_max][3] */
-};
-
-struct slot {
-    uint32_t length;  /* positions whose rows were computed */
-    uint32_t last_id; /* sampled, not yet computed */
-    uint32_t pending; /* 1: last_id was sampled at this length, so it is counted but not part of the state */
-    uint32_t open;
-    uint32_t sample_index;      /* of the next sample */
-    struct k_sampling sampling; /* its pointers lead into this slot's share of the pool */
 };
 
 struct gdn_view { /* one slot and layer */

@@ -19,11 +19,17 @@ int k_batch_create(
         return error_set(e, -ENOMEM, "no memory for a batch");
     *b = (struct k_batch){.context = c, .entries_max = entries_max, .rows_max = rows_max};
     k_batch_bounds(b, NULL);
-    b->d_plan = k_alloc(c, sizeof *b->d_plan);
-    b->d_entries = k_alloc(c, entries_max * sizeof *b->d_entries);
-    b->d_ids = k_alloc(c, rows_max * sizeof *b->d_ids);
-    b->d_rope = k_alloc(c, rows_max * 3 * sizeof *b->d_rope);
-    if (!b->d_plan || !b->d_entries || !b->d_ids || !b->d_rope) {
+    struct batch_view *v = &b->view;
+    v->d_plan = k_alloc(c, sizeof *v->d_plan);
+    v->d_entries = k_alloc(c, entries_max * sizeof *v->d_entries);
+    v->d_ids = k_alloc(c, rows_max * sizeof *v->d_ids);
+    v->d_rope = k_alloc(c, rows_max * 3 * sizeof *v->d_rope);
+    v->d_row_id = k_alloc(c, rows_max * sizeof *v->d_row_id);
+    v->d_row_pos = k_alloc(c, rows_max * sizeof *v->d_row_pos);
+    v->d_row_entry = k_alloc(c, rows_max * sizeof *v->d_row_entry);
+    v->d_row_rope = k_alloc(c, rows_max * 3 * sizeof *v->d_row_rope);
+    if (!v->d_plan || !v->d_entries || !v->d_ids || !v->d_rope || !v->d_row_id || !v->d_row_pos ||
+            !v->d_row_entry || !v->d_row_rope) {
         k_batch_free(b);
         return error_set(e, -ENOMEM, "no memory for a batch of %u rows on device %d", rows_max, c->device);
     }
@@ -33,7 +39,9 @@ int k_batch_create(
 struct k_batch *k_batch_free(struct k_batch *b) {
     if (!b)
         return NULL;
-    void *const blocks[] = {b->d_plan, b->d_entries, b->d_ids, b->d_rope};
+    const struct batch_view *v = &b->view;
+    void *const blocks[] = {v->d_plan, v->d_entries, v->d_ids, v->d_rope, v->d_row_id, v->d_row_pos,
+            v->d_row_entry, v->d_row_rope};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         k_free(b->context, blocks[i]);
     free(b);
@@ -74,11 +82,11 @@ void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *
     if (!CUDA_QUEUED(s, cudaSetDevice(b->context->device)))
         return;
     if (!plan_fits(s, b, plan, entries, n_ids, n_rope)) {
-        CUDA_QUEUED(s, cudaMemsetAsync(b->d_plan, 0, sizeof *b->d_plan, s->stream));
+        CUDA_QUEUED(s, cudaMemsetAsync(b->view.d_plan, 0, sizeof *b->view.d_plan, s->stream));
         return;
     }
-    k_upload(s, b->d_plan, plan, sizeof *plan);
-    k_upload(s, b->d_entries, entries, plan->n_entries * sizeof *entries);
-    k_upload(s, b->d_ids, ids, n_ids * sizeof *ids);
-    k_upload(s, b->d_rope, rope, n_rope * sizeof *rope);
+    k_upload(s, b->view.d_plan, plan, sizeof *plan);
+    k_upload(s, b->view.d_entries, entries, plan->n_entries * sizeof *entries);
+    k_upload(s, b->view.d_ids, ids, n_ids * sizeof *ids);
+    k_upload(s, b->view.d_rope, rope, n_rope * sizeof *rope);
 }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/cuda/product.h"
+#include "kernels/cuda/views.h"
 #include "kernels/kernels.h"
 #include "kernels/shared/constants.h"
 
@@ -33,9 +34,21 @@ struct k_batch {
     struct k_context *context;
     uint32_t entries_max, rows_max;
     struct k_bounds bounds; /* of what is queued next */
-    struct k_plan *d_plan;
-    struct k_entry *d_entries; /* [entries_max] */
-    uint32_t *d_ids, *d_rope;  /* [rows_max], [3 * rows_max] as uploaded */
+    struct batch_view view;
+};
+
+struct k_pool {
+    struct k_context *context;
+    struct k_pool_options options;
+    struct pool_view view;
+    uint8_t *slot_units, *page_units; /* pinned host memory */
+};
+
+struct k_table {
+    struct k_context *context;
+    void *d_data; /* [rows][columns] of dtype */
+    enum k_dtype dtype;
+    uint32_t rows, columns;
 };
 
 struct k_linear {

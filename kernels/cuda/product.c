@@ -47,7 +47,7 @@ static bool quantise(
     const struct quantise_args a = {.d_x = p->d_x,
             .d_norm = p->d_norm,
             .d_order = p->w->d_order,
-            .d_plan = p->b->d_plan,
+            .d_plan = p->b->view.d_plan,
             .eps = p->eps,
             .columns = p->w->columns,
             .leaf_columns = p->w->leaf_columns,
@@ -68,7 +68,7 @@ static bool multiply_panel(struct k_stream *s, struct product_args *a, uint32_t 
 /* All panels of w; pair: there is one, of gate and up. */
 static void multiply(struct k_stream *s, const struct product *p, const struct activations *x, bool pair,
         float *d_y, uint32_t ldy) {
-    struct product_args a = {.x = *x, .d_plan = p->b->d_plan, .pair = pair, .d_y = d_y, .ldy = ldy};
+    struct product_args a = {.x = *x, .d_plan = p->b->view.d_plan, .pair = pair, .d_y = d_y, .ldy = ldy};
     for (uint32_t i = 0; i < p->w->n_panels; i++) {
         a.w = p->w->panels[i];
         if (!multiply_panel(s, &a, p->b->bounds.rows))
@@ -96,21 +96,12 @@ static void product_run(struct k_stream *s, const struct product *p) {
         multiply(s, p, &x, pair, p->d_y, pair ? w->rows / 2 : w->rows);
         return;
     }
-    const struct silu_args silu = {
-            .d_both = (float *)(d_scratch + before), .d_plan = p->b->d_plan, .d_y = p->d_y, .n = w->rows / 2};
+    const struct silu_args silu = {.d_both = (float *)(d_scratch + before),
+            .d_plan = p->b->view.d_plan,
+            .d_y = p->d_y,
+            .n = w->rows / 2};
     multiply(s, p, &x, /* pair= */ false, (float *)(d_scratch + before), w->rows);
     CUDA_QUEUED(s, queue_silu(s->stream, &silu, (uint32_t)rows));
-}
-
-size_t k_workspace_bytes(const struct k_shape *shape, uint32_t rows_max, uint32_t samples_max) {
-    const struct k_shape *h = shape;
-    const uint64_t widths[] = {2ull * h->hidden_size, h->intermediate_size,
-            (uint64_t)h->q_heads * h->head_dim, (uint64_t)h->gdn_v_heads * h->gdn_v_dim};
-    uint64_t columns = 0;
-    (void)samples_max;
-    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
-        columns = widths[i] > columns ? widths[i] : columns;
-    return product_scratch_bytes(columns, rows_max, 2ull * h->intermediate_size);
 }
 
 /* --- the operations --- */

@@ -86,7 +86,13 @@ template <class T> static inline T __shfl_sync(uint32_t mask, T v, int from) {
 template <class T> static inline T __shfl_xor_sync(uint32_t mask, T v, int x) {
     return emu_shuffle_of("__shfl_xor_sync", mask, v, threadIdx.x % EMU_WARP ^ (uint32_t)x);
 }
-/* A lane whose source would be behind the warp keeps its own. */
+static inline uint32_t emu_lane() {
+    return threadIdx.x % EMU_WARP;
+}
+/* A lane whose source would be before or behind the warp keeps its own. */
+template <class T> static inline T __shfl_up_sync(uint32_t mask, T v, unsigned n) {
+    return emu_shuffle_of("__shfl_up_sync", mask, v, emu_lane() >= n ? emu_lane() - n : emu_lane());
+}
 template <class T> static inline T __shfl_down_sync(uint32_t mask, T v, unsigned n) {
     const uint32_t lane = threadIdx.x % EMU_WARP;
     return emu_shuffle_of("__shfl_down_sync", mask, v, lane + n < EMU_WARP ? lane + n : lane);
@@ -104,6 +110,25 @@ static inline void emu_ballot_all(uint32_t mask, uint8_t (*lane)[EMU_LANE_BYTES]
 static inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
     uint32_t v = predicate != 0;
     emu_warp("__ballot_sync", mask, &v, sizeof v, emu_ballot_all);
+    return v;
+}
+static inline int __any_sync(uint32_t mask, int predicate) {
+    return __ballot_sync(mask, predicate) != 0;
+}
+static inline int __all_sync(uint32_t mask, int predicate) {
+    return (__ballot_sync(mask, predicate) & mask) == mask;
+}
+static inline void emu_add_all(uint32_t mask, uint8_t (*lane)[EMU_LANE_BYTES]) {
+    uint32_t sum = 0, v;
+    for (uint32_t l = 0; l < EMU_WARP; l++) {
+        memcpy(&v, lane[l], sizeof v);
+        sum += mask >> l & 1 ? v : 0;
+    }
+    for (uint32_t l = 0; l < EMU_WARP; l++)
+        memcpy(lane[l], &sum, sizeof sum);
+}
+static inline uint32_t __reduce_add_sync(uint32_t mask, uint32_t v) {
+    emu_warp("__reduce_add_sync", mask, &v, sizeof v, emu_add_all);
     return v;
 }
 static inline void emu_max_all(uint32_t mask, uint8_t (*lane)[EMU_LANE_BYTES]) {
@@ -125,10 +150,44 @@ static inline uint32_t __reduce_max_sync(uint32_t mask, uint32_t v) {
 template <class T> static inline T __ldg(const T *p) {
     return *p;
 }
-static inline uint32_t atomicAdd(uint32_t *p, uint32_t n) {
-    const uint32_t before = *p;
-    *p = before + n;
+static_assert(sizeof(unsigned long long) == sizeof(uint64_t), "64-bit atomics are of unsigned long long");
+template <class T> static inline T emu_put(T *p, T value) {
+    const T before = *p;
+    *p = value;
     return before;
+}
+static inline uint32_t atomicAdd(uint32_t *p, uint32_t n) {
+    return emu_put(p, *p + n);
+}
+static inline unsigned long long atomicAdd(unsigned long long *p, unsigned long long n) {
+    return emu_put(p, *p + n);
+}
+static inline uint32_t atomicMax(uint32_t *p, uint32_t n) {
+    return emu_put(p, n > *p ? n : *p);
+}
+static inline unsigned long long atomicMax(unsigned long long *p, unsigned long long n) {
+    return emu_put(p, n > *p ? n : *p);
+}
+static inline uint32_t atomicMin(uint32_t *p, uint32_t n) {
+    return emu_put(p, n < *p ? n : *p);
+}
+static inline uint32_t atomicOr(uint32_t *p, uint32_t n) {
+    return emu_put(p, *p | n);
+}
+static inline uint32_t atomicExch(uint32_t *p, uint32_t n) {
+    return emu_put(p, n);
+}
+static inline uint32_t atomicCAS(uint32_t *p, uint32_t expected, uint32_t n) {
+    return emu_put(p, *p == expected ? n : *p);
+}
+static inline int __popc(uint32_t x) {
+    return __builtin_popcount(x);
+}
+static inline int __ffs(int x) {
+    return __builtin_ffs(x);
+}
+static inline int __clz(int x) {
+    return x ? __builtin_clz((uint32_t)x) : 32;
 }
 
 template <class K>

@@ -1,0 +1,45 @@
+/* views.h - a batch and a pool as kernels see them: device pointers and sizes, passed by value.
+ *
+ * Between the host code of this folder (C), which owns what they point to, and its .cu files. */
+#pragma once
+
+#include "kernels/kernels.h"
+#include "kernels/shared/pool_layout.h"
+#include "kernels/shared/slot.h"
+
+/* What a kernel found wrong, for the host to say; in host memory that the device writes. The first one stays. */
+enum device_fault_kind {
+    DEVICE_FAULT_NONE,
+    DEVICE_FAULT_ID,    /* a: token id, b: vocabulary, c: slot */
+    DEVICE_FAULT_DEPTH, /* a: positions, b: bound */
+    DEVICE_FAULT_ROWS,  /* a: entries, b: rows, c: bound of entries, d: bound of rows */
+};
+struct device_fault {
+    uint32_t kind; /* enum device_fault_kind; claimed with an exchange, then the rest is written */
+    uint32_t a, b, c, d;
+};
+
+struct batch_view {
+    struct k_plan *d_plan;
+    struct k_entry *d_entries;                    /* [entries_max] */
+    uint32_t *d_ids, *d_rope;                     /* [rows_max], [3 * rows_max] as uploaded */
+    uint32_t *d_row_id, *d_row_pos, *d_row_entry; /* [rows_max] derived by k_begin_step() */
+    uint32_t *d_row_rope;                         /* [rows_max][3] */
+};
+
+struct pool_view {
+    struct k_shape shape;
+    struct pool_layout layout;
+    uint32_t pages, pages_per_slot; /* pages: with the dummy */
+    enum k_dtype kv_dtype;
+    uint8_t *d_kv; /* [layer][page][kv_head][K|V][64][D] */
+    float *d_gdn;  /* [slot][layer] of layout.gdn_floats */
+    struct slot *d_slots;
+    uint32_t *d_tables;   /* [slot][pages_per_slot] */
+    uint16_t *d_counts;   /* [slot][V] */
+    float *d_hidden;      /* [slot][H] MTP hidden */
+    uint32_t *d_bias_ids; /* [slot][LOGIT_BIAS_MAX] */
+    float *d_bias;
+    uint32_t *d_suppress; /* [slot][SUPPRESS_MAX] */
+    float *d_inv_freq;    /* [rotary_dim / 2] */
+};
