@@ -18,7 +18,7 @@ struct gdn_view pool_gdn(const struct k_pool *p, uint32_t slot, uint32_t layer) 
 /* --- creation --- */
 
 void k_pool_cost(const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret) {
-    pool_cost_of(shape, options, sizeof(struct slot), ret);
+    pool_cost_of(shape, options, sizeof(struct slot), /* units_count= */ true, ret);
 }
 
 /* Room for n x size bytes; sets *bad on overflow or when there is no memory. */

@@ -29,45 +29,6 @@ struct k_table *k_table_free(struct k_table *t) {
     (void)t;
     return NULL;
 }
-void k_pool_cost(const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret) {
-    (void)shape;
-    (void)options;
-    (void)ret;
-}
-int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct k_pool_options *options,
-        struct k_pool **ret, struct error *e) {
-    (void)c;
-    (void)shape;
-    (void)options;
-    (void)ret;
-    return error_set(e, -ENOTSUP, "%s: kernels/cuda does not have it yet", __func__);
-}
-struct k_pool *k_pool_free(struct k_pool *p) {
-    (void)p;
-    return NULL;
-}
-size_t k_comm_region_bytes(const struct k_shape *shape, uint32_t rows_max) {
-    (void)shape;
-    (void)rows_max;
-    return 0;
-}
-int k_comm_create(struct k_context *c, const struct k_shape *shape, uint32_t rows_max, void *region,
-        size_t region_bytes, struct k_comm **ret, struct error *e) {
-    (void)c;
-    (void)shape;
-    (void)rows_max;
-    (void)region;
-    (void)region_bytes;
-    (void)ret;
-    return error_set(e, -ENOTSUP, "%s: kernels/cuda does not have it yet", __func__);
-}
-struct k_comm *k_comm_free(struct k_comm *m) {
-    (void)m;
-    return NULL;
-}
-void k_comm_abort(struct k_comm *m) {
-    (void)m;
-}
 void k_slot_open(struct k_stream *s, struct k_pool *p, uint32_t slot, const struct k_sampling *sampling) {
     (void)p;
     (void)slot;

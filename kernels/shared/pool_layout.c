@@ -31,15 +31,16 @@ struct pool_layout pool_layout_of(const struct k_shape *h, const struct k_pool_o
 }
 
 void pool_cost_of(const struct k_shape *h, const struct k_pool_options *o, uint64_t slot_record_bytes,
-        struct k_pool_cost *ret) {
+        bool units_count, struct k_pool_cost *ret) {
     const struct pool_layout l = pool_layout_of(h, o);
     ret->slot_bytes = l.gdn_slot_floats * sizeof(float) + slot_record_bytes +
                       (uint64_t)o->pages_per_slot * sizeof(uint32_t) +
                       (uint64_t)h->vocab_size * sizeof(uint16_t) + (uint64_t)h->hidden_size * sizeof(float) +
                       BIAS_BYTES + SUPPRESS_MAX * sizeof(uint32_t);
     ret->page_bytes = l.page_bytes * h->n_attention_layers;
-    ret->fixed_bytes = ret->slot_bytes + ret->page_bytes + o->slot_units * l.slot_unit_bytes +
-                       o->page_units * l.page_unit_bytes + h->rotary_dim / 2 * sizeof(float);
+    ret->fixed_bytes = ret->slot_bytes + ret->page_bytes + h->rotary_dim / 2 * sizeof(float);
+    if (units_count)
+        ret->fixed_bytes += o->slot_units * l.slot_unit_bytes + o->page_units * l.page_unit_bytes;
 }
 
 void pool_inverse_frequencies(const struct k_shape *h, float *ret) {

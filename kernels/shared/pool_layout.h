@@ -37,9 +37,10 @@ extern "C" {
 #endif
 
 struct pool_layout pool_layout_of(const struct k_shape *h, const struct k_pool_options *o);
-/* slot_record_bytes: what the backend keeps of a slot beside its arrays. */
+/* slot_record_bytes: what the backend keeps of a slot beside its arrays. units_count: host units lie in the memory that
+ * is counted, as on a CPU. */
 void pool_cost_of(const struct k_shape *h, const struct k_pool_options *o, uint64_t slot_record_bytes,
-        struct k_pool_cost *ret);
+        bool units_count, struct k_pool_cost *ret);
 /* -EINVAL or -ENOTSUP with what a pool cannot be made for. */
 int pool_check(const struct k_shape *h, const struct k_pool_options *o, struct error *e);
 /* Inverse frequencies of rope, [rotary_dim / 2], each step rounded to fp32 as the reference does it. */
