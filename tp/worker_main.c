@@ -1,4 +1,4 @@
-/* worker_main.c - the worker program (shardd-worker-cpu): command line, log, and one of two ways to run. */
+/* worker_main.c - the worker program (shardd-worker-cpu): command line, log, and one of three ways to run. */
 #include "base/log.h"
 #include "proto/step/control.h"
 #include "tp/worker/worker.h"
@@ -31,7 +31,9 @@ int main(int argc, char **argv) {
     } else if (options.help) {
         fputs(worker_help, stdout);
         status = EXIT_SUCCESS;
-    } else
+    } else if (worker_only_plans(&options))
+        status = worker_plan(&options);
+    else
         status = options.prompt ? worker_generate(&options) : worker_serve(&options);
     worker_options_done(&options);
     return status;

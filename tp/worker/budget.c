@@ -7,10 +7,9 @@
 #include <stdio.h>
 #include <string.h>
 
-static uint64_t pool_total(
+uint64_t budget_pool_bytes(
         const struct k_shape *shape, const struct k_pool_options *o, struct k_pool_cost *ret_cost) {
     k_pool_cost(shape, o, ret_cost);
-    /* The dummies, slot 0 and page 0, take as much as the others. */
     return ret_cost->fixed_bytes + ret_cost->slot_bytes * (o->slots + 1ull) +
            ret_cost->page_bytes * (o->pages + 1ull);
 }
@@ -26,7 +25,7 @@ static bool fit(const struct k_shape *shape, const struct budget_request *q, uin
     struct k_pool_cost cost;
     for (o->slots = q->max_num_seqs;; o->slots = o->slots / 2) {
         o->pages = o->slots * o->pages_per_slot;
-        if (pool_total(shape, o, &cost) <= limit)
+        if (budget_pool_bytes(shape, o, &cost) <= limit)
             return true;
         uint64_t state = cost.fixed_bytes + cost.slot_bytes * (o->slots + 1ull) + cost.page_bytes;
         if (o->slots == 1 || state <= limit / 2) {
@@ -93,7 +92,7 @@ int budget_make(
             .kv_dtype = q->kv_dtype,
     };
     struct k_pool_cost cost;
-    uint64_t least = pool_total(shape, o, &cost), taken = 0;
+    uint64_t least = budget_pool_bytes(shape, o, &cost), taken = 0;
     if (__builtin_add_overflow(q->weight_bytes, q->scratch_bytes, &taken) || taken >= q->memory_bytes ||
             q->memory_bytes - taken < least)
         return refuse(q, least, e);
@@ -114,7 +113,7 @@ int budget_make(
         o->pages_per_slot = o->pages;
         b.max_model_len = o->pages * PAGE_TOKENS - q->extra_positions;
     }
-    b.pool_bytes = pool_total(shape, o, &cost);
+    b.pool_bytes = budget_pool_bytes(shape, o, &cost);
     b.slot_bytes = cost.slot_bytes;
     b.page_bytes = cost.page_bytes;
     describe(q, left, &b);

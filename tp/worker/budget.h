@@ -29,6 +29,10 @@ struct budget {
     char text[448];        /* "7.90 GB usable: weights 1.50 GB, KV 2048 pages 1.61 GB, ..." */
 };
 
+/* Bytes of a pool: the dummies, slot 0 and page 0, take as much as the others. */
+uint64_t budget_pool_bytes(
+        const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret_cost);
+
 /* -ENOMEM with a sentence that names the sizes when not even one sequence of one page fits; -EDOM when the memory
  * would do, but --kv-cache-memory asks for less than that. */
 int budget_make(const struct k_shape *shape, const struct budget_request *request, struct budget *ret,

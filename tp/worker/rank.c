@@ -102,8 +102,9 @@ bool rank_model_has_mtp(const struct rank *r) {
     return r->tensors ? r->tensors->has_mtp : r->config.mtp_layers != 0;
 }
 
-/* Reads config.json and the checkpoint's header; afterwards shard, tensors and fingerprint are known. */
-static int open_model(struct rank *r, const char *dir, struct error *e) {
+/* Reads config.json and the checkpoint's header; afterwards shard, tensors and fingerprint are known. Nothing is copied
+ * out of the file where it is only looked at. */
+static int open_model(struct rank *r, const char *dir, bool only_look, struct error *e) {
     struct rank_options *o = &r->options;
     int rc = model_config_load(dir, &r->config, e);
     if (rc < 0)
@@ -112,7 +113,8 @@ static int open_model(struct rank *r, const char *dir, struct error *e) {
         rc = checkpoint_open(dir, &r->checkpoint, e);
         if (rc < 0)
             return rc;
-        rc = model_tensors_resolve(r->checkpoint, &r->config, &r->tensors, e);
+        rc = only_look ? model_tensors_survey(r->checkpoint, &r->config, &r->tensors, e)
+                       : model_tensors_resolve(r->checkpoint, &r->config, &r->tensors, e);
         if (rc < 0)
             return rc;
     }
@@ -151,13 +153,13 @@ static int open_packed(struct rank *r, const struct rank_options *o, struct erro
     return rc;
 }
 
-static int decide_budget(
-        struct rank *r, const struct weights_options *wo, uint64_t memory_free, struct error *e) {
+static int request_budget(struct rank *r, const struct weights_options *wo, uint64_t memory_bytes,
+        struct budget_request *ret, struct error *e) {
     const struct rank_options *o = &r->options;
     const struct k_shape *s = &r->shard.shape;
     struct buffer b[RANK_BUFFERS];
     struct budget_request q = {
-            .memory_bytes = o->memory_bytes ? o->memory_bytes : memory_free,
+            .memory_bytes = memory_bytes,
             .pool_bytes = o->kv_cache_bytes,
             .fraction_asked = o->kv_cache_fraction > 0,
             .pool_fraction = o->kv_cache_fraction > 0 ? o->kv_cache_fraction : RANK_POOL_FRACTION_DEFAULT,
@@ -181,14 +183,29 @@ static int decide_budget(
         q.max_model_len = CONTEXT_MAX;
     if (o->kv_dtype == RANK_KV_F32 || (o->kv_dtype == RANK_KV_AUTO && weights_kv_dtype(r->tensors) == K_F32))
         q.kv_dtype = K_F32;
-    return budget_make(s, &q, &r->budget, e);
+    *ret = q;
+    return 0;
+}
+
+static int decide_budget(
+        struct rank *r, const struct weights_options *wo, uint64_t memory_free, struct error *e) {
+    struct budget_request q;
+    int rc = request_budget(r, wo, r->options.memory_bytes ? r->options.memory_bytes : memory_free, &q, e);
+    return rc < 0 ? rc : budget_make(&r->shard.shape, &q, &r->budget, e);
+}
+
+/* What the rows, the entries and the buffers depend on. */
+static void size_rank(struct rank *r, const struct rank_options *o) {
+    r->rows_max = rows_of(o);
+    r->entries_max = slots_of(o);
+    r->logits_rows = o->logits_rows;
 }
 
 static int build(struct rank *r, const struct rank_options *o, struct error *e) {
     int rc = check_options(o, e);
     if (rc < 0)
         return rc;
-    rc = open_model(r, o->model_dir, e);
+    rc = open_model(r, o->model_dir, /* only_look= */ false, e);
     if (rc < 0)
         return rc;
     struct k_context_options co = {.device = o->device,
@@ -209,9 +226,7 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
             .seed = o->seed,
             .progress = o->progress,
             .user = o->user};
-    r->rows_max = rows_of(o);
-    r->entries_max = slots_of(o);
-    r->logits_rows = o->logits_rows;
+    size_rank(r, o);
     rc = decide_budget(r, &wo, k_memory_free(r->context) / (k_memory_shared(r->context) ? o->tp : 1), e);
     if (rc < 0)
         return rc;
@@ -232,6 +247,66 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
         return rc;
     return k_comm_create(
             r->context, &r->shard.shape, r->rows_max, o->comm_region, o->comm_bytes, &r->comm, e);
+}
+
+/* The copies out of a GGUF file are made before a rank looks how much memory is free. They count where the ranks
+ * compute in the same memory, which is where a table is used where it lies. */
+static void plan_table(const struct rank *r, struct rank_plan *p) {
+    const struct model_tensors *t = r->tensors;
+    if (!t)
+        return;
+    const enum k_dtype dtype = t->embed->dtype == TENSOR_F32 ? K_F32 : K_BF16;
+    p->embedding_bytes =
+            k_table_bytes(dtype, r->config.vocab_size, r->config.hidden_size, /* mapped= */ true);
+    p->copied_bytes = t->copied_bytes;
+    p->mapped_bytes = p->embedding_bytes || t->embed_copied ? 0 : t->embed->bytes;
+    if (p->embedding_bytes == 0)
+        p->memory_bytes -= p->copied_bytes < p->memory_bytes ? p->copied_bytes : p->memory_bytes;
+}
+
+static int plan(struct rank *r, const struct rank_options *o, struct rank_plan *p, struct error *e) {
+    int rc = check_options(o, e);
+    if (rc == 0)
+        rc = open_model(r, o->model_dir, /* only_look= */ true, e);
+    if (rc < 0)
+        return rc;
+    const struct weights_options wo = {
+            .with_mtp = r->options.mtp, .dummy = o->dummy, .dummy_quant = o->dummy_quant};
+    const struct k_shape *s = &r->shard.shape;
+    struct budget_request q;
+    size_rank(r, o);
+    p->memory_bytes = o->memory_bytes;
+    plan_table(r, p);
+    rc = request_budget(r, &wo, p->memory_bytes, &q, e);
+    if (rc < 0)
+        return rc;
+    struct k_pool_options least = {.slots = 1, .pages = 1, .pages_per_slot = 1, .kv_dtype = q.kv_dtype},
+                          wanted = least;
+    wanted.slots = q.max_num_seqs;
+    wanted.pages_per_slot = (q.max_model_len + q.extra_positions + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    wanted.pages = wanted.slots * wanted.pages_per_slot;
+    p->weight_bytes = q.weight_bytes;
+    p->scratch_bytes = q.scratch_bytes;
+    p->max_model_len = q.max_model_len;
+    p->max_num_seqs = q.max_num_seqs;
+    p->least_bytes = q.weight_bytes + q.scratch_bytes + budget_pool_bytes(s, &least, &p->pool);
+    p->wanted_bytes = q.weight_bytes + q.scratch_bytes + budget_pool_bytes(s, &wanted, &p->pool);
+    rc = budget_make(s, &q, &p->budget, &p->why);
+    p->fits = rc == 0;
+    return 0;
+}
+
+int rank_plan(const struct rank_options *options, struct rank_plan *ret, struct error *e) {
+    struct rank *r = calloc(1, sizeof(*r));
+    if (!r)
+        return error_set(e, -ENOMEM, "out of memory for a rank");
+    struct rank_plan p = {0};
+    r->options = *options;
+    int rc = plan(r, options, &p, e);
+    rank_free(r);
+    if (rc == 0)
+        *ret = p;
+    return rc;
 }
 
 int rank_create(const struct rank_options *options, struct rank **ret, struct error *e) {

@@ -98,6 +98,25 @@ struct rank {
  * every rank computes the same number before any of them has loaded. 0 for tp == 1. */
 int rank_comm_bytes(const struct rank_options *options, size_t *ret, struct error *e);
 
+/* What a rank would take of options->memory_bytes of memory, decided as rank_create() decides it. */
+struct rank_plan {
+    uint64_t memory_bytes;    /* what was asked, less copied_bytes where these come out of the same memory */
+    uint64_t weight_bytes;    /* on the device */
+    uint64_t embedding_bytes; /* of these: the table's copy; 0 where it is used where the file is mapped */
+    uint64_t mapped_bytes;    /* the table in the mapped file, once for all ranks; 0 where it is copied */
+    uint64_t copied_bytes;    /* of a GGUF file, in the process's host memory; not in weight_bytes */
+    uint64_t scratch_bytes;
+    struct k_pool_cost pool;              /* for sequences of max_model_len tokens */
+    uint32_t max_model_len, max_num_seqs; /* asked for, within the model's own limit */
+    uint64_t least_bytes;  /* weights, scratch and one sequence of one page: with less no rank starts */
+    uint64_t wanted_bytes; /* for all max_num_seqs sequences at their full length */
+    bool fits;
+    struct budget budget; /* where it fits */
+    struct error why;     /* where it does not */
+};
+/* Reads headers only and touches no device. 0 also where it does not fit; negative where there is no such model. */
+int rank_plan(const struct rank_options *options, struct rank_plan *ret, struct error *e);
+
 int rank_create(const struct rank_options *options, struct rank **ret, struct error *e);
 struct rank *rank_free(struct rank *r);
 /* Whether the checkpoint has a whole MTP layer (dummy weights: whether config.json announces one); it is run where

@@ -48,6 +48,8 @@ const char worker_help[] =
         "  --log-level error|warning|notice|info|debug\n"
         "\n"
         "without a service\n"
+        "  --plan SIZE                  prints what a rank would take of so much memory, and loads nothing: one JSON\n"
+        "                               object, for `shardd doctor`\n"
         "  --generate-ids ID,ID,...     prints the ids that follow, with their log probabilities\n"
         "  --max-tokens N (16), --temperature X (0), --top-k N, --top-p X, --min-p X\n";
 
@@ -73,6 +75,7 @@ enum flag {
     FLAG_CONTROL_FD,
     FLAG_COMM_FD,
     FLAG_LOG_LEVEL,
+    FLAG_PLAN,
     FLAG_GENERATE_IDS,
     FLAG_MAX_TOKENS,
     FLAG_TEMPERATURE,
@@ -104,6 +107,7 @@ static const struct option flags[] = {
         {"control-fd", required_argument, NULL, FLAG_CONTROL_FD},
         {"comm-fd", required_argument, NULL, FLAG_COMM_FD},
         {"log-level", required_argument, NULL, FLAG_LOG_LEVEL},
+        {"plan", required_argument, NULL, FLAG_PLAN},
         {"generate-ids", required_argument, NULL, FLAG_GENERATE_IDS},
         {"max-tokens", required_argument, NULL, FLAG_MAX_TOKENS},
         {"temperature", required_argument, NULL, FLAG_TEMPERATURE},
@@ -187,6 +191,11 @@ static int parse_kv_dtype(const char *text, enum rank_kv_dtype *ret, struct erro
 static int parse_kv_memory(const char *text, struct rank_options *o, struct error *e) {
     int r = size_or_part_parse(text, UINT64_MAX, &o->kv_cache_bytes, &o->kv_cache_fraction, e);
     return r < 0 ? error_prefix(e, r, "--%s", name_of(FLAG_KV_CACHE_MEMORY)) : 0;
+}
+
+static int parse_plan(const char *text, struct rank_options *o, struct error *e) {
+    int r = size_parse(text, 1, UINT64_MAX, &o->memory_bytes, e);
+    return r < 0 ? error_prefix(e, r, "--%s", name_of(FLAG_PLAN)) : 0;
 }
 
 static int parse_generate(struct worker_options *o, const char *text, struct error *e) {
@@ -279,6 +288,8 @@ static int parse_flag(struct worker_options *o, int flag, char *text, struct err
     case FLAG_LOG_LEVEL:
         o->log_level = log_level_parse(text);
         return o->log_level < 0 ? error_set(e, -EINVAL, "--log-level '%s' is not a level", text) : 0;
+    case FLAG_PLAN:
+        return parse_plan(text, &o->rank, e);
     case FLAG_GENERATE_IDS:
         return parse_generate(o, text, e);
     case FLAG_MAX_TOKENS:
@@ -320,7 +331,7 @@ static int check(struct worker_options *o, struct error *e) {
     if (!o->rank.model_dir)
         return error_set(e, -EINVAL, "--model DIR is missing: the folder of a Hugging Face checkpoint");
     int r = check_ranks(o, e);
-    if (r < 0)
+    if (r < 0 || worker_only_plans(o))
         return r;
     if (o->prompt && o->n_ranks != o->rank.tp)
         return error_set(e, -EINVAL, "--generate-ids runs all ranks in this process; leave out --ranks");

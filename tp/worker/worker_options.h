@@ -25,6 +25,11 @@ struct worker_options {
     float temperature, top_p, min_p;
 };
 
+/* --plan SIZE: that is rank.memory_bytes, which no other flag sets. */
+static inline bool worker_only_plans(const struct worker_options *o) {
+    return o->rank.memory_bytes != 0;
+}
+
 extern const char worker_help[];
 
 /* Fills *ret with defaults and argv. -EINVAL with a sentence that names the flag. worker_options_done()

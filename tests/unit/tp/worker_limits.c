@@ -55,6 +55,13 @@ static void good_flags(void **state) {
     assert_string_equal(o.rank.packed_cache, "/c");
     assert_true(o.rank.verify_packed && o.rank.float_activations && !o.rank.dummy);
     worker_options_done(&o);
+
+    assert_false(worker_only_plans(&o));
+    must(parse(&o, &e, "--model /m --tensor-parallel-size 2 --plan 24GB"), &e);
+    assert_true(worker_only_plans(&o));
+    assert_true(o.rank.memory_bytes == 24000000000u);
+    assert_int_equal(o.ranks[0], 0);
+    worker_options_done(&o);
 }
 
 static void bad_flags(void **state) {
@@ -65,6 +72,7 @@ static void bad_flags(void **state) {
             {"", "--model"},
             {"--model /m", "--generate-ids"},
             {"--model /m --control-fd 3 --tensor-parallel-size 2 --ranks 0", "--comm-fd"},
+            {"--model /m --plan 0", "--plan"},
             {"--model /m --control-fd 3 --ranks 1", "rank 1"},
             {"--model /m --control-fd 3 --tensor-parallel-size 2 --ranks 0,0", "twice"},
             {"--model /m --control-fd 3 --ranks 0,", "--ranks"},
@@ -246,6 +254,53 @@ static void rank_refuses_too_little_memory(void **state) {
     assert_non_null(strstr(e.text, "does not fit"));
 }
 
+/* rank_plan() says what rank_create() then does: with exactly as much as it calls the least a rank starts, with a byte
+ * less it does not. */
+static void a_plan_is_what_a_rank_does(void **state) {
+    (void)state;
+    char path[512];
+    model_path(path, sizeof(path), "small", NULL);
+    struct rank_options options = test_options(path, 1);
+    struct rank_plan plan, again;
+    struct rank *rank = NULL;
+    struct error e = {0};
+    must(rank_plan(&options, &plan, &e), &e);
+    assert_true(plan.fits);
+    assert_int_equal(plan.max_model_len, 512);
+    assert_int_equal(plan.max_num_seqs, 8);
+    assert_true(plan.mapped_bytes > 0 && plan.embedding_bytes == 0);
+    must(rank_create(&options, &rank, &e), &e);
+    assert_string_equal(plan.budget.text, rank->budget.text);
+    assert_true(plan.weight_bytes == rank->weights.bytes);
+    rank_free(rank);
+
+    options.kv_cache_bytes = 0;
+    options.memory_bytes = plan.least_bytes;
+    must(rank_plan(&options, &again, &e), &e);
+    assert_true(again.fits && again.budget.pool.slots == 1 && again.budget.pool.pages == 1);
+    must(rank_create(&options, &rank, &e), &e);
+    rank_free(rank);
+    options.memory_bytes--;
+    must(rank_plan(&options, &again, &e), &e);
+    assert_false(again.fits);
+    assert_non_null(strstr(again.why.text, "does not fit"));
+    assert_int_equal(rank_create(&options, &rank, &e), -ENOMEM);
+
+    options.kv_cache_fraction = 1;
+    options.memory_bytes = plan.wanted_bytes;
+    must(rank_plan(&options, &again, &e), &e);
+    assert_true(again.fits && again.budget.pool.slots == 8 && again.budget.pool.pages == 64);
+    options.memory_bytes--;
+    must(rank_plan(&options, &again, &e), &e);
+    assert_true(again.fits && again.budget.pool.pages < 64);
+
+    options.tp = 3;
+    assert_true(rank_plan(&options, &again, &e) < 0);
+    assert_non_null(strstr(e.text, "3"));
+    options.model_dir = "/no/such/model";
+    assert_true(rank_plan(&options, &again, &e) < 0);
+}
+
 static void kv_dtype_follows_the_checkpoint(void **state) {
     (void)state;
     struct rank_options options = test_options(NULL, 1);
@@ -338,6 +393,7 @@ int main(void) {
             cmocka_unit_test(budget_that_is_asked_too_small),
             cmocka_unit_test(budget_that_does_not_fit),
             cmocka_unit_test(rank_refuses_too_little_memory),
+            cmocka_unit_test(a_plan_is_what_a_rank_does),
             cmocka_unit_test(kv_dtype_follows_the_checkpoint),
             cmocka_unit_test(fingerprint_tells_models_apart),
             cmocka_unit_test(weights_that_are_no_numbers),
