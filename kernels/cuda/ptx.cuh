@@ -49,6 +49,21 @@ static __device__ __forceinline__ void ldmatrix_4(uint32_t *d, const void *share
                  : "memory");
 }
 
+/* The same, each matrix transposed: d[m] is column g, rows 2i and 2i + 1. */
+static __device__ __forceinline__ void ldmatrix_4_transposed(uint32_t *d, const void *shared_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(shared_address(shared_row))
+                 : "memory");
+}
+
+/* Two floats rounded to bf16, to nearest even: low in the low half. */
+static __device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
+    uint32_t d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+}
+
 /* --- copies and loads --- */
 
 /* 16 bytes to shared memory without waiting, past L1. */
@@ -81,4 +96,8 @@ template <int N> static __device__ __forceinline__ void copy_wait() {
 /* Of memory that nobody writes while the kernel runs. */
 template <class T> static __device__ __forceinline__ T load_read_only(const T *p) {
     return __ldg(p);
+}
+/* Of memory that other blocks of the same kernel have written: past L1, which may hold what was there before. */
+template <class T> static __device__ __forceinline__ T load_shared_by_blocks(const T *p) {
+    return __ldcg(p);
 }

@@ -92,6 +92,31 @@ cudaError_t try_mma_bf16(
     return K_LAUNCH(mma_bf16_kernel, 1, 32, 512, s, d_a, d_b, d_c, d_out);
 }
 
+__global__ void mma_bf16_rounded_kernel(const float *d_a, const float *d_b, const float *d_c, float *d_out) {
+    const uint32_t lane = threadIdx.x, g = lane / 4, i = lane % 4;
+    uint32_t *shared = (uint32_t *)dynamic_shared(); /* pairs: a[16][16], then b[16][8] twice, side by side */
+    uint32_t a[4], b[4];
+    float c[4];
+    for (uint32_t k = lane; k < 128; k += 32) {
+        shared[k] = bf16_pair(d_a[2 * k], d_a[2 * k + 1]);
+        const uint32_t at = k / 8 * 8 + k % 4 * 2;
+        shared[128 + k] = bf16_pair(d_b[at], d_b[at + 1]);
+    }
+    __syncwarp();
+    ldmatrix_4(a, shared + (lane % 16) * 8 + lane / 16 * 4);
+    /* matrices: rows 0..7 and 8..15 of the first b, the same of the second */
+    ldmatrix_4_transposed(b, shared + 128 + (lane % 16) * 8 + lane / 16 * 4);
+    for (uint32_t e = 0; e < 4; e++)
+        c[e] = d_c[(g + e / 2 * 8) * 8 + 2 * i + e % 2];
+    mma_bf16(c, a, b[0], b[3], c);
+    for (uint32_t e = 0; e < 4; e++)
+        d_out[(g + e / 2 * 8) * 8 + 2 * i + e % 2] = c[e];
+}
+cudaError_t try_mma_bf16_rounded(
+        cudaStream_t s, const float *d_a, const float *d_b, const float *d_c, float *d_out) {
+    return K_LAUNCH(mma_bf16_rounded_kernel, 1, 32, 1024, s, d_a, d_b, d_c, d_out);
+}
+
 /* A lane copies and reads the same 16 bytes of a slot, so no barrier is needed: only the waits. */
 __global__ void copies_kernel(
         uint32_t n, uint32_t waits, uint32_t early, const uint32_t *d_in, uint32_t *d_out) {

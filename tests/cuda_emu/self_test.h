@@ -23,6 +23,9 @@ cudaError_t try_mma_s8(
 /* out[16][8] = a[16][16] b[8][16]^T + c[16][8]; a goes through shared memory and ldmatrix. */
 cudaError_t try_mma_bf16(
         cudaStream_t s, const uint16_t *d_a, const uint16_t *d_b, const float *d_c, float *d_out);
+/* The same of b[16][8], which goes through shared memory and transposed; a and b are floats that are rounded. */
+cudaError_t try_mma_bf16_rounded(
+        cudaStream_t s, const float *d_a, const float *d_b, const float *d_c, float *d_out);
 /* out[i] = in[i] through a ring of two slots of 512 bytes in shared memory, n runs of 128 words. waits = 0 reads before
  * the copies have come; early = 1 fills a slot again before it was read. */
 cudaError_t try_copies(

@@ -182,6 +182,31 @@ static void test_mma_bf16_and_ldmatrix_are_plain_loops(void **state) {
     }
 }
 
+static void test_rounding_and_transposed_matrices(void **state) {
+    float a[16][16], b[16][8], c[16][8], out[16][8];
+    (void)state;
+    for (uint32_t i = 0; i < 16 * 16; i++) /* 257 and 259 are halfway: to 256 and 260 */
+        a[i / 16][i % 16] = (float)(number(i) % 64) + (i % 3 ? 256 : 0);
+    for (uint32_t i = 0; i < 16 * 8; i++) {
+        b[i / 8][i % 8] = (float)(number(500 + i) % 64) - 32;
+        c[i / 8][i % 8] = (float)(number(900 + i) % 1000);
+    }
+    for (uint32_t seed = 0; seed < SEEDS; seed++) {
+        emu_seed(seed);
+        void *d[] = {device(a, sizeof a), device(b, sizeof b), device(c, sizeof c), device(NULL, sizeof out)};
+        ok(try_mma_bf16_rounded(stream, d[0], d[1], d[2], d[3]));
+        fetch(out, d[3], sizeof out);
+        for (uint32_t i = 0; i < 16 * 8; i++) {
+            float want = c[i / 8][i % 8];
+            for (uint32_t k = 0; k < 16; k++)
+                want += float_of_bf16(bf16_of(a[i / 8][k])) * b[k][i % 8];
+            assert_true(out[i / 8][i % 8] == want);
+        }
+        for (uint32_t i = 0; i < 4; i++)
+            ok(cudaFree(d[i]));
+    }
+}
+
 static bool copies_are_right(uint32_t waits, uint32_t early) {
     enum { RUNS = 7, N = RUNS * 128 };
     uint32_t in[N], out[N];
@@ -319,6 +344,7 @@ int main(void) {
             cmocka_unit_test(test_warps_exchange),
             cmocka_unit_test(test_mma_s8_is_plain_loops),
             cmocka_unit_test(test_mma_bf16_and_ldmatrix_are_plain_loops),
+            cmocka_unit_test(test_rounding_and_transposed_matrices),
             cmocka_unit_test(test_copies_come_at_their_wait),
             cmocka_unit_test(test_streams_events_and_graphs),
             cmocka_unit_test(test_mistakes_are_found_and_named),

@@ -95,6 +95,25 @@ static inline void ldmatrix_4(uint32_t *d, const void *shared_row) {
     memcpy(d, own, sizeof own);
 }
 
+static inline void emu_ldmatrix_transposed_all(uint32_t, uint8_t (*lane)[EMU_LANE_BYTES]) {
+    const uint16_t *rows[EMU_WARP];
+    for (uint32_t l = 0; l < EMU_WARP; l++)
+        memcpy(&rows[l], lane[l], sizeof rows[l]);
+    for (uint32_t l = 0; l < EMU_WARP; l++)
+        for (uint32_t m = 0; m < 4; m++)
+            for (uint32_t h = 0; h < 2; h++)
+                memcpy(lane[l] + 4 * m + 2 * h, rows[8 * m + l % 4 * 2 + h] + l / 4, 2);
+}
+static inline void ldmatrix_4_transposed(uint32_t *d, const void *shared_row) {
+    uint8_t own[16];
+    memcpy(own, &shared_row, sizeof shared_row);
+    emu_warp("ldmatrix_4_transposed", 0xffffffffu, own, sizeof own, emu_ldmatrix_transposed_all);
+    memcpy(d, own, sizeof own);
+}
+static inline uint32_t bf16_pair(float low, float high) {
+    return (uint32_t)bf16_of(high) << 16 | bf16_of(low);
+}
+
 /* --- copies and loads --- */
 
 static inline void copy_16(void *to_shared, const void *from) {
@@ -110,5 +129,8 @@ template <int N> static inline void copy_wait() {
     emu_copy_wait(N);
 }
 template <class T> static inline T load_read_only(const T *p) {
+    return *p;
+}
+template <class T> static inline T load_shared_by_blocks(const T *p) {
     return *p;
 }
