@@ -27,7 +27,9 @@
  *     fma(sum of x, -minimum * scale_x, leaf); segments ascending. With float activations a weight is
  *     scale * (code - zero), rounded, minus minimum, rounded, and the rule of dense weights holds.
  *   - Attention reduces leaves of 256 positions counted from 0, each from a fresh maximum, combined in index order.
- *   - Norm sums, softmax sums and all others have one written order; exp and log are our own.
+ *   - The sum of squares of a norm of n elements is 256 chains (16 where n <= 512) of every 256th (16th) element, fma;
+ *     chain 16 a + l is lane l of accumulator a: a tree over accumulators as over leaves, then lanes l + (l + 8), then
+ *     4, 2, 1. Softmax sums and all others have one written order too; exp and log are our own.
  * Every operation states where it rounds; what is not stated stays fp32. */
 #pragma once
 

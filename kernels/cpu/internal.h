@@ -110,8 +110,6 @@ struct isa {
     void (*quantise_row)(
             const float *x, uint32_t columns, uint32_t leaf_columns, int8_t *codes, float *scales);
     void (*norm_row)(const float *x, const float *w, float eps, uint32_t n, float *y);
-    void (*norm_spread)(
-            const float *x, const float *w, float eps, uint32_t n, float *y); /* to y[i * TILE_ROWS] */
     void (*silu_mul)(const float *g, const float *u, uint32_t n, float *y);
     /* y = silu(sum_j taps[j][c] * x[j][c]), j ascending */
     void (*conv_row)(const float *const *x, const float *taps, uint32_t taps_stride, uint32_t n_taps,

@@ -1,51 +1,23 @@
 /* quantise.cu - activations as INT8 in fragment order, normalised and reordered before where a linear wants it; and
  * SiLU of products whose gate and up have no form in common.
  *
- * The rule is kernels.h's, operation by operation kernels/cpu/isa/body_rows.h and body_codes.h: the norm's sum is 16
- * chains of every 16th element, then a tree; a run of 128 k of a leaf has the scale max|x| / 127, and no number where x
- * has one that is none. Compiled without fused or approximate arithmetic of the compiler's own (CMakeLists.txt).
+ * The rule is kernels.h's, operation by operation kernels/cpu/isa/body_rows.h and body_codes.h: a run of 128 k of a
+ * leaf has the scale max|x| / 127, and no number where x has one that is none; the norm is norm.cuh's. Compiled without
+ * fused or approximate arithmetic of the compiler's own (CMakeLists.txt).
  *
  *   quantise  grid (rows, SPREAD): SPREAD blocks share the runs of a row, a warp takes a run, a lane four k of it.
- *             Each block takes the norm's sum of the row by itself: it is 16 dependent chains, whoever computes it, and
- *             a node of its own would cost more. Reads 4 bytes of x (and 4 of the norm) an element, writes 1; all in
- *             L2. */
+ *             Each block takes the norm's sum of the row by itself: a node of its own would cost more. Reads 4 bytes of
+ *             x (and 4 of the norm) an element, writes 1; all in L2. */
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/shared/constants.h"
 #include "kernels/shared/elementary.h"
 
-#define QUANTISE_THREADS 256u
+#define QUANTISE_THREADS NORM_THREADS
 #define SPREAD           4u
-#define STAGED           8192u /* floats of a row in shared memory at once: 32 KB */
-#define CHAINS           16u   /* of the norm's sum */
 #define ALL_LANES        0xffffffffu
-
-/* 1 / sqrt(mean(x^2) + eps), in every thread. The first warp's lanes 0..15 are the chains; all stage x for them. */
-static __device__ float norm_scale(const float *d_x, uint32_t n, float eps, float *shared) {
-    const uint32_t lane = threadIdx.x % 32;
-    float acc = 0.0f;
-    for (uint32_t first = 0; first < n; first += STAGED) {
-        const uint32_t m = n - first < STAGED ? n - first : STAGED;
-        for (uint32_t k = threadIdx.x; k < m; k += QUANTISE_THREADS)
-            shared[k] = d_x[first + k];
-        __syncthreads();
-        if (threadIdx.x < CHAINS) {
-#pragma unroll 16
-            for (uint32_t k = lane; k < m; k += CHAINS)
-                acc = fmaf(shared[k], shared[k], acc);
-        }
-        __syncthreads();
-    }
-    if (threadIdx.x < 32) {
-        for (int d = CHAINS / 2; d > 0; d /= 2) /* lane l adds l + d's: the others' sums are not used */
-            acc = acc + __shfl_xor_sync(ALL_LANES, acc, d);
-        if (lane == 0)
-            shared[0] = 1.0f / sqrtf(acc / (float)n + eps);
-    }
-    __syncthreads();
-    return shared[0];
-}
 
 /* Element k of the linear's input: normalised, then in its order. */
 static __device__ __forceinline__ float input_at(
@@ -98,15 +70,15 @@ __global__ void __launch_bounds__(QUANTISE_THREADS) quantise_kernel(const struct
     const uint32_t row = blockIdx.x, warp = threadIdx.x / 32, warps = QUANTISE_THREADS / 32,
                    all_runs = a.columns / a.leaf_columns * a.runs;
     const float *d_x = a.d_x + (uint64_t)row * a.columns;
+    __shared__ float chains[NORM_CHAINS];
     if (row >= a.d_plan->n_rows)
         return;
-    const float scale = a.d_norm ? norm_scale(d_x, a.columns, a.eps, (float *)dynamic_shared()) : 1.0f;
+    const float scale = a.d_norm ? norm_scale(d_x, a.columns, a.eps, chains) : 1.0f;
     for (uint32_t run = blockIdx.y * warps + warp; run < all_runs; run += SPREAD * warps)
         quantise_run(a, d_x, scale, row, run);
 }
 cudaError_t queue_quantise(cudaStream_t s, const struct quantise_args *a, uint32_t rows_bound) {
-    const size_t shared = a->d_norm ? STAGED * sizeof(float) : 0;
-    return K_LAUNCH(quantise_kernel, dim3(rows_bound, SPREAD), QUANTISE_THREADS, shared, s, *a);
+    return K_LAUNCH(quantise_kernel, dim3(rows_bound, SPREAD), QUANTISE_THREADS, 0, s, *a);
 }
 
 /* grid (rows, blocks of 256 outputs) */

@@ -8,6 +8,8 @@
 
 #define STRIP_ROWS      16u  /* outputs of a strip; rows are padded to whole strips */
 #define ACTIVATION_RUN  128u /* k of a leaf that share one scale when activations are INT8 */
+#define NORM_CHAINS     256u /* of the sum of squares of a norm */
+#define NORM_SHORT      512u /* elements; of up to so many it has 16 chains */
 #define PIECES_MAX      8u   /* of a linear */
 #define CUTS_MAX        4u   /* different weight groups in one linear */
 #define HEAD_DIM_MAX    512u /* attention head size */

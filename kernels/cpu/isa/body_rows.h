@@ -3,24 +3,38 @@
 
 #include "kernels/cpu/isa/body_math.h"
 
+/* The sum of x^2 of a norm: up to NORM_SHORT elements s_dot(). More are NORM_CHAINS chains, vector i of 16 adding to
+ * accumulator i % 16; then the tree over accumulators, ((0+1)+(2+3))+..., and that over lanes. Four accumulators at a
+ * time: what an instruction set has registers for. */
+static float norm_square(const float *x, uint32_t n) {
+    v16 sums[4];
+    if (n <= NORM_SHORT)
+        return s_dot(x, x, n);
+    for (uint32_t four = 0; four < 4; four++) {
+        v16 acc[4];
+        UNROLL for (uint32_t a = 0; a < 4; a++) acc[a] = v_set1(0.0f);
+        uint32_t i = four * 64;
+        for (; i + 64 <= n; i += NORM_CHAINS) {
+            UNROLL for (uint32_t a = 0; a < 4; a++) {
+                const v16 v = v_load(x + i + a * 16);
+                acc[a] = v_fma(v, v, acc[a]);
+            }
+        }
+        for (uint32_t a = 0; a < 4 && i + a * 16 < n; a++) {
+            const v16 v = v_load_m(x + i + a * 16, n - i - a * 16);
+            acc[a] = v_fma(v, v, acc[a]);
+        }
+        sums[four] = v_add(v_add(acc[0], acc[1]), v_add(acc[2], acc[3]));
+    }
+    return v_sum(v_add(v_add(sums[0], sums[1]), v_add(sums[2], sums[3])));
+}
+
 /* y = x / sqrt(mean(x^2) + eps) * w */
 static void norm_row(const float *x, const float *w, float eps, uint32_t n, float *y) {
-    v16 scale = v_set1(1.0f / sqrtf(s_dot(x, x, n) / (float)n + eps));
+    v16 scale = v_set1(1.0f / sqrtf(norm_square(x, n) / (float)n + eps));
     for (uint32_t i = 0; i < n; i += 16) {
         uint32_t m = n - i < 16 ? n - i : 16;
         v_store_m(y + i, v_mul(v_mul(v_load_m(x + i, m), scale), v_load_m(w + i, m)), m);
-    }
-}
-
-/* The same, element i to y[i * TILE_ROWS]. */
-static void norm_spread(const float *x, const float *w, float eps, uint32_t n, float *y) {
-    v16 scale = v_set1(1.0f / sqrtf(s_dot(x, x, n) / (float)n + eps));
-    for (uint32_t i = 0; i < n; i += 16) {
-        uint32_t m = n - i < 16 ? n - i : 16;
-        float t[16];
-        v_store(t, v_mul(v_mul(v_load_m(x + i, m), scale), v_load_m(w + i, m)));
-        for (uint32_t j = 0; j < m; j++)
-            y[(uint64_t)(i + j) * TILE_ROWS] = t[j];
     }
 }
 

@@ -57,6 +57,40 @@ static void test_log(void **state) {
     }
 }
 
+/* kernels.h, in the plainest words. */
+static float norm_square_by_the_rule(const float *x, uint32_t n) {
+    const uint32_t chains = n <= 512 ? 16 : 256;
+    float sum[256] = {0};
+    for (uint32_t k = 0; k < n; k++)
+        sum[k % chains] = fmaf(x[k], x[k], sum[k % chains]);
+    for (uint32_t d = 16; d < chains; d *= 2)
+        for (uint32_t c = 0; c < chains; c += c % 16 == 15 ? 2 * d - 15 : 1)
+            sum[c] += sum[c + d];
+    for (uint32_t d = 8; d > 0; d /= 2)
+        for (uint32_t l = 0; l < d; l++)
+            sum[l] += sum[l + d];
+    return sum[0];
+}
+static void test_norms(void **state) {
+    static const uint32_t sizes[] = {
+            1, 15, 16, 100, 256, 511, 512, 513, 528, 575, 767, 768, 769, 1000, 1024, 1279, 5120, 5121, 5199};
+    float *x = random_floats(1, 5200, 3.0f), *w = random_floats(2, 5200, 1.0f), y[5200];
+    (void)state;
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        const uint32_t n = sizes[s];
+        const float scale = 1.0f / sqrtf(norm_square_by_the_rule(x, n) / (float)n + 1e-6f);
+        for (int i = 0; i < N_ISAS; i++) {
+            if (!runs_here(i))
+                continue;
+            tables[i]->norm_row(x, w, 1e-6f, n, y);
+            for (uint32_t k = 0; k < n; k++)
+                if (y[k] != x[k] * scale * w[k])
+                    fail_msg("%s: element %u of %u: %.9g", all_isas[i], k, n, (double)y[k]);
+        }
+    }
+    free(x), free(w);
+}
+
 static void test_gates(void **state) {
     enum { N = 4000 };
     float *a = random_floats(1, N, 40.0f), *b = random_floats(2, N, 30.0f), *bias = random_floats(3, N, 2.0f);
@@ -129,6 +163,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_exp),
             cmocka_unit_test(test_log),
+            cmocka_unit_test(test_norms),
             cmocka_unit_test(test_gates),
             cmocka_unit_test(test_cosines_at_long_range),
             cmocka_unit_test(test_frequencies),
