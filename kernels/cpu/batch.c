@@ -12,11 +12,10 @@
 
 int k_batch_create(
         struct k_context *c, uint32_t entries_max, uint32_t rows_max, struct k_batch **ret, struct error *e) {
-    struct k_batch *b;
-    if (rows_max < 1 || rows_max > STEP_ROWS_MAX || entries_max < 1 || entries_max > STEP_ROWS_MAX)
-        return error_set(e, -EINVAL, "a step of %u rows and %u entries; 1 to %u are possible", rows_max,
-                entries_max, STEP_ROWS_MAX);
-    b = calloc(1, sizeof *b);
+    int r = batch_check(entries_max, rows_max, e);
+    if (r < 0)
+        return r;
+    struct k_batch *b = calloc(1, sizeof *b);
     if (!b)
         return error_set(e, -ENOMEM, "no memory for a batch");
     *b = (struct k_batch){.context = c, .entries_max = entries_max, .rows_max = rows_max};
@@ -49,31 +48,6 @@ void k_batch_bounds(struct k_batch *b, const struct k_bounds *bounds) {
     b->bounds = bounds_within(bounds, b->rows_max, b->entries_max);
 }
 
-/* slots: NULL, or those whose lengths CONTINUE entries start from. */
-static uint64_t deepest_context(
-        const struct k_plan *plan, const struct k_entry *entries, const struct slot *slots) {
-    uint64_t deepest = 0;
-    for (uint32_t i = 0; i < plan->n_entries; i++) {
-        const uint64_t depth = entry_depth(&entries[i], slots ? slots[entries[i].slot].length : 0);
-        deepest = depth > deepest ? depth : deepest;
-    }
-    return deepest;
-}
-static bool within(struct k_stream *s, const struct k_bounds *bounds, const struct k_plan *plan,
-        const struct k_entry *entries, const struct slot *slots) {
-    if (plan->n_rows <= bounds->rows && plan->n_entries <= bounds->entries) {
-        const uint64_t context = deepest_context(plan, entries, slots);
-        if (context <= bounds->context)
-            return true;
-        stream_fault(s, -EINVAL, "a step as deep as %llu positions; it was bounded to %u",
-                (unsigned long long)context, bounds->context);
-    } else {
-        stream_fault(s, -EINVAL, "a step of %u entries and %u rows; it was bounded to %u and %u",
-                plan->n_entries, plan->n_rows, bounds->entries, bounds->rows);
-    }
-    return false;
-}
-
 struct upload_args {
     struct k_batch *b;
     struct k_bounds bounds;
@@ -86,15 +60,13 @@ static void run_upload(struct k_stream *s, const void *args) {
     const struct upload_args *a = args;
     struct k_batch *b = a->b;
     const struct k_plan *plan = a->plan;
+    struct error e;
     b->plan = (struct k_plan){0};
-    if (plan->n_entries > b->entries_max || plan->n_rows > b->rows_max || a->n_ids > b->rows_max ||
-            a->n_rope > b->rows_max * 3) {
-        stream_fault(s, -EINVAL, "a step of %u entries and %u rows; the batch was created for %u and %u",
-                plan->n_entries, plan->n_rows, b->entries_max, b->rows_max);
+    if (plan_check(plan, a->n_ids, a->n_rope, b->entries_max, b->rows_max, &e) < 0 ||
+            bounds_check(&a->bounds, plan, a->entries, NULL, &e) < 0) {
+        stream_refused(s, &e);
         return;
     }
-    if (!within(s, &a->bounds, plan, a->entries, NULL))
-        return;
     b->plan = *plan;
     memcpy(b->entries, a->entries, plan->n_entries * sizeof *b->entries);
     if (a->n_ids)
@@ -129,8 +101,9 @@ static void begin_entry(struct k_stream *s, struct k_pool *p, struct k_batch *b,
         uint32_t id = prompt ? b->ids[entry->ids_at + i] : slot->last_id;
         uint32_t pos = (prompt ? entry->first_pos : slot->length) + i;
         if (id >= p->shape.vocab_size) {
-            stream_fault(s, -EINVAL, "slot %u: token id %u is not in the vocabulary of %u", entry->slot, id,
-                    p->shape.vocab_size);
+            struct error fault;
+            refuse_id(entry->slot, id, p->shape.vocab_size, &fault);
+            stream_refused(s, &fault);
             id = 0;
         }
         if (prompt)
@@ -145,8 +118,11 @@ static void begin_entry(struct k_stream *s, struct k_pool *p, struct k_batch *b,
 }
 static void run_begin(struct k_stream *s, const void *args) {
     const struct step_args *a = args;
-    if (!within(s, &a->bounds, &a->b->plan, a->b->entries, a->p->slots))
+    struct error fault;
+    if (bounds_check(&a->bounds, &a->b->plan, a->b->entries, a->p->slots, &fault) < 0) {
+        stream_refused(s, &fault);
         a->b->plan = (struct k_plan){0};
+    }
     for (uint32_t e = 0; e < a->b->plan.n_entries; e++)
         begin_entry(s, a->p, a->b, e);
 }
@@ -243,8 +219,9 @@ static void run_mtp_input(struct k_stream *s, const void *args) {
         float *y = a->y + (uint64_t)r * 2 * h;
         uint32_t id = next_id(a, r);
         if (id >= a->p->shape.vocab_size) {
-            stream_fault(
-                    s, -EINVAL, "token id %u is not in the vocabulary of %u", id, a->p->shape.vocab_size);
+            struct error fault;
+            refuse_id(a->b->entries[a->b->row_entry[r]].slot, id, a->p->shape.vocab_size, &fault);
+            stream_refused(s, &fault);
             id = 0;
         }
         table_row(a->table, id, y);

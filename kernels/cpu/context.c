@@ -145,17 +145,20 @@ void stream_fault(struct k_stream *s, int code, const char *format, ...) {
     error_setv(&s->fault, code, format, ap);
     va_end(ap);
 }
+void stream_refused(struct k_stream *s, const struct error *e) {
+    if (!s->fault.code)
+        s->fault = *e;
+}
 
 void k_stream_set_workspace(struct k_stream *s, void *device_memory, size_t bytes) {
     s->workspace = device_memory;
     s->workspace_bytes = bytes;
 }
 void *stream_scratch(struct k_stream *s, size_t bytes) {
-    if (bytes <= s->workspace_bytes)
+    struct error e;
+    if (scratch_check(s->workspace_bytes, bytes, &e) == 0)
         return s->workspace;
-    stream_fault(s, -ENOBUFS,
-            "the workspace has %zu bytes and %zu are needed; size it with k_workspace_bytes()",
-            s->workspace_bytes, bytes);
+    stream_refused(s, &e);
     return NULL;
 }
 

@@ -188,6 +188,7 @@ void stream_submit(struct k_stream *s, stream_fn fn, const void *args, size_t by
 /* Keeps the first fault. */
 void stream_fault(struct k_stream *s, int code, const char *format, ...)
         __attribute__((format(printf, 3, 4)));
+void stream_refused(struct k_stream *s, const struct error *e);
 /* bytes of scratch, from the start of the workspace; NULL and a fault when it is too small. */
 void *stream_scratch(struct k_stream *s, size_t bytes);
 static inline const struct isa *stream_isa(const struct k_stream *s) {

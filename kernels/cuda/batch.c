@@ -1,8 +1,9 @@
-/* batch.c - a step's plan on the device.
+/* batch.c - a step's plan on the device, and the operations that open and close a step.
  *
- * Called by tp/: created once, uploaded into at each step. What an upload finds wrong is a fault of the stream, and the
- * step is then empty: a plan without rows. */
+ * Called by tp/: created once, uploaded into at each step; not part of a graph, as what is copied depends on the plan.
+ * What an upload finds wrong is a fault of the stream, and the step is then empty: a plan without rows. */
 #include "kernels/cuda/internal.h"
+#include "kernels/cuda/step.h"
 #include "kernels/shared/bounds.h"
 
 #include <errno.h>
@@ -10,11 +11,10 @@
 
 int k_batch_create(
         struct k_context *c, uint32_t entries_max, uint32_t rows_max, struct k_batch **ret, struct error *e) {
-    struct k_batch *b;
-    if (rows_max < 1 || rows_max > STEP_ROWS_MAX || entries_max < 1 || entries_max > STEP_ROWS_MAX)
-        return error_set(e, -EINVAL, "a step of %u rows and %u entries; 1 to %u are possible", rows_max,
-                entries_max, STEP_ROWS_MAX);
-    b = calloc(1, sizeof *b);
+    int r = batch_check(entries_max, rows_max, e);
+    if (r < 0)
+        return r;
+    struct k_batch *b = calloc(1, sizeof *b);
     if (!b)
         return error_set(e, -ENOMEM, "no memory for a batch");
     *b = (struct k_batch){.context = c, .entries_max = entries_max, .rows_max = rows_max};
@@ -51,37 +51,15 @@ void k_batch_bounds(struct k_batch *b, const struct k_bounds *bounds) {
     b->bounds = bounds_within(bounds, b->rows_max, b->entries_max);
 }
 
-/* What can be said before the slots are looked at. */
-static bool plan_fits(struct k_stream *s, const struct k_batch *b, const struct k_plan *plan,
-        const struct k_entry *entries, uint32_t n_ids, uint32_t n_rope) {
-    uint64_t deepest = 0;
-    if (plan->n_entries > b->entries_max || plan->n_rows > b->rows_max || n_ids > b->rows_max ||
-            n_rope > b->rows_max * 3) {
-        stream_fault(s, -EINVAL, "a step of %u entries and %u rows; the batch was created for %u and %u",
-                plan->n_entries, plan->n_rows, b->entries_max, b->rows_max);
-        return false;
-    }
-    for (uint32_t i = 0; i < plan->n_entries; i++) {
-        const uint64_t depth = entry_depth(&entries[i], /* length= */ 0);
-        deepest = depth > deepest ? depth : deepest;
-    }
-    if (plan->n_rows > b->bounds.rows || plan->n_entries > b->bounds.entries)
-        stream_fault(s, -EINVAL, "a step of %u entries and %u rows; it was bounded to %u and %u",
-                plan->n_entries, plan->n_rows, b->bounds.entries, b->bounds.rows);
-    else if (deepest > b->bounds.context)
-        stream_fault(s, -EINVAL, "a step as deep as %llu positions; it was bounded to %u",
-                (unsigned long long)deepest, b->bounds.context);
-    else
-        return true;
-    return false;
-}
-
 void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *plan,
         const struct k_entry *entries, const uint32_t *ids, uint32_t n_ids, const uint32_t *rope,
         uint32_t n_rope) {
+    struct error e;
     if (!CUDA_QUEUED(s, cudaSetDevice(b->context->device)))
         return;
-    if (!plan_fits(s, b, plan, entries, n_ids, n_rope)) {
+    if (plan_check(plan, n_ids, n_rope, b->entries_max, b->rows_max, &e) < 0 ||
+            bounds_check(&b->bounds, plan, entries, /* slots= */ NULL, &e) < 0) {
+        stream_refused(s, &e);
         CUDA_QUEUED(s, cudaMemsetAsync(b->view.d_plan, 0, sizeof *b->view.d_plan, s->stream));
         return;
     }
@@ -89,4 +67,27 @@ void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *
     k_upload(s, b->view.d_entries, entries, plan->n_entries * sizeof *entries);
     k_upload(s, b->view.d_ids, ids, n_ids * sizeof *ids);
     k_upload(s, b->view.d_rope, rope, n_rope * sizeof *rope);
+}
+
+/* --- begin and end --- */
+
+void k_begin_step(struct k_stream *s, struct k_pool *p, struct k_batch *b) {
+    const struct begin_args a = {b->view, p->view, b->bounds, s->found};
+    CUDA_QUEUED(s, queue_begin(s->stream, &a));
+}
+void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results,
+        const struct k_outcome *outcomes) {
+    const struct end_args a = {b->view, p->view, results, outcomes};
+    CUDA_QUEUED(s, queue_end(s->stream, &a, b->bounds.entries));
+}
+
+/* --- rows of embeddings and norms --- */
+
+static struct table_view table_view_of(const struct k_table *t) {
+    return (struct table_view){t->d_data, t->dtype, t->rows, t->columns};
+}
+
+void k_embed(struct k_stream *s, const struct k_batch *b, const struct k_table *table, float *x) {
+    const struct embed_args a = {b->view, table_view_of(table), x};
+    CUDA_QUEUED(s, queue_embed(s->stream, &a, b->bounds.rows));
 }

@@ -6,6 +6,7 @@
 #include "kernels/cuda/internal.h"
 
 #include "base/clock.h"
+#include "kernels/shared/bounds.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -109,9 +110,16 @@ int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e)
     if (!s)
         return error_set(e, -ENOMEM, "no memory for a stream");
     s->context = c;
+    s->found.d_claimed = k_alloc(c, sizeof *s->found.d_claimed);
+    s->found.told = k_host_alloc(c, sizeof *s->found.told);
+    if (!s->found.d_claimed || !s->found.told) {
+        k_stream_free(s);
+        return error_set(e, -ENOMEM, "device %d: no memory for a stream", c->device);
+    }
     const cudaError_t made = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
     if (made != cudaSuccess) {
-        free(s);
+        s->stream = NULL;
+        k_stream_free(s);
         return cuda_failed(c, made, "cudaStreamCreateWithFlags", __FILE__, __LINE__, e);
     }
     *ret = s;
@@ -124,7 +132,10 @@ struct k_stream *k_stream_free(struct k_stream *s) {
     context_enter(s->context, NULL);
     if (s->capturing && cudaStreamEndCapture(s->stream, &graph) == cudaSuccess)
         cudaGraphDestroy(graph);
-    cudaStreamDestroy(s->stream);
+    if (s->stream)
+        cudaStreamDestroy(s->stream);
+    k_free(s->context, s->found.d_claimed);
+    k_host_free(s->context, s->found.told);
     free(s);
     return NULL;
 }
@@ -137,12 +148,36 @@ void stream_fault(struct k_stream *s, int code, const char *format, ...) {
     error_setv(&s->fault, code, format, ap);
     va_end(ap);
 }
+void stream_refused(struct k_stream *s, const struct error *e) {
+    if (!s->fault.code)
+        s->fault = *e;
+}
+/* Says what a kernel has found, with the words of kernels/cpu. */
+static void stream_hear(struct k_stream *s) {
+    const struct device_fault *f = s->found.told;
+    struct error e;
+    switch (__atomic_load_n(&f->kind, __ATOMIC_ACQUIRE)) {
+    case DEVICE_FAULT_ID:
+        refuse_id((uint32_t)f->c, (uint32_t)f->a, (uint32_t)f->b, &e);
+        break;
+    case DEVICE_FAULT_DEPTH:
+        refuse_depth(f->a, (uint32_t)f->b, &e);
+        break;
+    case DEVICE_FAULT_ROWS:
+        refuse_rows((uint32_t)f->a, (uint32_t)f->b, (uint32_t)f->c, (uint32_t)f->d, &e);
+        break;
+    default:
+        return;
+    }
+    stream_refused(s, &e);
+}
 int k_stream_error(struct k_stream *s, struct error *e) {
     if (!s->fault.code && !s->capturing) {
         const cudaError_t r = cudaStreamQuery(s->stream);
         if (r != cudaErrorNotReady)
             stream_queued(s, r, "what was queued", __FILE__, __LINE__);
     }
+    stream_hear(s);
     if (s->fault.code && e)
         *e = s->fault;
     return s->fault.code;
@@ -174,6 +209,7 @@ int k_stream_wait(struct k_stream *s, uint64_t timeout_ns, struct error *e) {
                     (double)timeout_ns / 1e9);
         stream_queued(s, r, "what was queued", __FILE__, __LINE__);
     }
+    stream_hear(s);
     if (s->fault.code && e)
         *e = s->fault;
     return s->fault.code;
@@ -184,11 +220,10 @@ void k_stream_set_workspace(struct k_stream *s, void *device_memory, size_t byte
     s->workspace_bytes = bytes;
 }
 void *stream_scratch(struct k_stream *s, size_t bytes) {
-    if (bytes <= s->workspace_bytes)
+    struct error e;
+    if (scratch_check(s->workspace_bytes, bytes, &e) == 0)
         return s->d_workspace;
-    stream_fault(s, -ENOBUFS,
-            "the workspace has %zu bytes and %zu are needed; size it with k_workspace_bytes()",
-            s->workspace_bytes, bytes);
+    stream_refused(s, &e);
     return NULL;
 }
 

@@ -27,20 +27,21 @@ struct k_stream {
     uint8_t *d_workspace;
     size_t workspace_bytes;
     bool capturing;
-    struct error fault; /* code 0 = none */
+    struct fault_view found; /* by kernels, and not yet in `fault` */
+    struct error fault;      /* code 0 = none */
 };
 
 struct k_batch {
+    struct batch_view view; /* first: what a test may look at */
     struct k_context *context;
     uint32_t entries_max, rows_max;
     struct k_bounds bounds; /* of what is queued next */
-    struct batch_view view;
 };
 
 struct k_pool {
+    struct pool_view view; /* first: what a test may look at */
     struct k_context *context;
     struct k_pool_options options;
-    struct pool_view view;
     uint8_t *slot_units, *page_units; /* pinned host memory */
 };
 
@@ -81,6 +82,7 @@ bool stream_queued(struct k_stream *s, cudaError_t r, const char *call, const ch
 /* Keeps the first fault. */
 void stream_fault(struct k_stream *s, int code, const char *format, ...)
         __attribute__((format(printf, 3, 4)));
+void stream_refused(struct k_stream *s, const struct error *e);
 /* bytes of scratch on the device, from the start of the workspace; NULL and a fault when it is too small. */
 void *stream_scratch(struct k_stream *s, size_t bytes);
 

@@ -30,7 +30,8 @@ static bool take_all(struct k_pool *p) {
     v->d_gdn = take(p->context, slots, v->layout.gdn_slot_floats * sizeof(float), true, &bad);
     v->d_slots = take(p->context, slots, sizeof *v->d_slots, true, &bad);
     v->d_tables = take(p->context, slots * o->pages_per_slot, sizeof *v->d_tables, true, &bad);
-    v->d_counts = take(p->context, slots * h->vocab_size, sizeof *v->d_counts, true, &bad);
+    /* one more: an odd number of them would end within a word, and words are what is changed */
+    v->d_counts = take(p->context, slots * h->vocab_size + 1, sizeof *v->d_counts, true, &bad);
     v->d_hidden = take(p->context, slots * h->hidden_size, sizeof *v->d_hidden, true, &bad);
     v->d_bias_ids = take(p->context, slots * LOGIT_BIAS_MAX, sizeof *v->d_bias_ids, true, &bad);
     v->d_bias = take(p->context, slots * LOGIT_BIAS_MAX, sizeof *v->d_bias, true, &bad);

@@ -7,7 +7,7 @@
 #include "kernels/shared/pool_layout.h"
 #include "kernels/shared/slot.h"
 
-/* What a kernel found wrong, for the host to say; in host memory that the device writes. The first one stays. */
+/* What a kernel found wrong, for the host to say. The first one stays. */
 enum device_fault_kind {
     DEVICE_FAULT_NONE,
     DEVICE_FAULT_ID,    /* a: token id, b: vocabulary, c: slot */
@@ -15,8 +15,13 @@ enum device_fault_kind {
     DEVICE_FAULT_ROWS,  /* a: entries, b: rows, c: bound of entries, d: bound of rows */
 };
 struct device_fault {
-    uint32_t kind; /* enum device_fault_kind; claimed with an exchange, then the rest is written */
-    uint32_t a, b, c, d;
+    uint32_t kind; /* enum device_fault_kind; written after the rest */
+    uint64_t a, b, c, d;
+};
+/* A stream's, as kernels see it (fault.cuh). A graph tells it to the stream that it was captured on. */
+struct fault_view {
+    uint32_t *d_claimed;       /* by whoever changes it from 0 to 1, and then tells */
+    struct device_fault *told; /* in pinned host memory */
 };
 
 struct batch_view {

@@ -1,4 +1,7 @@
-/* bounds.h - what a step may be at most, and how deep its entries go. */
+/* bounds.h - what a step may be at most, how deep its entries go, and what is said of one that is more.
+ *
+ * Refusals return -EINVAL (-ENOBUFS) and fill *e; a backend keeps the sentence in its stream, whether the host or a
+ * kernel found it. */
 #pragma once
 
 #include "kernels/kernels.h"
@@ -18,3 +21,30 @@ K_INLINE struct k_bounds bounds_within(
 K_INLINE uint64_t entry_depth(const struct k_entry *e, uint32_t length) {
     return (uint64_t)(e->kind == K_ENTRY_PROMPT ? e->first_pos : length) + e->n_rows;
 }
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct slot;
+
+/* Whether a batch can be created for so many. */
+int batch_check(uint32_t entries_max, uint32_t rows_max, struct error *e);
+/* Whether an upload fits the batch's arrays. */
+int plan_check(const struct k_plan *plan, uint32_t n_ids, uint32_t n_rope, uint32_t entries_max,
+        uint32_t rows_max, struct error *e);
+/* Whether a plan is within its bounds. slots: NULL, or those whose lengths CONTINUE entries start from. */
+int bounds_check(const struct k_bounds *bounds, const struct k_plan *plan, const struct k_entry *entries,
+        const struct slot *slots, struct error *e);
+/* What bounds_check() says, and the ids that no vocabulary has. */
+int refuse_rows(
+        uint32_t n_entries, uint32_t n_rows, uint32_t entries_bound, uint32_t rows_bound, struct error *e);
+int refuse_depth(uint64_t positions, uint32_t bound, struct error *e);
+int refuse_id(uint32_t slot, uint32_t id, uint32_t vocabulary, struct error *e);
+
+/* Whether the workspace has what an operation needs. */
+int scratch_check(uint64_t workspace_bytes, uint64_t needed, struct error *e);
+
+#ifdef __cplusplus
+}
+#endif

@@ -4,9 +4,11 @@
 #include "kernels/kernels.h"
 
 struct slot {
+    /* What is copied with a slot's state; the first two are 0 with a state of zeros. */
     uint32_t length;  /* positions whose rows were computed */
-    uint32_t last_id; /* sampled, not yet computed */
     uint32_t pending; /* 1: last_id was sampled at this length, so it is counted but not part of the state */
+    uint32_t last_id; /* sampled, not yet computed */
+
     uint32_t open;
     uint32_t sample_index;      /* of the next sample */
     struct k_sampling sampling; /* its pointers lead into this slot's share of the pool */

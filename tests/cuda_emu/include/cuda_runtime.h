@@ -55,6 +55,7 @@ static inline void __syncwarp(uint32_t mask = 0xffffffffu) {
     emu_warp("__syncwarp", mask, &none, sizeof none, emu_nothing);
 }
 static inline void __threadfence() {}
+static inline void __threadfence_system() {}
 
 struct emu_shuffle { /* of one lane: what it brings, and whose it takes */
     uint32_t value, from;

@@ -224,6 +224,7 @@ static inline void norm_gate_up(struct world *w, const struct k_linear *l, uint3
 /* --- steps --- */
 
 static inline void step_new(struct world *w) {
+    k_stream_wait(w->s, 0, NULL); /* the plan before is read until the stream has passed its upload */
     memset(&w->plan, 0, sizeof w->plan);
     w->n_ids = w->n_rope = 0;
 }

@@ -140,7 +140,6 @@ struct work {
     float *y; /* [4000]: embeddings, and from 1000 on products */
 };
 static void queue_step(struct world *w, const struct work *k) {
-    k_batch_upload(w->s, w->b, &w->plan, w->entries, w->ids, 8, w->rope, 0);
     k_begin_step(w->s, w->p, w->b);
     k_embed(w->s, w->b, k->table, k->y);
     k_project(w->s, w->b, k->y, k->l, k->y + 1000);
@@ -173,6 +172,7 @@ static void test_a_graph_replays_with_new_contents(void **state) {
     for (uint32_t round = 0, at = 0; round < 3; round++) {
         step_new(&w);
         step_prompt(&w, 2, at, round + 1, 5 + round * 20);
+        k_batch_upload(w.s, w.b, &w.plan, w.entries, w.ids, w.n_ids, NULL, 0);
         queue_step(&w, &k);
         fetch(&w, direct, k.y, sizeof direct);
         memset(replayed, 0, sizeof replayed);
@@ -180,6 +180,7 @@ static void test_a_graph_replays_with_new_contents(void **state) {
         OK(k_stream_wait(w.s, 0, e));
         step_new(&w);
         step_prompt(&w, 1, at, round + 1, 5 + round * 20);
+        k_batch_upload(w.s, w.b, &w.plan, w.entries, w.ids, w.n_ids, NULL, 0);
         k_graph_launch(w.s, g);
         at += round + 1;
         fetch(&w, replayed, k.y, sizeof replayed);

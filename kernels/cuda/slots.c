@@ -1,0 +1,209 @@
+/* slots.c - slots are opened, granted pages and closed; memory operations on slots, pages and host units; a look at a
+ * slot's GDN state.
+ *
+ * Called by tp/ between steps, in the stream's order; slots, pages and units were checked there. What the host gives is
+ * copied into kernel arguments, so that nothing of it must stay alive. A slot unit's hidden row and states go by the
+ * copy engine, the rest by kernels (slots.cu). */
+#include "kernels/cuda/slots.h"
+
+#include "kernels/cuda/internal.h"
+#include "kernels/shared/elementary.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* d_to[n] = words */
+static void put_words(struct k_stream *s, void *d_to, const void *words, uint64_t n) {
+    for (uint64_t i = 0; i < n; i += WORDS_MAX) {
+        struct words_args a = {
+                .d_to = (uint32_t *)d_to + i, .n = n - i < WORDS_MAX ? (uint32_t)(n - i) : WORDS_MAX};
+        memcpy(a.words, (const uint32_t *)words + i, a.n * sizeof *a.words);
+        CUDA_QUEUED(s, queue_words(s->stream, &a));
+    }
+}
+static void clear(struct k_stream *s, void *d_p, uint64_t bytes) {
+    if (bytes)
+        CUDA_QUEUED(s, cudaMemsetAsync(d_p, 0, bytes, s->stream));
+}
+static void copy(struct k_stream *s, void *d_to, const void *d_from, uint64_t bytes) {
+    if (bytes)
+        CUDA_QUEUED(s, cudaMemcpyAsync(d_to, d_from, bytes, cudaMemcpyDeviceToDevice, s->stream));
+}
+
+static uint16_t *slot_counts(const struct pool_view *v, uint32_t slot) {
+    return v->d_counts + (uint64_t)slot * v->shape.vocab_size;
+}
+static float *slot_hidden(const struct pool_view *v, uint32_t slot) {
+    return v->d_hidden + (uint64_t)slot * v->shape.hidden_size;
+}
+static float *slot_gdn(const struct pool_view *v, uint32_t slot) {
+    return v->d_gdn + slot * v->layout.gdn_slot_floats;
+}
+static uint32_t *slot_table(const struct pool_view *v, uint32_t slot) {
+    return v->d_tables + (uint64_t)slot * v->pages_per_slot;
+}
+
+/* --- slots --- */
+
+_Static_assert(sizeof(struct slot) % sizeof(uint32_t) == 0, "a slot is whole words");
+
+void k_slot_open(struct k_stream *s, struct k_pool *p, uint32_t slot, const struct k_sampling *sampling) {
+    const struct pool_view *v = &p->view;
+    struct slot record = {.open = 1, .sample_index = sampling->first_sample_index, .sampling = *sampling};
+    if (sampling->n_bias > LOGIT_BIAS_MAX || sampling->n_suppress > SUPPRESS_MAX) {
+        stream_fault(s, -EINVAL, "slot %u: %u biases and %u suppressed ids; at most %u and %u fit", slot,
+                sampling->n_bias, sampling->n_suppress, LOGIT_BIAS_MAX, SUPPRESS_MAX);
+        return;
+    }
+    uint32_t *d_bias_ids = v->d_bias_ids + (uint64_t)slot * LOGIT_BIAS_MAX;
+    float *d_bias = v->d_bias + (uint64_t)slot * LOGIT_BIAS_MAX;
+    uint32_t *d_suppress = v->d_suppress + (uint64_t)slot * SUPPRESS_MAX;
+    record.sampling.bias_ids = d_bias_ids;
+    record.sampling.bias = d_bias;
+    record.sampling.suppress = d_suppress;
+    put_words(s, v->d_slots + slot, &record, sizeof record / sizeof(uint32_t));
+    put_words(s, d_bias_ids, sampling->bias_ids, sampling->n_bias);
+    put_words(s, d_bias, sampling->bias, sampling->n_bias);
+    put_words(s, d_suppress, sampling->suppress, sampling->n_suppress);
+    clear(s, slot_counts(v, slot), v->shape.vocab_size * sizeof(uint16_t));
+}
+void k_slot_close(struct k_stream *s, struct k_pool *p, uint32_t slot) {
+    const struct pool_view *v = &p->view;
+    clear(s, v->d_slots + slot, sizeof *v->d_slots);
+    clear(s, slot_table(v, slot), v->pages_per_slot * sizeof(uint32_t));
+}
+void k_slot_grant(struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t first, uint32_t n,
+        const uint32_t *pages) {
+    put_words(s, slot_table(&p->view, slot) + first, pages, n);
+}
+
+/* --- memory operations --- */
+
+static void zero_slot(struct k_stream *s, const struct pool_view *v, uint32_t slot) {
+    clear(s, v->d_slots + slot, offsetof(struct slot, last_id)); /* length and pending */
+    clear(s, slot_gdn(v, slot), v->layout.gdn_slot_floats * sizeof(float));
+    clear(s, slot_hidden(v, slot), v->shape.hidden_size * sizeof(float));
+}
+static void copy_slot(struct k_stream *s, const struct pool_view *v, uint32_t from, uint32_t to) {
+    if (from == to)
+        return;
+    copy(s, v->d_slots + to, v->d_slots + from, offsetof(struct slot, open)); /* length, pending, last_id */
+    copy(s, slot_gdn(v, to), slot_gdn(v, from), v->layout.gdn_slot_floats * sizeof(float));
+    copy(s, slot_hidden(v, to), slot_hidden(v, from), v->shape.hidden_size * sizeof(float));
+    copy(s, slot_counts(v, to), slot_counts(v, from), v->shape.vocab_size * sizeof(uint16_t));
+}
+
+static void snapshot_slot(struct k_stream *s, const struct k_pool *p, uint32_t slot, uint32_t unit) {
+    const struct pool_view *v = &p->view;
+    const struct pool_layout *l = &v->layout;
+    const struct unit_args a = {*v, slot, p->slot_units + unit * l->slot_unit_bytes};
+    CUDA_QUEUED(s, queue_snapshot(s->stream, &a));
+    k_download(s, a.unit + l->unit_hidden_at, slot_hidden(v, slot), v->shape.hidden_size * sizeof(float));
+    k_download(s, a.unit + l->unit_gdn_at, slot_gdn(v, slot), l->gdn_slot_floats * sizeof(float));
+}
+static void restore_slot(struct k_stream *s, const struct k_pool *p, uint32_t unit, uint32_t slot) {
+    const struct pool_view *v = &p->view;
+    const struct pool_layout *l = &v->layout;
+    const struct unit_args a = {*v, slot, p->slot_units + unit * l->slot_unit_bytes};
+    CUDA_QUEUED(s, queue_restore(s->stream, &a));
+    k_upload(s, slot_hidden(v, slot), a.unit + l->unit_hidden_at, v->shape.hidden_size * sizeof(float));
+    k_upload(s, slot_gdn(v, slot), a.unit + l->unit_gdn_at, l->gdn_slot_floats * sizeof(float));
+}
+
+static void move_page(struct k_stream *s, const struct k_pool *p, const struct k_memory_op *op) {
+    const struct pool_view *v = &p->view;
+    const uint64_t bytes = v->layout.page_bytes, stride = v->pages * bytes;
+    struct page_args a = {.from = v->d_kv + op->a * bytes,
+            .to = v->d_kv + op->b * bytes,
+            .from_stride = stride,
+            .to_stride = stride,
+            .bytes = bytes,
+            .layers = v->shape.n_attention_layers};
+    if (op->kind == K_MEM_PAGE_IN) {
+        a.from = p->page_units + op->a * v->layout.page_unit_bytes;
+        a.from_stride = bytes;
+    }
+    if (op->kind == K_MEM_PAGE_OUT) {
+        a.to = p->page_units + op->b * v->layout.page_unit_bytes;
+        a.to_stride = bytes;
+    }
+    if (a.from != a.to && bytes && a.layers)
+        CUDA_QUEUED(s, queue_page(s->stream, &a));
+}
+
+void k_memory(struct k_stream *s, struct k_pool *p, const struct k_memory_op *ops, uint32_t n) {
+    for (const struct k_memory_op *op = ops; op < ops + n; op++) {
+        switch (op->kind) {
+        case K_MEM_ZERO_SLOT:
+            zero_slot(s, &p->view, op->a);
+            break;
+        case K_MEM_COPY_SLOT:
+            copy_slot(s, &p->view, op->a, op->b);
+            break;
+        case K_MEM_SNAPSHOT_SLOT:
+            snapshot_slot(s, p, op->a, op->b);
+            break;
+        case K_MEM_RESTORE_SLOT:
+            restore_slot(s, p, op->a, op->b);
+            break;
+        case K_MEM_COPY_PAGE:
+        case K_MEM_PAGE_OUT:
+        case K_MEM_PAGE_IN:
+            move_page(s, p, op);
+            break;
+        default:
+            stream_fault(s, -EINVAL, "unknown memory operation %u", op->kind);
+        }
+    }
+}
+
+/* --- looking in --- */
+
+/* S after the block's first n rows: the rule of a fold (kernels/cpu/isa/body_gdn.h), of one value head. */
+static void fold(const struct k_shape *h, const struct pool_layout *l, const float *gdn, uint32_t head,
+        uint32_t n, float *state) {
+    const uint32_t dk = h->gdn_k_dim, dv = h->gdn_v_dim, k_head = head / (h->gdn_v_heads / h->gdn_k_heads);
+    const float *decay = gdn + l->decay_at + head, last = decay[(n - 1) * h->gdn_v_heads];
+    for (uint32_t k = 0; k < dk; k++) {
+        for (uint32_t c = 0; c < dv; c++) {
+            float x = f32_exp(last) * state[k * dv + c];
+            for (uint32_t j = 0; j < n; j++) {
+                const float fade = f32_exp(last - decay[j * h->gdn_v_heads]);
+                const float kj = gdn[l->k_at + (j * h->gdn_k_heads + k_head) * dk + k];
+                x = fmaf(fade * kj, gdn[l->delta_at + (j * h->gdn_v_heads + head) * dv + c], x);
+            }
+            state[k * dv + c] = x;
+        }
+    }
+}
+static void unpack_gdn(
+        const struct pool_view *v, const float *gdn, uint32_t length, float *state, float *conv) {
+    const struct k_shape *h = &v->shape;
+    const struct pool_layout *l = &v->layout;
+    const uint64_t head = (uint64_t)h->gdn_k_dim * h->gdn_v_dim;
+    const uint32_t ring = length ? (length - 1) % GDN_BLOCK + 1 : 0, window = h->conv_kernel - 1;
+    memcpy(state, gdn + l->s0_at, h->gdn_v_heads * head * sizeof *state);
+    for (uint32_t i = 0; ring && i < h->gdn_v_heads; i++)
+        fold(h, l, gdn, i, ring, state + i * head);
+    for (uint32_t c = 0; c < gdn_channels(h); c++)
+        for (uint32_t j = 0; j < window; j++)
+            conv[(uint64_t)c * window + j] = gdn[l->conv_at + (uint64_t)j * gdn_channels(h) + c];
+}
+
+int k_pool_read_gdn(
+        struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t gdn_layer, float *state, float *conv) {
+    const struct pool_view *v = &p->view;
+    const uint64_t bytes = v->layout.gdn_floats * sizeof(float);
+    struct slot record;
+    float *gdn = malloc(bytes + 1);
+    if (!gdn)
+        return -ENOMEM;
+    k_download(s, gdn, slot_gdn(v, slot) + gdn_layer * v->layout.gdn_floats, bytes);
+    k_download(s, &record, v->d_slots + slot, sizeof record);
+    int r = k_stream_wait(s, 0, NULL);
+    if (r == 0)
+        unpack_gdn(v, gdn, record.length, state, conv);
+    free(gdn);
+    return r;
+}

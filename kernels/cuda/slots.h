@@ -1,0 +1,43 @@
+/* slots.h - what happens to slots and pages between steps: arguments of the kernels of slots.cu, and the functions that
+ * queue them. Arguments are copied when a kernel is queued. */
+#pragma once
+
+#include "kernels/cuda/views.h"
+
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* d_to[n] = words: what the host has now, without memory that must stay alive. */
+#define WORDS_MAX 1000u
+struct words_args {
+    uint32_t *d_to;
+    uint32_t n;
+    uint32_t words[WORDS_MAX];
+};
+cudaError_t queue_words(cudaStream_t s, const struct words_args *a);
+
+/* Header and ids seen of a slot unit, from the slot and back; the unit is pinned memory of the host. */
+struct unit_args {
+    struct pool_view p;
+    uint32_t slot;
+    uint8_t *unit;
+};
+cudaError_t queue_snapshot(cudaStream_t s, const struct unit_args *a);
+cudaError_t queue_restore(cudaStream_t s, const struct unit_args *a);
+
+/* The layers of a page: to[layer] = from[layer], on the device or in a page unit. */
+struct page_args {
+    const uint8_t *from;
+    uint8_t *to;
+    uint64_t from_stride, to_stride; /* bytes between layers */
+    uint64_t bytes;                  /* of one layer; a multiple of 16 */
+    uint32_t layers;
+};
+cudaError_t queue_page(cudaStream_t s, const struct page_args *a);
+
+#ifdef __cplusplus
+}
+#endif

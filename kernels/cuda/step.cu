@@ -1,0 +1,181 @@
+/* step.cu - what every row of a step is, and what the step leaves in its slots; rows of embedding tables.
+ *
+ * The meaning is kernels/cpu/batch.c's. All that is written depends on the plan on the device; bounds only make grids
+ * large enough.
+ *
+ *   begin   a thread a row, 256 a block. Every block looks at all entries for itself, as that is little: 56 bytes an
+ *           entry and the length of its slot. A plan beyond its bounds is emptied by the first block; the others see it
+ *           as it was or empty, and do nothing either way. Writes 24 bytes a row and a count.
+ *   end     a thread an entry.
+ *   embed   grid (rows, blocks of 1024 columns), four columns a thread: reads 2 or 4 bytes an element, writes 4. */
+#include "kernels/cuda/fault.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/step.h"
+#include "kernels/shared/bounds.h"
+#include "kernels/shared/counts.h"
+
+#define BEGIN_THREADS 256u
+#define END_THREADS   64u
+#define EMBED_THREADS 256u
+#define EMBED_COLUMNS (4u * EMBED_THREADS)
+
+static uint32_t blocks_for(uint32_t n, uint32_t each) {
+    return n > each ? (n - 1) / each + 1 : 1;
+}
+
+/* --- token counts --- */
+
+/* The id occurred once more. Two counts share a word, and several rows may have one id. */
+static __device__ void count_once_more_of(
+        const struct pool_view &p, uint32_t slot, uint32_t id, bool generated) {
+    const uint64_t at = (uint64_t)slot * p.shape.vocab_size + id;
+    uint32_t *d_word = (uint32_t *)p.d_counts + at / 2;
+    const uint32_t shift = at % 2 * 16;
+    if (!generated) {
+        atomicOr(d_word, COUNT_PROMPT << shift);
+        return;
+    }
+    for (uint32_t seen = *d_word, found;; seen = found) {
+        const uint32_t count = count_once_more((uint16_t)(seen >> shift), /* generated= */ true);
+        found = atomicCAS(d_word, seen, (seen & ~(0xffffu << shift)) | count << shift);
+        if (found == seen)
+            return;
+    }
+}
+
+/* --- begin --- */
+
+struct begin_shared {
+    struct k_plan plan;
+    unsigned long long deepest;
+};
+
+/* Whether the plan is within its bounds, the same in every thread; otherwise it is a fault, and empty. */
+static __device__ bool plan_within(const struct begin_args &a, struct begin_shared *shared) {
+    const struct k_plan plan = shared->plan;
+    const bool first = blockIdx.x == 0 && threadIdx.x == 0;
+    if (plan.n_rows > a.bounds.rows || plan.n_entries > a.bounds.entries) {
+        if (first) {
+            fault_tell(
+                    a.fault, DEVICE_FAULT_ROWS, plan.n_entries, plan.n_rows, a.bounds.entries, a.bounds.rows);
+            *a.b.d_plan = {};
+        }
+        return false;
+    }
+    unsigned long long deepest = 0;
+    for (uint32_t i = threadIdx.x; i < plan.n_entries; i += BEGIN_THREADS) {
+        const struct k_entry *d_e = a.b.d_entries + i;
+        const uint64_t depth = entry_depth(d_e, a.p.d_slots[d_e->slot].length);
+        deepest = depth > deepest ? depth : deepest;
+    }
+    atomicMax(&shared->deepest, deepest);
+    __syncthreads();
+    if (shared->deepest <= a.bounds.context)
+        return true;
+    if (first) {
+        fault_tell(a.fault, DEVICE_FAULT_DEPTH, shared->deepest, a.bounds.context, 0, 0);
+        *a.b.d_plan = {};
+    }
+    return false;
+}
+
+/* The last entry that begins at the row or before. */
+static __device__ uint32_t entry_of_row(const struct batch_view &b, uint32_t n_entries, uint32_t row) {
+    uint32_t first = 0, n = n_entries;
+    while (n > 1) {
+        const uint32_t half = n / 2;
+        if (b.d_entries[first + half].row_begin <= row) {
+            first += half;
+            n -= half;
+        } else
+            n = half;
+    }
+    return first;
+}
+
+static __device__ void begin_row(const struct begin_args &a, uint32_t row, uint32_t e) {
+    const struct k_entry entry = a.b.d_entries[e];
+    const struct slot *d_slot = a.p.d_slots + entry.slot;
+    const bool prompt = entry.kind == K_ENTRY_PROMPT;
+    const uint32_t i = row - entry.row_begin, pos = (prompt ? entry.first_pos : d_slot->length) + i;
+    uint32_t id = prompt ? a.b.d_ids[entry.ids_at + i] : d_slot->last_id;
+    if (id >= a.p.shape.vocab_size) {
+        fault_tell(a.fault, DEVICE_FAULT_ID, id, a.p.shape.vocab_size, entry.slot, 0);
+        id = 0;
+    }
+    if (prompt)
+        count_once_more_of(a.p, entry.slot, id, entry.flags & K_ENTRY_GENERATED);
+    a.b.d_row_id[row] = id;
+    a.b.d_row_pos[row] = pos;
+    a.b.d_row_entry[row] = e;
+    for (uint32_t j = 0; j < 3; j++)
+        a.b.d_row_rope[row * 3 + j] =
+                entry.rope_at == UINT32_MAX ? pos : a.b.d_rope[entry.rope_at + i * 3 + j];
+}
+
+__global__ void __launch_bounds__(BEGIN_THREADS) begin_kernel(const struct begin_args a) {
+    struct begin_shared *shared = (struct begin_shared *)dynamic_shared();
+    const uint32_t row = blockIdx.x * BEGIN_THREADS + threadIdx.x;
+    if (threadIdx.x == 0) {
+        shared->plan = *a.b.d_plan; /* once for all of the block: it may be emptied now */
+        shared->deepest = 0;
+    }
+    __syncthreads();
+    if (!plan_within(a, shared) || row >= shared->plan.n_rows || shared->plan.n_entries == 0)
+        return;
+    begin_row(a, row, entry_of_row(a.b, shared->plan.n_entries, row));
+}
+cudaError_t queue_begin(cudaStream_t s, const struct begin_args *a) {
+    return K_LAUNCH(begin_kernel, dim3(blocks_for(a->bounds.rows, BEGIN_THREADS)), BEGIN_THREADS,
+            sizeof(struct begin_shared), s, *a);
+}
+
+/* --- end --- */
+
+__global__ void __launch_bounds__(END_THREADS) end_kernel(const struct end_args a) {
+    const uint32_t e = blockIdx.x * END_THREADS + threadIdx.x;
+    if (e >= a.b.d_plan->n_entries)
+        return;
+    const struct k_entry entry = a.b.d_entries[e];
+    struct slot *d_slot = a.p.d_slots + entry.slot;
+    const bool sampled = entry.flags & K_ENTRY_SAMPLE && a.d_results;
+    d_slot->length = a.b.d_row_pos[entry.row_begin] + entry.n_rows;
+    d_slot->pending = sampled;
+    if (!sampled)
+        return;
+    const uint32_t id = a.d_results[entry.sample_at].id;
+    d_slot->last_id = id;
+    d_slot->sample_index += a.d_outcomes[entry.outcome_at].n_samples;
+    count_once_more_of(a.p, entry.slot, id, /* generated= */ true);
+}
+cudaError_t queue_end(cudaStream_t s, const struct end_args *a, uint32_t entries_bound) {
+    return K_LAUNCH(end_kernel, dim3(blocks_for(entries_bound, END_THREADS)), END_THREADS, 0, s, *a);
+}
+
+/* --- rows of tables --- */
+
+static __device__ __forceinline__ float table_at(const struct table_view &t, uint64_t i) {
+    if (t.dtype == K_F32)
+        return load_read_only((const float *)t.d_data + i);
+    const uint16_t half = load_read_only((const uint16_t *)t.d_data + i);
+    return t.dtype == K_BF16 ? float_of_bf16(half) : float_of_f16(half);
+}
+
+__global__ void __launch_bounds__(EMBED_THREADS) embed_kernel(const struct embed_args a) {
+    const uint32_t row = blockIdx.x, n = a.table.columns;
+    if (row >= a.b.d_plan->n_rows)
+        return;
+    const uint64_t from = (uint64_t)a.b.d_row_id[row] * n;
+    float *d_to = a.d_x + (uint64_t)row * n;
+#pragma unroll
+    for (uint32_t j = 0; j < EMBED_COLUMNS / EMBED_THREADS; j++) {
+        const uint32_t k = blockIdx.y * EMBED_COLUMNS + j * EMBED_THREADS + threadIdx.x;
+        if (k < n)
+            d_to[k] = table_at(a.table, from + k);
+    }
+}
+cudaError_t queue_embed(cudaStream_t s, const struct embed_args *a, uint32_t rows_bound) {
+    const dim3 grid(blocks_for(rows_bound, 1), blocks_for(a->table.columns, EMBED_COLUMNS));
+    return K_LAUNCH(embed_kernel, grid, EMBED_THREADS, 0, s, *a);
+}

@@ -1,0 +1,44 @@
+/* step.h - what opens and closes a step, and rows of embeddings and norms: arguments of the kernels of step.cu, and the
+ * functions that queue them. Arguments are copied when a kernel is queued. */
+#pragma once
+
+#include "kernels/cuda/views.h"
+
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct table_view {
+    const void *d_data; /* [rows][columns] of dtype */
+    enum k_dtype dtype;
+    uint32_t rows, columns;
+};
+
+struct begin_args {
+    struct batch_view b;
+    struct pool_view p;
+    struct k_bounds bounds;
+    struct fault_view fault;
+};
+cudaError_t queue_begin(cudaStream_t s, const struct begin_args *a);
+
+struct end_args {
+    struct batch_view b;
+    struct pool_view p;
+    const struct k_result *d_results; /* NULL: no entry samples */
+    const struct k_outcome *d_outcomes;
+};
+cudaError_t queue_end(cudaStream_t s, const struct end_args *a, uint32_t entries_bound);
+
+struct embed_args {
+    struct batch_view b;
+    struct table_view table;
+    float *d_x; /* [rows][columns] */
+};
+cudaError_t queue_embed(cudaStream_t s, const struct embed_args *a, uint32_t rows_bound);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,54 @@
+/* bounds.c - see bounds.h. */
+#include "kernels/shared/bounds.h"
+
+#include "kernels/shared/slot.h"
+
+#include <errno.h>
+
+int batch_check(uint32_t entries_max, uint32_t rows_max, struct error *e) {
+    if (rows_max < 1 || rows_max > STEP_ROWS_MAX || entries_max < 1 || entries_max > STEP_ROWS_MAX)
+        return error_set(e, -EINVAL, "a step of %u rows and %u entries; 1 to %u are possible", rows_max,
+                entries_max, STEP_ROWS_MAX);
+    return 0;
+}
+
+int plan_check(const struct k_plan *plan, uint32_t n_ids, uint32_t n_rope, uint32_t entries_max,
+        uint32_t rows_max, struct error *e) {
+    if (plan->n_entries > entries_max || plan->n_rows > rows_max || n_ids > rows_max || n_rope > rows_max * 3)
+        return error_set(e, -EINVAL, "a step of %u entries and %u rows; the batch was created for %u and %u",
+                plan->n_entries, plan->n_rows, entries_max, rows_max);
+    return 0;
+}
+
+int refuse_rows(
+        uint32_t n_entries, uint32_t n_rows, uint32_t entries_bound, uint32_t rows_bound, struct error *e) {
+    return error_set(e, -EINVAL, "a step of %u entries and %u rows; it was bounded to %u and %u", n_entries,
+            n_rows, entries_bound, rows_bound);
+}
+int refuse_depth(uint64_t positions, uint32_t bound, struct error *e) {
+    return error_set(e, -EINVAL, "a step as deep as %llu positions; it was bounded to %u",
+            (unsigned long long)positions, bound);
+}
+int refuse_id(uint32_t slot, uint32_t id, uint32_t vocabulary, struct error *e) {
+    return error_set(e, -EINVAL, "slot %u: token id %u is not in the vocabulary of %u", slot, id, vocabulary);
+}
+
+int bounds_check(const struct k_bounds *bounds, const struct k_plan *plan, const struct k_entry *entries,
+        const struct slot *slots, struct error *e) {
+    uint64_t deepest = 0;
+    if (plan->n_rows > bounds->rows || plan->n_entries > bounds->entries)
+        return refuse_rows(plan->n_entries, plan->n_rows, bounds->entries, bounds->rows, e);
+    for (uint32_t i = 0; i < plan->n_entries; i++) {
+        const uint64_t depth = entry_depth(&entries[i], slots ? slots[entries[i].slot].length : 0);
+        deepest = depth > deepest ? depth : deepest;
+    }
+    return deepest > bounds->context ? refuse_depth(deepest, bounds->context, e) : 0;
+}
+
+int scratch_check(uint64_t workspace_bytes, uint64_t needed, struct error *e) {
+    if (needed > workspace_bytes)
+        return error_set(e, -ENOBUFS,
+                "the workspace has %llu bytes and %llu are needed; size it with k_workspace_bytes()",
+                (unsigned long long)workspace_bytes, (unsigned long long)needed);
+    return 0;
+}
