@@ -50,6 +50,26 @@ static inline size_t k_dtype_bytes(enum k_dtype t) {
     return t == K_F32 ? 4 : 2;
 }
 
+/* --- devices --- */
+
+struct k_device { /* as it is now, for who chooses one or asks why it cannot be used */
+    char name[128];
+    char place[32];      /* CUDA: its PCI address; "" = none */
+    uint32_t capability; /* CUDA: 86 = compute capability 8.6; 0 on a CPU */
+    uint32_t units;      /* SMs; on a CPU, threads that this process may use */
+    uint64_t memory_total, memory_free;
+    struct error refused; /* why no context can be made on it; code 0 = one can */
+};
+struct k_platform {
+    const char *kind; /* "cpu" or "cuda" */
+    uint32_t driver,
+            runtime; /* CUDA: 12040 = 12.4, the newest that the driver can do, and that of this build; else 0 */
+    uint32_t n_devices;
+};
+/* What this library finds on this machine; the first `max` devices are described, in the order of
+ * k_context_options.device. 0, or why none can be used: then *ret is filled as far as it is known. */
+int k_devices(struct k_platform *ret, struct k_device *devices, uint32_t max, struct error *e);
+
 /* --- context, streams, events, graphs --- */
 
 struct k_context; /* one device (or one set of CPU threads) as one rank sees it; no process globals */
@@ -77,6 +97,8 @@ const char *k_context_describe(const struct k_context *c); /* "cpu avx512, 2 thr
 uint64_t k_memory_free(const struct k_context *c);         /* bytes that k_alloc could still hand out */
 /* Do other ranks on this machine take from the same memory (a CPU), so that what is free is for all of them? */
 bool k_memory_shared(const struct k_context *c);
+/* Do operations run behind the back of who queues them (a device), so that only k_mark() tells where they are? */
+bool k_runs_behind(const struct k_context *c);
 
 int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e);
 struct k_stream *k_stream_free(struct k_stream *s);
@@ -97,6 +119,10 @@ int k_capture_begin(struct k_stream *s, struct error *e);
 int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e);
 void k_graph_launch(struct k_stream *s, struct k_graph *g);
 struct k_graph *k_graph_free(struct k_graph *g);
+
+/* *word = value once all that was queued before has run, also in a graph. word is memory of k_host_alloc(), which the
+ * host may read at any time, as an atomic. */
+void k_mark(struct k_stream *s, uint32_t *word, uint32_t value);
 
 /* Device memory, zeroed, 64-byte aligned; NULL = out of memory. */
 void *k_alloc(struct k_context *c, size_t bytes);

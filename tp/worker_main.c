@@ -1,4 +1,5 @@
-/* worker_main.c - the worker program (shardd-worker-cpu): command line, log, and one of three ways to run. */
+/* worker_main.c - the worker program (shardd-worker-cpu, shardd-worker-cuda): command line, log, and one of its ways to
+ * run. */
 #include "base/log.h"
 #include "proto/step/control.h"
 #include "tp/worker/worker.h"
@@ -20,7 +21,7 @@ int main(int argc, char **argv) {
     struct error e = {0};
     char ident[32] = "shardd-worker";
     int r = worker_options_parse(argc, argv, &options, &e);
-    if (r == 0 && !options.prompt && !options.help)
+    if (r == 0 && !options.prompt && !options.probe && !options.help)
         snprintf(ident, sizeof(ident), "shardd-worker[%u]", options.ranks[0]);
     log_open(ident, r == 0 ? (enum log_level)options.log_level : LOG_LEVEL_INFO);
     int status = EXIT_FAILURE;
@@ -31,7 +32,9 @@ int main(int argc, char **argv) {
     } else if (options.help) {
         fputs(worker_help, stdout);
         status = EXIT_SUCCESS;
-    } else if (worker_only_plans(&options))
+    } else if (options.probe)
+        status = worker_probe();
+    else if (worker_only_plans(&options))
         status = worker_plan(&options);
     else
         status = options.prompt ? worker_generate(&options) : worker_serve(&options);

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* --- context --- */
 
@@ -91,6 +92,27 @@ struct k_context *k_context_free(struct k_context *c) {
 
 const char *k_context_describe(const struct k_context *c) {
     return c->text;
+}
+
+bool k_runs_behind(const struct k_context *c) {
+    return c->deferred;
+}
+
+int k_devices(struct k_platform *ret, struct k_device *devices, uint32_t max, struct error *e) {
+    struct k_context *c = NULL;
+    const uint64_t pages = (uint64_t)sysconf(_SC_PHYS_PAGES), page = (uint64_t)sysconf(_SC_PAGESIZE);
+    int r = k_context_create(&(struct k_context_options){0}, &c, e);
+    *ret = (struct k_platform){.kind = "cpu", .n_devices = 1};
+    if (r < 0)
+        return r;
+    if (max > 0) {
+        devices[0] = (struct k_device){.units = team_threads(c->team),
+                .memory_total = pages * page,
+                .memory_free = k_memory_free(c)};
+        snprintf(devices[0].name, sizeof devices[0].name, "%s", c->text);
+    }
+    k_context_free(c);
+    return 0;
 }
 
 /* --- streams --- */
@@ -256,6 +278,19 @@ void k_upload(struct k_stream *s, void *device_to, const void *host_from, size_t
 void k_download(struct k_stream *s, void *host_to, const void *device_from, size_t bytes) {
     struct copy_args a = {host_to, device_from, bytes};
     stream_submit(s, run_copy, &a, sizeof a);
+}
+
+struct mark_args {
+    uint32_t *word, value;
+};
+static void run_mark(struct k_stream *s, const void *args) {
+    const struct mark_args *a = args;
+    (void)s;
+    __atomic_store_n(a->word, a->value, __ATOMIC_RELEASE);
+}
+void k_mark(struct k_stream *s, uint32_t *word, uint32_t value) {
+    struct mark_args a = {word, value};
+    stream_submit(s, run_mark, &a, sizeof a);
 }
 
 struct k_event {

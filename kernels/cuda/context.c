@@ -51,21 +51,11 @@ int context_enter(const struct k_context *c, struct error *e) {
 
 static int context_fill(struct k_context *c, struct error *e) {
     struct cudaDeviceProp p;
-    int n = 0, r = 0;
-    CUDA_TRY(c, cudaGetDeviceCount(&n), e);
-    if (c->device < 0 || c->device >= n)
-        return error_set(e, -ENODEV, "there is no CUDA device %d; this machine has %d", c->device, n);
-    r = context_enter(c, e);
+    int r = device_open(c->device, &p, e);
     if (r < 0)
         return r;
-    CUDA_TRY(c, cudaGetDeviceProperties(&p, c->device), e);
-    if (p.major < 8)
-        return error_set(e, -ENOTSUP, "device %d (%s) has compute capability %d.%d; 8.0 or higher is needed",
-                c->device, p.name, p.major, p.minor);
     c->size = (struct device_size){(uint32_t)p.multiProcessorCount, p.sharedMemPerMultiprocessor};
     snprintf(c->text, sizeof c->text, "cuda %s (sm_%d%d), device %d", p.name, p.major, p.minor, c->device);
-    CUDA_TRY(c, stream_prepare((uint32_t)p.sharedMemPerBlockOptin), e);
-    CUDA_TRY(c, tiles_prepare((uint32_t)p.sharedMemPerBlockOptin), e);
     CUDA_TRY(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), e);
     return 0;
 }
@@ -97,6 +87,10 @@ struct k_context *k_context_free(struct k_context *c) {
 }
 const char *k_context_describe(const struct k_context *c) {
     return c->text;
+}
+bool k_runs_behind(const struct k_context *c) {
+    (void)c;
+    return true;
 }
 
 /* --- streams --- */
@@ -225,6 +219,10 @@ void *stream_scratch(struct k_stream *s, size_t bytes) {
         return s->d_workspace;
     stream_refused(s, &e);
     return NULL;
+}
+
+void k_mark(struct k_stream *s, uint32_t *word, uint32_t value) {
+    CUDA_QUEUED(s, queue_mark(s->stream, word, value));
 }
 
 /* --- events --- */

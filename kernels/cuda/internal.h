@@ -6,6 +6,7 @@
  * contents. */
 #pragma once
 
+#include "kernels/cuda/mark.h"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/views.h"
 #include "kernels/kernels.h"
@@ -85,6 +86,10 @@ void stream_fault(struct k_stream *s, int code, const char *format, ...)
 void stream_refused(struct k_stream *s, const struct error *e);
 /* bytes of scratch on the device, from the start of the workspace; NULL and a fault when it is too small. */
 void *stream_scratch(struct k_stream *s, size_t bytes);
+
+/* Makes a device the one that this thread's calls mean, ready for our kernels; a negative errno and why it cannot be
+ * used. *ret holds what is known of it. */
+int device_open(int device, struct cudaDeviceProp *ret, struct error *e);
 
 /* Makes the context's device the one that this thread's calls mean. */
 int context_enter(const struct k_context *c, struct error *e);

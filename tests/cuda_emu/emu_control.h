@@ -11,6 +11,10 @@ extern "C" {
  * every barrier; even: threads take turns, odd: a warp runs ahead of the others as far as it can. At first it is the
  * environment's CUDA_EMU_SEED, or 0. */
 void emu_seed(uint64_t seed);
+/* The machine, by the environment of the process: CUDA_EMU_DEVICES=N (2; 0 = the driver shows none), CUDA_EMU_DRIVER=N
+ * (13000: what CUDA it can do; 0 = there is none), CUDA_EMU_CAPABILITY=N (86; no code is there for 80),
+ * CUDA_EMU_BYTES=N of memory (8 GiB). */
+
 /* Kernels and copies that ran so far. */
 uint64_t emu_works(void);
 

@@ -15,8 +15,11 @@
 #include <string>
 #include <sys/mman.h>
 
+/* Unless the environment says otherwise (emu_control.h). */
 #define DEVICES      2
 #define DEVICE_BYTES (8ull << 30)
+#define CAPABILITY   86
+#define CUDA         13000
 #define ARENA_BYTES  (1ull << 40) /* addresses only; never used twice, so that a stale pointer is found */
 #define PAGE         4096ull
 #define POISON       0xcd
@@ -108,30 +111,51 @@ extern "C" cudaError_t cudaGetLastError(void) {
 
 /* --- devices --- */
 
-extern "C" cudaError_t cudaGetDeviceCount(int *ret) {
-    *ret = DEVICES;
+static uint64_t setting(const char *name, uint64_t preset) {
+    const char *text = getenv(name);
+    return text ? strtoull(text, NULL, 10) : preset;
+}
+extern "C" cudaError_t cudaDriverGetVersion(int *ret) {
+    *ret = (int)setting("CUDA_EMU_DRIVER", CUDA);
     return cudaSuccess;
 }
+extern "C" cudaError_t cudaRuntimeGetVersion(int *ret) {
+    *ret = CUDA;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaGetDeviceCount(int *ret) {
+    *ret = 0;
+    if (setting("CUDA_EMU_DRIVER", CUDA) < CUDA)
+        return fails(cudaErrorInsufficientDriver);
+    *ret = (int)setting("CUDA_EMU_DEVICES", DEVICES);
+    return *ret > 0 ? cudaSuccess : fails(cudaErrorNoDevice);
+}
+static bool exists(int device) {
+    int n;
+    return cudaGetDeviceCount(&n) == cudaSuccess && device >= 0 && device < n;
+}
 extern "C" cudaError_t cudaSetDevice(int device) {
-    return device >= 0 && device < DEVICES ? cudaSuccess : fails(cudaErrorInvalidDevice);
+    return exists(device) ? cudaSuccess : fails(cudaErrorInvalidDevice);
 }
 extern "C" cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int device) {
-    if (device < 0 || device >= DEVICES)
+    const int capability = (int)setting("CUDA_EMU_CAPABILITY", CAPABILITY);
+    if (!exists(device))
         return fails(cudaErrorInvalidDevice);
     memset(ret, 0, sizeof *ret);
     snprintf(ret->name, sizeof ret->name, "emulation");
-    ret->totalGlobalMem = DEVICE_BYTES;
+    ret->totalGlobalMem = setting("CUDA_EMU_BYTES", DEVICE_BYTES);
     ret->sharedMemPerBlockOptin = EMU_SHARED_MAX;
     ret->sharedMemPerMultiprocessor = EMU_SHARED_MAX + 1024;
-    ret->major = 8;
-    ret->minor = 6;
+    ret->major = capability / 10;
+    ret->minor = capability % 10;
     ret->multiProcessorCount = EMU_SMS;
+    ret->pciBusID = device + 1;
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaMemGetInfo(size_t *ret_free, size_t *ret_total) {
     guard g(emu.lock);
-    *ret_free = DEVICE_BYTES - emu.device_used;
-    *ret_total = DEVICE_BYTES;
+    *ret_total = setting("CUDA_EMU_BYTES", DEVICE_BYTES);
+    *ret_free = *ret_total - emu.device_used;
     return cudaSuccess;
 }
 
@@ -171,7 +195,7 @@ extern "C" cudaError_t cudaMalloc(void **ret, size_t bytes) {
     if (emu.captures)
         return fails(cudaErrorStreamCaptureUnsupported);
     const size_t rounded = (bytes + 255) & ~(size_t)255, pages = (rounded + PAGE - 1) / PAGE * PAGE;
-    if (bytes > DEVICE_BYTES - emu.device_used)
+    if (bytes > setting("CUDA_EMU_BYTES", DEVICE_BYTES) - emu.device_used)
         return fails(cudaErrorMemoryAllocation);
     if (!emu.arena) {
         emu.arena = (uint8_t *)mmap(
@@ -342,6 +366,8 @@ extern "C" cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaSt
 
 cudaError_t emu_set_shared_limit(const void *kernel_key, int bytes) {
     guard g(emu.lock);
+    if (setting("CUDA_EMU_CAPABILITY", CAPABILITY) == 80)
+        return fails(cudaErrorNoKernelImageForDevice);
     if (bytes < 0 || (unsigned)bytes > EMU_SHARED_MAX)
         return fails(cudaErrorInvalidValue);
     emu.shared_limit[kernel_key] = bytes;

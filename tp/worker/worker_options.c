@@ -51,7 +51,8 @@ const char worker_help[] =
         "  --plan SIZE                  prints what a rank would take of so much memory, and loads nothing: one JSON\n"
         "                               object, for `shardd doctor`\n"
         "  --generate-ids ID,ID,...     prints the ids that follow, with their log probabilities\n"
-        "  --max-tokens N (16), --temperature X (0), --top-k N, --top-p X, --min-p X\n";
+        "  --max-tokens N (16), --temperature X (0), --top-k N, --top-p X, --min-p X\n"
+        "  --probe                      prints what this program finds on this machine as one line of JSON\n";
 
 enum flag {
     FLAG_MODEL = 256,
@@ -82,6 +83,7 @@ enum flag {
     FLAG_TOP_K,
     FLAG_TOP_P,
     FLAG_MIN_P,
+    FLAG_PROBE,
     FLAG_HELP,
 };
 
@@ -114,6 +116,7 @@ static const struct option flags[] = {
         {"top-k", required_argument, NULL, FLAG_TOP_K},
         {"top-p", required_argument, NULL, FLAG_TOP_P},
         {"min-p", required_argument, NULL, FLAG_MIN_P},
+        {"probe", no_argument, NULL, FLAG_PROBE},
         {"help", no_argument, NULL, FLAG_HELP},
         {NULL, 0, NULL, 0},
 };
@@ -302,6 +305,9 @@ static int parse_flag(struct worker_options *o, int flag, char *text, struct err
         return parse_float(flag, text, 1e-6, 1, &o->top_p, e);
     case FLAG_MIN_P:
         return parse_float(flag, text, 0, 1, &o->min_p, e);
+    case FLAG_PROBE:
+        o->probe = true;
+        return 0;
     case FLAG_HELP:
         o->help = true;
         return 0;
@@ -326,7 +332,7 @@ static int check_ranks(struct worker_options *o, struct error *e) {
 }
 
 static int check(struct worker_options *o, struct error *e) {
-    if (o->help)
+    if (o->help || o->probe)
         return 0;
     if (!o->rank.model_dir)
         return error_set(e, -EINVAL, "--model DIR is missing: the folder of a Hugging Face checkpoint");

@@ -16,7 +16,7 @@ struct worker_options {
     int control_fd;                     /* the launcher's socket; -1 = none */
     int comm_fd;                        /* memfd shared by all workers of the group; -1 = none */
     int log_level;
-    bool help;
+    bool help, probe;
 
     /* --generate-ids */
     uint32_t *prompt; /* malloc'ed; NULL = serve */
