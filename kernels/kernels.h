@@ -131,6 +131,11 @@ void *k_host_alloc(struct k_context *c, size_t bytes); /* pinned host memory, ze
 void k_host_free(struct k_context *c, void *p);
 void k_upload(struct k_stream *s, void *device_to, const void *host_from, size_t bytes);
 void k_download(struct k_stream *s, void *host_to, const void *device_from, size_t bytes);
+/* Bytes per second that the device's memory gives when nothing else uses it, the roof of what a step can do: measured
+ * here and now over `bytes` of device memory, whose contents are lost. A CPU reads them with all threads of the
+ * context; a GPU copies one half onto the other, read and written both counted. Waits for the stream; 0 after a
+ * fault. */
+double k_memory_speed(struct k_stream *s, void *memory, size_t bytes);
 
 /* --- weights --- */
 

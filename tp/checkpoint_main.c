@@ -70,6 +70,9 @@ static const char SYNTH_HELP[] =
         "  --weights int4|int8        the matrices of the layers as integers, in the layout of\n"
         "                             compressed-tensors (default: as --dtype says)\n"
         "  --group-size 32|64|128     columns per scale of those (default 128)\n"
+        "  --lm-head int4|int8        the head too, which is then its own and not the embedding\n"
+        "  --config-only              no weights, only the files beside them: for --load-format dummy, which\n"
+        "                             makes weights of that form up in memory\n"
         "  --mtp, --no-mtp            with or without the layer for speculation (default: as configured)\n"
         "  --seed N                   (default 0)\n"
         "  --format safetensors|gguf  (default safetensors)\n"
@@ -80,7 +83,8 @@ static const char SYNTH_HELP[] =
         "DIR must be new or empty. Exit status: 0 written, 1 failed, 2 wrong usage.\n"
         "\n"
         "  shardd synth /tmp/tiny\n"
-        "  shardd synth /tmp/wide --config 27b --layers 4 --tokenizer models/Qwen3.5-27B\n";
+        "  shardd synth /tmp/wide --config 27b --layers 4 --tokenizer models/Qwen3.5-27B\n"
+        "  shardd synth /tmp/27b --config 27b --weights int4 --lm-head int8 --config-only\n";
 
 /* --- arguments --- */
 
@@ -231,6 +235,11 @@ static int set_dtype(const char *text, enum tensor_dtype *ret) {
     return -EINVAL;
 }
 
+static int set_bits(const char *text, uint32_t *ret) {
+    *ret = strcmp(text, "int4") == 0 ? 4 : strcmp(text, "int8") == 0 ? 8 : 0;
+    return *ret ? 0 : -EINVAL;
+}
+
 static int set_format(const char *text, enum synth_format *ret) {
     if (strcmp(text, "safetensors") != 0 && strcmp(text, "gguf") != 0)
         return -EINVAL;
@@ -249,6 +258,8 @@ enum {
     NO_MTP,
     WEIGHTS,
     GROUP_SIZE,
+    LM_HEAD,
+    CONFIG_ONLY,
     SEED,
     TOKENIZER,
     SYNTH_HELP_FLAG
@@ -269,8 +280,12 @@ static int set_synth_flag(int flag, const char *value, struct synth_flags *f, st
     case FORMAT:
         return set_format(value, &f->o.format);
     case WEIGHTS:
-        f->o.weight_bits = strcmp(value, "int4") == 0 ? 4 : strcmp(value, "int8") == 0 ? 8 : 0;
-        return f->o.weight_bits ? 0 : -EINVAL;
+        return set_bits(value, &f->o.weight_bits);
+    case LM_HEAD:
+        return set_bits(value, &f->o.head_bits);
+    case CONFIG_ONLY:
+        f->o.config_only = true;
+        return 0;
     case GROUP_SIZE:
         return argument_group_size(value, &f->o.group_size, e);
     case SHARD_SIZE:
@@ -301,6 +316,8 @@ static int write_model(struct synth_flags *f) {
         f->o.config.vocab_size = f->vocab;
     if (f->mtp >= 0)
         f->o.config.mtp_layers = (uint32_t)f->mtp;
+    if (f->o.head_bits)
+        f->o.config.tie_word_embeddings = false;
     const char *slash = strrchr(f->config, '/');
     f->o.name = slash ? slash + 1 : f->config;
     if (isatty(STDERR_FILENO)) {
@@ -313,9 +330,13 @@ static int write_model(struct synth_flags *f) {
         fprintf(stderr, "\r\033[K");
     if (r < 0)
         return failed("synth", &e);
-    printf("%s: %.3f billion parameters, %u tensors in %u file%s, %s\n", f->o.dir,
-            (double)report.parameters / 1e9, report.tensors, report.files, report.files == 1 ? "" : "s",
-            SIZE_TEXT(report.bytes));
+    if (f->o.config_only)
+        printf("%s: %.3f billion parameters in %s, which are not there: serve and bench it with --load-format dummy\n",
+                f->o.dir, (double)report.parameters / 1e9, SIZE_TEXT(report.bytes));
+    else
+        printf("%s: %.3f billion parameters, %u tensors in %u file%s, %s\n", f->o.dir,
+                (double)report.parameters / 1e9, report.tensors, report.files, report.files == 1 ? "" : "s",
+                SIZE_TEXT(report.bytes));
     return EXIT_OK;
 }
 
@@ -331,6 +352,8 @@ static int run_synth(int argc, char **argv) {
             {"no-mtp", no_argument, NULL, NO_MTP},
             {"weights", required_argument, NULL, WEIGHTS},
             {"group-size", required_argument, NULL, GROUP_SIZE},
+            {"lm-head", required_argument, NULL, LM_HEAD},
+            {"config-only", no_argument, NULL, CONFIG_ONLY},
             {"seed", required_argument, NULL, SEED},
             {"tokenizer", required_argument, NULL, TOKENIZER},
             {"help", no_argument, NULL, SYNTH_HELP_FLAG},

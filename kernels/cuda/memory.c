@@ -3,9 +3,13 @@
  * Called by tp/ at load, and per step for what goes up and down. Nothing is allocated while a step runs. */
 #include "kernels/cuda/internal.h"
 
+#include "base/clock.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define SPEED_COPIES 16
 
 bool k_memory_shared(const struct k_context *c) {
     (void)c;
@@ -67,4 +71,20 @@ void k_upload(struct k_stream *s, void *device_to, const void *host_from, size_t
 void k_download(struct k_stream *s, void *host_to, const void *device_from, size_t bytes) {
     if (bytes)
         CUDA_QUEUED(s, cudaMemcpyAsync(host_to, device_from, bytes, cudaMemcpyDeviceToHost, s->stream));
+}
+
+double k_memory_speed(struct k_stream *s, void *memory, size_t bytes) {
+    const size_t half = bytes / 2;
+    uint64_t begin = 0;
+    for (int i = -2; i < SPEED_COPIES && half; i++) {
+        if (i == 0) { /* after those that warm up */
+            CUDA_QUEUED(s, cudaStreamSynchronize(s->stream));
+            begin = clock_ns();
+        }
+        CUDA_QUEUED(
+                s, cudaMemcpyAsync((char *)memory + half, memory, half, cudaMemcpyDeviceToDevice, s->stream));
+    }
+    CUDA_QUEUED(s, cudaStreamSynchronize(s->stream));
+    const uint64_t took = clock_ns() - begin;
+    return k_stream_error(s, NULL) < 0 || !took ? 0 : 2.0 * SPEED_COPIES * (double)half * 1e9 / (double)took;
 }

@@ -21,6 +21,7 @@ struct loader {
     const struct weights_options *options;
     bool dummy;
     uint64_t done, total;
+    uint64_t linear_bytes; /* as in struct weights */
     struct error *e;
 };
 
@@ -102,16 +103,22 @@ static int make_linear(struct loader *l, const struct linear *x, const struct k_
 }
 
 /* Quantised as options say, but for the few rows (the gates a and b) that checkpoints keep in BF16. */
-static void dummy_quantise(const struct loader *l, struct shard_linear *part, struct quant_matrix quants[8]) {
-    for (uint32_t i = 0; i < part->n_pieces; i++) {
+static int dummy_quantise(
+        const struct loader *l, const char *name, struct shard_linear *part, struct quant_matrix quants[8]) {
+    const uint32_t columns = part->columns / part->leaves * K_LEAVES;
+    struct quant_matrix like;
+    bool quantised;
+    int r = dummy_form_of(&l->options->dummy_form, name, columns, &like, &quantised, l->e);
+    for (uint32_t i = 0; r == 0 && quantised && i < part->n_pieces; i++) {
         struct k_matrix_view *v = &part->pieces[i];
         if (v->rows < 128)
             continue;
-        quants[i] = *l->options->dummy_quant;
+        quants[i] = like;
         quants[i].rows = v->first_row + v->rows;
-        quants[i].columns = part->columns / part->leaves * K_LEAVES;
+        quants[i].columns = columns;
         v->quant = &quants[i];
     }
+    return r;
 }
 
 static int load_linear(struct loader *l, struct linear *x, float gain, struct k_linear **ret) {
@@ -122,10 +129,12 @@ static int load_linear(struct loader *l, struct linear *x, float gain, struct k_
     int r = l->options->packed ? use_tiles(l, x) : 0;
     if (r == 0)
         r = linear_shard(x, l->s, &part, &order, &owned, l->e);
-    if (r < 0)
+    if (r == 0 && l->dummy)
+        r = dummy_quantise(l, x->name, &part, quants);
+    if (r < 0) {
+        free(owned);
         return r;
-    if (l->dummy && l->options->dummy_quant)
-        dummy_quantise(l, &part, quants);
+    }
     struct k_linear_spec spec = {.pieces = part.pieces,
             .n_pieces = part.n_pieces,
             .columns = part.columns,
@@ -133,6 +142,8 @@ static int load_linear(struct loader *l, struct linear *x, float gain, struct k_
             .order = order,
             .name = x->name};
     uint64_t bytes = k_linear_bytes(&spec);
+    if (strncmp(x->name, "mtp.", 4) != 0)
+        l->linear_bytes += bytes;
     if (!l->context)
         l->total += bytes;
     else {
@@ -369,6 +380,7 @@ int weights_load(struct k_context *c, const struct model_config *m, const struct
         return r;
     chain(w);
     w->bytes = total;
+    w->linear_bytes = l.linear_bytes;
     return 0;
 }
 

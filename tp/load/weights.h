@@ -8,6 +8,7 @@
 #include "kernels/kernels.h"
 #include "tp/checkpoint/model_config.h"
 #include "tp/checkpoint/tensor_names.h"
+#include "tp/load/dummy_form.h"
 #include "tp/load/packed.h"
 #include "tp/load/shard.h"
 
@@ -35,14 +36,15 @@ struct weights {
     float *mtp_norm_embedding, *mtp_norm_hidden, *mtp_norm;
     struct k_linear *mtp_fc; /* [H][2H], replicated */
     uint64_t bytes;          /* as weights_bytes() counted them */
+    uint64_t linear_bytes;   /* of them, without the embedding table and the MTP layer: what a step reads */
 };
 
 struct weights_options {
     bool with_mtp;
-    bool dummy;    /* no checkpoint: seeded values, not the same at another tp or rank count */
-    uint64_t seed; /* dummy */
-    const struct quant_matrix *dummy_quant; /* format, scale, group of dummy linears; NULL = BF16 */
-    const struct checkpoint *checkpoint;    /* whose pages are let go after each layer; NULL: none are */
+    bool dummy;                   /* no checkpoint: seeded values, not the same at another tp or rank count */
+    uint64_t seed;                /* dummy */
+    struct dummy_form dummy_form; /* what dummy linears are quantised like */
+    const struct checkpoint *checkpoint; /* whose pages are let go after each layer; NULL: none are */
     const struct packed *packed; /* tiles that are used where they lie; NULL = everything is packed here */
     void (*progress)(
             void *user, uint64_t bytes_done, uint64_t bytes_total, const char *what); /* may be NULL */

@@ -27,6 +27,12 @@ static int check_options(const struct synth_options *o, struct error *e) {
         return error_set(e, -EDOM, "a group size of %u: 32, 64 and 128 are possible", o->group_size);
     if (o->weight_bits && o->format == SYNTH_GGUF)
         return error_set(e, -EDOM, "quantised weights are written as safetensors only");
+    if (o->config_only && o->format == SYNTH_GGUF)
+        return error_set(
+                e, -EDOM, "a GGUF file holds weights: a folder without them is for safetensors only");
+    if (o->head_bits && (!o->weight_bits || m->tie_word_embeddings))
+        return error_set(e, -EDOM, "a head of %u bits needs quantised layers, and not to be the embedding",
+                o->head_bits);
     for (uint32_t i = 0; o->format == SYNTH_GGUF && i < m->n_layers; i++)
         if (m->is_attention[i] != ((i + 1) % 4 == 0))
             return error_set(e, -EDOM,
@@ -111,7 +117,7 @@ int synth_write(const struct synth_options *o, struct synth_report *ret, struct 
     if (r == 0)
         r = synth_plan_make(&o->config, o->dtype, &plan, e);
     if (r == 0 && o->weight_bits)
-        r = synth_plan_quantise(&plan, o->weight_bits, o->group_size, e);
+        r = synth_plan_quantise(&plan, o->weight_bits, o->head_bits, o->group_size, e);
     if (r < 0)
         goto done;
     count(o, &plan, &report);
@@ -120,14 +126,14 @@ int synth_write(const struct synth_options *o, struct synth_report *ret, struct 
         r = fd;
         goto done;
     }
-    r = check_room(o->dir, fd, report.bytes, e);
+    r = check_room(o->dir, fd, o->config_only ? 0 : report.bytes, e);
     if (r == 0)
         r = synth_write_tokenizer(o, e);
     if (r == 0)
         r = synth_tokens_read(o, &tokens, e);
     if (r == 0 && o->format == SYNTH_GGUF)
         r = synth_write_gguf(o, &plan, &tokens, fd, &report, e);
-    else if (r == 0)
+    else if (r == 0 && !o->config_only)
         r = synth_write_safetensors(o, &plan, fd, &report, e);
     if (r == 0)
         r = synth_write_configs(o, tokens.eos, e);

@@ -27,6 +27,8 @@ struct synth_options {
     /* 0, or 4 or 8: the matrices of the layers as integers with a BF16 scale per group_size columns, in the layout of
      * compressed-tensors; safetensors only. It is another model than the dense one of that seed. */
     uint32_t weight_bits, group_size;
+    uint32_t head_bits; /* with weight_bits: the head likewise, and not tied to the embedding; 0 = dense */
+    bool config_only;   /* all but the weights: for --load-format dummy, which makes them up */
     enum synth_format format;
     uint64_t shard_bytes; /* safetensors: a new file after about this many bytes of tensors; 0 = one file */
     uint64_t seed;

@@ -101,14 +101,22 @@ static const char *dtype_word(enum tensor_dtype t) {
     return t == TENSOR_F32 ? "float32" : t == TENSOR_F16 ? "float16" : "bfloat16";
 }
 
+static json_t *group_object(const struct synth_options *o, uint32_t bits, const char *target) {
+    json_t *weights = json_pack("{s:i, s:s, s:b, s:s, s:i, s:b}", "num_bits", (int)bits, "type", "int",
+            "symmetric", 1, "strategy", "group", "group_size", (int)o->group_size, "dynamic", 0);
+    return json_pack("{s:[s], s:o, s:n, s:n}", "targets", target, "weights", weights, "input_activations",
+            "output_activations");
+}
+
 static json_t *quantization_object(const struct synth_options *o) {
-    json_t *weights = json_pack("{s:i, s:s, s:b, s:s, s:i, s:b}", "num_bits", (int)o->weight_bits, "type",
-            "int", "symmetric", 1, "strategy", "group", "group_size", (int)o->group_size, "dynamic", 0);
-    json_t *group = json_pack("{s:[s], s:o, s:n, s:n}", "targets", "Linear", "weights", weights,
-            "input_activations", "output_activations");
-    return json_pack("{s:s, s:s, s:s, s:{s:o}, s:[s,s,s,s]}", "quant_method", "compressed-tensors", "format",
-            "pack-quantized", "quantization_status", "compressed", "config_groups", "group_0", group,
-            "ignore", "lm_head", "re:.*in_proj_a$", "re:.*in_proj_b$", "mtp.fc");
+    json_t *groups = json_pack("{s:o}", "group_0", group_object(o, o->weight_bits, "Linear")),
+           *ignore = json_pack("[s,s,s]", "re:.*in_proj_a$", "re:.*in_proj_b$", "mtp.fc");
+    if (o->head_bits) /* a pattern decides before "Linear" does */
+        json_object_set_new(groups, "group_1", group_object(o, o->head_bits, "re:.*lm_head$"));
+    else
+        json_array_insert_new(ignore, 0, json_string("lm_head"));
+    return json_pack("{s:s, s:s, s:s, s:o, s:o}", "quant_method", "compressed-tensors", "format",
+            "pack-quantized", "quantization_status", "compressed", "config_groups", groups, "ignore", ignore);
 }
 
 static json_t *config_object(const struct synth_options *o, uint32_t eos) {

@@ -56,8 +56,10 @@ struct synth_plan {
 int synth_plan_make(
         const struct model_config *m, enum tensor_dtype dtype, struct synth_plan *ret, struct error *e);
 void synth_plan_done(struct synth_plan *plan);
-/* Puts quantised matrices in the place of the dense ones. On failure the plan is as it was. */
-int synth_plan_quantise(struct synth_plan *plan, uint32_t bits, uint32_t group, struct error *e);
+/* Puts quantised matrices in the place of the dense ones; head_bits 0: not of the head's. On failure the plan is as it
+ * was. */
+int synth_plan_quantise(
+        struct synth_plan *plan, uint32_t bits, uint32_t head_bits, uint32_t group, struct error *e);
 uint64_t synth_tensor_bytes(const struct synth_tensor *t, enum synth_format format);
 
 /* An output file in the folder, written under a temporary name and renamed when it is whole. */

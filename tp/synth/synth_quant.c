@@ -1,8 +1,9 @@
 /* synth_quant.c - a synthetic model with quantised matrices, in the layout of compressed-tensors (pack-quantized).
  *
- * Each matrix of the layers becomes its codes, its scales and its shape; the embedding, the head, what is small and
- * what the published quantised models leave alone stay as they are. Codes are uniform, and scales are spread a quarter
- * around the value that gives the dense model's deviation, so that activations keep their size. */
+ * Each matrix of the layers, and the head where that is asked for, becomes its codes, its scales and its shape; the
+ * embedding, what is small and what the published quantised models leave alone stay as they are. Codes are uniform, and
+ * scales are spread a quarter around the value that gives the dense model's deviation, so that activations keep their
+ * size. */
 #include "tp/synth/synth_parts.h"
 
 #include <errno.h>
@@ -16,13 +17,16 @@ static bool ends_with(const char *name, const char *end) {
     return n >= m && strcmp(name + n - m, end) == 0;
 }
 
-static bool is_quantised(const struct synth_tensor *t) {
+/* Bits of the tensor's elements; 0 = it stays as it is. */
+static uint32_t bits_of(const struct synth_tensor *t, uint32_t bits, uint32_t head_bits) {
     static const char *const kept[] = {
-            "embed_tokens.weight", "lm_head.weight", "in_proj_a.weight", "in_proj_b.weight", "mtp.fc.weight"};
+            "embed_tokens.weight", "in_proj_a.weight", "in_proj_b.weight", "mtp.fc.weight"};
     for (size_t i = 0; i < sizeof(kept) / sizeof(*kept); i++)
         if (ends_with(t->name, kept[i]))
-            return false;
-    return !t->is_vector && !t->is_conv;
+            return 0;
+    if (ends_with(t->name, "lm_head.weight"))
+        return head_bits;
+    return t->is_vector || t->is_conv ? 0 : bits;
 }
 
 /* The three tensors that stand for one matrix. */
@@ -59,17 +63,19 @@ static int expand(const struct synth_tensor *t, uint32_t bits, uint32_t group, s
     return 0;
 }
 
-int synth_plan_quantise(struct synth_plan *plan, uint32_t bits, uint32_t group, struct error *e) {
+int synth_plan_quantise(
+        struct synth_plan *plan, uint32_t bits, uint32_t head_bits, uint32_t group, struct error *e) {
     struct synth_tensor *tensors = calloc((size_t)plan->n * 3, sizeof(*tensors));
     uint32_t n = 0;
     if (!tensors)
         return error_set(e, -ENOMEM, "out of memory for a list of %u tensors", plan->n * 3);
     for (uint32_t i = 0; i < plan->n; i++) {
-        if (!is_quantised(&plan->tensors[i])) {
+        const uint32_t own = bits_of(&plan->tensors[i], bits, head_bits);
+        if (!own) {
             tensors[n++] = plan->tensors[i];
             continue;
         }
-        int r = expand(&plan->tensors[i], bits, group, &tensors[n], e);
+        int r = expand(&plan->tensors[i], own, group, &tensors[n], e);
         if (r < 0) {
             free(tensors);
             return r;

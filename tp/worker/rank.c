@@ -2,6 +2,7 @@
  * allocate. */
 #include "tp/worker/rank.h"
 
+#include "base/gguf.h"
 #include "tp/load/fingerprint.h"
 
 #include <errno.h>
@@ -102,6 +103,13 @@ bool rank_model_has_mtp(const struct rank *r) {
     return r->tensors ? r->tensors->has_mtp : r->config.mtp_layers != 0;
 }
 
+/* How dummy weights are to be quantised; a GGUF file says it of its tensors only, so that its dummies are BF16. */
+static int read_quantisation(struct rank *r, const char *dir, struct error *e) {
+    struct gguf_files gguf;
+    int found = gguf_locate(dir, &gguf, e);
+    return found != 0 ? (found < 0 ? found : 0) : quant_config_load(dir, &r->quant_config, e);
+}
+
 /* Reads config.json and the checkpoint's header; afterwards shard, tensors and fingerprint are known. Nothing is copied
  * out of the file where it is only looked at. */
 static int open_model(struct rank *r, const char *dir, bool only_look, struct error *e) {
@@ -115,6 +123,11 @@ static int open_model(struct rank *r, const char *dir, bool only_look, struct er
             return rc;
         rc = only_look ? model_tensors_survey(r->checkpoint, &r->config, &r->tensors, e)
                        : model_tensors_resolve(r->checkpoint, &r->config, &r->tensors, e);
+        if (rc < 0)
+            return rc;
+    }
+    if (o->dummy) {
+        rc = read_quantisation(r, dir, e);
         if (rc < 0)
             return rc;
     }
@@ -222,7 +235,7 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
             .checkpoint = r->checkpoint,
             .packed = r->packed,
             .dummy = o->dummy,
-            .dummy_quant = o->dummy_quant,
+            .dummy_form = {r->quant_config, o->dummy_quant, o->dummy_head_quant},
             .seed = o->seed,
             .progress = o->progress,
             .user = o->user};
@@ -270,8 +283,9 @@ static int plan(struct rank *r, const struct rank_options *o, struct rank_plan *
         rc = open_model(r, o->model_dir, /* only_look= */ true, e);
     if (rc < 0)
         return rc;
-    const struct weights_options wo = {
-            .with_mtp = r->options.mtp, .dummy = o->dummy, .dummy_quant = o->dummy_quant};
+    const struct weights_options wo = {.with_mtp = r->options.mtp,
+            .dummy = o->dummy,
+            .dummy_form = {r->quant_config, o->dummy_quant, o->dummy_head_quant}};
     const struct k_shape *s = &r->shard.shape;
     struct budget_request q;
     size_rank(r, o);
@@ -316,6 +330,7 @@ int rank_create(const struct rank_options *options, struct rank **ret, struct er
     r->options = *options;
     r->options.model_dir = r->options.packed_cache = NULL;
     r->options.isa = NULL;
+    r->options.dummy_quant = r->options.dummy_head_quant = NULL;
     int rc = build(r, options, e);
     if (rc < 0) {
         rank_free(r);
@@ -346,6 +361,7 @@ struct rank *rank_free(struct rank *r) {
     packed_free(r->packed);
     model_tensors_free(r->tensors);
     checkpoint_free(r->checkpoint);
+    quant_config_free(r->quant_config);
     free(r);
     return NULL;
 }

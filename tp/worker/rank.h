@@ -42,8 +42,8 @@ struct rank_options {
     uint64_t memory_bytes;    /* what this rank may use; 0 = what is free, a tp'th where ranks share memory */
     uint32_t slot_units, page_units;
     bool dummy; /* --load-format dummy: only config.json is read */
-    /* What dummy linears are quantised like; NULL = BF16 (benchmarks). */
-    const struct quant_matrix *dummy_quant;
+    /* What dummy linears, and the dummy head, are quantised like (dummy_form.h); NULL = as config.json says. */
+    const struct quant_matrix *dummy_quant, *dummy_head_quant;
     enum rank_packed packed;
     const char *packed_cache; /* --packed-cache; NULL = beside the model, else the user's cache folder */
     bool verify_packed;       /* --verify-weights */
@@ -61,10 +61,11 @@ struct rank_options {
 };
 
 struct rank {
-    struct rank_options options; /* model_dir, packed_cache, isa and dummy_quant are not kept */
+    struct rank_options options; /* model_dir, packed_cache, isa and dummy_... are not kept */
     struct model_config config;
     struct shard shard;
-    struct checkpoint *checkpoint; /* NULL for dummy */
+    struct checkpoint *checkpoint;     /* NULL for dummy */
+    struct quant_config *quant_config; /* dummy: of the folder; NULL = none */
     struct model_tensors *tensors;
     struct packed *packed; /* NULL = none is used */
     struct weights weights;
