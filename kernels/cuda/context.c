@@ -106,7 +106,8 @@ int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e)
     s->context = c;
     s->found.d_claimed = k_alloc(c, sizeof *s->found.d_claimed);
     s->found.told = k_host_alloc(c, sizeof *s->found.told);
-    if (!s->found.d_claimed || !s->found.told) {
+    s->d_counters = k_alloc(c, SPLIT_BLOCKS_MAX * sizeof *s->d_counters);
+    if (!s->found.d_claimed || !s->found.told || !s->d_counters) {
         k_stream_free(s);
         return error_set(e, -ENOMEM, "device %d: no memory for a stream", c->device);
     }
@@ -130,6 +131,7 @@ struct k_stream *k_stream_free(struct k_stream *s) {
         cudaStreamDestroy(s->stream);
     k_free(s->context, s->found.d_claimed);
     k_host_free(s->context, s->found.told);
+    k_free(s->context, s->d_counters);
     free(s);
     return NULL;
 }

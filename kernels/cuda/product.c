@@ -2,7 +2,7 @@
  *
  * Two steps for every product: the rows become INT8 once (quantise.cu), then each panel of the linear is multiplied
  * (stream.cu, tile.cu). Which kernel that is never changes a bit. Scratch, from the start of the stream's workspace:
- * codes, scales, and the outputs of gate and up where they have no form in common. */
+ * codes, scales, sums of tiles that blocks share, and the outputs of gate and up where they have no form in common. */
 #include "kernels/cuda/internal.h"
 #include "kernels/shared/pool_layout.h"
 
@@ -21,9 +21,12 @@ static uint64_t scales_bytes(uint64_t runs, uint64_t row_tiles) {
 static uint64_t row_tiles_of(uint64_t rows) {
     return rows > STREAM_ROWS ? (rows + TILE_ROWS - 1) / TILE_ROWS * (TILE_ROWS / 8) : (rows + 7) / 8;
 }
+static uint64_t parts_bytes(uint64_t rows) {
+    return rows > STREAM_ROWS ? SPLIT_BLOCKS_MAX * TILE_PARTS * sizeof(float) : 0;
+}
 uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs) {
     const uint64_t runs = runs_of(columns), row_tiles = row_tiles_of(rows);
-    return codes_bytes(runs, row_tiles) + scales_bytes(runs, row_tiles) +
+    return codes_bytes(runs, row_tiles) + scales_bytes(runs, row_tiles) + parts_bytes(rows) +
            align64(rows * outputs * sizeof(float));
 }
 
@@ -58,8 +61,8 @@ static bool quantise(
 
 /* One panel: few rows as a stream, more in tiles, and as streams of 16 rows where those have no form for it. */
 static bool multiply_panel(struct k_stream *s, struct product_args *a, uint32_t rows) {
-    if (rows > STREAM_ROWS && a->w.segments != SEGMENTS_ANY)
-        return CUDA_QUEUED(s, queue_tiles(s->stream, a, rows));
+    if (rows > STREAM_ROWS && tiles_can(&a->w))
+        return CUDA_QUEUED(s, queue_tiles(s->stream, a, rows, &s->context->size));
     for (a->first_row = 0; a->first_row < rows; a->first_row += STREAM_ROWS)
         if (!CUDA_QUEUED(s, queue_stream(s->stream, a, rows, &s->context->size)))
             return false;
@@ -68,7 +71,14 @@ static bool multiply_panel(struct k_stream *s, struct product_args *a, uint32_t 
 /* All panels of w; pair: there is one, of gate and up. */
 static void multiply(struct k_stream *s, const struct product *p, const struct activations *x, bool pair,
         float *d_y, uint32_t ldy) {
-    struct product_args a = {.x = *x, .d_plan = p->b->view.d_plan, .pair = pair, .d_y = d_y, .ldy = ldy};
+    const uint64_t runs = runs_of(p->w->columns);
+    struct product_args a = {.x = *x,
+            .d_plan = p->b->view.d_plan,
+            .pair = pair,
+            .d_y = d_y,
+            .ldy = ldy,
+            .d_parts = (float *)((uint8_t *)x->d_scales + scales_bytes(runs, x->row_tiles)),
+            .d_counters = s->d_counters};
     for (uint32_t i = 0; i < p->w->n_panels; i++) {
         a.w = p->w->panels[i];
         if (!multiply_panel(s, &a, p->b->bounds.rows))

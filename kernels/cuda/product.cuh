@@ -154,18 +154,18 @@ static __device__ __forceinline__ void sums_fold(const segment_sums<TILES> &s, c
     }
 }
 
-/* All but CUT_ANY: codes and what belongs to them are in the ring's slot. */
+/* All but CUT_ANY: a run's codes, and its scales and zeros behind each other, are in shared memory. */
 template <int BITS, enum cut CUT, int TILES>
-static __device__ __forceinline__ void run_evenly(
-        const struct panel &w, const uint8_t *slot, const run_input<TILES> &in, float (*leaf)[4]) {
+static __device__ __forceinline__ void run_evenly(const struct panel &w, const uint8_t *run_codes_at,
+        const uint8_t *aux, const run_input<TILES> &in, float (*leaf)[4]) {
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, pair_bytes = w.scale == QUANT_SCALE_F32 ? 8 : 4;
     constexpr uint32_t segments = CUT & CUT_SEGMENTS;
     constexpr bool zeros = (CUT & CUT_ZEROS) != 0;
-    const uint8_t *scales = slot + codes_of_run<BITS>::BYTES + g * pair_bytes;
-    const uint8_t *zero_pairs = slot + codes_of_run<BITS>::BYTES + scale_bytes(w) + g * 2;
+    const uint8_t *scales = aux + g * pair_bytes;
+    const uint8_t *zero_pairs = aux + scale_bytes(w) + g * 2;
     run_codes<BITS> codes;
     segment_sums<TILES> sums;
-    codes_load(codes, slot + lane * 16);
+    codes_load(codes, run_codes_at + lane * 16);
     sums_begin(sums);
 #pragma unroll
     for (uint32_t step = 0; step < 4; step++) {

@@ -70,7 +70,12 @@ struct product_args {
     bool pair; /* strips u and strips / 2 + u are gate and up of the same outputs: y = silu(gate) * up */
     float *d_y;
     uint32_t ldy;
+    /* queue_tiles(): sums of the leaf groups of tiles that several blocks share, and a counter for each such tile, 0
+     * between kernels; SPLIT_BLOCKS_MAX of both */
+    float *d_parts;
+    uint32_t *d_counters;
 };
+#define SPLIT_BLOCKS_MAX 512u /* that share tiles with others in one kernel */
 
 struct device_size { /* what grids are made for */
     uint32_t sms;
@@ -80,9 +85,12 @@ struct device_size { /* what grids are made for */
 #define STREAM_ROWS 16u
 cudaError_t queue_stream(
         cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d);
-/* The same of all rows, of panels that are cut evenly; activations in whole tiles of TILE_ROWS. */
-#define TILE_ROWS 64u
-cudaError_t queue_tiles(cudaStream_t s, const struct product_args *a, uint32_t rows_bound);
+/* The same of all rows, of panels that tiles_can() take; activations in whole tiles of TILE_ROWS. */
+#define TILE_ROWS  64u
+#define TILE_PARTS (64u * TILE_ROWS) /* floats of d_parts that a block fills */
+bool tiles_can(const struct panel *w);
+cudaError_t queue_tiles(
+        cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d);
 
 /* y[r][n] = silu(both[r][i]) * both[r][n + i] */
 struct silu_args {

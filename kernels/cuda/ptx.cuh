@@ -93,6 +93,11 @@ template <int N> static __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+/* Of memory that another block has written in this kernel: past L1. */
+static __device__ __forceinline__ float4 load_of_others(const float4 *p) {
+    return __ldcg(p);
+}
+
 /* Of memory that nobody writes while the kernel runs. */
 template <class T> static __device__ __forceinline__ T load_read_only(const T *p) {
     return __ldg(p);

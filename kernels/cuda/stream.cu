@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
                     run_anyhow<BITS, TILES>(a.w, from, (uint64_t)leaf * a.w.strips + strip_of(a, unit, m),
                             a.w.first_column + leaf * a.w.leaf_columns, run, in, &segment[m], sums[m]);
                 else
-                    run_evenly<BITS, CUT, TILES>(a.w, from, in, sums[m]);
+                    run_evenly<BITS, CUT, TILES>(a.w, from, from + codes_of_run<BITS>::BYTES, in, sums[m]);
             }
             slot = slot + 1 == size::SLOTS ? 0 : slot + 1;
         }

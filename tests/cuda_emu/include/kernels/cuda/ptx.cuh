@@ -128,6 +128,9 @@ static inline void copy_commit() {
 template <int N> static inline void copy_wait() {
     emu_copy_wait(N);
 }
+static inline float4 load_of_others(const float4 *p) {
+    return *p;
+}
 template <class T> static inline T load_read_only(const T *p) {
     return *p;
 }
