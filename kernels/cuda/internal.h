@@ -27,8 +27,7 @@ struct k_stream {
     cudaStream_t stream;
     uint8_t *d_workspace;
     size_t workspace_bytes;
-    uint32_t *
-            d_counters; /* [SPLIT_BLOCKS_MAX] 0 between kernels: of blocks that are done with a shared tile */
+    uint32_t *d_counters; /* [SPLIT_BLOCKS_MAX] 0 between kernels: of blocks done with a shared tile */
     bool capturing;
     struct fault_view found; /* by kernels, and not yet in `fault` */
     struct error fault;      /* code 0 = none */
