@@ -20,6 +20,8 @@ int main(int argc, char **argv) {
     struct worker_options options;
     struct error e = {0};
     char ident[32] = "shardd-worker";
+    /* CUDA loads a kernel when it is used first, unless told: that would take device memory while others are served. */
+    setenv("CUDA_MODULE_LOADING", "EAGER", /* overwrite= */ 0);
     int r = worker_options_parse(argc, argv, &options, &e);
     if (r == 0 && !options.prompt && !options.probe && !options.help)
         snprintf(ident, sizeof(ident), "shardd-worker[%u]", options.ranks[0]);

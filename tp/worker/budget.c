@@ -39,11 +39,14 @@ static bool fit(const struct k_shape *shape, const struct budget_request *q, uin
 }
 
 static int refuse(const struct budget_request *q, uint64_t needed, struct error *e) {
+    char graphs[64] = "";
+    if (q->reserve_bytes)
+        snprintf(graphs, sizeof(graphs), ", %s for graphs", SIZE_TEXT(q->reserve_bytes));
     return error_set(e, -ENOMEM,
-            "the model does not fit: %s of weights, %s of scratch and at least %s for one sequence are needed, %s are "
+            "the model does not fit: %s of weights, %s of scratch%s and at least %s for one sequence are needed, %s are "
             "free for this rank; use more ranks (--tensor-parallel-size), a smaller --max-num-batched-tokens, or a "
             "machine with more memory",
-            SIZE_TEXT(q->weight_bytes), SIZE_TEXT(q->scratch_bytes), SIZE_TEXT(needed),
+            SIZE_TEXT(q->weight_bytes), SIZE_TEXT(q->scratch_bytes), graphs, SIZE_TEXT(needed),
             SIZE_TEXT(q->memory_bytes));
 }
 
@@ -61,11 +64,16 @@ static int refuse_pool(
 
 static void describe(const struct budget_request *q, uint64_t left, struct budget *b) {
     uint64_t slots = b->slot_bytes * (b->pool.slots + 1ull), pages = b->page_bytes * (b->pool.pages + 1ull);
-    uint64_t used = q->weight_bytes + q->scratch_bytes + b->pool_bytes;
+    uint64_t used = q->weight_bytes + q->scratch_bytes + q->reserve_bytes + b->pool_bytes;
+    char table[64] = "", graphs[64] = "";
+    if (q->embedding_bytes)
+        snprintf(table, sizeof(table), " (embedding %s)", SIZE_TEXT(q->embedding_bytes));
+    if (q->reserve_bytes)
+        snprintf(graphs, sizeof(graphs), ", for graphs %s", SIZE_TEXT(q->reserve_bytes));
     int n = snprintf(b->text, sizeof(b->text),
-            "%s usable: weights %s, KV %u pages %s, state %u slots %s, scratch %s; %s left",
-            SIZE_TEXT(q->memory_bytes), SIZE_TEXT(q->weight_bytes), b->pool.pages, SIZE_TEXT(pages),
-            b->pool.slots, SIZE_TEXT(slots), SIZE_TEXT(q->scratch_bytes),
+            "%s usable: weights %s%s, KV %u pages %s, state %u slots %s, scratch %s%s; %s left",
+            SIZE_TEXT(q->memory_bytes), SIZE_TEXT(q->weight_bytes), table, b->pool.pages, SIZE_TEXT(pages),
+            b->pool.slots, SIZE_TEXT(slots), SIZE_TEXT(q->scratch_bytes), graphs,
             SIZE_TEXT(q->memory_bytes > used ? q->memory_bytes - used : 0));
     if (b->pool.slots < q->max_num_seqs && n > 0 && (size_t)n < sizeof(b->text))
         n += snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-num-seqs %u clamped to %u",
@@ -93,7 +101,8 @@ int budget_make(
     };
     struct k_pool_cost cost;
     uint64_t least = budget_pool_bytes(shape, o, &cost), taken = 0;
-    if (__builtin_add_overflow(q->weight_bytes, q->scratch_bytes, &taken) || taken >= q->memory_bytes ||
+    if (__builtin_add_overflow(q->weight_bytes, q->scratch_bytes, &taken) ||
+            __builtin_add_overflow(taken, q->reserve_bytes, &taken) || taken >= q->memory_bytes ||
             q->memory_bytes - taken < least)
         return refuse(q, least, e);
     uint64_t left = q->memory_bytes - taken;

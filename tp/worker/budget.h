@@ -10,7 +10,9 @@
 struct budget_request {
     uint64_t memory_bytes;    /* what this rank may use in all */
     uint64_t weight_bytes;    /* packed weights */
+    uint64_t embedding_bytes; /* of these, the embedding table's copy */
     uint64_t scratch_bytes;   /* workspace, activations, communicator */
+    uint64_t reserve_bytes;   /* a device's: graphs, and what its driver takes */
     uint64_t pool_bytes;      /* --kv-cache-memory as bytes; 0 = use pool_fraction */
     bool fraction_asked;      /* pool_fraction is --kv-cache-memory, not a default */
     double pool_fraction;     /* of what weights and scratch leave; (0, 1] */

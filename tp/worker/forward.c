@@ -10,13 +10,23 @@ static const struct forward_hooks no_hooks;
 static const uint32_t short_contexts[] = FORWARD_CONTEXTS;
 #define CONTEXTS_MAX (sizeof(short_contexts) / sizeof(short_contexts[0]) + 1)
 
+/* Of a graph on a device, at most: the estimate for the budget. */
+#define LAYER_NODES 11u
+#define OTHER_NODES 48u
+#define NODE_BYTES  2048u
+
 struct bucket {
     struct k_bounds bounds;
-    struct k_graph **parts; /* [n_parts] */
+    struct k_graph **graphs; /* [n_graphs] */
 };
+enum place { PLACE_STEP, PLACE_LAYER, PLACE_WORDS };
 struct forward {
     struct rank *rank;
-    uint32_t n_parts;       /* n_layers + 2: embedding, layers, head (with MTP) */
+    uint32_t n_parts;  /* n_layers + 2: embedding, layers, head (with MTP) */
+    uint32_t n_graphs; /* of a bucket: one for each part, or one for all where operations run behind */
+    uint32_t
+            *place; /* [PLACE_WORDS] pinned, written by the device; NULL where operations do not run behind */
+    uint64_t graph_bytes;
     uint32_t n_buckets;     /* 0 when eager */
     struct bucket *buckets; /* by rows, then by context */
     struct bucket *chosen;  /* NULL when eager */
@@ -99,6 +109,8 @@ static void queue_head(const struct rank *r, const struct forward_hooks *hooks) 
 
 static void queue_part(const struct forward *f, uint32_t part, const struct forward_hooks *hooks) {
     const struct rank *r = f->rank;
+    if (f->place && (part == f->n_parts - 1 || part % FORWARD_MARK_LAYERS == 1))
+        k_mark(r->stream, &f->place[PLACE_LAYER], part);
     if (part == 0)
         queue_embedding(r, hooks);
     else if (part < f->n_parts - 1)
@@ -111,16 +123,18 @@ static void queue_part(const struct forward *f, uint32_t part, const struct forw
 
 static int capture(struct forward *f, struct bucket *b, struct error *e) {
     struct k_stream *s = f->rank->stream;
-    b->parts = calloc(f->n_parts, sizeof(b->parts[0]));
-    if (!b->parts)
-        return error_set(e, -ENOMEM, "out of memory for %u graphs", f->n_parts);
+    const uint32_t parts_each = f->n_parts / f->n_graphs;
+    b->graphs = calloc(f->n_graphs, sizeof(b->graphs[0]));
+    if (!b->graphs)
+        return error_set(e, -ENOMEM, "out of memory for %u graphs", f->n_graphs);
     k_batch_bounds(f->rank->batch, &b->bounds);
-    for (uint32_t i = 0; i < f->n_parts; i++) {
+    for (uint32_t i = 0; i < f->n_graphs; i++) {
         int r = k_capture_begin(s, e);
         if (r < 0)
             return r;
-        queue_part(f, i, &no_hooks);
-        r = k_capture_end(s, &b->parts[i], e);
+        for (uint32_t k = 0; k < parts_each; k++)
+            queue_part(f, i * parts_each + k, &no_hooks);
+        r = k_capture_end(s, &b->graphs[i], e);
         if (r < 0)
             return r;
     }
@@ -136,11 +150,16 @@ static uint32_t contexts_of(const struct rank *r, uint32_t ret[CONTEXTS_MAX]) {
     return n;
 }
 
+static uint32_t row_buckets(uint32_t rows_max) {
+    uint32_t n = 1;
+    for (uint32_t rows = 1; rows < rows_max; rows *= 2)
+        n++;
+    return n;
+}
+
 static int capture_all(struct forward *f, struct error *e) {
     const struct rank *r = f->rank;
-    uint32_t contexts[CONTEXTS_MAX], n_contexts = contexts_of(r, contexts), n_rows = 1;
-    for (uint32_t rows = 1; rows < r->rows_max; rows *= 2)
-        n_rows++;
+    uint32_t contexts[CONTEXTS_MAX], n_contexts = contexts_of(r, contexts), n_rows = row_buckets(r->rows_max);
     f->buckets = calloc((size_t)n_rows * n_contexts, sizeof(f->buckets[0]));
     if (!f->buckets)
         return error_set(e, -ENOMEM, "out of memory for %u buckets of graphs", n_rows * n_contexts);
@@ -160,13 +179,29 @@ static int capture_all(struct forward *f, struct error *e) {
     return 0;
 }
 
+/* What the graphs take is seen by what is free: on a device that others use too it is only about right. */
+static int capture_measured(struct forward *f, struct error *e) {
+    const struct k_context *c = f->rank->context;
+    const uint64_t before = k_runs_behind(c) ? k_memory_free(c) : 0;
+    int r = capture_all(f, e);
+    const uint64_t after = before ? k_memory_free(c) : 0;
+    f->graph_bytes = before > after ? before - after : 0;
+    return r;
+}
+
 int forward_create(struct rank *rank, struct forward **ret, struct error *e) {
     struct forward *f = calloc(1, sizeof(*f));
     if (!f)
         return error_set(e, -ENOMEM, "out of memory for the forward pass");
+    const bool behind = k_runs_behind(rank->context);
     f->rank = rank;
     f->n_parts = rank->config.n_layers + 2;
-    int r = rank->options.eager ? 0 : capture_all(f, e);
+    f->n_graphs = behind ? 1 : f->n_parts;
+    if (behind)
+        f->place = k_host_alloc(rank->context, PLACE_WORDS * sizeof(f->place[0]));
+    int r = behind && !f->place ? error_set(e, -ENOMEM, "out of memory for the place of a step") : 0;
+    if (r == 0 && !rank->options.eager)
+        r = capture_measured(f, e);
     if (r < 0) {
         forward_free(f);
         return r;
@@ -179,10 +214,12 @@ struct forward *forward_free(struct forward *f) {
     if (!f)
         return NULL;
     for (uint32_t b = 0; b < f->n_buckets; b++) {
-        for (uint32_t i = 0; f->buckets[b].parts && i < f->n_parts; i++)
-            k_graph_free(f->buckets[b].parts[i]);
-        free(f->buckets[b].parts);
+        for (uint32_t i = 0; f->buckets[b].graphs && i < f->n_graphs; i++)
+            k_graph_free(f->buckets[b].graphs[i]);
+        free(f->buckets[b].graphs);
     }
+    if (f->place)
+        k_host_free(f->rank->context, f->place);
     free(f->buckets);
     free(f);
     return NULL;
@@ -207,14 +244,38 @@ struct k_bounds forward_bound(struct forward *f, const struct k_bounds *step) {
     return *bounds;
 }
 
-void forward_queue(struct forward *f, const struct forward_hooks *hooks) {
+/* The layer first: a step that stops before its first layer is not said to be in its last one. */
+static void mark_step(const struct forward *f, uint32_t step) {
+    k_mark(f->rank->stream, &f->place[PLACE_LAYER], 0);
+    k_mark(f->rank->stream, &f->place[PLACE_STEP], step);
+}
+
+void forward_queue(struct forward *f, uint32_t step, const struct forward_hooks *hooks) {
     if (!hooks)
         hooks = &no_hooks;
-    for (uint32_t i = 0; i < f->n_parts; i++) {
-        if (f->chosen) {
-            mark(hooks, i, FORWARD_LAYER);
-            k_graph_launch(f->rank->stream, f->chosen->parts[i]);
-        } else
-            queue_part(f, i, hooks);
+    if (f->place)
+        mark_step(f, step);
+    for (uint32_t i = 0; f->chosen && i < f->n_graphs; i++) {
+        mark(hooks, i, FORWARD_LAYER);
+        k_graph_launch(f->rank->stream, f->chosen->graphs[i]);
     }
+    for (uint32_t i = 0; !f->chosen && i < f->n_parts; i++)
+        queue_part(f, i, hooks);
+}
+
+bool forward_place(const struct forward *f, uint32_t *ret_step, uint32_t *ret_layer) {
+    if (!f->place)
+        return false;
+    *ret_step = __atomic_load_n(&f->place[PLACE_STEP], __ATOMIC_ACQUIRE);
+    *ret_layer = __atomic_load_n(&f->place[PLACE_LAYER], __ATOMIC_ACQUIRE);
+    return true;
+}
+
+uint64_t forward_graphs_estimate(uint32_t n_layers, uint32_t rows_max) {
+    const uint64_t nodes = (uint64_t)n_layers * LAYER_NODES + OTHER_NODES;
+    return row_buckets(rows_max) * CONTEXTS_MAX * nodes * NODE_BYTES;
+}
+
+uint64_t forward_graph_bytes(const struct forward *f) {
+    return f->graph_bytes;
 }

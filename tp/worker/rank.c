@@ -4,6 +4,7 @@
 
 #include "base/gguf.h"
 #include "tp/load/fingerprint.h"
+#include "tp/worker/forward.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -166,6 +167,24 @@ static int open_packed(struct rank *r, const struct rank_options *o, struct erro
     return rc;
 }
 
+/* The embedding table as a library keeps it. */
+static uint64_t table_bytes(const struct rank *r) {
+    const enum k_dtype dtype = r->tensors && r->tensors->embed->dtype == TENSOR_F32 ? K_F32 : K_BF16;
+    return k_table_bytes(dtype, r->config.vocab_size, r->config.hidden_size, /* mapped= */ true);
+}
+
+/* What belongs to a device: who copies even a mapped table computes in memory of its own. */
+static void request_device(const struct rank *r, struct budget_request *q) {
+    q->embedding_bytes = table_bytes(r);
+    if (!q->embedding_bytes)
+        return;
+    q->reserve_bytes = RANK_DEVICE_RESERVE;
+    if (!r->options.eager)
+        q->reserve_bytes += forward_graphs_estimate(r->config.n_layers, r->rows_max);
+    if (!q->fraction_asked)
+        q->pool_fraction = RANK_DEVICE_POOL_FRACTION_DEFAULT;
+}
+
 static int request_budget(struct rank *r, const struct weights_options *wo, uint64_t memory_bytes,
         struct budget_request *ret, struct error *e) {
     const struct rank_options *o = &r->options;
@@ -196,6 +215,7 @@ static int request_budget(struct rank *r, const struct weights_options *wo, uint
         q.max_model_len = CONTEXT_MAX;
     if (o->kv_dtype == RANK_KV_F32 || (o->kv_dtype == RANK_KV_AUTO && weights_kv_dtype(r->tensors) == K_F32))
         q.kv_dtype = K_F32;
+    request_device(r, &q);
     *ret = q;
     return 0;
 }
@@ -268,9 +288,7 @@ static void plan_table(const struct rank *r, struct rank_plan *p) {
     const struct model_tensors *t = r->tensors;
     if (!t)
         return;
-    const enum k_dtype dtype = t->embed->dtype == TENSOR_F32 ? K_F32 : K_BF16;
-    p->embedding_bytes =
-            k_table_bytes(dtype, r->config.vocab_size, r->config.hidden_size, /* mapped= */ true);
+    p->embedding_bytes = table_bytes(r);
     p->copied_bytes = t->copied_bytes;
     p->mapped_bytes = p->embedding_bytes || t->embed_copied ? 0 : t->embed->bytes;
     if (p->embedding_bytes == 0)
@@ -303,8 +321,10 @@ static int plan(struct rank *r, const struct rank_options *o, struct rank_plan *
     p->scratch_bytes = q.scratch_bytes;
     p->max_model_len = q.max_model_len;
     p->max_num_seqs = q.max_num_seqs;
-    p->least_bytes = q.weight_bytes + q.scratch_bytes + budget_pool_bytes(s, &least, &p->pool);
-    p->wanted_bytes = q.weight_bytes + q.scratch_bytes + budget_pool_bytes(s, &wanted, &p->pool);
+    p->least_bytes =
+            q.weight_bytes + q.scratch_bytes + q.reserve_bytes + budget_pool_bytes(s, &least, &p->pool);
+    p->wanted_bytes =
+            q.weight_bytes + q.scratch_bytes + q.reserve_bytes + budget_pool_bytes(s, &wanted, &p->pool);
     rc = budget_make(s, &q, &p->budget, &p->why);
     p->fits = rc == 0;
     return 0;

@@ -17,8 +17,10 @@
 #define RANK_SLOTS_DEFAULT 64u
 #define RANK_ROWS_DEFAULT  512u
 /* Of the memory that weights and scratch leave; the coordinator, the page cache and the machine's owner want
- * some. */
-#define RANK_POOL_FRACTION_DEFAULT 0.5
+ * some. The memory of a device is for the rank alone: it takes all but what graphs and the driver will want. */
+#define RANK_POOL_FRACTION_DEFAULT        0.5
+#define RANK_DEVICE_POOL_FRACTION_DEFAULT 1.0
+#define RANK_DEVICE_RESERVE               MIB(256)
 
 enum rank_kv_dtype { RANK_KV_AUTO, RANK_KV_BF16, RANK_KV_F32 };
 enum rank_packed {     /* what is done about packed files (packed.h) */

@@ -323,7 +323,7 @@ static void queue_plan(struct step_exec *x, struct host_set *h, const struct ste
     }
     forward_bound(x->forward, &bounds);
     k_batch_upload(r->stream, r->batch, &h->plan, h->entries, h->ids, n_ids, h->rope, n_rope);
-    forward_queue(x->forward, &x->hooks);
+    forward_queue(x->forward, (uint32_t)p->header->step, &x->hooks);
     if (h->plan.n_samples)
         k_download(r->stream, h->results, r->results, h->plan.n_samples * sizeof(h->results[0]));
     if (h->plan.n_outcomes)
@@ -516,6 +516,24 @@ bool step_exec_failed(const struct step_exec *x, struct error *e) {
 
 void step_exec_hooks(struct step_exec *x, const struct forward_hooks *hooks) {
     x->hooks = hooks ? *hooks : (struct forward_hooks){0};
+}
+
+bool step_exec_place(const struct step_exec *x, uint64_t *ret_step, uint32_t *ret_layer) {
+    uint32_t step;
+    if (!forward_place(x->forward, &step, ret_layer))
+        return false;
+    for (uint32_t i = 0; i < x->in_flight; i++) {
+        const struct host_set *h = &x->sets[(x->first + i) % STEP_EXEC_IN_FLIGHT];
+        if (h->plan.n_rows && (uint32_t)h->completion.step == step) {
+            *ret_step = h->completion.step;
+            return true;
+        }
+    }
+    return false;
+}
+
+uint64_t step_exec_graph_bytes(const struct step_exec *x) {
+    return forward_graph_bytes(x->forward);
 }
 
 void step_exec_want_logits(struct step_exec *x, enum step_exec_logits what) {

@@ -40,6 +40,10 @@ bool step_exec_failed(const struct step_exec *x, struct error *e);
 /* --- for watchdogs, tests and offline use; set between records --- */
 
 void step_exec_hooks(struct step_exec *x, const struct forward_hooks *hooks); /* copied; NULL = none */
+/* On a device, which works behind the back of who submits: the step in flight that it has begun last, and at or behind
+ * which layer it is (forward.h). False where it has begun none of them, or the hooks tell. */
+bool step_exec_place(const struct step_exec *x, uint64_t *ret_step, uint32_t *ret_layer);
+uint64_t step_exec_graph_bytes(const struct step_exec *x); /* device memory, as forward_graph_bytes() */
 
 enum step_exec_logits {
     STEP_EXEC_LOGITS_NONE,

@@ -75,6 +75,18 @@ static void complete(struct worker_rank *w, const struct step_answer *a) {
     }
 }
 
+/* Publishes where the device is, when it has moved. While a record was submitted that one counted as begun, since who
+ * dies then dies of it. */
+static void publish_place(struct worker_rank *w, const struct step_exec *x) {
+    uint64_t step;
+    uint32_t layer;
+    if (!step_exec_place(x, &step, &layer) || (step == w->at_step && layer == w->at_layer))
+        return;
+    w->at_step = step;
+    w->at_layer = layer;
+    step_ring_progress(w->ring, step, layer, FORWARD_LAYER, /* busy= */ true);
+}
+
 /* Queues one record; those of other epochs are dropped. */
 static void begin(struct worker_rank *w, struct step_exec *x, const void *record, uint32_t bytes) {
     struct step_header h = {0};
@@ -94,6 +106,7 @@ static void begin(struct worker_rank *w, struct step_exec *x, const void *record
     step_exec_submit(x, record, bytes);
     step_exec_hooks(x, NULL);
     w->begun = h.step;
+    w->at_step = UINT64_MAX;
 }
 
 /* Hands out the answer to the oldest record. False when the rank can not or shall not go on. */
@@ -136,6 +149,7 @@ static int serve(struct worker_rank *w, struct step_exec *x, struct error *e) {
         return 0;
     for (;;) {
         struct step_answer answer;
+        publish_place(w, x);
         if (step_exec_in_flight(x) > 0 && step_exec_collect(x, patience_ns, &answer) == 0) {
             if (!finish(w, x, &answer))
                 return step_exec_failed(x, e) ? e->code : 0;
@@ -172,6 +186,9 @@ static int load_and_serve(struct worker_rank *w) {
     if (r == 0) {
         snprintf(w->ready_text, sizeof(w->ready_text), "rank %u: %s; %s", w->options.rank,
                 k_context_describe(rank->context), rank->budget.text);
+        if (step_exec_graph_bytes(x))
+            log_info("rank %u: graphs take %s of the device", w->options.rank,
+                    SIZE_TEXT(step_exec_graph_bytes(x)));
         if (rank->budget.pool_clamped && w->options.rank == 0)
             log_warning("--kv-cache-memory is clamped to %s: there is no more memory for a rank",
                     SIZE_TEXT(rank->budget.pool_clamped));

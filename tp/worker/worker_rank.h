@@ -38,7 +38,9 @@ struct worker_rank {
     struct rank *rank;           /* published under lock, for rank_abort() */
     struct step_ring *ring;      /* in use by the thread */
     struct step_ring *next_ring; /* replaces it */
-    uint64_t begun;              /* the last step that was; the thread's alone */
+    uint64_t begun;              /* the last step that was; the thread's alone, as are those below */
+    uint64_t at_step;            /* where the device was when it was published last; UINT64_MAX = elsewhere */
+    uint32_t at_layer;
 };
 
 int worker_rank_start(

@@ -240,6 +240,35 @@ static void a_fault_answers_all_in_flight(void **state) {
     worker_close(&w);
 }
 
+/* Where a device is: at what it has begun, not at what was queued. */
+static void the_place_is_what_has_run(void **state) {
+    struct worker w;
+    struct step_answer a;
+    uint64_t at = 0;
+    uint32_t layer = 0;
+    (void)state;
+    make_records();
+    worker_open(&w, true);
+    step_exec_record(w.exec, records[0], bytes_of[0], &a);
+    step_exec_submit(w.exec, records[1], bytes_of[1]);
+    assert_false(step_exec_place(w.exec, &at, &layer));
+    assert_int_equal(k_stream_wait(w.rank->stream, 0, NULL), 0);
+    step_exec_submit(w.exec, records[2], bytes_of[2]);
+    assert_true(step_exec_place(w.exec, &at, &layer));
+    assert_int_equal(at, 1);
+    assert_int_equal(layer, w.rank->config.n_layers + 1);
+    assert_int_equal(k_stream_wait(w.rank->stream, 0, NULL), 0);
+    assert_true(step_exec_place(w.exec, &at, &layer));
+    assert_int_equal(at, 2);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_int_equal(step_exec_collect(w.exec, 1000000000u, &a), 0);
+    assert_false(step_exec_place(w.exec, &at, &layer));
+    worker_close(&w);
+    worker_open(&w, false);
+    assert_false(step_exec_place(w.exec, &at, &layer));
+    worker_close(&w);
+}
+
 static int setup(void **state) {
     (void)state;
     writer = aligned_alloc(64, step_writer_bytes());
@@ -256,6 +285,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(two_in_flight_give_the_same_answers),
             cmocka_unit_test(a_fault_answers_all_in_flight),
+            cmocka_unit_test(the_place_is_what_has_run),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
