@@ -7,6 +7,7 @@
 #include "launcher/argv.h"
 #include "launcher/programs.h"
 #include "launcher/serve/child.h"
+#include "launcher/serve/gpu.h"
 #include "launcher/serve/listeners.h"
 #include "launcher/serve/supervisor.h"
 
@@ -73,34 +74,6 @@ static int check_model(struct serve *s, struct error *e) {
     return 0;
 }
 
-static bool have_gpu(void) {
-    return access("/dev/nvidiactl", F_OK) == 0 || access("/dev/dxg", F_OK) == 0;
-}
-
-static int choose_worker(struct serve *s, struct error *e) {
-    const char *libexec = options_text(s->o, OPT_LIBEXEC_DIR), *device = options_text(s->o, OPT_DEVICE);
-    struct error absent;
-    s->device = device;
-    if (strcmp(device, "auto") == 0) {
-        bool cuda = have_gpu() && program_find("shardd-worker-cuda", libexec, s->worker, &absent) == 0;
-        s->device = cuda ? "cuda" : "cpu";
-    }
-    char name[64];
-    snprintf(name, sizeof(name), "shardd-worker-%s", s->device);
-    int rc = program_find(name, libexec, s->worker, e);
-    if (rc < 0 && strcmp(device, "cuda") == 0)
-        return error_set(e, rc,
-                "--device cuda: the program shardd-worker-cuda is not installed here; install or build it "
-                "with CUDA, or take --device cpu");
-    if (rc == 0 && strcmp(s->device, "cuda") == 0 && !have_gpu())
-        return error_set(e, -ENODEV,
-                "--device cuda: this machine shows no NVIDIA GPU (/dev/nvidiactl is missing); load the "
-                "driver, or take --device cpu");
-    if (rc == 0)
-        rc = program_find("shardd-coordinator", libexec, s->coordinator, e);
-    return rc;
-}
-
 static uint64_t step_timeout_ms(const struct serve *s) {
     bool quick = strcmp(s->device, "cuda") == 0 && !options_given(s->o, OPT_STEP_TIMEOUT);
     return quick ? CUDA_STEP_TIMEOUT_MS : options_number(s->o, OPT_STEP_TIMEOUT);
@@ -146,6 +119,67 @@ static void pass_settings(struct argv *a, const struct options *o, enum option_t
     for (size_t i = 0; i < OPTIONS_N; i++)
         if (option_table[i].to & to)
             pass_value(a, &option_table[i], &o->values[i]);
+}
+
+/* --- which worker --- */
+
+/* Whether the model would fit into the GPU's memory. */
+static int check_fit(const struct serve *s, const struct gpu *gpu, struct error *e) {
+    struct argv a = {0};
+    argv_add(&a, "%s", gpu->worker);
+    argv_add_flag(&a, "--plan", "%llu", (unsigned long long)gpu->memory_free);
+    argv_add_flag(&a, "--model", "%s", s->model);
+    pass_settings(&a, s->o, TO_WORKER);
+    int rc = a.failed ? 0 : gpu_fits(a.words, e);
+    argv_done(&a);
+    return rc;
+}
+
+/* 0, or why no GPU serves. */
+static int find_gpu(struct serve *s, struct error *e) {
+    struct gpu gpu;
+    uint64_t tp = options_number(s->o, OPT_TENSOR_PARALLEL_SIZE);
+    int rc = gpu_find(options_text(s->o, OPT_LIBEXEC_DIR), &gpu, e);
+    if (rc == 0 && tp > 1)
+        rc = error_set(e, -ENOTSUP,
+                "one GPU serves so far, and --tensor-parallel-size is %llu; leave it out, or take --device cpu",
+                (unsigned long long)tp);
+    if (rc == 0)
+        rc = check_fit(s, &gpu, e);
+    if (rc == 0)
+        snprintf(s->worker, sizeof(s->worker), "%s", gpu.worker);
+    return rc;
+}
+
+/* auto is the GPU where one can serve. A machine that shows one and is served by its CPU says why. */
+static void choose_device(struct serve *s) {
+    struct error why = {0};
+    s->device = "cpu";
+    if (!gpu_seen())
+        log_info("--device auto: this machine shows no NVIDIA GPU; the CPU serves");
+    else if (find_gpu(s, &why) == 0)
+        s->device = "cuda";
+    else
+        log_warning("--device auto: the CPU serves although there is a GPU: %s", why.text);
+}
+
+static int choose_worker(struct serve *s, struct error *e) {
+    const char *libexec = options_text(s->o, OPT_LIBEXEC_DIR);
+    char name[64];
+    int rc = 0;
+    s->device = options_text(s->o, OPT_DEVICE);
+    if (strcmp(s->device, "auto") == 0)
+        choose_device(s);
+    else if (strcmp(s->device, "cuda") == 0)
+        rc = find_gpu(s, e);
+    if (rc < 0)
+        return error_prefix(e, rc, "--device cuda");
+    snprintf(name, sizeof(name), "shardd-worker-%s", s->device);
+    if (strcmp(s->device, "cuda") != 0)
+        rc = program_find(name, libexec, s->worker, e);
+    if (rc == 0)
+        rc = program_find("shardd-coordinator", libexec, s->coordinator, e);
+    return rc;
 }
 
 static void worker_command(struct serve *s, uint32_t index, uint32_t hosted) {

@@ -1,19 +1,30 @@
-"""The CUDA worker over the emulation of tests/cuda_emu: what it says of a machine."""
+"""The CUDA worker over the emulation of tests/cuda_emu: what it says of a machine, what `shardd serve` makes of that,
+and that its answers are the CPU worker's."""
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shardd_client import BIN
+from shardd_client import BIN, PATIENCE, ROOT, Server, make_request
 
 WORKER = os.path.join(BIN, "shardd-worker-cuda-emu")
+MODEL = os.path.join(ROOT, "models/shardd-tiny")
+RECORDS = os.path.join(ROOT, "tests/eval/prompts.jsonl")
+NEW_TOKENS = 8  # the emulation is a few thousand times slower than a GPU
 pytestmark = pytest.mark.skipif(not os.path.exists(WORKER), reason="the emulation is not built (thread sanitizer)")
 
 
+def settings(machine):
+    return {"CUDA_EMU_" + name: str(value) for name, value in machine.items()}
+
+
+# --- the probe ---
+
 def probe(**machine):
-    environment = dict(os.environ, **{"CUDA_EMU_" + name: str(value) for name, value in machine.items()})
-    done = subprocess.run([WORKER, "--probe"], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([WORKER, "--probe"], env={**os.environ, **settings(machine)}, capture_output=True, text=True,
+                          timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     return json.loads(done.stdout)
@@ -28,13 +39,120 @@ def test_probe():
     assert found["devices"][0]["memory_total"] == 5 << 30
 
 
-@pytest.mark.parametrize("machine, why", [
+REASONS = [
     ({"DRIVER": 0}, "no NVIDIA driver is there"),
     ({"DRIVER": 12040}, "the driver can do CUDA 12.4 and this build needs 13.0"),
     ({"DEVICES": 0}, "the driver shows no GPU"),
     ({"CAPABILITY": 75}, "has compute capability 7.5; 8.0 or higher is needed"),
     ({"CAPABILITY": 80}, "this build has no code for compute capability 8.0"),
-])
+]
+
+
+@pytest.mark.parametrize("machine, why", REASONS)
 def test_probe_says_why_not(machine, why):
     found = probe(**machine)
     assert not found["usable"] and why in found["reason"]
+
+
+# --- which device serves ---
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Folders of programs, with the emulated worker as shardd-worker-cuda and without any."""
+    folders = {}
+    for name, worker in (("with", WORKER), ("without", None)):
+        folder = tmp_path_factory.mktemp(name)
+        for program in ("shardd-coordinator", "shardd-worker-cpu"):
+            os.symlink(os.path.join(BIN, program), folder / program)
+        if worker:
+            os.symlink(worker, folder / "shardd-worker-cuda")
+        folders[name] = str(folder)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def machine_with_gpu(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    (root / "dev").mkdir()
+    (root / "dev/nvidiactl").touch()
+    return {"SHARDD_DOCTOR_ROOT": str(root)}
+
+
+@pytest.fixture(scope="module")
+def machine_without_driver(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    card = root / "sys/bus/pci/devices/0000:3b:00.0"
+    card.mkdir(parents=True)
+    (card / "vendor").write_text("0x10de\n")
+    (card / "class").write_text("0x030200\n")
+    return {"SHARDD_DOCTOR_ROOT": str(root)}
+
+
+def refused(installed, machine, *flags):
+    done = subprocess.run([os.path.join(BIN, "shardd"), "serve", "--model", MODEL, "--port", "0", "--device", "cuda",
+                           "--libexec-dir", installed, *flags], env={**os.environ, **settings(machine)},
+                          capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("machine, why", REASONS)
+def test_device_cuda_is_refused_with_the_reason(installed, machine, why):
+    code, last = refused(installed["with"], machine)
+    assert code in (1, 2) and "--device cuda: " in last and why in last
+
+
+def test_device_cuda_refused_before_it_starts(installed):
+    code, last = refused(installed["without"], {})
+    assert code == 2 and "shardd-worker-cuda is not installed here" in last
+    code, last = refused(installed["with"], {}, "--tensor-parallel-size", "2")
+    assert code == 2 and "one GPU serves so far" in last
+    code, last = refused(installed["with"], {"BYTES": 200 << 20})
+    assert code == 1 and "the model does not fit" in last and "for graphs" in last
+
+
+def served_by(environment, libexec, **machine):
+    with Server(MODEL, "--libexec-dir", libexec, "--max-num-seqs", "2", "--kv-cache-memory", "64MiB",
+                env={**environment, **settings(machine)}) as server:
+        return server.log_text()
+
+
+def test_auto_says_why_the_cpu_serves(installed, machine_with_gpu, machine_without_driver):
+    log = served_by(machine_with_gpu, installed["without"])
+    assert "the CPU serves although there is a GPU: the program shardd-worker-cuda is not installed here" in log
+    log = served_by(machine_with_gpu, installed["with"], DRIVER=12040)
+    assert "the CPU serves although there is a GPU: the driver can do CUDA 12.4" in log and "(tp 1, cpu)" in log
+    log = served_by(machine_without_driver, installed["with"], DRIVER=0)
+    assert "the GPU is on the PCI bus, but there is no /dev/nvidiactl" in log
+    log = served_by({"SHARDD_DOCTOR_ROOT": "/nonexistent"}, installed["with"])
+    assert "this machine shows no NVIDIA GPU; the CPU serves" in log and "although" not in log
+
+
+# --- its answers ---
+
+def some_records(n):
+    """Short prompts of different groups."""
+    with open(RECORDS, encoding="utf-8") as f:
+        records = [json.loads(line) for line in f]
+    records = [r for r in records if len(r["prompt_ids"]) < 60]
+    return [records[i * len(records) // n] for i in range(n)]
+
+
+@pytest.mark.slow
+def test_the_emulated_gpu_answers_as_the_cpu(installed, machine_with_gpu):
+    """auto takes it; prompts together and alone, with a prompt in chunks: what transformers said."""
+    records = some_records(4)
+    flags = ("--libexec-dir", installed["with"], "--max-model-len", "256", "--max-num-seqs", "4",
+             "--max-num-batched-tokens", "32", "--kv-cache-memory", "64MiB", "--kv-cache-dtype", "fp32",
+             "--step-timeout", "120s")
+    with Server(MODEL, *flags, env=machine_with_gpu) as server:
+        assert "(tp 1, cuda)" in server.log_text()
+
+        def ids(record):
+            with server.client() as client:
+                return client.generate(make_request(ids=record["prompt_ids"], max_tokens=NEW_TOKENS),
+                                       timeout=300 * PATIENCE).ids
+
+        expected = [record["reply_ids"][:NEW_TOKENS] for record in records]
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(ids, records)) == expected
+        assert ids(records[0]) == expected[0]

@@ -43,8 +43,8 @@ static int refuse(const struct budget_request *q, uint64_t needed, struct error 
     if (q->reserve_bytes)
         snprintf(graphs, sizeof(graphs), ", %s for graphs", SIZE_TEXT(q->reserve_bytes));
     return error_set(e, -ENOMEM,
-            "the model does not fit: %s of weights, %s of scratch%s and at least %s for one sequence are needed, %s are "
-            "free for this rank; use more ranks (--tensor-parallel-size), a smaller --max-num-batched-tokens, or a "
+            "the model does not fit: %s of weights, %s of scratch%s and at least %s for one sequence are needed, %s "
+            "are free for this rank; use more ranks (--tensor-parallel-size), a smaller --max-num-batched-tokens, or a "
             "machine with more memory",
             SIZE_TEXT(q->weight_bytes), SIZE_TEXT(q->scratch_bytes), graphs, SIZE_TEXT(needed),
             SIZE_TEXT(q->memory_bytes));

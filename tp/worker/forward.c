@@ -24,8 +24,7 @@ struct forward {
     struct rank *rank;
     uint32_t n_parts;  /* n_layers + 2: embedding, layers, head (with MTP) */
     uint32_t n_graphs; /* of a bucket: one for each part, or one for all where operations run behind */
-    uint32_t
-            *place; /* [PLACE_WORDS] pinned, written by the device; NULL where operations do not run behind */
+    uint32_t *place;   /* [PLACE_WORDS] pinned, written by the device; NULL where nothing runs behind */
     uint64_t graph_bytes;
     uint32_t n_buckets;     /* 0 when eager */
     struct bucket *buckets; /* by rows, then by context */

@@ -1,0 +1,105 @@
+/* gpu.c - see gpu.h. */
+#include "launcher/serve/gpu.h"
+
+#include "launcher/ask.h"
+#include "launcher/programs.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define ASK_MS 60000u /* a driver that sets up eight GPUs takes seconds */
+
+/* --- what the machine shows --- */
+
+/* Tests put a machine of their own there. */
+static const char *root(void) {
+    const char *dir = getenv("SHARDD_DOCTOR_ROOT");
+    return dir ? dir : "";
+}
+
+static bool is_there(const char *path) {
+    char full[PATH_MAX];
+    int n = snprintf(full, sizeof(full), "%s%s", root(), path);
+    return n > 0 && n < (int)sizeof(full) && access(full, F_OK) == 0;
+}
+
+static unsigned long pci_number(const char *device, const char *name) {
+    char path[PATH_MAX], line[32] = "";
+    snprintf(path, sizeof(path), "%s/sys/bus/pci/devices/%.64s/%s", root(), device, name);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return 0;
+    if (!fgets(line, sizeof(line), f))
+        line[0] = '\0';
+    fclose(f);
+    return strtoul(line, NULL, 16);
+}
+
+/* A display or 3D controller of NVIDIA on the bus, as a machine without a driver shows it. */
+static bool on_bus(void) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof(path), "%s/sys/bus/pci/devices", root());
+    DIR *d = opendir(path);
+    bool found = false;
+    for (struct dirent *at; d && !found && (at = readdir(d));)
+        found = at->d_name[0] != '.' && pci_number(at->d_name, "vendor") == 0x10de &&
+                pci_number(at->d_name, "class") >> 16 == 0x03;
+    if (d)
+        closedir(d);
+    return found;
+}
+
+bool gpu_seen(void) {
+    return is_there("/dev/nvidiactl") || is_there("/dev/dxg") || on_bus();
+}
+
+/* --- what the CUDA worker says --- */
+
+/* A machine without a driver, and one whose driver does not show the GPU in here. */
+static int driver_missing(const char *reason, struct error *e) {
+    if (on_bus() && !is_there("/dev/nvidiactl"))
+        return error_set(e, -ENODEV,
+                "%s; the GPU is on the PCI bus, but there is no /dev/nvidiactl: install the driver or load its "
+                "module (in a container: start it with access to the GPU)",
+                reason);
+    return error_set(e, -ENODEV, "%s", reason);
+}
+
+static int read_probe(const json_t *answer, struct gpu *ret, struct error *e) {
+    const json_t *first = json_array_get(json_object_get(answer, "devices"), 0);
+    const char *reason = json_string_value(json_object_get(answer, "reason"));
+    if (!json_is_true(json_object_get(answer, "usable")))
+        return driver_missing(reason ? reason : "shardd-worker-cuda does not say why", e);
+    ret->memory_free = (uint64_t)json_integer_value(json_object_get(first, "memory_free"));
+    return 0;
+}
+
+int gpu_find(const char *libexec_dir, struct gpu *ret, struct error *e) {
+    json_t *answer = NULL;
+    struct error absent;
+    if (program_find("shardd-worker-cuda", libexec_dir, ret->worker, &absent) < 0)
+        return error_set(e, -ENOENT,
+                "the program shardd-worker-cuda is not installed here: it is built where a CUDA toolkit (nvcc) is, by "
+                "./quickstart build");
+    int rc = ask_program((char *const[]){ret->worker, (char *)"--probe", NULL}, ASK_MS, &answer, e);
+    if (rc == 0)
+        rc = read_probe(answer, ret, e);
+    json_decref(answer);
+    return rc;
+}
+
+int gpu_fits(char *const argv[], struct error *e) {
+    json_t *answer = NULL;
+    if (ask_program(argv, ASK_MS, &answer, NULL) < 0)
+        return 0;
+    const char *text = json_string_value(json_object_get(answer, "text"));
+    int rc = json_is_false(json_object_get(answer, "fits"))
+                     ? error_set(e, -ENOMEM, "%s", text ? text : "the model does not fit")
+                     : 0;
+    json_decref(answer);
+    return rc;
+}
