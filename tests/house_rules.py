@@ -43,6 +43,7 @@ PART_ARROWS = {
     "tp/synth": {"tp/checkpoint"},
     "tp/load": {"tp/checkpoint"},
     "tp/worker": {"tp/checkpoint", "tp/load"},
+    "tp/bench": {"tp/checkpoint", "tp/load", "tp/worker"},
     "tp/quantize": {"tp/checkpoint", "tp/load"},
     "daemon/text": set(),
     "daemon/engine": set(),

@@ -2,6 +2,7 @@
  * run. */
 #include "base/log.h"
 #include "proto/step/control.h"
+#include "tp/bench/bench.h"
 #include "tp/worker/worker.h"
 
 #include <stdio.h>
@@ -22,6 +23,8 @@ int main(int argc, char **argv) {
     char ident[32] = "shardd-worker";
     /* CUDA loads a kernel when it is used first, unless told: that would take device memory while others are served. */
     setenv("CUDA_MODULE_LOADING", "EAGER", /* overwrite= */ 0);
+    if (argc > 1 && strcmp(argv[1], "bench") == 0)
+        return bench_main(argc, argv);
     int r = worker_options_parse(argc, argv, &options, &e);
     if (r == 0 && !options.prompt && !options.probe && !options.help)
         snprintf(ident, sizeof(ident), "shardd-worker[%u]", options.ranks[0]);

@@ -331,6 +331,7 @@ static int walk_model(struct loader *l, const struct model_tensors *t, struct we
             return r;
         release(l);
     }
+    w->table_dtype = t ? dtype_of(t->embed) : K_BF16;
     r = load_norm(l, "", "norm", t ? t->norm : NULL, m->hidden_size, &w->final_norm);
     return r < 0 ? r : load_embedding(l, t ? t->embed : NULL, &w->embedding);
 }

@@ -29,6 +29,7 @@ struct weights {
     uint32_t n_layers;
     struct weights_layer *layers; /* [n_layers] */
     struct k_table *embedding;    /* [V][H] */
+    enum k_dtype table_dtype;     /* its */
     float *final_norm;
     struct k_linear *head; /* NULL: this rank has no rows of the vocabulary */
     bool has_mtp;

@@ -24,11 +24,11 @@ static bool fit(const struct k_shape *shape, const struct budget_request *q, uin
         struct k_pool_options *o) {
     struct k_pool_cost cost;
     for (o->slots = q->max_num_seqs;; o->slots = o->slots / 2) {
-        o->pages = o->slots * o->pages_per_slot;
+        o->pages = q->pages ? q->pages : o->slots * o->pages_per_slot;
         if (budget_pool_bytes(shape, o, &cost) <= limit)
             return true;
         uint64_t state = cost.fixed_bytes + cost.slot_bytes * (o->slots + 1ull) + cost.page_bytes;
-        if (o->slots == 1 || state <= limit / 2) {
+        if (o->slots == 1 || state <= limit / 2 || (q->pages && state < limit)) {
             if (state >= limit || !cost.page_bytes)
                 return false;
             uint64_t pages = (limit - state) / cost.page_bytes;

@@ -18,6 +18,7 @@ struct budget_request {
     double pool_fraction;     /* of what weights and scratch leave; (0, 1] */
     uint32_t max_num_seqs;    /* wanted slots, 1..SEQS_MAX */
     uint32_t max_model_len;   /* wanted tokens of one sequence, already within the model's own limit */
+    uint32_t pages;           /* exactly so many, with all slots, as far as they fit; 0 = as memory allows */
     uint32_t extra_positions; /* KV positions of a sequence beyond its tokens: 1 with the MTP layer */
     uint32_t slot_units, page_units;
     enum k_dtype kv_dtype;

@@ -197,6 +197,7 @@ static int request_budget(struct rank *r, const struct weights_options *wo, uint
             .pool_fraction = o->kv_cache_fraction > 0 ? o->kv_cache_fraction : RANK_POOL_FRACTION_DEFAULT,
             .max_num_seqs = slots_of(o),
             .max_model_len = r->config.max_position_embeddings,
+            .pages = o->pages,
             .extra_positions = o->mtp ? 1 : 0,
             .slot_units = o->slot_units,
             .page_units = o->page_units,

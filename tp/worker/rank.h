@@ -42,6 +42,7 @@ struct rank_options {
     uint64_t kv_cache_bytes;  /* 0 = by fraction */
     double kv_cache_fraction; /* 0 = RANK_POOL_FRACTION_DEFAULT */
     uint64_t memory_bytes;    /* what this rank may use; 0 = what is free, a tp'th where ranks share memory */
+    uint32_t pages;           /* of the KV cache, with max_num_seqs slots; 0 = as memory allows */
     uint32_t slot_units, page_units;
     bool dummy; /* --load-format dummy: only config.json is read */
     /* What dummy linears, and the dummy head, are quantised like (dummy_form.h); NULL = as config.json says. */

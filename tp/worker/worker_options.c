@@ -336,9 +336,13 @@ static int check(struct worker_options *o, struct error *e) {
         return 0;
     if (!o->rank.model_dir)
         return error_set(e, -EINVAL, "--model DIR is missing: the folder of a Hugging Face checkpoint");
-    int r = check_ranks(o, e);
-    if (r < 0 || worker_only_plans(o))
-        return r;
+    return check_ranks(o, e);
+}
+
+/* What it takes to serve, or to generate. */
+static int check_run(const struct worker_options *o, struct error *e) {
+    if (o->help || o->probe || worker_only_plans(o))
+        return 0;
     if (o->prompt && o->n_ranks != o->rank.tp)
         return error_set(e, -EINVAL, "--generate-ids runs all ranks in this process; leave out --ranks");
     if (!o->prompt && o->control_fd < 0)
@@ -351,7 +355,7 @@ static int check(struct worker_options *o, struct error *e) {
     return 0;
 }
 
-int worker_options_parse(int argc, char **argv, struct worker_options *ret, struct error *e) {
+int worker_options_read(int argc, char **argv, struct worker_options *ret, struct error *e) {
     *ret = (struct worker_options){.rank = {.tp = 1},
             .control_fd = -1,
             .comm_fd = -1,
@@ -374,6 +378,11 @@ int worker_options_parse(int argc, char **argv, struct worker_options *ret, stru
     if (optind < argc)
         return error_set(e, -EINVAL, "'%s' is no flag (see --help)", argv[optind]);
     return check(ret, e);
+}
+
+int worker_options_parse(int argc, char **argv, struct worker_options *ret, struct error *e) {
+    int r = worker_options_read(argc, argv, ret, e);
+    return r < 0 ? r : check_run(ret, e);
 }
 
 void worker_options_done(struct worker_options *o) {

@@ -35,4 +35,6 @@ extern const char worker_help[];
 /* Fills *ret with defaults and argv. -EINVAL with a sentence that names the flag. worker_options_done()
  * afterwards, whatever came back. Strings point into argv. */
 int worker_options_parse(int argc, char **argv, struct worker_options *ret, struct error *e);
+/* The same for a program that does neither of what the worker does, serving and --generate-ids: it asks for a model. */
+int worker_options_read(int argc, char **argv, struct worker_options *ret, struct error *e);
 void worker_options_done(struct worker_options *o);

@@ -1,0 +1,33 @@
+/* report.h - what `bench` tells: a table for people as the tests come, and JSON of everything for programs.
+ *
+ * One object:
+ *
+ *   version, kernels ("cpu avx512, 2 threads"), host (its processor), model (its folder), tensor_parallel_size,
+ *   threads, rows_max, kv_pages, kv_dtype
+ *   weights       form of the layers and of the head where flags asked for one, bytes of all ranks
+ *   cost          bytes and multiply-adds of cost.h
+ *   gpu           null where nobody put in what the driver says: clocks, ECC, power
+ *   tests         kind, tokens, depth, batch, steps, and skipped (why), or
+ *                 tokens_per_second {mean, deviation, samples}, step_ms, memory_bytes_per_second; prompts:
+ *                 flops_per_second; decoding: bytes_per_step, bytes_per_token, bytes_per_second, part_of_memory */
+#pragma once
+
+#include "tp/bench/run.h"
+
+#include <jansson.h>
+#include <stdio.h>
+
+struct report {
+    const struct bench_options *options;
+    const struct group *group;
+    struct bench_cost cost;
+    FILE *table;
+    json_t *root; /* the object; owned; NULL = out of memory */
+};
+
+void report_begin(struct report *r);
+void report_test(struct report *r, const struct bench_test *t);
+/* What is known of the card that is measured; takes the value. */
+void report_gpu(struct report *r, json_t *gpu);
+int report_write(const struct report *r, const char *path, struct error *e); /* "-" = stdout */
+void report_done(struct report *r);
