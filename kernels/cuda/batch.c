@@ -6,6 +6,7 @@
 #include "kernels/cuda/step.h"
 #include "kernels/shared/bounds.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -90,4 +91,18 @@ static struct table_view table_view_of(const struct k_table *t) {
 void k_embed(struct k_stream *s, const struct k_batch *b, const struct k_table *table, float *x) {
     const struct embed_args a = {b->view, table_view_of(table), x};
     CUDA_QUEUED(s, queue_embed(s->stream, &a, b->bounds.rows));
+}
+void k_final_norm(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const float *x,
+        const float *norm, float eps, float *y) {
+    const struct final_args a = {b->view, p->view, x, norm, y, eps};
+    CUDA_QUEUED(s, queue_final_norm(s->stream, &a, b->bounds.rows));
+}
+void k_mtp_input(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_table *table,
+        const float *hidden, const float *norm_embedding, const float *norm_hidden, float eps,
+        const struct k_result *results, float *y) {
+    const struct mtp_args a = {b->view, p->view, table_view_of(table), hidden, norm_embedding, norm_hidden,
+            results, y, eps, s->found};
+    assert(table->columns == p->view.shape.hidden_size);
+    assert(table->rows == p->view.shape.vocab_size);
+    CUDA_QUEUED(s, queue_mtp_input(s->stream, &a, b->bounds.rows));
 }

@@ -44,7 +44,6 @@ struct k_pool {
     struct pool_view view; /* first: what a test may look at */
     struct k_context *context;
     struct k_pool_options options;
-    uint8_t *slot_units, *page_units; /* pinned host memory */
 };
 
 struct k_table {

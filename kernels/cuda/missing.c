@@ -37,30 +37,6 @@ void k_reduce_residual(struct k_stream *s, struct k_comm *m, const struct k_batc
     (void)hidden_size;
     NOT_YET(s);
 }
-void k_final_norm(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const float *x,
-        const float *norm, float eps, float *y) {
-    (void)p;
-    (void)b;
-    (void)x;
-    (void)norm;
-    (void)eps;
-    (void)y;
-    NOT_YET(s);
-}
-void k_mtp_input(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_table *table,
-        const float *hidden, const float *norm_embedding, const float *norm_hidden, float eps,
-        const struct k_result *results, float *y) {
-    (void)p;
-    (void)b;
-    (void)table;
-    (void)hidden;
-    (void)norm_embedding;
-    (void)norm_hidden;
-    (void)eps;
-    (void)results;
-    (void)y;
-    NOT_YET(s);
-}
 void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,
         const struct k_linear *head, const float *hidden, struct k_result *results,
         struct k_outcome *outcomes, float *logits, uint32_t logits_rows_max) {

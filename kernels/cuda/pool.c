@@ -37,8 +37,8 @@ static bool take_all(struct k_pool *p) {
     v->d_bias = take(p->context, slots * LOGIT_BIAS_MAX, sizeof *v->d_bias, true, &bad);
     v->d_suppress = take(p->context, slots * SUPPRESS_MAX, sizeof *v->d_suppress, true, &bad);
     v->d_inv_freq = take(p->context, h->rotary_dim / 2 + 1, sizeof *v->d_inv_freq, true, &bad);
-    p->slot_units = take(p->context, o->slot_units, v->layout.slot_unit_bytes, false, &bad);
-    p->page_units = take(p->context, o->page_units, v->layout.page_unit_bytes, false, &bad);
+    v->slot_units = take(p->context, o->slot_units, v->layout.slot_unit_bytes, false, &bad);
+    v->page_units = take(p->context, o->page_units, v->layout.page_unit_bytes, false, &bad);
     return !bad;
 }
 static int upload_frequencies(struct k_pool *p, struct error *e) {
@@ -87,8 +87,8 @@ struct k_pool *k_pool_free(struct k_pool *p) {
             v->d_bias_ids, v->d_bias, v->d_suppress, v->d_inv_freq};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         k_free(p->context, blocks[i]);
-    k_host_free(p->context, p->slot_units);
-    k_host_free(p->context, p->page_units);
+    k_host_free(p->context, v->slot_units);
+    k_host_free(p->context, v->page_units);
     free(p);
     return NULL;
 }

@@ -94,25 +94,22 @@ static void copy_slot(struct k_stream *s, const struct pool_view *v, uint32_t fr
     copy(s, slot_counts(v, to), slot_counts(v, from), v->shape.vocab_size * sizeof(uint16_t));
 }
 
-static void snapshot_slot(struct k_stream *s, const struct k_pool *p, uint32_t slot, uint32_t unit) {
-    const struct pool_view *v = &p->view;
+static void snapshot_slot(struct k_stream *s, const struct pool_view *v, uint32_t slot, uint32_t unit) {
     const struct pool_layout *l = &v->layout;
-    const struct unit_args a = {*v, slot, p->slot_units + unit * l->slot_unit_bytes};
+    const struct unit_args a = {*v, slot, v->slot_units + unit * l->slot_unit_bytes};
     CUDA_QUEUED(s, queue_snapshot(s->stream, &a));
     k_download(s, a.unit + l->unit_hidden_at, slot_hidden(v, slot), v->shape.hidden_size * sizeof(float));
     k_download(s, a.unit + l->unit_gdn_at, slot_gdn(v, slot), l->gdn_slot_floats * sizeof(float));
 }
-static void restore_slot(struct k_stream *s, const struct k_pool *p, uint32_t unit, uint32_t slot) {
-    const struct pool_view *v = &p->view;
+static void restore_slot(struct k_stream *s, const struct pool_view *v, uint32_t unit, uint32_t slot) {
     const struct pool_layout *l = &v->layout;
-    const struct unit_args a = {*v, slot, p->slot_units + unit * l->slot_unit_bytes};
+    const struct unit_args a = {*v, slot, v->slot_units + unit * l->slot_unit_bytes};
     CUDA_QUEUED(s, queue_restore(s->stream, &a));
     k_upload(s, slot_hidden(v, slot), a.unit + l->unit_hidden_at, v->shape.hidden_size * sizeof(float));
     k_upload(s, slot_gdn(v, slot), a.unit + l->unit_gdn_at, l->gdn_slot_floats * sizeof(float));
 }
 
-static void move_page(struct k_stream *s, const struct k_pool *p, const struct k_memory_op *op) {
-    const struct pool_view *v = &p->view;
+static void move_page(struct k_stream *s, const struct pool_view *v, const struct k_memory_op *op) {
     const uint64_t bytes = v->layout.page_bytes, stride = v->pages * bytes;
     struct page_args a = {.from = v->d_kv + op->a * bytes,
             .to = v->d_kv + op->b * bytes,
@@ -121,11 +118,11 @@ static void move_page(struct k_stream *s, const struct k_pool *p, const struct k
             .bytes = bytes,
             .layers = v->shape.n_attention_layers};
     if (op->kind == K_MEM_PAGE_IN) {
-        a.from = p->page_units + op->a * v->layout.page_unit_bytes;
+        a.from = v->page_units + op->a * v->layout.page_unit_bytes;
         a.from_stride = bytes;
     }
     if (op->kind == K_MEM_PAGE_OUT) {
-        a.to = p->page_units + op->b * v->layout.page_unit_bytes;
+        a.to = v->page_units + op->b * v->layout.page_unit_bytes;
         a.to_stride = bytes;
     }
     if (a.from != a.to && bytes && a.layers)
@@ -142,15 +139,15 @@ void k_memory(struct k_stream *s, struct k_pool *p, const struct k_memory_op *op
             copy_slot(s, &p->view, op->a, op->b);
             break;
         case K_MEM_SNAPSHOT_SLOT:
-            snapshot_slot(s, p, op->a, op->b);
+            snapshot_slot(s, &p->view, op->a, op->b);
             break;
         case K_MEM_RESTORE_SLOT:
-            restore_slot(s, p, op->a, op->b);
+            restore_slot(s, &p->view, op->a, op->b);
             break;
         case K_MEM_COPY_PAGE:
         case K_MEM_PAGE_OUT:
         case K_MEM_PAGE_IN:
-            move_page(s, p, op);
+            move_page(s, &p->view, op);
             break;
         default:
             stream_fault(s, -EINVAL, "unknown memory operation %u", op->kind);

@@ -7,9 +7,12 @@
  *           entry and the length of its slot. A plan beyond its bounds is emptied by the first block; the others see it
  *           as it was or empty, and do nothing either way. Writes 24 bytes a row and a count.
  *   end     a thread an entry.
- *   embed   grid (rows, blocks of 1024 columns), four columns a thread: reads 2 or 4 bytes an element, writes 4. */
+ *   embed   grid (rows, blocks of 1024 columns), four columns a thread: reads 2 or 4 bytes an element, writes 4.
+ *   norms   a block a row: reads it twice, from L2 the second time. The MTP input has two blocks a row, one for each
+ *           half. */
 #include "kernels/cuda/fault.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/step.h"
 #include "kernels/shared/bounds.h"
@@ -178,4 +181,66 @@ __global__ void __launch_bounds__(EMBED_THREADS) embed_kernel(const struct embed
 cudaError_t queue_embed(cudaStream_t s, const struct embed_args *a, uint32_t rows_bound) {
     const dim3 grid(blocks_for(rows_bound, 1), blocks_for(a->table.columns, EMBED_COLUMNS));
     return K_LAUNCH(embed_kernel, grid, EMBED_THREADS, 0, s, *a);
+}
+
+/* --- norms of rows --- */
+
+/* d_y[n] = norm(d_x), which may be the same; all of the block call it. */
+static __device__ void norm_row(const float *d_x, const float *d_norm, float eps, uint32_t n, float *d_y) {
+    const float scale = norm_scale(d_x, n, eps, (float *)dynamic_shared());
+    for (uint32_t k = threadIdx.x; k < n; k += NORM_THREADS)
+        d_y[k] = d_x[k] * scale * load_read_only(d_norm + k);
+}
+
+__global__ void __launch_bounds__(NORM_THREADS) final_norm_kernel(const struct final_args a) {
+    const uint32_t row = blockIdx.x, n = a.p.shape.hidden_size;
+    if (row >= a.b.d_plan->n_rows)
+        return;
+    const struct k_entry *d_e = a.b.d_entries + a.b.d_row_entry[row];
+    float *d_y = a.d_y + (uint64_t)row * n, *d_hidden = a.p.d_hidden + (uint64_t)d_e->slot * n;
+    norm_row(a.d_x + (uint64_t)row * n, a.d_norm, a.eps, n, d_y);
+    if (row != d_e->row_begin + d_e->n_rows - 1)
+        return;
+    for (uint32_t k = threadIdx.x; k < n; k += NORM_THREADS) /* what this thread has written */
+        d_hidden[k] = d_y[k];
+}
+cudaError_t queue_final_norm(cudaStream_t s, const struct final_args *a, uint32_t rows_bound) {
+    return K_LAUNCH(final_norm_kernel, dim3(blocks_for(rows_bound, 1)), NORM_THREADS,
+            NORM_THREADS * sizeof(float), s, *a);
+}
+
+/* The id after a row's. */
+static __device__ uint32_t next_id(const struct mtp_args &a, uint32_t row) {
+    const struct k_entry entry = a.b.d_entries[a.b.d_row_entry[row]];
+    uint32_t id = entry.id_after;
+    if (row + 1 < entry.row_begin + entry.n_rows)
+        return a.b.d_row_id[row + 1];
+    if (id == UINT32_MAX)
+        id = entry.flags & K_ENTRY_SAMPLE && a.d_results ? a.d_results[entry.sample_at].id : 0;
+    if (id < a.p.shape.vocab_size)
+        return id;
+    if (threadIdx.x == 0)
+        fault_tell(a.fault, DEVICE_FAULT_ID, id, a.p.shape.vocab_size, entry.slot, 0);
+    return 0;
+}
+
+/* grid (rows, 2): the embedding's half, the hidden row's */
+__global__ void __launch_bounds__(NORM_THREADS) mtp_input_kernel(const struct mtp_args a) {
+    const uint32_t row = blockIdx.x, n = a.p.shape.hidden_size;
+    if (row >= a.b.d_plan->n_rows)
+        return;
+    float *d_y = a.d_y + (uint64_t)row * 2 * n;
+    if (blockIdx.y == 1) {
+        norm_row(a.d_hidden + (uint64_t)row * n, a.d_norm_hidden, a.eps, n, d_y + n);
+        return;
+    }
+    const uint64_t from = (uint64_t)next_id(a, row) * n;
+    for (uint32_t k = threadIdx.x; k < n; k += NORM_THREADS)
+        d_y[k] = table_at(a.table, from + k);
+    __syncthreads();
+    norm_row(d_y, a.d_norm_embedding, a.eps, n, d_y);
+}
+cudaError_t queue_mtp_input(cudaStream_t s, const struct mtp_args *a, uint32_t rows_bound) {
+    return K_LAUNCH(mtp_input_kernel, dim3(blocks_for(rows_bound, 1), 2), NORM_THREADS,
+            NORM_THREADS * sizeof(float), s, *a);
 }

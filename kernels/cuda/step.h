@@ -39,6 +39,25 @@ struct embed_args {
 };
 cudaError_t queue_embed(cudaStream_t s, const struct embed_args *a, uint32_t rows_bound);
 
+struct final_args {
+    struct batch_view b;
+    struct pool_view p;
+    const float *d_x, *d_norm; /* [rows][H], [H] */
+    float *d_y, eps;
+};
+cudaError_t queue_final_norm(cudaStream_t s, const struct final_args *a, uint32_t rows_bound);
+
+struct mtp_args {
+    struct batch_view b;
+    struct pool_view p;
+    struct table_view table;
+    const float *d_hidden, *d_norm_embedding, *d_norm_hidden;
+    const struct k_result *d_results; /* NULL: no entry sampled */
+    float *d_y, eps;                  /* [rows][2H] */
+    struct fault_view fault;
+};
+cudaError_t queue_mtp_input(cudaStream_t s, const struct mtp_args *a, uint32_t rows_bound);
+
 #ifdef __cplusplus
 }
 #endif

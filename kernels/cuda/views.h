@@ -47,4 +47,6 @@ struct pool_view {
     float *d_bias;
     uint32_t *d_suppress; /* [slot][SUPPRESS_MAX] */
     float *d_inv_freq;    /* [rotary_dim / 2] */
+    /* Host units, in pinned memory of the host that kernels reach too: see pool_layout.h. */
+    uint8_t *slot_units, *page_units;
 };
