@@ -178,7 +178,8 @@ static void request_device(const struct rank *r, struct budget_request *q) {
     q->embedding_bytes = table_bytes(r);
     if (!q->embedding_bytes)
         return;
-    q->reserve_bytes = RANK_DEVICE_RESERVE;
+    q->reserve_bytes =
+            RANK_DEVICE_RESERVE + r->config.n_layers * RANK_LAYER_LINEARS * RANK_DEVICE_ALLOCATION_LOST;
     if (!r->options.eager)
         q->reserve_bytes += forward_graphs_estimate(r->config.n_layers, r->rows_max);
     if (!q->fraction_asked)

@@ -21,6 +21,9 @@
 #define RANK_POOL_FRACTION_DEFAULT        0.5
 #define RANK_DEVICE_POOL_FRACTION_DEFAULT 1.0
 #define RANK_DEVICE_RESERVE               MIB(256)
+/* An allocation takes whole units of 2 MiB there: half of one is lost, on average. */
+#define RANK_DEVICE_ALLOCATION_LOST MIB(1)
+#define RANK_LAYER_LINEARS          4u
 
 enum rank_kv_dtype { RANK_KV_AUTO, RANK_KV_BF16, RANK_KV_F32 };
 enum rank_packed {     /* what is done about packed files (packed.h) */

@@ -187,8 +187,8 @@ static int load_and_serve(struct worker_rank *w) {
         snprintf(w->ready_text, sizeof(w->ready_text), "rank %u: %s; %s", w->options.rank,
                 k_context_describe(rank->context), rank->budget.text);
         if (step_exec_graph_bytes(x))
-            log_info("rank %u: graphs take %s of the device", w->options.rank,
-                    SIZE_TEXT(step_exec_graph_bytes(x)));
+            log_info("rank %u: graphs take %s of the device, of which %s are free now", w->options.rank,
+                    SIZE_TEXT(step_exec_graph_bytes(x)), SIZE_TEXT(k_memory_free(rank->context)));
         if (rank->budget.pool_clamped && w->options.rank == 0)
             log_warning("--kv-cache-memory is clamped to %s: there is no more memory for a rank",
                     SIZE_TEXT(rank->budget.pool_clamped));

@@ -192,6 +192,30 @@ static void budget_is_clamped(void **state) {
     }
 }
 
+/* A device's reserve and embedding are counted and told. */
+static void budget_of_a_device(void **state) {
+    (void)state;
+    struct k_shape shape = small_shape();
+    struct budget_request q = small_request();
+    struct budget b, without;
+    struct error e = {0};
+    q.max_num_seqs = 4;
+    q.max_model_len = 262144;
+    q.pool_fraction = 1;
+    must(budget_make(&shape, &q, &without, &e), &e);
+    assert_null(strstr(without.text, "graphs"));
+    q.reserve_bytes = 300000000;
+    q.embedding_bytes = 500000000;
+    must(budget_make(&shape, &q, &b, &e), &e);
+    assert_true(b.pool_bytes < without.pool_bytes);
+    assert_true(q.weight_bytes + q.scratch_bytes + q.reserve_bytes + b.pool_bytes <= q.memory_bytes);
+    if (!strstr(b.text, "weights 1.50 GB (embedding 500 MB)") || !strstr(b.text, "for graphs 300 MB"))
+        fail_msg("%s", b.text);
+    q.reserve_bytes = q.memory_bytes;
+    assert_int_equal(budget_make(&shape, &q, &b, &e), -ENOMEM);
+    assert_non_null(strstr(e.text, "for graphs"));
+}
+
 /* What was asked for is refused when it is too little, and the sentence's number is the smallest that works. */
 static void budget_that_is_asked_too_small(void **state) {
     (void)state;
@@ -390,6 +414,7 @@ int main(void) {
             cmocka_unit_test(bad_flags),
             cmocka_unit_test(budget_that_fits),
             cmocka_unit_test(budget_is_clamped),
+            cmocka_unit_test(budget_of_a_device),
             cmocka_unit_test(budget_that_is_asked_too_small),
             cmocka_unit_test(budget_that_does_not_fit),
             cmocka_unit_test(rank_refuses_too_little_memory),
