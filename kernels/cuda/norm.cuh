@@ -19,7 +19,7 @@ static __device__ float norm_scale(const float *d_x, uint32_t n, float eps, floa
     const uint32_t lane = threadIdx.x % 32, chains = n > NORM_SHORT ? NORM_CHAINS : 16;
     float acc = 0.0f;
     if (threadIdx.x < chains) {
-#pragma unroll 10
+#pragma unroll 20
         for (uint32_t k = threadIdx.x; k < n; k += chains)
             acc = fmaf(d_x[k], d_x[k], acc);
     }

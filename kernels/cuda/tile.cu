@@ -40,8 +40,8 @@ static __host__ __device__ __forceinline__ uint32_t stage_bytes(const struct pan
 }
 
 /* Blocks that registers should let an SM have. */
-static constexpr uint32_t blocks_of(enum cut cut, int strips) {
-    return strips == 2 && !(cut & CUT_ZEROS) ? 3 : 2;
+static constexpr uint32_t blocks_of(enum cut cut) {
+    return cut & CUT_ZEROS ? 2 : 3;
 }
 
 struct tile_launch {
@@ -289,7 +289,7 @@ static __device__ __forceinline__ void tile_store(const struct product_args &a, 
 /* --- the kernel --- */
 
 template <int BITS, enum cut CUT, bool PAIR, int STRIPS>
-__global__ void __launch_bounds__(THREADS, blocks_of(CUT, STRIPS))
+__global__ void __launch_bounds__(THREADS, blocks_of(CUT))
         tile_kernel(const struct product_args a, const struct tile_launch l) {
     typedef tile_size<BITS, STRIPS> size;
     const struct tile_place p = place_of(a.w, l.row_blocks, size::ALL_STRIPS);
