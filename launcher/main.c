@@ -53,6 +53,18 @@ static const struct verb_info verbs[] = {
                 "  shardd status --server unix:/run/shardd/grpc.sock --json\n"
                 "\n"
                 "Exit code: 0 serving, 1 there but not serving, 3 no service there.\n"},
+        {"doctor", VERB_DOCTOR, verb_doctor, "shardd doctor [options]",
+                "whether this machine can serve, and what to do where not",
+                "Looks at the driver, the GPUs, the machine and the programs of shardd; with --model also at what\n"
+                "that model takes and whether it fits. Each line is ok, note, warning or problem; a problem keeps\n"
+                "serving from working. Changes nothing.\n"
+                "\n"
+                "  shardd doctor                                 before the first start, or when one fails\n"
+                "  shardd doctor --model DIR -tp 2               does it fit, and with which lengths\n"
+                "  shardd doctor --model DIR --device cpu        without the GPUs\n"
+                "  shardd doctor --config /etc/shardd.conf --json    for programs\n"
+                "\n"
+                "Exit code: 0 serving would work, 1 it would not, 2 wrong usage.\n"},
         {"inspect", 0, NULL, "shardd inspect DIR [options]",
                 "what a checkpoint is, its size per rank, whether it fits", NULL},
         {"pack", 0, NULL, "shardd pack DIR [options]", "keep a model's weights in a file that starts map",

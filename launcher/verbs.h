@@ -15,3 +15,4 @@ int verb_serve(const struct options *o);
 int verb_generate(const struct options *o);
 int verb_chat(const struct options *o);
 int verb_status(const struct options *o);
+int verb_doctor(const struct options *o);

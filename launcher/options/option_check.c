@@ -107,7 +107,7 @@ int options_check(struct options *o, struct error *e) {
         return error_set(e, -EINVAL,
                 "%s: a prompt and an answer have 2 tokens at least; 0 is what the model and the memory allow",
                 given_as(o, OPT_MAX_MODEL_LEN, given));
-    if (o->verb == VERB_SERVE)
+    if (o->verb & VERB_SETTINGS)
         return check_serve(o, e);
     if (o->verb & VERB_ASKS)
         return check_asks(o, e);

@@ -67,6 +67,10 @@ void options_print_help(FILE *out, unsigned verb) {
         return;
     }
     print_section(out, "Options", NULL, verb);
+    if (verb == VERB_DOCTOR) {
+        print_section(out, "What would be served", "model", verb);
+        print_section(out, "And how", "engine", verb);
+    }
     if (verb & VERB_ASKS) {
         print_section(out, "With --model DIR: the private service", "model", verb);
         print_section(out, "Its engine and workers", "engine", verb);

@@ -8,6 +8,7 @@
 #define STATUS   VERB_STATUS
 #define CLIENTS  VERB_CLIENTS
 #define ASKS     VERB_ASKS
+#define DOCTOR   VERB_DOCTOR
 #define SERVICE  (SERVE | ASKS) /* generate and chat hand it on to the private service of --model */
 
 #define IN_SERVER "server"

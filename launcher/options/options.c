@@ -208,11 +208,12 @@ int options_read_arguments(struct options *o, char *const argv[], int n, struct 
     return 0;
 }
 
-/* Settings of the service come from the environment of `serve`; the client verbs read what clients need. */
+/* Settings of the service come from the environment of `serve`, and of who judges them; the client verbs read what
+ * clients need. */
 static bool environment_counts(const struct option_info *info, unsigned verb) {
     if (!info->section || !(info->verbs & verb))
         return false;
-    return verb == VERB_SERVE || strcmp(info->section, "client") == 0;
+    return (verb & VERB_SETTINGS) || strcmp(info->section, "client") == 0;
 }
 
 static void environment_name(const struct option_info *info, char *name, size_t size) {
@@ -267,7 +268,7 @@ int options_load(struct options *o, char *const argv[], int n, char *const envir
     rc = options_read_environment(o, environment, e);
     if (rc < 0)
         return rc;
-    if (o->verb == VERB_SERVE && options_given(o, OPT_CONFIG)) {
+    if ((o->verb & VERB_SETTINGS) && options_given(o, OPT_CONFIG)) {
         rc = options_read_file(o, options_text(o, OPT_CONFIG), e);
         if (rc < 0)
             return rc;

@@ -23,9 +23,11 @@ enum verb {
     VERB_GENERATE = 1u << 1,
     VERB_CHAT = 1u << 2,
     VERB_STATUS = 1u << 3,
+    VERB_DOCTOR = 1u << 4,
 };
-#define VERB_CLIENTS (VERB_GENERATE | VERB_CHAT | VERB_STATUS)
-#define VERB_ASKS    (VERB_GENERATE | VERB_CHAT) /* verbs that send prompts and may start a private service */
+#define VERB_CLIENTS  (VERB_GENERATE | VERB_CHAT | VERB_STATUS)
+#define VERB_SETTINGS (VERB_SERVE | VERB_DOCTOR)  /* verbs whose settings have all four sources */
+#define VERB_ASKS     (VERB_GENERATE | VERB_CHAT) /* verbs that send prompts and may start a private service */
 
 /* OPT_HOST, OPT_PORT, ...: one for each row. */
 #define TEXT(id, ...)     OPT_##id,

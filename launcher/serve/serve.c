@@ -140,7 +140,7 @@ static int find_gpu(struct serve *s, struct error *e) {
     struct gpu gpu;
     uint64_t tp = options_number(s->o, OPT_TENSOR_PARALLEL_SIZE);
     int rc = gpu_find(options_text(s->o, OPT_LIBEXEC_DIR), &gpu, e);
-    if (rc == 0 && tp > 1)
+    if (rc == 0 && tp > CUDA_RANKS_MAX)
         rc = error_set(e, -ENOTSUP,
                 "one GPU serves so far, and --tensor-parallel-size is %llu; leave it out, or take --device cpu",
                 (unsigned long long)tp);

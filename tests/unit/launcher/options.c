@@ -352,7 +352,7 @@ static void test_the_environment(void **state) {
 
 static void test_help_shows_every_option(void **state) {
     (void)state;
-    static const unsigned verbs[] = {VERB_SERVE, VERB_GENERATE, VERB_CHAT, VERB_STATUS};
+    static const unsigned verbs[] = {VERB_SERVE, VERB_GENERATE, VERB_CHAT, VERB_STATUS, VERB_DOCTOR};
     for (size_t v = 0; v < sizeof(verbs) / sizeof(verbs[0]); v++) {
         char *text = NULL;
         size_t bytes = 0;
