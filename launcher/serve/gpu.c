@@ -64,7 +64,7 @@ static int driver_missing(const char *reason, struct error *e) {
     if (on_bus() && !is_there("/dev/nvidiactl"))
         return error_set(e, -ENODEV,
                 "%s; the GPU is on the PCI bus, but there is no /dev/nvidiactl: install the driver or load its "
-                "module (in a container: start it with access to the GPU)",
+                "module (in a container, or a unit with PrivateDevices: let it have the GPU)",
                 reason);
     return error_set(e, -ENODEV, "%s", reason);
 }
