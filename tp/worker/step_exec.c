@@ -16,7 +16,7 @@
 /* One record in flight: its plan as the batch takes it, and what comes back; the arrays that the stream reads and
  * writes are pinned, and nobody else's until its event is done. */
 struct host_set {
-    struct k_plan plan;
+    struct k_plan *plan;
     struct k_entry *entries;    /* [entries_max] */
     uint32_t *ids;              /* [rows_max] */
     uint32_t *rope;             /* [3 * rows_max] */
@@ -57,6 +57,7 @@ struct step_exec {
 
 static int allocate_set(const struct rank *r, struct host_set *h, struct error *e) {
     size_t logits = (size_t)r->logits_rows * r->shard.shape.vocab_rows * sizeof(float);
+    h->plan = k_host_alloc(r->context, sizeof(*h->plan));
     h->entries = k_host_alloc(r->context, r->entries_max * sizeof(h->entries[0]));
     h->ids = k_host_alloc(r->context, r->rows_max * sizeof(h->ids[0]));
     h->rope = k_host_alloc(r->context, 3 * (size_t)r->rows_max * sizeof(h->rope[0]));
@@ -67,7 +68,7 @@ static int allocate_set(const struct rank *r, struct host_set *h, struct error *
         h->logits = k_host_alloc(r->context, logits);
     if (logits && r->weights.has_mtp)
         h->mtp_logits = k_host_alloc(r->context, logits);
-    if (!h->entries || !h->ids || !h->rope || !h->results || !h->outcomes || !h->body ||
+    if (!h->plan || !h->entries || !h->ids || !h->rope || !h->results || !h->outcomes || !h->body ||
             (logits && !h->logits) || (logits && r->weights.has_mtp && !h->mtp_logits))
         return error_set(e, -ENOMEM, "out of memory for the plans of %u rows", r->rows_max);
     return k_event_create(r->context, &h->done, e);
@@ -84,7 +85,8 @@ static int allocate(struct step_exec *x, struct error *e) {
 }
 
 static void free_set(struct k_context *c, struct host_set *h) {
-    void *pinned[] = {h->entries, h->ids, h->rope, h->results, h->outcomes, h->logits, h->mtp_logits};
+    void *pinned[] = {
+            h->plan, h->entries, h->ids, h->rope, h->results, h->outcomes, h->logits, h->mtp_logits};
     for (size_t i = 0; i < sizeof(pinned) / sizeof(pinned[0]); i++)
         if (pinned[i])
             k_host_free(c, pinned[i]);
@@ -297,8 +299,8 @@ static struct k_plan translate(const struct step_exec *x, struct host_set *h, co
 
 static void download_logits(const struct step_exec *x, const struct host_set *h) {
     const struct rank *r = x->rank;
-    uint32_t rows = x->want_logits == STEP_EXEC_LOGITS_ALL    ? h->plan.n_rows
-                    : x->want_logits == STEP_EXEC_LOGITS_LAST ? h->plan.n_entries
+    uint32_t rows = x->want_logits == STEP_EXEC_LOGITS_ALL    ? h->plan->n_rows
+                    : x->want_logits == STEP_EXEC_LOGITS_LAST ? h->plan->n_entries
                                                               : 0;
     size_t bytes = (size_t)rows * r->shard.shape.vocab_rows * sizeof(float);
     if (!bytes)
@@ -315,19 +317,19 @@ static void queue_plan(struct step_exec *x, struct host_set *h, const struct ste
     if (!p->n_entries)
         return;
     uint32_t n_ids, n_rope;
-    h->plan = translate(x, h, p, &n_ids, &n_rope);
-    struct k_bounds bounds = {.rows = h->plan.n_rows, .entries = h->plan.n_entries};
+    *h->plan = translate(x, h, p, &n_ids, &n_rope);
+    struct k_bounds bounds = {.rows = h->plan->n_rows, .entries = h->plan->n_entries};
     for (uint32_t i = 0; i < p->n_entries; i++) { /* lengths are those after the step already */
         uint32_t length = x->state.slots[p->entries[i].slot].length;
         bounds.context = length > bounds.context ? length : bounds.context;
     }
     forward_bound(x->forward, &bounds);
-    k_batch_upload(r->stream, r->batch, &h->plan, h->entries, h->ids, n_ids, h->rope, n_rope);
+    k_batch_upload(r->stream, r->batch, h->plan, h->entries, h->ids, n_ids, h->rope, n_rope);
     forward_queue(x->forward, (uint32_t)p->header->step, &x->hooks);
-    if (h->plan.n_samples)
-        k_download(r->stream, h->results, r->results, h->plan.n_samples * sizeof(h->results[0]));
-    if (h->plan.n_outcomes)
-        k_download(r->stream, h->outcomes, r->outcomes, h->plan.n_outcomes * sizeof(h->outcomes[0]));
+    if (h->plan->n_samples)
+        k_download(r->stream, h->results, r->results, h->plan->n_samples * sizeof(h->results[0]));
+    if (h->plan->n_outcomes)
+        k_download(r->stream, h->outcomes, r->outcomes, h->plan->n_outcomes * sizeof(h->outcomes[0]));
     download_logits(x, h);
 }
 
@@ -394,7 +396,7 @@ void step_exec_submit(struct step_exec *x, const void *record, uint32_t bytes) {
     assert(x->in_flight < STEP_EXEC_IN_FLIGHT);
     struct host_set *h = &x->sets[(x->first + x->in_flight++) % STEP_EXEC_IN_FLIGHT];
     h->queued = false;
-    h->plan = (struct k_plan){0};
+    *h->plan = (struct k_plan){0};
     h->submitted_ns = clock_ns();
     h->completion = (struct step_completion){.magic = STEP_COMPLETION_MAGIC,
             .protocol = STEP_PROTOCOL,
@@ -422,7 +424,7 @@ uint32_t step_exec_in_flight(const struct step_exec *x) {
 static uint32_t write_outcomes(struct host_set *h, uint64_t *ret_checksum) {
     uint8_t *at = h->body;
     *ret_checksum = STEP_CHECKSUM_SEED;
-    for (uint32_t i = 0; i < h->plan.n_entries; i++) {
+    for (uint32_t i = 0; i < h->plan->n_entries; i++) {
         const struct k_entry *entry = &h->entries[i];
         if (!(entry->flags & K_ENTRY_SAMPLE))
             continue;
@@ -469,7 +471,7 @@ static void answer_ok(const struct step_exec *x, struct host_set *h, struct step
     } else if (c->type == STEP_TYPE_PLAN) {
         uint32_t bytes = write_outcomes(h, &c->checksum);
         if (c->rank == 0) {
-            c->n_outcomes = h->plan.n_outcomes;
+            c->n_outcomes = h->plan->n_outcomes;
             a->body = h->body;
             a->body_bytes = bytes;
         }
@@ -524,7 +526,7 @@ bool step_exec_place(const struct step_exec *x, uint64_t *ret_step, uint32_t *re
         return false;
     for (uint32_t i = 0; i < x->in_flight; i++) {
         const struct host_set *h = &x->sets[(x->first + i) % STEP_EXEC_IN_FLIGHT];
-        if (h->plan.n_rows && (uint32_t)h->completion.step == step) {
+        if (h->plan->n_rows && (uint32_t)h->completion.step == step) {
             *ret_step = h->completion.step;
             return true;
         }
