@@ -82,6 +82,9 @@ static void check_holders(struct gpu_check *k) {
                 p->bytes_known ? SIZE_TEXT(p->bytes) : "an unknown part",
                 strncmp(name, "shardd-worker", 13) == 0 ? ": shardd is running" : "");
     }
+    if (g->processes_status != NVML_OK && !g->more_processes)
+        found(k->f, k->where, "gpu.holder", FOUND_NOTE, "who uses it is not told: asking %s",
+                nvml_status_text(g->processes_status));
     if (g->more_processes)
         found(k->f, k->where, "gpu.holder", FOUND_NOTE, "more than %u processes use it", NVML_PROCESSES_MAX);
 }
@@ -103,7 +106,6 @@ static void check_memory(struct gpu_check *k) {
                 k->g->n_processes
                         ? "End the processes below, or take another GPU with CUDA_VISIBLE_DEVICES."
                         : "`nvidia-smi` as root says who has it; in a container it is somebody outside.");
-    check_holders(k);
 }
 
 static void check_ecc(struct gpu_check *k) {
@@ -289,6 +291,7 @@ static void check_gpu(struct checkup *c, uint32_t index) {
     check_capability(&k);
     check_node(&k);
     check_memory(&k);
+    check_holders(&k);
     check_ecc(&k);
     check_mode(&k);
     check_clocks(&k);

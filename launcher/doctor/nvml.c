@@ -196,23 +196,38 @@ static void read_other(void *library, nvml_device device, struct nvml_gpu *g) {
     clean(g->uuid, sizeof(g->uuid));
 }
 
-static void read_processes(void *library, nvml_device device, struct nvml_gpu *g) {
+static void add_process(struct nvml_gpu *g, const struct nvml_process_info *info) {
+    const bool known = info->bytes != NVML_VALUE_NOT_AVAILABLE;
+    for (uint32_t i = 0; i < g->n_processes; i++)
+        if (g->processes[i].pid ==
+                info->pid) /* it computes and draws: both lists name it, with all that it has */
+            return;
+    if (g->n_processes == NVML_PROCESSES_MAX)
+        g->more_processes = true;
+    else
+        g->processes[g->n_processes++] = (struct nvml_process){info->pid, known, known ? info->bytes : 0};
+}
+
+/* One list of the library: of the programs that compute, or of those that draw. */
+static int read_list(
+        void *library, nvml_device device, const char *newer, const char *older, struct nvml_gpu *g) {
     struct nvml_process_info infos[NVML_PROCESSES_MAX];
     unsigned n = NVML_PROCESSES_MAX;
     memset(infos, 0, sizeof(infos));
-    g->processes_status =
-            ASK(library, ask_processes, "nvmlDeviceGetComputeRunningProcesses_v3", device, &n, infos);
-    if (g->processes_status == NVML_NO_FUNCTION)
-        g->processes_status =
-                ASK(library, ask_processes, "nvmlDeviceGetComputeRunningProcesses_v2", device, &n, infos);
-    g->more_processes = g->processes_status == NVML_INSUFFICIENT_SIZE || n > NVML_PROCESSES_MAX;
-    if (g->processes_status != NVML_OK)
-        return;
-    g->n_processes = n < NVML_PROCESSES_MAX ? n : NVML_PROCESSES_MAX;
-    for (uint32_t i = 0; i < g->n_processes; i++) {
-        const bool known = infos[i].bytes != NVML_VALUE_NOT_AVAILABLE;
-        g->processes[i] = (struct nvml_process){infos[i].pid, known, known ? infos[i].bytes : 0};
-    }
+    int status = ASK(library, ask_processes, newer, device, &n, infos);
+    if (status == NVML_NO_FUNCTION)
+        status = ASK(library, ask_processes, older, device, &n, infos);
+    g->more_processes |= status == NVML_INSUFFICIENT_SIZE || (status == NVML_OK && n > NVML_PROCESSES_MAX);
+    for (unsigned i = 0; status == NVML_OK && i < n && i < NVML_PROCESSES_MAX; i++)
+        add_process(g, &infos[i]);
+    return status;
+}
+
+static void read_processes(void *library, nvml_device device, struct nvml_gpu *g) {
+    g->processes_status = read_list(library, device, "nvmlDeviceGetComputeRunningProcesses_v3",
+            "nvmlDeviceGetComputeRunningProcesses_v2", g);
+    (void)read_list(library, device, "nvmlDeviceGetGraphicsRunningProcesses_v3",
+            "nvmlDeviceGetGraphicsRunningProcesses_v2", g);
 }
 
 /* A card without links refuses the first. */

@@ -100,7 +100,7 @@ struct nvml_gpu {
     char name[NVML_TEXT_MAX], uuid[NVML_TEXT_MAX];
     char place[32]; /* "00000000:65:00.0"; "" = unknown */
     struct nvml_number readings[NVML_READINGS_N];
-    int processes_status;
+    int processes_status; /* of the list of programs that compute */
     struct nvml_process processes[NVML_PROCESSES_MAX];
     uint32_t n_processes;
     bool more_processes; /* than these */

@@ -160,20 +160,23 @@ static void choose_device(struct serve *s) {
     else if (find_gpu(s, &why) == 0)
         s->device = "cuda";
     else
-        log_warning("--device auto: the CPU serves although there is a GPU: %s", why.text);
+        log_warning(
+                "--device auto: the CPU serves although there is a GPU: %s (`shardd doctor` looks closer)",
+                why.text);
 }
 
 static int choose_worker(struct serve *s, struct error *e) {
     const char *libexec = options_text(s->o, OPT_LIBEXEC_DIR);
     char name[64];
+    struct error why;
     int rc = 0;
     s->device = options_text(s->o, OPT_DEVICE);
     if (strcmp(s->device, "auto") == 0)
         choose_device(s);
     else if (strcmp(s->device, "cuda") == 0)
-        rc = find_gpu(s, e);
+        rc = find_gpu(s, &why);
     if (rc < 0)
-        return error_prefix(e, rc, "--device cuda");
+        return error_set(e, rc, "--device cuda: %s (`shardd doctor` looks closer)", why.text);
     snprintf(name, sizeof(name), "shardd-worker-%s", s->device);
     if (strcmp(s->device, "cuda") != 0)
         rc = program_find(name, libexec, s->worker, e);

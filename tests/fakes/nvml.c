@@ -10,7 +10,8 @@
  *   low-power, narrow, sleepy    power limit, PCIe lanes, persistence mode
  *   old                          compute capability 7.5
  *   prohibited, exclusive, mig   who may use it
- *   held, swarm                  a process holds 40 GB; 100 processes, more than one asks for
+ *   held, swarm, desktop         a process holds 40 GB; 100 processes, more than one asks for; one that draws and one
+ *                                that does both
  *   silly                        strings without an end, numbers without a meaning
  *   failing                      every question about a card fails
  * FAKE_NVML_PID is the process that holds memory (default 1). */
@@ -161,6 +162,19 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, struc
         return TOO_SMALL;
     for (unsigned i = 0; i < n; i++)
         to[i] = (struct process){pid ? (unsigned)strtoul(pid, NULL, 10) : 1, 40 * GB - GB / 2, ~0u, ~0u};
+    return answer();
+}
+
+/* The name of an older driver: the newer one is not here. */
+int nvmlDeviceGetGraphicsRunningProcesses_v2(void *device, unsigned *count, struct process *to);
+int nvmlDeviceGetGraphicsRunningProcesses_v2(void *device, unsigned *count, struct process *to) {
+    (void)device;
+    const char *pid = getenv("FAKE_NVML_PID");
+    *count = has("desktop") ? 2 : 0;
+    if (*count) {
+        to[0] = (struct process){pid ? (unsigned)strtoul(pid, NULL, 10) : 1, 40 * GB - GB / 2, ~0u, ~0u};
+        to[1] = (struct process){78, ~0ull, ~0u, ~0u};
+    }
     return answer();
 }
 

@@ -254,6 +254,8 @@ static void test_a_card_that_is_not_well(void **state) {
     judge_card("held", "gpu.memory", FOUND_WARNING, "8.00 GB free", "End the processes");
     judge_card("held", "gpu.holder", FOUND_NOTE, "process 77 (greedy) holds 39.5 GB", "");
     judge_card("swarm", "gpu.holder", FOUND_NOTE, "more than 64 processes", "");
+    judge_card("failing", "gpu.holder", FOUND_NOTE, "who uses it is not told", "");
+    judge_card("failing", "gpu.memory", FOUND_WARNING, "asking for its memory fails", "nvidia-smi");
     judge_card("lost", "gpu.name", FOUND_PROBLEM, "fallen off the bus", "xid");
 }
 
@@ -266,6 +268,18 @@ static void test_what_a_person_turned_off_above_is_said(void **state) {
     for (size_t i = 0; i < c.findings.n; i++)
         if (c.findings.items[i].level >= FOUND_WARNING && !c.findings.items[i].advice[0])
             fail_msg("nothing is advised for: %s", c.findings.items[i].text);
+    checkup_close(&c);
+}
+
+/* A program that computes and draws is in both lists of the library and told once. */
+static void test_who_draws_holds_memory_too(void **state) {
+    (void)state;
+    struct checkup c;
+    checkup_open(&c, "held,desktop", "1");
+    assert_int_equal(c.nvml.gpus[0].n_processes, 2);
+    check_gpus(&c);
+    expect(&c, "gpu.holder", FOUND_NOTE, "process 77 (greedy) holds 39.5 GB", "");
+    expect(&c, "gpu.holder", FOUND_NOTE, "process 78 (of an unknown name) holds an unknown part", "");
     checkup_close(&c);
 }
 
@@ -501,6 +515,7 @@ int main(void) {
             cmocka_unit_test(test_a_healthy_card),
             cmocka_unit_test(test_a_card_that_is_not_well),
             cmocka_unit_test(test_what_a_person_turned_off_above_is_said),
+            cmocka_unit_test(test_who_draws_holds_memory_too),
             cmocka_unit_test(test_two_cards),
             cmocka_unit_test(test_a_card_that_is_not_used),
             cmocka_unit_test(test_signs_of_a_gpu),
