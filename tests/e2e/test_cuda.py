@@ -2,7 +2,9 @@
 and that its answers are the CPU worker's."""
 import json
 import os
+import re
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -137,14 +139,16 @@ def some_records(n):
     return [records[i * len(records) // n] for i in range(n)]
 
 
+FLAGS = ("--max-model-len", "256", "--max-num-seqs", "4", "--max-num-batched-tokens", "32", "--kv-cache-memory",
+         "64MiB", "--kv-cache-dtype", "fp32")
+
+
 @pytest.mark.slow
 def test_the_emulated_gpu_answers_as_the_cpu(installed, machine_with_gpu):
     """auto takes it; prompts together and alone, with a prompt in chunks: what transformers said."""
     records = some_records(4)
-    flags = ("--libexec-dir", installed["with"], "--max-model-len", "256", "--max-num-seqs", "4",
-             "--max-num-batched-tokens", "32", "--kv-cache-memory", "64MiB", "--kv-cache-dtype", "fp32",
-             "--step-timeout", "120s")
-    with Server(MODEL, *flags, env=machine_with_gpu) as server:
+    with Server(MODEL, *FLAGS, "--libexec-dir", installed["with"], "--step-timeout", "120s",
+                env=machine_with_gpu) as server:
         assert "(tp 1, cuda)" in server.log_text()
 
         def ids(record):
@@ -156,3 +160,23 @@ def test_the_emulated_gpu_answers_as_the_cpu(installed, machine_with_gpu):
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(ids, records)) == expected
         assert ids(records[0]) == expected[0]
+
+
+@pytest.mark.slow
+def test_a_device_that_hangs_is_noticed_where_it_is(installed, machine_with_gpu, tmp_path):
+    """The device's own marks say where; the group is restarted, and the answer is the one that would have come."""
+    record, hang = some_records(1)[0], tmp_path / "hang"
+    with Server(MODEL, *FLAGS, "--libexec-dir", installed["with"], "--step-timeout", "15s",
+                env={**machine_with_gpu, "CUDA_EMU_HANG": str(hang)}) as server, server.client() as client:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(client.generate, make_request(ids=record["prompt_ids"], max_tokens=NEW_TOKENS),
+                                 timeout=300 * PATIENCE)
+            time.sleep(1)
+            hang.touch()
+            end = time.monotonic() + 60 * PATIENCE
+            while "makes no progress" not in server.log_text():
+                assert time.monotonic() < end, server.log_text()
+                time.sleep(0.1)
+            hang.unlink()
+            assert answer.result().ids == record["reply_ids"][:NEW_TOKENS]
+        assert re.search(r"no progress for \d+ ms at step \d+, layer [1-5], operation \d+", server.log_text())
