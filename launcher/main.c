@@ -60,7 +60,7 @@ static const struct verb_info verbs[] = {
                 "serving from working. Changes nothing.\n"
                 "\n"
                 "  shardd doctor                                 before the first start, or when one fails\n"
-                "  shardd doctor --model DIR -tp 2               does it fit, and with which lengths\n"
+                "  shardd doctor --model DIR                     does it fit, and with which lengths\n"
                 "  shardd doctor --model DIR --device cpu        without the GPUs\n"
                 "  shardd doctor --config /etc/shardd.conf --json    for programs\n"
                 "\n"
