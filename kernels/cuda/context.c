@@ -80,8 +80,10 @@ int k_context_create(const struct k_context_options *options, struct k_context *
     return r;
 }
 struct k_context *k_context_free(struct k_context *c) {
-    if (c && c->stream)
+    if (c && c->stream) {
+        staging_free(c);
         cudaStreamDestroy(c->stream);
+    }
     free(c);
     return NULL;
 }

@@ -14,11 +14,21 @@
 
 #include <cuda_runtime_api.h>
 
+/* Pinned buffers that what is loaded goes through, in turn (staging.c). */
+#define STAGING_BUFFERS 4u
+#define STAGING_BYTES   (16u << 20)
+struct staging {
+    uint8_t *buffer[STAGING_BUFFERS];  /* NULL: not needed yet */
+    cudaEvent_t done[STAGING_BUFFERS]; /* its last copy */
+    uint32_t next;
+};
+
 struct k_context {
     int device;
     struct device_size size;
     uint32_t threads;    /* of the host, for packing; 0 = all that this process may use */
     cudaStream_t stream; /* what is done at load: allocations, uploads */
+    struct staging staging;
     char text[320];
 };
 
@@ -95,6 +105,12 @@ int device_open(int device, struct cudaDeviceProp *ret, struct error *e);
 int context_enter(const struct k_context *c, struct error *e);
 /* to[bytes] on the device = from, done when it returns. */
 int context_upload(struct k_context *c, void *d_to, const void *from, size_t bytes, struct error *e);
+/* The same of what is made in place: the next buffer, STAGING_BYTES long, once it is free; a copy of it to the device;
+ * and, after the last, that all are there. */
+int staging_take(struct k_context *c, uint8_t **ret, struct error *e);
+int staging_send(struct k_context *c, void *d_to, size_t bytes, struct error *e);
+int staging_finish(struct k_context *c, struct error *e);
+void staging_free(struct k_context *c);
 
 /* Scratch of a product of up to `rows` rows and `columns` columns that writes up to `outputs` beside its result. */
 uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs);

@@ -46,22 +46,15 @@ void k_free(struct k_context *c, void *p) {
 void *k_host_alloc(struct k_context *c, size_t bytes) {
     void *p = NULL;
     if (context_enter(c, NULL) < 0 ||
-            cudaHostAlloc(&p, bytes ? bytes : 1, cudaHostAllocPortable) != cudaSuccess)
+            cudaHostAlloc(&p, bytes ? bytes : 1, cudaHostAllocPortable) != cudaSuccess) {
+        cudaGetLastError(); /* it is told here, and is not the next call's */
         return NULL;
+    }
     return memset(p, 0, bytes);
 }
 void k_host_free(struct k_context *c, void *p) {
     if (p && context_enter(c, NULL) == 0)
         cudaFreeHost(p);
-}
-
-int context_upload(struct k_context *c, void *d_to, const void *from, size_t bytes, struct error *e) {
-    int r = context_enter(c, e);
-    if (r < 0)
-        return r;
-    CUDA_TRY(c, cudaMemcpyAsync(d_to, from, bytes, cudaMemcpyHostToDevice, c->stream), e);
-    CUDA_TRY(c, cudaStreamSynchronize(c->stream), e);
-    return 0;
 }
 
 void k_upload(struct k_stream *s, void *device_to, const void *host_from, size_t bytes) {

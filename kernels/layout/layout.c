@@ -2,14 +2,11 @@
 #include "kernels/layout/layout.h"
 
 #include "kernels/shared/check.h"
+#include "kernels/shared/parallel.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
 #include <string.h>
 
-#define THREADS_MAX 64u
 #define UNITS_TAKEN 8u /* by a thread at once */
 
 const struct k_layout *k_layout_at(uint32_t i) {
@@ -67,42 +64,21 @@ int k_layout_check(
 struct pack_job {
     const struct k_layout *layout;
     const struct k_layout_source *source;
-    uint32_t first, end;
-    atomic_uint next; /* counted from first */
+    uint32_t first, n;
     uint8_t *to;
     size_t at; /* of unit `first` */
 };
-static void *pack_some(void *arg) {
-    struct pack_job *j = arg;
-    for (;;) {
-        const uint32_t taken = atomic_fetch_add(&j->next, UNITS_TAKEN);
-        if (taken >= j->end - j->first)
-            return NULL;
-        const uint32_t unit = j->first + taken, left = j->end - unit;
-        j->layout->pack(j->source, unit, left < UNITS_TAKEN ? left : UNITS_TAKEN,
-                j->to + (j->layout->unit_at(j->source->tiles, unit) - j->at));
-    }
+static void pack_some(void *arg, uint32_t i) {
+    const struct pack_job *j = arg;
+    const uint32_t taken = i * UNITS_TAKEN, unit = j->first + taken, left = j->n - taken;
+    j->layout->pack(j->source, unit, left < UNITS_TAKEN ? left : UNITS_TAKEN,
+            j->to + (j->layout->unit_at(j->source->tiles, unit) - j->at));
 }
 
 void k_layout_pack_units(const struct k_layout *l, const struct k_layout_source *s, uint32_t first,
         uint32_t n, uint32_t threads, void *to) {
-    struct pack_job job = {.layout = l,
-            .source = s,
-            .first = first,
-            .end = first + n,
-            .to = to,
-            .at = l->unit_at(s->tiles, first)};
-    pthread_t others[THREADS_MAX];
-    uint32_t started = 0;
-    cpu_set_t set;
-    if (threads == 0)
-        threads = sched_getaffinity(0, sizeof set, &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
-    while (started + 1 < threads && started < THREADS_MAX && started < n / UNITS_TAKEN &&
-            pthread_create(&others[started], NULL, pack_some, &job) == 0)
-        started++; /* where no more can be had those that there are do the work */
-    pack_some(&job);
-    for (uint32_t i = 0; i < started; i++)
-        pthread_join(others[i], NULL);
+    struct pack_job job = {l, s, first, n, to, l->unit_at(s->tiles, first)};
+    parallel_run(threads, (n + UNITS_TAKEN - 1) / UNITS_TAKEN, pack_some, &job);
 }
 
 int k_layout_pack(const struct k_layout *l, const struct k_matrix_view *whole, uint32_t columns,

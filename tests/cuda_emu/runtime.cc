@@ -420,6 +420,10 @@ extern "C" cudaError_t cudaEventQuery(cudaEvent_t ev) {
     guard g(emu.lock);
     return ev->stream ? ask(ev->stream, ev->number) : emu.fault;
 }
+extern "C" cudaError_t cudaEventSynchronize(cudaEvent_t ev) {
+    guard g(emu.lock);
+    return ev->stream ? run_until(ev->stream, ev->number) : emu.fault;
+}
 extern "C" cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t ev, unsigned) {
     guard g(emu.lock);
     emu_stream *of = ev->stream;

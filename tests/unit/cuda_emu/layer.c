@@ -244,6 +244,9 @@ static void test_streams_events_and_graphs(void **state) {
     assert_int_equal(cudaEventQuery(ev), cudaErrorNotReady); /* but somebody asked */
     assert_int_equal(cudaEventQuery(ev), cudaSuccess);
     assert_int_equal(emu_works(), before + 1);
+    ok(cudaEventRecord(ev, stream));
+    ok(cudaEventSynchronize(ev));
+    assert_int_equal(emu_works(), before + 2);
     ok(cudaStreamSynchronize(stream));
     ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     ok(try_add_one(stream, d));

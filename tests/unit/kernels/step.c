@@ -216,6 +216,20 @@ static void test_vectors_and_taps(void **state) {
     world_close(&w);
 }
 
+/* Much is copied to a device in parts, through buffers that are used again. */
+static void test_a_vector_of_many_parts(void **state) {
+    const uint32_t n = (68u << 18) + 3;
+    float *from = random_floats(5, n, 1), *vector;
+    struct world w;
+    (void)state;
+    assert_true(world_open(&w, &shape, &options, NULL, 2, NULL));
+    OK(k_vector_load(w.c, from, K_F32, n, 0.0f, &vector, e));
+    assert_memory_equal(host(&w, vector, n), from, n * sizeof *from);
+    k_free(w.c, vector);
+    free(from);
+    world_close(&w);
+}
+
 static void test_memory(void **state) {
     struct world w;
     (void)state;
@@ -294,6 +308,7 @@ int main(void) {
             cmocka_unit_test(test_a_graph_replays_with_new_contents),
             cmocka_unit_test(test_memory),
             cmocka_unit_test(test_vectors_and_taps),
+            cmocka_unit_test(test_a_vector_of_many_parts),
             cmocka_unit_test(test_a_small_workspace_is_a_fault),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
