@@ -306,10 +306,12 @@ int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e) {
         return error_set(e, -ENOMEM, "no memory for a graph");
     }
     g->context = s->context;
-    const cudaError_t made = cudaGraphInstantiate(&g->exec, graph, 0);
+    cudaError_t made = cudaGraphInstantiate(&g->exec, graph, 0);
     cudaGraphDestroy(graph);
+    if (made == cudaSuccess) /* takes its device memory now, and not when it is launched first */
+        made = cudaGraphUpload(g->exec, s->stream);
     if (made != cudaSuccess) {
-        free(g);
+        k_graph_free(g);
         return cuda_failed(s->context, made, "cudaGraphInstantiate", __FILE__, __LINE__, e);
     }
     *ret = g;
@@ -320,7 +322,7 @@ void k_graph_launch(struct k_stream *s, struct k_graph *g) {
         CUDA_QUEUED(s, cudaGraphLaunch(g->exec, s->stream));
 }
 struct k_graph *k_graph_free(struct k_graph *g) {
-    if (g)
+    if (g && g->exec)
         cudaGraphExecDestroy(g->exec);
     free(g);
     return NULL;

@@ -456,6 +456,9 @@ extern "C" cudaError_t cudaGraphInstantiate(cudaGraphExec_t *ret, cudaGraph_t gr
     *ret = new emu_graph_exec{graph->works};
     return cudaSuccess;
 }
+extern "C" cudaError_t cudaGraphUpload(cudaGraphExec_t g, cudaStream_t s) {
+    return g && s && !s->capture ? cudaSuccess : fails(cudaErrorInvalidResourceHandle);
+}
 extern "C" cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
     guard g(emu.lock);
     if (!exec || !s || s->capture)
