@@ -432,6 +432,11 @@ void k_project_partial(
 void k_reduce_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part,
         float *x, uint32_t hidden_size);
 
+/* x[R][H] += W in, of all ranks: k_project_partial() and k_reduce_residual() as one. part[R][H] is room for this rank's
+ * subtree; a rank that is alone may leave it as it is. */
+void k_project_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b,
+        const struct k_linear *w, const float *in, float *part, float *x);
+
 /* y[R][H] = norm(x). For the final norm; also keeps the last row of each entry as the slot's MTP hidden. */
 void k_final_norm(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const float *x,
         const float *norm, float eps, float *y);

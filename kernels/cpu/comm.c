@@ -176,3 +176,8 @@ void k_reduce_residual(struct k_stream *s, struct k_comm *m, const struct k_batc
     struct reduce_args a = {m, b, part, x, hidden_size};
     stream_submit(s, run_reduce, &a, sizeof a);
 }
+void k_project_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b,
+        const struct k_linear *w, const float *in, float *part, float *x) {
+    k_project_partial(s, b, w, in, part);
+    k_reduce_residual(s, m, b, part, x, k_linear_rows(w));
+}

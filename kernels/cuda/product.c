@@ -35,7 +35,7 @@ struct product {
     const struct k_linear *w;
     const float *d_x, *d_norm; /* d_norm: NULL = none */
     float eps;
-    bool gate_up;
+    bool gate_up, add; /* add: y += instead of y = */
     float *d_y;
 };
 
@@ -75,6 +75,7 @@ static void multiply(struct k_stream *s, const struct product *p, const struct a
     struct product_args a = {.x = *x,
             .d_plan = p->b->view.d_plan,
             .pair = pair,
+            .add = p->add,
             .d_y = d_y,
             .ldy = ldy,
             .d_parts = (float *)((uint8_t *)x->d_scales + scales_bytes(runs, x->row_tiles)),
@@ -130,6 +131,14 @@ void k_norm_gate_up(struct k_stream *s, const struct k_batch *b, const float *x,
 void k_project_partial(
         struct k_stream *s, const struct k_batch *b, const struct k_linear *w, const float *in, float *part) {
     const struct product p = {.b = b, .w = w, .d_x = in, .d_y = part};
+    product_run(s, &p);
+}
+/* A group is one rank so far: it adds what it multiplies where it belongs, which is the same sum. */
+void k_project_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b,
+        const struct k_linear *w, const float *in, float *part, float *x) {
+    const struct product p = {.b = b, .w = w, .d_x = in, .d_y = x, .add = true};
+    (void)m;
+    (void)part;
     product_run(s, &p);
 }
 void k_project(

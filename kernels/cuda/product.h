@@ -68,6 +68,7 @@ struct product_args {
     uint32_t first_row; /* queue_stream(): a multiple of 16 */
     uint32_t units;     /* set by whoever queues it: strips, or pairs of them */
     bool pair; /* strips u and strips / 2 + u are gate and up of the same outputs: y = silu(gate) * up */
+    bool add;  /* y += instead of y = */
     float *d_y;
     uint32_t ldy;
     /* queue_tiles(): sums of the leaf groups of tiles that several blocks share, and a counter for each such tile, 0

@@ -218,7 +218,8 @@ static __device__ __forceinline__ void outputs_store(
         float y = leaves_tree(in, stride, a.w.leaves);
         if (PAIR)
             y = f32_silu(y) * leaves_tree(in + 16, stride, a.w.leaves);
-        a.d_y[(uint64_t)(a.first_row + row) * a.ldy + a.w.d_outputs[unit].column + o] = y;
+        float *d_y = a.d_y + (uint64_t)(a.first_row + row) * a.ldy + a.w.d_outputs[unit].column + o;
+        *d_y = a.add ? *d_y + y : y;
     }
 }
 

@@ -279,8 +279,9 @@ static __device__ __forceinline__ void tile_store(const struct product_args &a, 
             for (uint32_t e = 0; e < 4; e++) {
                 const uint32_t row = first_row + n * 8 + 2 * i + (e & 1), o = g + (e >> 1) * 8;
                 const float y = PAIR ? f32_silu(sums[m][n][e]) * sums[m + 1][n][e] : sums[m][n][e];
+                float *d_y = a.d_y + (uint64_t)row * a.ldy + out.column + o;
                 if (row < n_rows && o < out.n_valid)
-                    a.d_y[(uint64_t)row * a.ldy + out.column + o] = y;
+                    *d_y = a.add ? *d_y + y : y;
             }
         }
     }

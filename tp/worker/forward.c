@@ -56,22 +56,17 @@ static void queue_mixer(const struct rank *r, const struct weights_layer *w, uin
 /* x += mixer(norm(x)); x += mlp(norm(x)) */
 static void queue_layer(const struct rank *r, const struct weights_layer *w, uint32_t layer,
         uint32_t kv_shift, const struct forward_hooks *hooks) {
-    uint32_t h = r->config.hidden_size;
     float eps = r->config.rms_eps;
     mark(hooks, layer, FORWARD_MIXER_IN);
     k_norm_project(r->stream, r->batch, r->x, w->input_norm, eps, w->mixer_in, r->in);
     mark(hooks, layer, FORWARD_MIXER);
     queue_mixer(r, w, kv_shift);
     mark(hooks, layer, FORWARD_MIXER_OUT);
-    k_project_partial(r->stream, r->batch, w->mixer_out, r->mid, r->part);
-    mark(hooks, layer, FORWARD_MIXER_REDUCE);
-    k_reduce_residual(r->stream, r->comm, r->batch, r->part, r->x, h);
+    k_project_residual(r->stream, r->comm, r->batch, w->mixer_out, r->mid, r->part, r->x);
     mark(hooks, layer, FORWARD_GATE_UP);
     k_norm_gate_up(r->stream, r->batch, r->x, w->post_norm, eps, w->gate_up, r->mid);
     mark(hooks, layer, FORWARD_DOWN);
-    k_project_partial(r->stream, r->batch, w->down, r->mid, r->part);
-    mark(hooks, layer, FORWARD_DOWN_REDUCE);
-    k_reduce_residual(r->stream, r->comm, r->batch, r->part, r->x, h);
+    k_project_residual(r->stream, r->comm, r->batch, w->down, r->mid, r->part, r->x);
 }
 
 static void queue_embedding(const struct rank *r, const struct forward_hooks *hooks) {

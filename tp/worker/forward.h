@@ -20,11 +20,9 @@ enum forward_operation {
     FORWARD_EMBED = 1,
     FORWARD_MIXER_IN,
     FORWARD_MIXER,
-    FORWARD_MIXER_OUT,
-    FORWARD_MIXER_REDUCE,
+    FORWARD_MIXER_OUT, /* with the sum over ranks */
     FORWARD_GATE_UP,
-    FORWARD_DOWN,
-    FORWARD_DOWN_REDUCE,
+    FORWARD_DOWN, /* with the sum over ranks */
     FORWARD_HEAD,
     FORWARD_MTP,
     FORWARD_LAYER, /* a whole layer, where graphs are replayed */

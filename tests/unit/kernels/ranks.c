@@ -90,8 +90,12 @@ static void *member_main(void *arg) {
         plan_step(w, step);
         step_begin_now(w);
         float *d_x = dev(w, g->x, ROWS * H);
-        k_project_partial(w->s, w->b, l, d_in, d_part);
-        k_reduce_residual(w->s, w->m, w->b, d_part, d_x, H);
+        if (step % 2) {
+            k_project_residual(w->s, w->m, w->b, l, d_in, d_part, d_x);
+        } else {
+            k_project_partial(w->s, w->b, l, d_in, d_part);
+            k_reduce_residual(w->s, w->m, w->b, d_part, d_x, H);
+        }
         k_download(w->s, m->x, d_x, sizeof m->x);
         k_stream_wait(w->s, 0, NULL);
         memcpy(hidden, m->x, sizeof m->x);
