@@ -65,6 +65,19 @@ static const struct verb_info verbs[] = {
                 "  shardd doctor --config /etc/shardd.conf --json    for programs\n"
                 "\n"
                 "Exit code: 0 serving would work, 1 it would not, 2 wrong usage.\n"},
+        {"bench", VERB_BENCH, verb_bench, "shardd bench --model DIR [options] | --serve ADDRESS [options]",
+                "measure a machine with a model, or a running service",
+                "With --model: processes prompts and generates tokens, at depths and batches, without a service, and\n"
+                "compares decoding with the speed of the memory. With --serve: sends requests to a running service\n"
+                "and tells what its clients see.\n"
+                "\n"
+                "  shardd bench --model DIR --prompt 512,2048 --decode 128 --depth 0,8192 --batch 1,8,32\n"
+                "  shardd synth /tmp/27b --config 27b --weights int4 --lm-head int8 --config-only\n"
+                "  shardd bench --model /tmp/27b --load-format dummy          sizes and speed without a download\n"
+                "  shardd bench --serve 127.0.0.1:50051 --concurrency 16 --requests 200\n"
+                "  shardd bench --serve unix:/run/shardd/grpc.sock --rate 4 --goodput ttft:500,tpot:50 --json FILE\n"
+                "\n"
+                "Exit code: 0 measured, 1 failed (--serve: or a request did), 2 wrong usage, 3 no service there.\n"},
         {"inspect", 0, NULL, "shardd inspect DIR [options]",
                 "what a checkpoint is, its size per rank, whether it fits", NULL},
         {"pack", 0, NULL, "shardd pack DIR [options]", "keep a model's weights in a file that starts map",

@@ -16,3 +16,4 @@ int verb_generate(const struct options *o);
 int verb_chat(const struct options *o);
 int verb_status(const struct options *o);
 int verb_doctor(const struct options *o);
+int verb_bench(const struct options *o);

@@ -52,6 +52,7 @@ PART_ARROWS = {
     "launcher/serve": {"launcher/options"},
     "launcher/client": {"launcher/options"},
     "launcher/doctor": {"launcher/options"},
+    "launcher/bench": {"launcher/options", "launcher/serve", "launcher/client"},
 }
 # Inside daemon/engine calls go down: a file may include headers of the layers before its own, its own header, state.h
 # (data only) and engine.h (what the outside sees).

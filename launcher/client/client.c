@@ -1,6 +1,6 @@
 /* client.c - see client.h. Facts about the C core that it relies on: batches are one tag each; the status
  * batch is started first; a completion queue of the NEXT kind is asked with short deadlines, so that Ctrl-C
- * is seen. */
+ * is seen. A call is released when its last batch is back. */
 #include "launcher/client/client.h"
 
 #include "base/limits.h"
@@ -32,17 +32,25 @@ struct client {
     grpc_completion_queue *queue;
 };
 
-enum call_tag { TAG_STATUS = 1, TAG_SENT, TAG_MESSAGE };
+enum batch_kind { BATCH_STATUS, BATCH_SENT, BATCH_MESSAGE, BATCHES };
 
-struct call {
+struct batch { /* the tag of one */
+    struct client_call *call;
+    enum batch_kind kind;
+};
+
+struct client_call {
     struct client *client;
     grpc_call *call;
+    struct batch batches[BATCHES];
+    unsigned out; /* batches that have not come back */
     grpc_metadata_array headers, trailers;
     grpc_status_code code;
     grpc_slice details;
     grpc_byte_buffer *request, *message;
     bool answered; /* a header or a message came: somebody is there */
     client_message_fn on_message;
+    client_end_fn on_end;
     void *user;
 };
 
@@ -140,17 +148,25 @@ static gpr_timespec in_ms(uint64_t ms) {
     return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis((int64_t)ms, GPR_TIMESPAN));
 }
 
-static void start(struct call *k, grpc_op *ops, size_t n, enum call_tag tag) {
-    grpc_call_error r = grpc_call_start_batch(k->call, ops, n, (void *)(uintptr_t)tag, NULL);
+static void start(struct client_call *k, grpc_op *ops, size_t n, enum batch_kind kind) {
+    k->batches[kind] = (struct batch){k, kind};
+    k->out++;
+    grpc_call_error r = grpc_call_start_batch(k->call, ops, n, &k->batches[kind], NULL);
     GPR_ASSERT(r == GRPC_CALL_OK); /* any other answer is a mistake of this file */
 }
 
-static void start_batches(struct call *k, const uint8_t *request, size_t bytes) {
+static void ask_message(struct client_call *k) {
+    grpc_op op = {.op = GRPC_OP_RECV_MESSAGE};
+    op.data.recv_message.recv_message = &k->message;
+    start(k, &op, 1, BATCH_MESSAGE);
+}
+
+static void start_batches(struct client_call *k, const uint8_t *request, size_t bytes) {
     grpc_op status = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT};
     status.data.recv_status_on_client.trailing_metadata = &k->trailers;
     status.data.recv_status_on_client.status = &k->code;
     status.data.recv_status_on_client.status_details = &k->details;
-    start(k, &status, 1, TAG_STATUS);
+    start(k, &status, 1, BATCH_STATUS);
     grpc_slice slice = grpc_slice_from_copied_buffer((const char *)request, bytes);
     k->request = grpc_raw_byte_buffer_create(&slice, 1);
     grpc_slice_unref(slice);
@@ -158,17 +174,12 @@ static void start_batches(struct call *k, const uint8_t *request, size_t bytes) 
             {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT}, {.op = GRPC_OP_RECV_INITIAL_METADATA}};
     send[1].data.send_message.send_message = k->request;
     send[3].data.recv_initial_metadata.recv_initial_metadata = &k->headers;
-    start(k, send, 4, TAG_SENT);
-}
-
-static void ask_message(struct call *k) {
-    grpc_op op = {.op = GRPC_OP_RECV_MESSAGE};
-    op.data.recv_message.recv_message = &k->message;
-    start(k, &op, 1, TAG_MESSAGE);
+    start(k, send, 4, BATCH_SENT);
+    ask_message(k);
 }
 
 /* True if there may be another message. */
-static bool take_message(struct call *k) {
+static bool take_message(struct client_call *k) {
     if (!k->message)
         return false;
     k->answered = true;
@@ -187,36 +198,12 @@ static bool take_message(struct call *k) {
     return true;
 }
 
-/* Takes completions until the status and every other batch is back. */
-static void follow(struct call *k) {
-    unsigned out = 2; /* status, sent */
-    ask_message(k);
-    out++;
-    bool cancelled = false;
-    while (out > 0) {
-        if (interrupt_seen() && !cancelled) {
-            grpc_call_cancel(k->call, NULL);
-            cancelled = true;
-        }
-        grpc_event event = grpc_completion_queue_next(k->client->queue, in_ms(INTERRUPT_POLL_MS), NULL);
-        if (event.type != GRPC_OP_COMPLETE)
-            continue;
-        out--;
-        if ((uintptr_t)event.tag == TAG_SENT)
-            k->answered |= event.success && k->headers.count > 0;
-        if ((uintptr_t)event.tag == TAG_MESSAGE && take_message(k)) {
-            ask_message(k);
-            out++;
-        }
-    }
-}
-
 static void copy_slice(grpc_slice slice, char *text, size_t size) {
     snprintf(text, size, "%.*s", (int)(GRPC_SLICE_LENGTH(slice) < size ? GRPC_SLICE_LENGTH(slice) : size - 1),
             (const char *)GRPC_SLICE_START_PTR(slice));
 }
 
-static void read_status(const struct call *k, struct client_status *ret) {
+static void read_status(const struct client_call *k, struct client_status *ret) {
     ret->code = (int)k->code;
     copy_slice(k->details, ret->message, sizeof(ret->message));
     for (size_t i = 0; i < k->trailers.count; i++) {
@@ -234,25 +221,99 @@ static void read_status(const struct call *k, struct client_status *ret) {
                                          (k->code == GRPC_STATUS_DEADLINE_EXCEEDED && !connected));
 }
 
-void client_call(struct client *c, const char *method, const uint8_t *request, size_t bytes,
-        uint64_t timeout_ms, client_message_fn on_message, void *user, struct client_status *ret) {
-    *ret = (struct client_status){0};
-    struct call k = {.client = c, .on_message = on_message, .user = user, .details = grpc_empty_slice()};
-    grpc_metadata_array_init(&k.headers);
-    grpc_metadata_array_init(&k.trailers);
+static void release(struct client_call *k) {
+    grpc_byte_buffer_destroy(k->request);
+    grpc_metadata_array_destroy(&k->headers);
+    grpc_metadata_array_destroy(&k->trailers);
+    grpc_slice_unref(k->details);
+    grpc_call_unref(k->call);
+    free(k);
+}
+
+/* --- calls --- */
+
+struct client_call *client_start(struct client *c, const char *method, const uint8_t *request, size_t bytes,
+        uint64_t timeout_ms, client_message_fn on_message, client_end_fn on_end, void *user) {
+    struct client_call *k = calloc(1, sizeof(*k));
+    if (!k)
+        return NULL;
+    *k = (struct client_call){.client = c,
+            .on_message = on_message,
+            .on_end = on_end,
+            .user = user,
+            .details = grpc_empty_slice()};
+    grpc_metadata_array_init(&k->headers);
+    grpc_metadata_array_init(&k->trailers);
     gpr_timespec deadline = timeout_ms ? in_ms(timeout_ms) : gpr_inf_future(GPR_CLOCK_MONOTONIC);
     grpc_slice name = grpc_slice_from_copied_string(method);
-    k.call = grpc_channel_create_call(
+    k->call = grpc_channel_create_call(
             c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->queue, name, NULL, deadline, NULL);
     grpc_slice_unref(name);
-    start_batches(&k, request, bytes);
-    follow(&k);
-    read_status(&k, ret);
-    grpc_byte_buffer_destroy(k.request);
-    grpc_metadata_array_destroy(&k.headers);
-    grpc_metadata_array_destroy(&k.trailers);
-    grpc_slice_unref(k.details);
-    grpc_call_unref(k.call);
+    start_batches(k, request, bytes);
+    return k;
+}
+
+void client_cancel(struct client_call *k) {
+    grpc_call_cancel(k->call, NULL);
+}
+
+bool client_poll(struct client *c, uint64_t timeout_ms) {
+    grpc_event event = grpc_completion_queue_next(c->queue, in_ms(timeout_ms), NULL);
+    if (event.type != GRPC_OP_COMPLETE)
+        return false;
+    const struct batch *b = event.tag;
+    struct client_call *k = b->call;
+    k->out--;
+    if (b->kind == BATCH_SENT)
+        k->answered |= event.success && k->headers.count > 0;
+    if (b->kind == BATCH_MESSAGE && take_message(k))
+        ask_message(k);
+    if (k->out > 0)
+        return true;
+    struct client_status status = {0};
+    read_status(k, &status);
+    k->on_end(k->user, &status);
+    release(k);
+    return true;
+}
+
+struct waited { /* a call that somebody waits for */
+    client_message_fn on_message;
+    void *user;
+    struct client_status *status;
+    bool ended;
+};
+
+static bool on_waited_message(void *user, const uint8_t *data, size_t bytes) {
+    struct waited *w = user;
+    return w->on_message(w->user, data, bytes);
+}
+
+static void on_waited_end(void *user, const struct client_status *status) {
+    struct waited *w = user;
+    *w->status = *status;
+    w->ended = true;
+}
+
+void client_call(struct client *c, const char *method, const uint8_t *request, size_t bytes,
+        uint64_t timeout_ms, client_message_fn on_message, void *user, struct client_status *ret) {
+    struct waited w = {on_message, user, ret, false};
+    *ret = (struct client_status){0};
+    struct client_call *k =
+            client_start(c, method, request, bytes, timeout_ms, on_waited_message, on_waited_end, &w);
+    bool cancelled = false;
+    if (!k) {
+        ret->code = GRPC_STATUS_RESOURCE_EXHAUSTED;
+        snprintf(ret->message, sizeof(ret->message), "no memory for a call");
+        return;
+    }
+    while (!w.ended) {
+        if (interrupt_seen() && !cancelled) {
+            client_cancel(k);
+            cancelled = true;
+        }
+        client_poll(c, INTERRUPT_POLL_MS);
+    }
 }
 
 /* --- telling --- */

@@ -1,7 +1,7 @@
-/* client.h - a small synchronous gRPC client on the C core, for the client verbs.
+/* client.h - a small gRPC client on the C core, for the client verbs.
  *
- * One channel, one call at a time, one thread. A call sends one message and hands every message that comes
- * back to a callback; it ends with a status. */
+ * One channel, one thread. A call sends one message and hands every message that comes back to a callback; it ends with
+ * a status. client_call() makes one and waits for it; bench has many at the same time, which client_poll() moves. */
 #pragma once
 
 #include "base/error.h"
@@ -32,6 +32,16 @@ typedef bool (*client_message_fn)(void *user, const uint8_t *data, size_t bytes)
 /* method: "/shardd.v1.Shardd/Generate". timeout_ms 0 = no deadline. Everything that can happen is in *ret. */
 void client_call(struct client *c, const char *method, const uint8_t *request, size_t bytes,
         uint64_t timeout_ms, client_message_fn on_message, void *user, struct client_status *ret);
+
+/* Starts a call, which goes on in client_poll(): on_message for every message, at last on_end, after which the call is
+ * gone. NULL = out of memory. */
+struct client_call;
+typedef void (*client_end_fn)(void *user, const struct client_status *status);
+struct client_call *client_start(struct client *c, const char *method, const uint8_t *request, size_t bytes,
+        uint64_t timeout_ms, client_message_fn on_message, client_end_fn on_end, void *user);
+void client_cancel(struct client_call *k); /* it still ends by on_end */
+/* Takes one thing that happened, waiting up to timeout_ms for it; false = nothing did. */
+bool client_poll(struct client *c, uint64_t timeout_ms);
 
 /* "INVALID_ARGUMENT" for 3. */
 const char *client_status_name(int code);

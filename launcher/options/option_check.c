@@ -93,6 +93,32 @@ static int check_serve(struct options *o, struct error *e) {
                    : options_replace(o, OPT_MAX_NUM_SEQS, options_text(o, OPT_MAX_NUM_BATCHED_TOKENS), e);
 }
 
+/* Settings of one of the two things that bench measures, given while it measures the other. */
+static int check_bench(const struct options *o, struct error *e) {
+    static const enum option_id of_both[] = {OPT_SEED, OPT_LOG_LEVEL, OPT_JSON_FILE, OPT_TEMPERATURE,
+            OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_HELP, OPT_ASKED_SERVICE};
+    const bool service = options_given(o, OPT_ASKED_SERVICE);
+    if (o->n_positional)
+        return error_set(e, -EINVAL, "'%s' is too much: name a model with --model, or a service with --serve",
+                o->positional[0]);
+    if (!service && !options_given(o, OPT_MODEL))
+        return error_set(e, -EINVAL,
+                "nothing to measure is given: --model DIR, or --serve ADDRESS for a running service");
+    for (size_t i = 0; i < OPTIONS_N; i++) {
+        const struct option_info *info = &option_table[i];
+        bool both = !options_given(o, info->id);
+        for (size_t k = 0; k < sizeof(of_both) / sizeof(of_both[0]); k++)
+            both |= info->id == of_both[k];
+        const bool ranks = (info->verbs & VERB_SERVE) || (info->to & TO_BENCH);
+        if (!both && ranks == service)
+            return error_set(e, -EINVAL,
+                    service ? "--%s is for measuring a model here, without --serve"
+                            : "--%s is for measuring a service, with --serve",
+                    info->name);
+    }
+    return 0;
+}
+
 int options_check(struct options *o, struct error *e) {
     for (size_t i = 0; i < sizeof(conflicts) / sizeof(conflicts[0]); i++) {
         const struct conflict *c = &conflicts[i];
@@ -111,5 +137,7 @@ int options_check(struct options *o, struct error *e) {
         return check_serve(o, e);
     if (o->verb & VERB_ASKS)
         return check_asks(o, e);
+    if (o->verb == VERB_BENCH)
+        return check_bench(o, e);
     return 0;
 }

@@ -71,6 +71,11 @@ void options_print_help(FILE *out, unsigned verb) {
         print_section(out, "What would be served", "model", verb);
         print_section(out, "And how", "engine", verb);
     }
+    if (verb == VERB_BENCH) {
+        print_section(out, "Without --serve: the model", "model", verb);
+        print_section(out, "Its ranks", "engine", verb);
+        print_section(out, "What is told", "server", verb);
+    }
     if (verb & VERB_ASKS) {
         print_section(out, "With --model DIR: the private service", "model", verb);
         print_section(out, "Its engine and workers", "engine", verb);

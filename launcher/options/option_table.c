@@ -9,7 +9,10 @@
 #define CLIENTS  VERB_CLIENTS
 #define ASKS     VERB_ASKS
 #define DOCTOR   VERB_DOCTOR
+#define BENCH    VERB_BENCH
 #define SERVICE  (SERVE | ASKS) /* generate and chat hand it on to the private service of --model */
+
+#define RANKS (SERVICE | BENCH) /* bench makes ranks without a service */
 
 #define IN_SERVER "server"
 #define IN_MODEL  "model"

@@ -24,6 +24,7 @@ enum verb {
     VERB_CHAT = 1u << 2,
     VERB_STATUS = 1u << 3,
     VERB_DOCTOR = 1u << 4,
+    VERB_BENCH = 1u << 5,
 };
 #define VERB_CLIENTS  (VERB_GENERATE | VERB_CHAT | VERB_STATUS)
 #define VERB_SETTINGS (VERB_SERVE | VERB_DOCTOR)  /* verbs whose settings have all four sources */
@@ -59,6 +60,7 @@ enum option_to {
     TO_NOBODY = 0,
     TO_WORKER = 1u << 0,
     TO_COORDINATOR = 1u << 1,
+    TO_BENCH = 1u << 2, /* the worker's `bench`, and not of `serve` */
 };
 
 struct option_info {

@@ -12,7 +12,8 @@ from shardd_client import Server, shardd
 
 def test_help_teaches():
     for arguments in (["--help"], ["help"], ["serve", "--help"], ["generate", "--help"], ["chat", "--help"],
-                      ["status", "--help"], ["doctor", "--help"], ["inspect", "--help"], ["synth", "--help"]):
+                      ["status", "--help"], ["doctor", "--help"], ["bench", "--help"],
+                      ["inspect", "--help"], ["synth", "--help"]):
         done = shardd(*arguments)
         assert done.returncode == 0, (arguments, done.stderr)
         assert "shardd" in done.stdout
