@@ -3,6 +3,7 @@
  * Called by head.c, on any thread; touches nothing but its arguments. Linear in the vocabulary: a cut (top k, top p) is
  * found by counting on the bits of the logits, so nothing is sorted. The order of steps is in kernels.h. */
 #include "kernels/cpu/sample.h"
+#include "kernels/shared/cuts.h"
 
 #include <math.h>
 #include <string.h>
@@ -43,14 +44,8 @@ static void find_top(const float *x, uint32_t n_x, uint32_t n, struct k_result *
 
 /* --- changes to logits --- */
 
-static bool penalises(const struct k_sampling *p) {
-    return p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f;
-}
-static bool suppresses(const struct sample_task *t) {
-    return t->sampling->n_suppress > 0 && t->sample_index < t->sampling->min_tokens;
-}
 static void penalise(const struct k_sampling *p, const uint16_t *counts, uint32_t n, float *x) {
-    if (!penalises(p))
+    if (!sampling_penalises(p))
         return;
     for (uint32_t id = 0; id < n; id++) {
         if (counts[id])
@@ -64,27 +59,15 @@ static void change_logits(const struct sample_task *t, float *x) {
         if (p->bias_ids[i] < t->vocab)
             x[p->bias_ids[i]] = logit_bounded(x[p->bias_ids[i]] + p->bias[i]);
     penalise(p, t->counts, t->vocab, x);
-    for (uint32_t i = 0; suppresses(t) && i < p->n_suppress; i++)
+    const uint32_t n_suppress = sampling_suppresses(p, t->sample_index) ? p->n_suppress : 0;
+    for (uint32_t i = 0; i < n_suppress; i++)
         if (p->suppress[i] < t->vocab)
             x[p->suppress[i]] = -INFINITY;
 }
 
-static bool unchanged(const struct sample_task *t) {
-    return t->sampling->n_bias == 0 && !penalises(t->sampling) && !suppresses(t);
-}
-
 /* --- cuts --- */
 
-/* Unsigned integers in the order of the floats. */
-static uint32_t order_of(float x) {
-    uint32_t b;
-    memcpy(&b, &x, sizeof b);
-    return b & 0x80000000u ? ~b : b | 0x80000000u;
-}
-
-#define CHUNK    256u
-#define MASS_ONE 0x1p40f /* fixed point: 2^18 ids of probability 1 stay below 2^64 */
-#define BINS     2048u
+#define CHUNK 256u
 
 struct cut { /* the ids that may still be chosen */
     const struct isa *isa;
@@ -94,8 +77,8 @@ struct cut { /* the ids that may still be chosen */
     bool by_mass; /* an id weighs e^x in fixed point; otherwise 1 */
 };
 struct bins {
-    uint64_t mass[BINS];
-    uint32_t n[BINS];
+    uint64_t mass[CUT_BINS];
+    uint32_t n[CUT_BINS];
 };
 
 /* Weights of the ids whose order agrees with prefix above `shift + bits`, in bins of the `bits` below it. */
@@ -109,10 +92,10 @@ static uint64_t fill_bins(
         if (c->by_mass)
             c->isa->exp_minus(c->x + i, m, 0.0f, e);
         for (uint32_t j = 0; j < m; j++) {
-            uint32_t order = order_of(c->x[i + j]);
+            uint32_t order = order_of_float(c->x[i + j]);
             if ((uint64_t)order >> (shift + bits) != prefix)
                 continue;
-            uint64_t mass = c->by_mass ? (uint64_t)(int64_t)(e[j] * MASS_ONE) : 1;
+            uint64_t mass = c->by_mass ? mass_of(e[j]) : 1;
             uint32_t bin = order >> shift & ((1u << bits) - 1);
             b->mass[bin] += mass;
             b->n[bin]++;
@@ -125,23 +108,21 @@ static uint64_t fill_bins(
 /* Keeps the smallest set of highest x (equal ones: lowest ids) that weighs at least `target`, or all if it
  * all weighs less; the rest is -inf. */
 static void keep_heaviest(const struct cut *c, uint64_t target) {
-    static const uint32_t shifts[3] = {21, 10, 0}, widths[3] = {11, 11, 10};
     struct bins b;
     uint32_t prefix = 0, last = 0;
-    for (uint32_t level = 0; level < 3; level++) {
-        uint64_t total = fill_bins(c, prefix, shifts[level], widths[level], &b);
+    for (uint32_t level = 0; level < CUT_LEVELS; level++) {
+        uint64_t total = fill_bins(c, prefix, cut_shift(level), cut_width(level), &b);
         if (level == 0 && target > total)
             target = total;
-        uint32_t bin = (1u << widths[level]) - 1;
+        uint32_t bin = (1u << cut_width(level)) - 1;
         for (; bin > 0 && b.mass[bin] < target; bin--)
             target -= b.mass[bin];
-        prefix = prefix << widths[level] | bin;
+        prefix = prefix << cut_width(level) | bin;
         last = bin;
     }
-    uint64_t each = b.n[last] ? b.mass[last] / b.n[last] : 1;
-    uint64_t equal = each ? (target + each - 1) / each : b.n[last];
+    uint32_t equal = equals_wanted(target, b.mass[last], b.n[last]);
     for (uint32_t i = 0; i < c->n; i++) {
-        uint32_t order = order_of(c->x[i]);
+        uint32_t order = order_of_float(c->x[i]);
         if (order < prefix || (order == prefix && equal == 0))
             c->x[i] = -INFINITY;
         else if (order == prefix)
@@ -206,29 +187,26 @@ static void keep_top_k(struct cut *c, uint32_t k, struct gathered *g) {
     keep_heaviest(c, k);
 }
 
-static uint64_t mass_of(const struct cut *c) {
+static uint64_t mass_of_all(const struct cut *c) {
     float e[CHUNK];
     uint64_t total = 0;
     for (uint32_t i = 0; i < c->n; i += CHUNK) {
         uint32_t m = c->n - i < CHUNK ? c->n - i : CHUNK;
         c->isa->exp_minus(c->x + i, m, 0.0f, e);
         for (uint32_t j = 0; j < m; j++)
-            total += (uint64_t)(int64_t)(e[j] * MASS_ONE);
+            total += mass_of(e[j]);
     }
     return total;
 }
 
 static void keep_top_p(struct cut *c, float top_p, struct gathered *g) {
-    const double wanted = (double)top_p * (double)mass_of(c);
-    uint64_t target = (uint64_t)wanted;
-    target += (double)target < wanted;
-    target += target == 0;                     /* the highest id always stays */
+    const uint64_t target = mass_wanted(top_p, mass_of_all(c));
     static const float lows[] = {-3, -7, -12}; /* of a highest of 0: most distributions end in one of them */
     for (size_t i = 0; i < sizeof lows / sizeof *lows && !c->ids; i++) {
         struct cut few = *c;
         if (!gather(&few, lows[i], g))
             break;
-        if (mass_of(&few) >= target)
+        if (mass_of_all(&few) >= target)
             *c = few;
     }
     c->by_mass = true;
@@ -252,7 +230,7 @@ static enum k_result_status choose(const struct sample_task *t, float *x, uint32
     struct cut c = {.isa = t->isa, .x = x, .n = t->vocab};
     struct gathered g;
     bool finite;
-    float top = t->isa->highest(x, t->vocab, &finite);
+    const float top = t->isa->highest(x, t->vocab, &finite) + 0.0f; /* whichever zero is found first */
     if (top == -INFINITY)
         return K_RESULT_NO_TOKEN;
     if (p->temperature == 0) {
@@ -261,7 +239,7 @@ static enum k_result_status choose(const struct sample_task *t, float *x, uint32
     }
     for (uint32_t id = 0; id < t->vocab; id++) /* from the highest: a tiny temperature cannot overflow */
         x[id] = (x[id] - top) / p->temperature;
-    if (p->top_k > 0 && p->top_k < t->vocab)
+    if (sampling_cuts_k(p, t->vocab))
         keep_top_k(&c, p->top_k, &g);
     if (p->top_p < 1.0f)
         keep_top_p(&c, p->top_p, &g);
@@ -286,7 +264,7 @@ void sample_row(const struct sample_task *t, const float *raw, float *work, stru
         for (uint32_t i = 0; i < r.n_top; i++)
             r.top_logprobs[i] -= lse;
     }
-    if (t->sampling->temperature == 0 && unchanged(t)) {
+    if (t->sampling->temperature == 0 && !sampling_changes(t->sampling, t->sample_index)) {
         r.id = t->isa->argmax(raw, t->vocab);
     } else {
         memcpy(work, raw, t->vocab * sizeof *work);

@@ -4,6 +4,7 @@
 #include "kernels/shared/check.h"
 #include "kernels/shared/constants.h"
 #include "kernels/shared/counts.h"
+#include "kernels/shared/cuts.h"
 #include "kernels/shared/dummy.h"
 #include "kernels/shared/elementary.h"
 #include "kernels/shared/noise.h"
