@@ -5,8 +5,8 @@
  * results. So sampling cannot depend on tp. */
 #include "kernels/cpu/internal.h"
 #include "kernels/cpu/sample.h"
+#include "kernels/shared/check.h"
 
-#include <errno.h>
 #include <string.h>
 
 struct head_args {
@@ -164,14 +164,12 @@ uint64_t head_scratch_bytes(const struct k_shape *h) {
 }
 
 static bool head_fits(struct k_stream *s, const struct head_args *a) {
-    const struct k_shape *h = &a->p->shape;
-    const uint32_t rows = a->head ? a->head->rows : 0;
-    if (rows == h->vocab_rows && (!a->head || a->head->columns == h->hidden_size))
-        return true;
-    stream_fault(s, -EINVAL, "%s: %u x %u, but this rank's head is %u x %u",
-            a->head ? a->head->name : "no head", rows, a->head ? a->head->columns : 0, h->vocab_rows,
-            h->hidden_size);
-    return false;
+    const struct k_linear *w = a->head;
+    struct error e;
+    const int r = head_check(&a->p->shape, w ? w->name : NULL, w ? w->rows : 0, w ? w->columns : 0, &e);
+    if (r < 0)
+        stream_fault(s, r, "%s", e.text);
+    return r == 0;
 }
 
 static void run_head(struct k_stream *s, const void *args) {

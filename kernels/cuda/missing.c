@@ -28,26 +28,3 @@ void k_attention_step(struct k_stream *s, struct k_pool *p, const struct k_batch
     (void)out;
     NOT_YET(s);
 }
-void k_reduce_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part,
-        float *x, uint32_t hidden_size) {
-    (void)m;
-    (void)b;
-    (void)part;
-    (void)x;
-    (void)hidden_size;
-    NOT_YET(s);
-}
-void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,
-        const struct k_linear *head, const float *hidden, struct k_result *results,
-        struct k_outcome *outcomes, float *logits, uint32_t logits_rows_max) {
-    (void)p;
-    (void)m;
-    (void)b;
-    (void)head;
-    (void)hidden;
-    (void)results;
-    (void)outcomes;
-    (void)logits;
-    (void)logits_rows_max;
-    NOT_YET(s);
-}

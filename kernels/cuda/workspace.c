@@ -7,8 +7,9 @@ static uint64_t larger(uint64_t a, uint64_t b) {
 size_t k_workspace_bytes(const struct k_shape *shape, uint32_t rows_max, uint32_t samples_max) {
     const struct k_shape *h = shape;
     uint64_t columns = larger(2ull * h->hidden_size, h->intermediate_size);
-    (void)samples_max;
+    (void)samples_max; /* the head takes HEAD_ROWS at a time, however many there are */
     columns = larger(
             columns, larger((uint64_t)h->q_heads * h->head_dim, (uint64_t)h->gdn_v_heads * h->gdn_v_dim));
-    return product_scratch_bytes(columns, rows_max, 2ull * h->intermediate_size);
+    return larger(
+            product_scratch_bytes(columns, rows_max, 2ull * h->intermediate_size), head_scratch_bytes(h));
 }

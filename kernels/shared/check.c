@@ -130,3 +130,10 @@ int linear_check_dummy(const struct k_linear_spec *spec, struct error *e) {
     }
     return 0;
 }
+
+int head_check(const struct k_shape *h, const char *name, uint32_t rows, uint32_t columns, struct error *e) {
+    if (rows == h->vocab_rows && (!name || columns == h->hidden_size))
+        return 0;
+    return error_set(e, -EINVAL, "%s: %u x %u, but this rank's head is %u x %u", name ? name : "no head",
+            rows, columns, h->vocab_rows, h->hidden_size);
+}

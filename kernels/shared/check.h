@@ -24,6 +24,8 @@ int linear_check(const struct k_linear_spec *spec, struct error *e);
 int linear_check_weights(const struct k_linear_spec *spec, struct error *e);
 /* -EINVAL when a piece is tiles, which cannot hold made-up weights. */
 int linear_check_dummy(const struct k_linear_spec *spec, struct error *e);
+/* -EINVAL when a linear of that name (NULL: none) and size is not the head that the rank's shape has. */
+int head_check(const struct k_shape *h, const char *name, uint32_t rows, uint32_t columns, struct error *e);
 
 #ifdef __cplusplus
 }

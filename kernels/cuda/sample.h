@@ -1,0 +1,94 @@
+/* sample.h - from hidden rows to tokens on the device: what the kernels are given, and the functions that queue them.
+ *
+ * Between head.c, which owns the scratch that all this lies in, and collect.cu and sample.cu. A round is up to HEAD_ROWS
+ * rows that somebody wants logits of; how many they are is known on the device (d_round), the host has a bound. */
+#pragma once
+
+#include "kernels/cuda/views.h"
+#include "kernels/kernels.h"
+
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define HEAD_ROWS 64u
+#define SAMPLE_GROUPS                                                                                        \
+    2048u /* parts of a vocabulary of whose highest logits candidates are made: 32 a segment */
+#define SAMPLE_LIST 8192u /* candidates at most; where there are more, the whole vocabulary is looked at */
+#define SAMPLE_LOWS 7u    /* sums of probability: of all ids, and of those at least so high */
+
+struct head_row {
+    uint32_t row, entry; /* of the batch */
+    uint32_t sampled;
+    uint32_t logits_at; /* row of the logits buffer; UINT32_MAX: nobody asked */
+};
+
+/* What is left to do for a sample, one bit each: most passes have nothing to do for most samples. */
+enum sample_left {
+    LEFT_LOGPROBS = 1u << 0,
+    LEFT_NOISE = 1u << 1, /* the highest of all ids with noise */
+    LEFT_TOP_K = 1u << 2, /* top k, and what comes after it */
+    LEFT_TOP_P = 1u << 3, /* top p of the whole vocabulary, and what comes after it */
+};
+enum sample_pass { PASS_SCAN, PASS_WEIGH, PASS_GATHER, SAMPLE_PASSES };
+
+struct sample_state {
+    uint32_t arrived
+            [SAMPLE_PASSES]; /* blocks that have done their part of a pass; the last one draws it together */
+    uint32_t left;
+    float raw_top, top; /* the highest logit; the same after changes */
+    float lse;          /* ln sum e^raw */
+    float low;          /* ids whose (logit - top) / T is lower do not survive the cuts */
+    uint32_t top_low;   /* order of the raw logits that can be in the list of top logprobs */
+    uint32_t n_list, n_top_list;
+    uint32_t whole;  /* there are too many candidates for a list */
+    uint64_t target; /* of the top-p cut; 0 = not known yet */
+};
+
+/* Highest logits, as (order, ~id), and sums of one block of a pass. */
+struct sample_part {
+    uint64_t raw_best, best; /* raw_best: all ones where a logit is not finite */
+    uint64_t mass[SAMPLE_LOWS];
+};
+
+struct collect_args {
+    const struct k_plan *d_plan;
+    const struct k_entry *d_entries;
+    const float *d_hidden; /* [rows of the batch][hidden_size] */
+    uint32_t hidden_size;
+    uint32_t first;           /* of all rows that are wanted, the round's first */
+    uint32_t logits_rows_max; /* 0: there is no buffer for logits */
+    struct k_plan *d_round;   /* n_rows */
+    struct head_row *d_rows;  /* [HEAD_ROWS] */
+    struct sample_state *d_states;
+    float *d_x; /* [HEAD_ROWS][hidden_size] */
+};
+/* The round's rows: which they are, and a copy of their hidden vectors. */
+cudaError_t queue_collect(cudaStream_t s, const struct collect_args *a, uint32_t rows_bound);
+
+struct sample_args {
+    struct pool_view p;
+    uint32_t segment; /* ids of a segment of the vocabulary */
+    const struct k_entry *d_entries;
+    const uint32_t *d_row_pos;
+    const struct k_plan *d_round;
+    const struct head_row *d_rows;
+    struct sample_state *d_states; /* [HEAD_ROWS] */
+    struct sample_part *d_parts;   /* [HEAD_ROWS][VOCAB_SEGMENTS], of blocks */
+    float *d_sums;                 /* [HEAD_ROWS][VOCAB_SEGMENTS] of e^(raw - highest) */
+    uint32_t *d_maxima;            /* [HEAD_ROWS][raw, changed][SAMPLE_GROUPS] orders */
+    uint32_t *d_lists;             /* [HEAD_ROWS][top logprobs, cuts][SAMPLE_LIST] ids */
+    const float *d_raw;            /* [HEAD_ROWS][V] */
+    float *d_changed;              /* [HEAD_ROWS][V], of samples with bias, penalties or suppressed ids */
+    struct k_result *d_results;
+    struct k_outcome *d_outcomes; /* NULL: nobody asks */
+    float *d_logits;              /* NULL, or [logits_rows_max][V] */
+};
+/* Results, outcomes and logits of the round's rows. */
+cudaError_t queue_samples(cudaStream_t s, const struct sample_args *a, uint32_t rows_bound);
+
+#ifdef __cplusplus
+}
+#endif
