@@ -34,11 +34,12 @@ static __device__ __forceinline__ uint64_t warp_max(uint64_t v) {
     const uint32_t high = __reduce_max_sync(ALL_LANES, (uint32_t)(v >> 32));
     return halves(high, __reduce_max_sync(ALL_LANES, (uint32_t)(v >> 32) == high ? (uint32_t)v : 0));
 }
+/* In three parts that 32 lanes cannot carry out of 32 bits. */
 static __device__ __forceinline__ uint64_t warp_sum(uint64_t v) {
-    for (int d = 16; d > 0; d /= 2)
-        v += halves(__shfl_xor_sync(ALL_LANES, (uint32_t)(v >> 32), d),
-                __shfl_xor_sync(ALL_LANES, (uint32_t)v, d));
-    return v;
+    const uint32_t part = (1u << 26) - 1;
+    return __reduce_add_sync(ALL_LANES, (uint32_t)v & part) +
+           ((uint64_t)__reduce_add_sync(ALL_LANES, (uint32_t)(v >> 26) & part) << 26) +
+           ((uint64_t)__reduce_add_sync(ALL_LANES, (uint32_t)(v >> 52)) << 52);
 }
 
 /* --- the block --- */

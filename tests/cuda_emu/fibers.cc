@@ -192,7 +192,8 @@ void emu_warp(const char *what, uint32_t mask, void *own, size_t bytes, emu_warp
         const fiber *other = first + l < block.fibers.size() ? &block.fibers[first + l] : NULL;
         if (!other || other->state == DONE)
             fault("%s: lane %u of mask %08x has left the kernel", what, l, mask);
-        if (other->state == AT_WARP && (strcmp(other->what, what) != 0 || other->mask != mask))
+        const bool same = other->what == what || (other->what && strcmp(other->what, what) == 0);
+        if (other->state == AT_WARP && (!same || other->mask != mask))
             fault("%s with mask %08x meets %s with mask %08x", what, mask, other->what, other->mask);
         all = all && other->state == AT_WARP;
     }
