@@ -8,7 +8,6 @@
 #include "kernels/cuda/sample.h"
 #include "kernels/shared/check.h"
 
-
 enum part { ROUND, ROWS, STATES, PARTS, SUMS, MAXIMA, LISTS, HIDDEN, RAW, CHANGED, PARTS_OF_SCRATCH };
 
 /* Bytes of all, the product's own before them. */
