@@ -4,10 +4,10 @@
  * not ask for costs it a node of the graph and no more. In each the blocks of a sample share its vocabulary, and the
  * last of them to be done draws together what all have found (block_is_last()).
  *
- *   scan    changes logits, finds the highest: all of a greedy sample. Of 2048 parts of the vocabulary the highest logit
- *           is kept; the k-th of those is a bound that the k highest ids reach (top k, top logprobs).
- *   weigh   sums of e^x for logprobs; candidates for top k; for top p how much all ids weigh, and those at least so high;
- *           without cuts the highest with noise.
+ *   scan    changes logits, finds the highest: all of a greedy sample. Of 2048 parts of the vocabulary the highest
+ *           logit is kept; the k-th of those is a bound that the k highest ids reach (top k, top logprobs).
+ *   weigh   sums of e^x for logprobs; candidates for top k; for top p how much all ids weigh, and those at least so
+ *           high; without cuts the highest with noise.
  *   gather  candidates for top p of the whole vocabulary.
  *
  * Cuts are then exact on the candidates, some dozens: by one block, in a list, in whatever order they came. Where the

@@ -1,7 +1,8 @@
 /* sample.h - from hidden rows to tokens on the device: what the kernels are given, and the functions that queue them.
  *
- * Between head.c, which owns the scratch that all this lies in, and collect.cu and sample.cu. A round is up to HEAD_ROWS
- * rows that somebody wants logits of; how many they are is known on the device (d_round), the host has a bound. */
+ * Between head.c, which owns the scratch that all this lies in, and collect.cu and sample.cu. A round is up to
+ * HEAD_ROWS rows that somebody wants logits of; how many they are is known on the device (d_round), the host has a
+ * bound. */
 #pragma once
 
 #include "kernels/cuda/views.h"
