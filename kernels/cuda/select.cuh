@@ -147,7 +147,7 @@ static __device__ inline void bins_find(const struct block_bins *bins, uint32_t 
         b->found.total = total;
     __syncthreads();
 }
-/* Of n keys those that weigh `target` (0: top_p of all), the highest ones taken first; all, if they weigh less. At least
+/* Of n keys those that weigh `target` (0: top_p of all), the highest first; all, if they weigh less. At least
  * one must be there. S: static MASSES (false: each weighs 1), and at(j, &key, &mass), false = j is not of them. */
 template <class S>
 static __device__ struct selected select_lowest(const S &source, uint32_t n, uint64_t target, float top_p,
