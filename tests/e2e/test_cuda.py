@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shardd_client import BIN, PATIENCE, ROOT, Server, make_request
+from shardd_client import BIN, PATIENCE, ROOT, Server, make_request, shardd
 
 WORKER = os.path.join(BIN, "shardd-worker-cuda-emu")
 MODEL = os.path.join(ROOT, "models/shardd-tiny")
@@ -180,3 +180,44 @@ def test_a_device_that_hangs_is_noticed_where_it_is(installed, machine_with_gpu,
             hang.unlink()
             assert answer.result().ids == record["reply_ids"][:NEW_TOKENS]
         assert re.search(r"no progress for \d+ ms at step \d+, layer [1-5], operation \d+", server.log_text())
+
+
+def generated(worker, model, *flags):
+    """[(id, log probability)] of a worker without a service, a prompt in chunks."""
+    ids = ",".join(str(i * 37 % 200) for i in range(40))
+    done = subprocess.run([os.path.join(BIN, worker), "--model", model, "--generate-ids", ids, "--max-tokens", "4",
+                           "--max-model-len", "128", "--max-num-batched-tokens", "17", "--kv-cache-memory", "32MiB",
+                           "--kv-cache-dtype", "fp32", *flags],
+                          capture_output=True, text=True, timeout=300 * PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    return [(int(a), float(b)) for a, b in re.findall(r"id +(\d+) +logprob (-?[\d.]+)", done.stdout)]
+
+
+# The grouping of the 27B model (6 query heads to a kv head, 3 value heads to a key head), sizes that nothing divides.
+ODD = {"hidden_size": 232, "intermediate_size": 296, "num_attention_heads": 12, "num_key_value_heads": 2,
+       "head_dim": 40,
+       "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 24, "linear_value_head_dim": 44,
+       "vocab_size": 787, "eos_token_id": 700, "pad_token_id": 700, "num_hidden_layers": 4,
+       "full_attention_interval": 4, "mtp_num_hidden_layers": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [("tiny",), ("tiny", "--weights", "int4"), ("odd",),
+                                    ("small", "--layers", "4", "--weights", "int8")])
+def test_made_up_models(config, tmp_path):
+    """One forward after another on both workers, graphs and eager."""
+    model = str(tmp_path / "model")
+    if config == ("odd",):
+        with open(os.path.join(MODEL, "config.json"), encoding="utf-8") as f:
+            fields = {**json.load(f), **ODD}
+        fields.pop("layer_types")
+        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25}
+        (tmp_path / "odd.json").write_text(json.dumps(fields))
+        config = (str(tmp_path / "odd.json"),)
+    done = shardd("synth", model, "--config", *config, "--seed", "5")
+    assert done.returncode == 0, done.stderr
+    expected = generated("shardd-worker-cpu", model)
+    graphs = generated("shardd-worker-cuda-emu", model)
+    assert [i for i, _ in graphs] == [i for i, _ in expected] and len(expected) == 4
+    assert max(abs(a[1] - b[1]) for a, b in zip(graphs, expected)) < 1e-3
+    assert generated("shardd-worker-cuda-emu", model, "--enforce-eager") == graphs
