@@ -5,9 +5,9 @@
 #pragma once
 
 #include "base/limits.h"
+#include "base/nvml.h"
 #include "launcher/doctor/findings.h"
 #include "launcher/doctor/host.h"
-#include "launcher/doctor/nvml.h"
 #include "launcher/options/options.h"
 
 #include <jansson.h>

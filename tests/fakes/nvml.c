@@ -1,6 +1,6 @@
 /* nvml.c - a libnvidia-ml.so.1 for tests: made-up cards, chosen by the words in FAKE_NVML.
  *
- * Opened by launcher/doctor/nvml.c in place of the driver's. Without words it is one healthy card with 48 GB. Each word
+ * Opened by base/nvml.c in place of the driver's. Without words it is one healthy card with 48 GB. Each word
  * changes one thing; several are separated by commas:
  *   mismatch, denied, unloaded   nvmlInit refuses: versions differ, no permission, no kernel module
  *   none, two, crowd             no card, two with NVLink between them, a count of 4 billion

@@ -2,6 +2,7 @@
 #include "tp/bench/bench.h"
 
 #include "base/log.h"
+#include "tp/bench/gpu.h"
 #include "tp/bench/report.h"
 #include "tp/worker/worker.h"
 
@@ -26,6 +27,7 @@ struct bench {
     struct group group;
     struct meter meter;
     struct report report;
+    json_t *gpu_load; /* of the test that is being measured; owned; NULL = none */
 };
 
 static int meter_open(const struct bench_options *o, struct meter *m, struct error *e) {
@@ -63,7 +65,13 @@ static double meter_read(void *user) {
 
 static void on_test(void *user, const struct bench_test *t) {
     struct bench *b = user;
-    report_test(&b->report, t);
+    report_test(&b->report, t, b->gpu_load);
+    b->gpu_load = NULL;
+}
+
+static void on_measured(void *user) {
+    struct bench *b = user;
+    b->gpu_load = bench_gpu_load(NULL);
 }
 
 /* A rank for just these tests: as many slots, rows and pages as they need, where no flag says otherwise. */
@@ -95,15 +103,19 @@ static int run(struct bench *b, struct error *e) {
         return r;
     for (uint32_t i = 0; i < b->group.tp; i++)
         log_info("%s", b->group.ranks[i].ready_text);
+    const bool on_gpu = !k_memory_shared(group_rank(&b->group, 0)->context);
     const struct bench_run tests = {.options = o,
             .group = &b->group,
             .cost = bench_cost_of(&b->group),
             .memory_rate = b->meter.memory ? meter_read : NULL,
+            .measured = on_gpu ? on_measured : NULL,
             .on_test = on_test,
             .user = b};
     b->report = (struct report){.options = o, .group = &b->group, .cost = tests.cost, .table = stdout};
     if (o->json && strcmp(o->json, "-") == 0)
         b->report.table = stderr;
+    if (on_gpu)
+        b->report.gpu = bench_gpu(NULL);
     report_begin(&b->report);
     r = bench_run_all(&tests, e);
     return r == 0 && o->json ? report_write(&b->report, o->json, e) : r;
@@ -126,6 +138,7 @@ int bench_main(int argc, char **argv) {
         log_error("%s", e.text);
         status = worker_exit_status(r);
     }
+    json_decref(b->gpu_load);
     report_done(&b->report);
     group_stop(&b->group);
     meter_close(&b->meter);

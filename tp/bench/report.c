@@ -16,6 +16,10 @@ static void put_whole(json_t *o, const char *name, uint64_t value) {
     json_object_set_new(o, name, json_integer((json_int_t)value));
 }
 
+static json_t *or_null(json_t *o) {
+    return o ? o : json_null();
+}
+
 /* "AMD EPYC 9654 96-Core Processor", of the first processor that /proc/cpuinfo names. */
 static void host_name(char *ret, size_t size) {
     FILE *f = fopen("/proc/cpuinfo", "re");
@@ -76,7 +80,8 @@ void report_begin(struct report *r) {
             r->root, "kv_dtype", json_string(rank->budget.pool.kv_dtype == K_F32 ? "fp32" : "bf16"));
     json_object_set_new(r->root, "weights", weights);
     json_object_set_new(r->root, "cost", cost_object(&r->cost));
-    json_object_set_new(r->root, "gpu", json_null());
+    json_object_set_new(r->root, "gpu", or_null(r->gpu));
+    r->gpu = NULL;
     json_object_set_new(r->root, "tests", json_array());
     fprintf(r->table, "%s: %s of weights, tp %u, %s (%s)\n", o->worker.rank.model_dir,
             SIZE_TEXT((uint64_t)r->cost.weights), r->group->tp, kernels, host);
@@ -153,7 +158,7 @@ static void put_figures(json_t *o, const struct bench_test *t, const struct figu
         put(o, "part_of_memory", f->bytes / t->memory_rate);
 }
 
-void report_test(struct report *r, const struct bench_test *t) {
+void report_test(struct report *r, const struct bench_test *t, json_t *gpu_load) {
     struct figures f = figures_of(r, t);
     json_t *o = json_object();
     json_object_set_new(o, "kind", json_string(t->kind == BENCH_PROMPT ? "prompt" : "decode"));
@@ -163,8 +168,11 @@ void report_test(struct report *r, const struct bench_test *t) {
     if (t->n) {
         put_whole(o, "steps", t->steps);
         put_figures(o, t, &f);
-    } else
+        json_object_set_new(o, "gpu_load", or_null(gpu_load));
+    } else {
         json_object_set_new(o, "skipped", json_string(t->skipped));
+        json_decref(gpu_load);
+    }
     json_array_append_new(json_object_get(r->root, "tests"), o);
     print_test(r, t, &f);
     fflush(r->table);
@@ -172,10 +180,6 @@ void report_test(struct report *r, const struct bench_test *t) {
 }
 
 /* --- the end --- */
-
-void report_gpu(struct report *r, json_t *gpu) {
-    json_object_set_new(r->root, "gpu", gpu);
-}
 
 int report_write(const struct report *r, const char *path, struct error *e) {
     char *text = json_dumps(r->root, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
@@ -192,5 +196,6 @@ int report_write(const struct report *r, const char *path, struct error *e) {
 
 void report_done(struct report *r) {
     json_decref(r->root);
-    r->root = NULL;
+    json_decref(r->gpu);
+    r->root = r->gpu = NULL;
 }

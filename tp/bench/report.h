@@ -6,10 +6,11 @@
  *   threads, rows_max, kv_pages, kv_dtype
  *   weights       form of the layers and of the head where flags asked for one, bytes of all ranks
  *   cost          bytes and multiply-adds of cost.h
- *   gpu           null where nobody put in what the driver says: clocks, ECC, power
+ *   gpu           of gpu.h: power limit, ECC, clocks and so on before the tests; null on a CPU or without a driver
  *   tests         kind, tokens, depth, batch, steps, and skipped (why), or
  *                 tokens_per_second {mean, deviation, samples}, step_ms, memory_bytes_per_second; prompts:
- *                 flops_per_second; decoding: bytes_per_step, bytes_per_token, bytes_per_second, part_of_memory */
+ *                 flops_per_second; decoding: bytes_per_step, bytes_per_token, bytes_per_second, part_of_memory;
+ *                 gpu_load of gpu.h, right after the test; null as above */
 #pragma once
 
 #include "tp/bench/run.h"
@@ -22,12 +23,12 @@ struct report {
     const struct group *group;
     struct bench_cost cost;
     FILE *table;
+    json_t *gpu;  /* of gpu.h; NULL = nothing is known; owned */
     json_t *root; /* the object; owned; NULL = out of memory */
 };
 
 void report_begin(struct report *r);
-void report_test(struct report *r, const struct bench_test *t);
-/* What is known of the card that is measured; takes the value. */
-void report_gpu(struct report *r, json_t *gpu);
+/* gpu_load: of gpu.h; taken over; may be NULL. */
+void report_test(struct report *r, const struct bench_test *t, json_t *gpu_load);
 int report_write(const struct report *r, const char *path, struct error *e); /* "-" = stdout */
 void report_done(struct report *r);

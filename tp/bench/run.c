@@ -295,6 +295,8 @@ static int run_test(struct runner *r, struct bench_test *t, struct error *e) {
         before = r->run->memory_rate(r->run->user);
     for (t->n = 0; t->n < r->o->repeat && rc == 0; t->n++)
         rc = measure(r, t, &r->seconds[t->n], e);
+    if (rc == 0 && r->run->measured)
+        r->run->measured(r->run->user);
     if (rc == 0 && r->run->memory_rate)
         t->memory_rate = (before + r->run->memory_rate(r->run->user)) / 2;
     return rc;

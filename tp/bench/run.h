@@ -28,6 +28,7 @@ struct bench_run {
     struct group *group;
     struct bench_cost cost;
     double (*memory_rate)(void *user); /* measures it; NULL = do not */
+    void (*measured)(void *user);      /* right after a test's last measurement; may be NULL */
     void (*on_test)(void *user, const struct bench_test *t);
     void *user;
 };

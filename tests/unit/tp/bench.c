@@ -1,5 +1,6 @@
 /* `bench`: its flags; which tests run, in which order, and which do not fit; what a step must move; the JSON. Not the
  * speed. The ranks are real ones of a small dummy model. */
+#include "tp/bench/gpu.h"
 #include "tp/bench/report.h"
 #include "tp/load/dummy_form.h"
 #include "tp/synth/synth.h"
@@ -12,6 +13,8 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+
+#define FAKE_NVML BIN_DIR "/../fakes/libnvidia-ml.so.1"
 
 static char dir[] = "/tmp/shardd-bench-XXXXXX";
 
@@ -90,7 +93,7 @@ struct seen {
 static void on_test(void *user, const struct bench_test *t) {
     struct seen *s = user;
     s->n++;
-    report_test(&s->report, t);
+    report_test(&s->report, t, NULL);
 }
 
 static double half_a_gigabyte(void *user) {
@@ -186,6 +189,25 @@ static void test_two_ranks_and_too_little_room(void **state) {
     report_done(&s.report);
 }
 
+static void test_what_the_driver_says(void **state) {
+    (void)state;
+    setenv("FAKE_NVML", "two,ecc-off", 1);
+    json_t *gpu = bench_gpu(FAKE_NVML), *load = bench_gpu_load(FAKE_NVML);
+    const json_t *cards = json_object_get(gpu, "cards");
+    assert_int_equal(json_array_size(cards), 2);
+    assert_true(json_is_string(json_object_get(gpu, "driver")));
+    assert_true(number(json_array_get(cards, 1), "power_limit_mw") > 0);
+    assert_true(number(json_array_get(cards, 1), "ecc_enabled") == 0);
+    assert_int_equal(json_array_size(load), 2);
+    assert_true(number(json_array_get(load, 0), "sm_clock_mhz") > 0);
+    json_decref(gpu);
+    json_decref(load);
+    assert_null(bench_gpu("/no/such/library.so"));
+    assert_null(bench_gpu_load("/no/such/library.so"));
+    setenv("FAKE_NVML", "unloaded", 1);
+    assert_null(bench_gpu(FAKE_NVML));
+}
+
 static int make_model(void **state) {
     struct synth_options o = {.dir = dir,
             .name = "tiny",
@@ -217,6 +239,7 @@ int main(void) {
             cmocka_unit_test(test_weights_are_for_dummies),
             cmocka_unit_test(test_bytes_of_a_step),
             cmocka_unit_test(test_runs),
+            cmocka_unit_test(test_what_the_driver_says),
             cmocka_unit_test(test_two_ranks_and_too_little_room),
     };
     return cmocka_run_group_tests(tests, make_model, remove_model);

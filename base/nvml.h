@@ -1,7 +1,7 @@
 /* nvml.h - what the driver's own library, libnvidia-ml.so.1, tells about the GPUs of this machine.
  *
  * The library is opened at run time and every call is optional: where it is absent, too old or refuses, the reading
- * says so and nothing fails. Readings only; what they mean is judged in gpu_checks.c. Texts come out as printable
+ * says so and nothing fails. Readings only; what they mean is judged by who asked. Texts come out as printable
  * ASCII, whatever the library wrote. One thread. */
 #pragma once
 

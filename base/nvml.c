@@ -1,6 +1,6 @@
 /* nvml.c - see nvml.h. The only file that knows libnvidia-ml: names, constants and structures are those of NVIDIA's
  * public API reference, declared here as far as they are used, so that nothing of NVIDIA's is needed to build. */
-#include "launcher/doctor/nvml.h"
+#include "base/nvml.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
