@@ -109,9 +109,9 @@ static void run_open(struct k_stream *s, const void *args) {
 }
 void k_slot_open(struct k_stream *s, struct k_pool *p, uint32_t slot, const struct k_sampling *sampling) {
     struct open_args a = {.p = p, .slot = slot, .sampling = *sampling};
-    if (sampling->n_bias > LOGIT_BIAS_MAX || sampling->n_suppress > SUPPRESS_MAX) {
-        stream_fault(s, -EINVAL, "slot %u: %u biases and %u suppressed ids; at most %u and %u fit", slot,
-                sampling->n_bias, sampling->n_suppress, LOGIT_BIAS_MAX, SUPPRESS_MAX);
+    struct error e;
+    if (sampling_check(slot, sampling, &e) < 0) {
+        stream_refused(s, &e);
         return;
     }
     if (sampling->n_bias) {

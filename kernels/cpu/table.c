@@ -15,9 +15,9 @@ uint64_t k_table_bytes(enum k_dtype dtype, uint32_t rows, uint32_t columns, bool
 int k_table_load(struct k_context *c, const void *data, enum k_dtype dtype, uint32_t rows, uint32_t columns,
         bool mapped, struct k_table **ret, struct error *e) {
     struct k_table *t;
-    if (!data || !rows || !columns)
-        return error_set(
-                e, -EINVAL, "an embedding table of %u x %u without rows, columns or values", rows, columns);
+    int r = table_check(data, rows, columns, e);
+    if (r < 0)
+        return r;
     t = calloc(1, sizeof *t);
     if (!t)
         return error_set(e, -ENOMEM, "no memory for an embedding table");

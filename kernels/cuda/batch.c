@@ -4,6 +4,7 @@
  * What an upload finds wrong is a fault of the stream, and the step is then empty: a plan without rows. */
 #include "kernels/cuda/internal.h"
 #include "kernels/cuda/step.h"
+#include "kernels/cuda/words.h"
 #include "kernels/shared/bounds.h"
 
 #include <assert.h>
@@ -56,12 +57,23 @@ void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *
         const struct k_entry *entries, const uint32_t *ids, uint32_t n_ids, const uint32_t *rope,
         uint32_t n_rope) {
     struct error e;
-    if (!CUDA_QUEUED(s, cudaSetDevice(b->context->device)))
+    if (!stream_enter(s))
         return;
     if (plan_check(plan, n_ids, n_rope, b->entries_max, b->rows_max, &e) < 0 ||
             bounds_check(&b->bounds, plan, entries, /* slots= */ NULL, &e) < 0) {
         stream_refused(s, &e);
         CUDA_QUEUED(s, cudaMemsetAsync(b->view.d_plan, 0, sizeof *b->view.d_plan, s->stream));
+        return;
+    }
+    const uint64_t entry_words = plan->n_entries * sizeof *entries / sizeof(uint32_t),
+                   plan_words = sizeof *plan / sizeof(uint32_t);
+    if (plan_words + entry_words + n_ids + n_rope <= WORDS_MAX) { /* decoding: one node in place of four */
+        struct words words = {0};
+        words_put(s, &words, b->view.d_plan, plan, plan_words);
+        words_put(s, &words, b->view.d_entries, entries, entry_words);
+        words_put(s, &words, b->view.d_ids, ids, n_ids);
+        words_put(s, &words, b->view.d_rope, rope, n_rope);
+        words_send(s, &words);
         return;
     }
     k_upload(s, b->view.d_plan, plan, sizeof *plan);

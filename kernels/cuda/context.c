@@ -213,6 +213,10 @@ int k_stream_wait(struct k_stream *s, uint64_t timeout_ns, struct error *e) {
     return s->fault.code;
 }
 
+bool stream_enter(struct k_stream *s) {
+    return CUDA_QUEUED(s, cudaSetDevice(s->context->device));
+}
+
 void k_stream_set_workspace(struct k_stream *s, void *device_memory, size_t bytes) {
     s->d_workspace = device_memory;
     s->workspace_bytes = bytes;
@@ -318,7 +322,7 @@ int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e) {
     return 0;
 }
 void k_graph_launch(struct k_stream *s, struct k_graph *g) {
-    if (CUDA_QUEUED(s, cudaSetDevice(s->context->device)))
+    if (stream_enter(s))
         CUDA_QUEUED(s, cudaGraphLaunch(g->exec, s->stream));
 }
 struct k_graph *k_graph_free(struct k_graph *g) {

@@ -103,6 +103,7 @@ int device_open(int device, struct cudaDeviceProp *ret, struct error *e);
 
 /* Makes the context's device the one that this thread's calls mean. */
 int context_enter(const struct k_context *c, struct error *e);
+bool stream_enter(struct k_stream *s);
 /* to[bytes] on the device = from, done when it returns. */
 int context_upload(struct k_context *c, void *d_to, const void *from, size_t bytes, struct error *e);
 /* The same of what is made in place: the next buffer, STAGING_BYTES long, once it is free; a copy of it to the device;

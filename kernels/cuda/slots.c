@@ -7,21 +7,14 @@
 #include "kernels/cuda/slots.h"
 
 #include "kernels/cuda/internal.h"
+#include "kernels/cuda/words.h"
+#include "kernels/shared/bounds.h"
 #include "kernels/shared/elementary.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* d_to[n] = words */
-static void put_words(struct k_stream *s, void *d_to, const void *words, uint64_t n) {
-    for (uint64_t i = 0; i < n; i += WORDS_MAX) {
-        struct words_args a = {
-                .d_to = (uint32_t *)d_to + i, .n = n - i < WORDS_MAX ? (uint32_t)(n - i) : WORDS_MAX};
-        memcpy(a.words, (const uint32_t *)words + i, a.n * sizeof *a.words);
-        CUDA_QUEUED(s, queue_words(s->stream, &a));
-    }
-}
 static void clear(struct k_stream *s, void *d_p, uint64_t bytes) {
     if (bytes)
         CUDA_QUEUED(s, cudaMemsetAsync(d_p, 0, bytes, s->stream));
@@ -50,32 +43,42 @@ _Static_assert(sizeof(struct slot) % sizeof(uint32_t) == 0, "a slot is whole wor
 
 void k_slot_open(struct k_stream *s, struct k_pool *p, uint32_t slot, const struct k_sampling *sampling) {
     const struct pool_view *v = &p->view;
+    struct words words = {0};
+    struct error e;
     struct slot record = {.open = 1, .sample_index = sampling->first_sample_index, .sampling = *sampling};
-    if (sampling->n_bias > LOGIT_BIAS_MAX || sampling->n_suppress > SUPPRESS_MAX) {
-        stream_fault(s, -EINVAL, "slot %u: %u biases and %u suppressed ids; at most %u and %u fit", slot,
-                sampling->n_bias, sampling->n_suppress, LOGIT_BIAS_MAX, SUPPRESS_MAX);
+    if (sampling_check(slot, sampling, &e) < 0) {
+        stream_refused(s, &e);
         return;
     }
+    if (!stream_enter(s))
+        return;
     uint32_t *d_bias_ids = v->d_bias_ids + (uint64_t)slot * LOGIT_BIAS_MAX;
     float *d_bias = v->d_bias + (uint64_t)slot * LOGIT_BIAS_MAX;
     uint32_t *d_suppress = v->d_suppress + (uint64_t)slot * SUPPRESS_MAX;
     record.sampling.bias_ids = d_bias_ids;
     record.sampling.bias = d_bias;
     record.sampling.suppress = d_suppress;
-    put_words(s, v->d_slots + slot, &record, sizeof record / sizeof(uint32_t));
-    put_words(s, d_bias_ids, sampling->bias_ids, sampling->n_bias);
-    put_words(s, d_bias, sampling->bias, sampling->n_bias);
-    put_words(s, d_suppress, sampling->suppress, sampling->n_suppress);
+    words_put(s, &words, v->d_slots + slot, &record, sizeof record / sizeof(uint32_t));
+    words_put(s, &words, d_suppress, sampling->suppress, sampling->n_suppress);
+    words_put(s, &words, d_bias_ids, sampling->bias_ids, sampling->n_bias);
+    words_put(s, &words, d_bias, sampling->bias, sampling->n_bias);
+    words_send(s, &words);
     clear(s, slot_counts(v, slot), v->shape.vocab_size * sizeof(uint16_t));
 }
 void k_slot_close(struct k_stream *s, struct k_pool *p, uint32_t slot) {
     const struct pool_view *v = &p->view;
+    if (!stream_enter(s))
+        return;
     clear(s, v->d_slots + slot, sizeof *v->d_slots);
     clear(s, slot_table(v, slot), v->pages_per_slot * sizeof(uint32_t));
 }
 void k_slot_grant(struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t first, uint32_t n,
         const uint32_t *pages) {
-    put_words(s, slot_table(&p->view, slot) + first, pages, n);
+    struct words words = {0};
+    if (!stream_enter(s))
+        return;
+    words_put(s, &words, slot_table(&p->view, slot) + first, pages, n);
+    words_send(s, &words);
 }
 
 /* --- memory operations --- */
@@ -130,6 +133,8 @@ static void move_page(struct k_stream *s, const struct pool_view *v, const struc
 }
 
 void k_memory(struct k_stream *s, struct k_pool *p, const struct k_memory_op *ops, uint32_t n) {
+    if (!stream_enter(s))
+        return;
     for (const struct k_memory_op *op = ops; op < ops + n; op++) {
         switch (op->kind) {
         case K_MEM_ZERO_SLOT:

@@ -1,9 +1,8 @@
-/* slots.cu - kernels between steps: words from the host, what a snapshot says of a slot, pages and page units.
+/* slots.cu - kernels between steps: what a snapshot says of a slot, pages and page units.
  *
  * Host units are pinned memory that a kernel reads and writes over the bus, 16 bytes a thread where there is much, so
  * that an operation is one node and not a copy for every layer.
  *
- *   words     a thread a word; the words are kernel arguments
  *   snapshot  a thread 32 ids: reads 64 bytes of counts, writes one word of the unit
  *   restore   the same, the other way around
  *   page      grid (SPREAD, layers): 32 KB to 1 MB a layer */
@@ -13,17 +12,6 @@
 
 #define SLOT_THREADS 256u
 #define SPREAD       8u /* blocks that share a layer of a page */
-
-static_assert(sizeof(struct words_args) <= 4096, "what every driver takes as kernel arguments");
-
-__global__ void words_kernel(const struct words_args a) {
-    const uint32_t i = blockIdx.x * SLOT_THREADS + threadIdx.x;
-    if (i < a.n)
-        a.d_to[i] = a.words[i];
-}
-cudaError_t queue_words(cudaStream_t s, const struct words_args *a) {
-    return K_LAUNCH(words_kernel, dim3((a->n + SLOT_THREADS - 1) / SLOT_THREADS), SLOT_THREADS, 0, s, *a);
-}
 
 /* --- snapshots --- */
 

@@ -10,15 +10,6 @@
 extern "C" {
 #endif
 
-/* d_to[n] = words: what the host has now, without memory that must stay alive. */
-#define WORDS_MAX 1000u
-struct words_args {
-    uint32_t *d_to;
-    uint32_t n;
-    uint32_t words[WORDS_MAX];
-};
-cudaError_t queue_words(cudaStream_t s, const struct words_args *a);
-
 /* Header and ids seen of a slot unit, from the slot and back; the unit is pinned memory of the host. */
 struct unit_args {
     struct pool_view p;

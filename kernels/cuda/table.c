@@ -1,5 +1,6 @@
 /* table.c - embedding tables: rows of a checkpoint matrix that are looked up by token id, copied to the device. */
 #include "kernels/cuda/internal.h"
+#include "kernels/shared/check.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -13,10 +14,9 @@ int k_table_load(struct k_context *c, const void *data, enum k_dtype dtype, uint
         bool mapped, struct k_table **ret, struct error *e) {
     const uint64_t bytes = k_table_bytes(dtype, rows, columns, mapped);
     struct k_table *t;
-    int r;
-    if (!data || !rows || !columns)
-        return error_set(
-                e, -EINVAL, "an embedding table of %u x %u without rows, columns or values", rows, columns);
+    int r = table_check(data, rows, columns, e);
+    if (r < 0)
+        return r;
     t = calloc(1, sizeof *t);
     if (!t)
         return error_set(e, -ENOMEM, "no memory for an embedding table");

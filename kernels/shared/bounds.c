@@ -1,6 +1,7 @@
 /* bounds.c - see bounds.h. */
 #include "kernels/shared/bounds.h"
 
+#include "kernels/shared/constants.h"
 #include "kernels/shared/slot.h"
 
 #include <errno.h>
@@ -43,6 +44,13 @@ int bounds_check(const struct k_bounds *bounds, const struct k_plan *plan, const
         deepest = depth > deepest ? depth : deepest;
     }
     return deepest > bounds->context ? refuse_depth(deepest, bounds->context, e) : 0;
+}
+
+int sampling_check(uint32_t slot, const struct k_sampling *sampling, struct error *e) {
+    if (sampling->n_bias > LOGIT_BIAS_MAX || sampling->n_suppress > SUPPRESS_MAX)
+        return error_set(e, -EINVAL, "slot %u: %u biases and %u suppressed ids; at most %u and %u fit", slot,
+                sampling->n_bias, sampling->n_suppress, LOGIT_BIAS_MAX, SUPPRESS_MAX);
+    return 0;
 }
 
 int scratch_check(uint64_t workspace_bytes, uint64_t needed, struct error *e) {

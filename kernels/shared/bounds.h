@@ -1,4 +1,5 @@
-/* bounds.h - what a step may be at most, how deep its entries go, and what is said of one that is more.
+/* bounds.h - what a step may be at most, how deep its entries go, and what is said of one that is more; the same of
+ * what a slot is opened with.
  *
  * Refusals return -EINVAL (-ENOBUFS) and fill *e; a backend keeps the sentence in its stream, whether the host or a
  * kernel found it. */
@@ -42,6 +43,8 @@ int refuse_rows(
 int refuse_depth(uint64_t positions, uint32_t bound, struct error *e);
 int refuse_id(uint32_t slot, uint32_t id, uint32_t vocabulary, struct error *e);
 
+/* Whether a slot has room for the biases and suppressed ids. */
+int sampling_check(uint32_t slot, const struct k_sampling *sampling, struct error *e);
 /* Whether the workspace has what an operation needs. */
 int scratch_check(uint64_t workspace_bytes, uint64_t needed, struct error *e);
 

@@ -137,3 +137,10 @@ int head_check(const struct k_shape *h, const char *name, uint32_t rows, uint32_
     return error_set(e, -EINVAL, "%s: %u x %u, but this rank's head is %u x %u", name ? name : "no head",
             rows, columns, h->vocab_rows, h->hidden_size);
 }
+
+int table_check(const void *data, uint32_t rows, uint32_t columns, struct error *e) {
+    if (!data || !rows || !columns)
+        return error_set(
+                e, -EINVAL, "an embedding table of %u x %u without rows, columns or values", rows, columns);
+    return 0;
+}

@@ -27,6 +27,9 @@ int linear_check_dummy(const struct k_linear_spec *spec, struct error *e);
 /* -EINVAL when a linear of that name (NULL: none) and size is not the head that the rank's shape has. */
 int head_check(const struct k_shape *h, const char *name, uint32_t rows, uint32_t columns, struct error *e);
 
+/* -EINVAL when an embedding table is none. */
+int table_check(const void *data, uint32_t rows, uint32_t columns, struct error *e);
+
 #ifdef __cplusplus
 }
 #endif
