@@ -79,6 +79,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS) collect_kernel(const struct col
         a.d_rows[i] = shared->row;
         a.d_states[i] = none;
     }
+    for (uint32_t k = threadIdx.x; k < MASS_BINS && shared->row.sampled; k += BLOCK_THREADS)
+        a.d_masses[(uint64_t)i * MASS_BINS + k] = 0;
     const float *d_from = a.d_hidden + (uint64_t)shared->row.row * a.hidden_size;
     for (uint32_t k = threadIdx.x; k < a.hidden_size; k += BLOCK_THREADS)
         a.d_x[(uint64_t)i * a.hidden_size + k] = d_from[k];

@@ -8,7 +8,7 @@
 #include "kernels/cuda/sample.h"
 #include "kernels/shared/check.h"
 
-enum part { ROUND, ROWS, STATES, PARTS, SUMS, MAXIMA, LISTS, HIDDEN, RAW, CHANGED, PARTS_OF_SCRATCH };
+enum part { ROUND, ROWS, STATES, PARTS, SUMS, MASSES, MAXIMA, LISTS, HIDDEN, RAW, CHANGED, PARTS_OF_SCRATCH };
 
 /* Bytes of all, the product's own before them. */
 static uint64_t head_scratch(const struct k_shape *h, uint64_t at[PARTS_OF_SCRATCH]) {
@@ -19,6 +19,7 @@ static uint64_t head_scratch(const struct k_shape *h, uint64_t at[PARTS_OF_SCRAT
                            [STATES] = HEAD_ROWS * sizeof(struct sample_state),
                            [PARTS] = a_segment * sizeof(struct sample_part),
                            [SUMS] = a_segment * sizeof(float),
+                           [MASSES] = (uint64_t)HEAD_ROWS * MASS_BINS * sizeof(uint64_t),
                            [MAXIMA] = HEAD_ROWS * 2ull * SAMPLE_GROUPS * sizeof(uint32_t),
                            [LISTS] = HEAD_ROWS * 2ull * SAMPLE_LIST * sizeof(uint32_t),
                            [HIDDEN] = (uint64_t)HEAD_ROWS * h->hidden_size * sizeof(float),
@@ -83,6 +84,7 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
                     .d_round = (struct k_plan *)(d_scratch + at[ROUND]),
                     .d_rows = (struct head_row *)(d_scratch + at[ROWS]),
                     .d_states = (struct sample_state *)(d_scratch + at[STATES]),
+                    .d_masses = (uint64_t *)(d_scratch + at[MASSES]),
                     .d_x = (float *)(d_scratch + at[HIDDEN])}};
     r.sample = (struct sample_args){.p = p->view,
             .segment = k_vocab_segment(h->vocab_size),
@@ -93,6 +95,7 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
             .d_states = r.collect.d_states,
             .d_parts = (struct sample_part *)(d_scratch + at[PARTS]),
             .d_sums = (float *)(d_scratch + at[SUMS]),
+            .d_masses = r.collect.d_masses,
             .d_maxima = (uint32_t *)(d_scratch + at[MAXIMA]),
             .d_lists = (uint32_t *)(d_scratch + at[LISTS]),
             .d_raw = (float *)(d_scratch + at[RAW]),

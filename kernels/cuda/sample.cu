@@ -6,9 +6,10 @@
  *
  *   scan    changes logits, finds the highest: all of a greedy sample. Of 2048 parts of the vocabulary the highest
  *           logit is kept; the k-th of those is a bound that the k highest ids reach (top k, top logprobs).
- *   weigh   sums of e^x for logprobs; candidates for top k; for top p how much all ids weigh, and those at least so
- *           high; without cuts the highest with noise.
- *   gather  candidates for top p of the whole vocabulary.
+ *   weigh   sums of e^x for logprobs; candidates for top k; for top p what ids weigh, in bins of 1/64 of x; without
+ *           cuts the highest with noise.
+ *   gather  for top p of the whole vocabulary: the highest with noise of the bins that stay, and as candidates the
+ *           ids of the bin that the cut is in.
  *
  * Cuts are then exact on the candidates, some dozens: by one block, in a list, in whatever order they came. Where the
  * list is too short the same is done on the whole vocabulary: slower, and the same result.
@@ -345,9 +346,9 @@ static __device__ __forceinline__ struct gumbel_key noise_of(
     return gumbel_key_of(s.slot->sampling.seed, s.slot->sample_index, a.d_row_pos[s.row->row]);
 }
 
-/* All that is left when the candidates are known. */
+/* All that is left when the candidates are known; certain: the highest key of ids that stay in any case. */
 static __device__ void choose(const struct sample_args &a, const struct sample &s, const uint32_t *d_list,
-        struct pass_shared *shared) {
+        struct pass_shared *shared, uint64_t certain) {
     const struct k_sampling *p = &s.slot->sampling;
     const struct sample_state *d = s.state;
     const bool whole = d->whole || d->n_list > SAMPLE_LIST;
@@ -355,11 +356,11 @@ static __device__ void choose(const struct sample_args &a, const struct sample &
             s.d_v, whole ? NULL : d_list, whole ? s.vocab : d->n_list, d->top, p->temperature};
     const struct gumbel_key noise = noise_of(a, s);
     struct cut cut = {LOWEST_ORDER, UINT32_MAX};
-    uint64_t best = 0;
+    uint64_t best = certain;
     if (d->left & LEFT_TOP_K)
         keep_heaviest<false>(c, &cut, p->top_k, 1.0f, shared);
     if (p->top_p < 1.0f)
-        keep_heaviest<true>(c, &cut, d->target, p->top_p, shared);
+        keep_heaviest<true>(c, &cut, whole ? d->target_all : d->target, p->top_p, shared);
     for (uint32_t j = threadIdx.x; j < c.n; j += BLOCK_THREADS) {
         const uint32_t id = candidate_id(c, j);
         const float x = scaled(c.d_v[id], c.top, c.temperature);
@@ -373,10 +374,10 @@ static __device__ void choose(const struct sample_args &a, const struct sample &
 
 /* --- weigh --- */
 
-/* Of x, counted from the highest: what weighs less than the last is rarely needed. */
-static __device__ __forceinline__ float low_of(uint32_t i) {
-    const float lows[SAMPLE_LOWS] = {-INFINITY, -14.0f, -10.0f, -7.0f, -4.5f, -2.5f, -1.0f};
-    return lows[i];
+/* Higher for a lower x. */
+static __device__ __forceinline__ uint32_t mass_bin(float x) {
+    const float below = 0.0f - x * 64.0f;
+    return below < (float)(MASS_BINS - 1) ? (uint32_t)below : MASS_BINS - 1;
 }
 
 /* sum of e^(x - top): 16 chains of every 16th element, then a tree. The first half warp has the sum. */
@@ -444,55 +445,81 @@ static __device__ void list_top(const struct sample_args &a, const struct sample
         d_r->n_top = found;
 }
 
-/* What a thread finds of the token: the highest with noise, or what ids weigh. */
-struct weighed {
-    uint64_t best, mass[SAMPLE_LOWS];
-};
-static __device__ __forceinline__ void weigh_segment(const struct sample_args &a, const struct sample &s,
-        uint32_t first, uint32_t n, uint32_t left, uint32_t *d_list, struct weighed *w) {
+/* This thread's part of what is left for the token; returns its highest with noise. */
+static __device__ uint64_t weigh_segment(const struct sample_args &a, const struct sample &s, uint32_t first,
+        uint32_t n, uint32_t left, uint32_t *d_list, struct block_bins *bins) {
     const struct k_sampling *p = &s.slot->sampling;
     const float top = s.state->top, low = s.state->low;
     const struct gumbel_key noise = noise_of(a, s);
+    uint64_t best = 0;
     for (uint32_t k = threadIdx.x; k < n; k += BLOCK_THREADS) {
         const float x = scaled(s.d_v[first + k], top, p->temperature);
         if (left & LEFT_NOISE) {
-            w->best = higher(w->best, noisy_key(x, first + k, p->min_p, noise));
+            best = higher(best, noisy_key(x, first + k, p->min_p, noise));
         } else if (left & LEFT_TOP_K) {
             if (x >= low && order_of_float(x) >= LOWEST_ORDER)
                 append(d_list, &s.state->n_list, first + k);
         } else {
             const uint64_t mass = mass_of(f32_exp(x));
-#pragma unroll
-            for (uint32_t i = 0; i < SAMPLE_LOWS; i++)
-                w->mass[i] += x >= low_of(i) ? mass : 0;
+            if (mass)
+                mass_add(bins, mass_bin(x), mass);
         }
+    }
+    return best;
+}
+/* This block's part of the token. */
+static __device__ void weigh_token(const struct sample_args &a, const struct sample &s, uint32_t left,
+        uint32_t *d_list, uint64_t *d_masses, struct pass_shared *shared) {
+    struct block_bins *bins = &shared->bins;
+    uint64_t best = 0;
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < MASS_BINS && left & LEFT_TOP_P; i += BLOCK_THREADS)
+        bins->mass_low[i] = bins->mass_high[i] = 0;
+    __syncthreads();
+    for (uint32_t segment = blockIdx.x; segment < VOCAB_SEGMENTS; segment += gridDim.x) {
+        const uint32_t first = segment_first(s, segment), n = segment_first(s, segment + 1) - first;
+        best = higher(best, weigh_segment(a, s, first, n, left, d_list, bins));
+    }
+    best = block_max(best, &shared->block); /* and all masses are there */
+    if (threadIdx.x == 0)
+        s.parts[blockIdx.x].best = best;
+    for (uint32_t i = threadIdx.x; i < MASS_BINS && left & LEFT_TOP_P; i += BLOCK_THREADS) {
+        const uint64_t mass = halves(bins->mass_high[i], bins->mass_low[i]);
+        if (mass)
+            atomicAdd((unsigned long long *)&d_masses[i], (unsigned long long)mass);
     }
 }
 
-/* The candidates of top p: the fewest that certainly weigh enough. */
-static __device__ void find_low(const struct sample &s, struct pass_shared *shared) {
-    uint64_t target = 0;
-    float low = -INFINITY;
-#pragma unroll
-    for (uint32_t l = 0; l < SAMPLE_LOWS; l++) {
-        const uint64_t mass =
-                block_sum(threadIdx.x < gridDim.x ? s.parts[threadIdx.x].mass[l] : 0, &shared->block);
-        if (l == 0)
-            target = mass_wanted(s.slot->sampling.top_p, mass);
-        low = mass >= target ? low_of(l) : low;
-    }
-    if (threadIdx.x != 0)
+/* The bin that the top-p cut is in. */
+static __device__ void find_bin(
+        const struct sample &s, const uint64_t *d_masses, struct pass_shared *shared) {
+    const uint32_t per = MASS_BINS / BLOCK_THREADS, first = threadIdx.x * per;
+    uint64_t own = 0, total;
+    for (uint32_t i = 0; i < per; i++)
+        own += d_masses[first + i];
+    uint64_t before = block_before(own, &shared->block, &total);
+    const uint64_t target = mass_wanted(s.slot->sampling.top_p, total);
+    if (before >= target || target > before + own)
         return;
-    s.state->target = target;
-    s.state->low = low;
-    s.state->whole = low == -INFINITY && s.vocab > SAMPLE_LIST;
+    uint32_t bin = first;
+    for (; before + d_masses[bin] < target; bin++)
+        before += d_masses[bin];
+    s.state->bin = bin;
+    s.state->target = target - before;
+    s.state->target_all = target;
+}
+
+/* The highest key that the blocks of a pass have found. */
+static __device__ uint64_t best_of_parts(const struct sample &s, struct pass_shared *shared) {
+    return block_max(threadIdx.x < gridDim.x ? s.parts[threadIdx.x].best : 0, &shared->block);
 }
 
 static __device__ void weigh_end(const struct sample_args &a, const struct sample &s, uint32_t left,
-        const float *d_sums, uint32_t *const *d_lists, struct pass_shared *shared) {
+        uint32_t *const *d_lists, struct pass_shared *shared) {
+    const uint32_t i = blockIdx.y;
     if (left & LEFT_LOGPROBS) {
         if (threadIdx.x < 32) {
-            const float lse = log_of_sums(d_sums, s.state->raw_top);
+            const float lse = log_of_sums(a.d_sums + i * VOCAB_SEGMENTS, s.state->raw_top);
             if (threadIdx.x == 0)
                 s.state->lse = lse;
         }
@@ -500,13 +527,11 @@ static __device__ void weigh_end(const struct sample_args &a, const struct sampl
         list_top(a, s, d_lists[0], shared);
     }
     if (left & LEFT_TOP_P) {
-        find_low(s, shared);
+        find_bin(s, a.d_masses + (uint64_t)i * MASS_BINS, shared);
     } else if (left & LEFT_TOP_K) {
-        choose(a, s, d_lists[1], shared);
+        choose(a, s, d_lists[1], shared, /* certain= */ 0);
     } else {
-        uint64_t best = 0;
-        if (left & LEFT_NOISE)
-            best = block_max(threadIdx.x < gridDim.x ? s.parts[threadIdx.x].best : 0, &shared->block);
+        const uint64_t best = left & LEFT_NOISE ? best_of_parts(s, shared) : 0;
         if (threadIdx.x == 0) /* a greedy one is known; its logprob is not */
             write_token(a, s, left & LEFT_NOISE ? id_of(best) : a.d_results[s.entry->sample_at].id);
     }
@@ -521,34 +546,20 @@ __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) weigh_kernel(const stru
     const uint32_t left = s.state->left, listed = s.state->top_low;
     uint32_t *const d_lists[2] = {a.d_lists + (uint64_t)i * 2 * SAMPLE_LIST,
             a.d_lists + (uint64_t)i * 2 * SAMPLE_LIST + SAMPLE_LIST};
-    float *d_sums = a.d_sums + i * VOCAB_SEGMENTS;
-    struct weighed w = {};
-    for (uint32_t segment = blockIdx.x; segment < VOCAB_SEGMENTS; segment += gridDim.x) {
+    for (uint32_t segment = blockIdx.x; segment < VOCAB_SEGMENTS && left & LEFT_LOGPROBS;
+            segment += gridDim.x) {
         const uint32_t first = segment_first(s, segment), n = segment_first(s, segment + 1) - first;
-        if (left & LEFT_LOGPROBS) {
-            const float sum = sum_segment(s.d_raw + first, n, s.state->raw_top, shared->e);
-            if (threadIdx.x == 0)
-                d_sums[segment] = sum;
-            for (uint32_t k = threadIdx.x; k < n && s.entry->top_logprobs > 0; k += BLOCK_THREADS)
-                if (order_of_float(s.d_raw[first + k] + 0.0f) >= listed)
-                    append(d_lists[0], &s.state->n_top_list, first + k);
-        }
-        if (left & (LEFT_NOISE | LEFT_TOP_P) || (left & LEFT_TOP_K && !s.state->whole))
-            weigh_segment(a, s, first, n, left, d_lists[1], &w);
-    }
-    const uint64_t best = left & LEFT_NOISE ? block_max(w.best, &shared->block) : 0;
-    if (threadIdx.x == 0)
-        s.parts[blockIdx.x].best = best;
-#pragma unroll
-    for (uint32_t l = 0; l < SAMPLE_LOWS; l++) {
-        if (!(left & LEFT_TOP_P))
-            continue;
-        const uint64_t mass = block_sum(w.mass[l], &shared->block);
+        const float sum = sum_segment(s.d_raw + first, n, s.state->raw_top, shared->e);
         if (threadIdx.x == 0)
-            s.parts[blockIdx.x].mass[l] = mass;
+            a.d_sums[i * VOCAB_SEGMENTS + segment] = sum;
+        for (uint32_t k = threadIdx.x; k < n && s.entry->top_logprobs > 0; k += BLOCK_THREADS)
+            if (order_of_float(s.d_raw[first + k] + 0.0f) >= listed)
+                append(d_lists[0], &s.state->n_top_list, first + k);
     }
+    if (left & (LEFT_NOISE | LEFT_TOP_P) || (left & LEFT_TOP_K && !s.state->whole))
+        weigh_token(a, s, left, d_lists[1], a.d_masses + (uint64_t)i * MASS_BINS, shared);
     if (block_is_last(&s.state->arrived[PASS_WEIGH], gridDim.x, &shared->block))
-        weigh_end(a, s, left, d_sums, d_lists, shared);
+        weigh_end(a, s, left, d_lists, shared);
 }
 
 /* --- gather --- */
@@ -559,18 +570,30 @@ __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) gather_kernel(const str
     if (i >= a.d_round->n_rows || !(a.d_states[i].left & LEFT_TOP_P))
         return;
     const struct sample s = sample_of(a, i);
+    const struct k_sampling *p = &s.slot->sampling;
+    const struct gumbel_key noise = noise_of(a, s);
+    const float top = s.state->top;
+    const uint32_t bin_of_cut = s.state->bin;
     uint32_t *d_list = a.d_lists + (uint64_t)i * 2 * SAMPLE_LIST + SAMPLE_LIST;
-    const float top = s.state->top, low = s.state->low, temperature = s.slot->sampling.temperature;
-    for (uint32_t segment = blockIdx.x; segment < VOCAB_SEGMENTS && !s.state->whole; segment += gridDim.x) {
+    uint64_t best = 0;
+    for (uint32_t segment = blockIdx.x; segment < VOCAB_SEGMENTS; segment += gridDim.x) {
         const uint32_t first = segment_first(s, segment), n = segment_first(s, segment + 1) - first;
         for (uint32_t k = threadIdx.x; k < n; k += BLOCK_THREADS) {
-            const float x = scaled(s.d_v[first + k], top, temperature);
-            if (x >= low && order_of_float(x) >= LOWEST_ORDER)
+            const float x = scaled(s.d_v[first + k], top, p->temperature);
+            const uint32_t bin = mass_bin(x);
+            if (bin < bin_of_cut)
+                best = higher(best, noisy_key(x, first + k, p->min_p, noise));
+            else if (bin == bin_of_cut)
                 append(d_list, &s.state->n_list, first + k);
         }
     }
-    if (block_is_last(&s.state->arrived[PASS_GATHER], gridDim.x, &shared->block))
-        choose(a, s, d_list, shared);
+    best = block_max(best, &shared->block);
+    if (threadIdx.x == 0)
+        s.parts[blockIdx.x].best = best;
+    if (!block_is_last(&s.state->arrived[PASS_GATHER], gridDim.x, &shared->block))
+        return;
+    best = best_of_parts(s, shared);
+    choose(a, s, d_list, shared, best);
 }
 
 /* --- launching --- */

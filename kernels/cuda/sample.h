@@ -14,11 +14,10 @@
 extern "C" {
 #endif
 
-#define HEAD_ROWS 64u
-#define SAMPLE_GROUPS                                                                                        \
-    2048u /* parts of a vocabulary of whose highest logits candidates are made: 32 a segment */
-#define SAMPLE_LIST 8192u /* candidates at most; where there are more, the whole vocabulary is looked at */
-#define SAMPLE_LOWS 7u    /* sums of probability: of all ids, and of those at least so high */
+#define HEAD_ROWS     64u
+#define SAMPLE_GROUPS 2048u /* parts of a vocabulary, 32 a segment: their highest logits bound candidates */
+#define SAMPLE_LIST   8192u /* candidates at most; where there are more, all ids are looked at */
+#define MASS_BINS     2048u /* of x, 64 for every 1 below the highest; the last has what weighs nothing */
 
 struct head_row {
     uint32_t row, entry; /* of the batch */
@@ -36,22 +35,22 @@ enum sample_left {
 enum sample_pass { PASS_SCAN, PASS_WEIGH, PASS_GATHER, SAMPLE_PASSES };
 
 struct sample_state {
-    uint32_t arrived
-            [SAMPLE_PASSES]; /* blocks that have done their part of a pass; the last one draws it together */
+    uint32_t arrived[SAMPLE_PASSES]; /* blocks that are done; the last one draws a pass together */
     uint32_t left;
     float raw_top, top; /* the highest logit; the same after changes */
     float lse;          /* ln sum e^raw */
     float low;          /* ids whose (logit - top) / T is lower do not survive the cuts */
     uint32_t top_low;   /* order of the raw logits that can be in the list of top logprobs */
     uint32_t n_list, n_top_list;
-    uint32_t whole;  /* there are too many candidates for a list */
-    uint64_t target; /* of the top-p cut; 0 = not known yet */
+    uint32_t whole; /* there are too many candidates for a list */
+    /* Top p of the whole vocabulary: the bin that its cut is in, what it keeps of that bin, and of all. */
+    uint32_t bin;
+    uint64_t target, target_all;
 };
 
-/* Highest logits, as (order, ~id), and sums of one block of a pass. */
+/* Highest logits of one block of a pass, as (order, ~id). */
 struct sample_part {
     uint64_t raw_best, best; /* raw_best: all ones where a logit is not finite */
-    uint64_t mass[SAMPLE_LOWS];
 };
 
 struct collect_args {
@@ -64,6 +63,7 @@ struct collect_args {
     struct k_plan *d_round;   /* n_rows */
     struct head_row *d_rows;  /* [HEAD_ROWS] */
     struct sample_state *d_states;
+    uint64_t *d_masses;
     float *d_x; /* [HEAD_ROWS][hidden_size] */
 };
 /* The round's rows: which they are, and a copy of their hidden vectors. */
@@ -79,6 +79,7 @@ struct sample_args {
     struct sample_state *d_states; /* [HEAD_ROWS] */
     struct sample_part *d_parts;   /* [HEAD_ROWS][VOCAB_SEGMENTS], of blocks */
     float *d_sums;                 /* [HEAD_ROWS][VOCAB_SEGMENTS] of e^(raw - highest) */
+    uint64_t *d_masses;            /* [HEAD_ROWS][MASS_BINS], 0 when a round begins */
     uint32_t *d_maxima;            /* [HEAD_ROWS][raw, changed][SAMPLE_GROUPS] orders */
     uint32_t *d_lists;             /* [HEAD_ROWS][top logprobs, cuts][SAMPLE_LIST] ids */
     const float *d_raw;            /* [HEAD_ROWS][V] */

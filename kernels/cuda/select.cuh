@@ -112,15 +112,17 @@ struct selected {
 static __device__ __forceinline__ uint64_t bin_mass(const struct block_bins *bins, uint32_t i, bool masses) {
     return masses ? halves(bins->mass_high[i], bins->mass_low[i]) : bins->n[i];
 }
-static __device__ __forceinline__ void bin_add(
-        struct block_bins *bins, uint32_t i, uint64_t mass, bool masses) {
-    atomicAdd(&bins->n[i], 1u);
-    if (!masses)
-        return;
+static __device__ __forceinline__ void mass_add(struct block_bins *bins, uint32_t i, uint64_t mass) {
     const uint32_t low = (uint32_t)mass, before = atomicAdd(&bins->mass_low[i], low);
     const uint32_t high = (uint32_t)(mass >> 32) + (before + low < before);
     if (high)
         atomicAdd(&bins->mass_high[i], high);
+}
+static __device__ __forceinline__ void bin_add(
+        struct block_bins *bins, uint32_t i, uint64_t mass, bool masses) {
+    atomicAdd(&bins->n[i], 1u);
+    if (masses)
+        mass_add(bins, i, mass);
 }
 /* The highest bins first, each thread has `per` of them: finds the one in which target is reached. */
 static __device__ inline void bins_find(const struct block_bins *bins, uint32_t n_bins, bool masses,
