@@ -51,7 +51,7 @@ static __device__ void count_once_more_of(
 
 struct begin_shared {
     struct k_plan plan;
-    unsigned long long deepest;
+    unsigned long long too_deep; /* 0: nothing is */
 };
 
 /* Whether the plan is within its bounds, the same in every thread; otherwise it is a fault, and empty. */
@@ -72,12 +72,13 @@ static __device__ bool plan_within(const struct begin_args &a, struct begin_shar
         const uint64_t depth = entry_depth(d_e, a.p.d_slots[d_e->slot].length);
         deepest = depth > deepest ? depth : deepest;
     }
-    atomicMax(&shared->deepest, deepest);
+    if (deepest > a.bounds.context)
+        atomicMax(&shared->too_deep, deepest);
     __syncthreads();
-    if (shared->deepest <= a.bounds.context)
+    if (shared->too_deep == 0)
         return true;
     if (first) {
-        fault_tell(a.fault, DEVICE_FAULT_DEPTH, shared->deepest, a.bounds.context, 0, 0);
+        fault_tell(a.fault, DEVICE_FAULT_DEPTH, shared->too_deep, a.bounds.context, 0, 0);
         *a.b.d_plan = {};
     }
     return false;
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(BEGIN_THREADS) begin_kernel(const struct begin
     const uint32_t row = blockIdx.x * BEGIN_THREADS + threadIdx.x;
     if (threadIdx.x == 0) {
         shared->plan = *a.b.d_plan; /* once for all of the block: it may be emptied now */
-        shared->deepest = 0;
+        shared->too_deep = 0;
     }
     __syncthreads();
     if (!plan_within(a, shared) || row >= shared->plan.n_rows || shared->plan.n_entries == 0)
