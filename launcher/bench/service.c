@@ -125,6 +125,7 @@ static int run(struct test *t, struct error *e) {
                                            : 1;
     uint64_t state = t->load.seed, due = clock_ns();
     size_t n = t->load.n;
+    bool stopped = false;
     int rc = 0;
     while (t->ended < n) {
         const uint64_t now = clock_ns();
@@ -134,12 +135,13 @@ static int run(struct test *t, struct error *e) {
             due += load_gap_ns(&t->load, &state);
             continue;
         }
-        if ((interrupt_seen() || rc < 0 || t->out_of_memory) && n != t->started) {
+        if ((interrupt_seen() || rc < 0 || t->out_of_memory) && !stopped) {
+            stopped = true;
             t->interrupted = interrupt_seen();
             n = t->started;
             cancel_all(t);
         }
-        uint64_t wait_ms = room ? (due - now) / 1000000 : POLL_MS;
+        uint64_t wait_ms = room && !stopped ? (due - now) / 1000000 : POLL_MS;
         client_poll(t->client, wait_ms < POLL_MS ? wait_ms : POLL_MS);
     }
     return rc < 0 || !t->out_of_memory ? rc : error_set(e, -ENOMEM, "no memory for the times");

@@ -2,11 +2,14 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
 import tempfile
+import time
 
 import pytest
 
-from shardd_client import shardd
+from shardd_client import BIN, PATIENCE, shardd
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,26 @@ def test_errors_are_counted(server, tmp_path):
                                "--output-len", "100")
     assert done.returncode == 1
     assert told["requests"]["errors"] == {"DEADLINE_EXCEEDED": 3}
+
+
+@pytest.mark.parametrize("requests", ["4", "400"])
+def test_interrupted(server, tmp_path, requests):
+    """Ctrl-C when all requests are under way, and when some are still to come: what came so far is told."""
+    path = tmp_path / "told.json"
+    running = subprocess.Popen([os.path.join(BIN, "shardd"), "bench", "--serve", server.address, "--json", str(path),
+                                "--requests", requests, "--concurrency", "4", "--output-len", "1500", "--input-len",
+                                "8"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(100 * PATIENCE):
+        status = json.loads(shardd("status", "--server", server.address, "--json").stdout)
+        if status["server"]["running"] == 4:
+            break
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=20 * PATIENCE)
+    assert running.returncode == 130
+    told = json.loads(path.read_text())
+    assert told["requests"]["sent"] <= 40
+    assert told["requests"]["errors"].get("CANCELLED", 0) >= 1
 
 
 def test_used_wrongly():
