@@ -26,6 +26,10 @@
  *     n of (code - zero) * x is an exact integer; the leaf takes fma(n, scale_w * scale_x, leaf), then, with minimums,
  *     fma(sum of x, -minimum * scale_x, leaf); segments ascending. With float activations a weight is
  *     scale * (code - zero), rounded, minus minimum, rounded, and the rule of dense weights holds.
+ *   - A GPU has another order where weights or activations are floats (dense and FP8 weights, float activations):
+ *     tensor cores add a leaf's products, which are exact, in an order of their own that is the same for every row
+ *     count and grid. An output is within 2^-20 of the sum of |w x| of the exact one, so within (16 + leaf columns) *
+ *     2^-24 of kernels/cpu's; bits are promised per architecture, and all else said here holds.
  *   - Attention reduces leaves of 256 positions counted from 0, each from a fresh maximum, combined in index order.
  *   - The sum of squares of a norm of n elements is 256 chains (16 where n <= 512) of every 256th (16th) element, fma;
  *     chain 16 a + l is lane l of accumulator a: a tree over accumulators as over leaves, then lanes l + (l + 8), then

@@ -63,15 +63,12 @@ static int context_fill(struct k_context *c, struct error *e) {
 int k_context_create(const struct k_context_options *options, struct k_context **ret, struct error *e) {
     struct k_context *c;
     int r;
-    if (options->float_activations)
-        return error_set(e, -ENOTSUP,
-                "the CUDA worker multiplies quantised weights with INT8 activations only; leave --activations "
-                "as it is");
     c = calloc(1, sizeof *c);
     if (!c)
         return error_set(e, -ENOMEM, "no memory for a context");
     c->device = (int)options->device;
     c->threads = options->threads;
+    c->float_activations = options->float_activations;
     r = context_fill(c, e);
     if (r < 0)
         c = k_context_free(c);

@@ -87,6 +87,8 @@ int device_open(int device, struct cudaDeviceProp *ret, struct error *e) {
         made = stream_prepare((uint32_t)ret->sharedMemPerBlockOptin);
     if (made == cudaSuccess)
         made = tiles_prepare((uint32_t)ret->sharedMemPerBlockOptin);
+    if (made == cudaSuccess)
+        made = terms_prepare((uint32_t)ret->sharedMemPerBlockOptin);
     return made == cudaSuccess ? 0 : device_refused(device, ret, made, e);
 }
 

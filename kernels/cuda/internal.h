@@ -26,7 +26,8 @@ struct staging {
 struct k_context {
     int device;
     struct device_size size;
-    uint32_t threads;    /* of the host, for packing; 0 = all that this process may use */
+    uint32_t threads; /* of the host, for packing; 0 = all that this process may use */
+    bool float_activations;
     cudaStream_t stream; /* what is done at load: allocations, uploads */
     struct staging staging;
     char text[320];

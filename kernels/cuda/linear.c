@@ -77,19 +77,26 @@ static bool cut_evenly(const struct piece *p, uint32_t leaves, uint32_t width) {
     return p->plan.slots >= p->plan.runs * (ACTIVATION_RUN / width);
 }
 static uint32_t segments_of(const struct piece *p, uint32_t leaves) {
-    for (uint32_t segments = 1; segments <= 4 && p->whole.quantised && !p->whole.minimums; segments *= 2)
+    if (!p->whole.quantised)
+        return 1;
+    for (uint32_t segments = 1; segments <= 4 && !p->whole.minimums; segments *= 2)
         if (cut_evenly(p, leaves, ACTIVATION_RUN / segments))
             return segments;
     return SEGMENTS_ANY;
 }
 
+static enum weight_form weight_form(const struct k_tiles *t) {
+    if (t->quantised)
+        return (enum weight_form)t->format;
+    return t->dtype == K_BF16 ? FORM_BF16 : t->dtype == K_F16 ? FORM_F16 : FORM_F32;
+}
 static struct panel panel_form(const struct piece *p, uint32_t leaves) {
     struct panel f = {.leaves = leaves,
             .leaf_columns = p->plan.leaf_columns,
             .runs = p->plan.runs,
             .slots = p->plan.slots,
             .segments = segments_of(p, leaves),
-            .format = p->whole.format,
+            .form = weight_form(&p->whole),
             .scale = p->whole.scale,
             .zeros = p->whole.zeros,
             .minimums = p->whole.minimums};
@@ -103,7 +110,7 @@ static struct panel panel_form(const struct piece *p, uint32_t leaves) {
 static uint32_t panel_for(struct plan *plan, const struct panel *form) {
     for (uint32_t i = 0; i < plan->n_panels; i++) {
         const struct panel *p = &plan->panels[i];
-        if (p->format == form->format && p->scale == form->scale && p->zeros == form->zeros &&
+        if (p->form == form->form && p->scale == form->scale && p->zeros == form->zeros &&
                 p->minimums == form->minimums && p->segments == form->segments && p->slots == form->slots &&
                 p->group == form->group && p->first_column == form->first_column)
             return i;
@@ -142,19 +149,11 @@ size_t k_linear_bytes(const struct k_linear_spec *spec) {
     return plan.bytes;
 }
 
-/* What this library has kernels for. */
-static int form_check(const struct k_linear_spec *spec, struct error *e) {
+/* What a whole matrix of 8 leaves cannot be part of. */
+static int leaves_check(const struct k_linear_spec *spec, struct error *e) {
+    const uint32_t leaf_columns = spec->columns / spec->leaves;
     for (uint32_t i = 0; i < spec->n_pieces; i++) {
         const struct k_matrix_view *v = &spec->pieces[i];
-        const bool quantised = v->quant || (v->tiles && v->tiles->quantised);
-        const enum quant_format format = v->quant   ? v->quant->format
-                                         : v->tiles ? v->tiles->format
-                                                    : QUANT_INT4;
-        const uint32_t leaf_columns = spec->columns / spec->leaves;
-        if (!quantised || format == QUANT_FP8)
-            return error_set(e, -ENOTSUP,
-                    "%s: piece %u is %s; the CUDA worker multiplies INT4 and INT8 weights only", spec->name,
-                    i, quantised ? "FP8" : "not quantised");
         if (v->quant && v->first_column / leaf_columns + spec->leaves > K_LEAVES)
             return error_set(e, -EINVAL, "%s: column %u begins leaf %u of %u columns; a matrix has %u leaves",
                     spec->name, v->first_column, v->first_column / leaf_columns, leaf_columns, K_LEAVES);
@@ -262,8 +261,9 @@ static int copy_tiles(struct k_linear *l, const struct plan *plan, const struct 
 }
 
 static int pack_piece(struct k_linear *l, const struct plan *plan, const struct piece *p,
-        const struct k_matrix_view *v, struct error *e) {
-    const struct k_layout_source source = {.tiles = &p->whole, .view = v};
+        const struct k_matrix_view *v, const uint32_t *order, struct error *e) {
+    const struct k_layout_source source = {
+            .tiles = &p->whole, .view = v, .order = p->whole.quantised ? NULL : order};
     uint8_t *packed =
             malloc(p->strips * p->block[CODES] + ALIGNMENT); /* the largest stretch, and what pads it */
     uint32_t first = 0;                                      /* unit of the array */
@@ -287,13 +287,16 @@ int k_linear_pack(
     struct k_linear *l = NULL;
     int r = linear_check_weights(spec, e);
     r = r < 0 ? r : linear_check(spec, e);
-    r = r < 0 ? r : form_check(spec, e);
+    r = r < 0 ? r : leaves_check(spec, e);
     if (r < 0)
         return r;
     plan_make(spec, &plan);
     r = linear_new(c, spec, &plan, &l, e);
-    for (uint32_t i = 0; i < spec->n_pieces && r == 0; i++)
-        r = (spec->pieces[i].tiles ? copy_tiles : pack_piece)(l, &plan, &plan.pieces[i], &spec->pieces[i], e);
+    for (uint32_t i = 0; i < spec->n_pieces && r == 0; i++) {
+        const struct k_matrix_view *v = &spec->pieces[i];
+        r = v->tiles ? copy_tiles(l, &plan, &plan.pieces[i], v, e)
+                     : pack_piece(l, &plan, &plan.pieces[i], v, spec->order, e);
+    }
     if (r < 0) {
         k_linear_free(l);
         return r;
@@ -302,25 +305,78 @@ int k_linear_pack(
     return 0;
 }
 
-/* FP8 and dense ones come with their kernels; form_check() refuses them. */
+struct dummy {
+    uint64_t seed; /* of the linear */
+    float scale;
+    uint32_t first_strip; /* of the piece, in the linear */
+};
+static int dummy_quantised(struct k_linear *l, const struct plan *plan, const struct dummy *d, uint32_t piece,
+        const struct k_matrix_view *like, struct error *e) {
+    const struct dummy_weights weights = {dummy_piece_seed(d->seed, piece), d->scale, l->leaf_columns};
+    const struct quant_matrix q = dummy_matrix(like->quant, &weights);
+    struct k_matrix_view v = *like;
+    v.quant = &q;
+    return pack_piece(l, plan, &plan->pieces[piece], &v, NULL, e);
+}
+
+/* data[rows][columns] of strips from `strip` of the linear on; rows behind the last of a strip are not looked at. */
+static void dummy_fill(const struct k_linear *l, const struct dummy *d, uint32_t strip, uint32_t rows,
+        enum k_dtype dtype, uint8_t *data) {
+    for (uint32_t r = 0; r < rows; r++) {
+        for (uint32_t k = 0; k < l->columns; k++) {
+            const float x = dummy_dense(d->seed, strip + r / STRIP_ROWS, k / l->leaf_columns,
+                    k % l->leaf_columns, r % STRIP_ROWS, d->scale);
+            const uint16_t half = dtype == K_BF16 ? bf16_of(x) : f16_of(x);
+            const size_t at = (size_t)r * l->columns + k;
+            if (dtype == K_F32)
+                memcpy(data + at * 4, &x, 4);
+            else
+                memcpy(data + at * 2, &half, 2);
+        }
+    }
+}
+/* Strip by strip, so that it needs little memory. */
+static int dummy_dense_piece(struct k_linear *l, const struct plan *plan, const struct dummy *d,
+        const struct piece *p, const struct k_matrix_view *like, struct error *e) {
+    struct k_matrix_view v = {.data = malloc((size_t)STRIP_ROWS * l->columns * k_dtype_bytes(like->dtype)),
+            .row_stride = l->columns,
+            .dtype = like->dtype};
+    uint8_t *packed = malloc(p->block[CODES] + ALIGNMENT);
+    int r = v.data && packed ? 0 : error_set(e, -ENOMEM, "%s: no memory to pack a strip", l->name);
+    for (uint32_t s = 0; s < p->strips && r == 0; s++) {
+        struct k_tiles strip;
+        const uint32_t left = like->rows - s * STRIP_ROWS;
+        const struct k_layout_source source = {.tiles = &strip, .view = &v};
+        v.rows = left < STRIP_ROWS ? left : STRIP_ROWS;
+        k_tiles_describe(&v, l->leaf_columns * K_LEAVES, &strip);
+        dummy_fill(l, d, d->first_strip + s, v.rows, v.dtype, (uint8_t *)v.data);
+        for (uint32_t leaf = 0; leaf < l->leaves && r == 0; leaf++) {
+            k_layout_pack_units(&k_layout_cuda_mma, &source, leaf, 1, 1, packed);
+            r = context_upload(l->context, stretch_at(l, plan, p, CODES, leaf) + s * p->block[CODES], packed,
+                    p->block[CODES], e);
+        }
+    }
+    free((void *)v.data);
+    free(packed);
+    return r;
+}
+
 int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64_t seed, float scale,
         struct k_linear **ret, struct error *e) {
     struct plan plan;
     struct k_linear *l = NULL;
+    struct dummy d = {.seed = dummy_seed(seed), .scale = scale};
     int r = linear_check_dummy(spec, e);
     r = r < 0 ? r : linear_check(spec, e);
-    r = r < 0 ? r : form_check(spec, e);
+    r = r < 0 ? r : leaves_check(spec, e);
     if (r < 0)
         return r;
     plan_make(spec, &plan);
     r = linear_new(c, spec, &plan, &l, e);
-    for (uint32_t i = 0; i < spec->n_pieces && r == 0; i++) {
-        const struct dummy_weights d = {
-                dummy_piece_seed(dummy_seed(seed), i), scale, spec->columns / spec->leaves};
-        struct k_matrix_view v = spec->pieces[i];
-        const struct quant_matrix q = dummy_matrix(v.quant, &d);
-        v.quant = &q;
-        r = pack_piece(l, &plan, &plan.pieces[i], &v, e);
+    for (uint32_t i = 0; i < spec->n_pieces && r == 0; d.first_strip += plan.pieces[i++].strips) {
+        const struct k_matrix_view *v = &spec->pieces[i];
+        r = v->quant ? dummy_quantised(l, &plan, &d, i, v, e)
+                     : dummy_dense_piece(l, &plan, &d, &plan.pieces[i], v, e);
     }
     if (r < 0) {
         k_linear_free(l);

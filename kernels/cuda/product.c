@@ -1,8 +1,10 @@
 /* product.c - multiplying activations with packed weights: how an operation of kernels.h becomes kernels.
  *
- * Two steps for every product: the rows become INT8 once (quantise.cu), then each panel of the linear is multiplied
- * (stream.cu, tile.cu). Which kernel that is never changes a bit. Scratch, from the start of the stream's workspace:
- * codes, scales, sums of tiles that blocks share, and the outputs of gate and up where they have no form in common. */
+ * Two steps for every product: the rows are brought into a form once (quantise.cu), then each panel of the linear
+ * that takes this form is multiplied. INT4 and INT8 weights take INT8 activations (stream.cu, tile.cu), all others,
+ * and those where the context wants float activations, terms of bf16 (terms.cu). Which kernel of a form that is never
+ * changes a bit. Scratch, from the start of the stream's workspace: the rows, in one form after the other, with INT8
+ * the sums of tiles that blocks share, and the outputs of gate and up where they are not one kernel's. */
 #include "kernels/cuda/internal.h"
 #include "kernels/shared/pool_layout.h"
 
@@ -24,10 +26,18 @@ static uint64_t row_tiles_of(uint64_t rows) {
 static uint64_t parts_bytes(uint64_t rows) {
     return rows > STREAM_ROWS ? SPLIT_BLOCKS_MAX * TILE_PARTS * sizeof(float) : 0;
 }
+static uint64_t terms_tiles_of(uint64_t rows) {
+    return (rows < TERMS_ROWS ? rows + 7 : TERMS_ROWS) / 8;
+}
+/* Of the rows, in whatever form. */
+static uint64_t rows_bytes(uint64_t columns, uint64_t rows) {
+    const uint64_t runs = runs_of(columns), row_tiles = row_tiles_of(rows),
+                   codes = codes_bytes(runs, row_tiles) + scales_bytes(runs, row_tiles) + parts_bytes(rows),
+                   terms = runs * terms_tiles_of(rows) * TERMS_BYTES;
+    return codes > terms ? codes : terms;
+}
 uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs) {
-    const uint64_t runs = runs_of(columns), row_tiles = row_tiles_of(rows);
-    return codes_bytes(runs, row_tiles) + scales_bytes(runs, row_tiles) + parts_bytes(rows) +
-           align64(rows * outputs * sizeof(float));
+    return rows_bytes(columns, rows) + align64(rows * outputs * sizeof(float));
 }
 
 struct product {
@@ -39,28 +49,40 @@ struct product {
     float *d_y;
 };
 
-/* The activations of the product, in the first of `scratch`; false: a fault was kept. */
-static bool quantise(
-        struct k_stream *s, const struct product *p, uint8_t *d_scratch, struct activations *ret) {
-    const uint32_t rows = p->b->bounds.rows,
-                   runs = (p->w->leaf_columns + ACTIVATION_RUN - 1) / ACTIVATION_RUN;
-    ret->row_tiles = (uint32_t)row_tiles_of(rows);
-    ret->d_codes = d_scratch;
-    ret->d_scales = (float *)(d_scratch + codes_bytes(runs_of(p->w->columns), ret->row_tiles));
-    const struct quantise_args a = {.d_x = p->d_x,
+/* Where a product's outputs go, and how. */
+struct outputs {
+    bool pair; /* silu(gate) * up, by the kernel */
+    float *d_y;
+    uint32_t ldy;
+};
+
+static struct input input_of(const struct product *p) {
+    return (struct input){.d_x = p->d_x,
             .d_norm = p->d_norm,
             .d_order = p->w->d_order,
             .d_plan = p->b->view.d_plan,
             .eps = p->eps,
             .columns = p->w->columns,
             .leaf_columns = p->w->leaf_columns,
-            .runs = runs,
-            .to = *ret};
-    return CUDA_QUEUED(s, queue_quantise(s->stream, &a, rows));
+            .runs = (p->w->leaf_columns + ACTIVATION_RUN - 1) / ACTIVATION_RUN};
+}
+
+/* What a panel multiplies. */
+enum input_form { INPUT_CODES, INPUT_TERMS, INPUT_TERMS_OF_CODES, INPUT_FORMS };
+static enum input_form input_form(const struct k_stream *s, const struct panel *w) {
+    if (w->form != FORM_INT4 && w->form != FORM_INT8)
+        return INPUT_TERMS;
+    return s->context->float_activations ? INPUT_TERMS_OF_CODES : INPUT_CODES;
+}
+static bool takes(const struct k_stream *s, const struct k_linear *w, enum input_form form) {
+    for (uint32_t i = 0; i < w->n_panels; i++)
+        if (input_form(s, &w->panels[i]) == form)
+            return true;
+    return false;
 }
 
 /* One panel: few rows as a stream, more in tiles, and as streams of 16 rows where those have no form for it. */
-static bool multiply_panel(struct k_stream *s, struct product_args *a, uint32_t rows) {
+static bool multiply_codes_panel(struct k_stream *s, struct product_args *a, uint32_t rows) {
     if (rows > STREAM_ROWS && tiles_can(&a->w))
         return CUDA_QUEUED(s, queue_tiles(s->stream, a, rows, &s->context->size));
     for (a->first_row = 0; a->first_row < rows; a->first_row += STREAM_ROWS)
@@ -68,51 +90,83 @@ static bool multiply_panel(struct k_stream *s, struct product_args *a, uint32_t 
             return false;
     return true;
 }
-/* All panels of w; pair: there is one, of gate and up. */
-static void multiply(struct k_stream *s, const struct product *p, const struct activations *x, bool pair,
-        float *d_y, uint32_t ldy) {
+/* All panels that take INT8 activations, which are made in d_scratch. */
+static bool multiply_codes(
+        struct k_stream *s, const struct product *p, uint8_t *d_scratch, const struct outputs *o) {
+    const uint32_t rows = p->b->bounds.rows, row_tiles = (uint32_t)row_tiles_of(rows);
     const uint64_t runs = runs_of(p->w->columns);
-    struct product_args a = {.x = *x,
-            .d_plan = p->b->view.d_plan,
-            .pair = pair,
-            .add = p->add,
-            .d_y = d_y,
-            .ldy = ldy,
-            .d_parts = (float *)((uint8_t *)x->d_scales + scales_bytes(runs, x->row_tiles)),
-            .d_counters = s->d_counters};
-    for (uint32_t i = 0; i < p->w->n_panels; i++) {
-        a.w = p->w->panels[i];
-        if (!multiply_panel(s, &a, p->b->bounds.rows))
-            return;
+    uint8_t *d_scales = d_scratch + codes_bytes(runs, row_tiles);
+    const struct quantise_args q = {.in = input_of(p),
+            .to = {.d_codes = d_scratch, .d_scales = (float *)d_scales, .row_tiles = row_tiles}};
+    bool well = CUDA_QUEUED(s, queue_quantise(s->stream, &q, rows));
+    for (uint32_t i = 0; i < p->w->n_panels && well; i++) {
+        struct product_args a = {.w = p->w->panels[i],
+                .x = q.to,
+                .d_plan = q.in.d_plan,
+                .pair = o->pair,
+                .add = p->add,
+                .d_y = o->d_y,
+                .ldy = o->ldy,
+                .d_parts = (float *)(d_scales + scales_bytes(runs, row_tiles)),
+                .d_counters = s->d_counters};
+        if (input_form(s, &a.w) == INPUT_CODES)
+            well = multiply_codes_panel(s, &a, rows);
     }
+    return well;
+}
+/* All panels that take terms, in the order of `form`: TERMS_ROWS rows after another, which bounds the scratch. */
+static bool multiply_terms(struct k_stream *s, const struct product *p, enum input_form form,
+        uint8_t *d_scratch, const struct outputs *o) {
+    const uint32_t rows = p->b->bounds.rows;
+    struct terms_args t = {.in = input_of(p),
+            .to = {.d_terms = d_scratch, .row_tiles = (uint32_t)terms_tiles_of(rows)},
+            .order = form == INPUT_TERMS ? TERMS_PLAIN : TERMS_CODES};
+    bool well = true;
+    for (; t.first_row < rows && well; t.first_row += TERMS_ROWS) {
+        const uint32_t left = rows - t.first_row;
+        well = CUDA_QUEUED(s, queue_terms(s->stream, &t, left < TERMS_ROWS ? left : TERMS_ROWS));
+        for (uint32_t i = 0; i < p->w->n_panels && well; i++) {
+            const struct terms_product_args a = {.w = p->w->panels[i],
+                    .x = t.to,
+                    .d_plan = t.in.d_plan,
+                    .first_row = t.first_row,
+                    .add = p->add,
+                    .d_y = o->d_y,
+                    .ldy = o->ldy};
+            if (input_form(s, &a.w) == form)
+                well = CUDA_QUEUED(s, queue_terms_product(s->stream, &a, rows, &s->context->size));
+        }
+    }
+    return well;
 }
 
 static void product_run(struct k_stream *s, const struct product *p) {
     const struct k_linear *w = p->w;
     const uint64_t rows = p->b->bounds.rows;
-    const bool pair = p->gate_up && w->n_panels == 1;
-    struct activations x;
+    const bool pair = p->gate_up && w->n_panels == 1 && takes(s, w, INPUT_CODES);
+    struct outputs o = {.pair = pair, .d_y = p->d_y, .ldy = pair ? w->rows / 2 : w->rows};
+    bool well = true;
     if (p->gate_up && !w->halves) {
         stream_fault(s, -EINVAL, "%s: gate and up must be two pieces of equally many rows", w->name);
         return;
     }
     if (rows == 0 || !CUDA_QUEUED(s, cudaSetDevice(s->context->device)))
         return;
-    const uint64_t before = product_scratch_bytes(w->columns, rows, 0);
     uint8_t *d_scratch =
             stream_scratch(s, product_scratch_bytes(w->columns, rows, p->gate_up && !pair ? w->rows : 0));
-    if (!d_scratch || !quantise(s, p, d_scratch, &x))
+    if (!d_scratch)
         return;
-    if (!p->gate_up || pair) {
-        multiply(s, p, &x, pair, p->d_y, pair ? w->rows / 2 : w->rows);
-        return;
+    if (p->gate_up && !pair)
+        o.d_y = (float *)(d_scratch + rows_bytes(w->columns, rows));
+    for (enum input_form form = INPUT_CODES; form < INPUT_FORMS && well; form++) {
+        if (takes(s, w, form))
+            well = form == INPUT_CODES ? multiply_codes(s, p, d_scratch, &o)
+                                       : multiply_terms(s, p, form, d_scratch, &o);
     }
-    const struct silu_args silu = {.d_both = (float *)(d_scratch + before),
-            .d_plan = p->b->view.d_plan,
-            .d_y = p->d_y,
-            .n = w->rows / 2};
-    multiply(s, p, &x, /* pair= */ false, (float *)(d_scratch + before), w->rows);
-    CUDA_QUEUED(s, queue_silu(s->stream, &silu, (uint32_t)rows));
+    const struct silu_args silu = {
+            .d_both = o.d_y, .d_plan = p->b->view.d_plan, .d_y = p->d_y, .n = w->rows / 2};
+    if (well && p->gate_up && !pair)
+        CUDA_QUEUED(s, queue_silu(s->stream, &silu, (uint32_t)rows));
 }
 
 /* --- the operations --- */

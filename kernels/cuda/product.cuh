@@ -190,3 +190,37 @@ static __device__ __forceinline__ void run_evenly(const struct panel &w, const u
         sums_begin(sums);
     }
 }
+
+/* --- the leaves of a unit meet --- */
+
+/* [warp][row][strip of the unit][16], a warp's part at `stride` floats. */
+template <int STRIPS, int TILES>
+static __device__ __forceinline__ void leaves_put(float *to, uint32_t rows, const float (*leaf)[TILES][4]) {
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, i = lane % 4;
+#pragma unroll
+    for (uint32_t m = 0; m < STRIPS; m++) {
+#pragma unroll
+        for (uint32_t n = 0; n < TILES; n++) {
+#pragma unroll
+            for (uint32_t e = 0; e < 4; e++) {
+                const uint32_t row = n * 8 + 2 * i + (e & 1);
+                if (row < rows)
+                    to[row * (STRIPS * 16) + m * 16 + g + (e >> 1) * 8] = leaf[m][n][e];
+            }
+        }
+    }
+}
+/* ((0+1)+(2+3))+((4+5)+(6+7)), or the part of it that the rank has. */
+static __device__ __forceinline__ float leaves_tree(const float *v, uint32_t stride, uint32_t leaves) {
+    float sums[8];
+#pragma unroll
+    for (uint32_t l = 0; l < 8; l++)
+        sums[l] = l < leaves ? v[l * stride] : 0.0f;
+#pragma unroll
+    for (uint32_t d = 1; d < 8; d *= 2) {
+#pragma unroll
+        for (uint32_t l = 0; l < 8; l += 2 * d)
+            sums[l] = d < leaves ? sums[l] + sums[l + d] : sums[l];
+    }
+    return sums[0];
+}

@@ -14,6 +14,15 @@ extern "C" {
 
 /* A run is 128 k of a leaf counted from its start (ACTIVATION_RUN); the last one of a leaf may be short. */
 
+enum weight_form { /* the first three are those of enum quant_format */
+    FORM_INT4,
+    FORM_INT8,
+    FORM_FP8,
+    FORM_BF16,
+    FORM_F16,
+    FORM_F32,
+};
+
 enum { SEGMENTS_ANY = 0 }; /* panel.segments: cut wherever kernels/shared/segments.h says */
 
 struct strip_output {
@@ -31,9 +40,10 @@ struct panel {
     const struct strip_output *d_outputs; /* [strip] */
     uint32_t strips, leaves, leaf_columns;
     uint32_t runs, slots; /* of one leaf of one strip */
-    uint32_t segments; /* 1, 2 or 4: a run is that many equal segments, in as many slots; or SEGMENTS_ANY */
+    /* 1, 2 or 4: a run is that many equal segments, in as many slots; or SEGMENTS_ANY. Dense: 1 */
+    uint32_t segments;
     uint32_t group, first_column; /* SEGMENTS_ANY: of the whole matrix */
-    uint8_t format, scale;        /* enum quant_format: INT4 or INT8; enum quant_scale */
+    uint8_t form, scale;          /* enum weight_form; enum quant_scale */
     bool zeros, minimums;         /* whether those arrays are there */
 };
 
@@ -50,16 +60,43 @@ struct activations {
     uint32_t row_tiles;
 };
 
-struct quantise_args {
-    const float *d_x;        /* [rows][columns] */
-    const float *d_norm;     /* NULL, or [columns]: x is normalised first */
+struct input {           /* what a product multiplies, before it is brought into the form of its kernels */
+    const float *d_x;    /* [rows][columns] */
+    const float *d_norm; /* NULL, or [columns]: x is normalised first */
     const uint32_t *d_order; /* NULL, or [columns]: position k is input order[k] */
     const struct k_plan *d_plan;
     float eps;
     uint32_t columns, leaf_columns, runs;
+};
+struct quantise_args {
+    struct input in;
     struct activations to;
 };
 cudaError_t queue_quantise(cudaStream_t s, const struct quantise_args *a, uint32_t rows_bound);
+
+/* Activations as three terms of bf16, in the fragments of mma_bf16(): high, middle and low, 8 bits of x each, whose sum
+ * is x. An infinity is one in the high term alone.
+ *
+ *   d_terms   [leaf][run][row / 8][term, high first][k / 32][lane (g, i)][step 2][b0, b1]: row g of the eight
+ *
+ * plain: b0 has k 16 step + 2i and 2i + 1, b1 those 8 further on. codes (for INT4 and INT8 weights): of k 8i + 4 step
+ * .. + 3, b0 has the first and the third, b1 the second and the fourth. Columns behind a leaf's end are 0. */
+#define TERMS       3u
+#define TERM_BYTES  2048u /* of eight rows of a run */
+#define TERMS_BYTES (TERMS * TERM_BYTES)
+enum terms_order { TERMS_PLAIN, TERMS_CODES };
+struct terms {
+    uint8_t *d_terms;
+    uint32_t row_tiles;
+};
+struct terms_args {
+    struct input in;
+    struct terms to;
+    uint32_t first_row; /* which is row 0 of the terms */
+    enum terms_order order;
+};
+#define TERMS_ROWS 256u /* at once, at most */
+cudaError_t queue_terms(cudaStream_t s, const struct terms_args *a, uint32_t rows_bound);
 
 struct product_args {
     struct panel w;
@@ -93,6 +130,19 @@ bool tiles_can(const struct panel *w);
 cudaError_t queue_tiles(
         cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d);
 
+/* y[first_row + r][outputs] of up to TERMS_ROWS rows r of terms; a panel of any form. */
+struct terms_product_args {
+    struct panel w;
+    struct terms x;
+    const struct k_plan *d_plan;
+    uint32_t first_row; /* of the terms */
+    bool add;           /* y += instead of y = */
+    float *d_y;
+    uint32_t ldy;
+};
+cudaError_t queue_terms_product(
+        cudaStream_t s, const struct terms_product_args *a, uint32_t rows_bound, const struct device_size *d);
+
 /* y[r][n] = silu(both[r][i]) * both[r][n + i] */
 struct silu_args {
     const float *d_both;
@@ -105,6 +155,7 @@ cudaError_t queue_silu(cudaStream_t s, const struct silu_args *a, uint32_t rows_
 /* Once per device: how much shared memory a block may have there. */
 cudaError_t stream_prepare(uint32_t shared_of_block);
 cudaError_t tiles_prepare(uint32_t shared_of_block);
+cudaError_t terms_prepare(uint32_t shared_of_block);
 
 #ifdef __cplusplus
 }

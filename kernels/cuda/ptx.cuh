@@ -64,6 +64,13 @@ static __device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
     return d;
 }
 
+/* a b + c of pairs of bf16, where that is a bf16. */
+static __device__ __forceinline__ uint32_t bf16_pair_fma(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
 /* --- copies and loads --- */
 
 /* 16 bytes to shared memory without waiting, past L1. */

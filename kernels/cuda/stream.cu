@@ -172,39 +172,8 @@ static __device__ __forceinline__ void run_anyhow(const struct panel &w, const u
     }
 }
 
-/* --- the leaves of a unit meet --- */
+/* --- the end of a unit --- */
 
-/* [warp][row][strip of the unit][16], a warp's part at `stride` floats. */
-template <int STRIPS, int TILES>
-static __device__ __forceinline__ void leaves_put(float *to, uint32_t rows, const float (*leaf)[TILES][4]) {
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, i = lane % 4;
-#pragma unroll
-    for (uint32_t m = 0; m < STRIPS; m++) {
-#pragma unroll
-        for (uint32_t n = 0; n < TILES; n++) {
-#pragma unroll
-            for (uint32_t e = 0; e < 4; e++) {
-                const uint32_t row = n * 8 + 2 * i + (e & 1);
-                if (row < rows)
-                    to[row * (STRIPS * 16) + m * 16 + g + (e >> 1) * 8] = leaf[m][n][e];
-            }
-        }
-    }
-}
-/* ((0+1)+(2+3))+((4+5)+(6+7)), or the part of it that the rank has. */
-static __device__ __forceinline__ float leaves_tree(const float *v, uint32_t stride, uint32_t leaves) {
-    float sums[8];
-#pragma unroll
-    for (uint32_t l = 0; l < 8; l++)
-        sums[l] = l < leaves ? v[l * stride] : 0.0f;
-#pragma unroll
-    for (uint32_t d = 1; d < 8; d *= 2) {
-#pragma unroll
-        for (uint32_t l = 0; l < 8; l += 2 * d)
-            sums[l] = d < leaves ? sums[l] + sums[l + d] : sums[l];
-    }
-    return sums[0];
-}
 /* All outputs of the block's units: unit `first` + p of part p. */
 template <bool PAIR>
 static __device__ __forceinline__ void outputs_store(
@@ -327,7 +296,7 @@ static cudaError_t queue_cut(
 cudaError_t queue_stream(
         cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d) {
     const uint32_t left = rows_bound - a->first_row, rows = left < STREAM_ROWS ? left : STREAM_ROWS;
-    return a->w.format == QUANT_INT4 ? queue_cut<4>(s, *a, rows, d) : queue_cut<8>(s, *a, rows, d);
+    return a->w.form == FORM_INT4 ? queue_cut<4>(s, *a, rows, d) : queue_cut<8>(s, *a, rows, d);
 }
 
 template <int BITS, enum cut CUT> static cudaError_t prepare(int shared_of_block) {

@@ -389,12 +389,11 @@ static cudaError_t queue_cut(
 }
 cudaError_t queue_tiles(
         cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d) {
-    return a->w.format == QUANT_INT4 ? queue_cut<4>(s, *a, rows_bound, d)
-                                     : queue_cut<8>(s, *a, rows_bound, d);
+    return a->w.form == FORM_INT4 ? queue_cut<4>(s, *a, rows_bound, d) : queue_cut<8>(s, *a, rows_bound, d);
 }
 /* A thread counts a leaf's codes in 32 bits. */
 bool tiles_can(const struct panel *w) {
-    const uint64_t run = w->format == QUANT_INT4 ? codes_of_run<4>::BYTES : codes_of_run<8>::BYTES;
+    const uint64_t run = w->form == FORM_INT4 ? codes_of_run<4>::BYTES : codes_of_run<8>::BYTES;
     return w->segments != SEGMENTS_ANY && w->strips * (uint64_t)w->runs * run <= UINT32_MAX;
 }
 

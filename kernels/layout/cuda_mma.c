@@ -39,7 +39,7 @@ static uint32_t count_slots(const struct k_tiles *t, uint32_t leaf_columns, uint
 struct cuda_mma_plan cuda_mma_plan(const struct k_tiles *t) {
     struct cuda_mma_plan p = {.strips = strips_of(t->rows),
             .leaf_columns = t->columns / K_LEAVES,
-            .run_bytes = STRIP_ROWS * RUN * 2};
+            .run_bytes = STRIP_ROWS * RUN * (uint32_t)k_dtype_bytes(t->dtype)};
     p.runs = (p.leaf_columns + RUN - 1) / RUN;
     if (t->quantised) {
         p.slots = count_slots(t, p.leaf_columns, p.runs);
@@ -55,11 +55,9 @@ struct cuda_mma_plan cuda_mma_plan(const struct k_tiles *t) {
 }
 
 static int check(const struct k_tiles *t, struct error *e) {
-    if (!t->quantised && t->dtype == K_F32)
-        return error_set(e, -ENOTSUP,
-                "layout %s has no form for FP32 matrices; convert the checkpoint to BF16",
-                k_layout_cuda_mma.name);
-    return 0;
+    (void)t;
+    (void)e;
+    return 0; /* there is a form for every matrix */
 }
 static size_t bytes(const struct k_tiles *t) {
     return cuda_mma_plan(t).bytes;
@@ -143,6 +141,10 @@ static uint32_t fp8_at(uint32_t row, uint32_t k) {
 static uint32_t half_at(uint32_t row, uint32_t k) {
     return k / STEP_HALF * FRAGMENT + lane_of_half(row, k) * 16 + element_of_half(row, k) * 2;
 }
+static uint32_t float_at(uint32_t row, uint32_t k) {
+    const uint32_t a = element_of_half(row, k);
+    return (k / STEP_HALF * 2 + a / 4) * FRAGMENT + lane_of_half(row, k) * 16 + a % 4 * 4;
+}
 
 /* --- packing --- */
 
@@ -179,13 +181,18 @@ static void pack_codes(const struct block *b, uint8_t *to) {
 static void pack_dense(const struct block *b, uint8_t *to) {
     const struct k_matrix_view *v = b->source->view;
     const uint32_t n = b->plan->leaf_columns, *order = b->source->order;
+    const size_t size = k_dtype_bytes(v->dtype);
     for (uint32_t r = 0; r < b->rows; r++) {
         const uint8_t *from = (const uint8_t *)v->data +
-                              (uint64_t)source_row(v, b->strip * STRIP_ROWS + r) * v->row_stride * 2;
+                              (uint64_t)source_row(v, b->strip * STRIP_ROWS + r) * v->row_stride * size;
         for (uint32_t k = 0; k < n; k++) {
             const uint32_t column = b->leaf * n + k;
-            memcpy(to + (size_t)(k / RUN) * b->plan->run_bytes + half_at(r, k % RUN),
-                    from + 2 * (uint64_t)(order ? order[column] : column), 2);
+            const uint8_t *x = from + size * (uint64_t)(order ? order[column] : column);
+            uint8_t *run = to + (size_t)(k / RUN) * b->plan->run_bytes;
+            if (size == 2)
+                memcpy(run + half_at(r, k % RUN), x, 2);
+            else
+                memcpy(run + float_at(r, k % RUN), x, 4);
         }
     }
 }

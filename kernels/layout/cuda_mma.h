@@ -42,13 +42,12 @@
  *          the pair a(4v), a(4v + 1) as the high bytes of halves, w & 0xff00ff00 the pair a(4v + 2), a(4v + 3).
  *   BF16,  4096 bytes a run: [step of 16 k][lane][a0 .. a7], the four registers of mma.m16n8k16.
  *   F16
+ *   F32    8192 bytes a run: [step of 16 k][half h][lane][a(4h) .. a(4h + 3)], of the same fragment.
  *
  * The fragment of m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"):
  *
  *   a0 a1   row g       k = 2i, 2i + 1              a4 a5   row g       k = 2i + 8, 2i + 9
- *   a2 a3   row g + 8   k = 2i, 2i + 1              a6 a7   row g + 8   k = 2i + 8, 2i + 9
- *
- * FP32 matrices have no such form. */
+ *   a2 a3   row g + 8   k = 2i, 2i + 1              a6 a7   row g + 8   k = 2i + 8, 2i + 9 */
 #pragma once
 
 #include "kernels/layout/layout.h"

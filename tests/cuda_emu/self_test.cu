@@ -117,6 +117,13 @@ cudaError_t try_mma_bf16_rounded(
     return K_LAUNCH(mma_bf16_rounded_kernel, 1, 32, 1024, s, d_a, d_b, d_c, d_out);
 }
 
+__global__ void bf16_pairs_kernel(const uint32_t *d_a, uint32_t b, uint32_t c, uint32_t *d_out) {
+    d_out[threadIdx.x] = bf16_pair_fma(d_a[threadIdx.x], b, c);
+}
+cudaError_t try_bf16_pairs(cudaStream_t s, const uint32_t *d_a, uint32_t b, uint32_t c, uint32_t *d_out) {
+    return K_LAUNCH(bf16_pairs_kernel, 1, 32, 0, s, d_a, b, c, d_out);
+}
+
 /* A lane copies and reads the same 16 bytes of a slot, so no barrier is needed: only the waits. */
 __global__ void copies_kernel(
         uint32_t n, uint32_t waits, uint32_t early, const uint32_t *d_in, uint32_t *d_out) {

@@ -207,6 +207,29 @@ static void test_rounding_and_transposed_matrices(void **state) {
     }
 }
 
+/* Codes 128 .. 143 and 128 .. 255 less 136 and 200; and the smallest numbers by 2^120. */
+static void test_pairs_of_bf16(void **state) {
+    static const float b[2] = {1.0f, 0x1p120f}, c[2][2] = {{-136.0f, -200.0f}, {-0.0f, -0.0f}};
+    uint32_t in[32], out[32];
+    (void)state;
+    for (uint32_t i = 0; i < 2; i++) {
+        for (uint32_t l = 0; l < 32; l++)
+            in[l] = i ? (l | l << 20)
+                      : (uint32_t)bf16_of((float)(128 + 4 * l)) << 16 | bf16_of((float)(128 + l % 16));
+        void *d[] = {device(in, sizeof in), device(NULL, sizeof out)};
+        ok(try_bf16_pairs(stream, d[0], bf16_of(b[i]) * 0x10001u,
+                (uint32_t)bf16_of(c[i][1]) << 16 | bf16_of(c[i][0]), d[1]));
+        fetch(out, d[1], sizeof out);
+        for (uint32_t l = 0; l < 32; l++) {
+            for (uint32_t h = 0; h < 2; h++)
+                assert_true(float_of_bf16((uint16_t)(out[l] >> (16 * h))) ==
+                            float_of_bf16((uint16_t)(in[l] >> (16 * h))) * b[i] + c[i][h]);
+        }
+        ok(cudaFree(d[0]));
+        ok(cudaFree(d[1]));
+    }
+}
+
 static bool copies_are_right(uint32_t waits, uint32_t early) {
     enum { RUNS = 7, N = RUNS * 128 };
     uint32_t in[N], out[N];
@@ -348,6 +371,7 @@ int main(void) {
             cmocka_unit_test(test_mma_s8_is_plain_loops),
             cmocka_unit_test(test_mma_bf16_and_ldmatrix_are_plain_loops),
             cmocka_unit_test(test_rounding_and_transposed_matrices),
+            cmocka_unit_test(test_pairs_of_bf16),
             cmocka_unit_test(test_copies_come_at_their_wait),
             cmocka_unit_test(test_streams_events_and_graphs),
             cmocka_unit_test(test_mistakes_are_found_and_named),

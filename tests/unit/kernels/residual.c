@@ -10,6 +10,7 @@ static const struct form {
         {64, 768, {QUANT_INT4, QUANT_SCALE_F16, 32, true, false}},
         {17, 256, {QUANT_INT8, QUANT_SCALE_F32, 64, false, false}},
         {33, 208, {QUANT_INT8, QUANT_SCALE_BF16, 16, true, true}}, /* leaves of 26 */
+        {30, 512, {QUANT_FP8, QUANT_SCALE_BF16, 128, false, false}},
 };
 static const uint32_t row_counts[] = {1, 7, 16, 17, 70};
 

@@ -5,6 +5,7 @@
  * whose threads and blocks each test runs in several orders. */
 #pragma once
 
+#include "base/half.h"
 #include "tests/unit/kernels/quantised.h"
 
 #include <dlfcn.h>
@@ -29,7 +30,7 @@ struct library {
     void (*emu_seed)(uint64_t seed); /* NULL: not the emulation */
 };
 
-#define SIDE_ROWS    160u
+#define SIDE_ROWS    304u
 #define SIDE_COLUMNS 4096u
 #define SIDE_OUTPUTS 4096u
 
@@ -61,8 +62,8 @@ static inline struct library opened_library(void) {
     return l;
 }
 
-static inline void side_open(struct side *d, struct library k) {
-    const struct k_context_options o = {.threads = 2};
+static inline void side_open_with(struct side *d, struct library k, bool float_activations) {
+    const struct k_context_options o = {.threads = 2, .float_activations = float_activations};
     const struct k_shape shape = {.tp = 1,
             .hidden_size = SIDE_COLUMNS / 2,
             .intermediate_size = SIDE_OUTPUTS / 2,
@@ -87,6 +88,9 @@ static inline void side_open(struct side *d, struct library k) {
     d->d_norm = k.k_alloc(d->c, SIDE_COLUMNS * sizeof(float));
     d->d_y = k.k_alloc(d->c, (size_t)SIDE_ROWS * SIDE_OUTPUTS * sizeof(float));
     assert_true(d->workspace && d->d_x && d->d_norm && d->d_y);
+}
+static inline void side_open(struct side *d, struct library k) {
+    side_open_with(d, k, /* float_activations= */ false);
 }
 static inline void side_close(struct side *d) {
     void *const blocks[] = {d->workspace, d->d_x, d->d_norm, d->d_y};

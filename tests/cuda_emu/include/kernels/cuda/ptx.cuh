@@ -114,6 +114,13 @@ static inline uint32_t bf16_pair(float low, float high) {
     return (uint32_t)bf16_of(high) << 16 | bf16_of(low);
 }
 
+static inline uint16_t emu_bf16_fma(uint32_t a, uint32_t b, uint32_t c) {
+    return bf16_of(fmaf(float_of_bf16((uint16_t)a), float_of_bf16((uint16_t)b), float_of_bf16((uint16_t)c)));
+}
+static inline uint32_t bf16_pair_fma(uint32_t a, uint32_t b, uint32_t c) {
+    return (uint32_t)emu_bf16_fma(a >> 16, b >> 16, c >> 16) << 16 | emu_bf16_fma(a, b, c);
+}
+
 /* --- copies and loads --- */
 
 static inline void copy_16(void *to_shared, const void *from) {
