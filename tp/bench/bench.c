@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define POOL_FRACTION 0.95 /* of what is left: of which the pool takes no more than the tests need */
-#define METER_LEAST   MIB(64)
+#define POOL_FRACTION 0.95    /* of what is left: of which the pool takes no more than the tests need */
+#define METER_LEAST   MIB(64) /* of memory that is short: less would be in a cache */
 
 /* Measures the memory, in a context beside the ranks': they are idle meanwhile. */
 struct meter {
@@ -41,13 +41,16 @@ static int meter_open(const struct bench_options *o, struct meter *m, struct err
     if (r < 0)
         return r;
     m->devices = k_memory_shared(m->context) ? 1 : tp;
-    for (m->bytes = o->memory_bytes; !m->memory && m->bytes >= METER_LEAST / 64; m->bytes /= 2) {
+    m->bytes = o->memory_bytes;
+    m->memory = k_alloc(m->context, m->bytes);
+    while (!m->memory && m->bytes / 2 >= METER_LEAST) {
+        m->bytes /= 2;
         m->memory = k_alloc(m->context, m->bytes);
-        if (m->memory)
-            return 0;
     }
-    return error_set(
-            e, -ENOMEM, "out of memory for measuring the memory's speed: --speed-memory 0 does without");
+    return m->memory
+                   ? 0
+                   : error_set(e, -ENOMEM,
+                             "out of memory for measuring the memory's speed: --speed-memory 0 does without");
 }
 
 static void meter_close(struct meter *m) {
