@@ -261,6 +261,10 @@ struct k_event *k_event_free(struct k_event *ev) {
     return NULL;
 }
 void k_event_record(struct k_stream *s, struct k_event *ev) {
+    if (s->capturing) { /* CUDA would take it, and never say that it is done */
+        stream_fault(s, -ENOTSUP, "an event cannot be recorded into a graph; record it after the launch");
+        return;
+    }
     ev->recorded = CUDA_QUEUED(s, cudaEventRecord(ev->event, s->stream));
 }
 bool k_event_done(const struct k_event *ev) {

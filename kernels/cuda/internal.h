@@ -107,6 +107,8 @@ int context_enter(const struct k_context *c, struct error *e);
 bool stream_enter(struct k_stream *s);
 /* to[bytes] on the device = from, done when it returns. */
 int context_upload(struct k_context *c, void *d_to, const void *from, size_t bytes, struct error *e);
+/* The same, there after staging_finish(); `from` was read when it returns. */
+int context_send(struct k_context *c, void *d_to, const void *from, size_t bytes, struct error *e);
 /* The same of what is made in place: the next buffer, STAGING_BYTES long, once it is free; a copy of it to the device;
  * and, after the last, that all are there. */
 int staging_take(struct k_context *c, uint8_t **ret, struct error *e);

@@ -252,7 +252,7 @@ static int copy_tiles(struct k_linear *l, const struct plan *plan, const struct 
             size_t bytes;
             if (!k_layout_cuda_mma.part(v, l->columns, l->leaves, n++, &from, &bytes))
                 return error_set(e, -EINVAL, "%s: tiles without all of their arrays", l->name);
-            int r = context_upload(l->context, stretch_at(l, plan, p, a, leaf), from, bytes, e);
+            int r = context_send(l->context, stretch_at(l, plan, p, a, leaf), from, bytes, e);
             if (r < 0)
                 return r;
         }
@@ -260,24 +260,40 @@ static int copy_tiles(struct k_linear *l, const struct plan *plan, const struct 
     return 0;
 }
 
+/* Leaf `leaf` of an array, whose units begin at first_unit: packed where it will be copied from, as many strips at a
+ * time as a staging buffer holds. */
+static int pack_leaf(struct k_linear *l, const struct plan *plan, const struct piece *p, enum array a,
+        uint32_t leaf, const struct k_layout_source *source, uint32_t first_unit, struct error *e) {
+    const size_t block = p->block[a];
+    const uint32_t most =
+            (uint32_t)((STAGING_BYTES - ALIGNMENT) / block); /* an array's last unit is padded */
+    if (most == 0)
+        return error_set(e, -ENOTSUP, "%s: %u columns in %u leaves are more than can be packed", l->name,
+                l->columns, l->leaves);
+    for (uint32_t s = 0; s < p->strips; s += most) {
+        const uint32_t n = p->strips - s < most ? p->strips - s : most;
+        uint8_t *packed;
+        int r = staging_take(l->context, &packed, e);
+        if (r < 0)
+            return r;
+        k_layout_pack_units(&k_layout_cuda_mma, source, first_unit + s, n, l->context->threads, packed);
+        r = staging_send(l->context, stretch_at(l, plan, p, a, leaf) + s * block, n * block, e);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
 static int pack_piece(struct k_linear *l, const struct plan *plan, const struct piece *p,
         const struct k_matrix_view *v, const uint32_t *order, struct error *e) {
     const struct k_layout_source source = {
             .tiles = &p->whole, .view = v, .order = p->whole.quantised ? NULL : order};
-    uint8_t *packed =
-            malloc(p->strips * p->block[CODES] + ALIGNMENT); /* the largest stretch, and what pads it */
-    uint32_t first = 0;                                      /* unit of the array */
-    int r = packed ? 0 : error_set(e, -ENOMEM, "%s: no memory to pack %u rows", l->name, v->rows);
+    uint32_t first = 0; /* unit of the array */
+    int r = 0;
     for (uint32_t a = 0; a < ARRAYS && r == 0; a++) {
-        for (uint32_t leaf = 0; p->block[a] && leaf < l->leaves && r == 0; leaf++) {
-            k_layout_pack_units(&k_layout_cuda_mma, &source, first + (p->first_leaf + leaf) * p->strips,
-                    p->strips, l->context->threads, packed);
-            r = context_upload(
-                    l->context, stretch_at(l, plan, p, a, leaf), packed, p->strips * p->block[a], e);
-        }
+        for (uint32_t leaf = 0; p->block[a] && leaf < l->leaves && r == 0; leaf++)
+            r = pack_leaf(l, plan, p, a, leaf, &source, first + (p->first_leaf + leaf) * p->strips, e);
         first += p->block[a] ? K_LEAVES * p->strips : 0;
     }
-    free(packed);
     return r;
 }
 
@@ -297,6 +313,7 @@ int k_linear_pack(
         r = v->tiles ? copy_tiles(l, &plan, &plan.pieces[i], v, e)
                      : pack_piece(l, &plan, &plan.pieces[i], v, spec->order, e);
     }
+    r = r < 0 ? r : staging_finish(c, e);
     if (r < 0) {
         k_linear_free(l);
         return r;
@@ -352,7 +369,7 @@ static int dummy_dense_piece(struct k_linear *l, const struct plan *plan, const 
         dummy_fill(l, d, d->first_strip + s, v.rows, v.dtype, (uint8_t *)v.data);
         for (uint32_t leaf = 0; leaf < l->leaves && r == 0; leaf++) {
             k_layout_pack_units(&k_layout_cuda_mma, &source, leaf, 1, 1, packed);
-            r = context_upload(l->context, stretch_at(l, plan, p, CODES, leaf) + s * p->block[CODES], packed,
+            r = context_send(l->context, stretch_at(l, plan, p, CODES, leaf) + s * p->block[CODES], packed,
                     p->block[CODES], e);
         }
     }
@@ -378,6 +395,7 @@ int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64
         r = v->quant ? dummy_quantised(l, &plan, &d, i, v, e)
                      : dummy_dense_piece(l, &plan, &d, &plan.pieces[i], v, e);
     }
+    r = r < 0 ? r : staging_finish(c, e);
     if (r < 0) {
         k_linear_free(l);
         return r;

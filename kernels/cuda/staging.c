@@ -56,7 +56,7 @@ static void fill_part(void *arg, uint32_t i) {
     memcpy(f->to + at, f->from + at, left < PART_BYTES ? left : PART_BYTES);
 }
 
-int context_upload(struct k_context *c, void *d_to, const void *from, size_t bytes, struct error *e) {
+int context_send(struct k_context *c, void *d_to, const void *from, size_t bytes, struct error *e) {
     uint8_t *d_p = d_to;
     for (struct fill f = {.from = from}; bytes; bytes -= f.bytes, f.from += f.bytes, d_p += f.bytes) {
         int r = staging_take(c, &f.to, e);
@@ -68,5 +68,9 @@ int context_upload(struct k_context *c, void *d_to, const void *from, size_t byt
         if (r < 0)
             return r;
     }
-    return staging_finish(c, e);
+    return 0;
+}
+int context_upload(struct k_context *c, void *d_to, const void *from, size_t bytes, struct error *e) {
+    int r = context_send(c, d_to, from, bytes, e);
+    return r < 0 ? r : staging_finish(c, e);
 }

@@ -166,7 +166,6 @@ static void test_a_graph_replays_with_new_contents(void **state) {
     OK(k_capture_begin(w.s, e));
     assert_int_equal(k_capture_begin(w.s, NULL), -EBUSY);
     queue_step(&w, &k);
-    k_event_record(w.s, ev);
     OK(k_capture_end(w.s, &g, e));
     assert_false(k_event_done(ev));
     for (uint32_t round = 0, at = 0; round < 3; round++) {
@@ -182,6 +181,7 @@ static void test_a_graph_replays_with_new_contents(void **state) {
         step_prompt(&w, 1, at, round + 1, 5 + round * 20);
         k_batch_upload(w.s, w.b, &w.plan, w.entries, w.ids, w.n_ids, NULL, 0);
         k_graph_launch(w.s, g);
+        k_event_record(w.s, ev);
         at += round + 1;
         fetch(&w, replayed, k.y, sizeof replayed);
         assert_same_floats(replayed, direct, 24 * (round + 1), "embedding");
@@ -227,6 +227,35 @@ static void test_a_vector_of_many_parts(void **state) {
     assert_memory_equal(host(&w, vector, n), from, n * sizeof *from);
     k_free(w.c, vector);
     free(from);
+    world_close(&w);
+}
+
+static void test_a_linear_of_many_parts(void **state) {
+    enum { N = 20011, K = 512 }; /* bf16: 20 MB */
+    uint16_t *data = calloc((size_t)N * K, sizeof *data);
+    float x[K], *y = malloc(N * sizeof *y), *expected = malloc(N * sizeof *expected);
+    struct k_matrix_view v = {.data = data, .row_stride = K, .rows = N, .dtype = K_BF16};
+    struct k_linear_spec spec = {.pieces = &v, .n_pieces = 1, .columns = K, .leaves = 1, .name = "w"};
+    struct k_linear *l = NULL;
+    struct world w;
+    (void)state;
+    for (uint32_t k = 0; k < K; k++)
+        x[k] = (float)k;
+    for (uint32_t r = 0; r < N; r++) {
+        data[(size_t)r * K + r % K] = to_bf16((float)(1 + r % 7));
+        expected[r] = (float)(r % K * (1 + r % 7));
+    }
+    assert_true(world_open(&w, &shape, &options, NULL, 2, NULL));
+    OK(k_linear_pack(w.c, &spec, &l, e));
+    slot_new(&w, 1, NULL, 1, 1);
+    step_new(&w);
+    step_prompt(&w, 1, 0, 1, 1);
+    step_begin_now(&w);
+    k_batch_bounds(w.b, &(struct k_bounds){1, 1, 64});
+    project(&w, l, K, x, y);
+    assert_same_floats(y, expected, N, "a product with packed parts");
+    k_linear_free(l);
+    free(data), free(y), free(expected);
     world_close(&w);
 }
 
@@ -309,6 +338,7 @@ int main(void) {
             cmocka_unit_test(test_memory),
             cmocka_unit_test(test_vectors_and_taps),
             cmocka_unit_test(test_a_vector_of_many_parts),
+            cmocka_unit_test(test_a_linear_of_many_parts),
             cmocka_unit_test(test_a_small_workspace_is_a_fault),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
