@@ -189,15 +189,17 @@ static int write_json(const struct test *t, const struct summary *s, struct erro
     json_object_set_new(root, "version", json_string(SHARDD_VERSION));
     json_object_set_new(root, "address", json_string(client_address(t->client)));
     json_object_set_new(root, "settings", settings_json(t));
-    char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
+    char *json = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(12)), *text = NULL;
     json_decref(root);
-    if (!text)
+    if (!json || asprintf(&text, "%s\n", json) < 0)
         rc = error_set(e, -ENOMEM, "no memory for the figures");
     else if (strcmp(path, "-") == 0)
-        rc = puts(text) < 0 || fflush(stdout) != 0 ? error_set(e, -EIO, "stdout cannot be written") : 0;
+        rc = fputs(text, stdout) < 0 || fflush(stdout) != 0 ? error_set(e, -EIO, "stdout cannot be written")
+                                                            : 0;
     else
         rc = file_replace(path, text, strlen(text), 0644, e);
     free(text);
+    free(json);
     return rc;
 }
 

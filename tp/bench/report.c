@@ -182,15 +182,17 @@ void report_test(struct report *r, const struct bench_test *t, json_t *gpu_load)
 /* --- the end --- */
 
 int report_write(const struct report *r, const char *path, struct error *e) {
-    char *text = json_dumps(r->root, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
+    char *json = json_dumps(r->root, JSON_INDENT(2) | JSON_REAL_PRECISION(12)), *text = NULL;
     int rc = 0;
-    if (!text)
+    if (!json || asprintf(&text, "%s\n", json) < 0)
         rc = error_set(e, -ENOMEM, "out of memory for the figures");
     else if (strcmp(path, "-") == 0)
-        rc = puts(text) < 0 || fflush(stdout) != 0 ? error_set(e, -EIO, "stdout cannot be written") : 0;
+        rc = fputs(text, stdout) < 0 || fflush(stdout) != 0 ? error_set(e, -EIO, "stdout cannot be written")
+                                                            : 0;
     else
         rc = file_replace(path, text, strlen(text), 0644, e);
     free(text);
+    free(json);
     return rc;
 }
 
