@@ -94,6 +94,14 @@ bool k_runs_behind(const struct k_context *c) {
 
 /* --- streams --- */
 
+static int stream_open(struct k_stream *s, struct error *e) {
+    struct branch *b = &s->branch;
+    CUDA_TRY(s->context, cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), e);
+    CUDA_TRY(s->context, cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking), e);
+    CUDA_TRY(s->context, cudaEventCreateWithFlags(&b->forked, cudaEventDisableTiming), e);
+    CUDA_TRY(s->context, cudaEventCreateWithFlags(&b->joined, cudaEventDisableTiming), e);
+    return 0;
+}
 int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e) {
     struct k_stream *s;
     int r = context_enter(c, e);
@@ -110,14 +118,12 @@ int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e)
         k_stream_free(s);
         return error_set(e, -ENOMEM, "device %d: no memory for a stream", c->device);
     }
-    const cudaError_t made = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
-    if (made != cudaSuccess) {
-        s->stream = NULL;
+    r = stream_open(s, e);
+    if (r < 0)
         k_stream_free(s);
-        return cuda_failed(c, made, "cudaStreamCreateWithFlags", __FILE__, __LINE__, e);
-    }
-    *ret = s;
-    return 0;
+    else
+        *ret = s;
+    return r;
 }
 struct k_stream *k_stream_free(struct k_stream *s) {
     cudaGraph_t graph;
@@ -126,6 +132,12 @@ struct k_stream *k_stream_free(struct k_stream *s) {
     context_enter(s->context, NULL);
     if (s->capturing && cudaStreamEndCapture(s->stream, &graph) == cudaSuccess)
         cudaGraphDestroy(graph);
+    if (s->branch.forked)
+        cudaEventDestroy(s->branch.forked);
+    if (s->branch.joined)
+        cudaEventDestroy(s->branch.joined);
+    if (s->branch.stream)
+        cudaStreamDestroy(s->branch.stream);
     if (s->stream)
         cudaStreamDestroy(s->stream);
     k_free(s->context, s->found.d_claimed);
@@ -133,6 +145,15 @@ struct k_stream *k_stream_free(struct k_stream *s) {
     k_free(s->context, s->d_counters);
     free(s);
     return NULL;
+}
+
+bool stream_fork(struct k_stream *s) {
+    return CUDA_QUEUED(s, cudaEventRecord(s->branch.forked, s->stream)) &&
+           CUDA_QUEUED(s, cudaStreamWaitEvent(s->branch.stream, s->branch.forked, 0));
+}
+bool stream_join(struct k_stream *s) {
+    return CUDA_QUEUED(s, cudaEventRecord(s->branch.joined, s->branch.stream)) &&
+           CUDA_QUEUED(s, cudaStreamWaitEvent(s->stream, s->branch.joined, 0));
 }
 
 void stream_fault(struct k_stream *s, int code, const char *format, ...) {

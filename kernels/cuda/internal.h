@@ -33,9 +33,16 @@ struct k_context {
     char text[320];
 };
 
+/* Work that needs not wait for what the stream does meanwhile: stream_fork() .. stream_join(). */
+struct branch {
+    cudaStream_t stream;
+    cudaEvent_t forked, joined;
+};
+
 struct k_stream {
     struct k_context *context;
     cudaStream_t stream;
+    struct branch branch;
     uint8_t *d_workspace;
     size_t workspace_bytes;
     uint32_t *d_counters; /* [SPLIT_BLOCKS_MAX] 0 between kernels: of blocks done with a shared tile */
@@ -95,6 +102,9 @@ bool stream_queued(struct k_stream *s, cudaError_t r, const char *call, const ch
 void stream_fault(struct k_stream *s, int code, const char *format, ...)
         __attribute__((format(printf, 3, 4)));
 void stream_refused(struct k_stream *s, const struct error *e);
+/* What goes to s->branch.stream between the two may run beside what goes to s->stream. False: a fault was kept. */
+bool stream_fork(struct k_stream *s);
+bool stream_join(struct k_stream *s);
 /* bytes of scratch on the device, from the start of the workspace; NULL and a fault when it is too small. */
 void *stream_scratch(struct k_stream *s, size_t bytes);
 

@@ -3,8 +3,9 @@
  * Two steps for every product: the rows are brought into a form once (quantise.cu), then each panel of the linear
  * that takes this form is multiplied. INT4 and INT8 weights take INT8 activations (stream.cu, tile.cu), all others,
  * and those where the context wants float activations, terms of bf16 (terms.cu). Which kernel of a form that is never
- * changes a bit. Scratch, from the start of the stream's workspace: the rows, in one form after the other, with INT8
- * the sums of tiles that blocks share, and the outputs of gate and up where they are not one kernel's. */
+ * changes a bit. A linear of both forms multiplies the small part, in terms, beside the large one. Scratch, from the
+ * start of the stream's workspace: the rows as INT8, the sums of tiles that blocks share, the rows as terms, and the
+ * outputs of gate and up where they are not one kernel's. */
 #include "kernels/cuda/internal.h"
 #include "kernels/shared/pool_layout.h"
 
@@ -29,12 +30,13 @@ static uint64_t parts_bytes(uint64_t rows) {
 static uint64_t terms_tiles_of(uint64_t rows) {
     return (rows < TERMS_ROWS ? rows + 7 : TERMS_ROWS) / 8;
 }
-/* Of the rows, in whatever form. */
+/* Of the rows: as INT8, and behind them as terms. */
+static uint64_t rows_as_codes_bytes(uint64_t columns, uint64_t rows) {
+    const uint64_t runs = runs_of(columns), row_tiles = row_tiles_of(rows);
+    return codes_bytes(runs, row_tiles) + scales_bytes(runs, row_tiles) + parts_bytes(rows);
+}
 static uint64_t rows_bytes(uint64_t columns, uint64_t rows) {
-    const uint64_t runs = runs_of(columns), row_tiles = row_tiles_of(rows),
-                   codes = codes_bytes(runs, row_tiles) + scales_bytes(runs, row_tiles) + parts_bytes(rows),
-                   terms = runs * terms_tiles_of(rows) * TERMS_BYTES;
-    return codes > terms ? codes : terms;
+    return rows_as_codes_bytes(columns, rows) + runs_of(columns) * terms_tiles_of(rows) * TERMS_BYTES;
 }
 uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs) {
     return rows_bytes(columns, rows) + align64(rows * outputs * sizeof(float));
@@ -68,7 +70,7 @@ static struct input input_of(const struct product *p) {
 }
 
 /* What a panel multiplies. */
-enum input_form { INPUT_CODES, INPUT_TERMS, INPUT_TERMS_OF_CODES, INPUT_FORMS };
+enum input_form { INPUT_CODES, INPUT_TERMS, INPUT_TERMS_OF_CODES };
 static enum input_form input_form(const struct k_stream *s, const struct panel *w) {
     if (w->form != FORM_INT4 && w->form != FORM_INT8)
         return INPUT_TERMS;
@@ -114,9 +116,10 @@ static bool multiply_codes(
     }
     return well;
 }
-/* All panels that take terms, in the order of `form`: TERMS_ROWS rows after another, which bounds the scratch. */
-static bool multiply_terms(struct k_stream *s, const struct product *p, enum input_form form,
-        uint8_t *d_scratch, const struct outputs *o) {
+/* All panels that take terms, in the order of `form`: TERMS_ROWS rows after another, which bounds the scratch. Queued
+ * to `stream`, of s or its branch. */
+static bool multiply_terms(struct k_stream *s, cudaStream_t stream, const struct product *p,
+        enum input_form form, uint8_t *d_scratch, const struct outputs *o) {
     const uint32_t rows = p->b->bounds.rows;
     struct terms_args t = {.in = input_of(p),
             .to = {.d_terms = d_scratch, .row_tiles = (uint32_t)terms_tiles_of(rows)},
@@ -124,7 +127,7 @@ static bool multiply_terms(struct k_stream *s, const struct product *p, enum inp
     bool well = true;
     for (; t.first_row < rows && well; t.first_row += TERMS_ROWS) {
         const uint32_t left = rows - t.first_row;
-        well = CUDA_QUEUED(s, queue_terms(s->stream, &t, left < TERMS_ROWS ? left : TERMS_ROWS));
+        well = CUDA_QUEUED(s, queue_terms(stream, &t, left < TERMS_ROWS ? left : TERMS_ROWS));
         for (uint32_t i = 0; i < p->w->n_panels && well; i++) {
             const struct terms_product_args a = {.w = p->w->panels[i],
                     .x = t.to,
@@ -134,10 +137,23 @@ static bool multiply_terms(struct k_stream *s, const struct product *p, enum inp
                     .d_y = o->d_y,
                     .ldy = o->ldy};
             if (input_form(s, &a.w) == form)
-                well = CUDA_QUEUED(s, queue_terms_product(s->stream, &a, rows, &s->context->size));
+                well = CUDA_QUEUED(s, queue_terms_product(stream, &a, rows, &s->context->size));
         }
     }
     return well;
+}
+
+/* All panels, of whatever form. */
+static bool multiply(
+        struct k_stream *s, const struct product *p, uint8_t *d_scratch, const struct outputs *o) {
+    uint8_t *d_terms = d_scratch + rows_as_codes_bytes(p->w->columns, p->b->bounds.rows);
+    const bool codes = takes(s, p->w, INPUT_CODES), terms = takes(s, p->w, INPUT_TERMS),
+               both = codes && terms;
+    cudaStream_t stream = both ? s->branch.stream : s->stream;
+    return (!both || stream_fork(s)) && (!terms || multiply_terms(s, stream, p, INPUT_TERMS, d_terms, o)) &&
+           (!takes(s, p->w, INPUT_TERMS_OF_CODES) ||
+                   multiply_terms(s, s->stream, p, INPUT_TERMS_OF_CODES, d_terms, o)) &&
+           (!codes || multiply_codes(s, p, d_scratch, o)) && (!both || stream_join(s));
 }
 
 static void product_run(struct k_stream *s, const struct product *p) {
@@ -145,7 +161,6 @@ static void product_run(struct k_stream *s, const struct product *p) {
     const uint64_t rows = p->b->bounds.rows;
     const bool pair = p->gate_up && w->n_panels == 1 && takes(s, w, INPUT_CODES);
     struct outputs o = {.pair = pair, .d_y = p->d_y, .ldy = pair ? w->rows / 2 : w->rows};
-    bool well = true;
     if (p->gate_up && !w->halves) {
         stream_fault(s, -EINVAL, "%s: gate and up must be two pieces of equally many rows", w->name);
         return;
@@ -158,11 +173,7 @@ static void product_run(struct k_stream *s, const struct product *p) {
         return;
     if (p->gate_up && !pair)
         o.d_y = (float *)(d_scratch + rows_bytes(w->columns, rows));
-    for (enum input_form form = INPUT_CODES; form < INPUT_FORMS && well; form++) {
-        if (takes(s, w, form))
-            well = form == INPUT_CODES ? multiply_codes(s, p, d_scratch, &o)
-                                       : multiply_terms(s, p, form, d_scratch, &o);
-    }
+    const bool well = multiply(s, p, d_scratch, &o);
     const struct silu_args silu = {
             .d_both = o.d_y, .d_plan = p->b->view.d_plan, .d_y = p->d_y, .n = w->rows / 2};
     if (well && p->gate_up && !pair)

@@ -12,6 +12,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -35,9 +36,13 @@ struct emu_stream {
 struct emu_event {
     emu_stream *stream; /* where it was recorded last; NULL = nowhere */
     uint64_t number;    /* works of the stream that it stands behind */
+    emu_graph *capture; /* the capture that it was recorded in, instead */
 };
+/* Works in the order in which they were queued, which is one of those that the branches of a graph allow. */
 struct emu_graph {
     std::deque<work> works;
+    std::set<emu_stream *>
+            branches; /* other streams that were drawn into the capture, and not yet waited for */
 };
 struct emu_graph_exec {
     std::deque<work> works;
@@ -410,10 +415,11 @@ extern "C" cudaError_t cudaEventDestroy(cudaEvent_t ev) {
 }
 extern "C" cudaError_t cudaEventRecord(cudaEvent_t ev, cudaStream_t s) {
     guard g(emu.lock);
-    if (!ev || !s || s->capture)
-        return fails(ev && s ? cudaErrorStreamCaptureUnsupported : cudaErrorInvalidResourceHandle);
+    if (!ev || !s)
+        return fails(cudaErrorInvalidResourceHandle);
     ev->stream = s;
     ev->number = s->queued;
+    ev->capture = s->capture;
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaEventQuery(cudaEvent_t ev) {
@@ -430,6 +436,17 @@ extern "C" cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t ev, unsig
     const uint64_t number = ev->number;
     if (!of || of == s)
         return cudaSuccess;
+    if (ev->capture || s->capture) { /* both of one capture, or s is drawn into it */
+        if (!ev->capture || (s->capture && s->capture != ev->capture))
+            return fails(cudaErrorStreamCaptureUnsupported);
+        if (!s->capture) {
+            s->capture = ev->capture;
+            s->capture->branches.insert(s);
+        } else if (s->capture->branches.erase(of)) {
+            of->capture = NULL;
+        }
+        return cudaSuccess;
+    }
     return queue(s, [=] { return run_until(of, number); });
 }
 
@@ -447,6 +464,8 @@ extern "C" cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *ret) {
     guard g(emu.lock);
     if (!s || !s->capture)
         return fails(s ? cudaErrorIllegalState : cudaErrorInvalidResourceHandle);
+    if (!s->capture->branches.empty())
+        return fails(cudaErrorStreamCaptureUnjoined);
     *ret = s->capture;
     s->capture = NULL;
     emu.captures--;

@@ -288,6 +288,44 @@ static void test_streams_events_and_graphs(void **state) {
     cudaGetLastError();
 }
 
+/* Another stream is drawn into a capture by waiting for an event of it, and must be waited for before its end. */
+static void test_branches_of_a_graph(void **state) {
+    uint32_t zero = 0, out = 0;
+    uint32_t *d = device(&zero, sizeof zero);
+    cudaStream_t branch;
+    cudaEvent_t forked, joined;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    (void)state;
+    ok(cudaStreamCreateWithFlags(&branch, cudaStreamNonBlocking));
+    ok(cudaEventCreateWithFlags(&forked, cudaEventDisableTiming));
+    ok(cudaEventCreateWithFlags(&joined, cudaEventDisableTiming));
+    ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    ok(cudaEventRecord(forked, stream));
+    ok(cudaStreamWaitEvent(branch, forked, 0));
+    ok(try_add_one(branch, d));
+    assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaErrorStreamCaptureUnjoined);
+    ok(cudaEventRecord(joined, branch));
+    ok(cudaStreamWaitEvent(stream, joined, 0));
+    ok(try_add_one(stream, d));
+    ok(cudaStreamEndCapture(stream, &graph));
+    ok(cudaGraphInstantiate(&exec, graph, 0));
+    ok(cudaGraphDestroy(graph));
+    ok(cudaGraphLaunch(exec, stream));
+    ok(cudaGraphLaunch(exec, stream));
+    ok(try_add_one(branch, d)); /* its own again */
+    ok(cudaEventRecord(joined, branch));
+    ok(cudaStreamWaitEvent(stream, joined, 0));
+    fetch(&out, d, sizeof out);
+    assert_int_equal(out, 5);
+    ok(cudaGraphExecDestroy(exec));
+    ok(cudaEventDestroy(forked));
+    ok(cudaEventDestroy(joined));
+    ok(cudaStreamDestroy(branch));
+    ok(cudaFree(d));
+    cudaGetLastError();
+}
+
 /* --- mistakes; a fault stays, so each has a process of its own --- */
 
 enum mistake {
@@ -374,6 +412,7 @@ int main(void) {
             cmocka_unit_test(test_pairs_of_bf16),
             cmocka_unit_test(test_copies_come_at_their_wait),
             cmocka_unit_test(test_streams_events_and_graphs),
+            cmocka_unit_test(test_branches_of_a_graph),
             cmocka_unit_test(test_mistakes_are_found_and_named),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
