@@ -24,5 +24,8 @@ __global__ void call_all(float *f, uint32_t *u, double *d) {
     u[i] = dummy_code(QUANT_INT4, dummy_eight(dummy_piece_seed(1, 2), i, 8), 3) + segment_end(64, 0, 320, i);
     u[i] += count_once_more((uint16_t)u[i], true) + count_seen((uint16_t)u[i], false) + strips_of(u[i]);
     f[i] += count_penalise(f[i], (uint16_t)u[i], 1.1f, 0.5f, 0.25f);
+    u[i] += order_of_float(f[i]) +
+            equals_wanted(mass_wanted(f[i], u[i]), mass_of(f[i]), cut_shift(i) + cut_width(i));
+    f[i] += float_of_order(u[i]);
     d[i] = cos_small(sin_small(d[i]));
 }
