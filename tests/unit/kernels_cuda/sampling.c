@@ -255,12 +255,19 @@ struct setting {
     uint32_t vocab, entries, steps;
     enum extreme extreme;
     uint64_t seed;
+    const struct k_sampling *sampling; /* NULL: random, each slot's own */
+    uint32_t family;                   /* not 0: all logits are of this column */
 };
 static void slots_open(struct sampler *d, const struct setting *t) {
     struct rng r = {t->seed * 3 + 1};
     for (uint32_t i = 0; i < t->entries; i++) {
         struct slot_lists l;
-        const struct k_sampling p = random_sampling(&r, t->vocab, &l);
+        struct k_sampling p = random_sampling(&r, t->vocab, &l);
+        const uint64_t seed = p.seed;
+        if (t->sampling) {
+            p = *t->sampling;
+            p.seed = seed;
+        }
         d->k.k_slot_open(d->s, d->p, 1 + i, &p);
         d->k.k_memory(d->s, d->p, &(struct k_memory_op){K_MEM_ZERO_SLOT, 1 + i, 0}, 1);
     }
@@ -281,6 +288,8 @@ static void compare(const struct setting *t) {
         struct step now;
         char what[96];
         random_step(&r, t->entries, step, t->vocab, &now);
+        for (uint32_t i = 0; i < now.plan.n_rows * H && t->family; i++)
+            now.hidden[i] = i % H == t->family;
         const struct k_bounds bounds = {
                 .rows = now.plan.n_rows, .entries = now.plan.n_entries, .context = UINT32_MAX};
         const bool bounded = rng_u32(&r) % 2, logits = rng_u32(&r) % 2;
@@ -312,6 +321,22 @@ static void test_larger_vocabularies(void **state) {
     (void)state;
     for (uint32_t t = 0; t < 6; t++)
         compare(&(struct setting){.vocab = vocabs[t % 3], .entries = 6, .steps = 1, .seed = 200 + t});
+}
+/* Three logits for all ids, so that every cut is among equal ones, of a list and of more ids than a list has. */
+static void test_cuts_among_equals(void **state) {
+    static const struct k_sampling params[] = {
+            {.temperature = 1, .top_p = 0.5f, .repetition_penalty = 1},
+            {.temperature = 1, .top_k = 30, .top_p = 1, .repetition_penalty = 1},
+            {.temperature = 0.1f, .top_k = 50, .top_p = 0.7f, .repetition_penalty = 1},
+    };
+    (void)state;
+    for (uint32_t t = 0; t < 6; t++)
+        compare(&(struct setting){.vocab = t < 3 ? 70 : 30000,
+                .entries = t < 3 ? 50 : 3,
+                .steps = 1,
+                .seed = 250 + t,
+                .sampling = &params[t % 3],
+                .family = 1});
 }
 /* A segment of more ids than are staged at once. */
 static void test_a_long_segment(void **state) {
@@ -425,6 +450,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_small_vocabularies),
             cmocka_unit_test(test_larger_vocabularies),
+            cmocka_unit_test(test_cuts_among_equals),
             cmocka_unit_test(test_a_long_segment),
             cmocka_unit_test(test_rounds),
             cmocka_unit_test(test_extremes),
