@@ -2,6 +2,7 @@
  *
  * Called by contexts, and by who wants to know before one is made. Looking at a device takes some of its memory until
  * the process ends: the CUDA runtime makes its own context there. */
+#include "kernels/cuda/gdn.h"
 #include "kernels/cuda/internal.h"
 
 #include <errno.h>
@@ -89,6 +90,10 @@ int device_open(int device, struct cudaDeviceProp *ret, struct error *e) {
         made = tiles_prepare((uint32_t)ret->sharedMemPerBlockOptin);
     if (made == cudaSuccess)
         made = terms_prepare((uint32_t)ret->sharedMemPerBlockOptin);
+    if (made == cudaSuccess)
+        made = gdn_prepare((uint32_t)ret->sharedMemPerBlockOptin);
+    if (made == cudaSuccess)
+        made = gdn_blocks_prepare((uint32_t)ret->sharedMemPerBlockOptin);
     return made == cudaSuccess ? 0 : device_refused(device, ret, made, e);
 }
 

@@ -128,5 +128,7 @@ void staging_free(struct k_context *c);
 
 /* Scratch of a product of up to `rows` rows and `columns` columns that writes up to `outputs` beside its result. */
 uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs);
+/* Scratch of k_gdn_step() for a step of up to `rows` rows. */
+uint64_t gdn_scratch_bytes(const struct k_shape *h, uint32_t rows);
 /* Scratch of k_head_sample(). */
 uint64_t head_scratch_bytes(const struct k_shape *h);

@@ -7,16 +7,6 @@
 
 #define NOT_YET(s) stream_fault((s), -ENOTSUP, "%s: kernels/cuda does not have it yet", __func__)
 
-void k_gdn_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, uint32_t gdn_layer,
-        const struct k_gdn_weights *w, const float *in, float *out) {
-    (void)p;
-    (void)b;
-    (void)gdn_layer;
-    (void)w;
-    (void)in;
-    (void)out;
-    NOT_YET(s);
-}
 void k_attention_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, uint32_t attention_layer,
         uint32_t kv_shift, const struct k_attention_weights *w, const float *in, float *out) {
     (void)p;

@@ -7,7 +7,8 @@
 #include <stdlib.h>
 
 void k_pool_cost(const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret) {
-    pool_cost_of(shape, options, sizeof(struct slot), /* units_count= */ false, ret);
+    pool_cost_of(shape, options, sizeof(struct slot) + shape->gdn_k_heads * sizeof(uint32_t),
+            /* units_count= */ false, ret);
 }
 
 /* Room for n x size bytes on the device, or pinned on the host; sets *bad on overflow or when there is no memory. */
@@ -37,6 +38,7 @@ static bool take_all(struct k_pool *p) {
     v->d_bias = take(p->context, slots * LOGIT_BIAS_MAX, sizeof *v->d_bias, true, &bad);
     v->d_suppress = take(p->context, slots * SUPPRESS_MAX, sizeof *v->d_suppress, true, &bad);
     v->d_inv_freq = take(p->context, h->rotary_dim / 2 + 1, sizeof *v->d_inv_freq, true, &bad);
+    v->d_arrivals = take(p->context, slots * h->gdn_k_heads, sizeof *v->d_arrivals, true, &bad);
     v->slot_units = take(p->context, o->slot_units, v->layout.slot_unit_bytes, false, &bad);
     v->page_units = take(p->context, o->page_units, v->layout.page_unit_bytes, false, &bad);
     return !bad;
@@ -84,7 +86,7 @@ struct k_pool *k_pool_free(struct k_pool *p) {
         return NULL;
     const struct pool_view *v = &p->view;
     void *const blocks[] = {v->d_kv, v->d_gdn, v->d_slots, v->d_tables, v->d_counts, v->d_hidden,
-            v->d_bias_ids, v->d_bias, v->d_suppress, v->d_inv_freq};
+            v->d_bias_ids, v->d_bias, v->d_suppress, v->d_inv_freq, v->d_arrivals};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         k_free(p->context, blocks[i]);
     k_host_free(p->context, v->slot_units);

@@ -1,0 +1,134 @@
+/* gdn.cuh - what the kernels of a Gated DeltaNet mixer share: where an entry's state and rows lie, the convolution, dot
+ * products and gates, each in the one order of kernels/cpu/isa (body_math.h, body_rows.h). */
+#pragma once
+
+#include "kernels/cuda/gdn.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/shared/constants.h"
+#include "kernels/shared/elementary.h"
+
+#define ALL_LANES 0xffffffffu
+#define CHAINS    16u /* of a dot product: lane l of half a warp takes elements l, l + 16, ... */
+
+/* One entry of the plan: its rows, and its slot's state in this layer (struct pool_layout). */
+struct gdn_sequence {
+    float *d_s0;                           /* [Hv][dk][dv] */
+    float *d_k;                            /* [C][Hk][dk] */
+    float *d_delta;                        /* [C][Hv][dv] */
+    float *d_decay;                        /* [C][Hv] */
+    float *d_window;                       /* [W-1][channels], oldest first */
+    const float *d_in;                     /* [n_rows][width] qkv | z | b | a */
+    float *d_out;                          /* [n_rows][Hv][dv] */
+    uint32_t slot, n_rows, row_begin, pos; /* pos: of its first row */
+    uint32_t channels, width;
+};
+static __device__ __forceinline__ struct gdn_sequence sequence_of(const struct gdn_args &a, uint32_t entry) {
+    const struct k_shape &h = a.pool.shape;
+    const struct pool_layout &l = a.pool.layout;
+    const struct k_entry &e = a.batch.d_entries[entry];
+    struct gdn_sequence q;
+    q.slot = e.slot;
+    q.n_rows = e.n_rows;
+    q.row_begin = e.row_begin;
+    q.pos = a.batch.d_row_pos[q.row_begin];
+    q.channels = gdn_channels(&h);
+    q.width = q.channels + h.gdn_v_heads * (h.gdn_v_dim + 2);
+    float *d_state = a.pool.d_gdn + q.slot * l.gdn_slot_floats + a.layer * l.gdn_floats;
+    q.d_s0 = d_state + l.s0_at;
+    q.d_k = d_state + l.k_at;
+    q.d_delta = d_state + l.delta_at;
+    q.d_decay = d_state + l.decay_at;
+    q.d_window = d_state + l.conv_at;
+    q.d_in = a.d_in + (uint64_t)q.row_begin * q.width;
+    q.d_out = a.d_out + (uint64_t)q.row_begin * h.gdn_v_heads * h.gdn_v_dim;
+    return q;
+}
+
+/* A channel of row i of the entry before convolution; negative i lie in the slot's window. */
+static __device__ __forceinline__ float pre_conv(
+        const struct gdn_sequence &q, uint32_t n_taps, int32_t i, uint32_t channel) {
+    return i < 0 ? q.d_window[(uint64_t)(n_taps - 1 + i) * q.channels + channel]
+                 : q.d_in[(uint64_t)i * q.width + channel];
+}
+/* The window's last rows of one channel once the entry is through; ascending: a row moves down onto one already read. */
+static __device__ __forceinline__ void window_keep(
+        const struct gdn_sequence &q, uint32_t n_taps, uint32_t channel) {
+    for (uint32_t i = 0; i + 1 < n_taps; i++)
+        q.d_window[(uint64_t)i * q.channels + channel] =
+                pre_conv(q, n_taps, (int32_t)(q.n_rows + i + 1) - (int32_t)n_taps, channel);
+}
+
+/* The convolution of one channel over rows that follow each other: taps and values, newest last in both. */
+struct conv_channel {
+    float tap[CONV_KERNEL_MAX], x[CONV_KERNEL_MAX];
+};
+static __device__ __forceinline__ void conv_begin(struct conv_channel &c, const struct gdn_args &a,
+        const struct gdn_sequence &q, uint32_t row, uint32_t channel) {
+    const uint32_t n_taps = a.pool.shape.conv_kernel, none = CONV_KERNEL_MAX - n_taps;
+#pragma unroll
+    for (uint32_t t = 0; t < CONV_KERNEL_MAX; t++) {
+        c.tap[t] = t >= none ? load_read_only(a.w.conv + (uint64_t)(t - none) * q.channels + channel) : 0.0f;
+        c.x[t] =
+                t > none ? pre_conv(q, n_taps, (int32_t)(row + t) - (int32_t)CONV_KERNEL_MAX, channel) : 0.0f;
+    }
+}
+/* The next row, whose value before the convolution is x. */
+static __device__ __forceinline__ float conv_next(struct conv_channel &c, uint32_t n_taps, float x) {
+    float sum = 0.0f;
+#pragma unroll
+    for (uint32_t t = 0; t + 1 < CONV_KERNEL_MAX; t++)
+        c.x[t] = c.x[t + 1];
+    c.x[CONV_KERNEL_MAX - 1] = x;
+#pragma unroll
+    for (uint32_t t = 0; t < CONV_KERNEL_MAX; t++)
+        sum = t >= CONV_KERNEL_MAX - n_taps ? fmaf(c.tap[t], c.x[t], sum) : sum;
+    return f32_silu(sum);
+}
+
+/* Sum of a[i] b[i], in every lane of this half of the warp; both halves call it. */
+static __device__ __forceinline__ float chains_sum(float acc) {
+#pragma unroll
+    for (int d = CHAINS / 2; d > 0; d /= 2)
+        acc = acc + __shfl_xor_sync(ALL_LANES, acc, d);
+    return acc;
+}
+static __device__ __forceinline__ float half_warp_dot(const float *a, const float *b, uint32_t n) {
+    float acc = 0.0f;
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x % CHAINS; i < n; i += CHAINS)
+        acc = fmaf(a[i], b[i], acc);
+    return chains_sum(acc);
+}
+/* x = x / sqrt(sum(x^2) + 1e-6) * scale, by half a warp; nothing where n is 0 */
+static __device__ __forceinline__ void l2_row(float *x, uint32_t n, float scale) {
+    const float inverse = 1.0f / sqrtf(half_warp_dot(x, x, n) + 1e-6f);
+    for (uint32_t i = threadIdx.x % CHAINS; i < n; i += CHAINS)
+        x[i] = x[i] * inverse * scale;
+}
+static __device__ __forceinline__ float q_scale(const struct gdn_args &a) {
+    return 1.0f / sqrtf((float)a.pool.shape.gdn_k_dim);
+}
+
+/* Of a row and value head: g = -exp(a_log) softplus(a + dt_bias), beta = sigmoid(b) */
+static __device__ __forceinline__ float gate_of(
+        const struct gdn_args &a, const struct gdn_sequence &q, uint32_t row, uint32_t v) {
+    const struct k_shape &h = a.pool.shape;
+    const float *d_a = q.d_in + (uint64_t)row * q.width + q.channels + h.gdn_v_heads * (h.gdn_v_dim + 1);
+    return 0.0f - f32_exp(a.w.a_log[v]) * f32_softplus(d_a[v] + a.w.dt_bias[v]);
+}
+static __device__ __forceinline__ float beta_of(
+        const struct gdn_args &a, const struct gdn_sequence &q, uint32_t row, uint32_t v) {
+    const struct k_shape &h = a.pool.shape;
+    return f32_sigmoid(q.d_in[(uint64_t)row * q.width + q.channels + h.gdn_v_heads * h.gdn_v_dim + v]);
+}
+
+/* to[n] in shared memory = from[n]; wide: both at multiples of 16 bytes, and n of 4: without waiting. */
+static __device__ __forceinline__ void copy_row(
+        float *to, const float *d_from, uint32_t n, bool wide, uint32_t thread, uint32_t threads) {
+    if (wide)
+        for (uint32_t i = thread * 4; i < n; i += threads * 4)
+            copy_16(to + i, d_from + i);
+    else
+        for (uint32_t i = thread; i < n; i += threads)
+            to[i] = d_from[i];
+}

@@ -1,0 +1,48 @@
+/* gdn.h - one Gated DeltaNet mixer on the device: what the kernels are given, and the functions that queue them.
+ *
+ * Between gdn.c (C) and gdn.cu, gdn_blocks.cu. Meaning, and the order of every operation, are those of kernels/cpu
+ * (gdn.c, isa/body_gdn.h): the bits are equal. Entries of up to GDN_LONG rows take gdn_rows_kernel alone; longer ones
+ * the kernels of gdn_blocks.cu. A row's bits do not depend on which. */
+#pragma once
+
+#include "kernels/cuda/product.h"
+#include "kernels/cuda/views.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GDN_LONG 64u
+/* Blocks that one of n > GDN_LONG rows has at most: n * 7 / 64, rounded down, is never fewer. */
+#define GDN_BLOCKS_OF(rows) (((rows)*7u + 63) / 64)
+
+/* What gdn_blocks.cu keeps between its kernels, of blocks of long entries: block n of the entry whose rows begin at r
+ * is GDN_BLOCKS_OF(r) + n. Positions i, j are counted in the block; what is not there is 0. */
+struct gdn_scratch {
+    float *d_x;     /* [block][Hk][dk][q of 16 i | k of 16 j], normalised */
+    float *d_dots;  /* [block][Hk][q_i . k_j of 16 i, 16 j | k_i . k_j of the same] */
+    float *d_gates; /* [block][Hv][G of 16 i | beta of 16 i] */
+};
+
+struct gdn_args {
+    struct pool_view pool;
+    struct batch_view batch;
+    struct k_gdn_weights w; /* on the device */
+    const float *d_in;
+    float *d_out;
+    uint32_t layer;
+    uint32_t rows_most; /* of an entry for gdn_rows_kernel; above it gdn_blocks.cu takes it */
+    struct gdn_scratch scratch;
+};
+
+/* Largest shared memory of a block, told once for a device. */
+cudaError_t gdn_prepare(uint32_t shared_of_block);
+cudaError_t queue_gdn_rows(
+        cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound, const struct device_size *d);
+cudaError_t gdn_blocks_prepare(uint32_t shared_of_block);
+cudaError_t queue_gdn_blocks(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
+        uint32_t rows_bound, const struct device_size *d);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,537 @@
+/* gdn_blocks.cu - a Gated DeltaNet mixer for entries of many rows (prompts): what is parallel over rows, and a walk over
+ * GDN blocks of 16 positions for each value head with its state in shared memory. Bits are those of gdn.cu.
+ *
+ *   gdn_mix_kernel     grid (16 rows, Hk): the GDN blocks that begin in these rows, of one key head: convolution, norms,
+ *                      dot products inside the block, gates; to scratch, v to d_out.
+ *   gdn_walk_kernel    grid (long entries, Hv, 32 columns): block by block S0^T [q | k] (a 32 x dk x 32 product, a
+ *                      thread 4 rows and 2 columns, k ascending), the triangle of Deltas (a warp, a lane a column),
+ *                      o, and the fold. 3 fused operations for each element of S0 and row: at 48 heads of 128 x 128,
+ *                      2.4 million a row; the next block's 20 KB come while this one is computed.
+ *   gdn_norm_kernel    grid (rows, 8 value heads): the gated norm of o, in place.
+ *   gdn_keep_kernel    grid (long entries, Hk): rings of k and G and the window, when all have read them.
+ *
+ * Delta's ring and S0 belong to one block of the walk. */
+#include "kernels/cuda/gdn.cuh"
+#include "kernels/cuda/launch.cuh"
+
+#define C          GDN_BLOCK
+#define COLUMNS    32u /* of a value head, of one block of the walk */
+#define X_PITCH    36u /* floats between two k of q | k in shared memory: 16 bytes further in the banks */
+#define WALK       128u
+#define MIX        256u
+#define NORM_HEADS 8u
+#define DOTS       (2 * C * C)
+
+/* The n-th entry that is long; n_entries where there are not as many. In whole warps. */
+static __device__ uint32_t long_entry(const struct gdn_args &a, uint32_t n) {
+    const uint32_t lane = threadIdx.x % 32, n_entries = a.batch.d_plan->n_entries;
+    for (uint32_t first = 0; first < n_entries; first += 32) {
+        const bool is_long = first + lane < n_entries && a.batch.d_entries[first + lane].n_rows > a.rows_most;
+        uint32_t votes = __ballot_sync(ALL_LANES, is_long);
+        const uint32_t here = (uint32_t)__popc(votes);
+        if (n >= here) {
+            n -= here;
+            continue;
+        }
+        for (; n > 0; n--)
+            votes &= votes - 1;
+        return first + (uint32_t)__ffs((int)votes) - 1;
+    }
+    return n_entries;
+}
+/* One GDN block of an entry: its rows [row, row + n) are positions [first, first + n) of it. */
+struct block {
+    uint32_t row, first, n;
+    uint32_t at; /* in scratch */
+};
+static __device__ __forceinline__ struct block block_of(const struct gdn_sequence &q, uint32_t row) {
+    struct block b;
+    b.row = row;
+    b.first = (q.pos + row) % C;
+    b.n = q.n_rows - row < C - b.first ? q.n_rows - row : C - b.first;
+    b.at = GDN_BLOCKS_OF(q.row_begin) + (q.pos + row) / C - q.pos / C;
+    return b;
+}
+
+/* --- rows --- */
+
+struct mix_shared {
+    float *q, *k; /* [C][pitch] by position; pitch is odd: a column of them is all banks */
+    float *g;     /* [C][value heads of this key head] */
+    uint32_t pitch;
+};
+static uint32_t mix_shared_floats(const struct k_shape &h) {
+    return 2 * C * (h.gdn_k_dim | 1) + C * (h.gdn_v_heads / h.gdn_k_heads);
+}
+
+/* Channels first .. first + n - 1 of the block's rows: position i of channel c to to[i * stride + c]. */
+static __device__ void mix_channels(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct block &b, uint32_t first, uint32_t n, float *to, uint64_t stride) {
+    for (uint32_t i = threadIdx.x; i < n; i += MIX) {
+        struct conv_channel c;
+        conv_begin(c, a, q, b.row, first + i);
+#pragma unroll 4
+        for (uint32_t r = 0; r < b.n; r++)
+            to[r * stride + i] = conv_next(
+                    c, a.pool.shape.conv_kernel, q.d_in[(uint64_t)(b.row + r) * q.width + first + i]);
+    }
+}
+static __device__ void mix_normalise(
+        const struct gdn_args &a, const struct mix_shared &m, const struct block &b) {
+    const uint32_t dk = a.pool.shape.gdn_k_dim, half = threadIdx.x / CHAINS, halves = MIX / CHAINS;
+    for (uint32_t first = 0; first < 2 * b.n; first += halves) {
+        const uint32_t i = first + half;
+        const bool there = i < 2 * b.n, is_q = i < b.n;
+        float *x = (is_q ? m.q : m.k) + (b.first + (there ? i % b.n : 0)) * m.pitch;
+        l2_row(x, there ? dk : 0, is_q ? q_scale(a) : 1.0f);
+    }
+}
+static __device__ void mix_dots(
+        const struct gdn_args &a, const struct mix_shared &m, const struct block &b, uint32_t key) {
+    const struct k_shape &h = a.pool.shape;
+    const uint32_t half = threadIdx.x / CHAINS, j = half;
+    float *d_dots = a.scratch.d_dots + ((uint64_t)b.at * h.gdn_k_heads + key) * DOTS;
+    static_assert(MIX / CHAINS == C, "half a warp for each j");
+    for (uint32_t i = 0; i < C; i++) {
+        const uint32_t n = i >= b.first && i < b.first + b.n && j <= i ? h.gdn_k_dim : 0;
+        const float qk = half_warp_dot(m.q + i * m.pitch, m.k + j * m.pitch, n),
+                    kk = half_warp_dot(m.k + i * m.pitch, m.k + j * m.pitch, n);
+        if (threadIdx.x % CHAINS == 0) {
+            d_dots[i * C + j] = qk;
+            d_dots[C * C + i * C + j] = kk;
+        }
+    }
+}
+static __device__ void mix_gates(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct mix_shared &m, const struct block &b, uint32_t key) {
+    const uint32_t heads = a.pool.shape.gdn_v_heads, n = heads / a.pool.shape.gdn_k_heads;
+    for (uint32_t i = threadIdx.x; i < C * n; i += MIX) {
+        const uint32_t p = i / n, v = key * n + i % n, row = b.row + p - b.first;
+        const bool there = p >= b.first && p < b.first + b.n;
+        m.g[i] = there ? gate_of(a, q, row, v) : 0.0f;
+        a.scratch.d_gates[((uint64_t)b.at * heads + v) * 2 * C + C + p] =
+                there ? beta_of(a, q, row, v) : 0.0f;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < n; i += MIX) {
+        float *d_g = a.scratch.d_gates + ((uint64_t)b.at * heads + key * n + i) * 2 * C, g = 0.0f;
+        for (uint32_t p = 0; p < C; p++) {
+            if (p < b.first)
+                g = q.d_decay[(uint64_t)p * heads + key * n + i];
+            else
+                g = p == 0 ? m.g[p * n + i] : g + m.g[p * n + i];
+            d_g[p] = p < b.first + b.n ? g : 0.0f;
+        }
+    }
+}
+/* One block of one key head. */
+static __device__ void mix_block(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct mix_shared &m, const struct block &b, uint32_t key) {
+    const struct k_shape &h = a.pool.shape;
+    const uint32_t dk = h.gdn_k_dim, per_key = h.gdn_v_heads / h.gdn_k_heads;
+    for (uint32_t j = 0; j < b.first; j++)
+        copy_row(m.k + j * m.pitch, q.d_k + ((uint64_t)j * h.gdn_k_heads + key) * dk, dk, false, threadIdx.x,
+                MIX);
+    mix_channels(a, q, b, key * dk, dk, m.q + b.first * m.pitch, m.pitch);
+    mix_channels(a, q, b, (h.gdn_k_heads + key) * dk, dk, m.k + b.first * m.pitch, m.pitch);
+    const uint32_t n = per_key * h.gdn_v_dim, stride = h.gdn_v_heads * h.gdn_v_dim;
+    mix_channels(a, q, b, 2 * h.gdn_k_heads * dk + key * n, n, q.d_out + (uint64_t)b.row * stride + key * n,
+            stride);
+    __syncthreads();
+    mix_normalise(a, m, b);
+    __syncthreads();
+    mix_dots(a, m, b, key);
+    mix_gates(a, q, m, b, key);
+    float *d_x = a.scratch.d_x + ((uint64_t)b.at * h.gdn_k_heads + key) * dk * 2 * C;
+    for (uint32_t i = threadIdx.x; i < dk * 2 * C; i += MIX) {
+        const uint32_t k = i / (2 * C), p = i % C, is_k = i / C % 2;
+        const bool there = p < b.first + b.n && (is_k || p >= b.first);
+        d_x[i] = there ? (is_k ? m.k : m.q)[p * m.pitch + k] : 0.0f;
+    }
+    __syncthreads();
+}
+__global__ void __launch_bounds__(MIX, 2) gdn_mix_kernel(const struct gdn_args a) {
+    const uint32_t n_rows = a.batch.d_plan->n_rows;
+    struct mix_shared m;
+    m.pitch = a.pool.shape.gdn_k_dim | 1;
+    m.q = (float *)dynamic_shared();
+    m.k = m.q + C * m.pitch;
+    m.g = m.k + C * m.pitch;
+    for (uint32_t first = blockIdx.x * C; first < n_rows; first += gridDim.x * C) {
+        const uint32_t row = first + threadIdx.x % C;
+        bool begins = false;
+        if (row < n_rows) {
+            const struct k_entry &e = a.batch.d_entries[a.batch.d_row_entry[row]];
+            begins = e.n_rows > a.rows_most && (row == e.row_begin || a.batch.d_row_pos[row] % C == 0);
+        }
+        for (uint32_t votes = __ballot_sync(ALL_LANES, begins) & 0xffffu; votes; votes &= votes - 1) {
+            const uint32_t at = first + (uint32_t)__ffs((int)votes) - 1;
+            const struct gdn_sequence q = sequence_of(a, a.batch.d_row_entry[at]);
+            mix_block(a, q, m, block_of(q, at - q.row_begin), blockIdx.y);
+        }
+    }
+}
+
+/* --- the walk --- */
+
+struct stage {    /* of one GDN block, on its way */
+    float *x;     /* [dk][X_PITCH] q of 16 i | k of 16 j */
+    float *dots;  /* [2][C][C] */
+    float *v;     /* [C][COLUMNS], by row */
+    float *gates; /* [G of 16 | beta of 16] */
+};
+struct walk_shared {
+    float *s;          /* [dk][COLUMNS] */
+    float *products;   /* [q of 16 i | k of 16 i][COLUMNS] S0^T q, S0^T k */
+    float *delta;      /* [C][COLUMNS] */
+    float *kk, *qk;    /* [j][i], [i][j] of the block, faded */
+    float *e_g, *fade; /* [C] e^G_i; at a fold e^(G_15 - G_j) */
+};
+static __host__ __device__ __forceinline__ uint32_t stage_floats(uint32_t dk) {
+    return dk * X_PITCH + DOTS + C * COLUMNS + 2 * C;
+}
+static __host__ __device__ __forceinline__ uint32_t walk_floats(uint32_t dk) {
+    return dk * COLUMNS + 3 * C * COLUMNS + DOTS + 2 * C;
+}
+static __device__ __forceinline__ struct walk_shared lay_out_walk(float *from, uint32_t dk) {
+    struct walk_shared m;
+    m.s = from;
+    m.products = m.s + dk * COLUMNS;
+    m.delta = m.products + 2 * C * COLUMNS;
+    m.kk = m.delta + C * COLUMNS;
+    m.qk = m.kk + C * C;
+    m.e_g = m.qk + C * C;
+    m.fade = m.e_g + C;
+    return m;
+}
+static __device__ __forceinline__ struct stage stage_at(float *from, uint32_t dk) {
+    struct stage g;
+    g.x = from;
+    g.dots = g.x + dk * X_PITCH;
+    g.v = g.dots + DOTS;
+    g.gates = g.v + C * COLUMNS;
+    return g;
+}
+
+/* This block's head and columns. */
+struct walk_head {
+    uint32_t v, key, dk, dv, column; /* column: its first */
+    float *d_s0;                     /* [dk][dv] */
+};
+
+static __device__ void stage_fetch(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct walk_head &h, const struct block &b, const struct stage &to) {
+    const struct k_shape &shape = a.pool.shape;
+    const uint64_t at = (uint64_t)b.at * shape.gdn_k_heads + h.key;
+    const float *d_x = a.scratch.d_x + at * h.dk * 2 * C;
+    for (uint32_t i = threadIdx.x * 4; i < h.dk * 2 * C; i += WALK * 4)
+        copy_16(to.x + i / (2 * C) * X_PITCH + i % (2 * C), d_x + i);
+    copy_row(to.dots, a.scratch.d_dots + at * DOTS, DOTS, true, threadIdx.x, WALK);
+    copy_row(to.gates, a.scratch.d_gates + ((uint64_t)b.at * shape.gdn_v_heads + h.v) * 2 * C, 2 * C, true,
+            threadIdx.x, WALK);
+    const uint32_t stride = shape.gdn_v_heads * h.dv,
+                   n = h.dv - h.column < COLUMNS ? h.dv - h.column : COLUMNS;
+    for (uint32_t r = threadIdx.x / 8; r < b.n; r += WALK / 8)
+        copy_row(to.v + r * COLUMNS, q.d_out + (uint64_t)(b.row + r) * stride + h.v * h.dv + h.column, n,
+                h.dv % 4 == 0, threadIdx.x % 8, 8);
+}
+
+/* products[row][column] = sum over k of x[k][row] s[k][column] */
+static __device__ void walk_products(const struct walk_shared &m, const struct stage &g, uint32_t dk) {
+    const uint32_t row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 2;
+    float acc[4][2] = {};
+#pragma unroll 8
+    for (uint32_t k = 0; k < dk; k++) {
+        const float4 x = *(const float4 *)(g.x + k * X_PITCH + row);
+        const float2 s = *(const float2 *)(m.s + k * COLUMNS + column);
+        const float each[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+        for (uint32_t r = 0; r < 4; r++) {
+            acc[r][0] = fmaf(s.x, each[r], acc[r][0]);
+            acc[r][1] = fmaf(s.y, each[r], acc[r][1]);
+        }
+    }
+#pragma unroll
+    for (uint32_t r = 0; r < 4; r++) {
+        m.products[(row + r) * COLUMNS + column] = acc[r][0];
+        m.products[(row + r) * COLUMNS + column + 1] = acc[r][1];
+    }
+}
+/* What the block's rows have of each other; kk with its row behind, as walk_deltas() takes it. */
+static __device__ void walk_fades(const struct walk_shared &m, const struct stage &g) {
+    for (uint32_t t = threadIdx.x; t < C * C; t += WALK) {
+        const uint32_t i = t / C, j = t % C;
+        const float fade = j <= i ? f32_exp(g.gates[i] - g.gates[j]) : 0.0f;
+        m.qk[t] = fade * g.dots[t];
+        m.kk[j * C + i] = fade * g.dots[C * C + t];
+    }
+    if (threadIdx.x < C) {
+        m.e_g[threadIdx.x] = f32_exp(g.gates[threadIdx.x]);
+        m.fade[threadIdx.x] = f32_exp(g.gates[C - 1] - g.gates[threadIdx.x]);
+    }
+}
+/* Deltas of one column, j by j: as soon as Delta_j is there, every later row takes it. Rows that are not there give what
+ * nobody uses. */
+static __device__ void walk_deltas(
+        const struct walk_shared &m, const struct stage &g, const struct block &b) {
+    const uint32_t lane = threadIdx.x;
+    float d[C];
+#pragma unroll
+    for (uint32_t i = 0; i < C; i++) {
+        const uint32_t r = i - b.first;
+        const float v = i >= b.first && r < b.n ? g.v[r * COLUMNS + lane] : 0.0f;
+        d[i] = fmaf(-m.e_g[i], m.products[(C + i) * COLUMNS + lane], v);
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < C; j++) {
+        const float delta = j < b.first ? m.delta[j * COLUMNS + lane] : g.gates[C + j] * d[j];
+        m.delta[j * COLUMNS + lane] = delta;
+#pragma unroll
+        for (uint32_t i = j + 1; i < C; i++)
+            d[i] = fmaf(-m.kk[j * C + i], delta, d[i]);
+    }
+}
+/* o of the block's rows; a warp has rows w, w + 4, ... */
+static __device__ void walk_out(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct walk_head &h, const struct walk_shared &m, const struct block &b) {
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = h.column + lane;
+    const uint64_t stride = (uint64_t)a.pool.shape.gdn_v_heads * h.dv;
+    float o[C / 4];
+#pragma unroll
+    for (uint32_t n = 0; n < C / 4; n++)
+        o[n] = m.e_g[warp + 4 * n] * m.products[(warp + 4 * n) * COLUMNS + lane];
+#pragma unroll
+    for (uint32_t j = 0; j < C; j++) {
+        const float delta = m.delta[j * COLUMNS + lane];
+#pragma unroll
+        for (uint32_t n = j / 4; n < C / 4; n++)
+            if (j <= warp + 4 * n)
+                o[n] = fmaf(m.qk[(warp + 4 * n) * C + j], delta, o[n]);
+    }
+    if (column >= h.dv)
+        return;
+#pragma unroll
+    for (uint32_t n = 0; n < C / 4; n++) {
+        const uint32_t i = warp + 4 * n, r = b.row + i - b.first;
+        if (i < b.first || i >= b.first + b.n)
+            continue;
+        q.d_out[r * stride + h.v * h.dv + column] = o[n];
+        if (r + C >= q.n_rows)
+            q.d_delta[i * stride + h.v * h.dv + column] = m.delta[i * COLUMNS + lane];
+    }
+}
+/* s = e^G_15 s + sum_j (e^(G_15 - G_j) k_j) Delta_j; a thread 4 columns of every 16th k */
+static __device__ void walk_fold(const struct walk_shared &m, const struct stage &g, uint32_t dk) {
+    const uint32_t column = threadIdx.x % 8 * 4;
+    float4 delta[C];
+    float fade[C];
+#pragma unroll
+    for (uint32_t j = 0; j < C; j++) {
+        delta[j] = *(const float4 *)(m.delta + j * COLUMNS + column);
+        fade[j] = m.fade[j];
+    }
+    const float e_g = m.e_g[C - 1];
+    for (uint32_t k = threadIdx.x / 8; k < dk; k += WALK / 8) {
+        float4 *at = (float4 *)(m.s + k * COLUMNS + column), s = *at;
+        s.x = e_g * s.x;
+        s.y = e_g * s.y;
+        s.z = e_g * s.z;
+        s.w = e_g * s.w;
+#pragma unroll
+        for (uint32_t j = 0; j < C; j++) {
+            const float w = fade[j] * g.x[k * X_PITCH + C + j];
+            s.x = fmaf(w, delta[j].x, s.x);
+            s.y = fmaf(w, delta[j].y, s.y);
+            s.z = fmaf(w, delta[j].z, s.z);
+            s.w = fmaf(w, delta[j].w, s.w);
+        }
+        *at = s;
+    }
+}
+
+/* S0, and what the slot has of the block before the first row: Deltas, and where that block is whole, all of it, in the
+ * stage that is not fetched yet, to be folded. */
+static __device__ void walk_begin(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct walk_head &h, const struct walk_shared &m, const struct stage &g) {
+    const struct k_shape &shape = a.pool.shape;
+    const uint32_t first = q.pos % C, lane = threadIdx.x % 32, column = h.column + lane;
+    const bool whole = first == 0 && q.pos > 0;
+    for (uint32_t k = threadIdx.x / 32; k < h.dk; k += WALK / 32)
+        m.s[k * COLUMNS + lane] = column < h.dv ? h.d_s0[(uint64_t)k * h.dv + column] : 0.0f;
+    for (uint32_t j = threadIdx.x / 32; j < C; j += WALK / 32)
+        m.delta[j * COLUMNS + lane] =
+                (whole || j < first) && column < h.dv
+                        ? q.d_delta[((uint64_t)j * shape.gdn_v_heads + h.v) * h.dv + column]
+                        : 0.0f;
+    if (!whole)
+        return;
+    for (uint32_t i = threadIdx.x; i < C * h.dk; i += WALK) {
+        const uint32_t j = i / h.dk, k = i % h.dk;
+        g.x[k * X_PITCH + C + j] = q.d_k[((uint64_t)j * shape.gdn_k_heads + h.key) * h.dk + k];
+    }
+    if (threadIdx.x < C) {
+        const float last = q.d_decay[(uint64_t)(C - 1) * shape.gdn_v_heads + h.v],
+                    own = q.d_decay[(uint64_t)threadIdx.x * shape.gdn_v_heads + h.v];
+        m.fade[threadIdx.x] = f32_exp(last - own);
+        m.e_g[threadIdx.x] = f32_exp(own);
+    }
+    __syncthreads();
+    walk_fold(m, g, h.dk);
+    __syncthreads();
+}
+static __device__ void walk_end(const struct walk_head &h, const struct walk_shared &m) {
+    const uint32_t lane = threadIdx.x % 32, column = h.column + lane;
+    if (column < h.dv)
+        for (uint32_t k = threadIdx.x / 32; k < h.dk; k += WALK / 32)
+            h.d_s0[(uint64_t)k * h.dv + column] = m.s[k * COLUMNS + lane];
+}
+
+template <uint32_t STAGES>
+static __device__ __forceinline__ void walk(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct walk_head &h, const struct walk_shared &m, float *stages) {
+    struct block b = block_of(q, 0);
+    walk_begin(a, q, h, m, stage_at(stages, h.dk));
+    bool folded = q.pos > 0 && b.first == 0;
+    stage_fetch(a, q, h, b, stage_at(stages, h.dk));
+    copy_commit();
+    for (uint32_t n = 0;; n++) {
+        const struct stage g = stage_at(stages + n % STAGES * stage_floats(h.dk), h.dk);
+        const uint32_t next = b.row + b.n;
+        const bool more = next < q.n_rows;
+        copy_wait<0>();
+        __syncthreads(); /* this stage is there, and the other one and the Deltas before are used */
+        if (STAGES > 1 && more)
+            stage_fetch(a, q, h, block_of(q, next),
+                    stage_at(stages + (n + 1) % STAGES * stage_floats(h.dk), h.dk));
+        copy_commit();
+        walk_fades(m, g);
+        walk_products(m, g, h.dk);
+        __syncthreads();
+        if (threadIdx.x < 32)
+            walk_deltas(m, g, b);
+        __syncthreads();
+        walk_out(a, q, h, m, b);
+        if (!more)
+            break;
+        walk_fold(m, g, h.dk);
+        folded = true;
+        b = block_of(q, next);
+        if (STAGES == 1) {
+            __syncthreads();
+            stage_fetch(a, q, h, b, g);
+            copy_commit();
+        }
+    }
+    if (folded)
+        walk_end(h, m);
+}
+template <uint32_t STAGES> __global__ void __launch_bounds__(WALK) gdn_walk_kernel(const struct gdn_args a) {
+    const struct k_shape &shape = a.pool.shape;
+    const uint32_t dk = shape.gdn_k_dim, v = blockIdx.y, n_entries = a.batch.d_plan->n_entries;
+    float *shared = (float *)dynamic_shared();
+    const struct walk_shared m = lay_out_walk(shared, dk);
+    for (uint32_t n = blockIdx.x;; n += gridDim.x) {
+        const uint32_t entry = long_entry(a, n);
+        if (entry >= n_entries)
+            return;
+        const struct gdn_sequence q = sequence_of(a, entry);
+        const struct walk_head h = {v, v / (shape.gdn_v_heads / shape.gdn_k_heads), dk, shape.gdn_v_dim,
+                blockIdx.z * COLUMNS, q.d_s0 + (uint64_t)v * dk * shape.gdn_v_dim};
+        walk<STAGES>(a, q, h, m, shared + walk_floats(dk));
+        __syncthreads();
+    }
+}
+
+/* --- after it --- */
+
+/* A warp a row and value head. */
+__global__ void __launch_bounds__(NORM_HEADS * 32) gdn_norm_kernel(const struct gdn_args a) {
+    const struct k_shape &h = a.pool.shape;
+    const uint32_t v = blockIdx.y * NORM_HEADS + threadIdx.x / 32, dv = h.gdn_v_dim,
+                   channels = gdn_channels(&h), width = channels + h.gdn_v_heads * (dv + 2),
+                   n_rows = a.batch.d_plan->n_rows;
+    for (uint32_t row = blockIdx.x; row < n_rows && v < h.gdn_v_heads; row += gridDim.x) {
+        if (a.batch.d_entries[a.batch.d_row_entry[row]].n_rows <= a.rows_most)
+            continue;
+        float *d_o = a.d_out + ((uint64_t)row * h.gdn_v_heads + v) * dv;
+        const float *d_z = a.d_in + (uint64_t)row * width + channels + v * dv;
+        const float scale = 1.0f / sqrtf(half_warp_dot(d_o, d_o, dv) / (float)dv + h.rms_eps);
+        for (uint32_t c = threadIdx.x % 32; c < dv; c += 32)
+            d_o[c] = d_o[c] * scale * load_read_only(a.w.norm + c) * f32_silu(d_z[c]);
+    }
+}
+
+/* The last rows of a long entry into the rings of k and G, and the window. */
+static __device__ void keep(const struct gdn_args &a, const struct gdn_sequence &q, uint32_t key) {
+    const struct k_shape &h = a.pool.shape;
+    const uint32_t dk = h.gdn_k_dim, per_key = h.gdn_v_heads / h.gdn_k_heads, n_v = per_key * h.gdn_v_dim;
+    for (uint32_t t = 0; t < C; t++) {
+        const uint32_t row = q.n_rows - C + t, i = (q.pos + row) % C, at = block_of(q, row).at;
+        const float *d_x = a.scratch.d_x + ((uint64_t)at * h.gdn_k_heads + key) * dk * 2 * C + C + i;
+        for (uint32_t k = threadIdx.x; k < dk; k += blockDim.x)
+            q.d_k[((uint64_t)i * h.gdn_k_heads + key) * dk + k] = d_x[k * 2 * C];
+        for (uint32_t v = key * per_key + threadIdx.x; v < (key + 1) * per_key; v += blockDim.x)
+            q.d_decay[(uint64_t)i * h.gdn_v_heads + v] =
+                    a.scratch.d_gates[((uint64_t)at * h.gdn_v_heads + v) * 2 * C + i];
+    }
+    for (uint32_t c = threadIdx.x; c < dk; c += blockDim.x) {
+        window_keep(q, h.conv_kernel, key * dk + c);
+        window_keep(q, h.conv_kernel, (h.gdn_k_heads + key) * dk + c);
+    }
+    for (uint32_t c = threadIdx.x; c < n_v; c += blockDim.x)
+        window_keep(q, h.conv_kernel, 2 * h.gdn_k_heads * dk + key * n_v + c);
+}
+__global__ void gdn_keep_kernel(const struct gdn_args a) {
+    const uint32_t n_entries = a.batch.d_plan->n_entries;
+    for (uint32_t n = blockIdx.x;; n += gridDim.x) {
+        const uint32_t entry = long_entry(a, n);
+        if (entry >= n_entries)
+            return;
+        keep(a, sequence_of(a, entry), blockIdx.y);
+    }
+}
+
+/* --- launches: blocks go around where a step may have more than the device --- */
+
+static uint32_t at_most(uint32_t n, uint32_t most) {
+    return n < most ? n : most;
+}
+
+template <uint32_t STAGES> static uint32_t walk_bytes(const struct k_shape &h) {
+    return (walk_floats(h.gdn_k_dim) + STAGES * stage_floats(h.gdn_k_dim)) * (uint32_t)sizeof(float);
+}
+#define WALK_RESERVED 1024u /* shared memory that every block of an SM takes besides */
+/* Two blocks on an SM hide each other's latencies; where there is room for it, the next block's arrival as well. */
+static cudaError_t queue_walk(
+        cudaStream_t s, const struct gdn_args *a, uint32_t longs, const struct device_size *d) {
+    const struct k_shape &h = a->pool.shape;
+    const dim3 grid(longs, h.gdn_v_heads, (h.gdn_v_dim + COLUMNS - 1) / COLUMNS);
+    if (2 * (walk_bytes<2>(h) + WALK_RESERVED) <= d->shared_of_sm)
+        return K_LAUNCH(gdn_walk_kernel<2>, grid, WALK, walk_bytes<2>(h), s, *a);
+    return K_LAUNCH(gdn_walk_kernel<1>, grid, WALK, walk_bytes<1>(h), s, *a);
+}
+cudaError_t queue_gdn_blocks(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
+        uint32_t rows_bound, const struct device_size *d) {
+    const struct k_shape &h = a->pool.shape;
+    const uint32_t longs = at_most(rows_bound / (GDN_LONG + 1), at_most(entries_bound, d->sms));
+    cudaError_t r = K_LAUNCH(gdn_mix_kernel, dim3(at_most((rows_bound + C - 1) / C, d->sms), h.gdn_k_heads),
+            MIX, mix_shared_floats(h) * sizeof(float), s, *a);
+    if (r == cudaSuccess)
+        r = queue_walk(s, a, longs, d);
+    if (r == cudaSuccess)
+        r = K_LAUNCH(gdn_norm_kernel,
+                dim3(at_most(rows_bound, 4 * d->sms), (h.gdn_v_heads + NORM_HEADS - 1) / NORM_HEADS),
+                NORM_HEADS * 32, 0, s, *a);
+    if (r == cudaSuccess)
+        r = K_LAUNCH(gdn_keep_kernel, dim3(longs, h.gdn_k_heads), 128, 0, s, *a);
+    return r;
+}
+cudaError_t gdn_blocks_prepare(uint32_t shared_of_block) {
+    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    cudaError_t r = cudaFuncSetAttribute(gdn_walk_kernel<1>, most, (int)shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(gdn_walk_kernel<2>, most, (int)shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(gdn_mix_kernel, most, (int)shared_of_block);
+    return r;
+}
