@@ -10,8 +10,9 @@
  * Bytes of a row of the 27B model (Hv 48, dk = dv = 128): S0 3.1 MB, rings of k and Delta 0.5 MB, window 0.2 MB, in and
  * out 0.1 MB. The chains over dk of the CPU's order cost nothing here: 2 fused operations for each 4 bytes.
  *
- * Who writes what others read: S0, Delta, G and the window of v are one block's. The ring of k and the window of q and k
- * are shared by the value heads of a key head; the last of their blocks to have read them writes them (d_arrivals). */
+ * Who writes what others read: S0, Delta, G and the window of v are one block's. The ring of k and the window of q
+ * and k are shared by the value heads of a key head: the last of their blocks to have read them writes them, found
+ * through d_arrivals. */
 #include "kernels/cuda/gdn.cuh"
 #include "kernels/cuda/launch.cuh"
 
@@ -297,8 +298,8 @@ static __device__ __forceinline__ void rows_out(const struct gdn_args &a, const 
 
 /* z of this column. */
 template <uint32_t ROWS>
-static __device__ __forceinline__ void column_gates(const struct gdn_args &a, const struct gdn_sequence &q,
-        const struct head &h, const struct group &g, float *z) {
+static __device__ __forceinline__ void column_gates(
+        const struct gdn_sequence &q, const struct head &h, const struct group &g, float *z) {
     const float *d_z = q.d_in + (uint64_t)g.row * q.width + q.channels + h.v * h.dv + h.column;
 #pragma unroll
     for (uint32_t r = 0; r < ROWS; r++)
@@ -311,7 +312,7 @@ static __device__ __forceinline__ void group_finish(const struct gdn_args &a, co
         const struct head &h, const struct rows_shared &m, const struct group &g, const float *v,
         float *delta) {
     float k_s[ROWS] = {}, q_s[ROWS] = {}, z[ROWS];
-    column_gates<ROWS>(a, q, h, g, z);
+    column_gates<ROWS>(q, h, g, z);
     if (h.column - threadIdx.x % 32 < h.dv) {
         if (g.fold)
             state_times<ROWS, SLOTS, WIDE, true>(h, m, delta, k_s, q_s);

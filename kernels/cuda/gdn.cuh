@@ -50,7 +50,8 @@ static __device__ __forceinline__ float pre_conv(
     return i < 0 ? q.d_window[(uint64_t)(n_taps - 1 + i) * q.channels + channel]
                  : q.d_in[(uint64_t)i * q.width + channel];
 }
-/* The window's last rows of one channel once the entry is through; ascending: a row moves down onto one already read. */
+/* The window's last rows of one channel, once the entry is through; ascending: a row moves down onto one already
+ * read. */
 static __device__ __forceinline__ void window_keep(
         const struct gdn_sequence &q, uint32_t n_taps, uint32_t channel) {
     for (uint32_t i = 0; i + 1 < n_taps; i++)

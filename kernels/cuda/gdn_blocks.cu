@@ -1,8 +1,8 @@
-/* gdn_blocks.cu - a Gated DeltaNet mixer for entries of many rows (prompts): what is parallel over rows, and a walk over
- * GDN blocks of 16 positions for each value head with its state in shared memory. Bits are those of gdn.cu.
+/* gdn_blocks.cu - a Gated DeltaNet mixer for entries of many rows (prompts): what is parallel over rows, and a walk
+ * over GDN blocks of 16 positions for each value head with its state in shared memory. Bits are those of gdn.cu.
  *
- *   gdn_mix_kernel     grid (16 rows, Hk): the GDN blocks that begin in these rows, of one key head: convolution, norms,
- *                      dot products inside the block, gates; to scratch, v to d_out.
+ *   gdn_mix_kernel     grid (16 rows, Hk): the GDN blocks that begin in these rows, of one key head: convolution,
+ *                      norms, dot products inside the block, gates; to scratch, v to d_out.
  *   gdn_walk_kernel    grid (long entries, Hv, 32 columns): block by block S0^T [q | k] (a 32 x dk x 32 product, a
  *                      thread 4 rows and 2 columns, k ascending), the triangle of Deltas (a warp, a lane a column),
  *                      o, and the fold. 3 fused operations for each element of S0 and row: at 48 heads of 128 x 128,
@@ -270,8 +270,8 @@ static __device__ void walk_fades(const struct walk_shared &m, const struct stag
         m.fade[threadIdx.x] = f32_exp(g.gates[C - 1] - g.gates[threadIdx.x]);
     }
 }
-/* Deltas of one column, j by j: as soon as Delta_j is there, every later row takes it. Rows that are not there give what
- * nobody uses. */
+/* Deltas of one column, j by j: as soon as Delta_j is there, every later row takes it. Rows that are not there give
+ * what nobody uses. */
 static __device__ void walk_deltas(
         const struct walk_shared &m, const struct stage &g, const struct block &b) {
     const uint32_t lane = threadIdx.x;
