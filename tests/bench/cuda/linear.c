@@ -36,11 +36,13 @@ static const struct shape {
 };
 static const struct form {
     const char *name;
+    bool dense; /* bf16 */
     enum quant_format format;
     uint32_t group;
     bool zeros;
-} forms[] = {{"int4 g128   ", QUANT_INT4, 128, false}, {"int4 g32 zp ", QUANT_INT4, 32, true},
-        {"int8 g128   ", QUANT_INT8, 128, false}};
+} forms[] = {{"int4 g128   ", false, QUANT_INT4, 128, false}, {"int4 g32 zp ", false, QUANT_INT4, 32, true},
+        {"int8 g128   ", false, QUANT_INT8, 128, false}, {"fp8 g128    ", false, QUANT_FP8, 128, false},
+        {"bf16        ", true, QUANT_INT4, 0, false}};
 #define FORMS (sizeof forms / sizeof *forms)
 
 struct bench {
@@ -137,7 +139,8 @@ static void bench_shape(struct bench *b, const struct shape *shape, const struct
             .columns = shape->columns,
             .label = form->name};
     const uint32_t pieces = shape->operation == GATE_UP ? 2 : 1;
-    struct k_matrix_view views[2] = {{.rows = shape->rows / pieces, .quant = &q}};
+    struct k_matrix_view views[2] = {
+            {.rows = shape->rows / pieces, .quant = form->dense ? NULL : &q, .dtype = K_BF16}};
     const struct k_linear_spec spec = {
             .pieces = views, .n_pieces = pieces, .columns = shape->columns, .leaves = 8, .name = shape->name};
     struct k_linear *w[COPIES_MAX];

@@ -279,6 +279,21 @@ static inline void assert_same_floats(const float *a, const float *b, size_t n, 
         if (memcmp(&a[i], &b[i], sizeof *a) != 0)
             fail_msg("%s: element %zu of %zu differs: %.9g and %.9g", what, i, n, (double)a[i], (double)b[i]);
 }
+static inline bool on_cpu(const struct world *w) {
+    return strncmp(k_context_describe(w->c), "cpu ", 4) == 0;
+}
+/* A product against the rule: its bits, or, where a GPU adds up float activations in an order of its own, near them. */
+static inline void assert_product(const struct world *w, bool float_activations, const float *a,
+        const float *b, size_t n, const char *what) {
+    if (!float_activations || on_cpu(w)) {
+        assert_same_floats(a, b, n, what);
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (!(fabsf(a[i] - b[i]) <= 5e-5f * (1 + fabsf(b[i]))))
+            fail_msg(
+                    "%s: element %zu of %zu: %.9g, by the rule %.9g", what, i, n, (double)a[i], (double)b[i]);
+}
 /* |a - b| <= tol * (1 + |b|) */
 static inline void assert_near(const float *a, const double *b, size_t n, double tol, const char *what) {
     for (size_t i = 0; i < n; i++)
