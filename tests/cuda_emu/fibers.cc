@@ -185,17 +185,18 @@ void emu_warp(const char *what, uint32_t mask, void *own, size_t bytes, emu_warp
     f->state = AT_WARP;
     f->what = what;
     f->mask = mask;
-    bool all = true;
-    for (uint32_t l = 0; l < EMU_WARP; l++) {
+    bool all = true; /* the last one looks at all others; whoever comes earlier ends where one is missing */
+    for (uint32_t n = 1; n < EMU_WARP && all; n++) {
+        const uint32_t l = (lane + n) % EMU_WARP;
         if (!(mask >> l & 1))
             continue;
         const fiber *other = first + l < block.fibers.size() ? &block.fibers[first + l] : NULL;
         if (!other || other->state == DONE)
             fault("%s: lane %u of mask %08x has left the kernel", what, l, mask);
         const bool same = other->what == what || (other->what && strcmp(other->what, what) == 0);
-        if (other->state == AT_WARP && (!same || other->mask != mask))
+        all = other->state == AT_WARP;
+        if (all && (!same || other->mask != mask))
             fault("%s with mask %08x meets %s with mask %08x", what, mask, other->what, other->mask);
-        all = all && other->state == AT_WARP;
     }
     if (all)
         meet(first, mask, fn);
