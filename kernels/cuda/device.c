@@ -94,6 +94,8 @@ int device_open(int device, struct cudaDeviceProp *ret, struct error *e) {
         made = gdn_prepare((uint32_t)ret->sharedMemPerBlockOptin);
     if (made == cudaSuccess)
         made = gdn_blocks_prepare((uint32_t)ret->sharedMemPerBlockOptin);
+    if (made == cudaSuccess)
+        made = attend_prepare((uint32_t)ret->sharedMemPerBlockOptin);
     return made == cudaSuccess ? 0 : device_refused(device, ret, made, e);
 }
 

@@ -6,6 +6,7 @@
  * contents. */
 #pragma once
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/mark.h"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/views.h"
@@ -132,3 +133,5 @@ uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs
 uint64_t gdn_scratch_bytes(const struct k_shape *h, uint32_t rows);
 /* Scratch of k_head_sample(). */
 uint64_t head_scratch_bytes(const struct k_shape *h);
+/* Scratch of the attention mixer for steps of up to `rows` rows. */
+uint64_t attention_scratch_bytes(const struct k_shape *h, uint32_t rows);

@@ -168,14 +168,15 @@ static void test_any_split_gives_the_same_bits(void **state) {
         assert_true(world_open(&w, &l.shape, &o, NULL, 2, NULL));
         slot_new(&w, 1, NULL, 1, 12);
         run_rows(&w, &l, 1, 0, l.rows, NULL, whole);
-        for (int round = 0; round < 6; round++) {
-            uint32_t most = round == 0 ? 1 : rng_u32(&r) % 100 + 1, pages[12];
+        for (int round = 0; round < 4; round++) {
+            uint32_t most = rng_u32(&r) % 100 + 1, pages[12];
             slot_new(&w, 2, NULL, 0, 0);
             for (uint32_t i = 0; i < 12; i++) /* other pages, in another order, with what was there before */
                 pages[i] = 13 + (i * 5 + (uint32_t)round) % 12;
             k_slot_grant(w.s, w.p, 2, 0, 12, pages);
             for (uint32_t at = 0, m; at < l.rows; at += m) {
-                m = rng_u32(&r) % most + 1;
+                /* the first round: single rows around a page's end, else up to the next of them */
+                m = round ? rng_u32(&r) % most + 1 : at % 64 < 2 || at % 64 > 61 ? 1 : 62 - at % 64;
                 m = m < l.rows - at ? m : l.rows - at;
                 run_rows(&w, &l, 2, at, m, NULL, out);
             }

@@ -1,0 +1,200 @@
+/* attention_parts.cuh - what the kernels of attention.cu share: where queries and pages lie, how leaves are
+ * combined, and the parts of leaves that another block combines. The arithmetic is attention.h's. */
+#pragma once
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/shared/elementary.h"
+
+#define ALL_LANES    0xffffffffu
+#define FOLD_THREADS 256u /* of every kernel that combines parts */
+#define FOLD_LEAVES  32u  /* at a time, a lane each */
+#define FOLD_VALUES  8u   /* of a thread */
+
+/* Some leaves of a tile and kv head. */
+struct attention_work {
+    struct attention_tile t;
+    uint32_t head, leaf, n_leaves;
+};
+
+/* --- where things lie --- */
+
+static __device__ __forceinline__ uint32_t group_of(const struct attention_args &a) {
+    return a.pool.shape.q_heads / a.pool.shape.kv_heads;
+}
+static __device__ __forceinline__ uint32_t row_of(
+        const struct attention_args &a, const struct attention_tile &t, uint32_t i) {
+    return t.row_begin + (t.first + i) / group_of(a);
+}
+/* Query i of the tile among [R][Hq]. */
+static __device__ __forceinline__ uint64_t query_of(
+        const struct attention_args &a, const struct attention_tile &t, uint32_t head, uint32_t i) {
+    return (uint64_t)row_of(a, t, i) * a.pool.shape.q_heads + head * group_of(a) +
+           (t.first + i) % group_of(a);
+}
+/* The last position that query i sees; 0 behind the last query. */
+static __device__ __forceinline__ uint32_t last_of(
+        const struct attention_args &a, const struct attention_tile &t, uint32_t i) {
+    return i < t.n ? a.batch.d_row_pos[row_of(a, t, i)] + a.shift : 0;
+}
+static __device__ __forceinline__ const uint32_t *table_of(
+        const struct attention_args &a, const struct attention_tile &t) {
+    return a.pool.d_tables + (uint64_t)t.slot * a.pool.pages_per_slot;
+}
+/* K and V of page 0 of a kv head. */
+static __device__ __forceinline__ const uint8_t *pages_of(const struct attention_args &a, uint32_t head) {
+    return a.pool.d_kv + (uint64_t)a.layer * a.pool.pages * a.pool.layout.page_bytes +
+           head * a.pool.layout.page_head_bytes;
+}
+static __device__ __forceinline__ uint32_t part_of(const struct attention_args &a,
+        const struct attention_tile &t, uint32_t head, uint32_t leaf, uint32_t i) {
+    return a.pool.shape.kv_heads * t.first_part + (head * t.leaves + leaf) * t.n + i;
+}
+
+/* --- combining leaves --- */
+
+/* How what was combined and the next leaf enter. */
+struct fold_step {
+    float keep, add;
+};
+static __device__ __forceinline__ struct fold_step fold_step_of(float max, float m, float top) {
+    const struct fold_step s = {f32_exp(max - top), f32_exp(m - top)};
+    return s;
+}
+static __device__ __forceinline__ float larger_of(float max, float m) {
+    return m > max ? m : max;
+}
+static __device__ __forceinline__ float fold_sum(float sum, float l, const struct fold_step &s) {
+    return sum * s.keep + l * s.add;
+}
+static __device__ __forceinline__ float fold_value(float value, float o, const struct fold_step &s) {
+    return fmaf(o, s.add, value * s.keep);
+}
+/* out = O / L * sigmoid(gate) of column c of a query. */
+static __device__ __forceinline__ void output_put(
+        const struct attention_args &a, uint32_t row, uint64_t query, uint32_t c, float value, float sum) {
+    const struct k_shape &h = a.pool.shape;
+    const uint64_t width = (uint64_t)(2 * h.q_heads + 2 * h.kv_heads) * h.head_dim,
+                   q_head = query - (uint64_t)row * h.q_heads;
+    const float gate = a.d_in[row * width + q_head * 2 * h.head_dim + h.head_dim + c];
+    a.d_out[query * h.head_dim + c] = value / sum * f32_sigmoid(gate);
+}
+
+/* --- parts: leaves of a tile that several blocks had --- */
+
+/* Steps and sums of up to FOLD_LEAVES leaves of queries, in shared memory: [n][FOLD_LEAVES]. */
+struct fold_room {
+    struct fold_step *steps;
+    float *sums;
+    float *values; /* two buffers of [leaf][n][D] */
+    uint32_t n_values;
+};
+#define FOLD_STEP_BYTES(n) ((n)*FOLD_LEAVES * (sizeof(struct fold_step) + sizeof(float)))
+static __device__ __forceinline__ struct fold_room fold_room_in(uint8_t *shared, uint32_t bytes, uint32_t n) {
+    struct fold_room r;
+    r.values = (float *)shared;
+    r.n_values = (bytes - FOLD_STEP_BYTES(n)) / sizeof(float) & ~3u;
+    r.steps = (struct fold_step *)(r.values + r.n_values);
+    r.sums = (float *)(r.steps + n * FOLD_LEAVES);
+    return r;
+}
+
+/* A warp: the steps of leaves first .. of query i; *max: of the leaves before, runs along. */
+static __device__ void fold_steps(const struct attention_args &a, const struct attention_work &w, uint32_t i,
+        uint32_t first, uint32_t leaves, struct fold_step *steps, float *sums, float *max) {
+    const uint32_t lane = threadIdx.x % 32;
+    float m = -INFINITY, before;
+    if (first + lane < leaves) {
+        const float *d_sums = a.d_sums + 2ull * part_of(a, w.t, w.head, first + lane, i);
+        m = load_shared_by_blocks(d_sums);
+        sums[lane] = load_shared_by_blocks(d_sums + 1);
+    }
+    float top = lane == 0 ? larger_of(*max, m) : m;
+#pragma unroll
+    for (uint32_t d = 1; d < 32; d *= 2) {
+        before = __shfl_up_sync(ALL_LANES, top, d);
+        top = lane >= d ? larger_of(before, top) : top;
+    }
+    before = __shfl_up_sync(ALL_LANES, top, 1);
+    steps[lane] = fold_step_of(lane == 0 ? *max : before, m, top);
+    *max = __shfl_sync(ALL_LANES, top, 31);
+}
+/* Brings the values of leaves [first, first + n) of queries [i0, i0 + n_queries). */
+static __device__ void fold_fetch(const struct attention_args &a, const struct attention_work &w, uint32_t i0,
+        uint32_t n_queries, uint32_t first, uint32_t n, float *values) {
+    const uint32_t d = a.pool.shape.head_dim;
+    if (d % 4) {
+        for (uint32_t e = threadIdx.x; e < n * n_queries * d; e += FOLD_THREADS) {
+            const uint32_t part = part_of(a, w.t, w.head, first + e / d / n_queries, i0 + e / d % n_queries);
+            values[e] = load_shared_by_blocks(a.d_values + (uint64_t)part * d + e % d);
+        }
+        return;
+    }
+    for (uint32_t e = threadIdx.x * 4; e < n * n_queries * d; e += FOLD_THREADS * 4) {
+        const uint32_t part = part_of(a, w.t, w.head, first + e / d / n_queries, i0 + e / d % n_queries);
+        copy_16(values + e, a.d_values + (uint64_t)part * d + e % d);
+    }
+}
+
+/* Combines all leaves of queries [i0, i0 + n_queries) of the tile, whose parts are there; as many queries as
+ * FOLD_THREADS threads of FOLD_VALUES have room for. */
+static __device__ void fold_parts(const struct attention_args &a, const struct attention_work &w, uint32_t i0,
+        uint32_t n_queries, const struct fold_room &room) {
+    const uint32_t d = a.pool.shape.head_dim, warp = threadIdx.x / 32,
+                   half = room.n_values / (n_queries * d) / 2,
+                   at_once = half < FOLD_LEAVES ? half : FOLD_LEAVES, leaves = w.t.leaves;
+    float value[FOLD_VALUES] = {}, sum[FOLD_VALUES] = {}, max = -INFINITY;
+    uint32_t buffer = 0;
+    fold_fetch(a, w, i0, n_queries, 0, leaves < at_once ? leaves : at_once, room.values);
+    copy_commit();
+    for (uint32_t first = 0; first < leaves; first += at_once, buffer ^= 1) {
+        const uint32_t end = first + at_once < leaves ? first + at_once : leaves;
+        const uint32_t next_end = end + at_once < leaves ? end + at_once : leaves;
+        const float *values = room.values + buffer * at_once * n_queries * d;
+        fold_fetch(a, w, i0, n_queries, end, next_end - end,
+                room.values + (buffer ^ 1) * at_once * n_queries * d);
+        copy_commit();
+        if (warp < n_queries) {
+            const uint32_t seen = last_of(a, w.t, i0 + warp) / ATTENTION_LEAF + 1;
+            fold_steps(a, w, i0 + warp, first, seen < end ? seen : end, room.steps + warp * FOLD_LEAVES,
+                    room.sums + warp * FOLD_LEAVES, &max);
+        }
+        copy_wait<1>();
+        __syncthreads();
+#pragma unroll
+        for (uint32_t k = 0; k < FOLD_VALUES; k++) {
+            const uint32_t e = threadIdx.x + k * FOLD_THREADS, q = e / d;
+            if (e >= n_queries * d)
+                continue;
+            const uint32_t seen = last_of(a, w.t, i0 + q) / ATTENTION_LEAF + 1;
+            for (uint32_t leaf = first; leaf < end && leaf < seen; leaf++) {
+                const uint32_t at = q * FOLD_LEAVES + leaf - first;
+                const float o = values[(leaf - first) * n_queries * d + e];
+                value[k] = leaf == 0 ? o : fold_value(value[k], o, room.steps[at]);
+                sum[k] = leaf == 0 ? room.sums[at] : fold_sum(sum[k], room.sums[at], room.steps[at]);
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < FOLD_VALUES; k++) {
+        const uint32_t e = threadIdx.x + k * FOLD_THREADS, q = i0 + e / d;
+        if (e < n_queries * d)
+            output_put(a, row_of(a, w.t, q), query_of(a, w.t, w.head, q), e % d, value[k], sum[k]);
+    }
+}
+
+/* This block has put the parts of w. Did the last of the tile and kv head come with it? flag: a word of shared
+ * memory. */
+static __device__ bool parts_arrived(
+        const struct attention_args &a, const struct attention_work &w, uint32_t tile, uint32_t *flag) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        uint32_t *d_arrived = a.d_arrived + (uint64_t)tile * a.pool.shape.kv_heads + w.head;
+        *flag = atomicAdd(d_arrived, w.n_leaves) + w.n_leaves == w.t.leaves;
+        __threadfence();
+    }
+    __syncthreads();
+    return *flag;
+}
