@@ -9,6 +9,8 @@
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/select.cuh"
 
+#define COPIED 10u /* elements of a thread that are loaded before the first is stored */
+
 struct collect_shared {
     struct block_shared block;
     struct head_row row;
@@ -82,8 +84,17 @@ __global__ void __launch_bounds__(BLOCK_THREADS) collect_kernel(const struct col
     for (uint32_t k = threadIdx.x; k < MASS_BINS && shared->row.sampled; k += BLOCK_THREADS)
         a.d_masses[(uint64_t)i * MASS_BINS + k] = 0;
     const float *d_from = a.d_hidden + (uint64_t)shared->row.row * a.hidden_size;
-    for (uint32_t k = threadIdx.x; k < a.hidden_size; k += BLOCK_THREADS)
-        a.d_x[(uint64_t)i * a.hidden_size + k] = d_from[k];
+    float *d_to = a.d_x + (uint64_t)i * a.hidden_size;
+    for (uint32_t first = threadIdx.x; first < a.hidden_size; first += COPIED * BLOCK_THREADS) {
+        float x[COPIED];
+#pragma unroll
+        for (uint32_t c = 0; c < COPIED; c++)
+            x[c] = first + c * BLOCK_THREADS < a.hidden_size ? d_from[first + c * BLOCK_THREADS] : 0.0f;
+#pragma unroll
+        for (uint32_t c = 0; c < COPIED; c++)
+            if (first + c * BLOCK_THREADS < a.hidden_size)
+                d_to[first + c * BLOCK_THREADS] = x[c];
+    }
 }
 cudaError_t queue_collect(cudaStream_t s, const struct collect_args *a, uint32_t rows_bound) {
     return K_LAUNCH(collect_kernel, rows_bound, BLOCK_THREADS, sizeof(struct collect_shared), s, *a);

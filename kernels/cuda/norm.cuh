@@ -12,16 +12,21 @@
 #include <math.h>
 
 #define NORM_THREADS NORM_CHAINS /* of the block */
+#define NORM_BATCH   20u         /* elements of a thread that are loaded before the first is used */
 
 /* 1 / sqrt(mean(x^2) + eps) of d_x[n], in every thread; all of the block call it. shared: [NORM_CHAINS], to be used
  * again after a barrier. */
 static __device__ float norm_scale(const float *d_x, uint32_t n, float eps, float *shared) {
     const uint32_t lane = threadIdx.x % 32, chains = n > NORM_SHORT ? NORM_CHAINS : 16;
     float acc = 0.0f;
-    if (threadIdx.x < chains) {
-#pragma unroll 20
-        for (uint32_t k = threadIdx.x; k < n; k += chains)
-            acc = fmaf(d_x[k], d_x[k], acc);
+    for (uint32_t first = threadIdx.x; threadIdx.x < chains && first < n; first += NORM_BATCH * chains) {
+        float x[NORM_BATCH];
+#pragma unroll
+        for (uint32_t i = 0; i < NORM_BATCH; i++)
+            x[i] = first + i * chains < n ? d_x[first + i * chains] : 0.0f;
+#pragma unroll
+        for (uint32_t i = 0; i < NORM_BATCH; i++)
+            acc = fmaf(x[i], x[i], acc);
     }
     shared[threadIdx.x] = acc;
     __syncthreads();

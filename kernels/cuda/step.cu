@@ -186,11 +186,26 @@ cudaError_t queue_embed(cudaStream_t s, const struct embed_args *a, uint32_t row
 
 /* --- norms of rows --- */
 
-/* d_y[n] = norm(d_x), which may be the same; all of the block call it. */
-static __device__ void norm_row(const float *d_x, const float *d_norm, float eps, uint32_t n, float *d_y) {
+/* d_y[n] = norm(d_x), which may be the same, and d_also[n] if it is not NULL; all of the block call it. */
+static __device__ void norm_row(
+        const float *d_x, const float *d_norm, float eps, uint32_t n, float *d_y, float *d_also) {
     const float scale = norm_scale(d_x, n, eps, (float *)dynamic_shared());
-    for (uint32_t k = threadIdx.x; k < n; k += NORM_THREADS)
-        d_y[k] = d_x[k] * scale * load_read_only(d_norm + k);
+    for (uint32_t first = threadIdx.x; first < n; first += NORM_BATCH * NORM_THREADS) {
+        float y[NORM_BATCH];
+#pragma unroll
+        for (uint32_t i = 0; i < NORM_BATCH; i++) {
+            const uint32_t k = first + i * NORM_THREADS;
+            y[i] = k < n ? d_x[k] * scale * load_read_only(d_norm + k) : 0.0f;
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < NORM_BATCH; i++) {
+            const uint32_t k = first + i * NORM_THREADS;
+            if (k < n)
+                d_y[k] = y[i];
+            if (k < n && d_also)
+                d_also[k] = y[i];
+        }
+    }
 }
 
 __global__ void __launch_bounds__(NORM_THREADS) final_norm_kernel(const struct final_args a) {
@@ -199,11 +214,8 @@ __global__ void __launch_bounds__(NORM_THREADS) final_norm_kernel(const struct f
         return;
     const struct k_entry *d_e = a.b.d_entries + a.b.d_row_entry[row];
     float *d_y = a.d_y + (uint64_t)row * n, *d_hidden = a.p.d_hidden + (uint64_t)d_e->slot * n;
-    norm_row(a.d_x + (uint64_t)row * n, a.d_norm, a.eps, n, d_y);
-    if (row != d_e->row_begin + d_e->n_rows - 1)
-        return;
-    for (uint32_t k = threadIdx.x; k < n; k += NORM_THREADS) /* what this thread has written */
-        d_hidden[k] = d_y[k];
+    const bool last = row == d_e->row_begin + d_e->n_rows - 1;
+    norm_row(a.d_x + (uint64_t)row * n, a.d_norm, a.eps, n, d_y, last ? d_hidden : NULL);
 }
 cudaError_t queue_final_norm(cudaStream_t s, const struct final_args *a, uint32_t rows_bound) {
     return K_LAUNCH(final_norm_kernel, dim3(blocks_for(rows_bound, 1)), NORM_THREADS,
@@ -232,14 +244,14 @@ __global__ void __launch_bounds__(NORM_THREADS) mtp_input_kernel(const struct mt
         return;
     float *d_y = a.d_y + (uint64_t)row * 2 * n;
     if (blockIdx.y == 1) {
-        norm_row(a.d_hidden + (uint64_t)row * n, a.d_norm_hidden, a.eps, n, d_y + n);
+        norm_row(a.d_hidden + (uint64_t)row * n, a.d_norm_hidden, a.eps, n, d_y + n, NULL);
         return;
     }
     const uint64_t from = (uint64_t)next_id(a, row) * n;
     for (uint32_t k = threadIdx.x; k < n; k += NORM_THREADS)
         d_y[k] = table_at(a.table, from + k);
     __syncthreads();
-    norm_row(d_y, a.d_norm_embedding, a.eps, n, d_y);
+    norm_row(d_y, a.d_norm_embedding, a.eps, n, d_y, NULL);
 }
 cudaError_t queue_mtp_input(cudaStream_t s, const struct mtp_args *a, uint32_t rows_bound) {
     return K_LAUNCH(mtp_input_kernel, dim3(blocks_for(rows_bound, 1), 2), NORM_THREADS,
