@@ -47,7 +47,7 @@ static __device__ __forceinline__ struct gdn_sequence sequence_of(const struct g
 /* A channel of row i of the entry before convolution; negative i lie in the slot's window. */
 static __device__ __forceinline__ float pre_conv(
         const struct gdn_sequence &q, uint32_t n_taps, int32_t i, uint32_t channel) {
-    return i < 0 ? q.d_window[(uint64_t)(n_taps - 1 + i) * q.channels + channel]
+    return i < 0 ? q.d_window[(n_taps - 1 + i) * q.channels + channel]
                  : q.d_in[(uint64_t)i * q.width + channel];
 }
 /* The window's last rows of one channel, once the entry is through; ascending: a row moves down onto one already
@@ -59,30 +59,29 @@ static __device__ __forceinline__ void window_keep(
                 pre_conv(q, n_taps, (int32_t)(q.n_rows + i + 1) - (int32_t)n_taps, channel);
 }
 
-/* The convolution of one channel over rows that follow each other: taps and values, newest last in both. */
-struct conv_channel {
-    float tap[CONV_KERNEL_MAX], x[CONV_KERNEL_MAX];
-};
-static __device__ __forceinline__ void conv_begin(struct conv_channel &c, const struct gdn_args &a,
+/* The convolution of one channel over rows that follow each other: up to MAX taps and values, newest last in both. */
+template <uint32_t MAX> struct conv_channel { float tap[MAX], x[MAX]; };
+template <uint32_t MAX>
+static __device__ __forceinline__ void conv_begin(struct conv_channel<MAX> &c, const struct gdn_args &a,
         const struct gdn_sequence &q, uint32_t row, uint32_t channel) {
-    const uint32_t n_taps = a.pool.shape.conv_kernel, none = CONV_KERNEL_MAX - n_taps;
+    const uint32_t n_taps = a.pool.shape.conv_kernel, none = MAX - n_taps;
 #pragma unroll
-    for (uint32_t t = 0; t < CONV_KERNEL_MAX; t++) {
-        c.tap[t] = t >= none ? load_read_only(a.w.conv + (uint64_t)(t - none) * q.channels + channel) : 0.0f;
-        c.x[t] =
-                t > none ? pre_conv(q, n_taps, (int32_t)(row + t) - (int32_t)CONV_KERNEL_MAX, channel) : 0.0f;
+    for (uint32_t t = 0; t < MAX; t++) {
+        c.tap[t] = t >= none ? load_read_only(a.w.conv + ((t - none) * q.channels + channel)) : 0.0f;
+        c.x[t] = t > none ? pre_conv(q, n_taps, (int32_t)(row + t) - (int32_t)MAX, channel) : 0.0f;
     }
 }
 /* The next row, whose value before the convolution is x. */
-static __device__ __forceinline__ float conv_next(struct conv_channel &c, uint32_t n_taps, float x) {
+template <uint32_t MAX>
+static __device__ __forceinline__ float conv_next(struct conv_channel<MAX> &c, uint32_t n_taps, float x) {
     float sum = 0.0f;
 #pragma unroll
-    for (uint32_t t = 0; t + 1 < CONV_KERNEL_MAX; t++)
+    for (uint32_t t = 0; t + 1 < MAX; t++)
         c.x[t] = c.x[t + 1];
-    c.x[CONV_KERNEL_MAX - 1] = x;
+    c.x[MAX - 1] = x;
 #pragma unroll
-    for (uint32_t t = 0; t < CONV_KERNEL_MAX; t++)
-        sum = t >= CONV_KERNEL_MAX - n_taps ? fmaf(c.tap[t], c.x[t], sum) : sum;
+    for (uint32_t t = 0; t < MAX; t++)
+        sum = t >= MAX - n_taps ? fmaf(c.tap[t], c.x[t], sum) : sum;
     return f32_silu(sum);
 }
 
@@ -100,6 +99,18 @@ static __device__ __forceinline__ float half_warp_dot(const float *a, const floa
         acc = fmaf(a[i], b[i], acc);
     return chains_sum(acc);
 }
+/* a_c = sum of a[i] c[i], b_c = sum of b[i] c[i] */
+static __device__ __forceinline__ void half_warp_dots(
+        const float *a, const float *b, const float *c, uint32_t n, float *a_c, float *b_c) {
+    float sum_a = 0.0f, sum_b = 0.0f;
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x % CHAINS; i < n; i += CHAINS) {
+        sum_a = fmaf(a[i], c[i], sum_a);
+        sum_b = fmaf(b[i], c[i], sum_b);
+    }
+    *a_c = chains_sum(sum_a);
+    *b_c = chains_sum(sum_b);
+}
 /* x = x / sqrt(sum(x^2) + 1e-6) * scale, by half a warp; nothing where n is 0 */
 static __device__ __forceinline__ void l2_row(float *x, uint32_t n, float scale) {
     const float inverse = 1.0f / sqrtf(half_warp_dot(x, x, n) + 1e-6f);
@@ -111,11 +122,14 @@ static __device__ __forceinline__ float q_scale(const struct gdn_args &a) {
 }
 
 /* Of a row and value head: g = -exp(a_log) softplus(a + dt_bias), beta = sigmoid(b) */
+static __device__ __forceinline__ float gate_from(float a_log, float a, float dt_bias) {
+    return 0.0f - f32_exp(a_log) * f32_softplus(a + dt_bias);
+}
 static __device__ __forceinline__ float gate_of(
         const struct gdn_args &a, const struct gdn_sequence &q, uint32_t row, uint32_t v) {
     const struct k_shape &h = a.pool.shape;
     const float *d_a = q.d_in + (uint64_t)row * q.width + q.channels + h.gdn_v_heads * (h.gdn_v_dim + 1);
-    return 0.0f - f32_exp(a.w.a_log[v]) * f32_softplus(d_a[v] + a.w.dt_bias[v]);
+    return gate_from(a.w.a_log[v], d_a[v], a.w.dt_bias[v]);
 }
 static __device__ __forceinline__ float beta_of(
         const struct gdn_args &a, const struct gdn_sequence &q, uint32_t row, uint32_t v) {

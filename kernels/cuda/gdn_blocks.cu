@@ -68,7 +68,7 @@ static uint32_t mix_shared_floats(const struct k_shape &h) {
 static __device__ void mix_channels(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct block &b, uint32_t first, uint32_t n, float *to, uint64_t stride) {
     for (uint32_t i = threadIdx.x; i < n; i += MIX) {
-        struct conv_channel c;
+        struct conv_channel<CONV_KERNEL_MAX> c;
         conv_begin(c, a, q, b.row, first + i);
 #pragma unroll 4
         for (uint32_t r = 0; r < b.n; r++)

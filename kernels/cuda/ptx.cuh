@@ -100,6 +100,11 @@ template <int N> static __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+/* Loads above it are asked for even where a branch below it does not need them. */
+static __device__ __forceinline__ void ask_above() {
+    asm volatile("" ::: "memory");
+}
+
 /* Of memory that another block has written in this kernel: past L1. */
 static __device__ __forceinline__ float4 load_of_others(const float4 *p) {
     return __ldcg(p);

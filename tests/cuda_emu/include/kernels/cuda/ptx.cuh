@@ -135,6 +135,7 @@ static inline void copy_commit() {
 template <int N> static inline void copy_wait() {
     emu_copy_wait(N);
 }
+static inline void ask_above() {}
 static inline float4 load_of_others(const float4 *p) {
     return *p;
 }
