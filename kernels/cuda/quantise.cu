@@ -135,11 +135,12 @@ template <class A> static __device__ __forceinline__ void row_prepare(const A &a
     uint32_t run = blockIdx.y * WARPS + threadIdx.x / 32;
     struct run_values v = {};
     __shared__ float chains[NORM_CHAINS];
-    if (row >= in.d_plan->n_rows)
-        return;
+    const uint32_t n_rows = in.d_plan->n_rows;
     if (run < all_runs)
         run_load(in, d_x, run, v);
     const float scale = in.d_norm ? norm_scale(d_x, in.columns, in.eps, chains) : 1.0f;
+    if (row >= n_rows) /* asked last: a row that is not there costs nobody the wait for its number */
+        return;
     while (run < all_runs) {
         run_norm(in, scale, v);
         run_quantise(a, v, blockIdx.x, run);

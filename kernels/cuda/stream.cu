@@ -5,7 +5,7 @@
  * scale_x, leaf), segments ascending; then the tree over leaves. m16n8k32: weights are the 16 rows, activation rows the
  * 8 columns.
  *
- *   grid      as many blocks as the device holds at once, or fewer that go around equally often
+ *   grid      as many blocks as the device holds at once
  *   block     8 warps; a warp is a leaf of a unit. A unit is a strip, or a pair of a gate and an up strip; a block has
  *             8 / leaves of them at a time, and goes on by grid * that.
  *   warp      a ring of its own in shared memory: a slot is one run of its strips, codes and what belongs to them,
@@ -201,13 +201,9 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
     constexpr uint32_t STRIPS = size::STRIPS;
     const uint32_t warp = threadIdx.x / 32, parts = WARPS / a.w.leaves, leaf = warp % a.w.leaves,
                    step = gridDim.x * parts, aux = CUT == CUT_ANY ? 0 : aux_bytes(a.w),
-                   slot_bytes = STRIPS * (size::CODES + aux), n_rows = a.d_plan->n_rows;
-    if (a.first_row >= n_rows)
-        return;
-    const uint32_t rows = n_rows - a.first_row < TILES * 8 ? n_rows - a.first_row : TILES * 8;
+                   slot_bytes = STRIPS * (size::CODES + aux);
     uint8_t *ring = dynamic_shared() + warp * size::SLOTS * slot_bytes;
     float *meeting = (float *)(dynamic_shared() + WARPS * size::SLOTS * slot_bytes);
-    const uint32_t meeting_floats = WARPS * rows * STRIPS * 16;
     feed<STRIPS> f = {};
     f.unit = blockIdx.x * parts + warp / a.w.leaves;
     if (f.unit < a.units)
@@ -215,6 +211,13 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
     for (uint32_t i = 0; i + 1 < size::SLOTS; i++)
         feed_next<BITS, CUT, PAIR, TILES>(f, a, ring, leaf, step);
 
+    /* How many rows there are is asked once weights are on their way, which do not depend on it. */
+    const uint32_t n_rows = a.d_plan->n_rows, left = n_rows > a.first_row ? n_rows - a.first_row : 0,
+                   rows = left < TILES * 8 ? left : TILES * 8, meeting_floats = WARPS * rows * STRIPS * 16;
+    if (rows == 0) {
+        copy_wait<0>();
+        return;
+    }
     uint32_t slot = 0, buffer = 0;
     for (uint32_t first = blockIdx.x * parts; first < a.units; first += step, buffer ^= 1) {
         const uint32_t unit = first + warp / a.w.leaves;
@@ -259,9 +262,9 @@ static cudaError_t queue_one(
             (uint32_t)(d->shared_of_sm / (shared + 1024)); /* a block takes 1 KB beside its own */
     const uint32_t blocks = d->sms * (fit < 1 ? 1 : fit < size::BLOCKS ? fit : size::BLOCKS);
     a.units = PAIR ? a.w.strips / 2 : a.w.strips;
-    const uint32_t needed = divided(a.units, parts), rounds = divided(needed, blocks);
-    return K_LAUNCH(
-            (stream_kernel<BITS, CUT, PAIR, TILES>), divided(needed, rounds), STREAM_THREADS, shared, s, a);
+    const uint32_t needed = divided(a.units, parts);
+    return K_LAUNCH((stream_kernel<BITS, CUT, PAIR, TILES>), needed < blocks ? needed : blocks,
+            STREAM_THREADS, shared, s, a);
 }
 
 template <int BITS, enum cut CUT>
