@@ -88,11 +88,13 @@ static __device__ __forceinline__ void chunk_fetch(
         const struct head &h, float *slot, uint32_t chunk, uint32_t chunks) {
     if (chunk < chunks) {
         const uint32_t lane = threadIdx.x % 32, r = lane / 8, c = lane % 8 * 4, column = h.column - lane + c,
-                       k = chunk * CHUNK + r, at = k * h.dv + column;
+                       k = chunk * CHUNK + r, left = column < h.dv ? h.dk - k : 0;
+        const float *d_from = h.d_s0 + (k * h.dv + column);
+        float *to = slot + r * WARP_COLUMN + c;
 #pragma unroll
-        for (uint32_t n = 0; n < CHUNK; n += 4)
-            if (k + n < h.dk && column < h.dv)
-                copy_16_once(slot + (r + n) * WARP_COLUMN + c, h.d_s0 + (at + n * h.dv));
+        for (uint32_t n = 0; n < CHUNK; n += 4, d_from += 4 * h.dv)
+            if ((int32_t)n < (int32_t)left)
+                copy_16_once(to + n * WARP_COLUMN, d_from);
     }
     copy_commit();
 }
@@ -155,40 +157,50 @@ static __device__ __forceinline__ void add_all(
         q_s[r] = add_four<ALL>(f, m.row_q + r * m.pitch + f.k, q_s[r]);
     }
 }
+/* One chunk of them, from k on. WHOLE: all of its rows are there. */
+template <uint32_t ROWS, bool WIDE, bool FOLD, bool WHOLE>
+static __device__ __forceinline__ void chunk_times(const struct head &h, const struct rows_shared &m,
+        const float *delta, const float *slot, uint32_t k, float *k_s, float *q_s) {
+    [[maybe_unused]] constexpr uint32_t together = WHOLE ? CHUNK / 4 : 1; /* more would take registers */
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll together
+    for (uint32_t at = 0; at < CHUNK; at += 4) {
+        struct four f;
+        f.k = k + at;
+        f.n = WHOLE ? 4 : h.dk - f.k;
+        if (!WHOLE && f.k >= h.dk)
+            break;
+#pragma unroll
+        for (uint32_t e = 0; e < 4; e++)
+            if (WIDE)
+                f.s[e] = slot[(at + e) * WARP_COLUMN + lane];
+            else
+                f.s[e] = e < f.n && h.column < h.dv ? h.d_s0[(f.k + e) * h.dv + h.column] : 0.0f;
+        if (FOLD)
+            fold_four(h, m, delta, f);
+        if (WHOLE || f.n >= 4)
+            add_all<ROWS, true>(m, f, k_s, q_s);
+        else
+            add_all<ROWS, false>(m, f, k_s, q_s);
+    }
+}
 /* k_s[r], q_s[r] += S0^T k, S0^T q of this column, rows r < ROWS; rows that are not there give what nobody uses. */
 template <uint32_t ROWS, uint32_t SLOTS, bool WIDE, bool FOLD>
 static __device__ __forceinline__ void state_times(
         const struct head &h, const struct rows_shared &m, const float *delta, float *k_s, float *q_s) {
-    [[maybe_unused]] constexpr uint32_t together = ROWS == 1 && !FOLD ? 4 : 1; /* more would take registers */
-    const uint32_t chunks = (h.dk + CHUNK - 1) / CHUNK, lane = threadIdx.x % 32;
+    const uint32_t chunks = (h.dk + CHUNK - 1) / CHUNK;
 #pragma unroll 1
     for (uint32_t chunk = 0, slot = 0; chunk < chunks; chunk++, slot = slot + 1 == SLOTS ? 0 : slot + 1) {
         float *ring = warp_ring<SLOTS>(m) + slot * CHUNK_FLOATS;
+        const uint32_t k = chunk * CHUNK;
         if (WIDE) {
             copy_wait<SLOTS - 1>();
             __syncwarp();
         }
-#pragma unroll together
-        for (uint32_t at = 0; at < CHUNK; at += 4) {
-            struct four f;
-            f.k = chunk * CHUNK + at;
-            f.n = h.dk - f.k;
-            if (f.k >= h.dk)
-                break;
-#pragma unroll
-            for (uint32_t e = 0; e < 4; e++)
-                if (WIDE)
-                    f.s[e] = ring[(at + e) * WARP_COLUMN + lane];
-                else
-                    f.s[e] =
-                            e < f.n && h.column < h.dv ? h.d_s0[(uint64_t)(f.k + e) * h.dv + h.column] : 0.0f;
-            if (FOLD)
-                fold_four(h, m, delta, f);
-            if (f.n >= 4)
-                add_all<ROWS, true>(m, f, k_s, q_s);
-            else
-                add_all<ROWS, false>(m, f, k_s, q_s);
-        }
+        if (ROWS == 1 && WIDE && !FOLD && k + CHUNK <= h.dk)
+            chunk_times<ROWS, WIDE, FOLD, ROWS == 1 && WIDE && !FOLD>(h, m, delta, ring, k, k_s, q_s);
+        else
+            chunk_times<ROWS, WIDE, FOLD, false>(h, m, delta, ring, k, k_s, q_s);
         if (WIDE) {
             __syncwarp();
             chunk_fetch(h, ring, chunk + SLOTS, chunks);
@@ -479,9 +491,10 @@ static __device__ __forceinline__ void single_fetch_deltas(const struct gdn_args
         const struct gdn_sequence &q, const struct head &h, uint32_t n, struct single &s) {
     const struct k_shape &shape = a.pool.shape;
     const uint32_t first = q.pos % GDN_BLOCK, there = h.column < h.dv ? n : 0, at = h.v * h.dv + h.column;
+    const float *d_delta = q.d_delta + at;
 #pragma unroll
-    for (uint32_t j = 0; j < GDN_BLOCK; j++)
-        s.delta[j] = j < there ? q.d_delta[j * (shape.gdn_v_heads * h.dv) + at] : 0.0f;
+    for (uint32_t j = 0; j < GDN_BLOCK; j++, d_delta += shape.gdn_v_heads * h.dv)
+        s.delta[j] = j < there ? *d_delta : 0.0f;
     s.g_before = first > 0 ? q.d_decay[(first - 1) * shape.gdn_v_heads + h.v] : 0.0f;
 }
 /* q and k after the convolution into row 1 of each, v into s.x. */
