@@ -64,16 +64,40 @@ static uint32_t mix_shared_floats(const struct k_shape &h) {
     return 2 * C * (h.gdn_k_dim | 1) + C * (h.gdn_v_heads / h.gdn_k_heads);
 }
 
-/* Channels first .. first + n - 1 of the block's rows: position i of channel c to to[i * stride + c]. */
-static __device__ void mix_channels(const struct gdn_args &a, const struct gdn_sequence &q,
-        const struct block &b, uint32_t first, uint32_t n, float *to, uint64_t stride) {
-    for (uint32_t i = threadIdx.x; i < n; i += MIX) {
-        struct conv_channel<CONV_KERNEL_MAX> c;
-        conv_begin(c, a, q, b.row, first + i);
-#pragma unroll 4
-        for (uint32_t r = 0; r < b.n; r++)
-            to[r * stride + i] = conv_next(
-                    c, a.pool.shape.conv_kernel, q.d_in[(uint64_t)(b.row + r) * q.width + first + i]);
+/* One channel of the block's rows: position i to to[i * stride]. All rows are asked for before the first is used. */
+template <uint32_t MAX>
+static __device__ __forceinline__ void mix_channel(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct block &b, uint32_t channel, float *to, uint32_t stride) {
+    const float *d_x = q.d_in + (uint64_t)b.row * q.width + channel;
+    struct conv_channel<MAX> c;
+    float x[C];
+    conv_begin(c, a, q, b.row, channel);
+#pragma unroll
+    for (uint32_t r = 0; r < C; r++, d_x += q.width)
+        x[r] = r < b.n ? *d_x : 0.0f;
+#pragma unroll
+    for (uint32_t r = 0; r < C; r++, to += stride)
+        if (r < b.n)
+            *to = conv_next(c, a.pool.shape.conv_kernel, x[r]);
+}
+/* All channels of a key head: q, k and v of its value heads. */
+template <uint32_t MAX>
+static __device__ __forceinline__ void mix_channels(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct mix_shared &m, const struct block &b, uint32_t key) {
+    const struct k_shape &h = a.pool.shape;
+    const uint32_t dk = h.gdn_k_dim, n_v = h.gdn_v_heads / h.gdn_k_heads * h.gdn_v_dim,
+                   stride = h.gdn_v_heads * h.gdn_v_dim;
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; i < 2 * dk + n_v; i += MIX) {
+        if (i < 2 * dk) {
+            const uint32_t is_k = i >= dk, at = i - is_k * dk;
+            mix_channel<MAX>(a, q, b, (is_k * h.gdn_k_heads + key) * dk + at,
+                    (is_k ? m.k : m.q) + b.first * m.pitch + at, m.pitch);
+        } else {
+            const uint32_t at = key * n_v + i - 2 * dk;
+            mix_channel<MAX>(
+                    a, q, b, 2 * h.gdn_k_heads * dk + at, q.d_out + (uint64_t)b.row * stride + at, stride);
+        }
     }
 }
 static __device__ void mix_normalise(
@@ -86,41 +110,68 @@ static __device__ void mix_normalise(
         l2_row(x, there ? dk : 0, is_q ? q_scale(a) : 1.0f);
     }
 }
+/* A step of chains_sums(): of 4 D sums, a lane keeps half and gives the other half to the lane D away. */
+template <uint32_t D> static __device__ __forceinline__ void give_half(float *sum) {
+    const bool high = threadIdx.x & D;
+#pragma unroll
+    for (uint32_t i = 0; i < 2 * D; i++) {
+        const float keep = high ? sum[2 * D + i] : sum[i], give = high ? sum[i] : sum[2 * D + i];
+        sum[i] = keep + __shfl_xor_sync(ALL_LANES, give, (int)D);
+    }
+}
+/* chains_sum() of 2 C sums at once: lane l of the half warp has those of 2 l and 2 l + 1, in the first two. */
+static __device__ __forceinline__ void chains_sums(float *sum) {
+    give_half<8>(sum);
+    give_half<4>(sum);
+    give_half<2>(sum);
+    give_half<1>(sum);
+}
+/* Half a warp has k_j and adds its products with every q_i and k_i. */
 static __device__ void mix_dots(
         const struct gdn_args &a, const struct mix_shared &m, const struct block &b, uint32_t key) {
     const struct k_shape &h = a.pool.shape;
-    const uint32_t half = threadIdx.x / CHAINS, j = half;
-    float *d_dots = a.scratch.d_dots + ((uint64_t)b.at * h.gdn_k_heads + key) * DOTS;
-    static_assert(MIX / CHAINS == C, "half a warp for each j");
-    for (uint32_t i = 0; i < C; i++) {
-        const uint32_t n = i >= b.first && i < b.first + b.n && j <= i ? h.gdn_k_dim : 0;
-        const float qk = half_warp_dot(m.q + i * m.pitch, m.k + j * m.pitch, n),
-                    kk = half_warp_dot(m.k + i * m.pitch, m.k + j * m.pitch, n);
-        if (threadIdx.x % CHAINS == 0) {
-            d_dots[i * C + j] = qk;
-            d_dots[C * C + i * C + j] = kk;
+    const uint32_t j = threadIdx.x / CHAINS, i = threadIdx.x % CHAINS;
+    float *d_dots = a.scratch.d_dots + ((uint64_t)b.at * h.gdn_k_heads + key) * DOTS + i * C + j;
+    float sum[2 * C] = {};
+    static_assert(MIX / CHAINS == C && CHAINS == C, "half a warp for each j, and a lane for each i");
+#pragma unroll 1
+    for (uint32_t e = i; e < h.gdn_k_dim; e += CHAINS) {
+        const float k_j = m.k[j * m.pitch + e];
+#pragma unroll
+        for (uint32_t n = 0; n < C; n++) {
+            sum[2 * n] = fmaf(m.q[n * m.pitch + e], k_j, sum[2 * n]);
+            sum[2 * n + 1] = fmaf(m.k[n * m.pitch + e], k_j, sum[2 * n + 1]);
         }
     }
+    chains_sums(sum);
+    const bool there = i >= b.first && i < b.first + b.n && j <= i;
+    d_dots[0] = there ? sum[0] : 0.0f;
+    d_dots[C * C] = there ? sum[1] : 0.0f;
 }
+/* g and beta of each position and value head; by the threads that have the fewest channels. */
 static __device__ void mix_gates(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct mix_shared &m, const struct block &b, uint32_t key) {
     const uint32_t heads = a.pool.shape.gdn_v_heads, n = heads / a.pool.shape.gdn_k_heads;
-    for (uint32_t i = threadIdx.x; i < C * n; i += MIX) {
+    for (uint32_t i = MIX - 1 - threadIdx.x; i < C * n; i += MIX) {
         const uint32_t p = i / n, v = key * n + i % n, row = b.row + p - b.first;
         const bool there = p >= b.first && p < b.first + b.n;
         m.g[i] = there ? gate_of(a, q, row, v) : 0.0f;
         a.scratch.d_gates[((uint64_t)b.at * heads + v) * 2 * C + C + p] =
                 there ? beta_of(a, q, row, v) : 0.0f;
     }
-    __syncthreads();
+}
+/* G, from g of all positions. */
+static __device__ void mix_decays(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct mix_shared &m, const struct block &b, uint32_t key) {
+    const uint32_t heads = a.pool.shape.gdn_v_heads, n = heads / a.pool.shape.gdn_k_heads;
     for (uint32_t i = threadIdx.x; i < n; i += MIX) {
-        float *d_g = a.scratch.d_gates + ((uint64_t)b.at * heads + key * n + i) * 2 * C, g = 0.0f;
+        float *d_g = a.scratch.d_gates + ((uint64_t)b.at * heads + key * n + i) * 2 * C;
+        float g = b.first > 0 ? q.d_decay[(uint64_t)(b.first - 1) * heads + key * n + i] : 0.0f;
         for (uint32_t p = 0; p < C; p++) {
-            if (p < b.first)
-                g = q.d_decay[(uint64_t)p * heads + key * n + i];
-            else
+            if (p >= b.first)
                 g = p == 0 ? m.g[p * n + i] : g + m.g[p * n + i];
-            d_g[p] = p < b.first + b.n ? g : 0.0f;
+            const float before = p < b.first ? q.d_decay[(uint64_t)p * heads + key * n + i] : g;
+            d_g[p] = p < b.first + b.n ? before : 0.0f;
         }
     }
 }
@@ -128,20 +179,20 @@ static __device__ void mix_gates(const struct gdn_args &a, const struct gdn_sequ
 static __device__ void mix_block(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct mix_shared &m, const struct block &b, uint32_t key) {
     const struct k_shape &h = a.pool.shape;
-    const uint32_t dk = h.gdn_k_dim, per_key = h.gdn_v_heads / h.gdn_k_heads;
+    const uint32_t dk = h.gdn_k_dim;
     for (uint32_t j = 0; j < b.first; j++)
         copy_row(m.k + j * m.pitch, q.d_k + ((uint64_t)j * h.gdn_k_heads + key) * dk, dk, false, threadIdx.x,
                 MIX);
-    mix_channels(a, q, b, key * dk, dk, m.q + b.first * m.pitch, m.pitch);
-    mix_channels(a, q, b, (h.gdn_k_heads + key) * dk, dk, m.k + b.first * m.pitch, m.pitch);
-    const uint32_t n = per_key * h.gdn_v_dim, stride = h.gdn_v_heads * h.gdn_v_dim;
-    mix_channels(a, q, b, 2 * h.gdn_k_heads * dk + key * n, n, q.d_out + (uint64_t)b.row * stride + key * n,
-            stride);
+    if (h.conv_kernel <= 4)
+        mix_channels<4>(a, q, m, b, key);
+    else
+        mix_channels<CONV_KERNEL_MAX>(a, q, m, b, key);
+    mix_gates(a, q, m, b, key);
     __syncthreads();
     mix_normalise(a, m, b);
+    mix_decays(a, q, m, b, key);
     __syncthreads();
     mix_dots(a, m, b, key);
-    mix_gates(a, q, m, b, key);
     float *d_x = a.scratch.d_x + ((uint64_t)b.at * h.gdn_k_heads + key) * dk * 2 * C;
     for (uint32_t i = threadIdx.x; i < dk * 2 * C; i += MIX) {
         const uint32_t k = i / (2 * C), p = i % C, is_k = i / C % 2;
@@ -150,7 +201,7 @@ static __device__ void mix_block(const struct gdn_args &a, const struct gdn_sequ
     }
     __syncthreads();
 }
-__global__ void __launch_bounds__(MIX, 2) gdn_mix_kernel(const struct gdn_args a) {
+__global__ void __launch_bounds__(MIX, 3) gdn_mix_kernel(const struct gdn_args a) {
     const uint32_t n_rows = a.batch.d_plan->n_rows;
     struct mix_shared m;
     m.pitch = a.pool.shape.gdn_k_dim | 1;
