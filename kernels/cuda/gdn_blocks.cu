@@ -326,21 +326,24 @@ static __device__ void walk_fades(const struct walk_shared &m, const struct stag
 static __device__ void walk_deltas(
         const struct walk_shared &m, const struct stage &g, const struct block &b) {
     const uint32_t lane = threadIdx.x;
-    float d[C];
+    float d[C], before[C];
 #pragma unroll
     for (uint32_t i = 0; i < C; i++) {
         const uint32_t r = i - b.first;
+        before[i] = m.delta[i * COLUMNS + lane];
         const float v = i >= b.first && r < b.n ? g.v[r * COLUMNS + lane] : 0.0f;
         d[i] = fmaf(-m.e_g[i], m.products[(C + i) * COLUMNS + lane], v);
     }
 #pragma unroll
     for (uint32_t j = 0; j < C; j++) {
-        const float delta = j < b.first ? m.delta[j * COLUMNS + lane] : g.gates[C + j] * d[j];
-        m.delta[j * COLUMNS + lane] = delta;
+        d[j] = j < b.first ? before[j] : g.gates[C + j] * d[j];
 #pragma unroll
         for (uint32_t i = j + 1; i < C; i++)
-            d[i] = fmaf(-m.kk[j * C + i], delta, d[i]);
+            d[i] = fmaf(-m.kk[j * C + i], d[j], d[i]);
     }
+#pragma unroll
+    for (uint32_t j = 0; j < C; j++) /* stored only now, so that all that is read may be read before */
+        m.delta[j * COLUMNS + lane] = d[j];
 }
 /* o of the block's rows; a warp has rows w, w + 4, ... */
 static __device__ void walk_out(const struct gdn_args &a, const struct gdn_sequence &q,
@@ -371,7 +374,9 @@ static __device__ void walk_out(const struct gdn_args &a, const struct gdn_seque
             q.d_delta[i * stride + h.v * h.dv + column] = m.delta[i * COLUMNS + lane];
     }
 }
-/* s = e^G_15 s + sum_j (e^(G_15 - G_j) k_j) Delta_j; a thread 4 columns of every 16th k */
+/* s = e^G_15 s + sum_j (e^(G_15 - G_j) k_j) Delta_j; a thread 4 columns of every 16th k, two of them at a time, both
+ * read before the first is written. */
+#define FOLD_STRIDE (WALK / 8)
 static __device__ void walk_fold(const struct walk_shared &m, const struct stage &g, uint32_t dk) {
     const uint32_t column = threadIdx.x % 8 * 4;
     float4 delta[C];
@@ -382,21 +387,40 @@ static __device__ void walk_fold(const struct walk_shared &m, const struct stage
         fade[j] = m.fade[j];
     }
     const float e_g = m.e_g[C - 1];
-    for (uint32_t k = threadIdx.x / 8; k < dk; k += WALK / 8) {
-        float4 *at = (float4 *)(m.s + k * COLUMNS + column), s = *at;
-        s.x = e_g * s.x;
-        s.y = e_g * s.y;
-        s.z = e_g * s.z;
-        s.w = e_g * s.w;
+#pragma unroll 1
+    for (uint32_t k = threadIdx.x / 8; k < dk; k += 2 * FOLD_STRIDE) {
+        const uint32_t at[2] = {k, k + FOLD_STRIDE < dk ? k + FOLD_STRIDE : k};
+        float4 s[2];
+        float w[2][C];
 #pragma unroll
-        for (uint32_t j = 0; j < C; j++) {
-            const float w = fade[j] * g.x[k * X_PITCH + C + j];
-            s.x = fmaf(w, delta[j].x, s.x);
-            s.y = fmaf(w, delta[j].y, s.y);
-            s.z = fmaf(w, delta[j].z, s.z);
-            s.w = fmaf(w, delta[j].w, s.w);
+        for (uint32_t n = 0; n < 2; n++) {
+            s[n] = *(const float4 *)(m.s + at[n] * COLUMNS + column);
+#pragma unroll
+            for (uint32_t j = 0; j < C; j += 4) {
+                const float4 x = *(const float4 *)(g.x + at[n] * X_PITCH + C + j);
+                w[n][j] = fade[j] * x.x;
+                w[n][j + 1] = fade[j + 1] * x.y;
+                w[n][j + 2] = fade[j + 2] * x.z;
+                w[n][j + 3] = fade[j + 3] * x.w;
+            }
         }
-        *at = s;
+#pragma unroll
+        for (uint32_t n = 0; n < 2; n++) {
+            s[n].x = e_g * s[n].x;
+            s[n].y = e_g * s[n].y;
+            s[n].z = e_g * s[n].z;
+            s[n].w = e_g * s[n].w;
+#pragma unroll
+            for (uint32_t j = 0; j < C; j++) {
+                s[n].x = fmaf(w[n][j], delta[j].x, s[n].x);
+                s[n].y = fmaf(w[n][j], delta[j].y, s[n].y);
+                s[n].z = fmaf(w[n][j], delta[j].z, s[n].z);
+                s[n].w = fmaf(w[n][j], delta[j].w, s[n].w);
+            }
+        }
+#pragma unroll
+        for (uint32_t n = 0; n < 2; n++) /* the same again where there is no second */
+            *(float4 *)(m.s + at[n] * COLUMNS + column) = s[n];
     }
 }
 
@@ -495,20 +519,39 @@ template <uint32_t STAGES> __global__ void __launch_bounds__(WALK) gdn_walk_kern
 
 /* --- after it --- */
 
-/* A warp a row and value head. */
+/* A warp a row and value head; PARTS: of CHAINS columns, at most. Both halves of a warp have all of o, as the sum's
+ * order wants it, and write every other part. */
+template <uint32_t PARTS>
 __global__ void __launch_bounds__(NORM_HEADS * 32) gdn_norm_kernel(const struct gdn_args a) {
     const struct k_shape &h = a.pool.shape;
-    const uint32_t v = blockIdx.y * NORM_HEADS + threadIdx.x / 32, dv = h.gdn_v_dim,
+    const uint32_t v = blockIdx.y * NORM_HEADS + threadIdx.x / 32, lane = threadIdx.x % 32, dv = h.gdn_v_dim,
                    channels = gdn_channels(&h), width = channels + h.gdn_v_heads * (dv + 2),
                    n_rows = a.batch.d_plan->n_rows;
     for (uint32_t row = blockIdx.x; row < n_rows && v < h.gdn_v_heads; row += gridDim.x) {
-        if (a.batch.d_entries[a.batch.d_row_entry[row]].n_rows <= a.rows_most)
-            continue;
         float *d_o = a.d_out + ((uint64_t)row * h.gdn_v_heads + v) * dv;
         const float *d_z = a.d_in + (uint64_t)row * width + channels + v * dv;
-        const float scale = 1.0f / sqrtf(half_warp_dot(d_o, d_o, dv) / (float)dv + h.rms_eps);
-        for (uint32_t c = threadIdx.x % 32; c < dv; c += 32)
-            d_o[c] = d_o[c] * scale * load_read_only(a.w.norm + c) * f32_silu(d_z[c]);
+        const uint32_t entry = a.batch.d_row_entry[row];
+        float o[PARTS], z[PARTS / 2], w[PARTS / 2], acc = 0.0f;
+#pragma unroll
+        for (uint32_t t = 0; t < PARTS; t++)
+            o[t] = lane % CHAINS + t * CHAINS < dv ? d_o[lane % CHAINS + t * CHAINS] : 0.0f;
+#pragma unroll
+        for (uint32_t t = 0; t < PARTS / 2; t++) {
+            z[t] = lane + t * 32 < dv ? d_z[lane + t * 32] : 0.0f;
+            w[t] = lane + t * 32 < dv ? load_read_only(a.w.norm + lane + t * 32) : 0.0f;
+        }
+        ask_above();
+        if (a.batch.d_entries[entry].n_rows <= a.rows_most)
+            continue;
+#pragma unroll
+        for (uint32_t t = 0; t < PARTS; t++)
+            acc = fmaf(o[t], o[t], acc);
+        const float scale = 1.0f / sqrtf(chains_sum(acc) / (float)dv + h.rms_eps);
+#pragma unroll
+        for (uint32_t t = 0; t < PARTS / 2; t++)
+            if (lane + t * 32 < dv)
+                d_o[lane + t * 32] =
+                        (lane < CHAINS ? o[2 * t] : o[2 * t + 1]) * scale * w[t] * f32_silu(z[t]);
     }
 }
 
@@ -561,6 +604,13 @@ static cudaError_t queue_walk(
         return K_LAUNCH(gdn_walk_kernel<2>, grid, WALK, walk_bytes<2>(h), s, *a);
     return K_LAUNCH(gdn_walk_kernel<1>, grid, WALK, walk_bytes<1>(h), s, *a);
 }
+static cudaError_t queue_norm(cudaStream_t s, const struct gdn_args *a, uint32_t rows) {
+    const struct k_shape &h = a->pool.shape;
+    const dim3 grid(rows, (h.gdn_v_heads + NORM_HEADS - 1) / NORM_HEADS);
+    if (h.gdn_v_dim <= 8 * CHAINS)
+        return K_LAUNCH(gdn_norm_kernel<8>, grid, NORM_HEADS * 32, 0, s, *a);
+    return K_LAUNCH(gdn_norm_kernel<GDN_DIM_MAX / CHAINS>, grid, NORM_HEADS * 32, 0, s, *a);
+}
 cudaError_t queue_gdn_blocks(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
         uint32_t rows_bound, const struct device_size *d) {
     const struct k_shape &h = a->pool.shape;
@@ -570,9 +620,7 @@ cudaError_t queue_gdn_blocks(cudaStream_t s, const struct gdn_args *a, uint32_t 
     if (r == cudaSuccess)
         r = queue_walk(s, a, longs, d);
     if (r == cudaSuccess)
-        r = K_LAUNCH(gdn_norm_kernel,
-                dim3(at_most(rows_bound, 4 * d->sms), (h.gdn_v_heads + NORM_HEADS - 1) / NORM_HEADS),
-                NORM_HEADS * 32, 0, s, *a);
+        r = queue_norm(s, a, at_most(rows_bound, 4 * d->sms));
     if (r == cudaSuccess)
         r = K_LAUNCH(gdn_keep_kernel, dim3(longs, h.gdn_k_heads), 128, 0, s, *a);
     return r;
