@@ -136,10 +136,12 @@ template <class A> static __device__ __forceinline__ void row_prepare(const A &a
     struct run_values v = {};
     __shared__ float chains[NORM_CHAINS];
     const uint32_t n_rows = in.d_plan->n_rows;
+    if (row > 0 && row >= n_rows) /* behind the last row there may be no memory */
+        return;
     if (run < all_runs)
         run_load(in, d_x, run, v);
     const float scale = in.d_norm ? norm_scale(d_x, in.columns, in.eps, chains) : 1.0f;
-    if (row >= n_rows) /* asked last: a row that is not there costs nobody the wait for its number */
+    if (row >= n_rows) /* the first row, whose memory is there: alone it does not wait to know that it is */
         return;
     while (run < all_runs) {
         run_norm(in, scale, v);
