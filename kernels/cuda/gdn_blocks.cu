@@ -3,10 +3,11 @@
  *
  *   gdn_mix_kernel     grid (16 rows, Hk): the GDN blocks that begin in these rows, of one key head: convolution,
  *                      norms, dot products inside the block, gates; to scratch, v to d_out.
- *   gdn_walk_kernel    grid (long entries, Hv, 32 columns): block by block S0^T [q | k] (a 32 x dk x 32 product, a
- *                      thread 4 rows and 2 columns, k ascending), the triangle of Deltas (a warp, a lane a column),
- *                      o, and the fold. 3 fused operations for each element of S0 and row: at 48 heads of 128 x 128,
- *                      2.4 million a row; the next block's 20 KB come while this one is computed.
+ *   gdn_walk_kernel    grid (long entries, Hv, 32 columns): block by block S0^T [q | k] (a 32 x dk x 32 product, by
+ *                      half of the threads, 4 rows and 2 columns each, k ascending; the other half asks for the next
+ *                      block's 20 KB and fades meanwhile), the triangle of Deltas (a warp, a lane a column), o, and
+ *                      the fold. 3 fused operations for each element of S0 and row: at 48 heads of 128 x 128, 2.4
+ *                      million a row.
  *   gdn_norm_kernel    grid (rows, 8 value heads): the gated norm of o, in place.
  *   gdn_keep_kernel    grid (long entries, Hk): rings of k and G and the window, when all have read them.
  *
@@ -17,7 +18,9 @@
 #define C          GDN_BLOCK
 #define COLUMNS    32u /* of a value head, of one block of the walk */
 #define X_PITCH    36u /* floats between two k of q | k in shared memory: 16 bytes further in the banks */
-#define WALK       128u
+#define WALK       256u
+#define PRODUCTS   128u /* threads of the walk that multiply; the others fetch and fade meanwhile */
+#define FETCH      (WALK - PRODUCTS)
 #define MIX        256u
 #define NORM_HEADS 8u
 #define DOTS       (2 * C * C)
@@ -270,21 +273,23 @@ struct walk_head {
     float *d_s0;                     /* [dk][dv] */
 };
 
+/* By the threads that do not multiply. */
 static __device__ void stage_fetch(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct walk_head &h, const struct block &b, const struct stage &to) {
     const struct k_shape &shape = a.pool.shape;
+    const uint32_t thread = threadIdx.x - PRODUCTS;
     const uint64_t at = (uint64_t)b.at * shape.gdn_k_heads + h.key;
     const float *d_x = a.scratch.d_x + at * h.dk * 2 * C;
-    for (uint32_t i = threadIdx.x * 4; i < h.dk * 2 * C; i += WALK * 4)
+    for (uint32_t i = thread * 4; i < h.dk * 2 * C; i += FETCH * 4)
         copy_16(to.x + i / (2 * C) * X_PITCH + i % (2 * C), d_x + i);
-    copy_row(to.dots, a.scratch.d_dots + at * DOTS, DOTS, true, threadIdx.x, WALK);
+    copy_row(to.dots, a.scratch.d_dots + at * DOTS, DOTS, true, thread, FETCH);
     copy_row(to.gates, a.scratch.d_gates + ((uint64_t)b.at * shape.gdn_v_heads + h.v) * 2 * C, 2 * C, true,
-            threadIdx.x, WALK);
+            thread, FETCH);
     const uint32_t stride = shape.gdn_v_heads * h.dv,
                    n = h.dv - h.column < COLUMNS ? h.dv - h.column : COLUMNS;
-    for (uint32_t r = threadIdx.x / 8; r < b.n; r += WALK / 8)
+    for (uint32_t r = thread / 8; r < b.n; r += FETCH / 8)
         copy_row(to.v + r * COLUMNS, q.d_out + (uint64_t)(b.row + r) * stride + h.v * h.dv + h.column, n,
-                h.dv % 4 == 0, threadIdx.x % 8, 8);
+                h.dv % 4 == 0, thread % 8, 8);
 }
 
 /* products[row][column] = sum over k of x[k][row] s[k][column] */
@@ -310,15 +315,16 @@ static __device__ void walk_products(const struct walk_shared &m, const struct s
 }
 /* What the block's rows have of each other; kk with its row behind, as walk_deltas() takes it. */
 static __device__ void walk_fades(const struct walk_shared &m, const struct stage &g) {
-    for (uint32_t t = threadIdx.x; t < C * C; t += WALK) {
+    const uint32_t thread = threadIdx.x - PRODUCTS;
+    for (uint32_t t = thread; t < C * C; t += FETCH) {
         const uint32_t i = t / C, j = t % C;
         const float fade = j <= i ? f32_exp(g.gates[i] - g.gates[j]) : 0.0f;
         m.qk[t] = fade * g.dots[t];
         m.kk[j * C + i] = fade * g.dots[C * C + t];
     }
-    if (threadIdx.x < C) {
-        m.e_g[threadIdx.x] = f32_exp(g.gates[threadIdx.x]);
-        m.fade[threadIdx.x] = f32_exp(g.gates[C - 1] - g.gates[threadIdx.x]);
+    if (thread < C) {
+        m.e_g[thread] = f32_exp(g.gates[thread]);
+        m.fade[thread] = f32_exp(g.gates[C - 1] - g.gates[thread]);
     }
 }
 /* Deltas of one column, j by j: as soon as Delta_j is there, every later row takes it. Rows that are not there give
@@ -345,28 +351,29 @@ static __device__ void walk_deltas(
     for (uint32_t j = 0; j < C; j++) /* stored only now, so that all that is read may be read before */
         m.delta[j * COLUMNS + lane] = d[j];
 }
-/* o of the block's rows; a warp has rows w, w + 4, ... */
+/* o of the block's rows; a warp has rows w, w + WARPS, ... */
+#define WARPS (WALK / 32)
 static __device__ void walk_out(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct walk_head &h, const struct walk_shared &m, const struct block &b) {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = h.column + lane;
     const uint64_t stride = (uint64_t)a.pool.shape.gdn_v_heads * h.dv;
-    float o[C / 4];
+    float o[C / WARPS];
 #pragma unroll
-    for (uint32_t n = 0; n < C / 4; n++)
-        o[n] = m.e_g[warp + 4 * n] * m.products[(warp + 4 * n) * COLUMNS + lane];
+    for (uint32_t n = 0; n < C / WARPS; n++)
+        o[n] = m.e_g[warp + WARPS * n] * m.products[(warp + WARPS * n) * COLUMNS + lane];
 #pragma unroll
     for (uint32_t j = 0; j < C; j++) {
         const float delta = m.delta[j * COLUMNS + lane];
 #pragma unroll
-        for (uint32_t n = j / 4; n < C / 4; n++)
-            if (j <= warp + 4 * n)
-                o[n] = fmaf(m.qk[(warp + 4 * n) * C + j], delta, o[n]);
+        for (uint32_t n = j / WARPS; n < C / WARPS; n++)
+            if (j <= warp + WARPS * n)
+                o[n] = fmaf(m.qk[(warp + WARPS * n) * C + j], delta, o[n]);
     }
     if (column >= h.dv)
         return;
 #pragma unroll
-    for (uint32_t n = 0; n < C / 4; n++) {
-        const uint32_t i = warp + 4 * n, r = b.row + i - b.first;
+    for (uint32_t n = 0; n < C / WARPS; n++) {
+        const uint32_t i = warp + WARPS * n, r = b.row + i - b.first;
         if (i < b.first || i >= b.first + b.n)
             continue;
         q.d_out[r * stride + h.v * h.dv + column] = o[n];
@@ -467,7 +474,9 @@ static __device__ __forceinline__ void walk(const struct gdn_args &a, const stru
     struct block b = block_of(q, 0);
     walk_begin(a, q, h, m, stage_at(stages, h.dk));
     bool folded = q.pos > 0 && b.first == 0;
-    stage_fetch(a, q, h, b, stage_at(stages, h.dk));
+    const bool multiplies = threadIdx.x < PRODUCTS;
+    if (!multiplies)
+        stage_fetch(a, q, h, b, stage_at(stages, h.dk));
     copy_commit();
     for (uint32_t n = 0;; n++) {
         const struct stage g = stage_at(stages + n % STAGES * stage_floats(h.dk), h.dk);
@@ -475,12 +484,14 @@ static __device__ __forceinline__ void walk(const struct gdn_args &a, const stru
         const bool more = next < q.n_rows;
         copy_wait<0>();
         __syncthreads(); /* this stage is there, and the other one and the Deltas before are used */
-        if (STAGES > 1 && more)
+        if (!multiplies && STAGES > 1 && more)
             stage_fetch(a, q, h, block_of(q, next),
                     stage_at(stages + (n + 1) % STAGES * stage_floats(h.dk), h.dk));
         copy_commit();
-        walk_fades(m, g);
-        walk_products(m, g, h.dk);
+        if (multiplies)
+            walk_products(m, g, h.dk);
+        else
+            walk_fades(m, g);
         __syncthreads();
         if (threadIdx.x < 32)
             walk_deltas(m, g, b);
@@ -493,14 +504,16 @@ static __device__ __forceinline__ void walk(const struct gdn_args &a, const stru
         b = block_of(q, next);
         if (STAGES == 1) {
             __syncthreads();
-            stage_fetch(a, q, h, b, g);
+            if (!multiplies)
+                stage_fetch(a, q, h, b, g);
             copy_commit();
         }
     }
     if (folded)
         walk_end(h, m);
 }
-template <uint32_t STAGES> __global__ void __launch_bounds__(WALK) gdn_walk_kernel(const struct gdn_args a) {
+template <uint32_t STAGES>
+__global__ void __launch_bounds__(WALK, 2) gdn_walk_kernel(const struct gdn_args a) {
     const struct k_shape &shape = a.pool.shape;
     const uint32_t dk = shape.gdn_k_dim, v = blockIdx.y, n_entries = a.batch.d_plan->n_entries;
     float *shared = (float *)dynamic_shared();
