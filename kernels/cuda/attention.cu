@@ -17,36 +17,48 @@
 
 /* --- small tiles --- */
 
-/* The split tile that has leaf `unit` of all, kv heads counted; shared: one word. */
-static __device__ uint32_t tile_at(
-        const struct attention_args &a, const struct attention_list &list, uint32_t unit, uint32_t *shared) {
+/* The split tile that has leaf `unit` of all, kv heads counted. mine: tile threadIdx.x, if there is one. */
+static __device__ __forceinline__ void tile_find(const struct attention_args &a,
+        const struct attention_list &list, struct attention_tile mine, uint32_t unit,
+        struct found_tile *shared) {
     const uint32_t heads = a.pool.shape.kv_heads;
     for (uint32_t n = threadIdx.x; n < list.n_split; n += blockDim.x) {
-        const struct attention_tile *t = &a.d_small[n];
-        if (t->first_leaf * heads <= unit && unit < (t->first_leaf + t->leaves) * heads)
-            *shared = n;
+        if (n != threadIdx.x)
+            mine = a.d_small[n];
+        if (mine.first_leaf * heads <= unit && unit < (mine.first_leaf + mine.leaves) * heads) {
+            shared->n = n;
+            shared->t = mine;
+        }
     }
     __syncthreads();
-    return *shared;
+}
+/* A block that has all leaves of a tile and kv head needs no parts; where a kernel of its own combines, that has to
+ * know it too. */
+static __device__ __forceinline__ bool is_whole(const struct attention_work &w, bool combine) {
+    return w.n_leaves == w.t.leaves && (combine || w.t.leaves == 1);
 }
 template <class R, uint32_t FOLDED>
-static __device__ void run_split(
-        R &run, const struct attention_args &a, const struct attention_list &list, bool combine) {
+static __device__ void run_split(R &run, const struct attention_args &a, const struct attention_list &list,
+        const struct attention_tile &mine, bool combine) {
     const uint32_t heads = a.pool.shape.kv_heads, all = list.split_leaves * heads;
     const uint32_t begin = (uint32_t)((uint64_t)all * blockIdx.x / gridDim.x),
                    end = (uint32_t)((uint64_t)all * (blockIdx.x + 1) / gridDim.x);
     if (begin >= end)
         return;
-    uint32_t n = tile_at(a, list, begin, run.flag);
+    struct found_tile *found = (struct found_tile *)run.flag;
+    tile_find(a, list, mine, begin, found);
+    uint32_t n = found->n;
     for (uint32_t at = begin; at < end;) {
         struct attention_work w;
-        w.t = a.d_small[n];
+        w.t = at == begin ? found->t : a.d_small[n];
         const uint32_t in_tile = at - w.t.first_leaf * heads;
         w.head = in_tile / w.t.leaves;
         w.leaf = in_tile % w.t.leaves;
         w.n_leaves = w.t.leaves - w.leaf < end - at ? w.t.leaves - w.leaf : end - at;
-        run.run(w, /* split= */ true);
-        for (uint32_t i = combine && parts_arrived(a, w, n, run.flag) ? 0 : w.t.n; i < w.t.n; i += FOLDED) {
+        const bool whole = is_whole(w, combine);
+        run.run(w, /* split= */ !whole);
+        const bool complete = combine && !whole && parts_arrived(a, w, n, run.flag);
+        for (uint32_t i = complete ? 0 : w.t.n; i < w.t.n; i += FOLDED) {
             const uint32_t left = w.t.n - i, n_queries = left < FOLDED ? left : FOLDED;
             fold_parts(a, w, i, n_queries, run.room(n_queries));
         }
@@ -56,11 +68,15 @@ static __device__ void run_split(
 }
 template <class R, class F>
 __global__ void __launch_bounds__(F::THREADS, F::BLOCKS)
-        attend_small_kernel(const struct attention_args a, bool combine) {
-    const struct attention_list list = *a.d_list;
+        attend_small_kernel(const struct attention_args a, uint32_t tiles, bool combine) {
     const uint32_t heads = a.pool.shape.kv_heads;
+    struct attention_tile mine = {};
+    if (threadIdx.x < tiles) /* there is room for it, if no tile: it comes with the list */
+        mine = a.d_small[threadIdx.x];
+    ask_above();
+    const struct attention_list list = *a.d_list;
     R run(a);
-    run_split<R, (FOLD_VALUES * FOLD_THREADS / F::DIM)>(run, a, list, combine);
+    run_split<R, (FOLD_VALUES * FOLD_THREADS / F::DIM)>(run, a, list, mine, combine);
     for (uint32_t n = blockIdx.x; n < (list.n_small - list.n_split) * heads; n += gridDim.x) {
         struct attention_work w;
         w.t = a.d_small[list.n_split + n / heads];
@@ -80,7 +96,7 @@ __global__ void __launch_bounds__(FOLD_THREADS) attend_combine_kernel(const stru
     w.leaf = w.n_leaves = 0;
     for (uint32_t n = blockIdx.z; n < a.d_list->n_split; n += gridDim.z) {
         w.t = a.d_small[n];
-        if (blockIdx.x < w.t.n)
+        if (blockIdx.x < w.t.n && w.t.leaves > 1)
             fold_parts(a, w, blockIdx.x, 1, fold_room_in(dynamic_shared(), COMBINE_BYTES, 1));
     }
 }
@@ -132,7 +148,7 @@ static cudaError_t queue_small(
     const uint32_t shared = F::shared_bytes(a.pool.shape.head_dim);
     const uint64_t most = (uint64_t)b.small * a.pool.shape.kv_heads * b.leaves;
     return K_LAUNCH((attend_small_kernel<R, F>), smaller(most, blocks_of<F>(b, shared)), F::THREADS, shared,
-            s, a, combine);
+            s, a, b.small, combine);
 }
 static cudaError_t queue_small_form(
         cudaStream_t s, const struct attention_args &a, const struct attention_bounds &b, bool combine) {

@@ -25,6 +25,8 @@ struct bf16_form {
     static constexpr uint32_t STAGES = STEP / STAGE;                    /* of K, and of V, in a step */
     static constexpr uint32_t EIGHTS = STEP / 8 / SHARES;               /* of positions, of a warp */
     static constexpr uint32_t PAIRS = (DIM / 16 + SHARES - 1) / SHARES; /* of eights of columns, of a warp */
+    /* Leaves that are combined here stay in registers, where there are enough; else in the output. */
+    static constexpr bool KEEPS = PAIRS <= 4 && BLOCKS == 1;
     /* Columns of a row in shared memory: padded to 32, and 16 bytes more so that eight rows meet no bank twice. */
     static __host__ __device__ __forceinline__ uint32_t columns(uint32_t d) {
         return ONLY ? DIM : (d + 31) & ~31u;
@@ -37,7 +39,7 @@ struct bf16_form {
     }
     static __host__ __device__ __forceinline__ uint32_t shared_bytes(uint32_t d) {
         return ring_bytes(d) + 2 * QUERIES * row_bytes(d) + 2 * QUERIES * P_STRIDE * 2 +
-               QUERIES * (SHARES + STEP / 8 + 1) * 4 + 16;
+               QUERIES * (SHARES + STEP / 8 + 1) * 4 + FOUND_BYTES;
     }
 };
 
@@ -48,7 +50,7 @@ template <class F> struct bf16_run {
     uint8_t *ring, *q_high, *q_low;
     uint16_t *p_high, *p_low; /* [query][P_STRIDE] */
     float *maxima, *sums;     /* [query][SHARES], [query][eight of positions] */
-    uint32_t *lasts, *flag;   /* [query]; one */
+    uint32_t *lasts, *flag;   /* [query]; FOUND_BYTES */
     /* the ring's filling side */
     const uint8_t *d_pages;
     const uint32_t *d_table;
@@ -58,7 +60,7 @@ template <class F> struct bf16_run {
     uint32_t last[2];
     float max[2], sum[2], all_max[2],
             all_sum[2]; /* of the leaf; of the leaves combined, where that is done here */
-    float o[2 * F::PAIRS][4];
+    float o[2 * F::PAIRS][4], all_o[F::KEEPS ? 2 * F::PAIRS : 1][4];
 
     __device__ __forceinline__ bf16_run(const struct attention_args &args) : a(args) {
         const uint32_t d = dim();
@@ -144,17 +146,28 @@ template <class F> struct bf16_run {
 
     /* --- a piece of work --- */
 
+    /* Four columns of a query; 0 behind the last column. */
+    __device__ __forceinline__ float4 query_columns(const float *d_q, uint32_t c) const {
+        const uint32_t d = dim();
+        float4 x = {};
+        if (d % 4 == 0)
+            return c < d ? load_read_only((const float4 *)(d_q + c)) : x;
+        x.x = c < d ? load_read_only(d_q + c) : 0.0f;
+        x.y = c + 1 < d ? load_read_only(d_q + c + 1) : 0.0f;
+        x.z = c + 2 < d ? load_read_only(d_q + c + 2) : 0.0f;
+        x.w = c + 3 < d ? load_read_only(d_q + c + 3) : 0.0f;
+        return x;
+    }
     __device__ __forceinline__ void queries_load() {
-        const uint32_t d = dim(), pairs = F::columns(d) / 2;
-        for (uint32_t e = threadIdx.x; e < F::QUERIES * pairs; e += F::THREADS) {
-            const uint32_t i = e / pairs, c = e % pairs * 2;
-            float x = 0.0f, y = 0.0f;
-            if (i < w.t.n) {
-                const float *d_q = a.d_q + query_of(a, w.t, w.head, i) * d;
-                x = c < d ? d_q[c] : 0.0f;
-                y = c + 1 < d ? d_q[c + 1] : 0.0f;
-            }
-            split_put(q_high + i * F::row_bytes(d) + c * 2, q_low + i * F::row_bytes(d) + c * 2, x, y);
+        const uint32_t d = dim(), fours = F::columns(d) / 4;
+#pragma unroll 4
+        for (uint32_t e = threadIdx.x; e < F::QUERIES * fours; e += F::THREADS) {
+            const uint32_t i = e / fours, c = e % fours * 4, at = i * F::row_bytes(d) + c * 2;
+            float4 x = {};
+            if (i < w.t.n)
+                x = query_columns(a.d_q + query_of(a, w.t, w.head, i) * d, c);
+            split_put(q_high + at, q_low + at, x.x, x.y);
+            split_put(q_high + at + 4, q_low + at + 4, x.z, x.w);
         }
         for (uint32_t i = threadIdx.x; i < F::QUERIES; i += F::THREADS)
             lasts[i] = last_of(a, w.t, i);
@@ -374,7 +387,7 @@ template <class F> struct bf16_run {
             }
         }
     }
-    /* What was combined before lies in the output: each element is one thread's. */
+    /* What was combined before lies in registers, or in the output: each element is one thread's. */
     __device__ __forceinline__ void leaf_to_output(uint32_t leaf) {
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
@@ -388,6 +401,7 @@ template <class F> struct bf16_run {
             all_max[h] = top;
             all_sum[h] = leaf ? fold_sum(all_sum[h], sum[h], s) : sum[h];
             const bool is_last = last[h] / ATTENTION_LEAF == leaf;
+            const float *d_gates = gates_of(a, row, query);
 #pragma unroll
             for (uint32_t k = 0; k < 2 * F::PAIRS; k++) {
 #pragma unroll
@@ -395,11 +409,12 @@ template <class F> struct bf16_run {
                     const uint32_t c = column_of(k, e);
                     if (c >= dim())
                         continue;
-                    const float x = o[k][2 * h + e], value = leaf ? fold_value(d_out[c], x, s) : x;
+                    float *before = F::KEEPS ? &all_o[F::KEEPS ? k : 0][2 * h + e] : d_out + c;
+                    const float x = o[k][2 * h + e], value = leaf ? fold_value(*before, x, s) : x;
                     if (is_last)
-                        output_put(a, row, query, c, value, all_sum[h]);
+                        d_out[c] = output_of(value, all_sum[h], load_read_only(d_gates + c));
                     else
-                        d_out[c] = value;
+                        *before = value;
                 }
             }
         }

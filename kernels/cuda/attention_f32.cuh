@@ -15,7 +15,7 @@ struct f32_form {
     static constexpr uint32_t ROOM = QUERIES * DIM * 4 + FOLD_STEP_BYTES(QUERIES);
     static __host__ __device__ __forceinline__ uint32_t shared_bytes(uint32_t d) {
         (void)d;
-        return ROOM + QUERIES * (POSITIONS + 4) * 4 + 16;
+        return ROOM + QUERIES * (POSITIONS + 4) * 4 + FOUND_BYTES;
     }
 };
 

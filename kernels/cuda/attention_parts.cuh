@@ -17,6 +17,14 @@ struct attention_work {
     uint32_t head, leaf, n_leaves;
 };
 
+/* The tile that a block begins with, in shared memory; its first word is a flag later on. */
+struct found_tile {
+    uint32_t n;
+    struct attention_tile t;
+};
+#define FOUND_BYTES 48u
+static_assert(sizeof(struct found_tile) <= FOUND_BYTES, "room for what is found");
+
 /* --- where things lie --- */
 
 static __device__ __forceinline__ uint32_t group_of(const struct attention_args &a) {
@@ -29,13 +37,13 @@ static __device__ __forceinline__ uint32_t row_of(
 /* Query i of the tile among [R][Hq]. */
 static __device__ __forceinline__ uint64_t query_of(
         const struct attention_args &a, const struct attention_tile &t, uint32_t head, uint32_t i) {
-    return (uint64_t)row_of(a, t, i) * a.pool.shape.q_heads + head * group_of(a) +
-           (t.first + i) % group_of(a);
+    const uint32_t group = group_of(a), row = (t.first + i) / group;
+    return (uint64_t)(t.row_begin + row) * a.pool.shape.q_heads + head * group + (t.first + i - row * group);
 }
-/* The last position that query i sees; 0 behind the last query. */
+/* The last position that query i sees, as an entry's rows follow each other; 0 behind the last query. */
 static __device__ __forceinline__ uint32_t last_of(
         const struct attention_args &a, const struct attention_tile &t, uint32_t i) {
-    return i < t.n ? a.batch.d_row_pos[row_of(a, t, i)] + a.shift : 0;
+    return i < t.n ? t.last - (row_of(a, t, t.n - 1) - row_of(a, t, i)) : 0;
 }
 static __device__ __forceinline__ const uint32_t *table_of(
         const struct attention_args &a, const struct attention_tile &t) {
@@ -71,13 +79,21 @@ static __device__ __forceinline__ float fold_value(float value, float o, const s
     return fmaf(o, s.add, value * s.keep);
 }
 /* out = O / L * sigmoid(gate) of column c of a query. */
-static __device__ __forceinline__ void output_put(
-        const struct attention_args &a, uint32_t row, uint64_t query, uint32_t c, float value, float sum) {
+static __device__ __forceinline__ float output_of(float value, float sum, float gate) {
+    return value / sum * f32_sigmoid(gate);
+}
+/* The gates of a query, by column. */
+static __device__ __forceinline__ const float *gates_of(
+        const struct attention_args &a, uint32_t row, uint64_t query) {
     const struct k_shape &h = a.pool.shape;
     const uint64_t width = (uint64_t)(2 * h.q_heads + 2 * h.kv_heads) * h.head_dim,
                    q_head = query - (uint64_t)row * h.q_heads;
-    const float gate = a.d_in[row * width + q_head * 2 * h.head_dim + h.head_dim + c];
-    a.d_out[query * h.head_dim + c] = value / sum * f32_sigmoid(gate);
+    return a.d_in + row * width + q_head * 2 * h.head_dim + h.head_dim;
+}
+static __device__ __forceinline__ void output_put(
+        const struct attention_args &a, uint32_t row, uint64_t query, uint32_t c, float value, float sum) {
+    a.d_out[query * a.pool.shape.head_dim + c] =
+            output_of(value, sum, load_read_only(gates_of(a, row, query) + c));
 }
 
 /* --- parts: leaves of a tile that several blocks had --- */
