@@ -282,17 +282,25 @@ static inline void assert_same_floats(const float *a, const float *b, size_t n, 
 static inline bool on_cpu(const struct world *w) {
     return strncmp(k_context_describe(w->c), "cpu ", 4) == 0;
 }
-/* A product against the rule: its bits, or, where a GPU adds up float activations in an order of its own, near them. */
-static inline void assert_product(const struct world *w, bool float_activations, const float *a,
-        const float *b, size_t n, const char *what) {
+/* What an output is in real arithmetic, and its sum of |w x|, which the bounds of kernels.h are told in. */
+struct sum {
+    double exact, size;
+};
+/* A product against the rule: its bits, or, where a GPU adds up float activations in an order of its own, within what
+ * kernels.h ("Numbers") allows of the exact sum and of the rule. */
+static inline void assert_product(const struct world *w, bool float_activations, uint32_t leaf_columns,
+        const float *a, const float *b, const struct sum *sums, size_t n, const char *what) {
     if (!float_activations || on_cpu(w)) {
         assert_same_floats(a, b, n, what);
         return;
     }
-    for (size_t i = 0; i < n; i++)
-        if (!(fabsf(a[i] - b[i]) <= 5e-5f * (1 + fabsf(b[i]))))
-            fail_msg(
-                    "%s: element %zu of %zu: %.9g, by the rule %.9g", what, i, n, (double)a[i], (double)b[i]);
+    for (size_t i = 0; i < n; i++) {
+        const double size = sums[i].size;
+        if (!(fabs(a[i] - sums[i].exact) <= 0x1p-20 * size &&
+                    fabs((double)a[i] - b[i]) <= (16 + leaf_columns) * 0x1p-24 * size))
+            fail_msg("%s: element %zu of %zu: %.9g, by the rule %.9g, exact %.9g; sum of |w x| %.4g", what, i,
+                    n, (double)a[i], (double)b[i], sums[i].exact, size);
+    }
 }
 /* |a - b| <= tol * (1 + |b|) */
 static inline void assert_near(const float *a, const double *b, size_t n, double tol, const char *what) {

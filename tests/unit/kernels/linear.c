@@ -94,6 +94,15 @@ static float by_the_rule(const double *w, const float *x, uint32_t columns, uint
     return sum[0];
 }
 
+static struct sum sum_of(const double *w, const float *x, uint32_t columns) {
+    struct sum s = {0};
+    for (uint32_t k = 0; k < columns; k++) {
+        s.exact += w[k] * x[k];
+        s.size += fabs(w[k] * x[k]);
+    }
+    return s;
+}
+
 static void test_every_way_gives_the_rules_bits(void **state) {
     static const struct {
         uint32_t n, columns, leaves;
@@ -115,10 +124,15 @@ static void test_every_way_gives_the_rules_bits(void **state) {
               *y = random_floats(0, (size_t)100 * m.rows, 1.0f);
         float *expected = random_floats(0, (size_t)100 * m.rows, 1.0f),
               *fewer = random_floats(0, (size_t)100 * m.rows, 1.0f);
-        for (uint32_t r = 0; r < 100; r++)
-            for (uint32_t o = 0; o < m.rows; o++)
-                expected[r * m.rows + o] = by_the_rule(
-                        m.w + (size_t)o * m.columns, x + (size_t)r * m.columns, m.columns, cases[t].leaves);
+        struct sum *sums = malloc((size_t)100 * m.rows * sizeof *sums);
+        for (uint32_t r = 0; r < 100; r++) {
+            for (uint32_t o = 0; o < m.rows; o++) {
+                const double *row = m.w + (size_t)o * m.columns;
+                const float *in = x + (size_t)r * m.columns;
+                expected[r * m.rows + o] = by_the_rule(row, in, m.columns, cases[t].leaves);
+                sums[r * m.rows + o] = sum_of(row, in, m.columns);
+            }
+        }
         for (uint32_t i = 0; i < N_ISAS * 3; i++) {
             struct world w;
             if (!world_open(&w, &shape_1, &pool_1, all_isas[i / 3], i % 3 + 1, NULL))
@@ -134,7 +148,8 @@ static void test_every_way_gives_the_rules_bits(void **state) {
                 project(&w, l, m.columns, x, y);
                 const size_t all = (size_t)row_counts[n] * m.rows,
                              before = n ? (size_t)row_counts[n - 1] * m.rows : 0;
-                assert_product(&w, true, y, expected, all, all_isas[i / 3]);
+                assert_product(
+                        &w, true, m.columns / cases[t].leaves, y, expected, sums, all, all_isas[i / 3]);
                 assert_same_floats(y, fewer, before, "with fewer rows");
                 memcpy(fewer, y, all * sizeof *y);
             }
@@ -144,6 +159,7 @@ static void test_every_way_gives_the_rules_bits(void **state) {
         free(x);
         free(y);
         free(expected);
+        free(sums);
         free(fewer);
         matrix_free(&m);
     }

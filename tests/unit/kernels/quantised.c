@@ -10,10 +10,14 @@ static void every_way(const struct fake *f, uint32_t leaves, bool floats, uint32
     float *x = random_floats(k, (size_t)most * k, 2.0f), *y = random_floats(0, (size_t)most * rows, 1.0f);
     float *expected = random_floats(0, (size_t)most * rows, 1.0f),
           *fewer = random_floats(0, (size_t)most * rows, 1.0f);
+    struct sum *sums = malloc((size_t)most * rows * sizeof *sums);
     const struct k_matrix_view view = {.quant = &f->q, .rows = rows};
-    for (uint32_t r = 0; r < most; r++)
-        for (uint32_t o = 0; o < rows; o++)
+    for (uint32_t r = 0; r < most; r++) {
+        for (uint32_t o = 0; o < rows; o++) {
             expected[r * rows + o] = fake_product(f, floats, o, 0, k, leaves, x + (size_t)r * k);
+            sums[r * rows + o] = fake_sum(f, o, x + (size_t)r * k);
+        }
+    }
     for (uint32_t i = 0; i < N_KERNELS * 3; i++) {
         static const uint32_t threads[] = {1, 3, 7};
         struct world w;
@@ -30,7 +34,8 @@ static void every_way(const struct fake *f, uint32_t leaves, bool floats, uint32
             project(&w, l, k, x, y);
             const size_t all = (size_t)row_counts[n] * rows,
                          before = n ? (size_t)row_counts[n - 1] * rows : 0;
-            assert_product(&w, floats || f->q.format == QUANT_FP8, y, expected, all, all_kernels[i / 3]);
+            assert_product(&w, floats || f->q.format == QUANT_FP8, k / leaves, y, expected, sums, all,
+                    all_kernels[i / 3]);
             assert_same_floats(y, fewer, before, "with fewer rows");
             memcpy(fewer, y, all * sizeof *y);
         }
@@ -40,6 +45,7 @@ static void every_way(const struct fake *f, uint32_t leaves, bool floats, uint32
     free(x);
     free(y);
     free(expected);
+    free(sums);
     free(fewer);
 }
 

@@ -96,6 +96,17 @@ static inline double fake_value(const struct fake *f, uint32_t row, uint32_t k) 
     return (double)g->scale * ((int)q - g->zero) - (double)g->minimum;
 }
 
+/* The same of an output of all columns; a minimum is a term of its own. */
+static inline struct sum fake_sum(const struct fake *f, uint32_t row, const float *x) {
+    struct sum s = {0};
+    for (uint32_t k = 0; k < f->q.columns; k++) {
+        const double w = fake_value(f, row, k), minimum = (double)fake_group(f, row, k)->minimum;
+        s.exact += w * x[k];
+        s.size += (fabs(w + minimum) + fabs(minimum)) * fabs(x[k]);
+    }
+    return s;
+}
+
 /* --- the rules --- */
 
 static inline float tree(const float *leaf, uint32_t n) {
