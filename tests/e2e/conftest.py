@@ -13,6 +13,7 @@ from shardd_client import Server, shardd  # noqa: E402
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: left out of sanitizer runs")
+    config.addinivalue_line("markers", "emulated: the CUDA worker over the emulation; a stage of its own")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ WORKER = os.path.join(BIN, "shardd-worker-cuda-emu")
 MODEL = os.path.join(ROOT, "models/shardd-tiny")
 RECORDS = os.path.join(ROOT, "tests/eval/prompts.jsonl")
 NEW_TOKENS = 6  # the emulation is a few thousand times slower than a GPU
-pytestmark = pytest.mark.skipif(not os.path.exists(WORKER), reason="the emulation is not built (thread sanitizer)")
+pytestmark = [pytest.mark.emulated,
+              pytest.mark.skipif(not os.path.exists(WORKER), reason="the emulation is not built (thread sanitizer)")]
 
 
 def settings(machine):
