@@ -66,10 +66,12 @@ static const struct k_shape shape_1 = {.tp = 1,
         .intermediate_size = 4096};
 static const struct k_pool_options pool_1 = {.slots = 2, .pages = 1, .pages_per_slot = 1};
 
+/* n rows of some more that operations may expect: a GPU has kernels for few and for many. */
 static void rows_only(struct world *w, uint32_t n) {
     step_new(w);
     if (n)
         step_prompt(w, 1, 0, n, 1);
+    k_batch_bounds(w->b, &(struct k_bounds){.rows = n + 3, .entries = 2, .context = n + 1});
     step_begin_now(w);
 }
 

@@ -181,9 +181,11 @@ static const struct k_pool_options pool_1 = {.slots = 2, .pages = 1, .pages_per_
 static inline bool kernels_open(struct world *w, uint32_t i, uint32_t threads, bool floats) {
     return world_open_with(w, &shape_1, &pool_1, all_kernels[i], threads, floats, NULL);
 }
+/* n rows of some more that operations may expect: a GPU has kernels for few and for many. */
 static inline void rows_only(struct world *w, uint32_t n) {
     step_new(w);
     step_prompt(w, 1, 0, n, 1);
+    k_batch_bounds(w->b, &(struct k_bounds){.rows = n + 3, .entries = 2, .context = n + 1});
     step_begin_now(w);
 }
 
