@@ -42,6 +42,7 @@ static struct attention_bounds bounds_of(const struct k_stream *s, const struct 
                    long_ones = rows / LARGE_ROWS < entries ? rows / LARGE_ROWS : entries,
                    queries = rows * (h->q_heads / h->kv_heads);
     return (struct attention_bounds){.rows = b->bounds.rows,
+            .entries = (uint32_t)entries,
             .small = (uint32_t)(queries / SMALL_QUERIES + entries),
             .large = a->large ? (uint32_t)(queries / LARGE_QUERIES + long_ones) : 0,
             .leaves = (uint32_t)((context + ATTENTION_LEAF - 1) / ATTENTION_LEAF),

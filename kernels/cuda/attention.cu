@@ -41,8 +41,9 @@ template <class R, uint32_t FOLDED>
 static __device__ void run_split(R &run, const struct attention_args &a, const struct attention_list &list,
         const struct attention_tile &mine, bool combine) {
     const uint32_t heads = a.pool.shape.kv_heads, all = list.split_leaves * heads;
-    const uint32_t begin = (uint32_t)((uint64_t)all * blockIdx.x / gridDim.x),
-                   end = (uint32_t)((uint64_t)all * (blockIdx.x + 1) / gridDim.x);
+    const uint32_t each = all / gridDim.x, longer = all % gridDim.x, /* blocks have one more */
+            begin = each * blockIdx.x + (blockIdx.x < longer ? blockIdx.x : longer),
+                   end = begin + each + (blockIdx.x < longer);
     if (begin >= end)
         return;
     struct found_tile *found = (struct found_tile *)run.flag;

@@ -82,7 +82,7 @@ struct attention_args {
 
 /* What grids are made for. */
 struct attention_bounds {
-    uint32_t rows;
+    uint32_t rows, entries;
     uint32_t small, large; /* tiles; large may be 0 */
     uint32_t leaves;
     uint32_t sms;

@@ -96,6 +96,10 @@ template <class F> struct bf16_run {
     /* Positions that no query sees become zeros: there may be anything in the page. */
     __device__ __forceinline__ void fill(uint8_t *slot, const uint8_t *d_rows, uint32_t j0) {
         const uint32_t d = dim(), chunks = F::columns(d) / 8;
+        if (F::ONLY && F::Q_TILES == 1) { /* more have no registers left for it */
+            fill_only(slot, d_rows + j0 % PAGE_TOKENS * F::DIM * 2, j0);
+            return;
+        }
         if (d % 8) {
             fill_unaligned(slot, d_rows, j0);
             return;
@@ -108,6 +112,23 @@ template <class F> struct bf16_run {
                 copy_16(to, d_rows + ((j % PAGE_TOKENS) * d + column) * 2);
             else
                 *(uint4 *)to = {};
+        }
+    }
+    /* Where the head size is known: a thread has one column of rows at constant distances. */
+    __device__ __forceinline__ void fill_only(uint8_t *slot, const uint8_t *d_rows, uint32_t j0) {
+        constexpr uint32_t CHUNKS = F::DIM / 8, ROWS = F::THREADS / CHUNKS;
+        const uint32_t row = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS * 8;
+        uint8_t *to = slot + row * F::row_bytes(F::DIM) + column * 2;
+        const uint8_t *d_from = d_rows + (row * F::DIM + column) * 2;
+#pragma unroll
+        for (uint32_t k = 0; k < F::STAGE; k += ROWS) {
+            const uint32_t j = j0 + row + k;
+            if (F::STAGE % ROWS && row + k >= F::STAGE)
+                continue;
+            if (j >= a.shift && j < end)
+                copy_16(to + k * F::row_bytes(F::DIM), d_from + k * F::DIM * 2);
+            else
+                *(uint4 *)(to + k * F::row_bytes(F::DIM)) = {};
         }
     }
     __device__ void fill_unaligned(uint8_t *slot, const uint8_t *d_rows, uint32_t j0) {
@@ -159,18 +180,23 @@ template <class F> struct bf16_run {
         return x;
     }
     __device__ __forceinline__ void queries_load() {
-        const uint32_t d = dim(), fours = F::columns(d) / 4;
+        const uint32_t d = dim(), fours = F::columns(d) / 4, all = F::QUERIES * fours;
 #pragma unroll 4
-        for (uint32_t e = threadIdx.x; e < F::QUERIES * fours; e += F::THREADS) {
+        for (uint32_t first = 0; first < all; first += F::THREADS) {
+            const uint32_t e = first + threadIdx.x;
+            if (all % F::THREADS && e >= all)
+                break;
             const uint32_t i = e / fours, c = e % fours * 4, at = i * F::row_bytes(d) + c * 2;
-            float4 x = {};
-            if (i < w.t.n)
-                x = query_columns(a.d_q + query_of(a, w.t, w.head, i) * d, c);
+            /* no branch between the loads of several e: a query there is, if not this one */
+            float4 x = query_columns(a.d_q + query_of(a, w.t, w.head, i < w.t.n ? i : 0) * d, c);
+            if (i >= w.t.n)
+                x = {};
             split_put(q_high + at, q_low + at, x.x, x.y);
             split_put(q_high + at + 4, q_low + at + 4, x.z, x.w);
         }
-        for (uint32_t i = threadIdx.x; i < F::QUERIES; i += F::THREADS)
-            lasts[i] = last_of(a, w.t, i);
+        static_assert(F::QUERIES <= F::THREADS, "a thread has at most one query's last position");
+        if (threadIdx.x < F::QUERIES)
+            lasts[threadIdx.x] = last_of(a, w.t, threadIdx.x);
     }
     static __device__ __forceinline__ void split_put(void *high, void *low, float x, float y) {
         const uint32_t h = bf16_pair(x, y);

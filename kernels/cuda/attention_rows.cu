@@ -2,7 +2,8 @@
  * list of tiles.
  *
  *   grid     (1 + blocks that go around the rows, heads / 8): a block has eight heads of a row, a warp a head: query
- *            heads, then key heads, then value heads. Block (0, 0) makes the list instead.
+ *            heads, then key heads, then value heads; a ninth warp has the row's angles. Block (0, 0) makes the list
+ *            instead. Row 0 is asked for before it is known whether the step has it.
  *   bits     of K and V as kernels/cpu writes them: the norm's sum is 16 chains of every 16th element, then a tree
  *   moved    4 bytes of each column of `in` but the gates; 4 bytes of q, 2 or 4 of K and V written */
 #include "kernels/cuda/attention.h"
@@ -11,8 +12,9 @@
 #include "kernels/shared/elementary.h"
 #include "kernels/shared/trigonometry.h"
 
-#define ROWS_THREADS 256u
-#define ROWS_WARPS   (ROWS_THREADS / 32)
+#define ROWS_HEADS   8u
+#define ROWS_WARPS   (ROWS_HEADS + 1)
+#define ROWS_THREADS (ROWS_WARPS * 32)
 #define ROWS_BLOCKS  4u /* of an SM, for every eight heads */
 #define CHAINS       16u
 #define ALL_LANES    0xffffffffu
@@ -20,88 +22,101 @@ static_assert(HEAD_DIM_MAX <= NORM_SHORT, "a head's norm has 16 chains");
 
 /* --- rows --- */
 
-/* cos[half], sin[half] of a row, in shared memory, by the threads of the block. Frequency i takes the position of
- * height if i % 3 == 1, of width if i % 3 == 2, of time otherwise, as far as each section (a third of the
- * frequencies, the remainder to time, then height) goes. */
+/* cos[half], sin[half] of a row, in shared memory, by a warp. Frequency i takes the position of height if i % 3 == 1,
+ * of width if i % 3 == 2, of time otherwise, as far as each section (a third of the frequencies, the remainder to
+ * time, then height) goes. */
 static __device__ void rope_angles(const struct attention_args &a, uint32_t row, float *cos_sin_row) {
     const uint32_t half = a.pool.shape.rotary_dim / 2, height = (half + 1) / 3, width = half / 3;
     const uint32_t *d_pos = a.batch.d_row_rope + (uint64_t)row * 3;
-    for (uint32_t i = threadIdx.x; i < half; i += ROWS_THREADS) {
+    for (uint32_t i = threadIdx.x % 32; i < half; i += 32) {
         const uint32_t axis = i % 3 == 1 && i < 3 * height ? 1 : i % 3 == 2 && i < 3 * width ? 2 : 0;
-        cos_sin((float)(d_pos[axis] + a.shift) * a.pool.d_inv_freq[i], &cos_sin_row[i],
-                &cos_sin_row[half + i]);
+        cos_sin((float)(load_read_only(d_pos + axis) + a.shift) * load_read_only(a.pool.d_inv_freq + i),
+                &cos_sin_row[i], &cos_sin_row[half + i]);
     }
 }
 
-/* 1 / sqrt(mean(x^2) + eps); lanes l and l + 16 are the same chain. */
-static __device__ __forceinline__ float head_scale(const float *d_x, uint32_t n, float eps) {
-    float sum = 0.0f;
-#pragma unroll 4
-    for (uint32_t k = threadIdx.x % CHAINS; k < n; k += CHAINS)
-        sum = fmaf(d_x[k], d_x[k], sum);
-    for (int d = CHAINS / 2; d > 0; d /= 2)
-        sum = sum + __shfl_xor_sync(ALL_LANES, sum, d);
-    return 1.0f / sqrtf(sum / (float)n + eps);
-}
-
-struct head_output { /* one of them */
-    float *d_f32;
-    uint16_t *d_bf16;
+/* A head of a row, of up to DIM columns, as a warp reads it; 0 behind the last column. */
+template <uint32_t DIM> struct row_head {
+    float chain[DIM / CHAINS];      /* columns of the lane's chain; lanes l and l + 16 are the same chain */
+    float x[DIM / 32], w[DIM / 32]; /* columns lane, lane + 32, ..; their norm weights */
 };
-static __device__ __forceinline__ void head_put(const struct head_output &to, uint32_t i, float x) {
-    if (to.d_f32)
-        to.d_f32[i] = x;
-    else
-        to.d_bf16[i] = bf16_of(x);
-}
-/* rope(norm(x)): pairs (i, i + half), the rest as it is. */
-static __device__ void head_norm_rope(const struct attention_args &a, const float *d_x, const float *d_norm,
-        const float *cos_sin_row, const struct head_output &to) {
-    const uint32_t d = a.pool.shape.head_dim, half = a.pool.shape.rotary_dim / 2, lane = threadIdx.x % 32;
-    const float scale = head_scale(d_x, d, a.pool.shape.rms_eps);
-    for (uint32_t i = lane; i < half; i += 32) {
-        const float x = d_x[i] * scale * d_norm[i], y = d_x[half + i] * scale * d_norm[half + i];
-        const float c = cos_sin_row[i], s = cos_sin_row[half + i];
-        head_put(to, i, fmaf(-y, s, x * c));
-        head_put(to, half + i, fmaf(x, s, y * c));
+template <uint32_t DIM>
+static __device__ __forceinline__ void head_load(
+        struct row_head<DIM> *r, const float *d_x, const float *d_norm, uint32_t d) {
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (uint32_t k = 0; k < DIM / CHAINS; k++) {
+        const uint32_t c = lane % CHAINS + k * CHAINS;
+        r->chain[k] = c < d ? load_read_only(d_x + c) : 0.0f;
     }
-    for (uint32_t i = 2 * half + lane; i < d; i += 32)
-        head_put(to, i, d_x[i] * scale * d_norm[i]);
+#pragma unroll
+    for (uint32_t k = 0; k < DIM / 32; k++) {
+        const uint32_t c = lane + k * 32;
+        r->x[k] = c < d ? load_read_only(d_x + c) : 0.0f;
+        r->w[k] = c < d ? load_read_only(d_norm + c) : 0.0f;
+    }
+}
+/* x = norm(x). The zeros behind the last column leave the sum of squares as it is. */
+template <uint32_t DIM>
+static __device__ __forceinline__ void head_norm(struct row_head<DIM> *r, uint32_t d, float eps) {
+    float sum = 0.0f;
+#pragma unroll
+    for (uint32_t k = 0; k < DIM / CHAINS; k++)
+        sum = fmaf(r->chain[k], r->chain[k], sum);
+    for (int n = CHAINS / 2; n > 0; n /= 2)
+        sum = sum + __shfl_xor_sync(ALL_LANES, sum, n);
+    const float scale = 1.0f / sqrtf(sum / (float)d + eps);
+#pragma unroll
+    for (uint32_t k = 0; k < DIM / 32; k++)
+        r->x[k] = r->x[k] * scale * r->w[k];
+}
+/* Column c of rope(x), where x is the head's row and own its column c: pairs (i, i + half), the rest as it is. */
+static __device__ __forceinline__ float rope_of(
+        const float *x, float own, uint32_t c, uint32_t half, const float *cos_sin_row) {
+    if (c < half)
+        return fmaf(-x[c + half], cos_sin_row[half + c], own * cos_sin_row[c]);
+    if (c < 2 * half)
+        return fmaf(x[c - half], cos_sin_row[c], own * cos_sin_row[c - half]);
+    return own;
 }
 
-/* Where position `index` of the row's sequence lies in K (which = 0) or V (1) of a kv head. */
-static __device__ struct head_output page_row(
-        const struct attention_args &a, uint32_t slot, uint32_t index, uint32_t head, uint32_t which) {
-    const uint32_t d = a.pool.shape.head_dim;
-    const uint64_t page = a.pool.d_tables[(uint64_t)slot * a.pool.pages_per_slot + index / PAGE_TOKENS];
-    uint8_t *d_head = a.pool.d_kv + ((uint64_t)a.layer * a.pool.pages + page) * a.pool.layout.page_bytes +
-                      head * a.pool.layout.page_head_bytes;
-    const uint64_t at = (uint64_t)(which * PAGE_TOKENS + index % PAGE_TOKENS) * d;
-    struct head_output to = {};
-    if (a.pool.kv_dtype == K_F32)
-        to.d_f32 = (float *)d_head + at;
-    else
-        to.d_bf16 = (uint16_t *)d_head + at;
-    return to;
+/* K of a kv head in a page; V lies behind it. */
+static __device__ __forceinline__ uint8_t *page_head(
+        const struct attention_args &a, uint32_t page, uint32_t head) {
+    return a.pool.d_kv + ((uint64_t)a.layer * a.pool.pages + page) * a.pool.layout.page_bytes +
+           head * a.pool.layout.page_head_bytes;
 }
-static __device__ void row_head(
-        const struct attention_args &a, uint32_t row, uint32_t head, const float *cos_sin_row) {
-    const struct k_shape &h = a.pool.shape;
-    const uint32_t d = h.head_dim, width = (2 * h.q_heads + 2 * h.kv_heads) * d,
-                   slot = a.batch.d_entries[a.batch.d_row_entry[row]].slot,
-                   index = a.batch.d_row_pos[row] + a.shift;
-    const float *d_in = a.d_in + (uint64_t)row * width, *d_k = d_in + (uint64_t)h.q_heads * 2 * d;
-    if (head < h.q_heads) {
-        const struct head_output to = {a.d_q + ((uint64_t)row * h.q_heads + head) * d, NULL};
-        head_norm_rope(a, d_in + (uint64_t)head * 2 * d, a.d_q_norm, cos_sin_row, to);
-    } else if (head < h.q_heads + h.kv_heads) {
-        const uint32_t i = head - h.q_heads;
-        head_norm_rope(a, d_k + (uint64_t)i * d, a.d_k_norm, cos_sin_row, page_row(a, slot, index, i, 0));
-    } else {
-        const uint32_t i = head - h.q_heads - h.kv_heads;
-        const struct head_output to = page_row(a, slot, index, i, 1);
-        for (uint32_t e = threadIdx.x % 32; e < d; e += 32)
-            head_put(to, e, d_k[(uint64_t)(h.kv_heads + i) * d + e]);
+struct head_place { /* of a row's head among the columns of `in`, and what becomes of it */
+    enum { QUERY, KEY, VALUE } is;
+    uint32_t head; /* of the query heads or kv heads */
+    uint32_t from;
+};
+static __device__ __forceinline__ struct head_place place_of(const struct k_shape &h, uint32_t n) {
+    const uint32_t keys = h.q_heads * 2;
+    if (n < h.q_heads)
+        return {head_place::QUERY, n, n * 2 * h.head_dim};
+    if (n < h.q_heads + h.kv_heads)
+        return {head_place::KEY, n - h.q_heads, (keys + n - h.q_heads) * h.head_dim};
+    return {head_place::VALUE, n - h.q_heads - h.kv_heads, (keys + n - h.q_heads) * h.head_dim};
+}
+template <uint32_t DIM>
+static __device__ __forceinline__ void head_put(const struct attention_args &a, const struct head_place &p,
+        uint32_t row, uint32_t page, uint32_t index, const float *y) {
+    const uint32_t d = a.pool.shape.head_dim, lane = threadIdx.x % 32;
+    uint8_t *d_head = page_head(a, page, p.head);
+    const uint32_t at = ((p.is == head_place::VALUE ? PAGE_TOKENS : 0) + index % PAGE_TOKENS) * d;
+    const bool is_query = p.is == head_place::QUERY;
+    float *d_f32 =
+            is_query ? a.d_q + ((uint64_t)row * a.pool.shape.q_heads + p.head) * d : (float *)d_head + at;
+#pragma unroll
+    for (uint32_t k = 0; k < DIM / 32; k++) {
+        const uint32_t c = lane + k * 32;
+        if (c >= d)
+            continue;
+        if (is_query || a.pool.kv_dtype == K_F32)
+            d_f32[c] = y[k];
+        else
+            ((uint16_t *)d_head + at)[c] = bf16_of(y[k]);
     }
 }
 
@@ -130,22 +145,27 @@ static __device__ void tile_put(
         atomicMax(&split[1], t.first_leaf + t.leaves);
     }
 }
-/* Counts the tiles of entry e on from *at, and writes them where `split` (number and leaves of those that are
+/* What the list takes of an entry. */
+struct entry_rows {
+    uint32_t slot, row_begin, n_rows, position; /* of its first row */
+};
+static __device__ __forceinline__ struct entry_rows entry_rows_of(const struct k_entry &entry) {
+    return {entry.slot, entry.row_begin, entry.n_rows, 0};
+}
+/* Counts the tiles of an entry on from *at, and writes them where `split` (number and leaves of those that are
  * split) is not NULL. */
-static __device__ void entry_tiles(
-        const struct attention_args &a, uint32_t e, struct tile_counts *at, uint32_t *split) {
-    const struct k_entry &entry = a.batch.d_entries[e];
+static __device__ void entry_tiles(const struct attention_args &a, const struct entry_rows &entry,
+        struct tile_counts *at, uint32_t *split) {
     const uint32_t group = a.pool.shape.q_heads / a.pool.shape.kv_heads, queries = entry.n_rows * group;
     const bool large = a.large && entry.n_rows >= LARGE_ROWS;
-    const uint32_t size = large ? LARGE_QUERIES : SMALL_QUERIES,
-                   position = a.batch.d_row_pos[entry.row_begin] + a.shift;
+    const uint32_t size = large ? LARGE_QUERIES : SMALL_QUERIES;
     for (uint32_t first = 0; first < queries; first += size) {
         struct attention_tile t;
         t.slot = entry.slot;
         t.row_begin = entry.row_begin;
         t.first = first;
         t.n = queries - first < size ? queries - first : size;
-        t.last = position + (first + t.n - 1) / group;
+        t.last = entry.position + (first + t.n - 1) / group;
         t.leaves = t.last / ATTENTION_LEAF + 1;
         t.first_leaf = at->of[LEAVES];
         t.first_part = at->of[PARTS];
@@ -158,8 +178,8 @@ static __device__ void entry_tiles(
     }
 }
 
-/* *c = the sum of the threads before this one; returns that of all. shared: [warps][COUNTS]. */
-static __device__ struct tile_counts counts_before(struct tile_counts *c, uint32_t *shared) {
+/* *c = the sum of the threads before this one, of the first n; returns that of all. shared: [warps][COUNTS]. */
+static __device__ struct tile_counts counts_before(struct tile_counts *c, uint32_t n, uint32_t *shared) {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     struct tile_counts all = {};
 #pragma unroll
@@ -175,7 +195,7 @@ static __device__ struct tile_counts counts_before(struct tile_counts *c, uint32
         c->of[k] = lane == 0 ? 0 : v;
     }
     __syncthreads();
-    for (uint32_t w = 0; w < ROWS_WARPS; w++) {
+    for (uint32_t w = 0; w < ROWS_WARPS && w * 32 < n; w++) {
         struct tile_counts of_warp;
 #pragma unroll
         for (uint32_t k = 0; k < COUNTS; k++)
@@ -189,22 +209,30 @@ static __device__ struct tile_counts counts_before(struct tile_counts *c, uint32
 }
 /* shared: LIST_SHARED bytes */
 #define LIST_SHARED ((2 + ROWS_WARPS * COUNTS) * sizeof(uint32_t))
-static __device__ void list_make(const struct attention_args &a, uint32_t *shared) {
-    const uint32_t n = a.batch.d_plan->n_entries;
+static __device__ void list_make(const struct attention_args &a, uint32_t entries, uint32_t *shared) {
     uint32_t *split = shared;
     struct tile_counts done = {};
+    struct entry_rows entry = {};
+    if (threadIdx.x < entries)
+        entry = entry_rows_of(a.batch.d_entries[threadIdx.x]);
+    ask_above();
+    const uint32_t n = a.batch.d_plan->n_entries;
     if (threadIdx.x < 2)
         split[threadIdx.x] = 0;
     __syncthreads();
     for (uint32_t first = 0; first < n; first += ROWS_THREADS) {
         const uint32_t e = first + threadIdx.x;
         struct tile_counts at = {};
-        if (e < n)
-            entry_tiles(a, e, &at, /* split= */ NULL);
-        const struct tile_counts total = counts_before(&at, shared + 2);
+        if (e < n) {
+            if (first)
+                entry = entry_rows_of(a.batch.d_entries[e]);
+            entry.position = a.batch.d_row_pos[entry.row_begin] + a.shift;
+            entry_tiles(a, entry, &at, /* split= */ NULL);
+        }
+        const struct tile_counts total = counts_before(&at, n - first, shared + 2);
         counts_add(&at, done);
         if (e < n)
-            entry_tiles(a, e, &at, split);
+            entry_tiles(a, entry, &at, split);
         counts_add(&done, total);
     }
     __syncthreads();
@@ -214,29 +242,73 @@ static __device__ void list_make(const struct attention_args &a, uint32_t *share
 
 /* --- the kernel --- */
 
-__global__ void __launch_bounds__(ROWS_THREADS) attention_rows_kernel(const struct attention_args a) {
+/* A row's heads of this block, if the step has the row; returns how many it has. angles: [rotary_dim]; rows: [heads of
+ * the block][DIM]. */
+template <uint32_t DIM>
+static __device__ __forceinline__ uint32_t row_heads(
+        const struct attention_args &a, uint32_t row, float *angles, float *rows) {
     const struct k_shape &h = a.pool.shape;
-    const uint32_t head = blockIdx.y * ROWS_WARPS + threadIdx.x / 32;
-    float *shared = (float *)dynamic_shared();
+    const uint32_t d = h.head_dim, lane = threadIdx.x % 32, warp = threadIdx.x / 32,
+                   head = blockIdx.y * ROWS_HEADS + warp, width = (2 * h.q_heads + 2 * h.kv_heads) * d;
+    const bool has_head = warp < ROWS_HEADS && head < h.q_heads + 2 * h.kv_heads;
+    const struct head_place p = place_of(h, head);
+    const uint32_t n_rows = a.batch.d_plan->n_rows, entry = a.batch.d_row_entry[row],
+                   index = a.batch.d_row_pos[row] + a.shift;
+    ask_above();
+    if (row > 0 &&
+            row >= n_rows) /* `in` has room for one row in any case, so that row 0 need not wait here */
+        return n_rows;
+    struct row_head<DIM> r;
+    if (has_head)
+        head_load(&r, a.d_in + (uint64_t)row * width + p.from,
+                p.is == head_place::QUERY ? a.d_q_norm : a.d_k_norm, d);
+    if (warp == ROWS_HEADS)
+        rope_angles(a, row, angles);
+    if (row >= n_rows)
+        return n_rows;
+    const uint32_t slot = a.batch.d_entries[entry].slot;
+    if (has_head && p.is != head_place::VALUE)
+        head_norm(&r, d, h.rms_eps);
+    const uint32_t page = a.pool.d_tables[(uint64_t)slot * a.pool.pages_per_slot + index / PAGE_TOKENS];
+#pragma unroll
+    for (uint32_t k = 0; has_head && k < DIM / 32; k++)
+        rows[warp * DIM + lane + k * 32] = r.x[k];
+    __syncthreads();
+#pragma unroll
+    for (uint32_t k = 0; has_head && p.is != head_place::VALUE && k < DIM / 32; k++)
+        r.x[k] = rope_of(rows + warp * DIM, r.x[k], lane + k * 32, h.rotary_dim / 2, angles);
+    if (has_head)
+        head_put<DIM>(a, p, row, page, index, r.x);
+    return n_rows;
+}
+template <uint32_t DIM>
+__global__ void __launch_bounds__(ROWS_THREADS)
+        attention_rows_kernel(const struct attention_args a, uint32_t entries) {
+    float *rows = (float *)dynamic_shared(), *angles = rows + ROWS_HEADS * DIM;
     if (blockIdx.x == 0) {
         if (blockIdx.y == 0)
-            list_make(a, (uint32_t *)shared);
+            list_make(a, entries, (uint32_t *)rows);
         return;
     }
-    for (uint32_t row = blockIdx.x - 1; row < a.batch.d_plan->n_rows; row += gridDim.x - 1) {
-        rope_angles(a, row, shared);
-        __syncthreads();
-        if (head < h.q_heads + 2 * h.kv_heads)
-            row_head(a, row, head, shared);
+    for (uint32_t row = blockIdx.x - 1;;) {
+        const uint32_t n_rows = row_heads<DIM>(a, row, angles, rows);
+        row += gridDim.x - 1;
+        if (row >= n_rows) /* it may lie behind the last that there is room for */
+            return;
         __syncthreads();
     }
 }
+template <uint32_t DIM>
+static cudaError_t queue_rows(
+        cudaStream_t s, const struct attention_args &a, const struct attention_bounds &b) {
+    const struct k_shape &h = a.pool.shape;
+    const uint32_t most = b.sms * ROWS_BLOCKS, rows = b.rows < most ? b.rows : most;
+    static_assert(LIST_SHARED <= ROWS_HEADS * DIM * sizeof(float), "the list has room where rows lie");
+    return K_LAUNCH((attention_rows_kernel<DIM>),
+            dim3(1 + rows, (h.q_heads + 2 * h.kv_heads + ROWS_HEADS - 1) / ROWS_HEADS), ROWS_THREADS,
+            (ROWS_HEADS * DIM + h.rotary_dim) * sizeof(float), s, a, b.entries);
+}
 cudaError_t queue_attention_rows(
         cudaStream_t s, const struct attention_args *a, const struct attention_bounds *b) {
-    const struct k_shape *h = &a->pool.shape;
-    const size_t angles = h->rotary_dim * sizeof(float);
-    const uint32_t most = b->sms * ROWS_BLOCKS, rows = b->rows < most ? b->rows : most;
-    return K_LAUNCH(attention_rows_kernel,
-            dim3(1 + rows, (h->q_heads + 2 * h->kv_heads + ROWS_WARPS - 1) / ROWS_WARPS), ROWS_THREADS,
-            LIST_SHARED > angles ? LIST_SHARED : angles, s, *a);
+    return a->pool.shape.head_dim <= 256 ? queue_rows<256>(s, *a, *b) : queue_rows<HEAD_DIM_MAX>(s, *a, *b);
 }
