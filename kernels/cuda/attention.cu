@@ -61,7 +61,7 @@ static __device__ void run_split(R &run, const struct attention_args &a, const s
         const bool complete = combine && !whole && parts_arrived(a, w, n, run.flag);
         for (uint32_t i = complete ? 0 : w.t.n; i < w.t.n; i += FOLDED) {
             const uint32_t left = w.t.n - i, n_queries = left < FOLDED ? left : FOLDED;
-            fold_parts(a, w, i, n_queries, run.room(n_queries));
+            fold_parts<FOLD_VALUES>(a, w, run.dim(), i, n_queries, run.room(n_queries));
         }
         at += w.n_leaves;
         n += in_tile + w.n_leaves == w.t.leaves * heads;
@@ -98,7 +98,8 @@ __global__ void __launch_bounds__(FOLD_THREADS) attend_combine_kernel(const stru
     for (uint32_t n = blockIdx.z; n < a.d_list->n_split; n += gridDim.z) {
         w.t = a.d_small[n];
         if (blockIdx.x < w.t.n && w.t.leaves > 1)
-            fold_parts(a, w, blockIdx.x, 1, fold_room_in(dynamic_shared(), COMBINE_BYTES, 1));
+            fold_parts<HEAD_DIM_MAX / FOLD_THREADS>(a, w, a.pool.shape.head_dim, blockIdx.x, 1,
+                    fold_room_in(dynamic_shared(), COMBINE_BYTES, 1));
     }
 }
 

@@ -135,55 +135,60 @@ static __device__ void fold_steps(const struct attention_args &a, const struct a
     steps[lane] = fold_step_of(lane == 0 ? *max : before, m, top);
     *max = __shfl_sync(ALL_LANES, top, 31);
 }
-/* Brings the values of leaves [first, first + n) of queries [i0, i0 + n_queries). */
-static __device__ void fold_fetch(const struct attention_args &a, const struct attention_work &w, uint32_t i0,
-        uint32_t n_queries, uint32_t first, uint32_t n, float *values) {
-    const uint32_t d = a.pool.shape.head_dim;
-    if (d % 4) {
-        for (uint32_t e = threadIdx.x; e < n * n_queries * d; e += FOLD_THREADS) {
-            const uint32_t part = part_of(a, w.t, w.head, first + e / d / n_queries, i0 + e / d % n_queries);
-            values[e] = load_shared_by_blocks(a.d_values + (uint64_t)part * d + e % d);
+/* Brings the values of leaves [first, first + n) of queries [i0, i0 + n_queries): of a leaf they lie together. */
+static __device__ __forceinline__ void fold_fetch(const struct attention_args &a,
+        const struct attention_work &w, uint32_t d, uint32_t i0, uint32_t n_queries, uint32_t first,
+        uint32_t n, float *values) {
+    const uint32_t of_leaf = n_queries * d;
+    for (uint32_t leaf = 0; leaf < n; leaf++, values += of_leaf) {
+        const float *d_values = a.d_values + (uint64_t)part_of(a, w.t, w.head, first + leaf, i0) * d;
+        if (d % 4 == 0) {
+            for (uint32_t e = threadIdx.x * 4; e < of_leaf; e += FOLD_THREADS * 4)
+                copy_16(values + e, d_values + e);
+        } else {
+            for (uint32_t e = threadIdx.x; e < of_leaf; e += FOLD_THREADS)
+                values[e] = load_shared_by_blocks(d_values + e);
         }
-        return;
-    }
-    for (uint32_t e = threadIdx.x * 4; e < n * n_queries * d; e += FOLD_THREADS * 4) {
-        const uint32_t part = part_of(a, w.t, w.head, first + e / d / n_queries, i0 + e / d % n_queries);
-        copy_16(values + e, a.d_values + (uint64_t)part * d + e % d);
     }
 }
 
 /* Combines all leaves of queries [i0, i0 + n_queries) of the tile, whose parts are there; as many queries as
- * FOLD_THREADS threads of FOLD_VALUES have room for. */
-static __device__ void fold_parts(const struct attention_args &a, const struct attention_work &w, uint32_t i0,
-        uint32_t n_queries, const struct fold_room &room) {
-    const uint32_t d = a.pool.shape.head_dim, warp = threadIdx.x / 32,
-                   half = room.n_values / (n_queries * d) / 2,
+ * FOLD_THREADS threads of VALUES have room for. d: head size. */
+template <uint32_t VALUES>
+static __device__ __forceinline__ void fold_parts(const struct attention_args &a,
+        const struct attention_work &w, uint32_t d, uint32_t i0, uint32_t n_queries,
+        const struct fold_room &room) {
+    const uint32_t warp = threadIdx.x / 32, half = room.n_values / (n_queries * d) / 2,
                    at_once = half < FOLD_LEAVES ? half : FOLD_LEAVES, leaves = w.t.leaves;
-    float value[FOLD_VALUES] = {}, sum[FOLD_VALUES] = {}, max = -INFINITY;
-    uint32_t buffer = 0;
-    fold_fetch(a, w, i0, n_queries, 0, leaves < at_once ? leaves : at_once, room.values);
+    float value[VALUES] = {}, sum[VALUES] = {}, gate[VALUES] = {}, max = -INFINITY;
+    uint32_t buffer = 0, seen[VALUES] = {}; /* leaves that the value's query sees */
+    fold_fetch(a, w, d, i0, n_queries, 0, leaves < at_once ? leaves : at_once, room.values);
     copy_commit();
+#pragma unroll
+    for (uint32_t k = 0; k < VALUES; k++) {
+        const uint32_t e = threadIdx.x + k * FOLD_THREADS, q = i0 + e / d;
+        if (e >= n_queries * d)
+            continue;
+        seen[k] = last_of(a, w.t, q) / ATTENTION_LEAF + 1;
+        gate[k] = load_read_only(gates_of(a, row_of(a, w.t, q), query_of(a, w.t, w.head, q)) + e % d);
+    }
+    const uint32_t seen_by_warp = warp < n_queries ? last_of(a, w.t, i0 + warp) / ATTENTION_LEAF + 1 : 0;
     for (uint32_t first = 0; first < leaves; first += at_once, buffer ^= 1) {
         const uint32_t end = first + at_once < leaves ? first + at_once : leaves;
         const uint32_t next_end = end + at_once < leaves ? end + at_once : leaves;
         const float *values = room.values + buffer * at_once * n_queries * d;
-        fold_fetch(a, w, i0, n_queries, end, next_end - end,
+        fold_fetch(a, w, d, i0, n_queries, end, next_end - end,
                 room.values + (buffer ^ 1) * at_once * n_queries * d);
         copy_commit();
-        if (warp < n_queries) {
-            const uint32_t seen = last_of(a, w.t, i0 + warp) / ATTENTION_LEAF + 1;
-            fold_steps(a, w, i0 + warp, first, seen < end ? seen : end, room.steps + warp * FOLD_LEAVES,
-                    room.sums + warp * FOLD_LEAVES, &max);
-        }
+        if (warp < n_queries)
+            fold_steps(a, w, i0 + warp, first, seen_by_warp < end ? seen_by_warp : end,
+                    room.steps + warp * FOLD_LEAVES, room.sums + warp * FOLD_LEAVES, &max);
         copy_wait<1>();
         __syncthreads();
 #pragma unroll
-        for (uint32_t k = 0; k < FOLD_VALUES; k++) {
+        for (uint32_t k = 0; k < VALUES; k++) {
             const uint32_t e = threadIdx.x + k * FOLD_THREADS, q = e / d;
-            if (e >= n_queries * d)
-                continue;
-            const uint32_t seen = last_of(a, w.t, i0 + q) / ATTENTION_LEAF + 1;
-            for (uint32_t leaf = first; leaf < end && leaf < seen; leaf++) {
+            for (uint32_t leaf = first; leaf < end && leaf < seen[k]; leaf++) {
                 const uint32_t at = q * FOLD_LEAVES + leaf - first;
                 const float o = values[(leaf - first) * n_queries * d + e];
                 value[k] = leaf == 0 ? o : fold_value(value[k], o, room.steps[at]);
@@ -193,10 +198,10 @@ static __device__ void fold_parts(const struct attention_args &a, const struct a
         __syncthreads();
     }
 #pragma unroll
-    for (uint32_t k = 0; k < FOLD_VALUES; k++) {
+    for (uint32_t k = 0; k < VALUES; k++) {
         const uint32_t e = threadIdx.x + k * FOLD_THREADS, q = i0 + e / d;
         if (e < n_queries * d)
-            output_put(a, row_of(a, w.t, q), query_of(a, w.t, w.head, q), e % d, value[k], sum[k]);
+            a.d_out[query_of(a, w.t, w.head, q) * d + e % d] = output_of(value[k], sum[k], gate[k]);
     }
 }
 
