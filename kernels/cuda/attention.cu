@@ -108,6 +108,8 @@ __global__ void __launch_bounds__(FOLD_THREADS) attend_combine_kernel(const stru
 template <class F>
 __global__ void __launch_bounds__(F::THREADS, F::BLOCKS) attend_large_kernel(const struct attention_args a) {
     const uint32_t heads = a.pool.shape.kv_heads, all = a.d_list->n_large * heads;
+    if (blockIdx.x >= all) /* there are other blocks enough */
+        return;
     bf16_run<F> run(a);
     for (;;) {
         __syncthreads();

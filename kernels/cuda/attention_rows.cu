@@ -242,8 +242,8 @@ static __device__ void list_make(const struct attention_args &a, uint32_t entrie
 
 /* --- the kernel --- */
 
-/* A row's heads of this block, if the step has the row; returns how many it has. angles: [rotary_dim]; rows: [heads of
- * the block][DIM]. */
+/* A row's heads of this block, if the step has the row; returns how many it has, or 0. angles: [rotary_dim]; rows:
+ * [heads of the block][DIM]. */
 template <uint32_t DIM>
 static __device__ __forceinline__ uint32_t row_heads(
         const struct attention_args &a, uint32_t row, float *angles, float *rows) {
@@ -252,20 +252,20 @@ static __device__ __forceinline__ uint32_t row_heads(
                    head = blockIdx.y * ROWS_HEADS + warp, width = (2 * h.q_heads + 2 * h.kv_heads) * d;
     const bool has_head = warp < ROWS_HEADS && head < h.q_heads + 2 * h.kv_heads;
     const struct head_place p = place_of(h, head);
-    const uint32_t n_rows = a.batch.d_plan->n_rows, entry = a.batch.d_row_entry[row],
-                   index = a.batch.d_row_pos[row] + a.shift;
-    ask_above();
-    if (row > 0 &&
-            row >= n_rows) /* `in` has room for one row in any case, so that row 0 need not wait here */
-        return n_rows;
+    const uint32_t entry = a.batch.d_row_entry[row], index = a.batch.d_row_pos[row] + a.shift;
+    /* `in` has room for one row in any case: row 0 does not wait here */
+    if (row > 0 && row >= a.batch.d_plan->n_rows)
+        return 0;
     struct row_head<DIM> r;
     if (has_head)
         head_load(&r, a.d_in + (uint64_t)row * width + p.from,
                 p.is == head_place::QUERY ? a.d_q_norm : a.d_k_norm, d);
+    const uint32_t n_rows = a.batch.d_plan->n_rows;
+    ask_above();
     if (warp == ROWS_HEADS)
         rope_angles(a, row, angles);
     if (row >= n_rows)
-        return n_rows;
+        return 0;
     const uint32_t slot = a.batch.d_entries[entry].slot;
     if (has_head && p.is != head_place::VALUE)
         head_norm(&r, d, h.rms_eps);
