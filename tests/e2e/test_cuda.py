@@ -222,3 +222,19 @@ def test_made_up_models(config, near, tmp_path):
     assert [i for i, _ in graphs] == [i for i, _ in expected] and len(expected) == 4
     assert max(abs(a[1] - b[1]) for a, b in zip(graphs, expected)) < near
     assert generated("shardd-worker-cuda-emu", model, "--enforce-eager") == graphs
+
+
+@pytest.mark.slow
+def test_packed_weights_are_mapped(tmp_path):
+    """`shardd pack` makes a GPU's file on any host; the CUDA worker takes it as it is, to the same numbers."""
+    model = str(tmp_path / "model")
+    done = shardd("synth", model, "--config", "tiny", "--weights", "int4", "--seed", "6")
+    assert done.returncode == 0, done.stderr
+    from_checkpoint = generated("shardd-worker-cuda-emu", model, "--load-format", "safetensors")
+    assert not [name for name in os.listdir(model) if "packed" in name]
+    done = shardd("pack", model, "--layout", "cuda-mma-2")
+    assert done.returncode == 0, done.stderr
+    packed = os.path.join(model, "shardd-packed-cuda-mma-2.bin")
+    made = os.stat(packed)
+    assert generated("shardd-worker-cuda-emu", model, "--load-format", "packed") == from_checkpoint
+    assert (os.stat(packed).st_ino, os.stat(packed).st_mtime_ns) == (made.st_ino, made.st_mtime_ns)  # not made anew
