@@ -5,14 +5,12 @@
  * bytes of K and V per second as a part of what a copy moves, read and written both counted; of a prompt 10^12
  * operations per second, those of exact fp32 products (tensor cores do twice as many: q and p are two bf16 each). A
  * graph has the layers one after another, so that the L2 cache does not help. Median of ROUNDS. */
-#include "base/clock.h"
 #include "kernels/kernels.h"
+#include "tests/bench/cuda/timing.h"
 
-#include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#define ROUNDS   7
 #define LAYERS   16u
 #define SLOTS    64u
 #define PAGES    (SLOTS * 8192u / 64) /* without the dummy */
@@ -50,41 +48,9 @@ struct bench {
     double copy; /* bytes per second */
 };
 
-static void must(int r, const struct error *e) {
-    if (r < 0) {
-        fprintf(stderr, "%s\n", e->text);
-        exit(1);
-    }
-}
 static void wait_for(struct bench *b) {
     struct error e;
     must(k_stream_wait(b->s, 0, &e), &e);
-}
-static int by_size(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-static double median(double *x) {
-    qsort(x, ROUNDS, sizeof *x, by_size);
-    return x[ROUNDS / 2];
-}
-static double copy_rate(void) {
-    const size_t bytes = 1ull << 30;
-    void *from, *to;
-    double seconds[ROUNDS];
-    if (cudaMalloc(&from, bytes) != cudaSuccess || cudaMalloc(&to, bytes) != cudaSuccess)
-        exit(1);
-    for (int i = -1; i < ROUNDS; i++) {
-        const uint64_t t = clock_ns();
-        for (int k = 0; k < 10; k++)
-            cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, NULL);
-        cudaStreamSynchronize(NULL);
-        if (i >= 0)
-            seconds[i] = (double)(clock_ns() - t) * 1e-9 / 10;
-    }
-    cudaFree(from);
-    cudaFree(to);
-    return 2.0 * (double)bytes / median(seconds);
 }
 
 /* The plan of a step in the batch, its sequences in slots 1.. with the pages one after another. */

@@ -5,15 +5,13 @@
  * of what a copy moves, read and written both counted; of many, rows per second and 10^12 fused operations on the state
  * per second. Layers are nodes of a graph, back to back, with states of their own beyond the L2 cache. "fold": a step
  * whose row begins a block, so that S0 is written as well; one of 16 is. Median of ROUNDS. */
-#include "base/clock.h"
 #include "kernels/kernels.h"
+#include "tests/bench/cuda/timing.h"
 
-#include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define ROUNDS     7
 #define LAYERS_MAX 48u
 #define STATE      (1200ull << 20) /* bytes of states of one graph, at most */
 #define ROWS_MAX   2048u
@@ -56,38 +54,6 @@ struct bench {
     double copy; /* bytes per second */
 };
 
-static void must(int r, const struct error *e) {
-    if (r < 0) {
-        fprintf(stderr, "%s\n", e->text);
-        exit(1);
-    }
-}
-static int by_size(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-static double median(double *x) {
-    qsort(x, ROUNDS, sizeof *x, by_size);
-    return x[ROUNDS / 2];
-}
-static double copy_rate(void) {
-    const size_t bytes = 1ull << 30;
-    void *from, *to;
-    double seconds[ROUNDS];
-    if (cudaMalloc(&from, bytes) != cudaSuccess || cudaMalloc(&to, bytes) != cudaSuccess)
-        exit(1);
-    for (int i = -1; i < ROUNDS; i++) {
-        const uint64_t t = clock_ns();
-        for (int k = 0; k < 10; k++)
-            cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, NULL);
-        cudaStreamSynchronize(NULL);
-        if (i >= 0)
-            seconds[i] = (double)(clock_ns() - t) * 1e-9 / 10;
-    }
-    cudaFree(from);
-    cudaFree(to);
-    return 2.0 * (double)bytes / median(seconds);
-}
 static float *filled(struct bench *b, size_t n, float scale) {
     float *x = malloc(n * sizeof *x), *d_x = k_alloc(b->c, n * sizeof *x);
     struct error e;

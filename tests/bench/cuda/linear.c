@@ -5,15 +5,13 @@
  * copy moves, read and written both counted; of many rows, 10^12 operations per second. Operations are nodes of a
  * graph, back to back; copies of the weights are used in turn so that the L2 cache does not help. At the end, all 257
  * linears of a token. Median of ROUNDS. */
-#include "base/clock.h"
 #include "kernels/kernels.h"
+#include "tests/bench/cuda/timing.h"
 
-#include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define ROUNDS     7
 #define TOGETHER   (400ull << 20) /* bytes of weights of one graph, at least */
 #define COPIES_MAX 64u
 #define ROWS_MAX   512u
@@ -53,40 +51,6 @@ struct bench {
     uint32_t launches;
     double copy; /* bytes per second */
 };
-
-static void must(int r, const struct error *e) {
-    if (r < 0) {
-        fprintf(stderr, "%s\n", e->text);
-        exit(1);
-    }
-}
-static int by_size(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-static double median(double *x) {
-    qsort(x, ROUNDS, sizeof *x, by_size);
-    return x[ROUNDS / 2];
-}
-
-static double copy_rate(void) {
-    const size_t bytes = 1ull << 30;
-    void *from, *to;
-    double seconds[ROUNDS];
-    if (cudaMalloc(&from, bytes) != cudaSuccess || cudaMalloc(&to, bytes) != cudaSuccess)
-        exit(1);
-    for (int i = -1; i < ROUNDS; i++) {
-        const uint64_t t = clock_ns();
-        for (int k = 0; k < 10; k++)
-            cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, NULL);
-        cudaStreamSynchronize(NULL);
-        if (i >= 0)
-            seconds[i] = (double)(clock_ns() - t) * 1e-9 / 10;
-    }
-    cudaFree(from);
-    cudaFree(to);
-    return 2.0 * (double)bytes / median(seconds);
-}
 
 static void rows_are(struct bench *b, uint32_t n) {
     static const uint32_t ids[ROWS_MAX];

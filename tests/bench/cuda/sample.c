@@ -4,14 +4,13 @@
  * its product alone, for several numbers of samples. The vocabulary is Qwen3.5's, the head has few columns, so that
  * little is subtracted; its logits are about normal, the highest near 4.5 times their deviation of 2.5. Operations are
  * nodes of a graph, back to back. Median of ROUNDS. */
-#include "base/clock.h"
 #include "kernels/kernels.h"
+#include "tests/bench/cuda/timing.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define ROUNDS      7
 #define TOGETHER    16u /* operations of one graph */
 #define VOCAB       248320u
 #define COLUMNS     128u
@@ -61,17 +60,6 @@ struct bench {
     struct k_outcome *d_outcomes;
     uint32_t launches;
 };
-
-static void must(int r, const struct error *e) {
-    if (r < 0) {
-        fprintf(stderr, "%s\n", e->text);
-        exit(1);
-    }
-}
-static int by_size(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 static void samples_are(struct bench *b, const struct way *way, uint32_t n) {
     static uint32_t ids[SAMPLES_MAX];
