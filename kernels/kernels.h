@@ -122,6 +122,7 @@ int k_event_wait(struct k_event *ev, uint64_t timeout_ns);
 int k_capture_begin(struct k_stream *s, struct error *e);
 int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e);
 void k_graph_launch(struct k_stream *s, struct k_graph *g);
+uint32_t k_graph_nodes(const struct k_graph *g); /* what a launch queues, each after another or beside it */
 struct k_graph *k_graph_free(struct k_graph *g);
 
 /* *word = value once all that was queued before has run, also in a graph. word is memory of k_host_alloc(), which the

@@ -124,6 +124,7 @@ struct call { /* followed by its arguments, padded to 16 */
 struct k_graph {
     uint8_t *calls;
     size_t used, capacity;
+    uint32_t n_calls; /* ever recorded */
     bool out_of_memory;
 };
 
@@ -200,6 +201,7 @@ static void record(struct k_graph *g, stream_fn fn, const void *args, size_t byt
     memcpy(g->calls + g->used, &call, sizeof call);
     memcpy(g->calls + g->used + sizeof call, args, bytes);
     g->used = need;
+    g->n_calls++;
 }
 
 void stream_submit(struct k_stream *s, stream_fn fn, const void *args, size_t bytes) {
@@ -250,6 +252,9 @@ void k_graph_launch(struct k_stream *s, struct k_graph *g) {
         memcpy(&call, g->calls + at, sizeof call);
         stream_submit(s, call.fn, g->calls + at + sizeof call, call.bytes);
     }
+}
+uint32_t k_graph_nodes(const struct k_graph *g) {
+    return g->n_calls;
 }
 struct k_graph *k_graph_free(struct k_graph *g) {
     if (g)

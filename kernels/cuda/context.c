@@ -308,6 +308,7 @@ int k_event_wait(struct k_event *ev, uint64_t timeout_ns) {
 struct k_graph {
     struct k_context *context;
     cudaGraphExec_t exec;
+    size_t n_nodes;
 };
 int k_capture_begin(struct k_stream *s, struct error *e) {
     if (s->capturing)
@@ -332,7 +333,9 @@ int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e) {
         return error_set(e, -ENOMEM, "no memory for a graph");
     }
     g->context = s->context;
-    cudaError_t made = cudaGraphInstantiate(&g->exec, graph, 0);
+    cudaError_t made = cudaGraphGetNodes(graph, NULL, &g->n_nodes);
+    if (made == cudaSuccess)
+        made = cudaGraphInstantiate(&g->exec, graph, 0);
     cudaGraphDestroy(graph);
     if (made == cudaSuccess) /* takes its device memory now, and not when it is launched first */
         made = cudaGraphUpload(g->exec, s->stream);
@@ -346,6 +349,9 @@ int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e) {
 void k_graph_launch(struct k_stream *s, struct k_graph *g) {
     if (stream_enter(s))
         CUDA_QUEUED(s, cudaGraphLaunch(g->exec, s->stream));
+}
+uint32_t k_graph_nodes(const struct k_graph *g) {
+    return (uint32_t)g->n_nodes;
 }
 struct k_graph *k_graph_free(struct k_graph *g) {
     if (g && g->exec)

@@ -471,6 +471,12 @@ extern "C" cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *ret) {
     emu.captures--;
     return emu.fault;
 }
+extern "C" cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *n) {
+    if (!graph || nodes)
+        return fails(cudaErrorInvalidResourceHandle); /* counted, not told */
+    *n = graph->works.size();
+    return cudaSuccess;
+}
 extern "C" cudaError_t cudaGraphInstantiate(cudaGraphExec_t *ret, cudaGraph_t graph, unsigned long long) {
     *ret = new emu_graph_exec{graph->works};
     return cudaSuccess;

@@ -225,6 +225,28 @@ def test_made_up_models(config, near, tmp_path):
 
 
 @pytest.mark.slow
+def test_bench_tells_nodes_and_host_time(tmp_path):
+    model = str(tmp_path / "model")
+    done = shardd("synth", model, "--config", "tiny", "--weights", "int4", "--config-only")
+    assert done.returncode == 0, done.stderr
+
+    def tests_of(*flags):
+        done = subprocess.run([os.path.join(BIN, "shardd-worker-cuda-emu"), "bench", "--model", model, "--load-format",
+                               "dummy", "--prompt", "0", "--decode", "2", "--batch", "1,3", "--repeat", "1",
+                               "--max-num-batched-tokens", "4", "--speed-memory", "0", "--json", "-", *flags],
+                              capture_output=True, text=True, timeout=300 * PATIENCE, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "host us" in done.stderr
+        return json.loads(done.stdout)["tests"]
+
+    with open(os.path.join(model, "config.json"), encoding="utf-8") as f:
+        layers = json.load(f)["num_hidden_layers"]
+    graphs, eager = tests_of(), tests_of("--enforce-eager")
+    assert all(5 * layers < t["graph_nodes"] < 12 * layers + 48 and t["host_us"] > 0 for t in graphs)
+    assert [t["graph_nodes"] for t in eager] == [0, 0] and all(t["host_us"] > 0 for t in eager)
+
+
+@pytest.mark.slow
 def test_packed_weights_are_mapped(tmp_path):
     """`shardd pack` makes a GPU's file on any host; the CUDA worker takes it as it is, to the same numbers."""
     model = str(tmp_path / "model")

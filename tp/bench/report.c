@@ -85,8 +85,9 @@ void report_begin(struct report *r) {
     json_object_set_new(r->root, "tests", json_array());
     fprintf(r->table, "%s: %s of weights, tp %u, %s (%s)\n", o->worker.rank.model_dir,
             SIZE_TEXT((uint64_t)r->cost.weights), r->group->tp, kernels, host);
-    fprintf(r->table, "%-13s %7s %5s %19s %10s %9s %9s %9s\n", "test", "depth", "batch", "tokens/s",
-            "ms a step", "GB/s", "of memory", "TFLOP/s");
+    fprintf(r->table, "%-13s %7s %5s %19s %10s %9s %9s %9s%s\n", "test", "depth", "batch", "tokens/s",
+            "ms a step", "GB/s", "of memory", "TFLOP/s",
+            k_runs_behind(rank->context) ? "  host us  nodes" : "");
     fflush(r->table);
 }
 
@@ -125,11 +126,14 @@ static void print_test(const struct report *r, const struct bench_test *t, const
     snprintf(rate, sizeof(rate), "%.2f +- %.2f", f->mean, f->deviation);
     fprintf(r->table, "%19s %10.3f", rate, f->step_ms);
     if (t->kind == BENCH_PROMPT)
-        fprintf(r->table, " %9s %9s %9.3f\n", "", "", f->flops / 1e12);
+        fprintf(r->table, " %9s %9s %9.3f", "", "", f->flops / 1e12);
     else if (t->memory_rate > 0)
-        fprintf(r->table, " %9.1f %7.1f %%\n", f->bytes / 1e9, 100 * f->bytes / t->memory_rate);
+        fprintf(r->table, " %9.1f %7.1f %% %9s", f->bytes / 1e9, 100 * f->bytes / t->memory_rate, "");
     else
-        fprintf(r->table, " %9.1f\n", f->bytes / 1e9);
+        fprintf(r->table, " %9.1f %9s %9s", f->bytes / 1e9, "", "");
+    if (t->behind)
+        fprintf(r->table, " %8.1f %6u", t->host_seconds * 1e6, t->graph_nodes);
+    fputc('\n', r->table);
 }
 
 static json_t *rates_object(const struct bench_test *t, const struct figures *f) {
@@ -145,6 +149,8 @@ static json_t *rates_object(const struct bench_test *t, const struct figures *f)
 static void put_figures(json_t *o, const struct bench_test *t, const struct figures *f) {
     json_object_set_new(o, "tokens_per_second", rates_object(t, f));
     put(o, "step_ms", f->step_ms);
+    json_object_set_new(o, "host_us", t->behind ? json_real(t->host_seconds * 1e6) : json_null());
+    json_object_set_new(o, "graph_nodes", t->behind ? json_integer(t->graph_nodes) : json_null());
     if (t->memory_rate > 0)
         put(o, "memory_bytes_per_second", t->memory_rate);
     if (t->kind == BENCH_PROMPT) {

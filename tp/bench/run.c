@@ -221,14 +221,25 @@ static int open_slots(struct runner *r, const struct bench_test *t, struct error
 
 /* --- one measurement --- */
 
-static int measure_prompt(
-        struct runner *r, const struct bench_test *t, double *ret_seconds, struct error *e) {
+struct times {
+    uint64_t wall_ns, host_ns; /* of rank 0, as worker_rank.h */
+};
+
+static struct times times_now(const struct runner *r) {
+    return (struct times){clock_ns(), atomic_load(&r->g->ranks[0].host_ns)};
+}
+static struct times times_since(const struct runner *r, struct times begin) {
+    const struct times now = times_now(r);
+    return (struct times){now.wall_ns - begin.wall_ns, now.host_ns - begin.host_ns};
+}
+
+static int measure_prompt(struct runner *r, const struct bench_test *t, struct times *ret, struct error *e) {
     int rc = open_slots(r, t, e);
     if (rc < 0)
         return rc;
-    const uint64_t begin = clock_ns();
+    const struct times begin = times_now(r);
     rc = process(r, 1, t->depth, t->tokens, 0, /* sample= */ true, e);
-    *ret_seconds = (double)(clock_ns() - begin) / 1e9;
+    *ret = times_since(r, begin);
     return rc;
 }
 
@@ -260,12 +271,11 @@ static void add_continue(struct runner *r, struct step_writer *w, uint32_t slot,
     step_add_entry(w, &t);
 }
 
-static int measure_decode(
-        struct runner *r, const struct bench_test *t, double *ret_seconds, struct error *e) {
+static int measure_decode(struct runner *r, const struct bench_test *t, struct times *ret, struct error *e) {
     int rc = open_slots(r, t, e);
     if (rc == 0)
         rc = first_tokens(r, t, e);
-    const uint64_t begin = clock_ns();
+    const struct times begin = times_now(r);
     for (uint32_t i = 0; i < t->tokens && rc == 0; i++) {
         struct step_writer *w = group_plan(r->g);
         for (uint32_t slot = 1; slot <= t->batch; slot++)
@@ -274,7 +284,7 @@ static int measure_decode(
     }
     if (rc == 0)
         rc = group_take_all(r->g, e);
-    *ret_seconds = (double)(clock_ns() - begin) / 1e9;
+    *ret = times_since(r, begin);
     return rc;
 }
 
@@ -282,19 +292,25 @@ static int measure_decode(
 
 static int run_test(struct runner *r, struct bench_test *t, struct error *e) {
     const bool prompt = t->kind == BENCH_PROMPT;
-    int (*const measure)(struct runner *, const struct bench_test *, double *, struct error *) =
+    int (*const measure)(struct runner *, const struct bench_test *, struct times *, struct error *) =
             prompt ? measure_prompt : measure_decode;
     const uint32_t rows = r->g->geometry.rows_max;
-    double unused, before = 0;
+    struct times times = {0};
+    double before = 0;
     t->steps = prompt ? (t->tokens + rows - 1) / rows : t->tokens;
     /* The lengths of a sequence's steps are 1 token apart, the new one included. */
     if (!prompt)
         t->step_bytes = bench_step_bytes(&r->run->cost, t->batch, t->depth + 1 + (t->tokens + 1) / 2.0);
-    int rc = measure(r, t, &unused, e); /* warms up: clocks, caches, graphs */
+    int rc = measure(r, t, &times, e); /* warms up: clocks, caches, graphs */
     if (rc == 0 && r->run->memory_rate)
         before = r->run->memory_rate(r->run->user);
-    for (t->n = 0; t->n < r->o->repeat && rc == 0; t->n++)
-        rc = measure(r, t, &r->seconds[t->n], e);
+    for (t->n = 0; t->n < r->o->repeat && rc == 0; t->n++) {
+        rc = measure(r, t, &times, e);
+        r->seconds[t->n] = (double)times.wall_ns / 1e9;
+    }
+    t->behind = k_runs_behind(group_rank(r->g, 0)->context);
+    t->host_seconds = (double)times.host_ns / 1e9 / t->steps;
+    t->graph_nodes = atomic_load(&r->g->ranks[0].graph_nodes);
     if (rc == 0 && r->run->measured)
         r->run->measured(r->run->user);
     if (rc == 0 && r->run->memory_rate)

@@ -19,8 +19,13 @@ struct bench_test { /* a row of the table */
     const double *seconds; /* [repeat] each measurement; valid during the call of on_test() */
     uint32_t n;            /* 0 = skipped */
     double step_bytes;     /* decoding: the mean of a step, of cost.h */
-    double memory_rate;    /* bytes per second, measured right before and after; 0 = not */
-    char skipped[128];     /* why */
+    /* Where operations run behind the host (a device), of rank 0: what its thread did for a step, apart from waiting,
+     * the mean of the last measurement; and the nodes of the graph that a step replays, 0 when eager. */
+    bool behind;
+    double host_seconds;
+    uint32_t graph_nodes;
+    double memory_rate; /* bytes per second, measured right before and after; 0 = not */
+    char skipped[128];  /* why */
 };
 
 struct bench_run {

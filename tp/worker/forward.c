@@ -270,6 +270,13 @@ uint64_t forward_graphs_estimate(uint32_t n_layers, uint32_t rows_max) {
     return row_buckets(rows_max) * CONTEXTS_MAX * nodes * NODE_BYTES;
 }
 
+uint32_t forward_graph_nodes(const struct forward *f) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; f->chosen && i < f->n_graphs; i++)
+        n += k_graph_nodes(f->chosen->graphs[i]);
+    return n;
+}
+
 uint64_t forward_graph_bytes(const struct forward *f) {
     return f->graph_bytes;
 }

@@ -57,5 +57,7 @@ void forward_queue(struct forward *f, uint32_t step, const struct forward_hooks 
 bool forward_place(const struct forward *f, uint32_t *ret_step, uint32_t *ret_layer);
 /* Device memory that the graphs of a rank may take, for its budget. */
 uint64_t forward_graphs_estimate(uint32_t n_layers, uint32_t rows_max);
+/* Of the graphs that the last step replayed; 0 when eager. */
+uint32_t forward_graph_nodes(const struct forward *f);
 /* Device memory that the graphs take, as far as it shows. */
 uint64_t forward_graph_bytes(const struct forward *f);

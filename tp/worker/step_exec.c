@@ -37,7 +37,7 @@ struct step_exec {
     struct step_state state;
     struct forward_hooks hooks;
     enum step_exec_logits want_logits;
-    uint64_t last_step, collected_ns;
+    uint64_t last_step, collected_ns, host_ns;
     bool ready; /* RESET was seen */
     bool failed;
     struct error fault;
@@ -414,6 +414,7 @@ void step_exec_submit(struct step_exec *x, const void *record, uint32_t bytes) {
     }
     if (submit(x, h, record, bytes, &e) < 0)
         fault_of(h, &e);
+    x->host_ns += clock_ns() - h->submitted_ns;
 }
 
 uint32_t step_exec_in_flight(const struct step_exec *x) {
@@ -483,6 +484,7 @@ int step_exec_collect(struct step_exec *x, uint64_t timeout_ns, struct step_answ
     struct host_set *h = &x->sets[x->first];
     if (h->queued && !x->failed && wait_for(x, h, timeout_ns) == -EAGAIN)
         return -EAGAIN;
+    const uint64_t done_ns = clock_ns();
     if (x->failed && h->completion.status == STEP_STATUS_OK)
         fault_of(h, &x->fault);
     *ret = (struct step_answer){.completion = h->completion};
@@ -497,6 +499,7 @@ int step_exec_collect(struct step_exec *x, uint64_t timeout_ns, struct step_answ
     c->compute_ns = now - begin;
     c->bytes = (uint32_t)sizeof(*c) + ret->body_bytes;
     x->collected_ns = now;
+    x->host_ns += now - done_ns;
     x->collected = h;
     x->first = (x->first + 1) % STEP_EXEC_IN_FLIGHT;
     x->in_flight--;
@@ -536,6 +539,14 @@ bool step_exec_place(const struct step_exec *x, uint64_t *ret_step, uint32_t *re
 
 uint64_t step_exec_graph_bytes(const struct step_exec *x) {
     return forward_graph_bytes(x->forward);
+}
+
+uint64_t step_exec_host_ns(const struct step_exec *x) {
+    return x->host_ns;
+}
+
+uint32_t step_exec_graph_nodes(const struct step_exec *x) {
+    return forward_graph_nodes(x->forward);
 }
 
 void step_exec_want_logits(struct step_exec *x, enum step_exec_logits what) {

@@ -44,6 +44,10 @@ void step_exec_hooks(struct step_exec *x, const struct forward_hooks *hooks); /*
  * which layer it is (forward.h). False where it has begun none of them, or the hooks tell. */
 bool step_exec_place(const struct step_exec *x, uint64_t *ret_step, uint32_t *ret_layer);
 uint64_t step_exec_graph_bytes(const struct step_exec *x); /* device memory, as forward_graph_bytes() */
+/* What the thread has done for all records so far: checking and queueing them, writing answers; it did not wait in it,
+ * but for the operations of a CPU, which run when they are queued. */
+uint64_t step_exec_host_ns(const struct step_exec *x);
+uint32_t step_exec_graph_nodes(const struct step_exec *x); /* as forward_graph_nodes() */
 
 enum step_exec_logits {
     STEP_EXEC_LOGITS_NONE,

@@ -114,6 +114,8 @@ static bool finish(struct worker_rank *w, struct step_exec *x, const struct step
     struct error e = {0};
     if (step_exec_failed(x, &e) && e.code == -ECANCELED)
         return false; /* the rank that failed answers; "it was stopped" would only hide its sentence */
+    atomic_store(&w->host_ns, step_exec_host_ns(x));
+    atomic_store(&w->graph_nodes, step_exec_graph_nodes(x));
     complete(w, answer);
     step_ring_progress(w->ring, w->begun, 0, 0, step_exec_in_flight(x) > 0);
     if (answer->completion.status == STEP_STATUS_FAULT &&

@@ -27,7 +27,10 @@ struct worker_rank {
 
     _Atomic uint32_t state; /* enum worker_rank_state */
     _Atomic uint64_t bytes_done, bytes_total;
-    _Atomic uint64_t dropped;    /* records of another epoch */
+    _Atomic uint64_t dropped; /* records of another epoch */
+    /* As of step_exec.h, when the last answer was handed out. */
+    _Atomic uint64_t host_ns;
+    _Atomic uint32_t graph_nodes;
     _Atomic bool stop;           /* finish what is committed, then end */
     _Atomic bool end_of_service; /* a STOP record came */
     char ready_text[512];        /* valid once READY */

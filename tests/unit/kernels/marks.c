@@ -24,6 +24,7 @@ static void test_in_order(void **state) {
     k_mark(s, &word[0], 41);
     k_mark(s, &word[0], 42);
     OK(k_capture_end(s, &g, e));
+    assert_int_equal(k_graph_nodes(g), 2);
     OK(k_stream_wait(s, 0, e));
     assert_int_equal(word[0], 0);
     for (uint32_t i = 0; i < 3; i++) {

@@ -146,6 +146,8 @@ static void expect_test(const json_t *o, const char *kind, uint32_t tokens, uint
     const json_t *rates = json_object_get(o, "tokens_per_second");
     assert_int_equal(json_array_size(json_object_get(rates, "samples")), 2);
     assert_true(number(rates, "mean") > 0 && number(o, "step_ms") > 0);
+    assert_true(
+            json_is_null(json_object_get(o, "host_us")) && json_is_null(json_object_get(o, "graph_nodes")));
     if (strcmp(kind, "decode") != 0)
         return;
     assert_true(fabs(number(o, "bytes_per_token") * batch - number(o, "bytes_per_step")) < 1e-3);
