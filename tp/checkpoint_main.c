@@ -68,8 +68,8 @@ static const char SYNTH_HELP[] =
         "  --vocab N                  another vocabulary\n"
         "  --dtype bf16|f16|f32       of the matrices (default bf16)\n"
         "  --weights int4|int8        the matrices of the layers as integers, in the layout of\n"
-        "                             compressed-tensors (default: as --dtype says)\n"
-        "  --group-size 32|64|128     columns per scale of those (default 128)\n"
+        "                             compressed-tensors, or as Q4_0 or Q8_0 (default: as --dtype says)\n"
+        "  --group-size 32|64|128     columns per scale of those (default 128; GGUF: 32)\n"
         "  --lm-head int4|int8        the head too, which is then its own and not the embedding\n"
         "  --config-only              no weights, only the files beside them: for --load-format dummy, which\n"
         "                             makes weights of that form up in memory\n"
@@ -316,6 +316,8 @@ static int write_model(struct synth_flags *f) {
         f->o.config.vocab_size = f->vocab;
     if (f->mtp >= 0)
         f->o.config.mtp_layers = (uint32_t)f->mtp;
+    if (!f->o.group_size)
+        f->o.group_size = f->o.format == SYNTH_GGUF ? 32 : 128;
     if (f->o.head_bits)
         f->o.config.tie_word_embeddings = false;
     const char *slash = strrchr(f->config, '/');
@@ -359,7 +361,7 @@ static int run_synth(int argc, char **argv) {
             {"help", no_argument, NULL, SYNTH_HELP_FLAG},
             {NULL, 0, NULL, 0},
     };
-    struct synth_flags f = {.config = "tiny", .mtp = -1, .o.group_size = 128};
+    struct synth_flags f = {.config = "tiny", .mtp = -1};
     f.o.dtype = TENSOR_BF16;
     f.o.shard_bytes = 4000000000;
     struct error e = {0};

@@ -37,6 +37,19 @@ def test_inspect_says_what_is_in_it():
     assert "2 files" in shardd("inspect", os.path.join(GOLDEN, "f32-00002-of-00002.gguf")).stdout
 
 
+def test_quantised_blocks_are_written(tmp_path):
+    """Q4_0 layers and a Q8_0 head, read as what they are, and sound (a number that is none ends a sequence)."""
+    made = tmp_path / "blocks"
+    done = shardd("synth", str(made), "--config", "tiny", "--format", "gguf", "--weights", "int4", "--lm-head", "int8")
+    assert done.returncode == 0, done.stderr
+    said = shardd("inspect", str(made / "model.gguf")).stdout
+    assert "gguf q4_0" in said and "gguf q8_0" in said
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.move(made / "model.gguf", alone / "model.gguf")
+    answer(alone, "--ignore-eos")
+
+
 def test_refusals(tmp_path, alone):
     whole = (alone / "Tiny-BF16.gguf").read_bytes()
     cut = tmp_path / "cut.gguf"

@@ -25,8 +25,9 @@ static int check_options(const struct synth_options *o, struct error *e) {
         return error_set(e, -EDOM, "weights of %u bits: 4 and 8 are possible", o->weight_bits);
     if (o->weight_bits && o->group_size != 32 && o->group_size != 64 && o->group_size != 128)
         return error_set(e, -EDOM, "a group size of %u: 32, 64 and 128 are possible", o->group_size);
-    if (o->weight_bits && o->format == SYNTH_GGUF)
-        return error_set(e, -EDOM, "quantised weights are written as safetensors only");
+    if (o->weight_bits && o->format == SYNTH_GGUF && o->group_size != SYNTH_BLOCK)
+        return error_set(e, -EDOM, "a group size of %u: a GGUF file (Q4_0, Q8_0) has groups of %u columns",
+                o->group_size, SYNTH_BLOCK);
     if (o->config_only && o->format == SYNTH_GGUF)
         return error_set(
                 e, -EDOM, "a GGUF file holds weights: a folder without them is for safetensors only");
@@ -116,7 +117,9 @@ int synth_write(const struct synth_options *o, struct synth_report *ret, struct 
     int r = check_options(o, e);
     if (r == 0)
         r = synth_plan_make(&o->config, o->dtype, &plan, e);
-    if (r == 0 && o->weight_bits)
+    if (r == 0 && o->weight_bits && o->format == SYNTH_GGUF)
+        r = synth_plan_quantise_gguf(&plan, o->weight_bits, o->head_bits, e);
+    else if (r == 0 && o->weight_bits)
         r = synth_plan_quantise(&plan, o->weight_bits, o->head_bits, o->group_size, e);
     if (r < 0)
         goto done;

@@ -24,8 +24,9 @@ struct synth_options {
     struct model_config config;
     const char *name;        /* "tiny": goes into general.name of a GGUF file */
     enum tensor_dtype dtype; /* F32, BF16 or F16; A_log and the GDN norm are F32 always, as published */
-    /* 0, or 4 or 8: the matrices of the layers as integers with a BF16 scale per group_size columns, in the layout of
-     * compressed-tensors; safetensors only. It is another model than the dense one of that seed. */
+    /* 0, or 4 or 8: the matrices of the layers as integers with a scale per group_size columns: BF16 in the layout of
+     * compressed-tensors; in a GGUF file Q4_0 or Q8_0, whose groups are 32 columns. It is another model than the dense
+     * one of that seed, and than that of the other format. */
     uint32_t weight_bits, group_size;
     uint32_t head_bits; /* with weight_bits: the head likewise, and not tied to the embedding; 0 = dense */
     bool config_only;   /* all but the weights: for --load-format dummy, which makes them up */

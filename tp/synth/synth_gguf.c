@@ -101,7 +101,8 @@ static void put_model(struct section *s, const struct synth_options *o) {
             {ARCH ".ssm.inner_size", m->gdn_v_heads * m->gdn_v_dim},
     };
     const uint32_t half = m->rotary_dim / 2;
-    const uint32_t file_type = o->dtype == TENSOR_F32 ? 0 : o->dtype == TENSOR_F16 ? 1 : 32;
+    const uint32_t dense_type = o->dtype == TENSOR_F32 ? 0 : o->dtype == TENSOR_F16 ? 1 : 32;
+    const uint32_t file_type = o->weight_bits == 4 ? 2 : o->weight_bits == 8 ? 7 : dense_type;
     kv_string(s, "general.architecture", ARCH);
     kv_string(s, "general.type", "model");
     kv_string(s, "general.name", o->name);
@@ -141,6 +142,12 @@ static uint64_t padding_after(uint64_t bytes) {
     return (ALIGNMENT - bytes % ALIGNMENT) % ALIGNMENT;
 }
 
+static uint32_t type_of(const struct synth_tensor *t) {
+    if (t->gguf_bits)
+        return t->gguf_bits == 4 ? 2 : 8;
+    return t->gguf_dtype == TENSOR_F32 ? 0 : t->gguf_dtype == TENSOR_F16 ? 1 : 30;
+}
+
 /* Dimensions are written innermost first. */
 static void put_tensors(struct synth_buffer *b, const struct synth_plan *plan) {
     uint64_t offset = 0;
@@ -151,7 +158,7 @@ static void put_tensors(struct synth_buffer *b, const struct synth_plan *plan) {
         if (!t->is_vector)
             put_u64(b, t->columns);
         put_u64(b, t->rows);
-        put_u32(b, t->gguf_dtype == TENSOR_F32 ? 0 : t->gguf_dtype == TENSOR_F16 ? 1 : 30);
+        put_u32(b, type_of(t));
         put_u64(b, offset);
         offset += synth_tensor_bytes(t, SYNTH_GGUF);
         offset += padding_after(offset);

@@ -41,6 +41,7 @@ struct synth_tensor {
     float mean, spread;
     enum tensor_dtype dtype;      /* in safetensors; values are rounded to it in GGUF too */
     enum tensor_dtype gguf_dtype; /* F32 for vectors, norms and the convolution, as the converter does */
+    uint32_t gguf_bits;           /* 4: Q4_0; 8: Q8_0; 0: gguf_dtype */
     enum synth_change change;
     enum synth_tile tile;
     uint64_t tile_first, tile_unit;
@@ -56,8 +57,11 @@ struct synth_plan {
 int synth_plan_make(
         const struct model_config *m, enum tensor_dtype dtype, struct synth_plan *ret, struct error *e);
 void synth_plan_done(struct synth_plan *plan);
+#define SYNTH_BLOCK 32u /* columns of a block of Q4_0 and Q8_0: a F16 scale, then the codes */
+
 /* Puts quantised matrices in the place of the dense ones; head_bits 0: not of the head's. On failure the plan is as it
- * was. */
+ * was. Of a GGUF file a matrix stays one tensor, and group is SYNTH_BLOCK. */
+int synth_plan_quantise_gguf(struct synth_plan *plan, uint32_t bits, uint32_t head_bits, struct error *e);
 int synth_plan_quantise(
         struct synth_plan *plan, uint32_t bits, uint32_t head_bits, uint32_t group, struct error *e);
 uint64_t synth_tensor_bytes(const struct synth_tensor *t, enum synth_format format);
@@ -76,6 +80,9 @@ int synth_file_open(struct synth_file *f, const struct synth_options *options, i
 int synth_file_write(struct synth_file *f, const void *data, size_t bytes, struct error *e);
 int synth_file_close(struct synth_file *f, struct error *e); /* flush, sync, rename */
 void synth_file_abandon(struct synth_file *f); /* removes what was written; after close: nothing */
+
+/* The scale of codes of so many bits that gives matrix t its deviation. */
+float synth_scale(const struct synth_tensor *t, uint32_t bits);
 
 /* Writes a tensor's values in the form of that format. */
 int synth_write_tensor(

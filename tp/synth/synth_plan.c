@@ -189,5 +189,7 @@ void synth_plan_done(struct synth_plan *plan) {
 }
 
 uint64_t synth_tensor_bytes(const struct synth_tensor *t, enum synth_format format) {
+    if (format == SYNTH_GGUF && t->gguf_bits)
+        return t->rows * t->columns / SYNTH_BLOCK * (2 + SYNTH_BLOCK * t->gguf_bits / 8);
     return t->rows * t->columns * tensor_dtype_bytes(format == SYNTH_GGUF ? t->gguf_dtype : t->dtype);
 }

@@ -1,9 +1,10 @@
-/* synth_quant.c - a synthetic model with quantised matrices, in the layout of compressed-tensors (pack-quantized).
+/* synth_quant.c - a synthetic model with quantised matrices, in the layout of compressed-tensors (pack-quantized) or as
+ * blocks of a GGUF file.
  *
- * Each matrix of the layers, and the head where that is asked for, becomes its codes, its scales and its shape; the
- * embedding, what is small and what the published quantised models leave alone stay as they are. Codes are uniform, and
- * scales are spread a quarter around the value that gives the dense model's deviation, so that activations keep their
- * size. */
+ * Each matrix of the layers, and the head where that is asked for, becomes its codes, its scales and its shape, or in a
+ * GGUF file one tensor of another type; the embedding, what is small and what the published quantised models leave
+ * alone stay as they are. Codes are uniform, and scales are spread a quarter around the value that gives the dense
+ * model's deviation, so that activations keep their size. */
 #include "tp/synth/synth_parts.h"
 
 #include <errno.h>
@@ -29,15 +30,26 @@ static uint32_t bits_of(const struct synth_tensor *t, uint32_t bits, uint32_t he
     return t->is_vector || t->is_conv ? 0 : bits;
 }
 
+float synth_scale(const struct synth_tensor *t, uint32_t bits) {
+    const double levels = (double)(1u << bits), deviation = sqrt((levels * levels - 1.0) / 12.0);
+    return (float)((double)t->spread / deviation);
+}
+
+static int check_columns(const struct synth_tensor *t, uint32_t group, struct error *e) {
+    return t->columns % group == 0
+                   ? 0
+                   : error_set(e, -EDOM, "%s: %llu columns are no multiple of the group size %u", t->name,
+                             (unsigned long long)t->columns, group);
+}
+
 /* The three tensors that stand for one matrix. */
 static int expand(const struct synth_tensor *t, uint32_t bits, uint32_t group, struct synth_tensor *to,
         struct error *e) {
     static const char *const ends[] = {"_packed", "_scale", "_shape"};
-    const double levels = (double)(1u << bits), deviation = sqrt((levels * levels - 1.0) / 12.0);
-    const float scale = (float)((double)t->spread / deviation);
-    if (t->columns % group != 0)
-        return error_set(e, -EDOM, "%s: %llu columns are no multiple of the group size %u", t->name,
-                (unsigned long long)t->columns, group);
+    const float scale = synth_scale(t, bits);
+    int r = check_columns(t, group, e);
+    if (r < 0)
+        return r;
     for (int i = 0; i < 3; i++) {
         to[i] = (struct synth_tensor){.rows = t->rows};
         int n = snprintf(to[i].name, sizeof(to[i].name), "%s%s", t->name, ends[i]);
@@ -61,6 +73,16 @@ static int expand(const struct synth_tensor *t, uint32_t bits, uint32_t group, s
     to[2].shape[0] = t->rows;
     to[2].shape[1] = t->columns;
     return 0;
+}
+
+int synth_plan_quantise_gguf(struct synth_plan *plan, uint32_t bits, uint32_t head_bits, struct error *e) {
+    int r = 0;
+    for (uint32_t i = 0; i < plan->n && r == 0; i++)
+        if (bits_of(&plan->tensors[i], bits, head_bits))
+            r = check_columns(&plan->tensors[i], SYNTH_BLOCK, e);
+    for (uint32_t i = 0; i < plan->n && r == 0; i++)
+        plan->tensors[i].gguf_bits = bits_of(&plan->tensors[i], bits, head_bits);
+    return r;
 }
 
 int synth_plan_quantise(

@@ -113,6 +113,25 @@ static int write_integers(struct synth_file *f, const struct synth_tensor *t, ui
     return 0;
 }
 
+/* Blocks of Q4_0 or Q8_0: scales spread a quarter around their mean, all codes equally likely. */
+static int write_blocks(struct synth_file *f, const struct synth_tensor *t, uint64_t key, struct error *e) {
+    const uint32_t code_words = SYNTH_BLOCK * t->gguf_bits / 64; /* of 64 bits */
+    const float scale = synth_scale(t, t->gguf_bits);
+    const uint64_t n = t->rows * t->columns / SYNTH_BLOCK;
+    int r = 0;
+    for (uint64_t i = 0; i < n && r == 0; i++) {
+        uint64_t block[1 + SYNTH_BLOCK / 8];
+        for (uint32_t k = 0; k <= code_words; k++)
+            block[k] = hash_mix(key + (i * (code_words + 1) + k + 1) * SPLITMIX_GAMMA);
+        const float spread = (float)(block[0] >> 40) * 0x1p-25f - 0.25f; /* [-1/4, 1/4) */
+        const uint16_t d = f16_of(scale * (1.0f + spread));
+        r = synth_file_write(f, &d, sizeof(d), e);
+        if (r == 0)
+            r = synth_file_write(f, &block[1], code_words * sizeof(block[0]), e);
+    }
+    return r;
+}
+
 int synth_write_tensor(
         struct synth_file *f, const struct synth_plan *plan, const struct synth_tensor *t, struct error *e) {
     const bool gguf = f->options->format == SYNTH_GGUF;
@@ -120,6 +139,8 @@ int synth_write_tensor(
     const uint64_t key = key_of(t->name, f->options->seed);
     if (t->draw == DRAW_BITS || t->draw == DRAW_SHAPE)
         return write_integers(f, t, key, e);
+    if (gguf && t->gguf_bits)
+        return write_blocks(f, t, key, e);
     float *values = malloc(t->columns * sizeof(*values));
     void *stored = malloc(t->columns * tensor_dtype_bytes(dtype));
     int r = 0;

@@ -632,7 +632,10 @@ static void test_refusals(void **state) {
     o.group_size = 128;
     refused(&o, -EDOM, "64 columns are no multiple of the group size 128");
     o.format = SYNTH_GGUF;
-    refused(&o, -EDOM, "quantised weights are written as safetensors only");
+    refused(&o, -EDOM, "a group size of 128: a GGUF file (Q4_0, Q8_0) has groups of 32 columns");
+    o.group_size = 32;
+    o.config.hidden_size = 80;
+    refused(&o, -EDOM, "80 columns are no multiple of the group size 32");
     o = options_for(o.dir);
     o.tokenizer_dir = "/no/such/tokenizer";
     refused(&o, -ENOENT, "/no/such/tokenizer/tokenizer.json: cannot open");
