@@ -113,7 +113,7 @@ int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e)
     s->context = c;
     s->found.d_claimed = k_alloc(c, sizeof *s->found.d_claimed);
     s->found.told = k_host_alloc(c, sizeof *s->found.told);
-    s->d_counters = k_alloc(c, SPLIT_BLOCKS_MAX * sizeof *s->d_counters);
+    s->d_counters = k_alloc(c, 2 * SPLIT_BLOCKS_MAX * sizeof *s->d_counters);
     if (!s->found.d_claimed || !s->found.told || !s->d_counters) {
         k_stream_free(s);
         return error_set(e, -ENOMEM, "device %d: no memory for a stream", c->device);

@@ -46,7 +46,8 @@ struct k_stream {
     struct branch branch;
     uint8_t *d_workspace;
     size_t workspace_bytes;
-    uint32_t *d_counters; /* [SPLIT_BLOCKS_MAX] 0 between kernels: of blocks done with a shared tile */
+    /* 0 between kernels: of blocks done with a shared tile; [SPLIT_BLOCKS_MAX] for INT8 activations, and for terms */
+    uint32_t *d_counters;
     bool capturing;
     struct fault_view found; /* by kernels, and not yet in `fault` */
     struct error fault;      /* code 0 = none */

@@ -2,10 +2,10 @@
  *
  * Two steps for every product: the rows are brought into a form once (quantise.cu), then each panel of the linear
  * that takes this form is multiplied. INT4 and INT8 weights take INT8 activations (stream.cu, tile.cu), all others,
- * and those where the context wants float activations, terms of bf16 (terms.cu). Which kernel of a form that is never
- * changes a bit. A linear of both forms multiplies the small part, in terms, beside the large one. Scratch, from the
- * start of the stream's workspace: the rows as INT8, the sums of tiles that blocks share, the rows as terms, and the
- * outputs of gate and up where they are not one kernel's. */
+ * and those where the context wants float activations, terms of bf16 (terms.cu, terms_tile.cu). Which kernel of a
+ * form that is never changes a bit. A linear of both forms multiplies the small part, in terms, beside the large one.
+ * Scratch, from the start of the stream's workspace: the rows as INT8, the sums of tiles that blocks share, the rows
+ * as terms, sums of their tiles, and the outputs of gate and up where they are not one kernel's. */
 #include "kernels/cuda/internal.h"
 #include "kernels/shared/pool_layout.h"
 
@@ -27,16 +27,20 @@ static uint64_t row_tiles_of(uint64_t rows) {
 static uint64_t parts_bytes(uint64_t rows) {
     return rows > STREAM_ROWS ? SPLIT_BLOCKS_MAX * TILE_PARTS * sizeof(float) : 0;
 }
-static uint64_t terms_tiles_of(uint64_t rows) {
-    return (rows < TERMS_ROWS ? rows + 7 : TERMS_ROWS) / 8;
+static uint64_t terms_tiles_of(uint64_t rows) { /* of the rows that are terms at once */
+    return row_tiles_of(rows < TERMS_ROWS ? rows : TERMS_ROWS);
 }
-/* Of the rows: as INT8, and behind them as terms. */
+static uint64_t terms_bytes(uint64_t columns, uint64_t rows) {
+    return runs_of(columns) * terms_tiles_of(rows) * TERMS_BYTES;
+}
+/* Of the rows: as INT8, and behind them as terms; each with the sums of shared tiles. */
 static uint64_t rows_as_codes_bytes(uint64_t columns, uint64_t rows) {
     const uint64_t runs = runs_of(columns), row_tiles = row_tiles_of(rows);
     return codes_bytes(runs, row_tiles) + scales_bytes(runs, row_tiles) + parts_bytes(rows);
 }
 static uint64_t rows_bytes(uint64_t columns, uint64_t rows) {
-    return rows_as_codes_bytes(columns, rows) + runs_of(columns) * terms_tiles_of(rows) * TERMS_BYTES;
+    return rows_as_codes_bytes(columns, rows) + terms_bytes(columns, rows) +
+           (rows > STREAM_ROWS ? TERMS_PARTS * sizeof(float) : 0);
 }
 uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs) {
     return rows_bytes(columns, rows) + align64(rows * outputs * sizeof(float));
@@ -116,6 +120,13 @@ static bool multiply_codes(
     }
     return well;
 }
+/* One panel and what are terms now: few rows as a stream, more in tiles where those have its form. */
+static bool multiply_terms_panel(
+        struct k_stream *s, cudaStream_t stream, const struct terms_product_args *a, uint32_t rows) {
+    if (rows - a->first_row > STREAM_ROWS && terms_tiles_can(&a->w))
+        return CUDA_QUEUED(s, queue_terms_tiles(stream, a, rows, &s->context->size));
+    return CUDA_QUEUED(s, queue_terms_product(stream, a, rows, &s->context->size));
+}
 /* All panels that take terms, in the order of `form`: TERMS_ROWS rows after another, which bounds the scratch. Queued
  * to `stream`, of s or its branch. */
 static bool multiply_terms(struct k_stream *s, cudaStream_t stream, const struct product *p,
@@ -135,9 +146,11 @@ static bool multiply_terms(struct k_stream *s, cudaStream_t stream, const struct
                     .first_row = t.first_row,
                     .add = p->add,
                     .d_y = o->d_y,
-                    .ldy = o->ldy};
+                    .ldy = o->ldy,
+                    .d_parts = (float *)(d_scratch + terms_bytes(p->w->columns, rows)),
+                    .d_counters = s->d_counters + SPLIT_BLOCKS_MAX};
             if (input_form(s, &a.w) == form)
-                well = CUDA_QUEUED(s, queue_terms_product(stream, &a, rows, &s->context->size));
+                well = multiply_terms_panel(s, stream, &a, rows);
         }
     }
     return well;

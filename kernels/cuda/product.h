@@ -95,7 +95,7 @@ struct terms_args {
     uint32_t first_row; /* which is row 0 of the terms */
     enum terms_order order;
 };
-#define TERMS_ROWS 256u /* at once, at most */
+#define TERMS_ROWS 1024u /* at once, at most */
 cudaError_t queue_terms(cudaStream_t s, const struct terms_args *a, uint32_t rows_bound);
 
 struct product_args {
@@ -139,8 +139,17 @@ struct terms_product_args {
     bool add;           /* y += instead of y = */
     float *d_y;
     uint32_t ldy;
+    /* queue_terms_tiles(): TERMS_PARTS sums of tiles that several blocks share, and SPLIT_BLOCKS_MAX counters of such
+     * tiles, 0 between kernels */
+    float *d_parts;
+    uint32_t *d_counters;
 };
 cudaError_t queue_terms_product(
+        cudaStream_t s, const struct terms_product_args *a, uint32_t rows_bound, const struct device_size *d);
+/* The same for many rows, of panels that terms_tiles_can() take; terms in whole tiles of TILE_ROWS. */
+#define TERMS_PARTS (SPLIT_BLOCKS_MAX * 4096u)
+bool terms_tiles_can(const struct panel *w);
+cudaError_t queue_terms_tiles(
         cudaStream_t s, const struct terms_product_args *a, uint32_t rows_bound, const struct device_size *d);
 
 /* y[r][n] = silu(both[r][i]) * both[r][n + i] */
@@ -156,6 +165,7 @@ cudaError_t queue_silu(cudaStream_t s, const struct silu_args *a, uint32_t rows_
 cudaError_t stream_prepare(uint32_t shared_of_block);
 cudaError_t tiles_prepare(uint32_t shared_of_block);
 cudaError_t terms_prepare(uint32_t shared_of_block);
+cudaError_t terms_tiles_prepare(uint32_t shared_of_block);
 
 #ifdef __cplusplus
 }

@@ -1,18 +1,7 @@
 /* terms.cu - weights of any form times activations as three bf16 terms: dense and FP8 weights, and INT4 and INT8 ones
  * where activations are to stay floats.
  *
- * A weight is exact in one bf16 (BF16; FP8, INT4 and INT8 without their scale), two (F16) or three (F32), and so is x
- * in three; every product of two of them is exact, and those whose places add up to more than 2 are left out: they
- * are below 2^-24 of the whole. What is rounded are sums. The order, which is the same for every row count and grid:
- *
- *   chain   of the k of a ring slot (dense) or of a segment (quantised): first the products of places that add up to 2,
- *           then 1, then 0, each over k ascending, so that what is small was added before the sum is large
- *   leaf    + chain (dense), or fma(chain, scale, leaf), and with minimums fma(-sum of x, minimum, leaf)
- *   tree    over leaves, as everywhere
- *
- * How a tensor core adds the 16 products of a step is its own: bits are promised per architecture. An output is within
- * 2^-20 of its sum of |w x| of the exact one (with minimums: of (|w + minimum| + |minimum|) |x|); the CPU's, whose leaf
- * rounds at every k, within leaf columns * 2^-24.
+ * The order of sums is that of terms.cuh, whatever the rows and the grid; terms_tile.cu is for more rows.
  *
  *   grid      (units, blocks of 8 * TILES rows). As many of the first as the device holds at once
  *   block     8 warps; a warp is a leaf of a unit of STRIPS strips
@@ -21,252 +10,39 @@
  *
  * Bytes moved: the panel once per 8 * TILES rows, 6 bytes an activation per unit from L2, 4 bytes per output. */
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/product.cuh"
+#include "kernels/cuda/terms.cuh"
 #include "kernels/shared/segments.h"
 
 #define TERMS_THREADS 256u
 #define WARPS         8u
-#define ONE_PAIR      0x3f803f80u
 
-template <int FORM> struct weight {
-    static constexpr bool DENSE = FORM >= FORM_BF16, CODES = FORM <= FORM_INT8;
-    static constexpr int PLACES = FORM == FORM_F16 ? 2 : FORM == FORM_F32 ? 3 : 1;
-    static constexpr uint32_t PAIRS = FORM == FORM_F32 ? 1 : DENSE ? 2 : 4; /* of steps of 16 k, of a slot */
-    static constexpr uint32_t BYTES = FORM == FORM_INT4 ? 1024 : 2048;      /* of a slot of a strip */
-    static constexpr uint32_t MIDDLE = FORM == FORM_INT4 ? 8 : 128;         /* the zero of who has none */
-};
 /* 16 rows want the activations of L2 for two strips at once. */
 template <int TILES> struct terms_size {
     static constexpr uint32_t STRIPS = TILES, SLOTS = TILES == 1 ? 4 : 2, BUFFERS = TILES == 1 ? 2 : 1;
 };
 
-/* --- weights as A fragments --- */
-
-static __device__ __forceinline__ uint32_t upper_halves(float low, float high) {
-    return bits_of_float(low) >> 16 | (bits_of_float(high) & 0xffff0000u);
-}
-/* The place-th 8 bits of x's fraction. */
-static __device__ __forceinline__ float term_of(float x, uint32_t place) {
-    for (; place > 0; place--)
-        x = x - float_of_bits(bits_of_float(x) & 0xffff0000u);
-    return x;
-}
-static __device__ __forceinline__ uint32_t e4m3_pair(uint32_t v) { /* in the upper bytes of the halves */
-    return bf16_pair_fma((v & 0x7f007f00u) >> 4 | (v & 0x80008000u), 0x7b807b80u, 0x80008000u); /* 2^120 */
-}
-/* Bytes of a word, code ^ 128: the b-th and the one two further on, less the zero. */
-static __device__ __forceinline__ uint32_t int8_pair(uint32_t word, uint32_t b, float zero) {
-    const uint32_t codes = (word ^ 0x80808080u) >> (8 * b);
-    return upper_halves(float_of_bits(0x4b000000u | (codes & 255u)) - zero,
-            float_of_bits(0x4b000000u | (codes >> 16 & 255u)) - zero);
-}
-static __device__ __forceinline__ uint32_t int4_pair(uint32_t word, uint32_t shift, uint32_t zeros) {
-    return bf16_pair_fma(((word >> shift) & 0x000f000fu) ^ 0x43084308u, ONE_PAIR, zeros);
-}
-
-/* What is taken off the codes of rows g and g + 8. */
-struct zero_pair {
-    float plain[2];      /* INT8: 2^23 + zero */
-    uint32_t negated[2]; /* INT4: a pair of -(128 + zero) */
-};
-static __device__ __forceinline__ void zero_set(struct zero_pair &z, uint32_t r, uint32_t zero) {
-    z.plain[r] = 8388608.0f + (float)zero;
-    z.negated[r] = (bits_of_float(-128.0f - (float)zero) >> 16) * 0x00010001u;
-}
-
-/* The two steps of a pair of steps, of the weights' place-th term; codes: this lane's, of the slot of a strip. */
-template <int FORM>
-static __device__ __forceinline__ void fragments(
-        const uint8_t *codes, uint32_t pair, uint32_t place, const struct zero_pair &z, uint32_t (*a)[4]) {
-    if constexpr (FORM == FORM_INT4) {
-        const uint2 w = *(const uint2 *)(codes + pair / 2 * 512 + pair % 2 * 8);
-#pragma unroll
-        for (uint32_t s = 0; s < 2; s++) {
-            a[s][0] = int4_pair(w.x, 4 * s, z.negated[0]);
-            a[s][1] = int4_pair(w.y, 4 * s, z.negated[1]);
-            a[s][2] = int4_pair(w.x, 4 * s + 8, z.negated[0]);
-            a[s][3] = int4_pair(w.y, 4 * s + 8, z.negated[1]);
-        }
-    } else if constexpr (FORM == FORM_INT8) {
-        const uint4 w = *(const uint4 *)(codes + pair * 512);
-#pragma unroll
-        for (uint32_t s = 0; s < 2; s++) {
-            a[s][0] = int8_pair(s ? w.z : w.x, 0, z.plain[0]);
-            a[s][1] = int8_pair(s ? w.w : w.y, 0, z.plain[1]);
-            a[s][2] = int8_pair(s ? w.z : w.x, 1, z.plain[0]);
-            a[s][3] = int8_pair(s ? w.w : w.y, 1, z.plain[1]);
-        }
-    } else if constexpr (FORM == FORM_FP8) {
-        const uint4 w = *(const uint4 *)(codes + pair * 512);
-#pragma unroll
-        for (uint32_t s = 0; s < 2; s++) {
-            a[s][0] = e4m3_pair((s ? w.z : w.x) << 8);
-            a[s][1] = e4m3_pair(s ? w.z : w.x);
-            a[s][2] = e4m3_pair((s ? w.w : w.y) << 8);
-            a[s][3] = e4m3_pair(s ? w.w : w.y);
-        }
-    } else if constexpr (FORM == FORM_F32) {
-#pragma unroll
-        for (uint32_t h = 0; h < 4; h++) {
-            const float4 w = *(const float4 *)(codes + (pair * 4 + h) * 512);
-            a[h / 2][h % 2 * 2] = upper_halves(term_of(w.x, place), term_of(w.y, place));
-            a[h / 2][h % 2 * 2 + 1] = upper_halves(term_of(w.z, place), term_of(w.w, place));
-        }
-    } else {
-#pragma unroll
-        for (uint32_t s = 0; s < 2; s++) {
-            const uint4 w = *(const uint4 *)(codes + (pair * 2 + s) * 512);
-            const uint32_t words[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-            for (uint32_t r = 0; r < 4; r++)
-                a[s][r] = FORM == FORM_BF16
-                                  ? words[r]
-                                  : upper_halves(term_of(float_of_f16((uint16_t)words[r]), place),
-                                            term_of(float_of_f16((uint16_t)(words[r] >> 16)), place));
-        }
-    }
-}
-
 /* --- activations --- */
 
 template <int TILES> struct terms_input {
-    const uint4 *lane[TILES]; /* this lane's fragments of a run, of each eight rows */
+    const uint4 *lane[TILES]; /* this lane's fragments of a slot, of each eight rows */
+    __device__ __forceinline__ uint4 load(uint32_t n, uint32_t term, uint32_t pair) const {
+        return load_read_only(lane[n] + term * (TERM_BYTES / 16) + pair * 32);
+    }
 };
 template <int TILES>
-static __device__ __forceinline__ void input_seek(
-        terms_input<TILES> &in, const struct terms &x, uint32_t run, uint32_t first_row, uint32_t rows) {
+static __device__ __forceinline__ void input_seek(terms_input<TILES> &in, const struct terms &x, uint32_t run,
+        uint32_t first_pair, uint32_t first_row, uint32_t rows) {
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
     for (uint32_t n = 0; n < TILES; n++) {
         const uint32_t left = rows > n * 8 ? rows - n * 8 : 0, tile = first_row / 8 + (left ? n : 0);
         /* A row that is not there reads the tile's first one: its column is not stored. */
         in.lane[n] = (const uint4 *)(x.d_terms + ((uint64_t)run * x.row_tiles + tile) * TERMS_BYTES) +
-                     (lane / 4 < left ? lane : lane % 4);
-    }
-}
-/* Which k of a run a segment has, where it may begin and end anywhere. */
-struct k_range {
-    uint32_t from, to;
-};
-template <bool CODE_ORDER>
-static __device__ __forceinline__ uint32_t half_within(
-        struct k_range r, uint32_t pair, uint32_t s, uint32_t b) {
-    const uint32_t i = threadIdx.x % 4,
-                   low = CODE_ORDER ? pair * 32 + 8 * i + 4 * s + b : pair * 32 + 16 * s + 8 * b + 2 * i,
-                   high = low + (CODE_ORDER ? 2 : 1);
-    return (low >= r.from && low < r.to ? 0xffffu : 0u) | (high >= r.from && high < r.to ? 0xffff0000u : 0u);
-}
-template <bool CODE_ORDER>
-static __device__ __forceinline__ void input_cut(uint4 &x, struct k_range r, uint32_t pair) {
-    if (r.from <= pair * 32 && pair * 32 + 32 <= r.to)
-        return;
-    x.x &= half_within<CODE_ORDER>(r, pair, 0, 0);
-    x.y &= half_within<CODE_ORDER>(r, pair, 0, 1);
-    x.z &= half_within<CODE_ORDER>(r, pair, 1, 0);
-    x.w &= half_within<CODE_ORDER>(r, pair, 1, 1);
-}
-
-/* --- chains --- */
-
-template <int STRIPS, int TILES> struct sums { float of[STRIPS][TILES][4]; };
-
-/* The chain of pairs first .. end - 1 of a slot that begins at pair `in_run` of its run. OF_X: of ones instead of
- * weights, which is the sum of x. */
-template <int FORM, bool ANY, bool OF_X, int STRIPS, int TILES>
-static __device__ __forceinline__ void chain_add(sums<STRIPS, TILES> &acc, const uint8_t *codes,
-        uint32_t strip_bytes, const struct zero_pair *zeros, const terms_input<TILES> &in, uint32_t in_run,
-        uint32_t first, uint32_t end, struct k_range range) {
-#pragma unroll
-    for (int places = TERMS - 1; places >= 0; places--) {
-#pragma unroll
-        for (uint32_t pair = first; pair < end; pair++) {
-#pragma unroll
-            for (int place = 0; place < weight<FORM>::PLACES && place <= places; place++) {
-                uint4 x[TILES];
-#pragma unroll
-                for (uint32_t n = 0; n < TILES; n++) {
-                    x[n] = load_read_only(
-                            in.lane[n] + (places - place) * (TERM_BYTES / 16) + (in_run + pair) * 32);
-                    if (ANY)
-                        input_cut<weight<FORM>::CODES>(x[n], range, in_run + pair);
-                }
-#pragma unroll
-                for (uint32_t m = 0; m < STRIPS; m++) {
-                    uint32_t a[2][4] = {{ONE_PAIR, ONE_PAIR, ONE_PAIR, ONE_PAIR},
-                            {ONE_PAIR, ONE_PAIR, ONE_PAIR, ONE_PAIR}};
-                    if (!OF_X)
-                        fragments<FORM>(codes + m * strip_bytes, pair, place, zeros[m], a);
-#pragma unroll
-                    for (uint32_t n = 0; n < TILES; n++) {
-                        mma_bf16(acc.of[m][n], a[0], x[n].x, x[n].y, acc.of[m][n]);
-                        mma_bf16(acc.of[m][n], a[1], x[n].z, x[n].w, acc.of[m][n]);
-                    }
-                }
-            }
-        }
+                     first_pair * 32 + (lane / 4 < left ? lane : lane % 4);
     }
 }
 
 /* --- a slot --- */
-
-/* Of a segment: the scale of each strip's rows g and g + 8, and what is taken off their codes. */
-template <int STRIPS> struct segment_of {
-    float scale[STRIPS][2];
-    struct zero_pair zeros[STRIPS];
-};
-
-template <int STRIPS, int TILES>
-static __device__ __forceinline__ void chain_fold(
-        const sums<STRIPS, TILES> &acc, const segment_of<STRIPS> &w, sums<STRIPS, TILES> &leaf) {
-#pragma unroll
-    for (uint32_t m = 0; m < STRIPS; m++)
-#pragma unroll
-        for (uint32_t n = 0; n < TILES; n++)
-#pragma unroll
-            for (uint32_t e = 0; e < 4; e++)
-                leaf.of[m][n][e] = fmaf(acc.of[m][n][e], w.scale[m][e >> 1], leaf.of[m][n][e]);
-}
-
-template <int FORM, int STRIPS, int TILES>
-static __device__ __forceinline__ void slot_dense(
-        const uint8_t *codes, const terms_input<TILES> &in, uint32_t in_run, sums<STRIPS, TILES> &leaf) {
-    const struct zero_pair none[STRIPS] = {};
-    sums<STRIPS, TILES> acc = {};
-    chain_add<FORM, false, false>(
-            acc, codes, weight<FORM>::BYTES, none, in, in_run, 0, weight<FORM>::PAIRS, k_range{});
-#pragma unroll
-    for (uint32_t m = 0; m < STRIPS; m++)
-#pragma unroll
-        for (uint32_t n = 0; n < TILES; n++)
-#pragma unroll
-            for (uint32_t e = 0; e < 4; e++)
-                leaf.of[m][n][e] = leaf.of[m][n][e] + acc.of[m][n][e];
-}
-
-/* A run in equal segments; scales and zeros are in the slot, behind each strip's codes. */
-template <int FORM, int STRIPS, int TILES>
-static __device__ __forceinline__ void slot_evenly(const struct panel &w, const uint8_t *codes,
-        const terms_input<TILES> &in, sums<STRIPS, TILES> &leaf) {
-    const uint32_t lane = threadIdx.x % 32, pairs = 4 / w.segments,
-                   strip_bytes = weight<FORM>::BYTES + aux_bytes(w),
-                   pair_bytes = w.scale == QUANT_SCALE_F32 ? 8 : 4;
-    for (uint32_t segment = 0; segment < w.segments; segment++) {
-        segment_of<STRIPS> of;
-#pragma unroll
-        for (uint32_t m = 0; m < STRIPS; m++) {
-            const uint8_t *aux = codes - lane * 16 + m * strip_bytes + weight<FORM>::BYTES;
-            pair_load(aux + (segment * 8 + lane / 4) * pair_bytes, w.scale, of.scale[m]);
-            const uint8_t *zeros = aux + scale_bytes(w) + (segment * 8 + lane / 4) * 2;
-#pragma unroll
-            for (uint32_t r = 0; r < 2 && weight<FORM>::CODES; r++)
-                zero_set(of.zeros[m], r, w.zeros ? zeros[r] : weight<FORM>::MIDDLE);
-        }
-        sums<STRIPS, TILES> acc = {};
-        chain_add<FORM, false, false>(
-                acc, codes, strip_bytes, of.zeros, in, 0, segment * pairs, (segment + 1) * pairs, k_range{});
-        chain_fold(acc, of, leaf);
-    }
-}
 
 /* Segments that may begin and end anywhere; what they have is read where it lies. blocks: (leaf, strip) of each strip
  * in the panel; *segment: of the leaf, runs along. */
@@ -297,12 +73,12 @@ static __device__ __forceinline__ void slot_anyhow(const struct panel &w, const 
             }
         }
         sums<STRIPS, TILES> acc = {};
-        chain_add<FORM, true, false>(acc, codes, weight<FORM>::BYTES, of.zeros, in, 0, first, behind, range);
+        chain_add<FORM, true, false>(acc, codes, weight<FORM>::BYTES, of.zeros, in, first, behind, range);
         chain_fold(acc, of, leaf);
         if (!w.minimums)
             continue;
         sums<1, TILES> x = {};
-        chain_add<FORM, true, true>(x, codes, 0, of.zeros, in, 0, first, behind, range);
+        chain_add<FORM, true, true>(x, codes, 0, of.zeros, in, first, behind, range);
 #pragma unroll
         for (uint32_t m = 0; m < STRIPS; m++)
 #pragma unroll
@@ -319,13 +95,6 @@ template <int STRIPS> struct terms_feed {
     const uint8_t *codes[STRIPS], *scales[STRIPS], *zeros[STRIPS]; /* of the next slot, this lane's */
     uint32_t unit, at, slot; /* at: slots of the unit so far; slot: of the ring */
 };
-template <int FORM> static __host__ __device__ __forceinline__ uint32_t slots_of_leaf(const struct panel &w) {
-    return (w.leaf_columns + weight<FORM>::PAIRS * 32 - 1) / (weight<FORM>::PAIRS * 32);
-}
-template <int FORM, bool ANY>
-static __host__ __device__ __forceinline__ uint32_t aux_of_slot(const struct panel &w) {
-    return ANY || weight<FORM>::DENSE ? 0 : aux_bytes(w);
-}
 /* Strips behind the last are the last one again, and are not stored. */
 template <int STRIPS>
 static __device__ __forceinline__ uint32_t strip_of(const struct panel &w, uint32_t unit, uint32_t m) {
@@ -424,13 +193,13 @@ __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const stru
         terms_input<TILES> in;
         for (uint32_t at = 0; at < slots_of_leaf<FORM>(a.w) && unit < units; at++) {
             const uint32_t run = at * PAIRS / 4;
-            input_seek(in, a.x, leaf * a.w.runs + run, from_row, rows);
+            input_seek(in, a.x, leaf * a.w.runs + run, at * PAIRS % 4, from_row, rows);
             copy_wait<size::SLOTS - 2>();
             __syncwarp(); /* the slot has come for all lanes, and all have read the one that is filled next */
             feed_next<FORM, ANY, TILES>(f, a, units, ring, leaf);
             const uint8_t *codes = ring + slot * slot_bytes + lane * 16;
             if constexpr (weight<FORM>::DENSE) {
-                slot_dense<FORM>(codes, in, at * PAIRS % 4, leaf_sums);
+                slot_dense<FORM>(codes, in, leaf_sums);
             } else if constexpr (ANY) {
                 uint64_t blocks[STRIPS];
                 for (uint32_t m = 0; m < STRIPS; m++)
@@ -438,7 +207,7 @@ __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const stru
                 slot_anyhow<FORM>(a.w, codes, blocks, a.w.first_column + leaf * a.w.leaf_columns, run, in,
                         &segment, leaf_sums);
             } else {
-                slot_evenly<FORM>(a.w, codes, in, leaf_sums);
+                slot_evenly<FORM, 0>(a.w, codes, in, leaf_sums);
             }
             slot = slot + 1 == size::SLOTS ? 0 : slot + 1;
         }

@@ -1,10 +1,11 @@
 /* Time of the linears of Qwen3.5-27B on a GPU, against a plain copy on the same card.
  *
- * Usage: bench-cuda-linear [device [launches]]. A line per shape and form: microseconds of the whole operation (norm,
- * INT8 activations, product) at several row counts, and in brackets the weights' bytes per second as a part of what a
- * copy moves, read and written both counted; of many rows, 10^12 operations per second. Operations are nodes of a
- * graph, back to back; copies of the weights are used in turn so that the L2 cache does not help. At the end, all 257
- * linears of a token. Median of ROUNDS. */
+ * Usage: bench-cuda-linear [device [launches [form [float]]]]; form: those alone whose name begins with it, float:
+ * INT4 and INT8 with float activations. A line per shape and form: microseconds of the whole operation (norm,
+ * activations, product) at several row counts, and in brackets the weights' bytes per second as a part of what a copy
+ * moves, read and written both counted; of many rows, 10^12 operations per second. Operations are nodes of a graph,
+ * back to back; copies of the weights are used in turn so that the L2 cache does not help. At the end, all 257
+ * linears of a token, the head with HEAD_ROWS rows at most. Median of ROUNDS. */
 #include "kernels/kernels.h"
 #include "tests/bench/cuda/timing.h"
 
@@ -14,9 +15,10 @@
 
 #define TOGETHER   (400ull << 20) /* bytes of weights of one graph, at least */
 #define COPIES_MAX 64u
-#define ROWS_MAX   512u
+#define ROWS_MAX   2048u
+#define HEAD_ROWS  64u /* a step multiplies the head for those rows alone that somebody wants logits of */
 
-static const uint32_t row_counts[] = {1, 4, 8, 16, 64, ROWS_MAX};
+static const uint32_t row_counts[] = {1, 4, 8, 16, 32, 64, 512, ROWS_MAX};
 #define COUNTS (sizeof row_counts / sizeof *row_counts)
 
 static const struct shape {
@@ -116,13 +118,14 @@ static void bench_shape(struct bench *b, const struct shape *shape, const struct
         must(k_linear_dummy(b->c, &spec, n, 0.03f, &w[n], &e), &e);
     printf("%s  %s %6.1f MB ", shape->name, form->name, (double)bytes * 1e-6);
     for (size_t i = 0; i < COUNTS; i++) {
-        const double t = seconds_of(b, shape, w, n, row_counts[i]);
+        const uint32_t rows = shape->layers == 1 && row_counts[i] > HEAD_ROWS ? HEAD_ROWS : row_counts[i];
+        const double t = seconds_of(b, shape, w, n, rows);
         total[i] += t * shape->layers;
-        const double work = 2.0 * shape->rows * shape->columns * row_counts[i];
-        if (row_counts[i] < 64)
-            printf(" %3u: %6.1f (%2.0f)", row_counts[i], t * 1e6, (double)bytes / t / b->copy * 100);
-        else
-            printf(" %3u: %6.1f (%3.0f T)", row_counts[i], t * 1e6, work / t * 1e-12);
+        const double work = 2.0 * shape->rows * shape->columns * rows;
+        if (rows < 64)
+            printf(" %3u: %6.1f (%2.0f)", rows, t * 1e6, (double)bytes / t / b->copy * 100);
+        else if (rows == row_counts[i])
+            printf(" %3u: %6.1f (%3.0f T)", rows, t * 1e6, work / t * 1e-12);
         fflush(stdout);
     }
     printf("\n");
@@ -131,10 +134,11 @@ static void bench_shape(struct bench *b, const struct shape *shape, const struct
 }
 
 int main(int argc, char **argv) {
-    const struct k_context_options o = {.device = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 0};
+    const struct k_context_options o = {.device = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 0,
+            .float_activations = argc > 4 && strcmp(argv[4], "float") == 0};
     struct bench b = {.launches = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 20};
-    const size_t floats = (size_t)ROWS_MAX * 17408, outputs = (size_t)ROWS_MAX * 248320;
-    const size_t workspace_bytes = 128u << 20;
+    const size_t floats = (size_t)ROWS_MAX * 17408, outputs = (size_t)ROWS_MAX * 34816;
+    const size_t workspace_bytes = 768u << 20;
     struct error e;
     must(k_context_create(&o, &b.c, &e), &e);
     must(k_stream_create(b.c, &b.s, &e), &e);
@@ -157,6 +161,8 @@ int main(int argc, char **argv) {
             b.copy * 1e-9);
     for (size_t f = 0; f < FORMS; f++) {
         double total[COUNTS] = {0};
+        if (argc > 3 && strncmp(forms[f].name, argv[3], strlen(argv[3])) != 0)
+            continue;
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
             bench_shape(&b, &shapes[i], &forms[f], total);
         printf("all linears of a token, %s ms:", forms[f].name);

@@ -31,7 +31,7 @@ struct library {
     void (*emu_seed)(uint64_t seed); /* NULL: not the emulation */
 };
 
-#define SIDE_ROWS    304u
+#define SIDE_ROWS    1040u
 #define SIDE_COLUMNS 4096u
 #define SIDE_OUTPUTS 4096u
 

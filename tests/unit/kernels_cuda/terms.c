@@ -197,12 +197,61 @@ static void test_quantised_weights(void **state) {
     }
 }
 
+/* Tiles of many rows, in every form and shape, have the bits of streams of 16: all of a problem's rows, and then 16 of
+ * them after another. Few leaves and outputs: groups of leaves are blocks of their own; several: blocks of rows share
+ * outputs; a bound far above the rows leaves blocks idle. */
+static void assert_tiles_are_streams(const struct problem *p, struct side *d, uint32_t rows, uint32_t bound) {
+    const size_t outputs = outputs_of(p);
+    float *x = random_floats(p->seed, (size_t)rows * p->columns, 2.0f),
+          *all = random_floats(0, (rows + 1) * outputs, 1.0f), *some = random_floats(0, 17 * outputs, 1.0f);
+    struct k_linear *l = linear_on(d, p);
+    char what[160];
+    if (d->k.emu_seed)
+        d->k.emu_seed(p->seed % 4);
+    side_rows(d, rows, bound);
+    side_product(d, PROJECT, l, rows, p->columns, x, x, all);
+    for (uint32_t first = 0; first < rows; first += 16) {
+        const uint32_t n = rows - first < 16 ? rows - first : 16;
+        snprintf(what, sizeof what, "seed %llu, rows %u .. of %u, %u x %zu in %u leaves",
+                (unsigned long long)p->seed, first, rows, p->columns, outputs, p->leaves);
+        side_rows(d, n, n);
+        side_product(d, PROJECT, l, n, p->columns, x + (size_t)first * p->columns, x, some);
+        assert_same_floats(some, all + first * outputs, n * outputs, what);
+    }
+    d->k.k_linear_free(l);
+    free(x);
+    free(all);
+    free(some);
+}
+static void test_tiles_are_streams(void **state) {
+    static const struct {
+        uint32_t rows, bound, outputs, leaf_columns, leaves;
+    } shapes[] = {{17, 17, 1, 32, 8}, {32, 0, 129, 96, 4}, {33, 33, 255, 160, 2}, {64, 64, 40, 256, 8},
+            {65, 65, 257, 32, 1}, {100, 300, 530, 64, 1}, {131, 131, 300, 96, 2}};
+    static const uint32_t groups[] = {128, 64, 32};
+    (void)state;
+    for (uint32_t t = 0; t < 6 * sizeof shapes / sizeof *shapes; t++) {
+        const uint32_t i = t / 6, form = t % 6, columns = shapes[i].leaf_columns * shapes[i].leaves;
+        const struct fake_kind kind = {(enum quant_format)(form % 3), (enum quant_scale)(t % 3),
+                shapes[i].leaf_columns % 64 ? 32 : groups[i % 3], form != QUANT_FP8 && i % 2, false};
+        struct problem p = {
+                .pieces = {form < 3 ? quantised(t, kind, shapes[i].outputs, columns)
+                                    : dense(t, (enum k_dtype)(form - 3), shapes[i].outputs, columns)},
+                .n_pieces = 1,
+                .columns = columns,
+                .leaves = shapes[i].leaves,
+                .seed = t};
+        assert_tiles_are_streams(&p, form < QUANT_FP8 ? &floats[1] : &cuda, shapes[i].rows, shapes[i].bound);
+        matrix_free(&p.pieces[0]);
+    }
+}
+
 /* More rows than are brought into terms at once. */
 static void test_many_rows(void **state) {
     (void)state;
     struct problem p = {
             .pieces = {dense(1, K_BF16, 20, 64)}, .n_pieces = 1, .columns = 64, .leaves = 8, .seed = 1};
-    compare(&p, &cpu, &cuda, 300);
+    compare(&p, &cpu, &cuda, 1030);
     matrix_free(&p.pieces[0]);
 }
 
@@ -334,6 +383,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_dense_weights),
             cmocka_unit_test(test_quantised_weights),
+            cmocka_unit_test(test_tiles_are_streams),
             cmocka_unit_test(test_many_rows),
             cmocka_unit_test(test_mixed_linears),
             cmocka_unit_test(test_norm_order_and_gate_up),
