@@ -83,7 +83,7 @@ MISTAKES = [
     (["shardd", "inspect", "{tiny}", "--max_model_len=x"], "--max-model-len: 'x' is not a whole number"),
     (["shardd", "synth", "--config", "3b", "/tmp/never"], "the names are"),
     (["shardd", "synth", "--vocab", "5", "/tmp/never"], "no room for"),
-    (["shardd", "synth", "--format", "gguf", "--weights", "int4", "/tmp/never"], "safetensors only"),
+    (["shardd", "synth", "--format", "gguf", "--weights", "int4", "--group-size", "64", "/tmp/never"], "groups of 32"),
     (["shardd", "synth", "--frob"], "unknown option --frob"),
     (["shardd", "synth", "--group-size", "48", "--weights", "int4", "/tmp/never"], "48"),
     (["shardd", "pack", "--frob"], "unknown option --frob"),
