@@ -261,7 +261,7 @@ static int start_engine(struct coordinator *c, struct error *e) {
     const struct coordinator_options *o = &c->options;
     struct engine_options options = {
             .max_num_seqs = o->max_num_seqs,
-            .max_num_batched_tokens = o->max_num_batched_tokens,
+            .max_num_batched_tokens = o->max_num_batched_tokens ? o->max_num_batched_tokens : STEP_ROWS_MAX,
             .max_model_len = o->max_model_len,
             .max_queue = o->max_queue,
             .prefill_target_ms = o->prefill_target_ms,

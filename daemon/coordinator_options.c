@@ -36,8 +36,8 @@ static const struct number {
 } numbers[] = {
 #define TARGET(field) offsetof(struct coordinator_options, field)
         {"max-num-seqs", TARGET(max_num_seqs), 1, SEQS_MAX, 64, "sequences that run at the same time"},
-        {"max-num-batched-tokens", TARGET(max_num_batched_tokens), 1, STEP_ROWS_MAX, 512,
-                "rows of one engine step"},
+        {"max-num-batched-tokens", TARGET(max_num_batched_tokens), 0, STEP_ROWS_MAX, 0,
+                "rows of one engine step; 0 = as many as the workers take"},
         {"max-model-len", TARGET(max_model_len), 0, CONTEXT_MAX, 0,
                 "prompt and answer in tokens; 0 = what the workers allow"},
         {"max-queue", TARGET(max_queue), 1, LIVE_REQUESTS_MAX, 1024, "requests that may wait"},

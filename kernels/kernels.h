@@ -101,6 +101,8 @@ const char *k_context_describe(const struct k_context *c); /* "cpu avx512, 2 thr
 uint64_t k_memory_free(const struct k_context *c);         /* bytes that k_alloc could still hand out */
 /* Do other ranks on this machine take from the same memory (a CPU), so that what is free is for all of them? */
 bool k_memory_shared(const struct k_context *c);
+/* Rows of a step with which a prompt is read about as fast as with more: the default of who is not told. */
+uint32_t k_step_rows(void);
 /* Do operations run behind the back of who queues them (a device), so that only k_mark() tells where they are? */
 bool k_runs_behind(const struct k_context *c);
 
@@ -268,7 +270,8 @@ struct k_pool_options {
     enum k_dtype kv_dtype;   /* K_F32 or K_BF16 */
 };
 
-/* Bytes of one slot, one page and the fixed part, so that the caller can print a budget before creating. */
+/* Bytes of one slot, one page and the fixed part, so that the caller can print a budget before creating. The dummies,
+ * slot 0 and page 0, are in the fixed part: a pool is fixed + slots * slot + pages * page. */
 struct k_pool_cost {
     uint64_t slot_bytes, page_bytes, fixed_bytes;
 };

@@ -344,9 +344,13 @@ static bool put_back(struct engine *g) {
     return any;
 }
 
+static uint32_t rows_most(const struct engine *g) {
+    return least(least(g->o.max_num_batched_tokens, g->geometry.rows_max), STEP_ROWS_MAX);
+}
+
 static void prepare(struct plan *p) {
     struct engine *g = p->g;
-    p->rows_left = least(least(g->o.max_num_batched_tokens, g->geometry.rows_max), STEP_ROWS_MAX);
+    p->rows_left = rows_most(g);
     p->prompt_left = g->o.prefill_target_ms > 0 ? least(p->rows_left, g->prefill_rows) : p->rows_left;
     p->entries_left = least(g->geometry.entries_max, SEQS_MAX);
     g->n_stalled = g->n_set_back;
@@ -392,6 +396,6 @@ void scheduler_measured(struct engine *g, uint32_t n_prompt_rows, uint64_t compu
     double scale = (double)target / (double)compute_ns;
     scale = scale > 2 ? 2 : scale < 0.5 ? 0.5 : scale;
     double rows = (double)n_prompt_rows * scale;
-    uint32_t most = least(g->o.max_num_batched_tokens, STEP_ROWS_MAX);
+    uint32_t most = rows_most(g);
     g->prefill_rows = rows > most ? most : rows < PREFILL_ROWS_MIN ? PREFILL_ROWS_MIN : (uint32_t)rows;
 }

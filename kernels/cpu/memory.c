@@ -121,6 +121,9 @@ static bool read_number(const char *path, const char *key, uint64_t *ret) {
     return found;
 }
 
+uint32_t k_step_rows(void) {
+    return 512;
+}
 bool k_memory_shared(const struct k_context *c) {
     (void)c;
     return true;

@@ -80,17 +80,15 @@ static int check_serve(struct options *o, struct error *e) {
         return error_set(e, -EINVAL, "%s does not divide %s", given_as(o, OPT_RANKS_PER_PROCESS, a),
                 given_as(o, OPT_TENSOR_PARALLEL_SIZE, b));
     uint64_t seqs = options_number(o, OPT_MAX_NUM_SEQS), rows = options_number(o, OPT_MAX_NUM_BATCHED_TOKENS);
-    if (seqs <= rows)
+    if (rows == 0 || seqs <= rows) /* 0: chosen by the worker, for these sequences */
         return 0;
-    if (options_given(o, OPT_MAX_NUM_SEQS) && options_given(o, OPT_MAX_NUM_BATCHED_TOKENS))
+    if (options_given(o, OPT_MAX_NUM_SEQS))
         return error_set(e, -EINVAL,
                 "%s is less than %s: a step must hold one token of every running sequence; raise the first or "
                 "lower the second",
                 given_as(o, OPT_MAX_NUM_BATCHED_TOKENS, a), given_as(o, OPT_MAX_NUM_SEQS, b));
     /* Only one of them was chosen by a person: the default of the other follows. */
-    return options_given(o, OPT_MAX_NUM_SEQS)
-                   ? options_replace(o, OPT_MAX_NUM_BATCHED_TOKENS, options_text(o, OPT_MAX_NUM_SEQS), e)
-                   : options_replace(o, OPT_MAX_NUM_SEQS, options_text(o, OPT_MAX_NUM_BATCHED_TOKENS), e);
+    return options_replace(o, OPT_MAX_NUM_SEQS, options_text(o, OPT_MAX_NUM_BATCHED_TOKENS), e);
 }
 
 /* Settings of one of the two things that bench measures, given while it measures the other. */

@@ -225,6 +225,26 @@ def test_made_up_models(config, near, tmp_path):
 
 
 @pytest.mark.slow
+def test_rows_of_a_step_are_chosen_by_memory():
+    """2048 where their scratch is little of what weights leave, halved to 512 where it is much, and what is asked."""
+    def rows(memory, *flags):
+        done = subprocess.run([os.path.join(BIN, "shardd-worker-cuda-emu"), "--model", MODEL, "--plan", str(memory),
+                               "--max-model-len", "64", *flags], capture_output=True, text=True, timeout=60,
+                              check=False)
+        plan = json.loads(done.stdout)
+        return int(re.search(r"scratch of (\d+) rows", plan["text"])[1]), plan
+
+    most, plan = rows(64 << 30)
+    assert most == 2048
+    left, taken = 8 * plan["scratch_bytes"], plan["least_bytes"] - plan["scratch_bytes"]
+    assert rows(left + taken + (64 << 20))[0] == 2048
+    assert rows(5 * left // 8 + taken)[0] == 1024
+    assert rows(plan["least_bytes"])[0] == 512
+    assert rows(64 << 30, "--max-num-batched-tokens", "77")[0] == 77
+    assert rows(plan["least_bytes"], "--max-num-seqs", "600")[0] == 1024  # never less than the sequences
+
+
+@pytest.mark.slow
 def test_bench_tells_nodes_and_host_time(tmp_path):
     model = str(tmp_path / "model")
     done = shardd("synth", model, "--config", "tiny", "--weights", "int4", "--config-only")

@@ -12,8 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ROWS_DEFAULT 512u /* --max-num-batched-tokens of the CPU worker */
-#define SHOWN_MAX    20u  /* names of tensors that are not used */
+#define SHOWN_MAX 20u /* names of tensors that are not used */
 
 struct inspection *inspect_free(struct inspection *i) {
     if (!i)
@@ -151,8 +150,8 @@ static int measure(struct inspection *i, struct error *e) {
     i->kv_page_bytes = cost.page_bytes;
     i->kv_token_bytes = cost.page_bytes / PAGE_TOKENS;
     i->sequence_bytes = cost.slot_bytes;
-    i->scratch_bytes = k_workspace_bytes(&shard.shape, ROWS_DEFAULT, o->max_num_seqs) +
-                       k_comm_region_bytes(&shard.shape, ROWS_DEFAULT) / o->tp;
+    i->scratch_bytes = k_workspace_bytes(&shard.shape, k_step_rows(), o->max_num_seqs) +
+                       k_comm_region_bytes(&shard.shape, k_step_rows()) / o->tp;
     i->pages = (uint64_t)o->max_num_seqs * pool.pages_per_slot;
     i->kv_bytes = i->pages * i->kv_page_bytes;
     i->embedding_bytes = i->tensors->embed_copied ? 0 : i->tensors->embed->bytes;

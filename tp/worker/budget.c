@@ -10,8 +10,7 @@
 uint64_t budget_pool_bytes(
         const struct k_shape *shape, const struct k_pool_options *o, struct k_pool_cost *ret_cost) {
     k_pool_cost(shape, o, ret_cost);
-    return ret_cost->fixed_bytes + ret_cost->slot_bytes * (o->slots + 1ull) +
-           ret_cost->page_bytes * (o->pages + 1ull);
+    return ret_cost->fixed_bytes + ret_cost->slot_bytes * o->slots + ret_cost->page_bytes * o->pages;
 }
 
 static uint32_t pages_for(const struct budget_request *q, uint32_t tokens) {
@@ -27,7 +26,7 @@ static bool fit(const struct k_shape *shape, const struct budget_request *q, uin
         o->pages = q->pages ? q->pages : o->slots * o->pages_per_slot;
         if (budget_pool_bytes(shape, o, &cost) <= limit)
             return true;
-        uint64_t state = cost.fixed_bytes + cost.slot_bytes * (o->slots + 1ull) + cost.page_bytes;
+        uint64_t state = cost.fixed_bytes + cost.slot_bytes * o->slots;
         if (o->slots == 1 || state <= limit / 2 || (q->pages && state < limit)) {
             if (state >= limit || !cost.page_bytes)
                 return false;
@@ -71,9 +70,9 @@ static void describe(const struct budget_request *q, uint64_t left, struct budge
     if (q->reserve_bytes)
         snprintf(graphs, sizeof(graphs), ", for graphs %s", SIZE_TEXT(q->reserve_bytes));
     int n = snprintf(b->text, sizeof(b->text),
-            "%s usable: weights %s%s, KV %u pages %s, state %u slots %s, scratch %s%s; %s left",
+            "%s usable: weights %s%s, KV %u pages %s, state %u slots %s, scratch of %u rows %s%s; %s left",
             SIZE_TEXT(q->memory_bytes), SIZE_TEXT(q->weight_bytes), table, b->pool.pages, SIZE_TEXT(pages),
-            b->pool.slots, SIZE_TEXT(slots), SIZE_TEXT(q->scratch_bytes), graphs,
+            b->pool.slots, SIZE_TEXT(slots), q->rows, SIZE_TEXT(q->scratch_bytes), graphs,
             SIZE_TEXT(q->memory_bytes > used ? q->memory_bytes - used : 0));
     if (b->pool.slots < q->max_num_seqs && n > 0 && (size_t)n < sizeof(b->text))
         n += snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-num-seqs %u clamped to %u",

@@ -12,6 +12,7 @@ struct budget_request {
     uint64_t weight_bytes;    /* packed weights */
     uint64_t embedding_bytes; /* of these, the embedding table's copy */
     uint64_t scratch_bytes;   /* workspace, activations, communicator */
+    uint32_t rows;            /* of a step, which it is for */
     uint64_t reserve_bytes;   /* a device's: graphs, and what its driver takes */
     uint64_t pool_bytes;      /* --kv-cache-memory as bytes; 0 = use pool_fraction */
     bool fraction_asked;      /* pool_fraction is --kv-cache-memory, not a default */
@@ -32,7 +33,7 @@ struct budget {
     char text[448];        /* "7.90 GB usable: weights 1.50 GB, KV 2048 pages 1.61 GB, ..." */
 };
 
-/* Bytes of a pool: the dummies, slot 0 and page 0, take as much as the others. */
+/* Bytes of a pool, the dummies, slot 0 and page 0, in them: they take as much as the others. */
 uint64_t budget_pool_bytes(
         const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret_cost);
 

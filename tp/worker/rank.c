@@ -10,12 +10,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static uint32_t rows_of(const struct rank_options *o) {
-    return o->max_num_batched_tokens ? o->max_num_batched_tokens : RANK_ROWS_DEFAULT;
-}
-
 static uint32_t slots_of(const struct rank_options *o) {
     return o->max_num_seqs ? o->max_num_seqs : RANK_SLOTS_DEFAULT;
+}
+
+/* Rows of a step, before anybody has looked at the memory. */
+static uint32_t rows_of(const struct rank_options *o) {
+    const uint32_t liked = k_step_rows() > slots_of(o) ? k_step_rows() : slots_of(o);
+    return o->max_num_batched_tokens ? o->max_num_batched_tokens : liked;
 }
 
 static int check_options(const struct rank_options *o, struct error *e) {
@@ -198,6 +200,7 @@ static int request_budget(struct rank *r, const struct weights_options *wo, uint
             .pool_fraction = o->kv_cache_fraction > 0 ? o->kv_cache_fraction : RANK_POOL_FRACTION_DEFAULT,
             .max_num_seqs = slots_of(o),
             .max_model_len = r->config.max_position_embeddings,
+            .rows = r->rows_max,
             .pages = o->pages,
             .extra_positions = o->mtp ? 1 : 0,
             .slot_units = o->slot_units,
@@ -222,10 +225,31 @@ static int request_budget(struct rank *r, const struct weights_options *wo, uint
     return 0;
 }
 
+/* Does the scratch take so much of what weights leave that half of the rows would be better? Ranks of a group must have
+ * the same, and are told before any of them has loaded: there it is as it is. */
+static bool too_many_rows(const struct rank *r, const struct budget_request *q) {
+    const struct rank_options *o = &r->options;
+    const uint64_t taken = q->weight_bytes + q->reserve_bytes,
+                   left = q->memory_bytes > taken ? q->memory_bytes - taken : 0;
+    return !o->max_num_batched_tokens && o->tp == 1 && q->scratch_bytes > left / RANK_SCRATCH_PART &&
+           r->rows_max / 2 >= RANK_ROWS_LEAST && r->rows_max / 2 >= slots_of(o);
+}
+
+/* The request, and with it the rows of a step. */
+static int request_sized(struct rank *r, const struct weights_options *wo, uint64_t memory_bytes,
+        struct budget_request *ret, struct error *e) {
+    int rc = request_budget(r, wo, memory_bytes, ret, e);
+    while (rc == 0 && too_many_rows(r, ret)) {
+        r->rows_max /= 2;
+        rc = request_budget(r, wo, memory_bytes, ret, e);
+    }
+    return rc;
+}
+
 static int decide_budget(
         struct rank *r, const struct weights_options *wo, uint64_t memory_free, struct error *e) {
     struct budget_request q;
-    int rc = request_budget(r, wo, r->options.memory_bytes ? r->options.memory_bytes : memory_free, &q, e);
+    int rc = request_sized(r, wo, r->options.memory_bytes ? r->options.memory_bytes : memory_free, &q, e);
     return rc < 0 ? rc : budget_make(&r->shard.shape, &q, &r->budget, e);
 }
 
@@ -311,7 +335,7 @@ static int plan(struct rank *r, const struct rank_options *o, struct rank_plan *
     size_rank(r, o);
     p->memory_bytes = o->memory_bytes;
     plan_table(r, p);
-    rc = request_budget(r, &wo, p->memory_bytes, &q, e);
+    rc = request_sized(r, &wo, p->memory_bytes, &q, e);
     if (rc < 0)
         return rc;
     struct k_pool_options least = {.slots = 1, .pages = 1, .pages_per_slot = 1, .kv_dtype = q.kv_dtype},

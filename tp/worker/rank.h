@@ -15,7 +15,10 @@
 #include <stdbool.h>
 
 #define RANK_SLOTS_DEFAULT 64u
-#define RANK_ROWS_DEFAULT  512u
+/* Rows of a step where nobody says how many: what the library likes, or fewer, down to these, until their scratch takes
+ * no more than a part of what weights leave. */
+#define RANK_ROWS_LEAST   512u
+#define RANK_SCRATCH_PART 8u
 /* Of the memory that weights and scratch leave; the coordinator, the page cache and the machine's owner want
  * some. The memory of a device is for the rank alone: it takes all but what graphs and the driver will want. */
 #define RANK_POOL_FRACTION_DEFAULT        0.5
@@ -40,7 +43,7 @@ struct rank_options {
     uint32_t device;
     uint32_t max_model_len;          /* 0 = the model's own */
     uint32_t max_num_seqs;           /* 0 = RANK_SLOTS_DEFAULT */
-    uint32_t max_num_batched_tokens; /* 0 = RANK_ROWS_DEFAULT: rows of a step */
+    uint32_t max_num_batched_tokens; /* rows of a step; 0 = chosen, at least max_num_seqs */
     enum rank_kv_dtype kv_dtype;
     uint64_t kv_cache_bytes;  /* 0 = by fraction */
     double kv_cache_fraction; /* 0 = RANK_POOL_FRACTION_DEFAULT */

@@ -29,7 +29,8 @@ const char worker_help[] =
         "  --seed N                     of dummy weights, and of sampling with --generate-ids\n"
         "  --max-model-len N            longest sequence in tokens; 0 = the model's own\n"
         "  --max-num-seqs N             sequences that run at the same time (default 64)\n"
-        "  --max-num-batched-tokens N   rows of one step (default 512)\n"
+        "  --max-num-batched-tokens N   rows of one step; 0 = 512 on a CPU, 2048 on a GPU, fewer where they would\n"
+        "                               take more than an eighth of the memory that weights leave\n"
         "  --kv-cache-dtype auto|bf16|fp32   auto: fp32 when the checkpoint is fp32, else bf16\n"
         "  --kv-cache-memory SIZE       of each rank for KV pages and states, such as 8GiB or 500MB, or a part of the\n"
         "                               free memory, such as 0.5; 0 = half of it\n"
@@ -247,7 +248,7 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
     case FLAG_MAX_NUM_SEQS:
         return parse_u32(flag, text, 1, SEQS_MAX, &r->max_num_seqs, e);
     case FLAG_MAX_NUM_BATCHED_TOKENS:
-        return parse_u32(flag, text, 1, STEP_ROWS_MAX, &r->max_num_batched_tokens, e);
+        return parse_u32(flag, text, 0, STEP_ROWS_MAX, &r->max_num_batched_tokens, e);
     case FLAG_KV_CACHE_DTYPE:
         return parse_kv_dtype(text, &r->kv_dtype, e);
     case FLAG_KV_CACHE_MEMORY:

@@ -90,7 +90,7 @@ static void bad_flags(void **state) {
             {"--model /m --control-fd 3 --max-num-seqs 0",
                     "--max-num-seqs: '0' is out of range; it takes 1 to 1024"},
             {"--model /m --control-fd 3 --max-num-seqs +1", "--max-num-seqs"},
-            {"--model /m --control-fd 3 --max-num-batched-tokens 0", "--max-num-batched-tokens"},
+            {"--model /m --control-fd 3 --max-num-batched-tokens -1", "--max-num-batched-tokens"},
             {"--model /m --control-fd 1", "--control-fd: '1' is out of range"},
             {"--model /m --generate-ids 1 --max-tokens 0", "--max-tokens"},
             {"--model /m --control-fd 3 --load-format gguf", "--load-format"},
@@ -165,6 +165,22 @@ static void budget_that_fits(void **state) {
     q.extra_positions = 1;
     must(budget_make(&shape, &q, &b, &e), &e);
     assert_int_equal(b.pool.pages_per_slot, 65);
+}
+
+/* Slot 0 and page 0 are counted, once: beside them a pool has a few words. */
+static void budget_counts_the_dummies_once(void **state) {
+    (void)state;
+    const struct k_shape shape = small_shape();
+    const uint64_t page = PAGE_TOKENS * 2ull * shape.kv_heads * shape.head_dim * 2 * shape.n_attention_layers;
+    for (uint32_t n = 1; n < 100; n += 49) {
+        const struct k_pool_options o = {
+                .slots = n, .pages = 3 * n, .pages_per_slot = 64, .kv_dtype = K_BF16};
+        struct k_pool_cost cost;
+        const uint64_t bytes = budget_pool_bytes(&shape, &o, &cost);
+        assert_true(cost.page_bytes == page);
+        const uint64_t parts = (n + 1) * cost.slot_bytes + (3ull * n + 1) * page;
+        assert_true(bytes >= parts && bytes < parts + 1024);
+    }
 }
 
 static void budget_is_clamped(void **state) {
@@ -413,6 +429,7 @@ int main(void) {
             cmocka_unit_test(good_flags),
             cmocka_unit_test(bad_flags),
             cmocka_unit_test(budget_that_fits),
+            cmocka_unit_test(budget_counts_the_dummies_once),
             cmocka_unit_test(budget_is_clamped),
             cmocka_unit_test(budget_of_a_device),
             cmocka_unit_test(budget_that_is_asked_too_small),
