@@ -1,8 +1,9 @@
 /* host.c - see host.h. */
 #include "launcher/doctor/host.h"
 
+#include "launcher/pci.h"
+
 #include <ctype.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -18,7 +19,6 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#define PCI_NVIDIA 0x10deu
 #define LINE_BYTES 8192 /* the flags of /proc/cpuinfo are one line of 2000 */
 
 /* --- reading --- */
@@ -68,14 +68,18 @@ static bool exists(const char *path) {
 
 /* --- the driver --- */
 
-static void read_gpu(const char *root, const char *place, struct host *h) {
+struct bus {
+    const char *root;
+    struct host *h;
+};
+
+static bool read_gpu(void *user, const char *place) {
+    const struct bus *b = user;
+    const char *root = b->root;
+    struct host *h = b->h;
     char path[PATH_MAX], target[PATH_MAX];
-    uint64_t vendor = 0, class = 0;
-    bool is_gpu = first_number(below(root, path, "/sys/bus/pci/devices/%s/vendor", place), &vendor) &&
-                  first_number(below(root, path, "/sys/bus/pci/devices/%s/class", place), &class) &&
-                  vendor == PCI_NVIDIA && class >> 16 == 0x03; /* display controllers: 3D ones too */
-    if (!is_gpu || h->n_gpus == HOST_GPUS_MAX)
-        return;
+    if (h->n_gpus == HOST_GPUS_MAX)
+        return true;
     struct host_gpu *g = &h->gpus[h->n_gpus++];
     snprintf(g->place, sizeof(g->place), "%.31s", place);
     char line[16] = "";
@@ -89,6 +93,7 @@ static void read_gpu(const char *root, const char *place, struct host *h) {
     const char *slash = strrchr(target, '/');
     snprintf(g->driver, sizeof(g->driver), "%.31s", slash ? slash + 1 : target);
     clean(g->driver);
+    return false;
 }
 
 static int by_place(const void *a, const void *b) {
@@ -96,13 +101,7 @@ static int by_place(const void *a, const void *b) {
 }
 
 static void read_gpus(const char *root, struct host *h) {
-    char path[PATH_MAX];
-    DIR *d = opendir(below(root, path, "/sys/bus/pci/devices"));
-    for (struct dirent *at; d && (at = readdir(d));)
-        if (at->d_name[0] != '.')
-            read_gpu(root, at->d_name, h);
-    if (d)
-        closedir(d);
+    pci_gpus(root, read_gpu, &(struct bus){root, h});
     qsort(h->gpus, h->n_gpus, sizeof(h->gpus[0]), by_place);
 }
 

@@ -2,9 +2,9 @@
 #include "launcher/serve/gpu.h"
 
 #include "launcher/ask.h"
+#include "launcher/pci.h"
 #include "launcher/programs.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,30 +27,13 @@ static bool is_there(const char *path) {
     return n > 0 && n < (int)sizeof(full) && access(full, F_OK) == 0;
 }
 
-static unsigned long pci_number(const char *device, const char *name) {
-    char path[PATH_MAX], line[32] = "";
-    snprintf(path, sizeof(path), "%s/sys/bus/pci/devices/%.64s/%s", root(), device, name);
-    FILE *f = fopen(path, "re");
-    if (!f)
-        return 0;
-    if (!fgets(line, sizeof(line), f))
-        line[0] = '\0';
-    fclose(f);
-    return strtoul(line, NULL, 16);
+static bool take_it(void *user, const char *place) {
+    (void)user, (void)place;
+    return true;
 }
-
-/* A display or 3D controller of NVIDIA on the bus, as a machine without a driver shows it. */
+/* Is a GPU on the bus, as a machine without a driver shows it? */
 static bool on_bus(void) {
-    char path[PATH_MAX];
-    snprintf(path, sizeof(path), "%s/sys/bus/pci/devices", root());
-    DIR *d = opendir(path);
-    bool found = false;
-    for (struct dirent *at; d && !found && (at = readdir(d));)
-        found = at->d_name[0] != '.' && pci_number(at->d_name, "vendor") == 0x10de &&
-                pci_number(at->d_name, "class") >> 16 == 0x03;
-    if (d)
-        closedir(d);
-    return found;
+    return pci_gpus(root(), take_it, NULL);
 }
 
 bool gpu_seen(void) {
