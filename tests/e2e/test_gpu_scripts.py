@@ -1,0 +1,121 @@
+"""tests/gpu/bench and profile, whose figures only a card gives: what they make of a worker's JSON and ncu's table."""
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from shardd_client import BIN, PATIENCE, shardd
+
+GPU = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "gpu")
+
+# The worker in the scripts' build: the emulated one's record of a small model, once for each test asked for.
+WORKER = """#!{python}
+import itertools, json, sys
+flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+numbers = lambda name, other: [int(n) for n in flags.get(name, other).split(",")]
+told = json.load(open({record!r}))
+sample = {{t["kind"]: t for t in told["tests"]}}
+asked = [("prompt", n, 0, 1) for n in numbers("--prompt", "512") if n]
+asked += [("decode", n, d, b) for n in numbers("--decode", "128") if n
+          for d, b in itertools.product(numbers("--depth", "0"), numbers("--batch", "1"))]
+told["tests"] = [dict(sample[k], tokens=n, depth=d, batch=b) for k, n, d, b in asked]
+for t in told["tests"]:
+    t.setdefault("memory_bytes_per_second", 1e9)
+    t.setdefault("part_of_memory", 0.5)
+json.dump(told, open(flags["--json"], "w"))
+"""
+
+# Runs what it is given, if that writes JSON, and says what its environment says.
+NCU = """#!{python}
+import os, subprocess, sys
+if "--json" in sys.argv:
+    at = next(i for i, word in enumerate(sys.argv) if "shardd-worker" in word)
+    command = [word for word in sys.argv[at:] if word != "--enforce-eager"]
+    subprocess.run(command, check=True)
+if os.environ.get("NCU_REFUSES"):
+    print("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU Performance Counters")
+    sys.exit(1)
+metrics = sys.argv[sys.argv.index("--metrics") + 1].split(",")
+print("==PROF== Connected to process 1")
+print(",".join('"%s"' % c for c in ["ID", "Kernel Name", *metrics]))
+print(",".join('"%s"' % c for c in ["", "", *["unit"] * len(metrics)]))
+n = 0
+for step in range(14):
+    for name, value in (("begin_kernel(begin_args)", "1,000"), ("void stream_kernel<(unsigned int)4, (cut)1>(a)", "50"),
+                        ("void stream_kernel<(unsigned int)4, (cut)1>(a)", "150")):
+        print(",".join('"%s"' % c for c in [n, name, *[value] * len(metrics)]))
+        n += 1
+"""
+
+
+def program(path, text):
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("build")
+    (folder / "bin").mkdir()
+    (folder / "tools").mkdir()
+    model, record = str(folder / "tiny"), str(folder / "record.json")
+    assert shardd("synth", model, "--config", "tiny", "--weights", "int4", "--config-only").returncode == 0
+    subprocess.run([os.path.join(BIN, "shardd-worker-cuda-emu"), "bench", "--model", model, "--load-format", "dummy",
+                    "--prompt", "4", "--decode", "2", "--repeat", "1", "--max-num-batched-tokens", "4",
+                    "--speed-memory", "0", "--json", record], check=True, timeout=300 * PATIENCE)
+    os.symlink(os.path.join(BIN, "shardd-checkpoint"), folder / "bin" / "shardd-checkpoint")
+    program(folder / "bin" / "shardd-worker-cuda", WORKER.format(python=sys.executable, record=record))
+    program(folder / "tools" / "ncu", NCU.format(python=sys.executable))
+    return folder
+
+
+def run(script, build, *flags, ncu=True, **environment):
+    path = "%s:%s" % (build / "tools", os.environ["PATH"]) if ncu else "/usr/bin:/bin"
+    done = subprocess.run([sys.executable, os.path.join(GPU, script), str(build), "--log", str(build / "log"), *flags],
+                          capture_output=True, text=True, timeout=300 * PATIENCE, check=False,
+                          env={**os.environ, "PATH": path, **environment})
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.emulated
+def test_bench_has_a_row_for_every_aim(build):
+    status, said = run("bench", build)
+    assert status == 0, said
+    for what in ("decode, 1 at 1k", "decode, 8 at 1k", "decode, 16 at 1k", "decode, 32 at 1k", "decode, 64 at 1k",
+                 "decode, 1 at 8k", "decode, 1 at 32k", "prompt of 2k", "prompt of 8k", "a token moves"):
+        assert len(re.findall(r"^  %s\b" % what, said, re.M)) == 1, said
+    assert re.findall(r"^(\w+) +ok", said, re.M) == ["decode", "deep", "prompt", "moved"]
+    told = json.loads((build / "log" / "bench.json").read_text())
+    assert told["parts"] == {"decode": "ok", "deep": "ok", "prompt": "ok", "moved": "ok"}
+    assert told["moved_bytes_per_token"] == 2 * (1000 + 50 + 150)
+    assert len(told["tokens_per_second"]) == 5 + 2 + 2
+
+
+@pytest.mark.emulated
+@pytest.mark.skipif(os.path.exists("/usr/local/cuda/bin/ncu"), reason="the toolkit here has ncu")
+def test_without_ncu(build):
+    status, said = run("bench", build, "--only", "moved", ncu=False)
+    assert status == 0 and re.search(r"moved +skipped .*not on this machine", said), said
+    status, said = run("profile", build, ncu=False)
+    assert status == 1 and "not on this machine" in said
+
+
+@pytest.mark.emulated
+def test_without_permission(build):
+    status, said = run("bench", build, "--only", "moved", NCU_REFUSES="1")
+    assert status == 0 and re.search(r"moved +skipped .*not permitted", said), said
+    status, said = run("profile", build, NCU_REFUSES="1")
+    assert status == 1 and "not permitted" in said
+
+
+@pytest.mark.emulated
+def test_profile_sums_by_kernel(build):
+    status, said = run("profile", build)
+    assert status == 0, said
+    rows = re.findall(r"^ +(\d+) +([\d.]+) +([\d.]+) % .* (\S.*kernel\S*.*)$", said, re.M)
+    assert rows == [("1", "1.0", "83.3", "begin_kernel"), ("2", "0.2", "16.7", "stream_kernel<4, 1>")] * 3, said
+    assert "125 %" in said  # of time-weighted 50 and 150: (50 * 50 + 150 * 150) / 200
