@@ -31,6 +31,12 @@
  *     count and grid. An output is within 2^-20 of the sum of |w x| of the exact one, so within (16 + leaf columns) *
  *     2^-24 of kernels/cpu's; bits are promised per architecture, and all else said here holds.
  *   - Attention reduces leaves of 256 positions counted from 0, each from a fresh maximum, combined in index order.
+ *   - KV in INT8: K (after norm and rope) and V of a token and kv head each become codes with one scale, max|x| / 127,
+ *     that is NaN where an x is NaN or infinite; a code is x / scale rounded to nearest even, in [-127, 127], and 0
+ *     where the scale is not above 0 (x all zeros, or none a number). Codes and scales are the same on every backend.
+ *     Attention over them is sums of integers: q, and p times V's scale, become integers of 16 bits in units of their
+ *     maximum / 32512, so that q . k and p v are exact sums, scaled once: see attention of each backend. q and p lose
+ *     less than 2^-16 of their maximum there, which is a 250th of what V and K lose.
  *   - The sum of squares of a norm of n elements is 256 chains (16 where n <= 512) of every 256th (16th) element, fma;
  *     chain 16 a + l is lane l of accumulator a: a tree over accumulators as over leaves, then lanes l + (l + 8), then
  *     4, 2, 1. Softmax sums and all others have one written order too; exp and log are our own.
@@ -49,9 +55,9 @@
 extern "C" {
 #endif
 
-enum k_dtype { K_F32 = 0, K_BF16 = 1, K_F16 = 2 };
+enum k_dtype { K_F32 = 0, K_BF16 = 1, K_F16 = 2, K_INT8 = 3 }; /* K_INT8: pages of the KV cache only */
 static inline size_t k_dtype_bytes(enum k_dtype t) {
-    return t == K_F32 ? 4 : 2;
+    return t == K_F32 ? 4 : t == K_INT8 ? 1 : 2;
 }
 
 /* --- devices --- */
@@ -255,7 +261,8 @@ struct k_shape { /* what one rank holds; filled by tp/ from the model and the sh
 };
 
 /* Pool: everything that belongs to sequences. Slot 0 and page 0 are dummies for padded rows and never opened.
- *   KV      [layer][page][kv_head][K|V][64][head_dim] in kv_dtype (rounded to nearest even when written)
+ *   KV      [layer][page][kv_head][K|V][64][head_dim] in kv_dtype (rounded to nearest even when written); with K_INT8
+ *           each kv head of a page goes on with its scales, [K|V][64] fp32
  *   GDN     per slot and layer: S0 [Hv][dk][dv], ring of C rows (k after L2 norm [Hk][dk], Delta [Hv][dv], G [Hv]),
  *           conv window: the W-1 last pre-conv rows [W-1][2*Hk*dk + Hv*dv]; all fp32
  *   slots   length, last sampled id, drafts, sample index, page table, sampling parameters, token counts, MTP hidden
@@ -267,7 +274,7 @@ struct k_pool_options {
     uint32_t pages_per_slot; /* page table length: ceil(max_model_len / 64) */
     uint32_t slot_units;     /* host units for slot snapshots; may be 0 */
     uint32_t page_units;     /* host units for pages; may be 0 */
-    enum k_dtype kv_dtype;   /* K_F32 or K_BF16 */
+    enum k_dtype kv_dtype;   /* K_F32, K_BF16 or K_INT8 */
 };
 
 /* Bytes of one slot, one page and the fixed part, so that the caller can print a budget before creating. The dummies,

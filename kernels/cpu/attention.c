@@ -39,12 +39,21 @@ static void rope_row(const struct k_pool *p, const uint32_t *pos, uint32_t shift
     }
 }
 
-static void store_page(enum k_dtype dtype, const float *from, uint32_t n, uint8_t *to) {
-    if (dtype == K_F32) {
-        memcpy(to, from, n * sizeof *from);
+/* A row of K (which = 0) or V (1) of a head, at `index` of a page that begins at `page`. */
+static void store_page(
+        const struct attention_job *j, const float *from, uint8_t *page, uint32_t which, uint32_t index) {
+    const enum k_dtype dtype = j->a->p->options.kv_dtype;
+    const uint32_t d = j->a->p->shape.head_dim, row = which * PAGE_TOKENS + index;
+    uint8_t *to = page + (uint64_t)row * d * k_dtype_bytes(dtype);
+    if (dtype == K_INT8) {
+        j->isa->quantise_run(from, d, (int8_t *)to, (float *)(page + page_scales_at(d)) + row);
         return;
     }
-    for (uint32_t i = 0; i < n; i++) {
+    if (dtype == K_F32) {
+        memcpy(to, from, d * sizeof *from);
+        return;
+    }
+    for (uint32_t i = 0; i < d; i++) {
         uint16_t half = bf16_of(from[i]);
         memcpy(to + i * sizeof half, &half, sizeof half);
     }
@@ -65,7 +74,6 @@ static void attention_row(void *arg, uint32_t row) {
     const uint32_t d = h->head_dim, half = h->rotary_dim / 2, index = j->a->b->row_pos[row] + j->a->shift;
     const uint32_t slot = j->a->b->entries[j->a->b->row_entry[row]].slot,
                    page = slot_table(p, slot)[index / PAGE_TOKENS];
-    const uint64_t size = k_dtype_bytes(p->options.kv_dtype), at = (uint64_t)(index % PAGE_TOKENS) * d * size;
     const float *in = j->a->in + (uint64_t)row * j->width, *k = in + (uint64_t)h->q_heads * 2 * d;
     const float *v = k + (uint64_t)h->kv_heads * d;
     float angle[HEAD_DIM_MAX], t[HEAD_DIM_MAX];
@@ -76,11 +84,11 @@ static void attention_row(void *arg, uint32_t row) {
         j->isa->rope(q, angle, half);
     }
     for (uint32_t i = 0; i < h->kv_heads; i++) {
-        uint8_t *to = head_pages(p, j->a->layer, i) + page * p->layout.page_bytes + at;
+        uint8_t *to = head_pages(p, j->a->layer, i) + page * p->layout.page_bytes;
         j->isa->norm_row(k + (uint64_t)i * d, j->a->w.k_norm, h->rms_eps, d, t);
         j->isa->rope(t, angle, half);
-        store_page(p->options.kv_dtype, t, d, to);
-        store_page(p->options.kv_dtype, v + (uint64_t)i * d, d, to + PAGE_TOKENS * d * size);
+        store_page(j, t, to, 0, index % PAGE_TOKENS);
+        store_page(j, v + (uint64_t)i * d, to, 1, index % PAGE_TOKENS);
     }
 }
 

@@ -79,7 +79,8 @@ struct attention_task {                /* queries of one kv head of one sequence
     uint32_t head_dim, first, longest; /* positions first <= j <= last[i] are seen; longest = max(last) */
     const float *q[QUERIES_MAX];
     uint32_t last[QUERIES_MAX]; /* ascending */
-    const uint8_t *pages; /* page p of this layer and head: K at pages + p * page_stride, V after 64 * D */
+    /* Page p of this layer and head: K at pages + p * page_stride, then V, then what scales there are. */
+    const uint8_t *pages;
     uint64_t page_stride; /* bytes */
     const uint32_t *table;
     enum k_dtype dtype;
@@ -109,6 +110,8 @@ struct isa {
     /* codes[columns], scales[leaf][run of ACTIVATION_RUN] */
     void (*quantise_row)(
             const float *x, uint32_t columns, uint32_t leaf_columns, int8_t *codes, float *scales);
+    /* codes[n] and the scale that they share */
+    void (*quantise_run)(const float *x, uint32_t n, int8_t *codes, float *scale);
     void (*norm_row)(const float *x, const float *w, float eps, uint32_t n, float *y);
     void (*silu_mul)(const float *g, const float *u, uint32_t n, float *y);
     /* y = silu(sum_j taps[j][c] * x[j][c]), j ascending */

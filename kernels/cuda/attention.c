@@ -19,7 +19,8 @@ static struct scratch scratch_of(const struct k_shape *h, uint64_t rows) {
     const uint64_t small = tiles_of(h, rows, SMALL_QUERIES), large = tiles_of(h, rows, LARGE_QUERIES),
                    parts = (uint64_t)PARTS_LEAVES * h->q_heads;
     struct scratch at = {0};
-    at.list = at.q + align64(rows * h->q_heads * h->head_dim * sizeof(float));
+    const uint64_t words = word_query_bytes(word_columns(h->head_dim)), floats = h->head_dim * sizeof(float);
+    at.list = at.q + align64(rows * h->q_heads * (words > floats ? words : floats));
     at.small = at.list + align64(sizeof(struct attention_list));
     at.large = at.small + align64(small * sizeof(struct attention_tile));
     at.arrived = at.large + align64(large * sizeof(struct attention_tile));
@@ -65,9 +66,9 @@ void k_attention_step(struct k_stream *s, struct k_pool *p, const struct k_batch
             .d_out = out,
             .layer = attention_layer,
             .shift = kv_shift,
-            .large = p->view.kv_dtype == K_BF16 && h->head_dim <= LARGE_DIM && b->bounds.rows >= LARGE_ROWS,
+            .large = p->view.kv_dtype != K_F32 && h->head_dim <= LARGE_DIM && b->bounds.rows >= LARGE_ROWS,
             .parts_max = PARTS_LEAVES * (h->q_heads / h->kv_heads),
-            .d_q = (float *)(d_scratch + at.q),
+            .d_q = d_scratch + at.q,
             .d_list = (struct attention_list *)(d_scratch + at.list),
             .d_small = (struct attention_tile *)(d_scratch + at.small),
             .d_large = (struct attention_tile *)(d_scratch + at.large),

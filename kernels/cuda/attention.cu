@@ -8,9 +8,11 @@
  *
  * A block of `small` over pages of bf16 has 8 warps for 16 queries. At D = 256 its stages are 64 positions: a ring
  * of two is 66 KB and the block 88 KB, of four, where an SM has room for it, 154 KB. `large` has 6 warps for 48
- * queries and stages of 32: 98 KB. */
+ * queries and stages of 32: 98 KB. Over pages of INT8 a ring of four is 70 KB and the block 83 KB, so that an SM that
+ * has room for two has twice the bytes on their way; of two 48 KB; `large` 54 KB. */
 #include "kernels/cuda/attention_bf16.cuh"
 #include "kernels/cuda/attention_f32.cuh"
+#include "kernels/cuda/attention_int8.cuh"
 #include "kernels/cuda/launch.cuh"
 
 #define COMBINE_LEAVES 16u /* more: a kernel of its own combines, since one block would read for too long */
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(F::THREADS, F::BLOCKS) attend_large_kernel(con
     const uint32_t heads = a.pool.shape.kv_heads, all = a.d_list->n_large * heads;
     if (blockIdx.x >= all) /* there are other blocks enough */
         return;
-    bf16_run<F> run(a);
+    tile_run<F> run(a);
     for (;;) {
         __syncthreads();
         if (threadIdx.x == 0)
@@ -131,12 +133,18 @@ __global__ void __launch_bounds__(F::THREADS, F::BLOCKS) attend_large_kernel(con
 /* --- launching --- */
 
 /*                Q_TILES SHARES STAGE SLOTS DIM  ONLY   BLOCKS */
-typedef bf16_form<1, 8, 64, 2, 256, true, 2> small_256;
-typedef bf16_form<1, 8, 64, 4, 256, true, 1> small_256_deep;
-typedef bf16_form<1, 8, 32, 4, 256, false, 2> small_to_256;
-typedef bf16_form<1, 8, 16, 2, 512, false, 1> small_to_512;
-typedef bf16_form<3, 2, 32, 2, 256, true, 2> large_256;
-typedef bf16_form<3, 2, 32, 2, 256, false, 1> large_to_256;
+typedef tile_form<bf16_pages, 1, 8, 64, 2, 256, true, 2> small_256;
+typedef tile_form<bf16_pages, 1, 8, 64, 4, 256, true, 1> small_256_deep;
+typedef tile_form<bf16_pages, 1, 8, 32, 4, 256, false, 2> small_to_256;
+typedef tile_form<bf16_pages, 1, 8, 16, 2, 512, false, 1> small_to_512;
+typedef tile_form<bf16_pages, 3, 2, 32, 2, 256, true, 2> large_256;
+typedef tile_form<bf16_pages, 3, 2, 32, 2, 256, false, 1> large_to_256;
+typedef tile_form<int8_pages, 1, 8, 64, 2, 256, true, 2> int8_small_256;
+typedef tile_form<int8_pages, 1, 8, 64, 4, 256, true, 2> int8_small_256_deep;
+typedef tile_form<int8_pages, 1, 8, 32, 4, 256, false, 2> int8_small_to_256;
+typedef tile_form<int8_pages, 1, 8, 32, 2, 512, false, 1> int8_small_to_512;
+typedef tile_form<int8_pages, 3, 2, 32, 2, 256, true, 2> int8_large_256;
+typedef tile_form<int8_pages, 3, 2, 32, 2, 256, false, 1> int8_large_to_256;
 
 static uint32_t smaller(uint64_t a, uint64_t b) {
     return (uint32_t)(a < b ? a : b);
@@ -154,18 +162,28 @@ static cudaError_t queue_small(
     return K_LAUNCH((attend_small_kernel<R, F>), smaller(most, blocks_of<F>(b, shared)), F::THREADS, shared,
             s, a, b.small, combine);
 }
+/* DEEP for a head size of 256, where an SM has room for as many of its blocks as it is for, else ONLY; TO_256 and
+ * TO_512 for others. */
+template <class DEEP, class ONLY, class TO_256, class TO_512>
 static cudaError_t queue_small_form(
         cudaStream_t s, const struct attention_args &a, const struct attention_bounds &b, bool combine) {
     const uint32_t d = a.pool.shape.head_dim;
+    if (d > 256)
+        return queue_small<tile_run<TO_512>, TO_512>(s, a, b, combine);
+    if (d < 256)
+        return queue_small<tile_run<TO_256>, TO_256>(s, a, b, combine);
+    if (DEEP::BLOCKS * (DEEP::shared_bytes(d) + 1024) <= b.shared_of_sm)
+        return queue_small<tile_run<DEEP>, DEEP>(s, a, b, combine);
+    return queue_small<tile_run<ONLY>, ONLY>(s, a, b, combine);
+}
+static cudaError_t queue_small_tiles(
+        cudaStream_t s, const struct attention_args &a, const struct attention_bounds &b, bool combine) {
     if (a.pool.kv_dtype == K_F32)
         return queue_small<f32_run, f32_form>(s, a, b, combine);
-    if (d > 256)
-        return queue_small<bf16_run<small_to_512>, small_to_512>(s, a, b, combine);
-    if (d < 256)
-        return queue_small<bf16_run<small_to_256>, small_to_256>(s, a, b, combine);
-    if (small_256_deep::shared_bytes(d) + 1024 <= b.shared_of_sm)
-        return queue_small<bf16_run<small_256_deep>, small_256_deep>(s, a, b, combine);
-    return queue_small<bf16_run<small_256>, small_256>(s, a, b, combine);
+    if (a.pool.kv_dtype == K_INT8)
+        return queue_small_form<int8_small_256_deep, int8_small_256, int8_small_to_256, int8_small_to_512>(
+                s, a, b, combine);
+    return queue_small_form<small_256_deep, small_256, small_to_256, small_to_512>(s, a, b, combine);
 }
 template <class F>
 static cudaError_t queue_large(
@@ -175,32 +193,45 @@ static cudaError_t queue_large(
             smaller((uint64_t)b.large * a.pool.shape.kv_heads, blocks_of<F>(b, shared)), F::THREADS, shared,
             s, a);
 }
+static cudaError_t queue_large_tiles(
+        cudaStream_t s, const struct attention_args &a, const struct attention_bounds &b) {
+    const bool only = a.pool.shape.head_dim == 256;
+    if (a.pool.kv_dtype == K_INT8)
+        return only ? queue_large<int8_large_256>(s, a, b) : queue_large<int8_large_to_256>(s, a, b);
+    return only ? queue_large<large_256>(s, a, b) : queue_large<large_to_256>(s, a, b);
+}
 cudaError_t queue_attend(cudaStream_t s, const struct attention_args *a, const struct attention_bounds *b) {
     const struct k_shape *h = &a->pool.shape;
     const bool combine_after = b->leaves > COMBINE_LEAVES;
     cudaError_t r = cudaSuccess;
     if (b->large)
-        r = h->head_dim == 256 ? queue_large<large_256>(s, *a, *b) : queue_large<large_to_256>(s, *a, *b);
+        r = queue_large_tiles(s, *a, *b);
     if (r == cudaSuccess)
-        r = queue_small_form(s, *a, *b, !combine_after);
+        r = queue_small_tiles(s, *a, *b, !combine_after);
     if (r == cudaSuccess && combine_after)
         r = K_LAUNCH(attend_combine_kernel, dim3(SMALL_QUERIES, h->kv_heads, smaller(b->small, 64)),
                 FOLD_THREADS, COMBINE_BYTES, s, *a);
     return r;
 }
 
+template <class F> static cudaError_t prepare_small(int bytes) {
+    return cudaFuncSetAttribute(
+            attend_small_kernel<tile_run<F>, F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+template <class F> static cudaError_t prepare_large(int bytes) {
+    return cudaFuncSetAttribute(attend_large_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
 cudaError_t attend_prepare(uint32_t shared_of_block) {
     const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
     const int bytes = (int)shared_of_block;
-    const cudaError_t all[] = {
-            cudaFuncSetAttribute(attend_small_kernel<bf16_run<small_256>, small_256>, most, bytes),
-            cudaFuncSetAttribute(attend_small_kernel<bf16_run<small_256_deep>, small_256_deep>, most, bytes),
-            cudaFuncSetAttribute(attend_small_kernel<bf16_run<small_to_256>, small_to_256>, most, bytes),
-            cudaFuncSetAttribute(attend_small_kernel<bf16_run<small_to_512>, small_to_512>, most, bytes),
+    const cudaError_t all[] = {prepare_small<small_256>(bytes), prepare_small<small_256_deep>(bytes),
+            prepare_small<small_to_256>(bytes), prepare_small<small_to_512>(bytes),
+            prepare_small<int8_small_256>(bytes), prepare_small<int8_small_256_deep>(bytes),
+            prepare_small<int8_small_to_256>(bytes), prepare_small<int8_small_to_512>(bytes),
+            prepare_large<large_256>(bytes), prepare_large<large_to_256>(bytes),
+            prepare_large<int8_large_256>(bytes), prepare_large<int8_large_to_256>(bytes),
             cudaFuncSetAttribute(attend_small_kernel<f32_run, f32_form>, most, bytes),
-            cudaFuncSetAttribute(attend_combine_kernel, most, bytes),
-            cudaFuncSetAttribute(attend_large_kernel<large_256>, most, bytes),
-            cudaFuncSetAttribute(attend_large_kernel<large_to_256>, most, bytes)};
+            cudaFuncSetAttribute(attend_combine_kernel, most, bytes)};
     cudaError_t r = cudaSuccess;
     for (uint32_t i = 0; i < sizeof all / sizeof *all && r == cudaSuccess; i++)
         r = all[i];

@@ -17,6 +17,12 @@
  *             ones; (0 + 1) + (2 + 3). Columns are padded with 0 to a multiple of 32.
  *   sum p     of eights of j, ((0+1)+(2+3))+((4+5)+(6+7)), and of the eight sums alike
  *   p v       one chain over 16 positions: high, then low
+ * INT8 pages (mma_s8()): q is integers of 16 bits in a unit of max|q| / 32512, as on the CPU, so that q . k is an exact
+ * integer, s_j = (q . k_j) * (unit / sqrt(D) * K's scale).
+ *   p v       y_j = p_j * V's scale becomes an integer of 16 bits, in a unit of the step's largest V scale that the
+ *             query sees / 32512 (0 where the unit is below SMALLEST_UNIT: no V above 2^-104); the exact sum of 32
+ *             positions times the unit is added by an fma
+ *   sum p     as of bf16
  * F32 pages: q . k and p v are one chain of fma each; sum p is over j and j + 32, then a tree of 32 (distance 16
  * first).
  *
@@ -27,7 +33,8 @@
  * e^(m-M'), O e^(M-M')); out = O / L * sigmoid(gate).
  *
  * Against exact arithmetic on the same pages: q and p lose at most 2^-17 of themselves, which moves a score by less
- * than 2^-17 |q| |k| / sqrt(D), and an output by less than 2^-16 times that plus the largest |v|. */
+ * than 2^-17 |q| |k| / sqrt(D), and an output by less than 2^-16 times that plus the largest |v|. With INT8, of q 2^-16
+ * of its largest element, and of p 2^-16. */
 #pragma once
 
 #include "kernels/cuda/views.h"
@@ -43,6 +50,7 @@ extern "C" {
 #define LARGE_QUERIES 48u  /* of a tile of an entry of many rows */
 #define LARGE_ROWS    32u  /* from so many rows on an entry has large tiles */
 #define LARGE_DIM     256u /* head size up to which there are large tiles */
+#define SMALLEST_UNIT 1.17549435e-38f /* normal, so that its inverse is finite */
 
 /* Up to SMALL_QUERIES or LARGE_QUERIES queries of an entry, for every kv head. */
 struct attention_tile {
@@ -73,12 +81,21 @@ struct attention_args {
     bool large;         /* entries of many rows have large tiles */
     uint32_t parts_max; /* of a kv head */
     /* scratch */
-    float *d_q; /* [R][Hq][D] after norm and rope */
+    void *d_q; /* [R][Hq] after norm and rope: [D] fp32, or words (see word_query_bytes()) */
     struct attention_list *d_list;
     struct attention_tile *d_small, *d_large;
     uint32_t *d_arrived;      /* [small tile][Hkv] leaves that are in their parts */
     float *d_sums, *d_values; /* parts: [part][2] max and sum, [part][D] */
 };
+
+/* q for pages of INT8: words of 16 bits as [columns] high bytes, then [columns] low ones, 0 behind the last column;
+ * then the fp32 unit of both, with 1 / sqrt(D); in whole pieces of 16 bytes. */
+K_INLINE uint32_t word_columns(uint32_t head_dim) {
+    return (head_dim + 63) & ~63u;
+}
+K_INLINE uint32_t word_query_bytes(uint32_t columns) {
+    return 2 * columns + 16;
+}
 
 /* What grids are made for. */
 struct attention_bounds {

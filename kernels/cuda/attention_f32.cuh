@@ -59,7 +59,7 @@ struct f32_run {
         end = w.t.last < leaves_end ? w.t.last + 1 : leaves_end;
         __syncthreads(); /* the work before it was read by all */
         for (uint32_t e = threadIdx.x; e < w.t.n * d; e += F::THREADS)
-            q[e] = a.d_q[query_of(a, w.t, w.head, e / d) * d + e % d];
+            q[e] = ((const float *)a.d_q)[query_of(a, w.t, w.head, e / d) * d + e % d];
         if (threadIdx.x < F::QUERIES)
             lasts[threadIdx.x] = last_of(a, w.t, threadIdx.x);
         __syncthreads();

@@ -5,11 +5,12 @@
  *            heads, then key heads, then value heads; a ninth warp has the row's angles. Block (0, 0) makes the list
  *            instead. Row 0 is asked for before it is known whether the step has it.
  *   bits     of K and V as kernels/cpu writes them: the norm's sum is 16 chains of every 16th element, then a tree
- *   moved    4 bytes of each column of `in` but the gates; 4 bytes of q, 2 or 4 of K and V written */
+ *   moved    4 bytes of each column of `in` but the gates; 4 bytes of q (2 for INT8), 1, 2 or 4 of K and V written */
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/shared/elementary.h"
+#include "kernels/shared/integers.h"
 #include "kernels/shared/trigonometry.h"
 
 #define ROWS_HEADS   8u
@@ -99,6 +100,48 @@ static __device__ __forceinline__ struct head_place place_of(const struct k_shap
         return {head_place::KEY, n - h.q_heads, (keys + n - h.q_heads) * h.head_dim};
     return {head_place::VALUE, n - h.q_heads - h.kv_heads, (keys + n - h.q_heads) * h.head_dim};
 }
+/* The largest bits of |y| of a head, of whose columns every lane has some. */
+template <uint32_t DIM> static __device__ __forceinline__ uint32_t highest_of(const float *y) {
+    uint32_t highest = 0;
+#pragma unroll
+    for (uint32_t k = 0; k < DIM / 32; k++) {
+        const uint32_t size = bits_of_float(y[k]) & 0x7fffffffu;
+        highest = size > highest ? size : highest;
+    }
+    return __reduce_max_sync(ALL_LANES, highest);
+}
+/* A row of K or V, `at` rows behind the first of K, as codes and their scale. */
+template <uint32_t DIM>
+static __device__ __forceinline__ void codes_put(
+        const struct attention_args &a, uint8_t *d_head, uint32_t at, const float *y) {
+    const uint32_t d = a.pool.shape.head_dim, lane = threadIdx.x % 32;
+    const float scale = integers_scale(highest_of<DIM>(y), CODE_STEPS);
+#pragma unroll
+    for (uint32_t k = 0; k < DIM / 32; k++) {
+        const uint32_t c = lane + k * 32;
+        if (c < d)
+            d_head[at * d + c] = (uint8_t)integer_of(y[k], scale, CODE_STEPS);
+    }
+    if (lane == 0)
+        ((float *)(d_head + page_scales_at(d)))[at] = scale;
+}
+template <uint32_t DIM>
+static __device__ __forceinline__ void query_words_put(
+        const struct attention_args &a, uint8_t *d_words, const float *y) {
+    const uint32_t d = a.pool.shape.head_dim, columns = word_columns(d), lane = threadIdx.x % 32;
+    const float scale = integers_scale(highest_of<DIM>(y), WORD_STEPS);
+#pragma unroll
+    for (uint32_t k = 0; k < DIM / 32; k++) {
+        const uint32_t c = lane + k * 32;
+        const int32_t word = integer_of(y[k], scale, WORD_STEPS);
+        if (c < columns) {
+            d_words[c] = (uint8_t)word_high(word);
+            d_words[columns + c] = (uint8_t)word_low(word);
+        }
+    }
+    if (lane == 0)
+        *(float *)(d_words + 2 * columns) = scale * (1.0f / sqrtf((float)d));
+}
 template <uint32_t DIM>
 static __device__ __forceinline__ void head_put(const struct attention_args &a, const struct head_place &p,
         uint32_t row, uint32_t page, uint32_t index, const float *y) {
@@ -106,8 +149,15 @@ static __device__ __forceinline__ void head_put(const struct attention_args &a, 
     uint8_t *d_head = page_head(a, page, p.head);
     const uint32_t at = ((p.is == head_place::VALUE ? PAGE_TOKENS : 0) + index % PAGE_TOKENS) * d;
     const bool is_query = p.is == head_place::QUERY;
-    float *d_f32 =
-            is_query ? a.d_q + ((uint64_t)row * a.pool.shape.q_heads + p.head) * d : (float *)d_head + at;
+    const uint64_t query = (uint64_t)row * a.pool.shape.q_heads + p.head;
+    if (a.pool.kv_dtype == K_INT8) {
+        if (is_query)
+            query_words_put<DIM>(a, (uint8_t *)a.d_q + query * word_query_bytes(word_columns(d)), y);
+        else
+            codes_put<DIM>(a, d_head, at / d, y);
+        return;
+    }
+    float *d_f32 = is_query ? (float *)a.d_q + query * d : (float *)d_head + at;
 #pragma unroll
     for (uint32_t k = 0; k < DIM / 32; k++) {
         const uint32_t c = lane + k * 32;

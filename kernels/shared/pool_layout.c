@@ -21,6 +21,8 @@ struct pool_layout pool_layout_of(const struct k_shape *h, const struct k_pool_o
     struct pool_layout l = {0};
     lay_out_gdn(h, &l);
     l.page_head_bytes = 2ull * PAGE_TOKENS * h->head_dim * k_dtype_bytes(o->kv_dtype);
+    if (o->kv_dtype == K_INT8)
+        l.page_head_bytes = page_scales_at(h->head_dim) + 2 * PAGE_TOKENS * sizeof(float);
     l.page_bytes = l.page_head_bytes * h->kv_heads;
     l.unit_hidden_at = sizeof(struct pool_unit_header);
     l.unit_seen_at = l.unit_hidden_at + align64((uint64_t)h->hidden_size * sizeof(float));
@@ -51,8 +53,8 @@ void pool_inverse_frequencies(const struct k_shape *h, float *ret) {
 int pool_check(const struct k_shape *h, const struct k_pool_options *o, struct error *e) {
     if (o->slots < 1 || o->slots > SEQS_MAX)
         return error_set(e, -EINVAL, "%u slots; 1 to %u are possible", o->slots, SEQS_MAX);
-    if (o->kv_dtype != K_F32 && o->kv_dtype != K_BF16)
-        return error_set(e, -EINVAL, "the KV cache can be f32 or bf16");
+    if (o->kv_dtype != K_F32 && o->kv_dtype != K_BF16 && o->kv_dtype != K_INT8)
+        return error_set(e, -EINVAL, "the KV cache can be f32, bf16 or int8");
     if (h->n_attention_layers &&
             (h->head_dim < 1 || h->head_dim > HEAD_DIM_MAX || h->rotary_dim > h->head_dim ||
                     h->rotary_dim % 2 || !h->kv_heads || h->q_heads % h->kv_heads))

@@ -12,7 +12,7 @@ struct pool_layout {
      * [C][Hv], conv window [W-1][channels] oldest first; padded to 16 */
     uint64_t s0_at, k_at, delta_at, decay_at, conv_at;
     uint64_t gdn_floats, gdn_slot_floats; /* of one layer; of all */
-    uint64_t page_head_bytes;             /* K and V of one page, layer and head */
+    uint64_t page_head_bytes;             /* K and V of one page, layer and head, with their scales */
     uint64_t page_bytes;                  /* one page, one layer */
     /* A slot unit: a header, the MTP hidden row, the ids seen (a bit each, id 0 lowest), the GDN state of all layers;
      * each part at a multiple of 64 bytes. A page unit: its layers one after another. */
@@ -27,6 +27,10 @@ struct pool_unit_header {
 
 K_INLINE uint64_t align64(uint64_t n) {
     return (n + 63) & ~(uint64_t)63;
+}
+/* Of a page's head with INT8, in bytes: its scales, [K|V][64] fp32, behind its codes. */
+K_INLINE uint64_t page_scales_at(uint32_t head_dim) {
+    return 2ull * PAGE_TOKENS * head_dim;
 }
 K_INLINE uint32_t gdn_channels(const struct k_shape *h) {
     return 2 * h->gdn_k_heads * h->gdn_k_dim + h->gdn_v_heads * h->gdn_v_dim;

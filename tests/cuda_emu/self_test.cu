@@ -45,6 +45,7 @@ __global__ void warp_kernel(const uint32_t *d_in, uint32_t *d_out) {
     d_out[64 + lane] = __shfl_down_sync(0xffffffffu, v, 3);
     d_out[96 + lane] = __ballot_sync(0xffffffffu, v & 1);
     d_out[128 + lane] = __reduce_max_sync(0xffffffffu, v);
+    d_out[160 + lane] = __byte_perm(v, ~v, 0x7520);
 }
 cudaError_t try_warp(cudaStream_t s, const uint32_t *d_in, uint32_t *d_out) {
     return K_LAUNCH(warp_kernel, 1, 32, 0, s, d_in, d_out);

@@ -15,7 +15,8 @@ cudaError_t try_block_sum(cudaStream_t s, uint32_t blocks, uint32_t threads, uin
 /* out[t] = sum over n rounds of what the other warp's thread wrote in the round; buffers = 1 reuses one buffer with one
  * barrier a round, which is a race, 2 takes turns. Two warps. */
 cudaError_t try_exchange(cudaStream_t s, uint32_t n, uint32_t buffers, uint32_t *d_out);
-/* A warp: out[0][lane] = xor shuffle by 5, [1] = lane 9's, [2] = down by 3, [3] = ballot of odd ones, [4] = highest. */
+/* A warp: out[0][lane] = xor shuffle by 5, [1] = lane 9's, [2] = down by 3, [3] = ballot of odd ones, [4] = highest,
+ * [5] = bytes 0 and 2 of in, then 1 and 3 of its complement. */
 cudaError_t try_warp(cudaStream_t s, const uint32_t *d_in, uint32_t *d_out);
 /* out[16][8] = a[16][32] b[8][32]^T + c[16][8], plain row-major arrays. */
 cudaError_t try_mma_s8(

@@ -52,10 +52,11 @@ static inline void v_store_m(float *p, v16 x, uint32_t n) {
 #define ISA_TABLE                                                                                            \
     {                                                                                                        \
         .name = LANES_NAME, .linear_small = linear_small, .linear_block = linear_block,                      \
-        .linear_codes = linear_codes, .quantise_row = quantise_row, .norm_row = norm_row,                    \
-        .silu_mul = silu_mul, .conv_row = conv_row, .l2_row = l2_row, .gdn_gates = gdn_gates,                \
-        .gdn_rows = gdn_rows, .gdn_fold = gdn_fold, .gated_norm = gated_norm, .rope = rope,                  \
-        .attention = attention, .attention_leaf = attention_leaf, .attention_merge = attention_merge,        \
-        .sigmoid_mul = sigmoid_mul, .highest = highest, .sum_exp = sum_exp, .exp_minus = exp_minus,          \
-        .log_one = log_one, .argmax = argmax, .gumbel_argmax = gumbel_argmax,                                \
+        .linear_codes = linear_codes, .quantise_row = quantise_row, .quantise_run = quantise_run,            \
+        .norm_row = norm_row, .silu_mul = silu_mul, .conv_row = conv_row, .l2_row = l2_row,                  \
+        .gdn_gates = gdn_gates, .gdn_rows = gdn_rows, .gdn_fold = gdn_fold, .gated_norm = gated_norm,        \
+        .rope = rope, .attention = attention, .attention_leaf = attention_leaf,                              \
+        .attention_merge = attention_merge, .sigmoid_mul = sigmoid_mul, .highest = highest,                  \
+        .sum_exp = sum_exp, .exp_minus = exp_minus, .log_one = log_one, .argmax = argmax,                    \
+        .gumbel_argmax = gumbel_argmax,                                                                      \
     }

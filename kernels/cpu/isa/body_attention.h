@@ -8,14 +8,18 @@
  *   l   = sum p_j                lane j % 16 takes p_j; then the tree over lanes
  *   o   = sum p_j v_j            one chain, j ascending
  *
+ * Pages of INT8 have other products: body_attention_codes.h.
+ *
  * Leaves are combined in index order: M' = max(M, m), L' = L e^(M-M') + l e^(m-M'), O alike. Queries share the loads of
  * K and V; a query never adds a position that it does not see. */
 #pragma once
 
+#define VALUE_COLUMNS (2 * LANES_TILE_STRIPS) /* x 4 queries: accumulators in flight */
+#define KEY_TILE      16u
+
+#include "kernels/cpu/isa/body_attention_codes.h"
 #include "kernels/cpu/isa/body_math.h"
 
-#define KEY_TILE      16u
-#define VALUE_COLUMNS (2 * LANES_TILE_STRIPS) /* x 4 queries: accumulators in flight */
 _Static_assert(PAGE_TOKENS % KEY_TILE == 0, "a key tile lies in one page");
 
 /* Rows j0 .. j0+15 of K (which = 0) or V (1) as fp32 [16][D]; converted into tile if the pages are BF16. */
@@ -79,8 +83,13 @@ static void leaf_scores(
 /* Positions [low, high) of s become e^(s - max), the rest of their last sixteen 0; returns max and sum. */
 static void leaf_softmax(float *s, uint32_t low, uint32_t high, float *ret_max, float *ret_sum) {
     float max = s[low];
-    for (uint32_t j = low; j < high; j++)
-        max = s[j] > max ? s[j] : max;
+    v16 maxima = v_set1(max);
+    uint32_t j16 = low;
+    for (; j16 + 16 <= high; j16 += 16)
+        maxima = v_max(v_load(s + j16), maxima);
+    max = v_highest(maxima);
+    for (; j16 < high; j16++)
+        max = s[j16] > max ? s[j16] : max;
     uint32_t end = (high + 15) & ~15u;
     for (uint32_t j = 0; j < low; j++)
         s[j] = max;
@@ -174,14 +183,20 @@ static void leaf_combine(
 static void attention_leaf(const struct attention_task *t, uint32_t leaf, float *max, float *sum, float *o) {
     _Alignas(64) float tile[KEY_TILE * HEAD_DIM_MAX], s[QUERIES_MAX][ATTENTION_LEAF];
     uint32_t low = t->first > leaf ? t->first - leaf : 0;
-    leaf_scores(t, leaf, tile, s);
+    if (t->dtype == K_INT8)
+        leaf_code_scores(t, leaf, s);
+    else
+        leaf_scores(t, leaf, tile, s);
     for (uint32_t i = 0; i < t->n; i++) {
         if (t->last[i] < leaf)
             continue;
         uint32_t high = t->last[i] - leaf + 1;
         leaf_softmax(s[i], low, high < ATTENTION_LEAF ? high : ATTENTION_LEAF, &max[i], &sum[i]);
     }
-    leaf_values(t, leaf, t->first, tile, (const float(*)[ATTENTION_LEAF])s, o);
+    if (t->dtype == K_INT8)
+        leaf_code_values(t, leaf, low, (const float(*)[ATTENTION_LEAF])s, o);
+    else
+        leaf_values(t, leaf, t->first, tile, (const float(*)[ATTENTION_LEAF])s, o);
 }
 
 static void divide(float *x, float by, uint32_t n) {

@@ -6,31 +6,11 @@
  * the weights are one stream; two strips and as many rows as the registers hold for more. */
 #pragma once
 
+#include "kernels/cpu/isa/body_quantise.h"
 #include "kernels/cpu/isa/body_walk.h"
 #include "kernels/cpu/isa/body_widen.h"
 
-/* The activations of a run of 128 k (or what the leaf has left): codes and their scale. */
-static void quantise_run(const float *x, uint32_t n, int8_t *codes, float *scale) {
-    v16i high = vi_set1(0);
-    uint32_t lanes[16], h = 0;
-    for (uint32_t i = 0; i < n; i += 16)
-        high = vi_max(high, vi_and(v_bits(v_load_m(x + i, n - i)), vi_set1(0x7fffffff)));
-    v_store((float *)lanes, v_of_bits(high));
-    for (uint32_t i = 0; i < 16; i++)
-        h = lanes[i] > h ? lanes[i] : h;
-    float highest_x;
-    memcpy(&highest_x, &h, sizeof h);
-    *scale = h >= 0x7f800000u ? (float)NAN : highest_x / 127.0f; /* what is no number stays none */
-    if (!(*scale > 0)) {
-        memset(codes, 0, n);
-        return;
-    }
-    const v16 s = v_set1(*scale), top = v_set1(127.0f), bottom = v_set1(-127.0f), magic = v_set1(12582912.0f);
-    for (uint32_t i = 0; i < n; i += 16) {
-        v16 v = v_min(top, v_max(bottom, v_div(v_load_m(x + i, n - i), s)));
-        vi_store_bytes(codes + i, vi_sub(v_bits(v_add(v, magic)), v_bits(magic)), n - i);
-    }
-}
+/* Runs of 128 k of a leaf, or what it has left. */
 static void quantise_row(
         const float *x, uint32_t columns, uint32_t leaf_columns, int8_t *codes, float *scales) {
     for (uint32_t leaf = 0; leaf < columns; leaf += leaf_columns) {

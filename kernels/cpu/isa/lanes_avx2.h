@@ -170,6 +170,38 @@ static inline void vi_store_bytes(int8_t *p, v16i x, uint32_t n) {
             (__m128i *)t, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
     memcpy(p, t, n < 16 ? n : 16);
 }
+static inline v16i vi_load_words(const int8_t *p) {
+    return (v16i){_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)),
+            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p + 16)))};
+}
+static inline v16i vi_load_pairs(const int8_t *x, const int8_t *y) {
+    const __m128i a = _mm_loadu_si128((const __m128i *)x), b = _mm_loadu_si128((const __m128i *)y);
+    return (v16i){
+            _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)), _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b))};
+}
+static inline v16i vi_dot2(v16i acc, v16i x, v16i y) {
+    return (v16i){_mm256_add_epi32(acc.a, _mm256_madd_epi16(x.a, y.a)),
+            _mm256_add_epi32(acc.b, _mm256_madd_epi16(x.b, y.b))};
+}
+/* The eight sums of eight vectors. */
+static inline __m256i sum_eight(const v16i *x) {
+    __m256i s[8];
+    for (int i = 0; i < 8; i++)
+        s[i] = _mm256_add_epi32(x[i].a, x[i].b);
+    const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
+    const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(s[4], s[5]), _mm256_hadd_epi32(s[6], s[7]));
+    return _mm256_add_epi32(
+            _mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+}
+static inline v16i vi_sum16(const v16i *a) {
+    return (v16i){sum_eight(a), sum_eight(a + 8)};
+}
+static inline int32_t vi_sum(v16i x) {
+    const __m256i e = _mm256_add_epi32(x.a, x.b);
+    __m128i q = _mm_add_epi32(_mm256_castsi256_si128(e), _mm256_extracti128_si256(e, 1));
+    q = _mm_add_epi32(q, _mm_unpackhi_epi64(q, q));
+    return _mm_cvtsi128_si32(_mm_add_epi32(q, _mm_shuffle_epi32(q, 1)));
+}
 static inline v16i vi_max(v16i x, v16i y) {
     return BOTHI(_mm256_max_epi32, x, y);
 }

@@ -138,6 +138,43 @@ static inline v16i vi_load_bytes(const uint8_t *p) {
 static inline void vi_store_bytes(int8_t *p, v16i x, uint32_t n) {
     _mm512_mask_cvtepi32_storeu_epi8(p, (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffff), x);
 }
+static inline v16i vi_load_words(const int8_t *p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline v16i vi_load_pairs(const int8_t *x, const int8_t *y) {
+    const __m128i a = _mm_loadu_si128((const __m128i *)x), b = _mm_loadu_si128((const __m128i *)y);
+    return _mm512_cvtepi8_epi16(_mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b)));
+}
+static inline v16i vi_dot2(v16i acc, v16i x, v16i y) {
+#ifdef __AVX512VNNI__
+    return _mm512_dpwssd_epi32(acc, x, y);
+#else
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(x, y));
+#endif
+}
+/* Quarters of four vectors are added: four sums to go of each, in order. */
+static inline v16i sum_quarters(const v16i *a) {
+    const __m512i ab =
+            _mm512_add_epi32(_mm512_shuffle_i32x4(a[0], a[1], 0x44), _mm512_shuffle_i32x4(a[0], a[1], 0xee));
+    const __m512i cd =
+            _mm512_add_epi32(_mm512_shuffle_i32x4(a[2], a[3], 0x44), _mm512_shuffle_i32x4(a[2], a[3], 0xee));
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
+}
+/* Quarter i of the sum: sums of two vectors' halves, x first. */
+static inline v16i sum_halves(v16i x, v16i y) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
+}
+static inline v16i vi_sum16(const v16i *a) {
+    /* a[0], a[4], a[8], a[12] become the first lanes of the quarters, and so on */
+    const v16i of[4][4] = {{a[0], a[4], a[8], a[12]}, {a[1], a[5], a[9], a[13]}, {a[2], a[6], a[10], a[14]},
+            {a[3], a[7], a[11], a[15]}};
+    const v16i x = sum_halves(sum_quarters(of[0]), sum_quarters(of[1])),
+               y = sum_halves(sum_quarters(of[2]), sum_quarters(of[3]));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(x, y), _mm512_unpackhi_epi64(x, y));
+}
+static inline int32_t vi_sum(v16i x) {
+    return _mm512_reduce_add_epi32(x);
+}
 static inline v16i vi_max(v16i x, v16i y) {
     return _mm512_max_epi32(x, y);
 }

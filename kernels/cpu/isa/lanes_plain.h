@@ -219,6 +219,35 @@ LANE_FUNCTION void vi_store_bytes(int8_t *p, v16i a, uint32_t n) {
     for (uint32_t i = 0; i < n && i < 16; i++)
         p[i] = (int8_t)(uint8_t)a.u[i];
 }
+/* Integers of 16 bits are 32 to a vector, a lane two of them, the first in the low half: 32 codes; 16 codes of x and y,
+ * lane i x[i] and y[i]. */
+LANE_FUNCTION v16i vi_load_words(const int8_t *p) {
+    v16i r;
+    EACH_LANE(r.u[i] = (uint16_t)p[2 * i] | (uint32_t)(uint16_t)p[2 * i + 1] << 16);
+    return r;
+}
+LANE_FUNCTION v16i vi_load_pairs(const int8_t *x, const int8_t *y) {
+    v16i r;
+    EACH_LANE(r.u[i] = (uint16_t)x[i] | (uint32_t)(uint16_t)y[i] << 16);
+    return r;
+}
+/* acc + the sum of a lane's two products */
+LANE_FUNCTION v16i vi_dot2(v16i acc, v16i x, v16i y) {
+    EACH_LANE(acc.u[i] += (uint32_t)((int32_t)(int16_t)x.u[i] * (int16_t)y.u[i] +
+                                     ((int32_t)x.u[i] >> 16) * ((int32_t)y.u[i] >> 16)));
+    return acc;
+}
+LANE_FUNCTION int32_t vi_sum(v16i a) {
+    uint32_t sum = 0;
+    EACH_LANE(sum += a.u[i]);
+    return (int32_t)sum;
+}
+/* Lane i of the result is vi_sum(a[i]). */
+LANE_FUNCTION v16i vi_sum16(const v16i *a) {
+    v16i r;
+    EACH_LANE(r.u[i] = (uint32_t)vi_sum(a[i]));
+    return r;
+}
 /* as signed numbers */
 LANE_FUNCTION v16i vi_max(v16i a, v16i b) {
     EACH_LANE(a.u[i] = (int32_t)a.u[i] > (int32_t)b.u[i] ? a.u[i] : b.u[i]);

@@ -1,15 +1,16 @@
-/* Time of the attention mixer of Qwen3.5-27B on a GPU (24 query and 4 kv heads of 256, pages of bf16), against a
- * plain copy on the same card.
+/* Time of the attention mixer of Qwen3.5-27B on a GPU (24 query and 4 kv heads of 256, pages of bf16 or int8), against
+ * a plain copy on the same card.
  *
- * Usage: bench-cuda-attention [device [launches]]. A line per step: microseconds of one layer, and of decoding the
- * bytes of K and V per second as a part of what a copy moves, read and written both counted; of a prompt 10^12
- * operations per second, those of exact fp32 products (tensor cores do twice as many: q and p are two bf16 each). A
- * graph has the layers one after another, so that the L2 cache does not help. Median of ROUNDS. */
+ * Usage: bench-cuda-attention [device [launches [bf16|int8]]]. A line per step: microseconds of one layer, and of
+ * decoding the bytes of K and V per second as a part of what a copy moves, read and written both counted; of a prompt
+ * 10^12 operations per second, those of exact fp32 products (tensor cores do twice as many: q and p are two terms
+ * each). A graph has the layers one after another, so that the L2 cache does not help. Median of ROUNDS. */
 #include "kernels/kernels.h"
 #include "tests/bench/cuda/timing.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define LAYERS   16u
 #define SLOTS    64u
@@ -44,6 +45,7 @@ struct bench {
     struct k_batch *b;
     struct k_attention_weights w;
     float *d_in, *d_out;
+    double position_bytes; /* of K and V of a position in a layer */
     uint32_t launches;
     double copy; /* bytes per second */
 };
@@ -122,7 +124,7 @@ static double seconds_of(struct bench *b) {
 static void bench_step(struct bench *b, const struct one_step *step) {
     plan(b, step);
     const double t = seconds_of(b), pairs = step->rows * (step->context - (step->rows - 1) / 2.0),
-                 bytes = step->sequences * step->context * 4096.0,
+                 bytes = step->sequences * step->context * b->position_bytes,
                  work = step->sequences * pairs * 4.0 * shape.q_heads * shape.head_dim;
     printf("%2u x %5u positions, %4u rows: %9.1f us  %6.0f MB  %5.0f GB/s (%2.0f %%)  %6.1f T\n",
             step->sequences, step->context, step->rows, t * 1e6, bytes * 1e-6, bytes / t * 1e-9,
@@ -132,14 +134,18 @@ static void bench_step(struct bench *b, const struct one_step *step) {
 
 int main(int argc, char **argv) {
     const struct k_context_options o = {.device = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 0};
+    const bool int8 = argc > 3 && strcmp(argv[3], "int8") == 0;
     const struct k_pool_options pool = {
-            .slots = SLOTS, .pages = PAGES, .pages_per_slot = 32768 / 64, .kv_dtype = K_BF16};
+            .slots = SLOTS, .pages = PAGES, .pages_per_slot = 32768 / 64, .kv_dtype = int8 ? K_INT8 : K_BF16};
+    struct k_pool_cost cost;
     struct bench b = {.launches = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 10};
     const size_t floats = (size_t)ROWS_MAX * WIDTH, bytes = k_workspace_bytes(&shape, ROWS_MAX, 1);
     struct error e;
     must(k_context_create(&o, &b.c, &e), &e);
     must(k_stream_create(b.c, &b.s, &e), &e);
     must(k_batch_create(b.c, SLOTS, ROWS_MAX, &b.b, &e), &e);
+    k_pool_cost(&shape, &pool, &cost);
+    b.position_bytes = (double)cost.page_bytes / 64 / LAYERS;
     b.copy = copy_rate();
     must(k_pool_create(b.c, &shape, &pool, &b.p, &e), &e);
     void *workspace = k_alloc(b.c, bytes);
@@ -155,7 +161,8 @@ int main(int argc, char **argv) {
     k_upload(b.s, d_norm, x, shape.head_dim * sizeof *x);
     b.w = (struct k_attention_weights){d_norm, d_norm};
     fill(&b);
-    printf("%s; copy %.0f GB/s; one layer\n", k_context_describe(b.c), b.copy * 1e-9);
+    printf("%s; copy %.0f GB/s; one layer, pages of %s\n", k_context_describe(b.c), b.copy * 1e-9,
+            int8 ? "int8" : "bf16");
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++)
         bench_step(&b, &steps[i]);
     free(x);

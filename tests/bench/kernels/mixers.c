@@ -1,7 +1,7 @@
 /* Time of what is not a linear product, for the shapes of the 0.8B model: both mixers, and sampling.
  *
  * Usage: bench-kernels-mixers [threads [isa|best [cpu]]], as bench-kernels_cpu-linear. Microseconds per row and
- * layer (or per sample), the best of several runs. */
+ * layer (or per sample), the best of several runs; attention over pages of bf16 and of int8. */
 #include "kernels/kernels.h"
 
 #include <stdio.h>
@@ -42,7 +42,7 @@ static const struct k_shape shape = {.tp = 1,
 struct bench {
     struct k_context *c;
     struct k_stream *s;
-    struct k_pool *p;
+    struct k_pool *p, *p_int8;
     struct k_batch *b;
     struct k_comm *m;
     struct k_linear *head;
@@ -85,7 +85,7 @@ static void begin(struct bench *b, uint32_t pos, uint32_t rows) {
 static void bench_mixers(struct bench *b, uint32_t pos, uint32_t rows) {
     const struct k_attention_weights aw = {b->weights, b->weights};
     const struct k_gdn_weights gw = {b->weights, b->weights, b->weights, b->weights};
-    double attention = 1e9, gdn = 1e9;
+    double attention = 1e9, int8 = 1e9, gdn = 1e9;
     begin(b, pos, rows);
     since(b, 0);
     for (int i = 0; i < RUNS; i++) {
@@ -94,12 +94,16 @@ static void bench_mixers(struct bench *b, uint32_t pos, uint32_t rows) {
         t = since(b, t);
         attention = t < attention ? t : attention;
         t = now();
+        k_attention_step(b->s, b->p_int8, b->b, 0, 0, &aw, b->in, b->out);
+        t = since(b, t);
+        int8 = t < int8 ? t : int8;
+        t = now();
         k_gdn_step(b->s, b->p, b->b, 0, &gw, b->in, b->out);
         t = since(b, t);
         gdn = t < gdn ? t : gdn;
     }
-    printf("position %6u, %3u rows: attention %8.1f us/row, gdn %6.1f us/row\n", pos, rows,
-            attention * 1e6 / rows, gdn * 1e6 / rows);
+    printf("position %6u, %3u rows: attention %8.1f us/row, of int8 %8.1f, gdn %6.1f us/row\n", pos, rows,
+            attention * 1e6 / rows, int8 * 1e6 / rows, gdn * 1e6 / rows);
 }
 
 static void bench_sampling(
@@ -128,12 +132,16 @@ static void bench_sampling(
 
 static int setup(struct bench *b, const struct k_context_options *o, struct error *e) {
     const struct k_pool_options pool = {.slots = 1, .pages = 600, .pages_per_slot = 600, .kv_dtype = K_BF16};
+    const struct k_pool_options of_int8 = {
+            .slots = 1, .pages = 600, .pages_per_slot = 600, .kv_dtype = K_INT8};
     struct k_matrix_view v = {.data = NULL, .row_stride = 0, .rows = shape.vocab_size, .dtype = K_BF16};
     struct k_linear_spec spec = {
             .pieces = &v, .n_pieces = 1, .columns = shape.hidden_size, .leaves = 8, .name = "head"};
     uint32_t pages[600];
     if (k_context_create(o, &b->c, e) < 0 || k_stream_create(b->c, &b->s, e) < 0 ||
-            k_pool_create(b->c, &shape, &pool, &b->p, e) < 0 || k_batch_create(b->c, 1, 512, &b->b, e) < 0 ||
+            k_pool_create(b->c, &shape, &pool, &b->p, e) < 0 ||
+            k_pool_create(b->c, &shape, &of_int8, &b->p_int8, e) < 0 ||
+            k_batch_create(b->c, 1, 512, &b->b, e) < 0 ||
             k_comm_create(b->c, &shape, 512, NULL, 0, &b->m, e) < 0 ||
             k_linear_dummy(b->c, &spec, 1, 0.3f, &b->head, e) < 0)
         return -1;
@@ -145,8 +153,11 @@ static int setup(struct bench *b, const struct k_context_options *o, struct erro
     b->results = k_alloc(b->c, sizeof *b->results);
     for (uint32_t i = 0; i < 600; i++)
         pages[i] = i + 1;
-    k_slot_open(b->s, b->p, 1, &(struct k_sampling){.top_p = 1, .repetition_penalty = 1});
-    k_slot_grant(b->s, b->p, 1, 0, 600, pages);
+    struct k_pool *const pools[] = {b->p, b->p_int8};
+    for (size_t i = 0; i < 2; i++) {
+        k_slot_open(b->s, pools[i], 1, &(struct k_sampling){.top_p = 1, .repetition_penalty = 1});
+        k_slot_grant(b->s, pools[i], 1, 0, 600, pages);
+    }
     return 0;
 }
 

@@ -181,6 +181,14 @@ static inline uint32_t atomicExch(uint32_t *p, uint32_t n) {
 static inline uint32_t atomicCAS(uint32_t *p, uint32_t expected, uint32_t n) {
     return emu_put(p, *p == expected ? n : *p);
 }
+/* Byte k of the result is byte `selector >> 4 k & 7` of x, then y; with bit 3 its sign, which nobody asks for here. */
+static inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+    const uint64_t both = x | (uint64_t)y << 32;
+    uint32_t bytes = 0;
+    for (uint32_t k = 0; k < 4; k++)
+        bytes |= (uint32_t)(both >> (selector >> 4 * k & 7) * 8 & 255) << 8 * k;
+    return bytes;
+}
 static inline int __popc(uint32_t x) {
     return __builtin_popcount(x);
 }

@@ -106,7 +106,7 @@ static void test_odd_seeds_let_a_warp_run_ahead(void **state) {
 }
 
 static void test_warps_exchange(void **state) {
-    uint32_t in[32], out[5][32], votes = 0, most = 0;
+    uint32_t in[32], out[6][32], votes = 0, most = 0;
     (void)state;
     for (uint32_t l = 0; l < 32; l++) {
         in[l] = number(l);
@@ -124,6 +124,8 @@ static void test_warps_exchange(void **state) {
             assert_int_equal(out[2][l], in[l + 3 < 32 ? l + 3 : l]);
             assert_int_equal(out[3][l], votes);
             assert_int_equal(out[4][l], most);
+            assert_int_equal(out[5][l],
+                    (in[l] & 255) | (in[l] >> 8 & 0xff00) | (~in[l] << 8 & 0xff0000) | (~in[l] & 0xff000000));
         }
         ok(cudaFree(d_in));
         ok(cudaFree(d_out));

@@ -50,8 +50,20 @@ static void norm_rope(
     }
 }
 
-static double stored(double x, enum k_dtype dtype) {
-    return dtype == K_BF16 ? of_bf16(to_bf16((float)x)) : (float)x;
+/* x[n] as the pages keep it. */
+static void stored(double *x, uint32_t n, enum k_dtype dtype) {
+    double highest = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] = dtype == K_BF16 ? of_bf16(to_bf16((float)x[i])) : (float)x[i];
+        highest = fabs(x[i]) > highest ? fabs(x[i]) : highest;
+    }
+    for (uint32_t i = 0; i < n && dtype == K_INT8 && highest > 0; i++)
+        x[i] = rint(x[i] / (highest / 127)) * (highest / 127);
+}
+/* |got - expected| / (1 + |expected|): a K that rounds the other way moves a score by 2^-9 of it in BF16, by a code's
+ * worth of one of its products in INT8. */
+static double tolerance_of(enum k_dtype dtype) {
+    return dtype == K_F32 ? 1e-5 : dtype == K_BF16 ? 2e-2 : 5e-2;
 }
 
 static void reference(const struct layer *l, const uint32_t *rope, enum k_dtype dtype, double *out) {
@@ -65,10 +77,10 @@ static void reference(const struct layer *l, const uint32_t *rope, enum k_dtype 
             const float *from = l->in + (size_t)t * l->width + (2 * h->q_heads + i) * d;
             double *kt = k + ((size_t)t * h->kv_heads + i) * d, *vt = v + ((size_t)t * h->kv_heads + i) * d;
             norm_rope(l, from, l->k_norm, rope + t * 3, kt);
-            for (uint32_t j = 0; j < d; j++) {
-                kt[j] = stored(kt[j], dtype);
-                vt[j] = stored(from[h->kv_heads * d + j], dtype);
-            }
+            for (uint32_t j = 0; j < d; j++)
+                vt[j] = from[h->kv_heads * d + j];
+            stored(kt, d, dtype);
+            stored(vt, d, dtype);
         }
         for (uint32_t i = 0; i < h->q_heads; i++) {
             const float *from = l->in + (size_t)t * l->width + i * 2 * d;
@@ -121,7 +133,8 @@ static const struct {
     uint32_t hq, hkv, d, rotary, rows, shift;
     enum k_dtype dtype;
 } cases[] = {{4, 2, 32, 8, 70, 0, K_F32}, {6, 1, 64, 16, 600, 0, K_BF16}, {2, 2, 20, 12, 30, 1, K_F32},
-        {20, 1, 16, 16, 300, 1, K_BF16}, {8, 2, 256, 64, 40, 0, K_BF16}};
+        {20, 1, 16, 16, 300, 1, K_BF16}, {8, 2, 256, 64, 40, 0, K_BF16}, {6, 1, 64, 16, 600, 0, K_INT8},
+        {2, 2, 33, 12, 70, 1, K_INT8}, {24, 4, 256, 64, 66, 0, K_INT8}, {1, 1, 500, 2, 257, 0, K_INT8}};
 
 static void test_against_double(void **state) {
     (void)state;
@@ -143,8 +156,7 @@ static void test_against_double(void **state) {
             slot_new(&w, 1, NULL, 1, 12);
             run_rows(&w, &l, 1, 0, l.rows, t == 4 ? rope : NULL, out);
             OK(k_stream_wait(w.s, 0, e));
-            /* BF16: a K that rounds the other way moves a score by 2^-9 of it */
-            assert_near(out, expected, n, cases[t].dtype == K_BF16 ? 2e-2 : 1e-5, "rows");
+            assert_near(out, expected, n, tolerance_of(cases[t].dtype), "rows");
             if (i == 0)
                 memcpy(first, out, n * sizeof *out);
             assert_same_floats(out, first, n, all_isas[i / 2]);
@@ -191,11 +203,13 @@ static void test_any_split_gives_the_same_bits(void **state) {
 /* One row of a long sequence and several threads: each leaf is a task of its own. */
 static void test_leaves_as_tasks_give_the_same_bits(void **state) {
     (void)state;
-    for (uint32_t shift = 0; shift < 2; shift++) {
+    for (uint32_t t = 0; t < 3; t++) {
+        const uint32_t shift = t % 2;
         struct layer l;
         struct world w;
         layer_make(&l, 3, 1, 40, 8, 1300, shift);
-        struct k_pool_options o = {.slots = 2, .pages = 50, .pages_per_slot = 22, .kv_dtype = K_BF16};
+        struct k_pool_options o = {
+                .slots = 2, .pages = 50, .pages_per_slot = 22, .kv_dtype = t < 2 ? K_BF16 : K_INT8};
         const size_t n = (size_t)l.rows * l.out;
         float *whole = random_floats(1, n, 1), *out = random_floats(2, n, 1);
         assert_true(world_open(&w, &l.shape, &o, NULL, 4, NULL));
@@ -215,13 +229,12 @@ static void test_leaves_as_tasks_give_the_same_bits(void **state) {
     }
 }
 
-static void test_pages_move_and_sequences_mix(void **state) {
+static void pages_move_and_sequences_mix(enum k_dtype dtype, uint32_t d) {
     struct layer l;
     struct world w;
-    (void)state;
-    layer_make(&l, 4, 2, 32, 8, 200, 0);
+    layer_make(&l, 4, 2, d, 8, 200, 0);
     struct k_pool_options o = {
-            .slots = 3, .pages = 30, .pages_per_slot = 12, .page_units = 2, .kv_dtype = K_BF16};
+            .slots = 3, .pages = 30, .pages_per_slot = 12, .page_units = 2, .kv_dtype = dtype};
     float *whole = random_floats(1, (size_t)l.rows * l.out, 1),
           *out = random_floats(2, (size_t)l.rows * l.out, 1);
     assert_true(world_open(&w, &l.shape, &o, NULL, 2, NULL));
@@ -254,12 +267,111 @@ static void test_pages_move_and_sequences_mix(void **state) {
     free(whole), free(out), free(in);
 }
 
+static void test_pages_move_and_sequences_mix(void **state) {
+    (void)state;
+    pages_move_and_sequences_mix(K_BF16, 32);
+    pages_move_and_sequences_mix(K_INT8, 32);
+    pages_move_and_sequences_mix(K_INT8, 19);
+}
+
+/* --- what INT8 keeps: a sequence of one position gives its V back, code times scale --- */
+
+static const struct kept {
+    float x[4], want[4]; /* the other columns are 0 */
+} kept[] = {
+        {{127, 0.5f, 1.5f, 2.5f}, {127, 0, 2, 2}},
+        {{-127, -0.5f, -1.5f, -2.5f}, {-127, 0, -2, -2}},
+        {{0, 0, 0, 0}, {0, 0, 0, 0}},
+        {{0.25f, 3, -254, 1.5f}, {0, 4, -254, 2}}, /* scale 2: 1.5 to 2, 0.75 to 1 */
+        {{1e-30f, 0.6e-30f, 0, -1e-30f}, {1e-30f, 76e-30f / 127, 0, -1e-30f}},
+        {{0x1p-149f, 0, 0, 0}, {0, 0, 0, 0}}, /* its scale is 0 */
+        {{1, NAN, 2, 3}, {NAN, NAN, NAN, NAN}},
+        {{1, INFINITY, 2, 3}, {NAN, NAN, NAN, NAN}},
+        {{1, 2, -INFINITY, 3}, {NAN, NAN, NAN, NAN}},
+};
+static void assert_kept(const struct kept *c, const float *got, uint32_t d) {
+    for (uint32_t i = 0; i < d; i++) {
+        const float want = i < 4 ? c->want[i] : 0 * c->want[0];
+        if (isnan(want) ? !isnan(got[i]) : !(fabsf(got[i] - want) <= fabsf(want) * 1e-6f))
+            fail_msg("case %td, column %u: %.9g, expected %.9g", c - kept, i, (double)got[i], (double)want);
+    }
+}
+/* K alone decides nothing where there is one position, unless it is no number. */
+static void test_int8_keeps_codes_and_a_scale(void **state) {
+    enum { D = 35, HEADS = 2 };
+    const struct k_pool_options o = {.slots = 3, .pages = 9, .pages_per_slot = 3, .kv_dtype = K_INT8};
+    struct layer l;
+    (void)state;
+    layer_make(&l, HEADS, HEADS, D, 8, 1, 0);
+    float *out = random_floats(1, l.out, 1);
+    for (int i = 0; i < N_ISAS; i++) {
+        struct world w;
+        if (!world_open(&w, &l.shape, &o, all_isas[i], 1, NULL))
+            continue;
+        for (size_t t = 0; t < sizeof kept / sizeof *kept; t++) {
+            float *v = l.in + 3 * HEADS * D; /* of head 0; head 1 is like the case after the next */
+            const struct kept *of[HEADS] = {&kept[t], &kept[(t + 2) % (sizeof kept / sizeof *kept)]};
+            memset(v, 0, HEADS * D * sizeof *v);
+            for (uint32_t h = 0; h < HEADS; h++) {
+                memcpy(v + h * D, of[h]->x, sizeof of[h]->x);
+                for (uint32_t c = 0; c < D; c++)
+                    l.in[(h * 2 + 1) * D + c] = 100; /* gates: all of it */
+            }
+            slot_new(&w, 1, NULL, 1, 3);
+            run_rows(&w, &l, 1, 0, 1, NULL, out);
+            OK(k_stream_wait(w.s, 0, e));
+            for (uint32_t h = 0; h < HEADS; h++)
+                assert_kept(of[h], out + h * D, D);
+        }
+        world_close(&w);
+    }
+    free(out);
+    layer_free(&l);
+}
+
+/* A V or K that is no number spoils the queries that see it, and nobody else's: not rows before it, not who has the
+ * page after it. */
+static void test_int8_what_is_no_number_is_seen_by_whom_it_may(void **state) {
+    enum { ROWS = 70, BAD = 67 };
+    const struct k_pool_options o = {.slots = 3, .pages = 9, .pages_per_slot = 3, .kv_dtype = K_INT8};
+    struct layer l;
+    struct world w;
+    (void)state;
+    layer_make(&l, 2, 1, 32, 8, ROWS, 0);
+    float *whole = random_floats(1, (size_t)ROWS * l.out, 1),
+          *out = random_floats(1, (size_t)ROWS * l.out, 1);
+    for (uint32_t is_value = 0; is_value < 2; is_value++) {
+        assert_true(world_open(&w, &l.shape, &o, NULL, 2, NULL));
+        slot_new(&w, 1, NULL, 1, 2);
+        run_rows(&w, &l, 1, 0, ROWS, NULL, whole);
+        float *bad = l.in + BAD * l.width + (4 + is_value) * 32 + 5, good = *bad;
+        *bad = INFINITY;
+        slot_new(&w, 2, NULL, 3, 2);
+        run_rows(&w, &l, 2, 0, ROWS, NULL, out);
+        assert_same_floats(out, whole, (size_t)BAD * l.out, "before it");
+        OK(k_stream_wait(w.s, 0, e));
+        for (size_t i = (size_t)BAD * l.out; i < (size_t)ROWS * l.out; i++)
+            assert_true(isnan(out[i]));
+        *bad = good;
+        slot_new(&w, 3, NULL, 3, 2); /* the same pages: row 67 is another sequence's */
+        run_rows(&w, &l, 3, 0, BAD, NULL, out);
+        run_rows(&w, &l, 3, BAD, ROWS - BAD, NULL, out);
+        assert_same_floats(out, whole, (size_t)ROWS * l.out, "after it");
+        OK(k_stream_wait(w.s, 0, e));
+        world_close(&w);
+    }
+    free(whole), free(out);
+    layer_free(&l);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_against_double),
             cmocka_unit_test(test_any_split_gives_the_same_bits),
             cmocka_unit_test(test_leaves_as_tasks_give_the_same_bits),
             cmocka_unit_test(test_pages_move_and_sequences_mix),
+            cmocka_unit_test(test_int8_keeps_codes_and_a_scale),
+            cmocka_unit_test(test_int8_what_is_no_number_is_seen_by_whom_it_may),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,9 +10,10 @@
 /* |got - want| <= bound * (1 + |want|): q and p are two bf16 each (pages of bf16), or nothing is rounded (fp32) */
 #define BOUND_BF16 4e-5
 #define BOUND_F32  4e-6
+#define BOUND_INT8 2e-4 /* p times V's scale is an integer, here of a unit of a step's, there of a leaf's */
 
 static struct library cpu, cuda;
-static double farthest[2]; /* of the differences, in units of the bound */
+static double farthest[4]; /* of the differences, of a dtype in units of its bound */
 
 struct bed { /* one library's pool, and the mixer's input and output */
     struct library k;
@@ -128,13 +129,13 @@ static void step_run(struct bed *d, const struct part *parts, uint32_t n, uint32
 
 static void assert_close(
         const float *got, const float *want, size_t n, enum k_dtype dtype, const char *what) {
-    const double bound = dtype == K_BF16 ? BOUND_BF16 : BOUND_F32;
+    const double bound = dtype == K_BF16 ? BOUND_BF16 : dtype == K_INT8 ? BOUND_INT8 : BOUND_F32;
     for (size_t i = 0; i < n; i++) {
         const double off = fabs((double)got[i] - want[i]) / (bound * (1 + fabs((double)want[i])));
         if (!(off <= 1))
             fail_msg("%s: element %zu of %zu: %.9g, the CPU has %.9g", what, i, n, (double)got[i],
                     (double)want[i]);
-        farthest[dtype == K_BF16] = off > farthest[dtype == K_BF16] ? off : farthest[dtype == K_BF16];
+        farthest[dtype] = off > farthest[dtype] ? off : farthest[dtype];
     }
 }
 static void seed(uint64_t n) {
@@ -172,6 +173,12 @@ static const struct sequences {
         {2, 2, 33, 2, 1, K_BF16, {257, 64}, 70},
         {8, 2, 96, 24, 0, K_F32, {258, 64}, 60},
         {2, 1, 512, 128, 1, K_F32, {65, 10}, 30},
+        {6, 1, 256, 64, 0, K_INT8, {257, 66}, 90},
+        {12, 2, 64, 16, 1, K_INT8, {65, 255}, 40},
+        {3, 3, 20, 20, 1, K_INT8, {129, 511}, 300},
+        {2, 1, 512, 64, 0, K_INT8, {70, 20}, 40},
+        {2, 2, 33, 2, 1, K_INT8, {257, 64}, 70},
+        {5, 1, 144, 8, 0, K_INT8, {130, 31}, 50},
 };
 /* Both sequences of a case, cut at random into steps of one or both; their pages in an order of the round's. */
 static void run_cut(
@@ -371,7 +378,7 @@ int main(void) {
     cpu = linked_library();
     cuda = opened_library();
     const int r = cmocka_run_group_tests(tests, NULL, NULL);
-    print_message("farthest from the CPU: bf16 pages %.2g, fp32 pages %.2g, of 1 + |x|\n",
-            farthest[1] * BOUND_BF16, farthest[0] * BOUND_F32);
+    print_message("farthest from the CPU: bf16 pages %.2g, int8 pages %.2g, fp32 pages %.2g, of 1 + |x|\n",
+            farthest[K_BF16] * BOUND_BF16, farthest[K_INT8] * BOUND_INT8, farthest[K_F32] * BOUND_F32);
     return r;
 }
