@@ -134,11 +134,13 @@ def rows_of(text, metrics):
 
 
 def steps_of(rows):
-    """The launches of each step: a step begins with begin_kernel."""
-    steps = []
+    """The launches of each step, begin_kernel to end_kernel: what is sent up before it is not in it."""
+    steps, within = [], False
     for row in rows:
         if row["Kernel Name"].startswith("begin_kernel"):
             steps.append([])
-        if steps:
+            within = True
+        if within:
             steps[-1].append(row)
+        within = within and not row["Kernel Name"].startswith("end_kernel")
     return steps
