@@ -24,12 +24,12 @@
  *   - A product of INT4 or INT8 weights with INT8 activations cuts a leaf into segments, wherever the weights' group
  *     (counted in the full K) or the activations' group of 128 (counted from the leaf's start) ends. A segment's sum
  *     n of (code - zero) * x is an exact integer; the leaf takes fma(n, scale_w * scale_x, leaf), then, with minimums,
- *     fma(sum of x, -minimum * scale_x, leaf); segments ascending. With float activations a weight is
+ *     fma(sum of x, -minimum * scale_x, leaf); segments ascending. With float or bf16 activations a weight is
  *     scale * (code - zero), rounded, minus minimum, rounded, and the rule of dense weights holds.
- *   - A GPU has another order where weights or activations are floats (dense and FP8 weights, float activations):
- *     tensor cores add a leaf's products, which are exact, in an order of their own that is the same for every row
- *     count and grid. An output is within 2^-20 of the sum of |w x| of the exact one, so within (16 + leaf columns) *
- *     2^-24 of kernels/cpu's; bits are promised per architecture, and all else said here holds.
+ *   - A GPU has another order where weights or activations are floats (dense and FP8 weights, or activations that are
+ *     not INT8): tensor cores add a leaf's products, which are exact, in an order of their own that is the same for
+ *     every row count and grid. An output is within 2^-20 of the sum of |w x| of the exact one, so within (16 + leaf
+ *     columns) * 2^-24 of kernels/cpu's; bits are promised per architecture, and all else said here holds.
  *   - Attention reduces leaves of 256 positions counted from 0, each from a fresh maximum, combined in index order.
  *   - KV in INT8: K (after norm and rope) and V of a token and kv head each become codes with one scale, max|x| / 127,
  *     that is NaN where an x is NaN or infinite; a code is x / scale rounded to nearest even, in [-127, 127], and 0
@@ -87,15 +87,22 @@ struct k_stream;  /* an ordered queue of operations; used by one host thread at 
 struct k_event;
 struct k_graph;
 
+/* What INT4 and INT8 weights are multiplied with. FP8 and dense weights take fp32 activations. */
+enum k_activations {
+    K_ACTIVATIONS_INT8, /* rounded to INT8 per row and 128 k of a K-leaf (from its start) with scale max|x| / 127 */
+    K_ACTIVATIONS_BF16,  /* rounded to bf16, to nearest even, and weights widened to fp32 */
+    K_ACTIVATIONS_FLOAT, /* fp32, and weights widened to fp32 */
+};
+
 struct k_context_options {
     uint32_t device;  /* CUDA ordinal; ignored on the CPU */
     uint32_t threads; /* CPU threads of this rank, the calling one included; 0 = all this process may use */
     /* CPU: NULL = best of "avx512" "avx2" "plain"; "avx512-base": without VNNI. One that is absent is -ENOTSUP */
     const char *isa;
-    /* What INT4 and INT8 weights are multiplied with: false = activations rounded to INT8 per row and 128 k of a
-     * K-leaf (counted from its start) with scale max|x| / 127; true = fp32 activations and weights widened to fp32. FP8
-     * and dense weights always take fp32 activations. */
-    bool float_activations;
+    enum k_activations activations;
+    /* A GPU multiplies BF16 and FP8 weights with activations rounded to bf16, to nearest even, instead of fp32, as if
+     * they were rounded before. All other weights, and kernels/cpu, where it would save nothing, stay as they are. */
+    bool fast;
     /* CPU, for tests of the host's side: operations are queued as on a device, and run when somebody waits for the
      * stream or for an event of it. */
     bool deferred;

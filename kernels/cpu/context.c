@@ -69,7 +69,7 @@ int k_context_create(const struct k_context_options *options, struct k_context *
     r = team_create(options->threads, &c->team, e);
     if (r < 0)
         goto fail;
-    c->float_activations = options->float_activations;
+    c->activations = options->activations;
     c->deferred = options->deferred;
     const uint32_t threads = team_threads(c->team);
     snprintf(c->text, sizeof c->text, "cpu %s, %" PRIu32 " thread%s", c->isa->name, threads,

@@ -169,7 +169,8 @@ struct k_context {
     const struct isa *isa;
     struct team *team;
     struct arena *arena; /* memory.c: where the next blocks come from */
-    bool float_activations, deferred;
+    enum k_activations activations;
+    bool deferred;
     char text[64];
 };
 void memory_leave(struct k_context *c); /* before the context goes; blocks may outlive it */

@@ -1,11 +1,11 @@
 /* product.c - multiplying activations with packed weights, split over the threads of a rank.
  *
  * The input rows are brought into the forms that the bodies read, once per row and not once per strip:
- * normalised and put into the linear's order; fp32 row after row for a few, in tiles [k][12] for more; INT8 in
- * tiles [k / 4][rows][4] with scales and sums per segment, once for each way in which the weights' groups cut
- * the columns. Then every thread has a share of the strips, which lie together in memory, and takes them group by
- * group; outputs stay on its stack and are stored with the activation applied, so gate and up are never written
- * out. More than CHUNK_ROWS rows go through in chunks, which bounds the scratch. */
+ * normalised and put into the linear's order; fp32 row after row for a few, in tiles [k][12] for more, and the same of
+ * values rounded to bf16; INT8 in tiles [k / 4][rows][4] with scales and sums per segment, once for each way in which
+ * the weights' groups cut the columns. Then every thread has a share of the strips, which lie together in memory, and
+ * takes them group by group; outputs stay on its stack and are stored with the activation applied, so gate and up are
+ * never written out. More than CHUNK_ROWS rows go through in chunks, which bounds the scratch. */
 #include "kernels/cpu/internal.h"
 
 #include <errno.h>
@@ -26,13 +26,14 @@ struct product_job {
     const struct isa *isa;
     uint32_t first, n; /* rows of the product in this chunk */
     uint32_t n_tiles;
-    bool floats;              /* some piece takes fp32 activations */
-    bool cuts[CUTS_MAX];      /* some piece takes INT8 activations cut like this */
-    float *in;                /* n <= SMALL_ROWS: [n][columns], else tiles [columns][12] */
-    float *row;               /* [tile][2][columns] a row on its way, and before it is put in order */
-    int8_t *row_codes;        /* [tile][columns + 64] */
-    float *row_scales;        /* [tile][runs] */
-    uint32_t runs;            /* activation scales of a row */
+    bool floats, rounds; /* some piece takes fp32 activations; some takes them rounded to bf16 */
+    bool cuts[CUTS_MAX]; /* some piece takes INT8 activations cut like this */
+    float *in;           /* n <= SMALL_ROWS: [n][columns], else tiles [columns][12] */
+    float *rounded;    /* the same of values rounded to bf16; where codes would be, which are not made then */
+    float *row;        /* [tile][2][columns] a row on its way, and before it is put in order */
+    int8_t *row_codes; /* [tile][columns + 64] */
+    float *row_scales; /* [tile][runs] */
+    uint32_t runs;     /* activation scales of a row */
     uint8_t *codes[CUTS_MAX]; /* [tile] x, scales, sums */
     uint64_t codes_stride[CUTS_MAX];
     uint32_t units; /* strips, or pairs of a gate and an up strip */
@@ -91,6 +92,9 @@ static void lay_out(struct product_job *j, float *scratch) {
     j->row = take(&at, tiles * 2 * align64(w->columns * sizeof(float)));
     j->row_codes = take(&at, tiles * align64(w->columns + 64));
     j->row_scales = take(&at, tiles * align64(j->runs * sizeof(float)));
+    _Static_assert(
+            CUTS_MAX * sizeof(int8_t) >= sizeof(float), "the rounded tiles fit where the codes would be");
+    j->rounded = (float *)at;
     for (uint32_t c = 0; c < w->n_cuts; c++) {
         j->codes_stride[c] = codes_tile_bytes(w->cuts[c].x_columns, w->cuts[c].n_segments);
         j->codes[c] = take(&at, tiles * j->codes_stride[c]);
@@ -155,6 +159,15 @@ static void spread_codes(const struct product_job *j, uint32_t cut, uint32_t t, 
     }
 }
 
+/* Row r of tile t, as it is or rounded to bf16. */
+static void spread_floats(
+        const struct product_job *j, float *in, uint32_t t, uint32_t r, const float *row, bool round) {
+    const uint32_t k = j->p->w->columns, step = j->n <= SMALL_ROWS ? 1 : TILE_ROWS;
+    float *to = in + t * tile_floats(k) + (step == 1 ? (uint64_t)r * k : r);
+    for (uint32_t i = 0; i < k; i++)
+        to[(uint64_t)i * step] = round ? float_of_bf16(bf16_of(row[i])) : row[i];
+}
+
 static void prepare_tile(void *arg, uint32_t t) {
     const struct product_job *j = arg;
     const uint32_t k = j->p->w->columns, n = tile_rows(j, t), first = tile_first(j->n, j->n_tiles, t);
@@ -171,8 +184,9 @@ static void prepare_tile(void *arg, uint32_t t) {
         float *row = small && j->floats ? tile + (uint64_t)r * k : own;
         prepare_row(j, first + r, row, spare);
         if (j->floats && !small)
-            for (uint32_t i = 0; i < k; i++)
-                tile[(uint64_t)i * TILE_ROWS + r] = row[i];
+            spread_floats(j, j->in, t, r, row, /* round= */ false);
+        if (j->rounds)
+            spread_floats(j, j->rounded, t, r, row, /* round= */ true);
         if (!any)
             continue;
         j->isa->quantise_row(row, k, j->p->w->leaf_columns, codes, scales);
@@ -184,8 +198,10 @@ static void prepare_tile(void *arg, uint32_t t) {
 
 /* --- the strips --- */
 
-static bool takes_codes(const struct product_job *j, const struct piece *p) {
-    return (p->form.kind == KIND_INT4 || p->form.kind == KIND_INT8) && !j->p->w->context->float_activations;
+/* What a piece is multiplied with. */
+static enum k_activations takes(const struct product_job *j, const struct piece *p) {
+    const bool codes = p->form.kind == KIND_INT4 || p->form.kind == KIND_INT8;
+    return codes ? j->p->w->context->activations : K_ACTIVATIONS_FLOAT;
 }
 
 /* 16 outputs of each of n rows, computed by strip s (and its partner for gate and up). */
@@ -207,18 +223,19 @@ static void strips_times_tiles(
         const struct product_job *j, uint32_t s, uint32_t n, uint32_t t0, uint32_t nt, float *out) {
     const struct k_linear *w = j->p->w;
     const struct piece *piece = &w->pieces[w->strips[s].piece];
-    if (takes_codes(j, piece)) {
+    const float *in = takes(j, piece) == K_ACTIVATIONS_BF16 ? j->rounded : j->in;
+    if (takes(j, piece) == K_ACTIVATIONS_INT8) {
         struct codes_tile tiles[BLOCK_TILES];
         for (uint32_t t = 0; t < nt; t++)
             tiles[t] = codes_tile(j, piece->cut, t0 + t);
         j->isa->linear_codes(w, s, n, tiles, nt, out);
     } else if (j->n <= SMALL_ROWS) {
-        j->isa->linear_small(w, s, n, j->in, w->columns, j->n, out);
+        j->isa->linear_small(w, s, n, in, w->columns, j->n, out);
     } else {
         uint32_t rows[BLOCK_TILES];
         for (uint32_t t = 0; t < nt; t++)
             rows[t] = tile_rows(j, t0 + t);
-        j->isa->linear_block(w, s, n, j->in + t0 * tile_floats(w->columns), rows, nt, out);
+        j->isa->linear_block(w, s, n, in + t0 * tile_floats(w->columns), rows, nt, out);
     }
 }
 
@@ -235,7 +252,7 @@ static uint32_t strips_together(const struct k_linear *w, uint32_t s, uint32_t e
 /* How many strips, at most, one call of a body may take. */
 static uint32_t strips_limit(const struct product_job *j, uint32_t s) {
     const uint32_t rows = j->n < BLOCK_ROWS ? j->n : BLOCK_ROWS;
-    if (j->n > SMALL_ROWS && !takes_codes(j, &j->p->w->pieces[j->p->w->strips[s].piece]))
+    if (j->n > SMALL_ROWS && takes(j, &j->p->w->pieces[j->p->w->strips[s].piece]) != K_ACTIVATIONS_INT8)
         return 2;
     return OUT_MAX / rows < GROUP_STRIPS ? OUT_MAX / rows : GROUP_STRIPS;
 }
@@ -353,8 +370,10 @@ void product_run(struct k_stream *s, const struct product *p, float *scratch) {
     struct product_job j = {.p = p, .isa = stream_isa(s)};
     for (uint32_t i = 0; i < p->w->n_pieces; i++) {
         const struct piece *piece = &p->w->pieces[i];
-        if (takes_codes(&j, piece))
+        if (takes(&j, piece) == K_ACTIVATIONS_INT8)
             j.cuts[piece->cut] = true;
+        else if (takes(&j, piece) == K_ACTIVATIONS_BF16)
+            j.rounds = true;
         else
             j.floats = true;
     }

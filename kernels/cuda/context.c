@@ -68,7 +68,8 @@ int k_context_create(const struct k_context_options *options, struct k_context *
         return error_set(e, -ENOMEM, "no memory for a context");
     c->device = (int)options->device;
     c->threads = options->threads;
-    c->float_activations = options->float_activations;
+    c->activations = options->activations;
+    c->fast = options->fast;
     r = context_fill(c, e);
     if (r < 0)
         c = k_context_free(c);

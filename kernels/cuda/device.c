@@ -93,6 +93,8 @@ int device_open(int device, struct cudaDeviceProp *ret, struct error *e) {
     if (made == cudaSuccess)
         made = terms_tiles_prepare((uint32_t)ret->sharedMemPerBlockOptin);
     if (made == cudaSuccess)
+        made = bf16_tiles_prepare((uint32_t)ret->sharedMemPerBlockOptin);
+    if (made == cudaSuccess)
         made = gdn_prepare((uint32_t)ret->sharedMemPerBlockOptin);
     if (made == cudaSuccess)
         made = gdn_blocks_prepare((uint32_t)ret->sharedMemPerBlockOptin);

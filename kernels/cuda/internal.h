@@ -28,7 +28,8 @@ struct k_context {
     int device;
     struct device_size size;
     uint32_t threads; /* of the host, for packing; 0 = all that this process may use */
-    bool float_activations;
+    enum k_activations activations;
+    bool fast;
     cudaStream_t stream; /* what is done at load: allocations, uploads */
     struct staging staging;
     char text[320];

@@ -31,7 +31,7 @@ static uint64_t terms_tiles_of(uint64_t rows) { /* of the rows that are terms at
     return row_tiles_of(rows < TERMS_ROWS ? rows : TERMS_ROWS);
 }
 static uint64_t terms_bytes(uint64_t columns, uint64_t rows) {
-    return runs_of(columns) * terms_tiles_of(rows) * TERMS_BYTES;
+    return runs_of(columns) * terms_tiles_of(rows) * TERMS * TERM_BYTES;
 }
 /* Of the rows: as INT8, and behind them as terms; each with the sums of shared tiles. */
 static uint64_t rows_as_codes_bytes(uint64_t columns, uint64_t rows) {
@@ -73,12 +73,29 @@ static struct input input_of(const struct product *p) {
             .runs = (p->w->leaf_columns + ACTIVATION_RUN - 1) / ACTIVATION_RUN};
 }
 
-/* What a panel multiplies. */
-enum input_form { INPUT_CODES, INPUT_TERMS, INPUT_TERMS_OF_CODES };
+/* What a panel multiplies: INT8, or so many terms in this order. */
+enum input_form {
+    INPUT_CODES,
+    INPUT_TERMS,
+    INPUT_BF16,
+    INPUT_TERMS_OF_CODES,
+    INPUT_BF16_OF_CODES,
+    INPUT_FORMS
+};
+static const struct {
+    enum terms_order order;
+    uint32_t n;
+} terms_of[INPUT_FORMS] = {[INPUT_TERMS] = {TERMS_PLAIN, TERMS},
+        [INPUT_BF16] = {TERMS_PLAIN, 1},
+        [INPUT_TERMS_OF_CODES] = {TERMS_CODES, TERMS},
+        [INPUT_BF16_OF_CODES] = {TERMS_CODES, 1}};
 static enum input_form input_form(const struct k_stream *s, const struct panel *w) {
-    if (w->form != FORM_INT4 && w->form != FORM_INT8)
-        return INPUT_TERMS;
-    return s->context->float_activations ? INPUT_TERMS_OF_CODES : INPUT_CODES;
+    static const enum input_form of_codes[] = {[K_ACTIVATIONS_INT8] = INPUT_CODES,
+            [K_ACTIVATIONS_BF16] = INPUT_BF16_OF_CODES,
+            [K_ACTIVATIONS_FLOAT] = INPUT_TERMS_OF_CODES};
+    if (w->form == FORM_INT4 || w->form == FORM_INT8)
+        return of_codes[s->context->activations];
+    return s->context->fast && form_takes_bf16((enum weight_form)w->form) ? INPUT_BF16 : INPUT_TERMS;
 }
 static bool takes(const struct k_stream *s, const struct k_linear *w, enum input_form form) {
     for (uint32_t i = 0; i < w->n_panels; i++)
@@ -124,17 +141,18 @@ static bool multiply_codes(
 static bool multiply_terms_panel(
         struct k_stream *s, cudaStream_t stream, const struct terms_product_args *a, uint32_t rows) {
     if (rows - a->first_row > STREAM_ROWS && terms_tiles_can(&a->w))
-        return CUDA_QUEUED(s, queue_terms_tiles(stream, a, rows, &s->context->size));
+        return a->x.n == 1 ? CUDA_QUEUED(s, queue_bf16_tiles(stream, a, rows, &s->context->size))
+                           : CUDA_QUEUED(s, queue_terms_tiles(stream, a, rows, &s->context->size));
     return CUDA_QUEUED(s, queue_terms_product(stream, a, rows, &s->context->size));
 }
-/* All panels that take terms, in the order of `form`: TERMS_ROWS rows after another, which bounds the scratch. Queued
+/* All panels that take the terms of `form`: TERMS_ROWS rows after another, which bounds the scratch. Queued
  * to `stream`, of s or its branch. */
 static bool multiply_terms(struct k_stream *s, cudaStream_t stream, const struct product *p,
         enum input_form form, uint8_t *d_scratch, const struct outputs *o) {
     const uint32_t rows = p->b->bounds.rows;
     struct terms_args t = {.in = input_of(p),
-            .to = {.d_terms = d_scratch, .row_tiles = (uint32_t)terms_tiles_of(rows)},
-            .order = form == INPUT_TERMS ? TERMS_PLAIN : TERMS_CODES};
+            .to = {.d_terms = d_scratch, .row_tiles = (uint32_t)terms_tiles_of(rows), .n = terms_of[form].n},
+            .order = terms_of[form].order};
     bool well = true;
     for (; t.first_row < rows && well; t.first_row += TERMS_ROWS) {
         const uint32_t left = rows - t.first_row;
@@ -160,13 +178,17 @@ static bool multiply_terms(struct k_stream *s, cudaStream_t stream, const struct
 static bool multiply(
         struct k_stream *s, const struct product *p, uint8_t *d_scratch, const struct outputs *o) {
     uint8_t *d_terms = d_scratch + rows_as_codes_bytes(p->w->columns, p->b->bounds.rows);
-    const bool codes = takes(s, p->w, INPUT_CODES), terms = takes(s, p->w, INPUT_TERMS),
-               both = codes && terms;
-    cudaStream_t stream = both ? s->branch.stream : s->stream;
-    return (!both || stream_fork(s)) && (!terms || multiply_terms(s, stream, p, INPUT_TERMS, d_terms, o)) &&
-           (!takes(s, p->w, INPUT_TERMS_OF_CODES) ||
-                   multiply_terms(s, s->stream, p, INPUT_TERMS_OF_CODES, d_terms, o)) &&
-           (!codes || multiply_codes(s, p, d_scratch, o)) && (!both || stream_join(s));
+    const bool codes = takes(s, p->w, INPUT_CODES);
+    bool terms = false, well = true;
+    for (enum input_form form = INPUT_CODES + 1; form < INPUT_FORMS; form++)
+        terms = terms || takes(s, p->w, form);
+    const bool both = codes && terms;
+    if (both)
+        well = stream_fork(s);
+    for (enum input_form form = INPUT_CODES + 1; form < INPUT_FORMS && well; form++)
+        if (takes(s, p->w, form))
+            well = multiply_terms(s, both ? s->branch.stream : s->stream, p, form, d_terms, o);
+    return well && (!codes || multiply_codes(s, p, d_scratch, o)) && (!both || stream_join(s));
 }
 
 static void product_run(struct k_stream *s, const struct product *p) {

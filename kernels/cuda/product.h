@@ -74,20 +74,20 @@ struct quantise_args {
 };
 cudaError_t queue_quantise(cudaStream_t s, const struct quantise_args *a, uint32_t rows_bound);
 
-/* Activations as three terms of bf16, in the fragments of mma_bf16(): high, middle and low, 8 bits of x each, whose sum
- * is x. An infinity is one in the high term alone.
+/* Activations as terms of bf16, in the fragments of mma_bf16(): three (high, middle and low, 8 bits of x each, whose
+ * sum is x; an infinity is one in the high term alone), or x rounded to one.
  *
  *   d_terms   [leaf][run][row / 8][term, high first][k / 32][lane (g, i)][step 2][b0, b1]: row g of the eight
  *
  * plain: b0 has k 16 step + 2i and 2i + 1, b1 those 8 further on. codes (for INT4 and INT8 weights): of k 8i + 4 step
  * .. + 3, b0 has the first and the third, b1 the second and the fourth. Columns behind a leaf's end are 0. */
-#define TERMS       3u
-#define TERM_BYTES  2048u /* of eight rows of a run */
-#define TERMS_BYTES (TERMS * TERM_BYTES)
+#define TERMS      3u
+#define TERM_BYTES 2048u /* of eight rows of a run */
 enum terms_order { TERMS_PLAIN, TERMS_CODES };
 struct terms {
     uint8_t *d_terms;
     uint32_t row_tiles;
+    uint32_t n; /* terms: TERMS, or 1 for rounded ones */
 };
 struct terms_args {
     struct input in;
@@ -130,7 +130,11 @@ bool tiles_can(const struct panel *w);
 cudaError_t queue_tiles(
         cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d);
 
-/* y[first_row + r][outputs] of up to TERMS_ROWS rows r of terms; a panel of any form. */
+/* y[first_row + r][outputs] of up to TERMS_ROWS rows r of terms; a panel of any form, and of rounded x one of
+ * form_takes_bf16(). */
+static inline bool form_takes_bf16(enum weight_form form) {
+    return form != FORM_F16 && form != FORM_F32;
+}
 struct terms_product_args {
     struct panel w;
     struct terms x;
@@ -151,6 +155,8 @@ cudaError_t queue_terms_product(
 bool terms_tiles_can(const struct panel *w);
 cudaError_t queue_terms_tiles(
         cudaStream_t s, const struct terms_product_args *a, uint32_t rows_bound, const struct device_size *d);
+cudaError_t queue_bf16_tiles(/* of rounded x */
+        cudaStream_t s, const struct terms_product_args *a, uint32_t rows_bound, const struct device_size *d);
 
 /* y[r][n] = silu(both[r][i]) * both[r][n + i] */
 struct silu_args {
@@ -166,6 +172,7 @@ cudaError_t stream_prepare(uint32_t shared_of_block);
 cudaError_t tiles_prepare(uint32_t shared_of_block);
 cudaError_t terms_prepare(uint32_t shared_of_block);
 cudaError_t terms_tiles_prepare(uint32_t shared_of_block);
+cudaError_t bf16_tiles_prepare(uint32_t shared_of_block);
 
 #ifdef __cplusplus
 }

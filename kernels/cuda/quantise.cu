@@ -9,7 +9,7 @@
  *             Few rows are spread until every warp has one run, which it loads before the norm's sum, so that a row
  *             waits for memory once. Each block takes that sum by itself: a node of its own would cost more. Reads 4
  *             bytes of x (and 4 of the norm) an element, writes 1; all in L2.
- *   terms     the same, but writes 6 bytes an element. */
+ *   terms     the same, but writes 6 bytes an element, or 2. */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/product.h"
@@ -103,15 +103,15 @@ static __device__ __forceinline__ uint32_t term_off(float *x) {
 static __device__ void run_quantise(
         const struct terms_args &a, struct run_values &v, uint32_t row, uint32_t run) {
     const uint32_t lane = threadIdx.x % 32;
-    uint8_t *d_tile = a.to.d_terms + ((uint64_t)run * a.to.row_tiles + row / 8) * TERMS_BYTES +
+    uint8_t *d_tile = a.to.d_terms + ((uint64_t)run * a.to.row_tiles + row / 8) * (a.to.n * TERM_BYTES) +
                       lane / 8 * 512 + row % 8 * 64;
 #pragma unroll
-    for (uint32_t place = 0; place < TERMS; place++) {
+    for (uint32_t place = 0; place < TERMS && place < a.to.n; place++) {
         uint8_t *d_term = d_tile + place * TERM_BYTES;
         uint32_t t[4];
 #pragma unroll
         for (uint32_t e = 0; e < 4; e++)
-            t[e] = term_off(&v.x[e]);
+            t[e] = a.to.n == 1 ? (uint32_t)bf16_of(v.x[e]) << 16 : term_off(&v.x[e]);
         if (a.order == TERMS_CODES) { /* k = 32 .. + 8i + 4s */
             uint2 both;
             both.x = t[0] >> 16 | t[2];

@@ -1,5 +1,5 @@
-/* terms.cu - weights of any form times activations as three bf16 terms: dense and FP8 weights, and INT4 and INT8 ones
- * where activations are to stay floats.
+/* terms.cu - weights of any form times activations as bf16 terms: dense and FP8 weights, and INT4 and INT8 ones where
+ * activations are to stay floats; three terms, or, rounded, one.
  *
  * The order of sums is that of terms.cuh, whatever the rows and the grid; terms_tile.cu is for more rows.
  *
@@ -8,7 +8,7 @@
  *   warp      a ring of its own in shared memory, as in stream.cu: a slot is 2 KB of codes (INT4: 1 KB) a strip
  *   the end   leaves meet in shared memory
  *
- * Bytes moved: the panel once per 8 * TILES rows, 6 bytes an activation per unit from L2, 4 bytes per output. */
+ * Bytes moved: the panel once per 8 * TILES rows, 2 bytes a term of x per unit from L2, 4 bytes per output. */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/terms.cuh"
 #include "kernels/shared/segments.h"
@@ -23,21 +23,22 @@ template <int TILES> struct terms_size {
 
 /* --- activations --- */
 
-template <int TILES> struct terms_input {
+template <int TILES, int TERMS_OF_X> struct terms_input {
+    static constexpr int X = TERMS_OF_X;
     const uint4 *lane[TILES]; /* this lane's fragments of a slot, of each eight rows */
     __device__ __forceinline__ uint4 load(uint32_t n, uint32_t term, uint32_t pair) const {
         return load_read_only(lane[n] + term * (TERM_BYTES / 16) + pair * 32);
     }
 };
-template <int TILES>
-static __device__ __forceinline__ void input_seek(terms_input<TILES> &in, const struct terms &x, uint32_t run,
-        uint32_t first_pair, uint32_t first_row, uint32_t rows) {
+template <int TILES, int X>
+static __device__ __forceinline__ void input_seek(terms_input<TILES, X> &in, const struct terms &x,
+        uint32_t run, uint32_t first_pair, uint32_t first_row, uint32_t rows) {
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
     for (uint32_t n = 0; n < TILES; n++) {
         const uint32_t left = rows > n * 8 ? rows - n * 8 : 0, tile = first_row / 8 + (left ? n : 0);
         /* A row that is not there reads the tile's first one: its column is not stored. */
-        in.lane[n] = (const uint4 *)(x.d_terms + ((uint64_t)run * x.row_tiles + tile) * TERMS_BYTES) +
+        in.lane[n] = (const uint4 *)(x.d_terms + ((uint64_t)run * x.row_tiles + tile) * (X * TERM_BYTES)) +
                      first_pair * 32 + (lane / 4 < left ? lane : lane % 4);
     }
 }
@@ -46,10 +47,10 @@ static __device__ __forceinline__ void input_seek(terms_input<TILES> &in, const 
 
 /* Segments that may begin and end anywhere; what they have is read where it lies. blocks: (leaf, strip) of each strip
  * in the panel; *segment: of the leaf, runs along. */
-template <int FORM, int STRIPS, int TILES>
+template <int FORM, class Input, int STRIPS, int TILES>
 static __device__ __forceinline__ void slot_anyhow(const struct panel &w, const uint8_t *codes,
-        const uint64_t *blocks, uint32_t leaf_first, uint32_t run, const terms_input<TILES> &in,
-        uint32_t *segment, sums<STRIPS, TILES> &leaf) {
+        const uint64_t *blocks, uint32_t leaf_first, uint32_t run, const Input &in, uint32_t *segment,
+        sums<STRIPS, TILES> &leaf) {
     const uint32_t g = threadIdx.x % 32 / 4, begin = leaf_first + run * ACTIVATION_RUN,
                    left = w.leaf_columns - run * ACTIVATION_RUN,
                    n = left < ACTIVATION_RUN ? left : ACTIVATION_RUN,
@@ -165,7 +166,7 @@ static __device__ __forceinline__ void outputs_store(const struct terms_product_
     }
 }
 
-template <int FORM, bool ANY, int TILES>
+template <int FORM, bool ANY, int TILES, int X>
 __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const struct terms_product_args a) {
     typedef terms_size<TILES> size;
     constexpr uint32_t STRIPS = size::STRIPS, PAIRS = weight<FORM>::PAIRS;
@@ -190,7 +191,7 @@ __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const stru
         const uint32_t unit = first + warp / a.w.leaves;
         sums<STRIPS, TILES> leaf_sums = {};
         uint32_t segment = 0;
-        terms_input<TILES> in;
+        terms_input<TILES, X> in;
         for (uint32_t at = 0; at < slots_of_leaf<FORM>(a.w) && unit < units; at++) {
             const uint32_t run = at * PAIRS / 4;
             input_seek(in, a.x, leaf * a.w.runs + run, at * PAIRS % 4, from_row, rows);
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const stru
 static uint32_t divided(uint32_t n, uint32_t by) {
     return (n + by - 1) / by;
 }
-template <int FORM, bool ANY, int TILES>
+template <int FORM, bool ANY, int TILES, int X>
 static cudaError_t queue_one(
         cudaStream_t s, const struct terms_product_args &a, uint32_t rows, const struct device_size *d) {
     typedef terms_size<TILES> size;
@@ -238,13 +239,19 @@ static cudaError_t queue_one(
             (uint32_t)(d->shared_of_sm / (shared + 1024)); /* a block takes 1 KB beside its own */
     const uint32_t needed = divided(divided(a.w.strips, size::STRIPS), WARPS / a.w.leaves),
                    rounds = divided(needed, d->sms * (fit > 1 ? fit : 1));
-    return K_LAUNCH((terms_product_kernel<FORM, ANY, TILES>),
+    return K_LAUNCH((terms_product_kernel<FORM, ANY, TILES, X>),
             dim3(divided(needed, rounds), divided(rows, TILES * 8)), TERMS_THREADS, shared, s, a);
 }
 template <int FORM, bool ANY>
 static cudaError_t queue_tiles_of(
         cudaStream_t s, const struct terms_product_args &a, uint32_t rows, const struct device_size *d) {
-    return rows <= 8 ? queue_one<FORM, ANY, 1>(s, a, rows, d) : queue_one<FORM, ANY, 2>(s, a, rows, d);
+    if constexpr (weight<FORM>::TAKES_BF16) {
+        if (a.x.n == 1)
+            return rows <= 8 ? queue_one<FORM, ANY, 1, 1>(s, a, rows, d)
+                             : queue_one<FORM, ANY, 2, 1>(s, a, rows, d);
+    }
+    return rows <= 8 ? queue_one<FORM, ANY, 1, TERMS>(s, a, rows, d)
+                     : queue_one<FORM, ANY, 2, TERMS>(s, a, rows, d);
 }
 template <int FORM>
 static cudaError_t queue_quantised(
@@ -271,11 +278,17 @@ cudaError_t queue_terms_product(cudaStream_t s, const struct terms_product_args 
     }
 }
 
-template <int FORM, bool ANY> static cudaError_t prepare(int shared_of_block) {
+template <int FORM, bool ANY, int X> static cudaError_t prepare_terms(int shared_of_block) {
     const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    cudaError_t r = cudaFuncSetAttribute(terms_product_kernel<FORM, ANY, 1>, most, shared_of_block);
+    cudaError_t r = cudaFuncSetAttribute(terms_product_kernel<FORM, ANY, 1, X>, most, shared_of_block);
     if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(terms_product_kernel<FORM, ANY, 2>, most, shared_of_block);
+        r = cudaFuncSetAttribute(terms_product_kernel<FORM, ANY, 2, X>, most, shared_of_block);
+    return r;
+}
+template <int FORM, bool ANY> static cudaError_t prepare(int shared_of_block) {
+    cudaError_t r = prepare_terms<FORM, ANY, TERMS>(shared_of_block);
+    if constexpr (weight<FORM>::TAKES_BF16)
+        r = r == cudaSuccess ? prepare_terms<FORM, ANY, 1>(shared_of_block) : r;
     return r;
 }
 cudaError_t terms_prepare(uint32_t shared_of_block) {

@@ -14,8 +14,11 @@
  * 2^-20 of its sum of |w x| of the exact one (with minimums: of (|w + minimum| + |minimum|) |x|); the CPU's, whose leaf
  * rounds at every k, within leaf columns * 2^-24.
  *
- * A slot is 2 KB of a strip's codes (INT4: 1 KB): 32, 64 or 128 k. An Input gives the B fragments of a pair of steps of
- * the slot: load(n, term, pair), of the n-th eight rows. */
+ * Activations that were rounded to bf16 are one term; the rest of the order is the same, and so are the bits of x that
+ * is a bf16 in three.
+ *
+ * A slot is 2 KB of a strip's codes (INT4: 1 KB): 32, 64 or 128 k. An Input has Input::X terms of x and gives the B
+ * fragments of a pair of steps of the slot: load(n, term, pair), of the n-th eight rows. */
 #pragma once
 
 #include "kernels/cuda/product.cuh"
@@ -23,7 +26,8 @@
 #define ONE_PAIR 0x3f803f80u
 
 template <int FORM> struct weight {
-    static constexpr bool DENSE = FORM >= FORM_BF16, CODES = FORM <= FORM_INT8;
+    static constexpr bool DENSE = FORM >= FORM_BF16, CODES = FORM <= FORM_INT8,
+                          TAKES_BF16 = FORM <= FORM_BF16; /* form_takes_bf16() */
     static constexpr int PLACES = FORM == FORM_F16 ? 2 : FORM == FORM_F32 ? 3 : 1;
     static constexpr uint32_t PAIRS = FORM == FORM_F32 ? 1 : DENSE ? 2 : 4; /* of steps of 16 k, of a slot */
     static constexpr uint32_t BYTES = FORM == FORM_INT4 ? 1024 : 2048;      /* of a slot of a strip */
@@ -162,6 +166,8 @@ static __device__ __forceinline__ void chain_add(sums<STRIPS, TILES> &acc, const
         for (uint32_t pair = first; pair < end; pair++) {
 #pragma unroll
             for (int place = 0; place < weight<FORM>::PLACES && place <= places; place++) {
+                if (places - place >= Input::X)
+                    continue;
                 uint4 x[TILES];
 #pragma unroll
                 for (uint32_t n = 0; n < TILES; n++) {

@@ -1,11 +1,13 @@
 #!/usr/bin/python3
 """What quantising costs: accuracy per skill and KL of models/shardd-tiny in several widths.
 
-usage: quality_table.py [--only NAME]
+usage: quality_table.py [--only NAME] [--activations int8|bf16|float]
 
 Quantises the model as each row of CASES says, compares it with the original over the held-out prompts and their
 replies (`shardd quantize --eval`), serves it and judges its replies to the held-out prompts (shardd_eval.py). The
-binaries are those of SHARDD_BIN. docs/quality.md holds its output; tests/e2e/test_quantize.py compares.
+binaries are those of SHARDD_BIN. --activations: KL and the served model are those of such activations; without it KL
+is that of float ones, and what is served has INT8. docs/quality.md holds its output; tests/e2e/test_quantize.py
+compares.
 """
 import argparse
 import json
@@ -70,16 +72,17 @@ def percent(records, rights, skill=None):
     return 100 * sum(found) / len(found)
 
 
-def measure(name, records):
+def measure(name, records, activations=None):
     """One row: {column: number}."""
     flags = CASES[name]
+    more = ("--activations", activations) if activations else ()
     with tempfile.TemporaryDirectory(prefix="shardd-quality-") as folder:
         model, report = shardd_eval.MODEL, {}
         if flags is not None:
             model = os.path.join(folder, "model")
-            report = quantise(flags, model, records)
+            report = quantise((*flags, *more), model, records)
         size = os.path.getsize(os.path.join(model, "model.safetensors"))
-        rights = shardd_eval.serve_and_ask(model, 1, records).right
+        rights = shardd_eval.serve_and_ask(model, 1, records, activations=activations or "int8").right
     row = {"weights": name, "MB": size / 1e6, "KL": report.get("kl", 0), "same token %": 100 * report.get("top_1", 1),
            "all %": percent(records, rights)}
     row.update((skill, percent(records, rights, skill)) for skill in SKILLS)
@@ -106,11 +109,12 @@ def written():
 def main():
     parser = argparse.ArgumentParser(description="Makes the table of docs/quality.md, see the top of this file.")
     parser.add_argument("--only", action="append", choices=list(CASES))
+    parser.add_argument("--activations", choices=("int8", "bf16", "float"))
     args = parser.parse_args()
     records = shardd_eval.load(shardd_eval.PROMPTS)
     print("| " + " | ".join(COLUMNS) + " |\n|---" + "|---" * (len(COLUMNS) - 1) + "|")
     for name in args.only or CASES:
-        print(show(measure(name, records)), flush=True)
+        print(show(measure(name, records, args.activations)), flush=True)
 
 
 if __name__ == "__main__":

@@ -141,10 +141,11 @@ class Result:
                 if self.replies[i] != r["reply"] or self.ids[i] != r.get("reply_ids", self.ids[i])]
 
 
-def serve_and_ask(model, size, records, streams=STREAMS_MAX, kv_dtype="auto"):
+def serve_and_ask(model, size, records, streams=STREAMS_MAX, kv_dtype="auto", activations="int8"):
     """kv_dtype fp32 computes as the recorded replies were; auto is BF16 for a BF16 model, and rounding may then choose
     another token where two are as good as equal."""
-    flags = ("--tensor-parallel-size", str(size), "--max-num-seqs", str(STREAMS_MAX), "--kv-cache-dtype", kv_dtype)
+    flags = ("--tensor-parallel-size", str(size), "--max-num-seqs", str(STREAMS_MAX), "--kv-cache-dtype", kv_dtype,
+             "--activations", activations)
     with Server(model, *flags) as server, server.client() as client:
         return Result("tp %d" % size, client, records, streams)
 

@@ -23,8 +23,8 @@ const char bench_help[] =
         "                          of dummy weights; default as config.json says\n"
         "\n"
         "and --model, --load-format, --packed-cache, --tensor-parallel-size, --threads, --isa, --activations,\n"
-        "--max-num-batched-tokens, --kv-cache-dtype, --kv-cache-memory, --temperature, --top-k, --top-p, --min-p,\n"
-        "--seed, --enforce-eager, --log-level as without `bench`.\n";
+        "--numerics, --max-num-batched-tokens, --kv-cache-dtype, --kv-cache-memory, --temperature, --top-k,\n"
+        "--top-p, --min-p, --seed, --enforce-eager, --log-level as without `bench`.\n";
 
 static const char *const own[] = {"--prompt", "--decode", "--depth", "--batch", "--repeat", "--json",
         "--speed-memory", "--weights", "--lm-head", "--group-size"};

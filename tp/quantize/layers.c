@@ -74,7 +74,7 @@ static int start(struct walk *w) {
     embed(w, &r->calibration, w->calibration);
     embed(w, &r->evaluation, w->original);
     embed(w, &r->evaluation, w->quantised);
-    return quantize_model_create(&r->m, r->threads, &w->model, w->e);
+    return quantize_model_create(&r->m, r->threads, r->o->activations, &w->model, w->e);
 }
 
 static void finish(struct walk *w) {

@@ -1,8 +1,8 @@
 /* model.c - runs a model one layer at a time, so that memory holds one layer.
  *
  * Called by layers.c. It queues the operations that tp/worker/forward.c queues, with pools for one sequence and one
- * layer of each kind, and shows what goes into each linear. INT4 and INT8 weights are multiplied with float
- * activations: what is measured is the weights' error alone. */
+ * layer of each kind, and shows what goes into each linear. INT4 and INT8 weights are multiplied with what
+ * the caller says: with float activations what is measured is the weights' error alone. */
 #include "tp/quantize/parts.h"
 
 #include "kernels/kernels.h"
@@ -91,8 +91,11 @@ static int allocate(struct quantize_model *q, struct error *e) {
     return 0;
 }
 
-static int build(struct quantize_model *q, struct error *e) {
-    const struct k_context_options options = {.threads = q->threads, .float_activations = true};
+static int build(struct quantize_model *q, enum quantize_activations activations, struct error *e) {
+    static const enum k_activations of[] = {[QUANTIZE_FLOAT] = K_ACTIVATIONS_FLOAT,
+            [QUANTIZE_BF16] = K_ACTIVATIONS_BF16,
+            [QUANTIZE_INT8] = K_ACTIVATIONS_INT8};
+    const struct k_context_options options = {.threads = q->threads, .activations = of[activations]};
     const struct k_pool_options pool = {
             .slots = SLOT, .pages = PAGES, .pages_per_slot = PAGES, .kv_dtype = K_F32};
     int r = shard_make(q->m, 1, 0, false, &q->shard, e);
@@ -111,14 +114,14 @@ static int build(struct quantize_model *q, struct error *e) {
     return r < 0 ? r : allocate(q, e);
 }
 
-int quantize_model_create(
-        const struct model_config *m, uint32_t threads, struct quantize_model **ret, struct error *e) {
+int quantize_model_create(const struct model_config *m, uint32_t threads,
+        enum quantize_activations activations, struct quantize_model **ret, struct error *e) {
     struct quantize_model *q = calloc(1, sizeof(*q));
     if (!q)
         return error_set(e, -ENOMEM, "out of memory to run the model");
     q->m = m;
     q->threads = threads;
-    int r = build(q, e);
+    int r = build(q, activations, e);
     if (r < 0)
         quantize_model_free(q);
     else

@@ -173,8 +173,8 @@ int quantize_config_write(
 /* --- the model, a layer at a time (model.c) --- */
 
 struct quantize_model;
-int quantize_model_create(
-        const struct model_config *m, uint32_t threads, struct quantize_model **ret, struct error *e);
+int quantize_model_create(const struct model_config *m, uint32_t threads,
+        enum quantize_activations activations, struct quantize_model **ret, struct error *e);
 struct quantize_model *quantize_model_free(struct quantize_model *model);
 /* Loads a layer in place of the one before. Matrices may be dense or stand for quantised ones. */
 int quantize_model_load(

@@ -27,6 +27,9 @@ int quantize_sequences_read(const char *path, uint32_t vocab_size, uint32_t toke
         struct quantize_sequences *ret, struct error *e);
 void quantize_sequences_done(struct quantize_sequences *s);
 
+/* What quantised linears are multiplied with where the model runs, for calibration and evaluation. */
+enum quantize_activations { QUANTIZE_FLOAT, QUANTIZE_BF16, QUANTIZE_INT8 };
+
 struct quantize_options {
     const char *source, *target;
     uint32_t weight_bits;         /* 4 or 8 */
@@ -36,10 +39,11 @@ struct quantize_options {
     const char *const *ignore; /* fnmatch(3) patterns of module names that stay as they are */
     uint32_t n_ignore;
     const char *calibration, *evaluation; /* files of sequences, or NULL */
-    uint32_t threads;                     /* 0 = all that this process may use */
-    uint32_t hessian_columns_max;         /* error feedback for linears with at most so many inputs */
-    uint64_t shard_bytes;                 /* of an output file */
-    const volatile int *stop;             /* set by a signal handler: give up with -ECANCELED */
+    enum quantize_activations activations;
+    uint32_t threads;             /* 0 = all that this process may use */
+    uint32_t hessian_columns_max; /* error feedback for linears with at most so many inputs */
+    uint64_t shard_bytes;         /* of an output file */
+    const volatile int *stop;     /* set by a signal handler: give up with -ECANCELED */
     /* Called for every matrix and now and then inside large ones; bytes of the source. May be NULL. */
     void (*progress)(void *context, const char *what, uint64_t done, uint64_t total);
     void *progress_context;

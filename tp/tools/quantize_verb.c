@@ -48,6 +48,7 @@ static const char HELP[] =
         "                                most --feedback-columns inputs, else errors weighted by the inputs\n"
         "  --feedback-columns N          (default 8192; memory 4 N^2 bytes)\n"
         "  --eval FILE                   compare with the original over these sequences: KL, likeliest token\n"
+        "  --activations float|bf16|int8   what quantised weights are multiplied with meanwhile (default float)\n"
         "  --report FILE.json            write the figures to this file too\n"
         "  --threads N                   (default: all that this process may use)\n"
         "  --shard-size SIZE             of an output file, e.g. 500MB (default 4GB)\n"
@@ -139,6 +140,7 @@ enum {
     CALIBRATION,
     FEEDBACK,
     EVAL,
+    ACTIVATIONS,
     REPORT,
     THREADS,
     SHARD_SIZE,
@@ -155,6 +157,18 @@ static int parse_bits(const char *text, bool as_is, uint32_t *ret) {
     else
         return -EINVAL;
     return 0;
+}
+
+static int parse_activations(const char *text, enum quantize_activations *ret) {
+    static const char *const names[] = {
+            [QUANTIZE_FLOAT] = "float", [QUANTIZE_BF16] = "bf16", [QUANTIZE_INT8] = "int8"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(text, names[i]) != 0)
+            continue;
+        *ret = (enum quantize_activations)i;
+        return 0;
+    }
+    return -EINVAL;
 }
 
 static int set_flag(int flag, const char *value, struct flags *f, struct error *e) {
@@ -185,6 +199,8 @@ static int set_flag(int flag, const char *value, struct flags *f, struct error *
     case EVAL:
         o->evaluation = value;
         return 0;
+    case ACTIVATIONS:
+        return parse_activations(value, &o->activations);
     case REPORT:
         f->report = value;
         return 0;
@@ -210,6 +226,7 @@ static int read_options(int argc, char **argv, struct flags *f) {
             {"calibration", required_argument, NULL, CALIBRATION},
             {"feedback-columns", required_argument, NULL, FEEDBACK},
             {"eval", required_argument, NULL, EVAL},
+            {"activations", required_argument, NULL, ACTIVATIONS},
             {"report", required_argument, NULL, REPORT},
             {"threads", required_argument, NULL, THREADS},
             {"shard-size", required_argument, NULL, SHARD_SIZE},

@@ -270,7 +270,8 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
     struct k_context_options co = {.device = o->device,
             .threads = o->threads,
             .isa = o->isa,
-            .float_activations = o->float_activations,
+            .activations = o->activations,
+            .fast = o->fast,
             .deferred = o->deferred};
     rc = k_context_create(&co, &r->context, e);
     if (rc == 0)

@@ -56,7 +56,8 @@ struct rank_options {
     enum rank_packed packed;
     const char *packed_cache; /* --packed-cache; NULL = beside the model, else the user's cache folder */
     bool verify_packed;       /* --verify-weights */
-    bool float_activations;   /* --activations float */
+    enum k_activations activations; /* --activations */
+    bool fast;                      /* --numerics fast */
     uint64_t seed;
     bool mtp;             /* load the MTP layer (if the checkpoint has it) and run it in every step */
     bool eager;           /* queue each operation instead of replaying graphs */

@@ -25,7 +25,8 @@ const char worker_help[] =
         "                               at another --tensor-parallel-size\n"
         "  --packed-cache DIR           where packed files are kept; default beside the model, else the user's cache\n"
         "  --verify-weights             compare all checksums of the packed file first\n"
-        "  --activations int8|float     what INT4 and INT8 weights are multiplied with (default int8)\n"
+        "  --activations int8|bf16|float   what INT4 and INT8 weights are multiplied with (default int8)\n"
+        "  --numerics exact|fast        fast: a GPU rounds to bf16 what BF16 and FP8 weights are multiplied with\n"
         "  --seed N                     of dummy weights, and of sampling with --generate-ids\n"
         "  --max-model-len N            longest sequence in tokens; 0 = the model's own\n"
         "  --max-num-seqs N             sequences that run at the same time (default 64)\n"
@@ -72,6 +73,7 @@ enum flag {
     FLAG_PACKED_CACHE,
     FLAG_VERIFY_WEIGHTS,
     FLAG_ACTIVATIONS,
+    FLAG_NUMERICS,
     FLAG_SEED,
     FLAG_ENFORCE_EAGER,
     FLAG_CONTROL_FD,
@@ -105,6 +107,7 @@ static const struct option flags[] = {
         {"packed-cache", required_argument, NULL, FLAG_PACKED_CACHE},
         {"verify-weights", no_argument, NULL, FLAG_VERIFY_WEIGHTS},
         {"activations", required_argument, NULL, FLAG_ACTIVATIONS},
+        {"numerics", required_argument, NULL, FLAG_NUMERICS},
         {"seed", required_argument, NULL, FLAG_SEED},
         {"enforce-eager", no_argument, NULL, FLAG_ENFORCE_EAGER},
         {"control-fd", required_argument, NULL, FLAG_CONTROL_FD},
@@ -227,10 +230,22 @@ static int parse_load_format(const char *text, struct rank_options *o, struct er
     return error_set(e, -EINVAL, "--load-format '%s': auto, safetensors, packed or dummy is expected", text);
 }
 
-static int parse_activations(const char *text, bool *ret_float, struct error *e) {
-    *ret_float = strcmp(text, "float") == 0;
-    if (!*ret_float && strcmp(text, "int8") != 0)
-        return error_set(e, -EINVAL, "--activations '%s': int8 or float is expected", text);
+static int parse_activations(const char *text, enum k_activations *ret, struct error *e) {
+    static const char *const names[] = {
+            [K_ACTIVATIONS_INT8] = "int8", [K_ACTIVATIONS_BF16] = "bf16", [K_ACTIVATIONS_FLOAT] = "float"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(text, names[i]) != 0)
+            continue;
+        *ret = (enum k_activations)i;
+        return 0;
+    }
+    return error_set(e, -EINVAL, "--activations '%s': int8, bf16 or float is expected", text);
+}
+
+static int parse_numerics(const char *text, bool *ret_fast, struct error *e) {
+    *ret_fast = strcmp(text, "fast") == 0;
+    if (!*ret_fast && strcmp(text, "exact") != 0)
+        return error_set(e, -EINVAL, "--numerics '%s': exact or fast is expected", text);
     return 0;
 }
 
@@ -266,7 +281,9 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
         r->verify_packed = true;
         return 0;
     case FLAG_ACTIVATIONS:
-        return parse_activations(text, &r->float_activations, e);
+        return parse_activations(text, &r->activations, e);
+    case FLAG_NUMERICS:
+        return parse_numerics(text, &r->fast, e);
     case FLAG_SEED:
         return parse_u64(flag, text, 0, UINT64_MAX, &r->seed, e);
     case FLAG_ENFORCE_EAGER:

@@ -1,12 +1,14 @@
 /* Time of the linears of Qwen3.5-27B on a GPU, against a plain copy on the same card.
  *
- * Usage: bench-cuda-linear [device [launches [form [float]]]]; form: those alone whose name begins with it, float:
- * INT4 and INT8 with float activations. A line per shape and form: microseconds of the whole operation (norm,
- * activations, product) at several row counts, and in brackets the weights' bytes per second as a part of what a copy
- * moves, read and written both counted; of many rows, 10^12 operations per second. Operations are nodes of a graph,
- * back to back; copies of the weights are used in turn so that the L2 cache does not help. At the end, all 257
- * linears of a token, the head with HEAD_ROWS rows at most. Median of ROUNDS. */
+ * Usage: bench-cuda-linear [device [launches [form [int8|bf16|float [fast]]]]]; form: those alone whose name begins
+ * with it; then as --activations and --numerics of the worker. A line per shape and form: microseconds of the whole
+ * operation (norm, activations, product) at several row counts, and in brackets the weights' bytes per second as a
+ * part of what a copy moves, read and written both counted; of many rows, 10^12 operations per second. Operations are
+ * nodes of a graph, back to back; copies of the weights are used in turn so that the L2 cache does not help. At the
+ * end, all 257 linears of a token, the head with HEAD_ROWS rows at most. Median of ROUNDS. Then the same shapes by
+ * cuBLASLt (cublaslt.h). */
 #include "kernels/kernels.h"
+#include "tests/bench/cuda/cublaslt.h"
 #include "tests/bench/cuda/timing.h"
 
 #include <stdio.h>
@@ -133,9 +135,52 @@ static void bench_shape(struct bench *b, const struct shape *shape, const struct
         k_linear_free(w[i]);
 }
 
+/* The same shapes by cuBLASLt. */
+static void ceiling(const struct bench *b) {
+    const size_t bytes = LT_WEIGHTS + (size_t)2 * 34816 * 5120, x_bytes = (size_t)ROWS_MAX * 17408 * 2;
+    uint16_t *some = malloc(bytes);
+    uint8_t *d_w;
+    struct lt l;
+    if (!some || !lt_open(&l)) {
+        free(some);
+        return;
+    }
+    if (cudaMalloc((void **)&d_w, bytes) != cudaSuccess)
+        exit(1);
+    for (size_t i = 0; i < bytes / 2; i++) /* bf16 of both signs, up to 1: what changes takes power */
+        some[i] = (uint16_t)(0x3c00 | (i * 2654435761u >> 7 & 0x837f));
+    cudaMemcpy(d_w, some, bytes, cudaMemcpyHostToDevice);
+    cudaMemcpy(b->d_x, some, x_bytes, cudaMemcpyHostToDevice);
+    free(some);
+    for (int floats = 1; floats >= 0; floats--) {
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+            const struct shape *s = &shapes[i];
+            if (s->layers == 1)
+                continue;
+            printf("%s  cuBLASLt %s", s->name, floats ? "bf16" : "int8");
+            for (size_t k = 0; k < COUNTS; k++) {
+                const double t =
+                        lt_seconds(&l, floats, s->rows, s->columns, row_counts[k], d_w, b->d_x, b->d_y);
+                if (t > 0)
+                    printf(" %3u: %6.1f (%3.0f T)", row_counts[k], t * 1e6,
+                            2e-12 * s->rows * s->columns * row_counts[k] / t);
+            }
+            printf("\n");
+        }
+    }
+    cudaFree(d_w);
+}
+
+static enum k_activations activations_of(const char *text) {
+    return strcmp(text, "float") == 0  ? K_ACTIVATIONS_FLOAT
+           : strcmp(text, "bf16") == 0 ? K_ACTIVATIONS_BF16
+                                       : K_ACTIVATIONS_INT8;
+}
+
 int main(int argc, char **argv) {
     const struct k_context_options o = {.device = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 0,
-            .float_activations = argc > 4 && strcmp(argv[4], "float") == 0};
+            .activations = argc > 4 ? activations_of(argv[4]) : K_ACTIVATIONS_INT8,
+            .fast = argc > 5 && strcmp(argv[5], "fast") == 0};
     struct bench b = {.launches = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 20};
     const size_t floats = (size_t)ROWS_MAX * 17408, outputs = (size_t)ROWS_MAX * 34816;
     const size_t workspace_bytes = 768u << 20;
@@ -170,6 +215,7 @@ int main(int argc, char **argv) {
             printf("  %u: %.2f", row_counts[i], total[i] * 1e3);
         printf("\n");
     }
+    ceiling(&b);
     free(x);
     return 0;
 }

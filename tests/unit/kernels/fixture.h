@@ -59,12 +59,14 @@ static inline float of_bf16(uint16_t h) {
 /* --- contexts --- */
 
 /* NULL when this machine or library lacks the instruction set. */
-static inline struct k_context *context_with(const char *isa, uint32_t threads, bool float_activations) {
+static inline struct k_context *context_as(
+        const char *isa, uint32_t threads, enum k_activations activations, bool fast) {
     const char *device = getenv("SHARDD_TEST_DEVICE");
     struct k_context_options o = {.device = device ? (uint32_t)strtoul(device, NULL, 10) : 0,
             .threads = threads,
             .isa = isa,
-            .float_activations = float_activations};
+            .activations = activations,
+            .fast = fast};
     struct k_context *c = NULL;
     struct error e = {0};
     int r = k_context_create(&o, &c, &e);
@@ -75,6 +77,10 @@ static inline struct k_context *context_with(const char *isa, uint32_t threads, 
     if (isa && strcmp(isa, all_isas[0]) != 0 && strncmp(k_context_describe(c), "cpu ", 4) != 0)
         return k_context_free(c);
     return c;
+}
+static inline struct k_context *context_with(const char *isa, uint32_t threads, bool float_activations) {
+    return context_as(
+            isa, threads, float_activations ? K_ACTIVATIONS_FLOAT : K_ACTIVATIONS_INT8, /* fast= */ false);
 }
 static inline struct k_context *context(const char *isa, uint32_t threads) {
     return context_with(isa, threads, false);
@@ -107,13 +113,13 @@ struct world {
     uint32_t ids[4096], rope[3 * 4096], n_ids, n_rope;
 };
 
-static inline bool world_open_with(struct world *w, const struct k_shape *shape,
-        const struct k_pool_options *o, const char *isa, uint32_t threads, bool float_activations,
-        void *region) {
+/* c: a context that the world takes over, or NULL. */
+static inline bool world_open_in(struct world *w, const struct k_shape *shape, const struct k_pool_options *o,
+        struct k_context *c, void *region) {
     const uint32_t rows_max = 1024;
     memset(w, 0, sizeof *w);
     w->shape = *shape;
-    w->c = context_with(isa, threads, float_activations);
+    w->c = c;
     if (!w->c)
         return false;
     OK(k_stream_create(w->c, &w->s, e));
@@ -124,6 +130,11 @@ static inline bool world_open_with(struct world *w, const struct k_shape *shape,
     w->workspace = k_alloc(w->c, bytes);
     k_stream_set_workspace(w->s, w->workspace, bytes);
     return true;
+}
+static inline bool world_open_with(struct world *w, const struct k_shape *shape,
+        const struct k_pool_options *o, const char *isa, uint32_t threads, bool float_activations,
+        void *region) {
+    return world_open_in(w, shape, o, context_with(isa, threads, float_activations), region);
 }
 static inline bool world_open(struct world *w, const struct k_shape *shape, const struct k_pool_options *o,
         const char *isa, uint32_t threads, void *region) {

@@ -63,8 +63,9 @@ static inline struct library opened_library(void) {
     return l;
 }
 
-static inline void side_open_with(struct side *d, struct library k, bool float_activations) {
-    const struct k_context_options o = {.threads = 2, .float_activations = float_activations};
+static inline void side_open_with(
+        struct side *d, struct library k, enum k_activations activations, bool fast) {
+    const struct k_context_options o = {.threads = 2, .activations = activations, .fast = fast};
     const struct k_shape shape = {.tp = 1,
             .hidden_size = SIDE_COLUMNS / 2,
             .intermediate_size = SIDE_OUTPUTS / 2,
@@ -91,7 +92,7 @@ static inline void side_open_with(struct side *d, struct library k, bool float_a
     assert_true(d->workspace && d->d_x && d->d_norm && d->d_y);
 }
 static inline void side_open(struct side *d, struct library k) {
-    side_open_with(d, k, /* float_activations= */ false);
+    side_open_with(d, k, K_ACTIVATIONS_INT8, /* fast= */ false);
 }
 static inline void side_close(struct side *d) {
     void *const blocks[] = {d->workspace, d->d_x, d->d_norm, d->d_y};

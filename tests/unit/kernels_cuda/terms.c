@@ -1,17 +1,19 @@
-/* Products with float activations of the CUDA library: dense and FP8 weights, and INT4 and INT8 ones under
- * float_activations. Against the CPU library within the bound that kernels.h states, and a row's bits whatever other
- * rows there are. */
+/* Products with float activations of the CUDA library: dense and FP8 weights, and INT4 and INT8 ones with float or bf16
+ * activations. Against the CPU library within the bound that kernels.h states, and a row's bits whatever other rows
+ * there are. */
 #include "tests/unit/kernels_cuda/sides.h"
 
-static struct side cpu, cuda, floats[2]; /* floats: the same two with float_activations */
+static struct side cpu, cuda, floats[2]; /* floats: the same two with float activations */
+static struct side rounded;              /* the device with all that rounds to bf16 */
 static double worst, worst_of_cpu;       /* error and difference, as parts of the sum of |w x| */
 
 static int open_sides(void **state) {
     (void)state;
     side_open(&cpu, linked_library());
     side_open(&cuda, opened_library());
-    side_open_with(&floats[0], cpu.k, /* float_activations= */ true);
-    side_open_with(&floats[1], cuda.k, /* float_activations= */ true);
+    side_open_with(&floats[0], cpu.k, K_ACTIVATIONS_FLOAT, /* fast= */ false);
+    side_open_with(&floats[1], cuda.k, K_ACTIVATIONS_FLOAT, /* fast= */ false);
+    side_open_with(&rounded, cuda.k, K_ACTIVATIONS_BF16, /* fast= */ true);
     return 0;
 }
 static int close_sides(void **state) {
@@ -20,6 +22,7 @@ static int close_sides(void **state) {
     side_close(&cuda);
     side_close(&floats[0]);
     side_close(&floats[1]);
+    side_close(&rounded);
     print_message(
             "largest error %.2g, difference to the CPU %.2g of the sum of |w x|\n", worst, worst_of_cpu);
     return 0;
@@ -242,6 +245,8 @@ static void test_tiles_are_streams(void **state) {
                 .leaves = shapes[i].leaves,
                 .seed = t};
         assert_tiles_are_streams(&p, form < QUANT_FP8 ? &floats[1] : &cuda, shapes[i].rows, shapes[i].bound);
+        if (form < 3 || form == 3 + K_BF16)
+            assert_tiles_are_streams(&p, &rounded, shapes[i].rows, shapes[i].bound);
         matrix_free(&p.pieces[0]);
     }
 }

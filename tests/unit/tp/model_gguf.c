@@ -15,7 +15,7 @@ static struct one_run run(const char *file, uint32_t tp, bool float_activations)
     struct error e = {0};
     snprintf(path, sizeof(path), "%s/golden/gguf/%s", TESTS_DIR, file);
     struct rank_options options = test_options(path, tp);
-    options.float_activations = float_activations;
+    options.activations = float_activations ? K_ACTIVATIONS_FLOAT : K_ACTIVATIONS_INT8;
     options.mtp = true;
     options.logits_rows = ROWS_MAX;
     options.packed = RANK_PACKED_NEVER;

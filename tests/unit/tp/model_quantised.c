@@ -18,7 +18,7 @@ static struct one_run run(const char *format, uint32_t tp, bool float_activation
     struct error e = {0};
     snprintf(dir, sizeof(dir), "%s/golden/quant/models/%s", TESTS_DIR, format);
     struct rank_options options = test_options(dir, tp);
-    options.float_activations = float_activations;
+    options.activations = float_activations ? K_ACTIVATIONS_FLOAT : K_ACTIVATIONS_INT8;
     options.mtp = mtp;
     options.logits_rows = ROWS_MAX;
     options.packed = RANK_PACKED_NEVER;

@@ -121,8 +121,8 @@ static void run_model(
     options.kv_cache_bytes = 64u << 20;
     options.logits_rows = ROWS;
     options.mtp = true;
-    options.float_activations =
-            true; /* what the reference computes; integer products have tests of their own */
+    options.activations =
+            K_ACTIVATIONS_FLOAT; /* what the reference computes; integer products have tests of their own */
     memset(ret, 0, sizeof(*ret));
     must(offline_create(&options, &o, &e), &e);
     for (uint32_t i = 0; i < N_PROMPTS; i++) {

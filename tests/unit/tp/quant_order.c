@@ -128,7 +128,7 @@ struct way {
 static struct rank_options options_of(const struct way *w) {
     struct rank_options o = test_options(made, w->tp);
     o.threads = w->threads;
-    o.float_activations = w->float_activations;
+    o.activations = w->float_activations ? K_ACTIVATIONS_FLOAT : K_ACTIVATIONS_INT8;
     o.logits_rows = ROWS_MAX;
     o.mtp = true;
     o.packed = RANK_PACKED_NEVER;

@@ -53,7 +53,13 @@ static void good_flags(void **state) {
     assert_true(o.rank.kv_cache_bytes == 5000000000u);
     assert_int_equal(o.rank.packed, RANK_PACKED_MAKE);
     assert_string_equal(o.rank.packed_cache, "/c");
-    assert_true(o.rank.verify_packed && o.rank.float_activations && !o.rank.dummy);
+    assert_true(o.rank.verify_packed && !o.rank.dummy && !o.rank.fast);
+    assert_int_equal(o.rank.activations, K_ACTIVATIONS_FLOAT);
+    worker_options_done(&o);
+
+    must(parse(&o, &e, "--model /m --generate-ids 7 --activations bf16 --numerics fast"), &e);
+    assert_int_equal(o.rank.activations, K_ACTIVATIONS_BF16);
+    assert_true(o.rank.fast);
     worker_options_done(&o);
 
     assert_false(worker_only_plans(&o));
@@ -94,7 +100,8 @@ static void bad_flags(void **state) {
             {"--model /m --control-fd 1", "--control-fd: '1' is out of range"},
             {"--model /m --generate-ids 1 --max-tokens 0", "--max-tokens"},
             {"--model /m --control-fd 3 --load-format gguf", "--load-format"},
-            {"--model /m --control-fd 3 --activations bf16", "--activations 'bf16': int8 or float"},
+            {"--model /m --control-fd 3 --activations fp8", "--activations 'fp8': int8, bf16 or float"},
+            {"--model /m --control-fd 3 --numerics best", "--numerics 'best': exact or fast"},
             {"--model /m --control-fd 3 --seed 18446744073709551616", "--seed"},
             {"--model /m --generate-ids 1,2,x", "--generate-ids"},
             {"--model /m --generate-ids 4294967295", "--generate-ids"},
