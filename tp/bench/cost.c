@@ -31,8 +31,9 @@ struct bench_cost bench_cost_of(const struct group *g) {
         const struct rank *r = group_rank(g, i);
         const struct k_shape *h = &r->shard.shape;
         c.weights += (double)r->weights.linear_bytes;
-        c.kv += 2.0 * h->kv_heads * h->head_dim * (double)k_dtype_bytes(r->budget.pool.kv_dtype) *
-                h->n_attention_layers;
+        struct k_pool_cost cost;
+        k_pool_cost(h, &r->budget.pool, &cost);
+        c.kv += (double)cost.page_bytes / PAGE_TOKENS;
         c.state += state_floats(h) * sizeof(float) * h->n_gdn_layers;
     }
     return c;

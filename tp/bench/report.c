@@ -57,6 +57,9 @@ static json_t *cost_object(const struct bench_cost *c) {
     return o;
 }
 
+static const char *kv_dtype_name(enum k_dtype t) {
+    return t == K_F32 ? "fp32" : t == K_INT8 ? "int8" : "bf16";
+}
 void report_begin(struct report *r) {
     const struct bench_options *o = r->options;
     const struct rank *rank = group_rank(r->group, 0);
@@ -76,8 +79,7 @@ void report_begin(struct report *r) {
     put_whole(r->root, "threads", rank->options.threads);
     put_whole(r->root, "rows_max", r->group->geometry.rows_max);
     put_whole(r->root, "kv_pages", r->group->geometry.pages);
-    json_object_set_new(
-            r->root, "kv_dtype", json_string(rank->budget.pool.kv_dtype == K_F32 ? "fp32" : "bf16"));
+    json_object_set_new(r->root, "kv_dtype", json_string(kv_dtype_name(rank->budget.pool.kv_dtype)));
     json_object_set_new(r->root, "weights", weights);
     json_object_set_new(r->root, "cost", cost_object(&r->cost));
     json_object_set_new(r->root, "gpu", or_null(r->gpu));

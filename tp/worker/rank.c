@@ -220,6 +220,8 @@ static int request_budget(struct rank *r, const struct weights_options *wo, uint
         q.max_model_len = CONTEXT_MAX;
     if (o->kv_dtype == RANK_KV_F32 || (o->kv_dtype == RANK_KV_AUTO && weights_kv_dtype(r->tensors) == K_F32))
         q.kv_dtype = K_F32;
+    if (o->kv_dtype == RANK_KV_INT8)
+        q.kv_dtype = K_INT8;
     request_device(r, &q);
     *ret = q;
     return 0;

@@ -28,7 +28,7 @@
 #define RANK_DEVICE_ALLOCATION_LOST MIB(1)
 #define RANK_LAYER_LINEARS          4u
 
-enum rank_kv_dtype { RANK_KV_AUTO, RANK_KV_BF16, RANK_KV_F32 };
+enum rank_kv_dtype { RANK_KV_AUTO, RANK_KV_BF16, RANK_KV_F32, RANK_KV_INT8 };
 enum rank_packed {     /* what is done about packed files (packed.h) */
     RANK_PACKED_AUTO,  /* used where there is one that serves */
     RANK_PACKED_NEVER, /* --load-format safetensors */

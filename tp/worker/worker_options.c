@@ -32,7 +32,7 @@ const char worker_help[] =
         "  --max-num-seqs N             sequences that run at the same time (default 64)\n"
         "  --max-num-batched-tokens N   rows of one step; 0 = 512 on a CPU, 2048 on a GPU, fewer where they would\n"
         "                               take more than an eighth of the memory that weights leave\n"
-        "  --kv-cache-dtype auto|bf16|fp32   auto: fp32 when the checkpoint is fp32, else bf16\n"
+        "  --kv-cache-dtype auto|bf16|fp32|int8   auto: fp32 when the checkpoint is fp32, else bf16\n"
         "  --kv-cache-memory SIZE       of each rank for KV pages and states, such as 8GiB or 500MB, or a part of the\n"
         "                               free memory, such as 0.5; 0 = half of it\n"
         "  --slot-units N, --page-units N   host memory units for swapped states and pages (default 0)\n"
@@ -189,8 +189,11 @@ static int parse_kv_dtype(const char *text, enum rank_kv_dtype *ret, struct erro
         *ret = RANK_KV_BF16;
     else if (strcmp(text, "fp32") == 0 || strcmp(text, "f32") == 0)
         *ret = RANK_KV_F32;
+    else if (strcmp(text, "int8") == 0)
+        *ret = RANK_KV_INT8;
     else
-        return error_set(e, -EINVAL, "--kv-cache-dtype '%s': this worker has auto, bf16 and fp32", text);
+        return error_set(
+                e, -EINVAL, "--kv-cache-dtype '%s': this worker has auto, bf16, fp32 and int8", text);
     return 0;
 }
 

@@ -5,7 +5,8 @@
 struct way {
     const char *name, *isa;
     uint32_t tp, threads;
-    bool eager, f32;
+    bool eager;
+    enum rank_kv_dtype kv;
 };
 
 static void check_ways(const char *model, const struct way *ways, size_t n) {
@@ -19,8 +20,7 @@ static void check_ways(const char *model, const struct way *ways, size_t n) {
         options.threads = ways[i].threads;
         options.isa = ways[i].isa;
         options.eager = ways[i].eager;
-        if (ways[i].f32)
-            options.kv_dtype = RANK_KV_F32;
+        options.kv_dtype = ways[i].kv;
         char path[512];
         struct offline *o = NULL;
         struct error e = {0};
@@ -56,9 +56,22 @@ static void tensor_parallel(void **state) {
 static void tensor_parallel_f32_pages(void **state) {
     (void)state;
     static const struct way ways[] = {
-            {.name = "tp 1", .tp = 1, .threads = 1, .f32 = true},
-            {.name = "tp 2", .tp = 2, .threads = 1, .f32 = true},
-            {.name = "tp 8", .tp = 8, .threads = 1, .f32 = true},
+            {.name = "tp 1", .tp = 1, .threads = 1, .kv = RANK_KV_F32},
+            {.name = "tp 2", .tp = 2, .threads = 1, .kv = RANK_KV_F32},
+            {.name = "tp 8", .tp = 8, .threads = 1, .kv = RANK_KV_F32},
+    };
+    check_ways("tp8", ways, sizeof(ways) / sizeof(ways[0]));
+}
+
+/* At tp 8 a kv head is on two ranks, each with its own codes of it. */
+static void tensor_parallel_int8_pages(void **state) {
+    (void)state;
+    static const struct way ways[] = {
+            {.name = "tp 1", .tp = 1, .threads = 1, .kv = RANK_KV_INT8},
+            {.name = "tp 2", .tp = 2, .threads = 2, .kv = RANK_KV_INT8},
+            {.name = "tp 4, avx2", .tp = 4, .threads = 1, .isa = "avx2", .kv = RANK_KV_INT8},
+            {.name = "tp 8, eager", .tp = 8, .threads = 1, .eager = true, .kv = RANK_KV_INT8},
+            {.name = "tp 1, plain", .tp = 1, .threads = 1, .isa = "plain", .kv = RANK_KV_INT8},
     };
     check_ways("tp8", ways, sizeof(ways) / sizeof(ways[0]));
 }
@@ -133,6 +146,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(tensor_parallel),
             cmocka_unit_test(tensor_parallel_f32_pages),
+            cmocka_unit_test(tensor_parallel_int8_pages),
             cmocka_unit_test(ratios_of_three),
             cmocka_unit_test(instruction_sets),
             cmocka_unit_test(threads_and_graphs),

@@ -89,7 +89,7 @@ static void bad_flags(void **state) {
             {"--model /m --control-fd 3 --max-num-seqs x", "--max-num-seqs"},
             {"--model /m --control-fd 3 --max-num-batched-tokens 8193", "--max-num-batched-tokens"},
             {"--model /m --control-fd 3 --max-model-len -5", "--max-model-len"},
-            {"--model /m --control-fd 3 --kv-cache-dtype int8", "int8"},
+            {"--model /m --control-fd 3 --kv-cache-dtype int4", "int4"},
             {"--model /m --control-fd 3 --kv-cache-memory 1.5", "--kv-cache-memory"},
             {"--model /m --control-fd 3 --kv-cache-memory 8gb", "--kv-cache-memory: '8gb' is no size"},
             {"--model /m --control-fd 3 --kv-cache-memory 0.0", "--kv-cache-memory"},
@@ -359,6 +359,30 @@ static void kv_dtype_follows_the_checkpoint(void **state) {
     o = model_start("small", &options);
     assert_int_equal(offline_rank(o, 0)->budget.pool.kv_dtype, K_F32);
     offline_free(o);
+    options.kv_dtype = RANK_KV_INT8;
+    o = model_start("small", &options);
+    assert_int_equal(offline_rank(o, 0)->budget.pool.kv_dtype, K_INT8);
+    offline_free(o);
+}
+/* A page of INT8 is a byte an element, and a scale of 4 for each token, head and K or V. */
+static void int8_pages_are_codes_and_scales(void **state) {
+    (void)state;
+    char path[512];
+    struct rank_plan bf16, int8;
+    struct error e = {0};
+    model_path(path, sizeof(path), "small", NULL);
+    struct rank_options options = test_options(path, 1);
+    options.kv_dtype = RANK_KV_BF16;
+    must(rank_plan(&options, &bf16, &e), &e);
+    options.kv_dtype = RANK_KV_INT8;
+    must(rank_plan(&options, &int8, &e), &e);
+    struct offline *o = model_start("small", &options);
+    const struct k_shape *h = &offline_rank(o, 0)->shard.shape;
+    const uint64_t rows = 2ull * h->n_attention_layers * h->kv_heads * PAGE_TOKENS;
+    assert_int_equal(bf16.pool.page_bytes, rows * h->head_dim * 2);
+    assert_int_equal(int8.pool.page_bytes, rows * (h->head_dim + 4));
+    assert_true(int8.budget.pool.kv_dtype == K_INT8 && int8.wanted_bytes < bf16.wanted_bytes);
+    offline_free(o);
 }
 
 /* --- fingerprint and bad weights --- */
@@ -444,6 +468,7 @@ int main(void) {
             cmocka_unit_test(rank_refuses_too_little_memory),
             cmocka_unit_test(a_plan_is_what_a_rank_does),
             cmocka_unit_test(kv_dtype_follows_the_checkpoint),
+            cmocka_unit_test(int8_pages_are_codes_and_scales),
             cmocka_unit_test(fingerprint_tells_models_apart),
             cmocka_unit_test(weights_that_are_no_numbers),
             cmocka_unit_test(a_fault_of_one_device_is_final),
