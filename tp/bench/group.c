@@ -162,13 +162,6 @@ int group_take(struct group *g, uint64_t *ret_compute_ns, struct error *e) {
     return 0;
 }
 
-int group_take_all(struct group *g, struct error *e) {
-    int r = 0;
-    while (g->in_flight > 0 && r == 0)
-        r = group_take(g, NULL, e);
-    return r;
-}
-
 /* Every rank answers with what it can do; all of them can do the least of each. */
 static int reset(struct group *g, struct error *e) {
     struct step_geometry *all = &g->geometry;

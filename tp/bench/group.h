@@ -36,4 +36,3 @@ int group_send(struct group *g, struct error *e);
 /* Waits for the oldest plan that is out. What a rank refuses, a sample without a token and ranks that disagree are
  * errors. *ret_compute_ns (may be NULL): how long rank 0 had it. */
 int group_take(struct group *g, uint64_t *ret_compute_ns, struct error *e);
-int group_take_all(struct group *g, struct error *e);

@@ -152,6 +152,7 @@ static void put_figures(json_t *o, const struct bench_test *t, const struct figu
     json_object_set_new(o, "tokens_per_second", rates_object(t, f));
     put(o, "step_ms", f->step_ms);
     json_object_set_new(o, "host_us", t->behind ? json_real(t->host_seconds * 1e6) : json_null());
+    json_object_set_new(o, "host_mean_us", t->behind ? json_real(t->host_mean * 1e6) : json_null());
     json_object_set_new(o, "graph_nodes", t->behind ? json_integer(t->graph_nodes) : json_null());
     if (t->memory_rate > 0)
         put(o, "memory_bytes_per_second", t->memory_rate);

@@ -10,7 +10,7 @@
  *   tests         kind, tokens, depth, batch, steps, and skipped (why), or
  *                 tokens_per_second {mean, deviation, samples}, step_ms, memory_bytes_per_second; prompts:
  *                 flops_per_second; decoding: bytes_per_step, bytes_per_token, bytes_per_second, part_of_memory;
- *                 host_us of a step and graph_nodes of run.h, null on a CPU;
+ *                 host_us and host_mean_us of a step and graph_nodes of run.h, null on a CPU;
  *                 gpu_load of gpu.h, right after the test; null as above */
 #pragma once
 

@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/hash.h"
+#include "base/statistics.h"
 #include "tp/worker/offline.h"
 
 #include <errno.h>
@@ -23,6 +24,9 @@ struct runner {
     uint64_t seed;     /* of the ids */
     uint32_t *scratch; /* [STEP_ROWS_MAX] ids, or [STEP_SLOT_PAGES_MAX] pages of a plan being made */
     double *seconds;   /* [repeat] */
+    double *host;      /* [steps_max] seconds of the host for each step of a measurement, see take() */
+    uint32_t steps_max, n_host;
+    uint64_t host_ns; /* of rank 0 as worker_rank.h has it, when the last answer was taken */
 };
 
 static uint32_t least(uint32_t a, uint32_t b) {
@@ -146,10 +150,27 @@ static void add_prompt(struct runner *r, struct step_writer *w, uint32_t slot, u
     step_add_entry(w, &t);
 }
 
+/* Takes the oldest plan back, and notes what the host did since the one before was: for a step that is queued, and one
+ * that is answered. */
+static int take(struct runner *r, struct error *e) {
+    const int rc = group_take(r->g, NULL, e);
+    const uint64_t now = atomic_load(&r->g->ranks[0].host_ns);
+    if (r->n_host < r->steps_max)
+        r->host[r->n_host++] = (double)(now - r->host_ns) / 1e9;
+    r->host_ns = now;
+    return rc;
+}
+static int take_all(struct runner *r, struct error *e) {
+    int rc = 0;
+    while (r->g->in_flight > 0 && rc == 0)
+        rc = take(r, e);
+    return rc;
+}
+
 /* Sends the plan, and takes one back where that fills the way. */
 static int pass(struct runner *r, struct error *e) {
     int rc = group_send(r->g, e);
-    return rc == 0 && r->g->in_flight == GROUP_IN_FLIGHT ? group_take(r->g, NULL, e) : rc;
+    return rc == 0 && r->g->in_flight == GROUP_IN_FLIGHT ? take(r, e) : rc;
 }
 
 /* A prompt of n tokens after what the slot holds; granted: tokens that it has pages for. */
@@ -164,7 +185,7 @@ static int process(struct runner *r, uint32_t slot, uint32_t first_pos, uint32_t
         if (rc < 0)
             return rc;
     }
-    return group_take_all(r->g, e);
+    return take_all(r, e);
 }
 
 /* --- the source and its copies --- */
@@ -216,30 +237,25 @@ static int open_slots(struct runner *r, const struct bench_test *t, struct error
     r->open = t->batch;
     for (; r->copied < t->batch && rc == 0; r->copied++)
         rc = copy_pages(r, r->copied + 1, e);
-    return rc == 0 ? group_take_all(r->g, e) : rc;
+    return rc == 0 ? take_all(r, e) : rc;
 }
 
 /* --- one measurement --- */
 
-struct times {
-    uint64_t wall_ns, host_ns; /* of rank 0, as worker_rank.h */
-};
-
-static struct times times_now(const struct runner *r) {
-    return (struct times){clock_ns(), atomic_load(&r->g->ranks[0].host_ns)};
-}
-static struct times times_since(const struct runner *r, struct times begin) {
-    const struct times now = times_now(r);
-    return (struct times){now.wall_ns - begin.wall_ns, now.host_ns - begin.host_ns};
+static void begin_measurement(struct runner *r) {
+    r->n_host = 0;
+    r->host_ns = atomic_load(&r->g->ranks[0].host_ns);
 }
 
-static int measure_prompt(struct runner *r, const struct bench_test *t, struct times *ret, struct error *e) {
+static int measure_prompt(
+        struct runner *r, const struct bench_test *t, double *ret_seconds, struct error *e) {
     int rc = open_slots(r, t, e);
     if (rc < 0)
         return rc;
-    const struct times begin = times_now(r);
+    begin_measurement(r);
+    const uint64_t begin = clock_ns();
     rc = process(r, 1, t->depth, t->tokens, 0, /* sample= */ true, e);
-    *ret = times_since(r, begin);
+    *ret_seconds = (double)(clock_ns() - begin) / 1e9;
     return rc;
 }
 
@@ -249,7 +265,7 @@ static int first_tokens(struct runner *r, const struct bench_test *t, struct err
     for (uint32_t i = 1; i <= t->batch; i++)
         add_prompt(r, w, i, t->depth, 1, 0, /* sample= */ true);
     int rc = group_send(r->g, e);
-    return rc == 0 ? group_take(r->g, NULL, e) : rc;
+    return rc == 0 ? take(r, e) : rc;
 }
 
 static void add_continue(struct runner *r, struct step_writer *w, uint32_t slot, uint32_t length) {
@@ -271,11 +287,13 @@ static void add_continue(struct runner *r, struct step_writer *w, uint32_t slot,
     step_add_entry(w, &t);
 }
 
-static int measure_decode(struct runner *r, const struct bench_test *t, struct times *ret, struct error *e) {
+static int measure_decode(
+        struct runner *r, const struct bench_test *t, double *ret_seconds, struct error *e) {
     int rc = open_slots(r, t, e);
     if (rc == 0)
         rc = first_tokens(r, t, e);
-    const struct times begin = times_now(r);
+    begin_measurement(r);
+    const uint64_t begin = clock_ns();
     for (uint32_t i = 0; i < t->tokens && rc == 0; i++) {
         struct step_writer *w = group_plan(r->g);
         for (uint32_t slot = 1; slot <= t->batch; slot++)
@@ -283,8 +301,8 @@ static int measure_decode(struct runner *r, const struct bench_test *t, struct t
         rc = pass(r, e);
     }
     if (rc == 0)
-        rc = group_take_all(r->g, e);
-    *ret = times_since(r, begin);
+        rc = take_all(r, e);
+    *ret_seconds = (double)(clock_ns() - begin) / 1e9;
     return rc;
 }
 
@@ -292,24 +310,23 @@ static int measure_decode(struct runner *r, const struct bench_test *t, struct t
 
 static int run_test(struct runner *r, struct bench_test *t, struct error *e) {
     const bool prompt = t->kind == BENCH_PROMPT;
-    int (*const measure)(struct runner *, const struct bench_test *, struct times *, struct error *) =
+    int (*const measure)(struct runner *, const struct bench_test *, double *, struct error *) =
             prompt ? measure_prompt : measure_decode;
     const uint32_t rows = r->g->geometry.rows_max;
-    struct times times = {0};
-    double before = 0;
+    double unused, before = 0;
     t->steps = prompt ? (t->tokens + rows - 1) / rows : t->tokens;
     /* The lengths of a sequence's steps are 1 token apart, the new one included. */
     if (!prompt)
         t->step_bytes = bench_step_bytes(&r->run->cost, t->batch, t->depth + 1 + (t->tokens + 1) / 2.0);
-    int rc = measure(r, t, &times, e); /* warms up: clocks, caches, graphs */
+    int rc = measure(r, t, &unused, e); /* warms up: clocks, caches, graphs */
     if (rc == 0 && r->run->memory_rate)
         before = r->run->memory_rate(r->run->user);
-    for (t->n = 0; t->n < r->o->repeat && rc == 0; t->n++) {
-        rc = measure(r, t, &times, e);
-        r->seconds[t->n] = (double)times.wall_ns / 1e9;
-    }
+    for (t->n = 0; t->n < r->o->repeat && rc == 0; t->n++)
+        rc = measure(r, t, &r->seconds[t->n], e);
     t->behind = k_runs_behind(group_rank(r->g, 0)->context);
-    t->host_seconds = (double)times.host_ns / 1e9 / t->steps;
+    t->host_mean = statistics_mean(r->host, r->n_host);
+    statistics_sort(r->host, r->n_host);
+    t->host_seconds = statistics_percentile(r->host, r->n_host, 0.5);
     t->graph_nodes = atomic_load(&r->g->ranks[0].graph_nodes);
     if (rc == 0 && r->run->measured)
         r->run->measured(r->run->user);
@@ -339,6 +356,15 @@ static int visit_test(void *user, struct bench_test *t) {
     return rc;
 }
 
+static uint32_t most_steps(const struct bench_run *run) {
+    const uint32_t rows = run->group->geometry.rows_max;
+    uint32_t most = run->options->decode + 1;
+    for (uint32_t i = 0; i < run->options->prompts.n; i++)
+        if (run->options->prompts.at[i] / rows + 1 > most)
+            most = run->options->prompts.at[i] / rows + 1;
+    return most;
+}
+
 int bench_run_all(const struct bench_run *run, struct error *e) {
     const uint32_t ids = STEP_ROWS_MAX, pages = STEP_SLOT_PAGES_MAX;
     struct runner r = {.run = run,
@@ -348,10 +374,13 @@ int bench_run_all(const struct bench_run *run, struct error *e) {
             .seed = run->options->worker.rank.seed,
             .scratch = calloc(ids > pages ? ids : pages, sizeof(r.scratch[0])),
             .seconds = calloc(run->options->repeat, sizeof(r.seconds[0]))};
+    r.steps_max = most_steps(run);
+    r.host = calloc(r.steps_max, sizeof(r.host[0]));
     struct visit v = {&r, e};
-    int rc = r.scratch && r.seconds ? each_test(run->options, visit_test, &v)
-                                    : error_set(e, -ENOMEM, "out of memory for the tests");
+    int rc = r.scratch && r.seconds && r.host ? each_test(run->options, visit_test, &v)
+                                              : error_set(e, -ENOMEM, "out of memory for the tests");
     free(r.scratch);
     free(r.seconds);
+    free(r.host);
     return rc;
 }

@@ -20,9 +20,10 @@ struct bench_test { /* a row of the table */
     uint32_t n;            /* 0 = skipped */
     double step_bytes;     /* decoding: the mean of a step, of cost.h */
     /* Where operations run behind the host (a device), of rank 0: what its thread did for a step, apart from waiting,
-     * the mean of the last measurement; and the nodes of the graph that a step replays, 0 when eager. */
+     * the median and the mean of the last measurement (in the mean are steps in which every sequence gets a page at
+     * once, which happens in no service); the nodes of the graph that a step replays, 0 when eager. */
     bool behind;
-    double host_seconds;
+    double host_seconds, host_mean;
     uint32_t graph_nodes;
     double memory_rate; /* bytes per second, measured right before and after; 0 = not */
     char skipped[128];  /* why */
