@@ -11,38 +11,49 @@
  *   ring      2 or 3 stages of the block in shared memory, a stage a run of all its strips and rows, by cp.async; one
  *             __syncthreads() a run: it says that a stage has come and that the one filled next was read. What a thread
  *             copies is always the same place of a run, so its addresses only step.
+ *   run       one stretch without a branch: while the tensor cores have a strip's segment, the one before is scaled
+ *             and added to its leaf. So all that a run may look like is known when the kernel is compiled.
  *
- * A stage of 128 x 64 with INT4: 8 * (1024 + 32) + 64 * 128 + 64 * 4 = 16.5 KB.
+ * A stage of 128 x 64 with INT4: 8 * (1024 + 32) + 64 * 4 + 64 * 128 = 16.5 KB.
  * Bytes moved: weights once per 64 rows and activations once per tile, mostly from L2; 4 bytes per output. */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/product.cuh"
 #include "kernels/shared/elementary.h"
 
 #define STAGES_MAX 3u
-#define NEIGHBOURS 8u /* blocks of rows */
+#define NEIGHBOURS 8u    /* blocks of rows */
+#define RESERVED   1024u /* shared memory that every block of an SM takes besides */
 #define WARPS_OUT  2u
 #define WARPS_ROWS 2u
-#define THREADS    (WARPS_OUT * WARPS_ROWS * 32u)
+#define WARPS      (WARPS_OUT * WARPS_ROWS)
+#define THREADS    (WARPS * 32u)
 #define ROW_TILES  4 /* of a warp, 8 rows each */
 #define X_BYTES    (TILE_ROWS * ACTIVATION_RUN)
 #define X_CHUNKS   (X_BYTES / 16 / THREADS) /* of a thread */
 
-template <int BITS, int STRIPS> struct tile_size { /* STRIPS: of a warp */
-    static constexpr uint32_t CODES = codes_of_run<BITS>::BYTES;
+/* What a kernel is made for: the form of the weights, and how many strips a warp has. */
+template <int BITS_, enum cut CUT, enum quant_scale SCALE_, int STRIPS_> struct tile {
+    static constexpr int BITS = BITS_, STRIPS = STRIPS_;
+    static constexpr enum quant_scale SCALE = SCALE_;
+    static constexpr uint32_t SEGMENTS = CUT & CUT_SEGMENTS;
+    static constexpr bool ZEROS = (CUT & CUT_ZEROS) != 0;
+    /* Blocks that registers should let an SM have. */
+    static constexpr uint32_t BLOCKS = STRIPS == 2 && !ZEROS ? 3 : 2;
     static constexpr uint32_t ALL_STRIPS = WARPS_OUT * STRIPS;
-    static constexpr uint32_t CHUNKS = ALL_STRIPS * CODES / 16 / THREADS; /* of codes, of a thread */
-    static constexpr uint32_t AUX_AT = ALL_STRIPS * CODES;
+    /* A stage: codes, scales and zeros of all strips, scales of x, x. */
+    static constexpr uint32_t CODES = codes_of_run<BITS>::BYTES; /* of a strip, as the next two */
+    static constexpr uint32_t SCALE_BYTES = SEGMENTS * STRIP_ROWS * (SCALE == QUANT_SCALE_F32 ? 4 : 2);
+    static constexpr uint32_t ZERO_BYTES = ZEROS ? SEGMENTS * STRIP_ROWS : 0;
+    static constexpr uint32_t SCALES_AT = ALL_STRIPS * CODES;
+    static constexpr uint32_t ZEROS_AT = SCALES_AT + ALL_STRIPS * SCALE_BYTES;
+    static constexpr uint32_t X_SCALES_AT = ZEROS_AT + ALL_STRIPS * ZERO_BYTES;
+    static constexpr uint32_t X_AT = X_SCALES_AT + TILE_ROWS * sizeof(float);
+    static constexpr uint32_t STAGE = X_AT + X_BYTES;
+    /* From SCALES_AT to X_AT, in chunks of 16 bytes; those of a thread. */
+    static constexpr uint32_t AUX_ALL = (X_AT - SCALES_AT) / 16;
+    static constexpr uint32_t AUX = (AUX_ALL + THREADS - 1) / THREADS;
+    static constexpr uint32_t SUMS = STRIPS * ROW_TILES * 4; /* of a thread */
 };
-template <int BITS, int STRIPS>
-static __host__ __device__ __forceinline__ uint32_t stage_bytes(const struct panel &w) {
-    typedef tile_size<BITS, STRIPS> size;
-    return size::AUX_AT + size::ALL_STRIPS * aux_bytes(w) + X_BYTES + TILE_ROWS * sizeof(float);
-}
-
-/* Blocks that registers should let an SM have. */
-static constexpr uint32_t blocks_of(enum cut cut) {
-    return cut & CUT_ZEROS ? 2 : 3;
-}
 
 struct tile_launch {
     uint32_t row_blocks, stages;
@@ -67,147 +78,262 @@ static __device__ __forceinline__ struct tile_place place_of(
     return p;
 }
 /* The strip of a slot; slots behind the last are the last one again, and are not stored. */
-template <bool PAIR>
-static __device__ __forceinline__ uint32_t strip_of(const struct panel &w, uint32_t slot) {
-    const uint32_t strip = PAIR ? slot / 2 + slot % 2 * (w.strips / 2) : slot;
-    return strip < w.strips ? strip : w.strips - 1;
+static __device__ __forceinline__ uint32_t strip_of(const struct product_args &a, uint32_t slot) {
+    const uint32_t strip = a.pair ? slot / 2 + slot % 2 * (a.w.strips / 2) : slot;
+    return strip < a.w.strips ? strip : a.w.strips - 1;
 }
 
 /* --- the ring's filling side --- */
 
-/* One array's share of a thread: where the next run's is, and how far it is to the one after. */
+/* 16 bytes of every run: where the last run's were, and how far it is to the next, and from a leaf's last run to the
+ * next leaf's first besides. Addresses step before they are used: whoever steps one right behind a copy waits until
+ * the copy has read it. */
 struct tile_source {
     const uint8_t *from;
-    uint64_t jump; /* from a leaf's last run to the next leaf's first */
+    uint64_t besides;
     uint32_t step;
 };
-static __device__ __forceinline__ void source_begin(struct tile_source &s, const uint8_t *array, uint64_t at,
-        uint64_t of_leaf, uint32_t of_run, const struct panel &w, uint32_t first_leaf) {
-    s.from = array + first_leaf * of_leaf + at;
-    s.step = of_run;
-    s.jump = of_leaf - (uint64_t)of_run * (w.runs - 1);
-}
-static __device__ __forceinline__ void source_step(struct tile_source &s, bool last_run) {
-    s.from += last_run ? s.jump : s.step;
-}
-
-template <int CHUNKS> struct tile_feed {
-    struct tile_source codes, scales, zeros;
-    const uint8_t *x, *x_scales;
-    uint32_t code_at[CHUNKS];   /* of this thread's chunks, from codes.from on */
-    uint32_t scale_to, zero_to; /* among a stage's scales and zeros; UINT32_MAX: this thread copies none */
-    uint32_t run, left;         /* runs of all leaves that are still to come */
+template <class T> struct tile_feed {
+    const uint8_t *codes[T::ALL_STRIPS / WARPS]; /* a warp copies whole strips */
+    struct tile_source aux[T::AUX];
+    const uint8_t *x;
+    uint32_t run, left; /* the next run of its leaf; runs of all leaves that are still to come */
     uint8_t *stage, *end;
 };
-/* Scales and zeros: every 16 bytes of a strip's are a thread's. */
-template <bool PAIR>
-static __device__ __forceinline__ uint32_t aux_begin(struct tile_source &s, const uint8_t *array,
-        uint32_t bytes, uint32_t all_strips, const struct panel &w, const struct tile_place &p) {
-    const uint32_t per = bytes / 16, strip = per ? threadIdx.x / per : all_strips;
-    if (strip >= all_strips)
-        return UINT32_MAX;
-    const uint64_t of_strip = (uint64_t)w.slots * (bytes / w.segments);
-    source_begin(s, array, strip_of<PAIR>(w, p.first_slot + strip) * of_strip + threadIdx.x % per * 16,
-            w.strips * of_strip, bytes, w, p.first_leaf);
-    return strip * aux_bytes(w) + threadIdx.x % per * 16;
+/* A chunk of an array of [leaf][strip][bytes_all], of which a run has `bytes`. */
+static __device__ __forceinline__ struct tile_source source_of_strips(const struct product_args &a,
+        const struct tile_place &p, const uint8_t *d_array, uint32_t chunk, uint32_t bytes,
+        uint64_t bytes_all) {
+    const uint32_t strip = strip_of(a, p.first_slot + chunk / (bytes / 16));
+    struct tile_source s;
+    s.step = bytes;
+    s.besides = a.w.strips * bytes_all - (uint64_t)a.w.runs * bytes;
+    s.from = d_array + ((uint64_t)p.first_leaf * a.w.strips + strip) * bytes_all + chunk % (bytes / 16) * 16 -
+             (s.step + s.besides);
+    return s;
 }
-template <int BITS, bool PAIR, int STRIPS>
-static __device__ __forceinline__ void feed_begin(tile_feed<tile_size<BITS, STRIPS>::CHUNKS> &f,
-        const struct product_args &a, const struct tile_place &p, uint32_t stages) {
-    typedef tile_size<BITS, STRIPS> size;
+/* A chunk of what lies between the codes and x. */
+template <class T>
+static __device__ __forceinline__ struct tile_source aux_source(
+        const struct product_args &a, const struct tile_place &p, uint32_t chunk) {
+    constexpr uint32_t zeros_at = (T::ZEROS_AT - T::SCALES_AT) / 16,
+                       x_at = (T::X_SCALES_AT - T::SCALES_AT) / 16;
     const struct panel &w = a.w;
-    const uint64_t first_run = (uint64_t)p.first_leaf * w.runs;
-    source_begin(
-            f.codes, w.d_codes, 0, (uint64_t)w.strips * w.runs * size::CODES, size::CODES, w, p.first_leaf);
+    if (chunk < zeros_at)
+        return source_of_strips(
+                a, p, w.d_scales, chunk, T::SCALE_BYTES, (uint64_t)w.slots * (T::SCALE_BYTES / T::SEGMENTS));
+    if (T::ZEROS && chunk < x_at)
+        return source_of_strips(
+                a, p, w.d_zeros, chunk - zeros_at, STRIP_ROWS * T::SEGMENTS, (uint64_t)w.slots * STRIP_ROWS);
+    const uint64_t of_run = (uint64_t)a.x.row_tiles * 8;
+    struct tile_source s;
+    s.step = (uint32_t)(of_run * sizeof(float));
+    s.besides = 0;
+    s.from = (const uint8_t *)(a.x.d_scales + (uint64_t)p.first_leaf * w.runs * of_run + p.first_row) +
+             (chunk - x_at) * 16 - s.step;
+    return s;
+}
+template <class T> static __device__ __forceinline__ uint64_t codes_besides(const struct panel &w) {
+    return (uint64_t)(w.strips - 1) * w.runs * T::CODES;
+}
+template <class T>
+static __device__ __forceinline__ void feed_begin(
+        tile_feed<T> &f, const struct product_args &a, const struct tile_place &p, uint32_t stages) {
+    const struct panel &w = a.w;
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
-    for (uint32_t c = 0; c < size::CHUNKS; c++) {
-        const uint32_t chunk = threadIdx.x + c * THREADS, slot = p.first_slot + chunk / (size::CODES / 16);
-        f.code_at[c] = strip_of<PAIR>(w, slot) * w.runs * size::CODES + chunk % (size::CODES / 16) * 16;
+    for (uint32_t c = 0; c < T::ALL_STRIPS / WARPS; c++) {
+        const uint32_t strip = strip_of(a, p.first_slot + c * WARPS + warp);
+        f.codes[c] = w.d_codes + ((uint64_t)p.first_leaf * w.strips + strip) * w.runs * T::CODES + lane * 16 -
+                     (T::CODES + codes_besides<T>(w));
     }
-    f.scale_to = aux_begin<PAIR>(f.scales, w.d_scales, scale_bytes(w), size::ALL_STRIPS, w, p);
-    f.zero_to = aux_begin<PAIR>(f.zeros, w.d_zeros, aux_bytes(w) - scale_bytes(w), size::ALL_STRIPS, w, p);
-    f.x = a.x.d_codes + (first_run * a.x.row_tiles + p.first_row / 8) * 1024 + threadIdx.x * 16;
-    f.x_scales =
-            (const uint8_t *)(a.x.d_scales + first_run * a.x.row_tiles * 8 + p.first_row) + threadIdx.x * 16;
+#pragma unroll
+    for (uint32_t c = 0; c < T::AUX; c++)
+        f.aux[c] = aux_source<T>(a, p, threadIdx.x + c * THREADS);
+    f.x = a.x.d_codes + ((uint64_t)p.first_leaf * w.runs * a.x.row_tiles + p.first_row / 8) * 1024 +
+          threadIdx.x * 16 - (uint64_t)a.x.row_tiles * 1024;
     f.run = 0;
     f.left = p.leaves * w.runs;
     f.stage = dynamic_shared();
-    f.end = f.stage + stages * stage_bytes<BITS, STRIPS>(w);
+    f.end = f.stage + stages * T::STAGE;
 }
 /* Queues the next run, or an empty group behind the last one. */
-template <int BITS, int STRIPS>
-static __device__ __forceinline__ void feed_next(
-        tile_feed<tile_size<BITS, STRIPS>::CHUNKS> &f, const struct product_args &a) {
-    typedef tile_size<BITS, STRIPS> size;
-    const struct panel &w = a.w;
-    const uint32_t bytes = stage_bytes<BITS, STRIPS>(w);
+template <class T>
+static __device__ __forceinline__ void feed_next(tile_feed<T> &f, const struct product_args &a) {
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     if (f.left) {
-        uint8_t *aux = f.stage + size::AUX_AT, *x = f.stage + bytes - X_BYTES - TILE_ROWS * sizeof(float);
-        const bool last_run = ++f.run == w.runs;
+        const uint64_t besides = f.run == 0 ? codes_besides<T>(a.w) : 0;
 #pragma unroll
-        for (uint32_t c = 0; c < size::CHUNKS; c++)
-            copy_16(f.stage + (threadIdx.x + c * THREADS) * 16, f.codes.from + f.code_at[c]);
-        source_step(f.codes, last_run);
-        if (f.scale_to != UINT32_MAX) {
-            copy_16(aux + f.scale_to, f.scales.from);
-            source_step(f.scales, last_run);
+        for (uint32_t c = 0; c < T::ALL_STRIPS / WARPS; c++) {
+            f.codes[c] += T::CODES + besides;
+#pragma unroll
+            for (uint32_t at = 0; at < T::CODES; at += 512)
+                copy_16(f.stage + (c * WARPS + warp) * T::CODES + lane * 16 + at, f.codes[c] + at);
         }
-        if (f.zero_to != UINT32_MAX) {
-            copy_16(aux + scale_bytes(w) + f.zero_to, f.zeros.from);
-            source_step(f.zeros, last_run);
+#pragma unroll
+        for (uint32_t c = 0; c < T::AUX; c++) {
+            f.aux[c].from += f.aux[c].step;
+            if (f.run == 0)
+                f.aux[c].from += f.aux[c].besides;
+            if (threadIdx.x + c * THREADS < T::AUX_ALL)
+                copy_16(f.stage + T::SCALES_AT + (threadIdx.x + c * THREADS) * 16, f.aux[c].from);
         }
+        f.x += (uint64_t)a.x.row_tiles * 1024;
 #pragma unroll
         for (uint32_t c = 0; c < X_CHUNKS; c++)
-            copy_16(x + (threadIdx.x + c * THREADS) * 16, f.x + c * THREADS * 16);
-        f.x += (uint64_t)a.x.row_tiles * 1024;
-        if (threadIdx.x < TILE_ROWS / 4)
-            copy_16(x + X_BYTES + threadIdx.x * 16, f.x_scales);
-        f.x_scales += (uint64_t)a.x.row_tiles * 8 * sizeof(float);
-        f.run = last_run ? 0 : f.run;
+            copy_16(f.stage + T::X_AT + (threadIdx.x + c * THREADS) * 16, f.x + c * THREADS * 16);
+        f.run = f.run + 1 == a.w.runs ? 0 : f.run + 1;
         f.left--;
     }
     copy_commit();
-    f.stage += bytes;
+    f.stage += T::STAGE;
     f.stage = f.stage == f.end ? dynamic_shared() : f.stage;
 }
 
-/* --- a warp's part --- */
+/* --- a warp's part of a run --- */
 
 /* Rows 32 * `half` .. + 31 of a stage. */
+template <class T>
 static __device__ __forceinline__ void input_of_stage(
-        run_input<ROW_TILES> &in, const uint8_t *x, uint32_t half) {
+        run_input<ROW_TILES> &in, const uint8_t *stage, uint32_t half) {
     const uint32_t lane = threadIdx.x % 32, i = lane % 4;
-    const float2 *scales = (const float2 *)(x + X_BYTES) + half * (ROW_TILES * 4) + i;
+    const uint4 *codes = (const uint4 *)(stage + T::X_AT + half * (ROW_TILES * 1024)) + lane;
+    const float2 *scales = (const float2 *)(stage + T::X_SCALES_AT) + half * (ROW_TILES * 4) + i;
 #pragma unroll
     for (uint32_t n = 0; n < ROW_TILES; n++) {
-        const uint4 *codes = (const uint4 *)(x + (half * ROW_TILES + n) * 1024) + lane;
         const float2 scale = scales[n * 4];
-        in.codes[n][0] = codes[0];
-        in.codes[n][1] = codes[32];
+        in.codes[n][0] = codes[n * 64];
+        in.codes[n][1] = codes[n * 64 + 32];
         in.scales[n][0] = scale.x;
         in.scales[n][1] = scale.y;
     }
 }
+/* Sums of x itself over each segment, of columns 2i and 2i + 1: the product with a matrix of ones. */
+template <class T> struct input_sums { int32_t x[T::SEGMENTS][ROW_TILES][2]; };
+template <class T>
+static __device__ __forceinline__ void input_sums_of(input_sums<T> &s, const run_input<ROW_TILES> &in) {
+    const uint32_t ones[4] = {ONES, ONES, ONES, ONES};
+#pragma unroll
+    for (uint32_t g = 0; g < T::SEGMENTS; g++) {
+#pragma unroll
+        for (uint32_t n = 0; n < ROW_TILES; n++) {
+            int32_t d[4] = {};
+#pragma unroll
+            for (uint32_t step = g * 4 / T::SEGMENTS; step < (g + 1) * 4 / T::SEGMENTS; step++) {
+                uint32_t b[2];
+                input_step(in, n, step, b);
+                mma_s8(d, ones, b[0], b[1], d);
+            }
+            s.x[g][n][0] = d[0];
+            s.x[g][n][1] = d[1];
+        }
+    }
+}
 
-/* The tree over leaves that come one after another: sums of 1, 2 and 4 of them wait for their right half. Which of them
- * is known when it runs, so they are local memory: touched once a leaf. */
-template <int STRIPS> struct leaf_tree { float kept[3][STRIPS * ROW_TILES * 4]; };
+/* A segment of a strip on its way: exact sums, and what they are worth, of rows g and g + 8. */
+struct tile_segment {
+    int32_t acc[ROW_TILES][4];
+    float scale[2];
+};
+template <class T>
+static __device__ __forceinline__ void tile_segment_begin(struct tile_segment &s, const uint8_t *stage,
+        uint32_t strip, uint32_t segment, const input_sums<T> &x) {
+    constexpr uint32_t pair_bytes = T::SCALE == QUANT_SCALE_F32 ? 8 : 4;
+    const uint32_t g = threadIdx.x % 32 / 4;
+    int32_t zero[2] = {};
+    pair_load(stage + T::SCALES_AT + strip * T::SCALE_BYTES + (segment * 8 + g) * pair_bytes, T::SCALE,
+            s.scale);
+    if (T::ZEROS) {
+        const uint8_t *zeros = stage + T::ZEROS_AT + strip * T::ZERO_BYTES + (segment * 8 + g) * 2;
+        zero[0] = zero_of<T::BITS>(zeros[0]);
+        zero[1] = zero_of<T::BITS>(zeros[1]);
+    }
+#pragma unroll
+    for (uint32_t n = 0; n < ROW_TILES; n++) {
+#pragma unroll
+        for (uint32_t e = 0; e < 4; e++)
+            s.acc[n][e] = T::ZEROS ? MAGIC - zero[e >> 1] * x.x[segment][n][e & 1] : MAGIC;
+    }
+}
+template <class T>
+static __device__ __forceinline__ void tile_segment_fold(
+        const struct tile_segment &s, const run_input<ROW_TILES> &in, float (*leaf)[4]) {
+#pragma unroll
+    for (uint32_t n = 0; n < ROW_TILES; n++) {
+#pragma unroll
+        for (uint32_t e = 0; e < 4; e++)
+            leaf[n][e] =
+                    fmaf(number<T::BITS>(s.acc[n][e]), s.scale[e >> 1] * in.scales[n][e & 1], leaf[n][e]);
+    }
+}
+/* leaf += the run in a stage, of the warp's strips from `strip` on and its half of the rows. */
+template <class T>
+static __device__ __forceinline__ void tile_run(
+        const uint8_t *stage, uint32_t strip, uint32_t half, float (*leaf)[ROW_TILES][4]) {
+    constexpr uint32_t steps = 4 / T::SEGMENTS;
+    run_input<ROW_TILES> in;
+    input_sums<T> x;
+    run_codes<T::BITS> codes;
+    struct tile_segment two[2];
+    input_of_stage<T>(in, stage, half);
+    if (T::ZEROS)
+        input_sums_of<T>(x, in);
+#pragma unroll
+    for (uint32_t q = 0; q < T::STRIPS * T::SEGMENTS; q++) {
+        const uint32_t m = q / T::SEGMENTS, segment = q % T::SEGMENTS;
+        struct tile_segment &now = two[q % 2];
+        if (segment == 0)
+            codes_load(codes, stage + (strip + m) * T::CODES + threadIdx.x % 32 * 16);
+        tile_segment_begin<T>(now, stage, strip + m, segment, x);
+#pragma unroll
+        for (uint32_t step = segment * steps; step < (segment + 1) * steps; step++) {
+            uint32_t a[4], b[2];
+            codes_step(codes, step, a);
+#pragma unroll
+            for (uint32_t n = 0; n < ROW_TILES; n++) {
+                input_step(in, n, step, b);
+                mma_s8(now.acc[n], a, b[0], b[1], now.acc[n]);
+            }
+        }
+        if (q > 0)
+            tile_segment_fold<T>(two[(q + 1) % 2], in, leaf[(q - 1) / T::SEGMENTS]);
+    }
+    tile_segment_fold<T>(two[(T::STRIPS * T::SEGMENTS + 1) % 2], in, leaf[T::STRIPS - 1]);
+}
+
+/* --- leaves meet --- */
+
+/* The tree over leaves that come one after another: sums of 1, 2 and 4 of them wait for their right half. Half of all
+ * there is to keep are single leaves: they wait in registers. Which of the others is known when it runs, so they are
+ * local memory: touched every second leaf. */
+template <class T> struct leaf_firsts { float of[T::SUMS]; };
+template <class T> struct leaf_tree { float kept[2][T::SUMS]; };
 /* sums = with every left half that waits for leaf number `leaf`; another leaf after it: they are kept, and 0. */
-template <int STRIPS>
+template <class T>
 static __device__ __forceinline__ void tree_add(
-        leaf_tree<STRIPS> &t, uint32_t leaf, bool another, float (*sums)[ROW_TILES][4]) {
+        leaf_firsts<T> &first, leaf_tree<T> &t, uint32_t leaf, bool another, float (*sums)[ROW_TILES][4]) {
     float *all = &sums[0][0][0];
     uint32_t level = 0;
-    for (; leaf >> level & 1; level++) {
+    if (leaf % 2) {
 #pragma unroll
-        for (uint32_t e = 0; e < STRIPS * ROW_TILES * 4; e++)
-            all[e] = t.kept[level][e] + all[e];
+        for (uint32_t e = 0; e < T::SUMS; e++)
+            all[e] = first.of[e] + all[e];
+        for (; leaf >> (level + 1) & 1; level++) {
+#pragma unroll
+            for (uint32_t e = 0; e < T::SUMS; e++)
+                all[e] = t.kept[level][e] + all[e];
+        }
+        if (another) {
+#pragma unroll
+            for (uint32_t e = 0; e < T::SUMS; e++)
+                t.kept[level][e] = all[e];
+        }
     }
     if (!another)
         return;
 #pragma unroll
-    for (uint32_t e = 0; e < STRIPS * ROW_TILES * 4; e++) {
-        t.kept[level][e] = all[e];
+    for (uint32_t e = 0; e < T::SUMS; e++) {
+        first.of[e] = all[e];
         all[e] = 0.0f;
     }
 }
@@ -263,25 +389,29 @@ static __device__ bool groups_add(const struct product_args &a, float (*sums)[RO
     return true;
 }
 
-template <bool PAIR, int STRIPS>
+/* One output of a strip's row. */
+static __device__ __forceinline__ void output_store(const struct product_args &a, uint32_t n_rows,
+        const struct strip_output &out, uint32_t row, uint32_t o, float y) {
+    float *d_y = a.d_y + (uint64_t)row * a.ldy + out.column + o;
+    if (row < n_rows && o < out.n_valid)
+        *d_y = a.add ? *d_y + y : y;
+}
+template <class T>
 static __device__ __forceinline__ void tile_store(const struct product_args &a, uint32_t n_rows,
         uint32_t first_slot, uint32_t first_row, const float (*sums)[ROW_TILES][4]) {
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, i = lane % 4;
 #pragma unroll
-    for (uint32_t m = 0; m < STRIPS; m += PAIR ? 2 : 1) {
-        const uint32_t unit = PAIR ? (first_slot + m) / 2 : first_slot + m;
-        if (unit >= a.units)
+    for (uint32_t m = 0; m < T::STRIPS; m++) {
+        const uint32_t unit = a.pair ? (first_slot + m) / 2 : first_slot + m;
+        if (unit >= a.units || (a.pair && m % 2))
             continue;
         const struct strip_output out = a.w.d_outputs[unit];
 #pragma unroll
         for (uint32_t n = 0; n < ROW_TILES; n++) {
 #pragma unroll
             for (uint32_t e = 0; e < 4; e++) {
-                const uint32_t row = first_row + n * 8 + 2 * i + (e & 1), o = g + (e >> 1) * 8;
-                const float y = PAIR ? f32_silu(sums[m][n][e]) * sums[m + 1][n][e] : sums[m][n][e];
-                float *d_y = a.d_y + (uint64_t)row * a.ldy + out.column + o;
-                if (row < n_rows && o < out.n_valid)
-                    *d_y = a.add ? *d_y + y : y;
+                const float y = a.pair ? f32_silu(sums[m][n][e]) * sums[m | 1][n][e] : sums[m][n][e];
+                output_store(a, n_rows, out, first_row + n * 8 + 2 * i + (e & 1), g + (e >> 1) * 8, y);
             }
         }
     }
@@ -289,22 +419,22 @@ static __device__ __forceinline__ void tile_store(const struct product_args &a, 
 
 /* --- the kernel --- */
 
-template <int BITS, enum cut CUT, bool PAIR, int STRIPS>
-__global__ void __launch_bounds__(THREADS, blocks_of(CUT))
+template <class T>
+__global__ void __launch_bounds__(THREADS, T::BLOCKS)
         tile_kernel(const struct product_args a, const struct tile_launch l) {
-    typedef tile_size<BITS, STRIPS> size;
-    const struct tile_place p = place_of(a.w, l.row_blocks, size::ALL_STRIPS);
-    const uint32_t warp = threadIdx.x / 32, strip = warp / WARPS_ROWS * STRIPS, half = warp % WARPS_ROWS,
-                   n_rows = a.d_plan->n_rows, aux = aux_bytes(a.w), bytes = stage_bytes<BITS, STRIPS>(a.w);
+    const struct tile_place p = place_of(a.w, l.row_blocks, T::ALL_STRIPS);
+    const uint32_t warp = threadIdx.x / 32, strip = warp / WARPS_ROWS * T::STRIPS, half = warp % WARPS_ROWS,
+                   n_rows = a.d_plan->n_rows;
     const bool rows_here = p.first_row + half * (ROW_TILES * 8) < n_rows;
     if (p.first_row >= n_rows)
         return;
-    tile_feed<size::CHUNKS> f;
-    feed_begin<BITS, PAIR, STRIPS>(f, a, p, l.stages);
+    tile_feed<T> f;
+    feed_begin<T>(f, a, p, l.stages);
     for (uint32_t i = 0; i + 1 < l.stages; i++)
-        feed_next<BITS, STRIPS>(f, a);
-    float sums[STRIPS][ROW_TILES][4] = {};
-    leaf_tree<STRIPS> tree;
+        feed_next<T>(f, a);
+    float sums[T::STRIPS][ROW_TILES][4] = {};
+    leaf_firsts<T> first;
+    leaf_tree<T> tree;
     const uint8_t *from = dynamic_shared();
     for (uint32_t leaf = 0; leaf < p.leaves; leaf++) {
         for (uint32_t run = 0; run < a.w.runs; run++) {
@@ -313,25 +443,19 @@ __global__ void __launch_bounds__(THREADS, blocks_of(CUT))
             else
                 copy_wait<0>();
             __syncthreads();
-            feed_next<BITS, STRIPS>(f, a);
-            if (rows_here) {
-                run_input<ROW_TILES> in;
-                input_of_stage(in, from + size::AUX_AT + size::ALL_STRIPS * aux, half);
-#pragma unroll
-                for (uint32_t m = 0; m < STRIPS; m++)
-                    run_evenly<BITS, CUT, ROW_TILES>(a.w, from + (strip + m) * size::CODES,
-                            from + size::AUX_AT + (strip + m) * aux, in, sums[m]);
-            }
-            from += bytes;
+            feed_next<T>(f, a);
+            if (rows_here)
+                tile_run<T>(from, strip, half, sums);
+            from += T::STAGE;
             from = from == f.end ? dynamic_shared() : from;
         }
-        tree_add<STRIPS>(tree, leaf, leaf + 1 < p.leaves, sums);
+        tree_add<T>(first, tree, leaf, leaf + 1 < p.leaves, sums);
     }
-    if constexpr (STRIPS == 2) {
-        if (gridDim.y > 1 && !groups_add<STRIPS>(a, sums))
+    if constexpr (T::STRIPS == 2) {
+        if (gridDim.y > 1 && !groups_add<T::STRIPS>(a, sums))
             return;
     }
-    tile_store<PAIR, STRIPS>(a, n_rows, p.first_slot + strip, p.first_row + half * (ROW_TILES * 8), sums);
+    tile_store<T>(a, n_rows, p.first_slot + strip, p.first_row + half * (ROW_TILES * 8), sums);
 }
 
 /* --- launching --- */
@@ -345,76 +469,65 @@ static uint32_t groups_for(uint32_t tiles, uint32_t leaves, uint32_t sms) {
     return groups;
 }
 
-template <int BITS, enum cut CUT, bool PAIR, int STRIPS>
+template <class T>
 static cudaError_t queue_one(
         cudaStream_t s, struct product_args a, uint32_t rows, const struct device_size *d) {
-    typedef tile_size<BITS, STRIPS> size;
-    const uint32_t row_blocks = (rows + TILE_ROWS - 1) / TILE_ROWS, stage = stage_bytes<BITS, STRIPS>(a.w),
-                   tiles = row_blocks * ((a.w.strips + size::ALL_STRIPS - 1) / size::ALL_STRIPS),
-                   groups = STRIPS == 2 ? groups_for(tiles, a.w.leaves, d->sms) : 1,
-                   stages = 2 * (STAGES_MAX * stage + 1024) <= d->shared_of_sm ? STAGES_MAX : 2;
-    a.units = PAIR ? a.w.strips / 2 : a.w.strips;
-    return K_LAUNCH((tile_kernel<BITS, CUT, PAIR, STRIPS>), dim3(tiles, groups), THREADS, stages * stage, s,
-            a, (tile_launch{row_blocks, stages}));
+    const uint32_t row_blocks = (rows + TILE_ROWS - 1) / TILE_ROWS,
+                   tiles = row_blocks * ((a.w.strips + T::ALL_STRIPS - 1) / T::ALL_STRIPS),
+                   groups = T::STRIPS == 2 ? groups_for(tiles, a.w.leaves, d->sms) : 1,
+                   stages =
+                           T::BLOCKS * (STAGES_MAX * T::STAGE + RESERVED) <= d->shared_of_sm ? STAGES_MAX : 2;
+    a.units = a.pair ? a.w.strips / 2 : a.w.strips;
+    return K_LAUNCH(tile_kernel<T>, dim3(tiles, groups), THREADS, stages * T::STAGE, s, a,
+            (tile_launch{row_blocks, stages}));
 }
 
-template <int BITS, enum cut CUT>
+template <int BITS, enum cut CUT, enum quant_scale SCALE>
 static cudaError_t queue_form(
         cudaStream_t s, const struct product_args &a, uint32_t rows, const struct device_size *d) {
-    if (a.pair)
-        return rows <= TILE_ROWS ? queue_one<BITS, CUT, true, 2>(s, a, rows, d)
-                                 : queue_one<BITS, CUT, true, 4>(s, a, rows, d);
-    return rows <= TILE_ROWS ? queue_one<BITS, CUT, false, 2>(s, a, rows, d)
-                             : queue_one<BITS, CUT, false, 4>(s, a, rows, d);
+    return rows <= TILE_ROWS ? queue_one<tile<BITS, CUT, SCALE, 2>>(s, a, rows, d)
+                             : queue_one<tile<BITS, CUT, SCALE, 4>>(s, a, rows, d);
 }
-template <int BITS>
-static cudaError_t queue_cut(
-        cudaStream_t s, const struct product_args &a, uint32_t rows, const struct device_size *d) {
-    switch (cut_of(a.w)) {
-    case CUT_1:
-        return queue_form<BITS, CUT_1>(s, a, rows, d);
-    case CUT_2:
-        return queue_form<BITS, CUT_2>(s, a, rows, d);
-    case CUT_4:
-        return queue_form<BITS, CUT_4>(s, a, rows, d);
-    case CUT_1_ZEROS:
-        return queue_form<BITS, CUT_1_ZEROS>(s, a, rows, d);
-    case CUT_2_ZEROS:
-        return queue_form<BITS, CUT_2_ZEROS>(s, a, rows, d);
-    case CUT_4_ZEROS:
-        return queue_form<BITS, CUT_4_ZEROS>(s, a, rows, d);
-    default:
-        return cudaErrorInvalidValue;
-    }
-}
-cudaError_t queue_tiles(
-        cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d) {
-    return a->w.form == FORM_INT4 ? queue_cut<4>(s, *a, rows_bound, d) : queue_cut<8>(s, *a, rows_bound, d);
-}
-/* A thread counts a leaf's codes in 32 bits. */
-bool tiles_can(const struct panel *w) {
-    const uint64_t run = w->form == FORM_INT4 ? codes_of_run<4>::BYTES : codes_of_run<8>::BYTES;
-    return w->segments != SEGMENTS_ANY && w->strips * (uint64_t)w->runs * run <= UINT32_MAX;
+template <int BITS, enum cut CUT, enum quant_scale SCALE>
+static cudaError_t prepare_form(int shared_of_block) {
+    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    const cudaError_t r = cudaFuncSetAttribute(tile_kernel<tile<BITS, CUT, SCALE, 2>>, most, shared_of_block);
+    return r != cudaSuccess
+                   ? r
+                   : cudaFuncSetAttribute(tile_kernel<tile<BITS, CUT, SCALE, 4>>, most, shared_of_block);
 }
 
-template <int BITS, enum cut CUT> static cudaError_t prepare(int shared_of_block) {
-    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    cudaError_t r = cudaFuncSetAttribute(tile_kernel<BITS, CUT, false, 2>, most, shared_of_block);
-    if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(tile_kernel<BITS, CUT, false, 4>, most, shared_of_block);
-    if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(tile_kernel<BITS, CUT, true, 2>, most, shared_of_block);
-    if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(tile_kernel<BITS, CUT, true, 4>, most, shared_of_block);
-    return r;
+/* Every form that weights may have here. */
+#define FORM(bits, cut, scale)                                                                               \
+    { FORM_INT##bits, cut, scale, queue_form<bits, cut, scale>, prepare_form<bits, cut, scale> }
+#define FORM_OF_SCALES(bits, cut)                                                                            \
+    FORM(bits, cut, QUANT_SCALE_F32), FORM(bits, cut, QUANT_SCALE_BF16), FORM(bits, cut, QUANT_SCALE_F16)
+#define FORM_OF_CUTS(bits)                                                                                   \
+    FORM_OF_SCALES(bits, CUT_1), FORM_OF_SCALES(bits, CUT_2), FORM_OF_SCALES(bits, CUT_4),                   \
+            FORM_OF_SCALES(bits, CUT_1_ZEROS), FORM_OF_SCALES(bits, CUT_2_ZEROS),                            \
+            FORM_OF_SCALES(bits, CUT_4_ZEROS)
+static const struct tile_form {
+    uint8_t form;
+    enum cut cut;
+    enum quant_scale scale;
+    cudaError_t (*queue)(cudaStream_t, const struct product_args &, uint32_t, const struct device_size *);
+    cudaError_t (*prepare)(int shared_of_block);
+} forms[] = {FORM_OF_CUTS(4), FORM_OF_CUTS(8)};
+#define FORMS (sizeof forms / sizeof *forms)
+
+cudaError_t queue_tiles(
+        cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d) {
+    for (uint32_t i = 0; i < FORMS; i++)
+        if (forms[i].form == a->w.form && forms[i].cut == cut_of(a->w) && forms[i].scale == a->w.scale)
+            return forms[i].queue(s, *a, rows_bound, d);
+    return cudaErrorInvalidValue;
+}
+bool tiles_can(const struct panel *w) {
+    return w->segments != SEGMENTS_ANY;
 }
 cudaError_t tiles_prepare(uint32_t shared_of_block) {
-    cudaError_t (*const all[])(int) = {prepare<4, CUT_1>, prepare<4, CUT_2>, prepare<4, CUT_4>,
-            prepare<4, CUT_1_ZEROS>, prepare<4, CUT_2_ZEROS>, prepare<4, CUT_4_ZEROS>, prepare<8, CUT_1>,
-            prepare<8, CUT_2>, prepare<8, CUT_4>, prepare<8, CUT_1_ZEROS>, prepare<8, CUT_2_ZEROS>,
-            prepare<8, CUT_4_ZEROS>};
     cudaError_t r = cudaSuccess;
-    for (uint32_t i = 0; i < sizeof all / sizeof *all && r == cudaSuccess; i++)
-        r = all[i]((int)shared_of_block);
+    for (uint32_t i = 0; i < FORMS && r == cudaSuccess; i++)
+        r = forms[i].prepare((int)shared_of_block);
     return r;
 }
