@@ -9,7 +9,7 @@
  * A block of `small` over pages of bf16 has 8 warps for 16 queries. At D = 256 its stages are 64 positions: a ring
  * of two is 66 KB and the block 88 KB, of four, where an SM has room for it, 154 KB. `large` has 6 warps for 48
  * queries and stages of 32: 98 KB. Over pages of INT8 a ring of four is 70 KB and the block 83 KB, so that an SM that
- * has room for two has twice the bytes on their way; of two 48 KB; `large` 54 KB. */
+ * has room for two has twice the bytes on their way; of two 48 KB; `large`, with stages of 64, 73 KB. */
 #include "kernels/cuda/attention_bf16.cuh"
 #include "kernels/cuda/attention_f32.cuh"
 #include "kernels/cuda/attention_int8.cuh"
@@ -141,10 +141,10 @@ typedef tile_form<bf16_pages, 3, 2, 32, 2, 256, true, 2> large_256;
 typedef tile_form<bf16_pages, 3, 2, 32, 2, 256, false, 1> large_to_256;
 typedef tile_form<int8_pages, 1, 8, 64, 2, 256, true, 2> int8_small_256;
 typedef tile_form<int8_pages, 1, 8, 64, 4, 256, true, 2> int8_small_256_deep;
-typedef tile_form<int8_pages, 1, 8, 32, 4, 256, false, 2> int8_small_to_256;
-typedef tile_form<int8_pages, 1, 8, 32, 2, 512, false, 1> int8_small_to_512;
-typedef tile_form<int8_pages, 3, 2, 32, 2, 256, true, 2> int8_large_256;
-typedef tile_form<int8_pages, 3, 2, 32, 2, 256, false, 1> int8_large_to_256;
+typedef tile_form<int8_pages, 1, 8, 64, 2, 256, false, 2> int8_small_to_256;
+typedef tile_form<int8_pages, 1, 8, 64, 2, 512, false, 1> int8_small_to_512;
+typedef tile_form<int8_pages, 3, 2, 64, 2, 256, true, 2> int8_large_256;
+typedef tile_form<int8_pages, 3, 2, 64, 2, 256, false, 1> int8_large_to_256;
 
 static uint32_t smaller(uint64_t a, uint64_t b) {
     return (uint32_t)(a < b ? a : b);

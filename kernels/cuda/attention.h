@@ -20,8 +20,8 @@
  * INT8 pages (mma_s8()): q is integers of 16 bits in a unit of max|q| / 32512, as on the CPU, so that q . k is an exact
  * integer, s_j = (q . k_j) * (unit / sqrt(D) * K's scale).
  *   p v       y_j = p_j * V's scale becomes an integer of 16 bits, in a unit of the step's largest V scale that the
- *             query sees / 32512 (0 where the unit is below SMALLEST_UNIT: no V above 2^-104); the exact sum of 32
- *             positions times the unit is added by an fma
+ *             query sees / 32512 (0 where the unit is below SMALLEST_UNIT: no V above 2^-104); the exact sum of
+ *             the step times the unit is added by an fma
  *   sum p     as of bf16
  * F32 pages: q . k and p v are one chain of fma each; sum p is over j and j + 32, then a tree of 32 (distance 16
  * first).

@@ -160,9 +160,9 @@ struct int8_pages {
 #pragma unroll
         for (uint32_t k = 0; k < F::SHARES; k++)
             top = larger_bits(top, bits_of_float(tops(r, r.query(h))[k]));
-        const float unit = integers_scale(top, WORD_STEPS);
+        const float unit = float_of_bits(top) * (1.0f / WORD_STEPS);
         r.own.y_unit[h] = unit;
-        r.own.y_inverse[h] = unit >= SMALLEST_UNIT ? 1.0f / unit : 0.0f;
+        r.own.y_inverse[h] = unit >= SMALLEST_UNIT ? WORD_STEPS / float_of_bits(top) : 0.0f;
     }
     /* y of the first two positions of the warp's eight t that this thread has. */
     template <class F>
@@ -180,43 +180,45 @@ struct int8_pages {
         q = q < WORD_STEPS ? q : inverse == 0.0f ? 0.0f : WORD_STEPS;
         return (int32_t)(bits_of_float(q + ROUND_MAGIC) - bits_of_float(ROUND_MAGIC));
     }
-    /* Positions `from` .. of the step, in a stage of V, times the warp's columns: 32 positions are an integer. */
+    /* The step's positions, a stage of V, times the warp's columns. */
     template <class F>
-    static __device__ __forceinline__ void values(tile_run<F> &r, const uint8_t *rows, uint32_t from) {
+    static __device__ __forceinline__ void values(tile_run<F> &r, const uint8_t *rows, uint32_t) {
         typedef tile_run<F> run;
-        static_assert(F::STAGE % 32 == 0, "a stage of V is whole products");
+        static_assert(F::STAGE == STEP, "what is scaled once is a step's");
         const uint32_t lane = run::lane(), bytes = F::row_bytes(r.dim()),
                        first_pair = run::share() * F::PAIRS;
         if (!F::ONLY && first_pair * 16 >= F::columns(r.dim()))
             return;
+        uint32_t high[2][4], low[2][4];
 #pragma unroll
-        for (uint32_t j = 0; j < F::STAGE; j += 32) {
-            uint32_t high[4], low[4];
-            const uint32_t p_at = (run::first_query() + lane % 16) * F::P_BYTES + from + j + lane / 16 * 16;
-            ldmatrix_4(high, r.p_high + p_at);
-            ldmatrix_4(low, r.p_low + p_at);
-#pragma unroll
-            for (uint32_t k = 0; k < F::PAIRS; k++) {
-                uint32_t v[4];
-                if (!F::ONLY && (first_pair + k) * 16 >= F::columns(r.dim()))
-                    continue;
-                ldmatrix_4_transposed(v, rows + (j + lane) * bytes + (first_pair + k) * 16);
-                add_product(r, r.o[2 * k], high, low, __byte_perm(v[0], v[1], 0x6420),
-                        __byte_perm(v[2], v[3], 0x6420));
-                add_product(r, r.o[2 * k + 1], high, low, __byte_perm(v[0], v[1], 0x7531),
-                        __byte_perm(v[2], v[3], 0x7531));
-            }
+        for (uint32_t half = 0; half < 2; half++) {
+            const uint32_t p_at = (run::first_query() + lane % 16) * F::P_BYTES + half * 32 + lane / 16 * 16;
+            ldmatrix_4(high[half], r.p_high + p_at);
+            ldmatrix_4(low[half], r.p_low + p_at);
         }
-    }
-    template <class F>
-    static __device__ __forceinline__ void add_product(const tile_run<F> &r, float *o, const uint32_t *high,
-            const uint32_t *low, uint32_t v0, uint32_t v1) {
-        int32_t high_sum[4] = {}, low_sum[4] = {};
-        mma_s8(high_sum, high, v0, v1, high_sum);
-        mma_s8(low_sum, low, v0, v1, low_sum);
 #pragma unroll
-        for (uint32_t e = 0; e < 4; e++)
-            o[e] = fmaf((float)(high_sum[e] * 256 + low_sum[e]), r.own.y_unit[e / 2], o[e]);
+        for (uint32_t k = 0; k < F::PAIRS; k++) {
+            int32_t high_sum[2][4] = {}, low_sum[2][4] = {};
+            if (!F::ONLY && (first_pair + k) * 16 >= F::columns(r.dim()))
+                continue;
+#pragma unroll
+            for (uint32_t half = 0; half < 2; half++) {
+                uint32_t v[4];
+                ldmatrix_4_transposed(v, rows + (half * 32 + lane) * bytes + (first_pair + k) * 16);
+#pragma unroll
+                for (uint32_t odd = 0; odd < 2; odd++) {
+                    const uint32_t bytes_of = odd ? 0x7531 : 0x6420, v0 = __byte_perm(v[0], v[1], bytes_of),
+                                   v1 = __byte_perm(v[2], v[3], bytes_of);
+                    mma_s8(high_sum[odd], high[half], v0, v1, high_sum[odd]);
+                    mma_s8(low_sum[odd], low[half], v0, v1, low_sum[odd]);
+                }
+            }
+#pragma unroll
+            for (uint32_t e = 0; e < 8; e++)
+                r.o[2 * k + e / 4][e % 4] =
+                        fmaf((float)(high_sum[e / 4][e % 4] * 256 + low_sum[e / 4][e % 4]),
+                                r.own.y_unit[e % 4 / 2], r.o[2 * k + e / 4][e % 4]);
+        }
     }
     /* Of 16 columns, the first of o's two products has the even ones. */
     static __device__ __forceinline__ uint32_t column_in_pair(uint32_t second, uint32_t e) {

@@ -268,26 +268,24 @@ static void deep_open(struct bed *d, struct library k, const struct k_shape *h, 
     free(in), free(out), free(pages);
 }
 
-static void test_a_quarter_of_a_million_positions(void **state) {
-    enum { CONTEXT = 262144 };
+/* Four rows at the end of `context` positions, and at places that blocks share in other ways. */
+static void check_deep(enum k_dtype dtype, uint32_t context) {
     const struct k_shape shape = shape_of(2, 1, 16, 8);
-    (void)state;
     for (uint32_t shift = 0; shift < 2; shift++) {
         struct bed d[2];
         const uint32_t firsts[] = {
-                CONTEXT - 4, 7 * ATTENTION_LEAF - 2, 16 * ATTENTION_LEAF - 1, 40 * ATTENTION_LEAF};
-        deep_open(&d[0], cpu, &shape, K_BF16, 1, CONTEXT, shift);
-        deep_open(&d[1], cuda, &shape, K_BF16, 1, CONTEXT, shift);
+                context - 4, 7 * ATTENTION_LEAF - 2, 16 * ATTENTION_LEAF - 1, 40 * ATTENTION_LEAF};
+        deep_open(&d[0], cpu, &shape, dtype, 1, context, shift);
+        deep_open(&d[1], cuda, &shape, dtype, 1, context, shift);
         float *in = random_floats(9, 4u * d->width, 2.0f), *want = random_floats(0, 4u * d->out, 1),
               *out = random_floats(0, 4u * d->out, 1), *ones = random_floats(0, 4u * d->out, 1);
         for (uint32_t i = 0; i < 4; i++) {
             const struct part all[2] = {{1, firsts[i], 4, in, want}, {1, firsts[i], 4, in, out}};
             step_run(&d[0], &all[0], 1, shift, true);
             step_run(&d[1], &all[1], 1, shift, i % 2);
-            assert_close(out, want, 4u * d->out, K_BF16, "deep");
+            assert_close(out, want, 4u * d->out, dtype, "deep");
             /* a row for itself, seen again; the deepest takes the emulation seconds */
-            for (uint32_t k = i % 2 * 2; k < 4 && firsts[i] < CONTEXT / 2;
-                    k += 3) { /* a row for itself, seen again */
+            for (uint32_t k = i % 2 * 2; k < 4 && i > 0; k += 3) {
                 const struct part one = {
                         1, firsts[i] + k, 1, in + (size_t)k * d->width, ones + (size_t)k * d->out};
                 step_run(&d[1], &one, 1, shift, true);
@@ -298,6 +296,12 @@ static void test_a_quarter_of_a_million_positions(void **state) {
         bed_close(&d[0]);
         bed_close(&d[1]);
     }
+}
+
+static void test_a_quarter_of_a_million_positions(void **state) {
+    (void)state;
+    check_deep(K_BF16, 262144);
+    check_deep(K_INT8, 50 * ATTENTION_LEAF);
 }
 
 /* More leaves than there is room for as parts: tiles at the end are not split. */
@@ -323,9 +327,9 @@ static void test_parts_that_do_not_fit(void **state) {
 
 /* --- graphs --- */
 
-static void test_a_graph_replays_other_steps(void **state) {
+static void check_graph(enum k_dtype dtype) {
     const struct k_shape shape = shape_of(4, 1, 64, 16);
-    const struct k_pool_options o = {.slots = 3, .pages = 30, .pages_per_slot = 10, .kv_dtype = K_BF16};
+    const struct k_pool_options o = {.slots = 3, .pages = 30, .pages_per_slot = 10, .kv_dtype = dtype};
     const struct k_bounds bounds = {.rows = 120, .entries = 3, .context = 600};
     const struct part steps[][3] = {{{1, 0, 70, NULL, NULL}, {2, 0, 5, NULL, NULL}, {3, 0, 33, NULL, NULL}},
             {{2, 5, 100, NULL, NULL}, {1, 70, 1, NULL, NULL}, {3, 33, 2, NULL, NULL}},
@@ -333,7 +337,6 @@ static void test_a_graph_replays_other_steps(void **state) {
     static struct step step;
     struct bed d[2];
     struct k_graph *g = NULL;
-    (void)state;
     for (uint32_t i = 0; i < 2; i++) {
         bed_open(&d[i], cuda, &shape, &o);
         for (uint32_t s = 1; s <= 3; s++)
@@ -366,6 +369,12 @@ static void test_a_graph_replays_other_steps(void **state) {
     free(in), free(want), free(out);
     bed_close(&d[0]);
     bed_close(&d[1]);
+}
+
+static void test_a_graph_replays_other_steps(void **state) {
+    (void)state;
+    check_graph(K_BF16);
+    check_graph(K_INT8);
 }
 
 int main(void) {
