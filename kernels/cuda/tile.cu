@@ -4,17 +4,17 @@
  * tree does by keeping what waits for its right half.
  *
  *   grid      (tiles, groups of leaves); up to 8 blocks of rows of the same outputs are neighbours, so that weights are
- *             read from L2. Up to 64 rows too few tiles may be there for all SMs: then groups of leaves are blocks of
- *             their own, and the last of a tile adds what all have left, as the tree does.
- *   block     2 warps over the outputs times 2 over the rows: tiles of 64 x 64 (up to 64 rows) or 128 x 64
- *   warp      2 or 4 strips, or gate and up strips of half as many, times 32 rows
+ *             read from L2. Too few tiles may be there for all SMs: then groups of leaves are blocks of their own, and
+ *             the last of a tile adds what all have left, as the tree does.
+ *   block     2 warps over the outputs times 2 over the rows: a tile of 64 x 64
+ *   warp      2 strips, or a gate and an up strip, times 32 rows
  *   ring      2 or 3 stages of the block in shared memory, a stage a run of all its strips and rows, by cp.async; one
  *             __syncthreads() a run: it says that a stage has come and that the one filled next was read. What a thread
  *             copies is always the same place of a run, so its addresses only step.
  *   run       one stretch without a branch: while the tensor cores have a strip's segment, the one before is scaled
  *             and added to its leaf. So all that a run may look like is known when the kernel is compiled.
  *
- * A stage of 128 x 64 with INT4: 8 * (1024 + 32) + 64 * 4 + 64 * 128 = 16.5 KB.
+ * A stage with INT4: 4 * (1024 + 32) + 64 * 4 + 64 * 128 = 12.4 KB.
  * Bytes moved: weights once per 64 rows and activations once per tile, mostly from L2; 4 bytes per output. */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/product.cuh"
@@ -27,18 +27,19 @@
 #define WARPS_ROWS 2u
 #define WARPS      (WARPS_OUT * WARPS_ROWS)
 #define THREADS    (WARPS * 32u)
-#define ROW_TILES  4 /* of a warp, 8 rows each */
+#define STRIPS     2u /* of a warp */
+#define ROW_TILES  4  /* of a warp, 8 rows each */
 #define X_BYTES    (TILE_ROWS * ACTIVATION_RUN)
 #define X_CHUNKS   (X_BYTES / 16 / THREADS) /* of a thread */
 
-/* What a kernel is made for: the form of the weights, and how many strips a warp has. */
-template <int BITS_, enum cut CUT, enum quant_scale SCALE_, int STRIPS_> struct tile {
-    static constexpr int BITS = BITS_, STRIPS = STRIPS_;
+/* What a kernel is made for: the form of the weights, and how many blocks an SM should have, which is what registers
+ * are for: rather many blocks that wait for nobody than much in one. */
+template <int BITS_, enum cut CUT, enum quant_scale SCALE_, int BLOCKS_> struct tile {
+    static constexpr int BITS = BITS_, BLOCKS = BLOCKS_;
     static constexpr enum quant_scale SCALE = SCALE_;
     static constexpr uint32_t SEGMENTS = CUT & CUT_SEGMENTS;
     static constexpr bool ZEROS = (CUT & CUT_ZEROS) != 0;
-    /* Blocks that registers should let an SM have. */
-    static constexpr uint32_t BLOCKS = STRIPS == 2 && !ZEROS ? 3 : 2;
+    static constexpr bool FIRSTS = BLOCKS <= 3; /* leaf_firsts are in registers */
     static constexpr uint32_t ALL_STRIPS = WARPS_OUT * STRIPS;
     /* A stage: codes, scales and zeros of all strips, scales of x, x. */
     static constexpr uint32_t CODES = codes_of_run<BITS>::BYTES; /* of a strip, as the next two */
@@ -279,7 +280,7 @@ static __device__ __forceinline__ void tile_run(
     if (T::ZEROS)
         input_sums_of<T>(x, in);
 #pragma unroll
-    for (uint32_t q = 0; q < T::STRIPS * T::SEGMENTS; q++) {
+    for (uint32_t q = 0; q < STRIPS * T::SEGMENTS; q++) {
         const uint32_t m = q / T::SEGMENTS, segment = q % T::SEGMENTS;
         struct tile_segment &now = two[q % 2];
         if (segment == 0)
@@ -298,48 +299,46 @@ static __device__ __forceinline__ void tile_run(
         if (q > 0)
             tile_segment_fold<T>(two[(q + 1) % 2], in, leaf[(q - 1) / T::SEGMENTS]);
     }
-    tile_segment_fold<T>(two[(T::STRIPS * T::SEGMENTS + 1) % 2], in, leaf[T::STRIPS - 1]);
+    tile_segment_fold<T>(two[(STRIPS * T::SEGMENTS + 1) % 2], in, leaf[STRIPS - 1]);
 }
 
 /* --- leaves meet --- */
 
 /* The tree over leaves that come one after another: sums of 1, 2 and 4 of them wait for their right half. Half of all
- * there is to keep are single leaves: they wait in registers. Which of the others is known when it runs, so they are
- * local memory: touched every second leaf. */
-template <class T> struct leaf_firsts { float of[T::SUMS]; };
-template <class T> struct leaf_tree { float kept[2][T::SUMS]; };
+ * there is to keep are single leaves: they wait in registers, where a thread has enough. Which of the others is known
+ * when it runs, so they are local memory: touched once or twice in two leaves. */
+template <class T> struct leaf_firsts { float of[T::FIRSTS ? T::SUMS : 1]; };
+template <class T> struct leaf_tree { float kept[3 - T::FIRSTS][T::SUMS]; };
 /* sums = with every left half that waits for leaf number `leaf`; another leaf after it: they are kept, and 0. */
 template <class T>
 static __device__ __forceinline__ void tree_add(
         leaf_firsts<T> &first, leaf_tree<T> &t, uint32_t leaf, bool another, float (*sums)[ROW_TILES][4]) {
     float *all = &sums[0][0][0];
+    const bool is_first = T::FIRSTS && leaf % 2 == 0;
     uint32_t level = 0;
-    if (leaf % 2) {
+    if (T::FIRSTS && !is_first) {
 #pragma unroll
         for (uint32_t e = 0; e < T::SUMS; e++)
-            all[e] = first.of[e] + all[e];
-        for (; leaf >> (level + 1) & 1; level++) {
+            all[e] = first.of[T::FIRSTS ? e : 0] + all[e];
+    }
+    for (; !is_first && leaf >> (level + T::FIRSTS) & 1; level++) {
 #pragma unroll
-            for (uint32_t e = 0; e < T::SUMS; e++)
-                all[e] = t.kept[level][e] + all[e];
-        }
-        if (another) {
-#pragma unroll
-            for (uint32_t e = 0; e < T::SUMS; e++)
-                t.kept[level][e] = all[e];
-        }
+        for (uint32_t e = 0; e < T::SUMS; e++)
+            all[e] = t.kept[level][e] + all[e];
     }
     if (!another)
         return;
 #pragma unroll
     for (uint32_t e = 0; e < T::SUMS; e++) {
-        first.of[e] = all[e];
+        if (is_first)
+            first.of[T::FIRSTS ? e : 0] = all[e];
+        else
+            t.kept[level][e] = all[e];
         all[e] = 0.0f;
     }
 }
 
 /* Leaves what this block's group of leaves is worth; true in the last block of the tile, whose sums are then of all. */
-template <int STRIPS>
 static __device__ bool groups_add(const struct product_args &a, float (*sums)[ROW_TILES][4]) {
     constexpr uint32_t QUADS = STRIPS * ROW_TILES;
     static_assert(QUADS * 4 * THREADS == TILE_PARTS, "tiles of 64 x 64");
@@ -401,7 +400,7 @@ static __device__ __forceinline__ void tile_store(const struct product_args &a, 
         uint32_t first_slot, uint32_t first_row, const float (*sums)[ROW_TILES][4]) {
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, i = lane % 4;
 #pragma unroll
-    for (uint32_t m = 0; m < T::STRIPS; m++) {
+    for (uint32_t m = 0; m < STRIPS; m++) {
         const uint32_t unit = a.pair ? (first_slot + m) / 2 : first_slot + m;
         if (unit >= a.units || (a.pair && m % 2))
             continue;
@@ -423,7 +422,7 @@ template <class T>
 __global__ void __launch_bounds__(THREADS, T::BLOCKS)
         tile_kernel(const struct product_args a, const struct tile_launch l) {
     const struct tile_place p = place_of(a.w, l.row_blocks, T::ALL_STRIPS);
-    const uint32_t warp = threadIdx.x / 32, strip = warp / WARPS_ROWS * T::STRIPS, half = warp % WARPS_ROWS,
+    const uint32_t warp = threadIdx.x / 32, strip = warp / WARPS_ROWS * STRIPS, half = warp % WARPS_ROWS,
                    n_rows = a.d_plan->n_rows;
     const bool rows_here = p.first_row + half * (ROW_TILES * 8) < n_rows;
     if (p.first_row >= n_rows)
@@ -432,7 +431,7 @@ __global__ void __launch_bounds__(THREADS, T::BLOCKS)
     feed_begin<T>(f, a, p, l.stages);
     for (uint32_t i = 0; i + 1 < l.stages; i++)
         feed_next<T>(f, a);
-    float sums[T::STRIPS][ROW_TILES][4] = {};
+    float sums[STRIPS][ROW_TILES][4] = {};
     leaf_firsts<T> first;
     leaf_tree<T> tree;
     const uint8_t *from = dynamic_shared();
@@ -451,10 +450,8 @@ __global__ void __launch_bounds__(THREADS, T::BLOCKS)
         }
         tree_add<T>(first, tree, leaf, leaf + 1 < p.leaves, sums);
     }
-    if constexpr (T::STRIPS == 2) {
-        if (gridDim.y > 1 && !groups_add<T::STRIPS>(a, sums))
-            return;
-    }
+    if (gridDim.y > 1 && !groups_add(a, sums))
+        return;
     tile_store<T>(a, n_rows, p.first_slot + strip, p.first_row + half * (ROW_TILES * 8), sums);
 }
 
@@ -474,7 +471,7 @@ static cudaError_t queue_one(
         cudaStream_t s, struct product_args a, uint32_t rows, const struct device_size *d) {
     const uint32_t row_blocks = (rows + TILE_ROWS - 1) / TILE_ROWS,
                    tiles = row_blocks * ((a.w.strips + T::ALL_STRIPS - 1) / T::ALL_STRIPS),
-                   groups = T::STRIPS == 2 ? groups_for(tiles, a.w.leaves, d->sms) : 1,
+                   groups = groups_for(tiles, a.w.leaves, d->sms),
                    stages =
                            T::BLOCKS * (STAGES_MAX * T::STAGE + RESERVED) <= d->shared_of_sm ? STAGES_MAX : 2;
     a.units = a.pair ? a.w.strips / 2 : a.w.strips;
@@ -482,19 +479,24 @@ static cudaError_t queue_one(
             (tile_launch{row_blocks, stages}));
 }
 
+/* Up to 64 rows blocks are few, and each wants to be quick; with zeros, 4 blocks would lack registers. */
+template <int BITS, enum cut CUT, enum quant_scale SCALE> struct tiles_of {
+    typedef tile<BITS, CUT, SCALE, CUT & CUT_ZEROS ? 2 : 3> few;
+    typedef tile<BITS, CUT, SCALE, CUT & CUT_ZEROS ? 2 : 4> many;
+};
 template <int BITS, enum cut CUT, enum quant_scale SCALE>
 static cudaError_t queue_form(
         cudaStream_t s, const struct product_args &a, uint32_t rows, const struct device_size *d) {
-    return rows <= TILE_ROWS ? queue_one<tile<BITS, CUT, SCALE, 2>>(s, a, rows, d)
-                             : queue_one<tile<BITS, CUT, SCALE, 4>>(s, a, rows, d);
+    typedef tiles_of<BITS, CUT, SCALE> of;
+    return rows <= TILE_ROWS ? queue_one<typename of::few>(s, a, rows, d)
+                             : queue_one<typename of::many>(s, a, rows, d);
 }
 template <int BITS, enum cut CUT, enum quant_scale SCALE>
 static cudaError_t prepare_form(int shared_of_block) {
+    typedef tiles_of<BITS, CUT, SCALE> of;
     const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    const cudaError_t r = cudaFuncSetAttribute(tile_kernel<tile<BITS, CUT, SCALE, 2>>, most, shared_of_block);
-    return r != cudaSuccess
-                   ? r
-                   : cudaFuncSetAttribute(tile_kernel<tile<BITS, CUT, SCALE, 4>>, most, shared_of_block);
+    const cudaError_t r = cudaFuncSetAttribute(tile_kernel<typename of::few>, most, shared_of_block);
+    return r != cudaSuccess ? r : cudaFuncSetAttribute(tile_kernel<typename of::many>, most, shared_of_block);
 }
 
 /* Every form that weights may have here. */
