@@ -15,7 +15,7 @@
 #define CODES_TILE 16u /* positions whose codes are widened at once */
 #define WORDS      32u /* integers of 16 bits of a vector */
 _Static_assert(HEAD_DIM_MAX % WORDS == 0 && PAGE_TOKENS % CODES_TILE == 0, "tiles are whole");
-_Static_assert(WORD_STEPS *CODE_STEPS *HEAD_DIM_MAX < 2147483648.0f, "q . k fits");
+_Static_assert((uint64_t)WORD_STEPS *(uint64_t)CODE_STEPS *HEAD_DIM_MAX < UINT64_C(1) << 31, "q . k fits");
 _Static_assert(ATTENTION_LEAF <= HEAD_DIM_MAX, "p v fits");
 
 /* Codes of rows j0 .. of K (which = 0) or V (1); what lies up to 31 bytes behind them may be read. */
