@@ -13,6 +13,9 @@
  *             copies is always the same place of a run, so its addresses only step.
  *   run       one stretch without a branch: while the tensor cores have a strip's segment, the one before is scaled
  *             and added to its leaf. So all that a run may look like is known when the kernel is compiled.
+ *   registers 128 with 4 blocks on an SM, and a run fills them: what a loop over runs carries is kept small. Places in
+ *             arrays are counted in 16 bytes from a base that the launch has; no branch depends on how many rows there
+ *             are; segments of all strips come before the next segments, so that activations are done with early.
  *
  * A stage with INT4: 4 * (1024 + 32) + 64 * 4 + 64 * 128 = 12.4 KB.
  * Bytes moved: weights once per 64 rows and activations once per tile, mostly from L2; 4 bytes per output. */
@@ -32,12 +35,14 @@
 #define X_BYTES    (TILE_ROWS * ACTIVATION_RUN)
 #define X_CHUNKS   (X_BYTES / 16 / THREADS) /* of a thread */
 
-/* What a kernel is made for: the form of the weights, and how many blocks an SM should have, which is what registers
- * are for: rather many blocks that wait for nobody than much in one. */
-template <int BITS_, enum cut CUT, enum quant_scale SCALE_, int BLOCKS_> struct tile {
+/* What a kernel is made for: the form of the weights, how many blocks an SM should have, which is what registers are
+ * for (rather many blocks that wait for nobody than much in one), and whether at most HALF the tile's rows are there:
+ * then the warps of the others only copy. */
+template <int BITS_, enum cut CUT, enum quant_scale SCALE_, int BLOCKS_, bool HALF_> struct tile {
     static constexpr int BITS = BITS_, BLOCKS = BLOCKS_;
     static constexpr enum quant_scale SCALE = SCALE_;
     static constexpr uint32_t SEGMENTS = CUT & CUT_SEGMENTS;
+    static constexpr bool HALF = HALF_;
     static constexpr bool ZEROS = (CUT & CUT_ZEROS) != 0;
     static constexpr bool FIRSTS = BLOCKS <= 3; /* leaf_firsts are in registers */
     static constexpr uint32_t ALL_STRIPS = WARPS_OUT * STRIPS;
@@ -57,7 +62,8 @@ template <int BITS_, enum cut CUT, enum quant_scale SCALE_, int BLOCKS_> struct 
 };
 
 struct tile_launch {
-    uint32_t row_blocks, stages;
+    uint32_t row_blocks, stages, ring_bytes;
+    uint32_t ahead; /* tile_feed.run when the run to be multiplied next is a leaf's first */
 };
 
 /* Which outputs and rows a block has. */
@@ -84,22 +90,28 @@ static __device__ __forceinline__ uint32_t strip_of(const struct product_args &a
     return strip < a.w.strips ? strip : a.w.strips - 1;
 }
 
+/* Where the next stage of the ring begins. */
+template <class T>
+static __device__ __forceinline__ uint32_t stage_after(uint32_t stage, const struct tile_launch &l) {
+    return stage + T::STAGE == l.ring_bytes ? 0 : stage + T::STAGE;
+}
+
 /* --- the ring's filling side --- */
 
-/* 16 bytes of every run: where the last run's were, and how far it is to the next, and from a leaf's last run to the
- * next leaf's first besides. Addresses step before they are used: whoever steps one right behind a copy waits until
- * the copy has read it. */
+/* 16 bytes of every run: where the last run's were, and, in 16 bytes, how far it is to the next, and from a leaf's last
+ * run to the next leaf's first besides. Addresses step before they are used: whoever steps one right behind a copy
+ * waits until the copy has read it. */
 struct tile_source {
-    const uint8_t *from;
-    uint64_t besides;
-    uint32_t step;
+    const uint4 *from;
+    uint32_t step, besides;
 };
 template <class T> struct tile_feed {
-    const uint8_t *codes[T::ALL_STRIPS / WARPS]; /* a warp copies whole strips */
+    uint32_t codes[T::ALL_STRIPS / WARPS]; /* in d_codes, in 16 bytes; a warp copies whole strips */
     struct tile_source aux[T::AUX];
-    const uint8_t *x;
-    uint32_t run, left; /* the next run of its leaf; runs of all leaves that are still to come */
-    uint8_t *stage, *end;
+    uint32_t x;     /* in x.d_codes, in 16 bytes */
+    uint32_t run;   /* the next one of its leaf */
+    int32_t left;   /* runs of all leaves that are still to come; below 0: how often none came */
+    uint32_t stage; /* bytes into the ring */
 };
 /* A chunk of an array of [leaf][strip][bytes_all], of which a run has `bytes`. */
 static __device__ __forceinline__ struct tile_source source_of_strips(const struct product_args &a,
@@ -107,10 +119,10 @@ static __device__ __forceinline__ struct tile_source source_of_strips(const stru
         uint64_t bytes_all) {
     const uint32_t strip = strip_of(a, p.first_slot + chunk / (bytes / 16));
     struct tile_source s;
-    s.step = bytes;
-    s.besides = a.w.strips * bytes_all - (uint64_t)a.w.runs * bytes;
-    s.from = d_array + ((uint64_t)p.first_leaf * a.w.strips + strip) * bytes_all + chunk % (bytes / 16) * 16 -
-             (s.step + s.besides);
+    s.step = bytes / 16;
+    s.besides = (uint32_t)((a.w.strips * bytes_all - (uint64_t)a.w.runs * bytes) / 16);
+    s.from = (const uint4 *)(d_array + ((uint64_t)p.first_leaf * a.w.strips + strip) * bytes_all) +
+             chunk % (bytes / 16) - (uint64_t)s.step - s.besides;
     return s;
 }
 /* A chunk of what lies between the codes and x. */
@@ -128,48 +140,49 @@ static __device__ __forceinline__ struct tile_source aux_source(
                 a, p, w.d_zeros, chunk - zeros_at, STRIP_ROWS * T::SEGMENTS, (uint64_t)w.slots * STRIP_ROWS);
     const uint64_t of_run = (uint64_t)a.x.row_tiles * 8;
     struct tile_source s;
-    s.step = (uint32_t)(of_run * sizeof(float));
+    s.step = a.x.row_tiles * 2;
     s.besides = 0;
-    s.from = (const uint8_t *)(a.x.d_scales + (uint64_t)p.first_leaf * w.runs * of_run + p.first_row) +
-             (chunk - x_at) * 16 - s.step;
+    s.from = (const uint4 *)(a.x.d_scales + (uint64_t)p.first_leaf * w.runs * of_run + p.first_row) +
+             (chunk - x_at) - (uint64_t)s.step;
     return s;
 }
-template <class T> static __device__ __forceinline__ uint64_t codes_besides(const struct panel &w) {
-    return (uint64_t)(w.strips - 1) * w.runs * T::CODES;
+template <class T> static __device__ __forceinline__ uint32_t codes_besides(const struct panel &w) {
+    return (w.strips - 1) * w.runs * (T::CODES / 16);
 }
 template <class T>
 static __device__ __forceinline__ void feed_begin(
-        tile_feed<T> &f, const struct product_args &a, const struct tile_place &p, uint32_t stages) {
+        tile_feed<T> &f, const struct product_args &a, const struct tile_place &p) {
     const struct panel &w = a.w;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (uint32_t c = 0; c < T::ALL_STRIPS / WARPS; c++) {
         const uint32_t strip = strip_of(a, p.first_slot + c * WARPS + warp);
-        f.codes[c] = w.d_codes + ((uint64_t)p.first_leaf * w.strips + strip) * w.runs * T::CODES + lane * 16 -
-                     (T::CODES + codes_besides<T>(w));
+        f.codes[c] = (p.first_leaf * w.strips + strip) * w.runs * (T::CODES / 16) + lane -
+                     (T::CODES / 16 + codes_besides<T>(w));
     }
 #pragma unroll
     for (uint32_t c = 0; c < T::AUX; c++)
         f.aux[c] = aux_source<T>(a, p, threadIdx.x + c * THREADS);
-    f.x = a.x.d_codes + ((uint64_t)p.first_leaf * w.runs * a.x.row_tiles + p.first_row / 8) * 1024 +
-          threadIdx.x * 16 - (uint64_t)a.x.row_tiles * 1024;
+    f.x = (p.first_leaf * w.runs * a.x.row_tiles + p.first_row / 8) * 64 + threadIdx.x - a.x.row_tiles * 64;
     f.run = 0;
-    f.left = p.leaves * w.runs;
-    f.stage = dynamic_shared();
-    f.end = f.stage + stages * T::STAGE;
+    f.left = (int32_t)(p.leaves * w.runs);
+    f.stage = 0;
 }
 /* Queues the next run, or an empty group behind the last one. */
 template <class T>
-static __device__ __forceinline__ void feed_next(tile_feed<T> &f, const struct product_args &a) {
+static __device__ __forceinline__ void feed_next(
+        tile_feed<T> &f, const struct product_args &a, const struct tile_launch &l) {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    if (f.left) {
-        const uint64_t besides = f.run == 0 ? codes_besides<T>(a.w) : 0;
+    uint8_t *stage = dynamic_shared() + f.stage;
+    if (f.left > 0) {
+        const uint32_t besides = f.run == 0 ? codes_besides<T>(a.w) : 0;
 #pragma unroll
         for (uint32_t c = 0; c < T::ALL_STRIPS / WARPS; c++) {
-            f.codes[c] += T::CODES + besides;
+            f.codes[c] += T::CODES / 16 + besides;
+            const uint4 *from = (const uint4 *)a.w.d_codes + f.codes[c];
 #pragma unroll
-            for (uint32_t at = 0; at < T::CODES; at += 512)
-                copy_16(f.stage + (c * WARPS + warp) * T::CODES + lane * 16 + at, f.codes[c] + at);
+            for (uint32_t at = 0; at < T::CODES / 16; at += 32)
+                copy_16(stage + (c * WARPS + warp) * T::CODES + (lane + at) * 16, from + at);
         }
 #pragma unroll
         for (uint32_t c = 0; c < T::AUX; c++) {
@@ -177,18 +190,18 @@ static __device__ __forceinline__ void feed_next(tile_feed<T> &f, const struct p
             if (f.run == 0)
                 f.aux[c].from += f.aux[c].besides;
             if (threadIdx.x + c * THREADS < T::AUX_ALL)
-                copy_16(f.stage + T::SCALES_AT + (threadIdx.x + c * THREADS) * 16, f.aux[c].from);
+                copy_16(stage + T::SCALES_AT + (threadIdx.x + c * THREADS) * 16, f.aux[c].from);
         }
-        f.x += (uint64_t)a.x.row_tiles * 1024;
+        f.x += a.x.row_tiles * 64;
+        const uint4 *x = (const uint4 *)a.x.d_codes + f.x;
 #pragma unroll
         for (uint32_t c = 0; c < X_CHUNKS; c++)
-            copy_16(f.stage + T::X_AT + (threadIdx.x + c * THREADS) * 16, f.x + c * THREADS * 16);
-        f.run = f.run + 1 == a.w.runs ? 0 : f.run + 1;
-        f.left--;
+            copy_16(stage + T::X_AT + (threadIdx.x + c * THREADS) * 16, x + c * THREADS);
     }
+    f.left--;
+    f.run = f.run + 1 == a.w.runs ? 0 : f.run + 1;
     copy_commit();
-    f.stage += T::STAGE;
-    f.stage = f.stage == f.end ? dynamic_shared() : f.stage;
+    f.stage = stage_after<T>(f.stage, l);
 }
 
 /* --- a warp's part of a run --- */
@@ -274,22 +287,22 @@ static __device__ __forceinline__ void tile_run(
     constexpr uint32_t steps = 4 / T::SEGMENTS;
     run_input<ROW_TILES> in;
     input_sums<T> x;
-    run_codes<T::BITS> codes;
+    run_codes<T::BITS> codes[STRIPS];
     struct tile_segment two[2];
     input_of_stage<T>(in, stage, half);
     if (T::ZEROS)
         input_sums_of<T>(x, in);
 #pragma unroll
-    for (uint32_t q = 0; q < STRIPS * T::SEGMENTS; q++) {
-        const uint32_t m = q / T::SEGMENTS, segment = q % T::SEGMENTS;
+    for (uint32_t q = 0; q < T::SEGMENTS * STRIPS; q++) {
+        const uint32_t segment = q / STRIPS, m = q % STRIPS;
         struct tile_segment &now = two[q % 2];
         if (segment == 0)
-            codes_load(codes, stage + (strip + m) * T::CODES + threadIdx.x % 32 * 16);
+            codes_load(codes[m], stage + (strip + m) * T::CODES + threadIdx.x % 32 * 16);
         tile_segment_begin<T>(now, stage, strip + m, segment, x);
 #pragma unroll
         for (uint32_t step = segment * steps; step < (segment + 1) * steps; step++) {
             uint32_t a[4], b[2];
-            codes_step(codes, step, a);
+            codes_step(codes[m], step, a);
 #pragma unroll
             for (uint32_t n = 0; n < ROW_TILES; n++) {
                 input_step(in, n, step, b);
@@ -297,9 +310,9 @@ static __device__ __forceinline__ void tile_run(
             }
         }
         if (q > 0)
-            tile_segment_fold<T>(two[(q + 1) % 2], in, leaf[(q - 1) / T::SEGMENTS]);
+            tile_segment_fold<T>(two[(q - 1) % 2], in, leaf[(q - 1) % STRIPS]);
     }
-    tile_segment_fold<T>(two[(STRIPS * T::SEGMENTS + 1) % 2], in, leaf[STRIPS - 1]);
+    tile_segment_fold<T>(two[(T::SEGMENTS * STRIPS - 1) % 2], in, leaf[STRIPS - 1]);
 }
 
 /* --- leaves meet --- */
@@ -424,30 +437,28 @@ __global__ void __launch_bounds__(THREADS, T::BLOCKS)
     const struct tile_place p = place_of(a.w, l.row_blocks, T::ALL_STRIPS);
     const uint32_t warp = threadIdx.x / 32, strip = warp / WARPS_ROWS * STRIPS, half = warp % WARPS_ROWS,
                    n_rows = a.d_plan->n_rows;
-    const bool rows_here = p.first_row + half * (ROW_TILES * 8) < n_rows;
     if (p.first_row >= n_rows)
         return;
     tile_feed<T> f;
-    feed_begin<T>(f, a, p, l.stages);
+    feed_begin<T>(f, a, p);
     for (uint32_t i = 0; i + 1 < l.stages; i++)
-        feed_next<T>(f, a);
+        feed_next<T>(f, a, l);
     float sums[STRIPS][ROW_TILES][4] = {};
     leaf_firsts<T> first;
     leaf_tree<T> tree;
-    const uint8_t *from = dynamic_shared();
+    uint32_t from = 0;
     for (uint32_t leaf = 0; leaf < p.leaves; leaf++) {
-        for (uint32_t run = 0; run < a.w.runs; run++) {
+        do {
             if (l.stages == STAGES_MAX)
                 copy_wait<STAGES_MAX - 2>();
             else
                 copy_wait<0>();
             __syncthreads();
-            feed_next<T>(f, a);
-            if (rows_here)
-                tile_run<T>(from, strip, half, sums);
-            from += T::STAGE;
-            from = from == f.end ? dynamic_shared() : from;
-        }
+            feed_next<T>(f, a, l);
+            if (!T::HALF || half == 0)
+                tile_run<T>(dynamic_shared() + from, strip, half, sums);
+            from = stage_after<T>(from, l);
+        } while (f.run != l.ahead);
         tree_add<T>(first, tree, leaf, leaf + 1 < p.leaves, sums);
     }
     if (gridDim.y > 1 && !groups_add(a, sums))
@@ -476,18 +487,21 @@ static cudaError_t queue_one(
                            T::BLOCKS * (STAGES_MAX * T::STAGE + RESERVED) <= d->shared_of_sm ? STAGES_MAX : 2;
     a.units = a.pair ? a.w.strips / 2 : a.w.strips;
     return K_LAUNCH(tile_kernel<T>, dim3(tiles, groups), THREADS, stages * T::STAGE, s, a,
-            (tile_launch{row_blocks, stages}));
+            (tile_launch{row_blocks, stages, stages * T::STAGE, (stages - 1) % a.w.runs}));
 }
 
 /* Up to 64 rows blocks are few, and each wants to be quick; with zeros, 4 blocks would lack registers. */
 template <int BITS, enum cut CUT, enum quant_scale SCALE> struct tiles_of {
-    typedef tile<BITS, CUT, SCALE, CUT & CUT_ZEROS ? 2 : 3> few;
-    typedef tile<BITS, CUT, SCALE, CUT & CUT_ZEROS ? 2 : 4> many;
+    typedef tile<BITS, CUT, SCALE, CUT & CUT_ZEROS ? 2 : 3, true> half;
+    typedef tile<BITS, CUT, SCALE, CUT & CUT_ZEROS ? 2 : 3, false> few;
+    typedef tile<BITS, CUT, SCALE, CUT & CUT_ZEROS ? 2 : 4, false> many;
 };
 template <int BITS, enum cut CUT, enum quant_scale SCALE>
 static cudaError_t queue_form(
         cudaStream_t s, const struct product_args &a, uint32_t rows, const struct device_size *d) {
     typedef tiles_of<BITS, CUT, SCALE> of;
+    if (rows <= TILE_ROWS / 2)
+        return queue_one<typename of::half>(s, a, rows, d);
     return rows <= TILE_ROWS ? queue_one<typename of::few>(s, a, rows, d)
                              : queue_one<typename of::many>(s, a, rows, d);
 }
@@ -495,7 +509,9 @@ template <int BITS, enum cut CUT, enum quant_scale SCALE>
 static cudaError_t prepare_form(int shared_of_block) {
     typedef tiles_of<BITS, CUT, SCALE> of;
     const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    const cudaError_t r = cudaFuncSetAttribute(tile_kernel<typename of::few>, most, shared_of_block);
+    cudaError_t r = cudaFuncSetAttribute(tile_kernel<typename of::half>, most, shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(tile_kernel<typename of::few>, most, shared_of_block);
     return r != cudaSuccess ? r : cudaFuncSetAttribute(tile_kernel<typename of::many>, most, shared_of_block);
 }
 
