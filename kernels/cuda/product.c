@@ -46,6 +46,9 @@ uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs
     return rows_bytes(columns, rows) + align64(rows * outputs * sizeof(float));
 }
 
+#define FEW_ROWS 64u /* of which terms are made in less time than their product takes */
+static_assert(FEW_ROWS <= TERMS_ROWS, "few rows are terms at once");
+
 struct product {
     const struct k_batch *b;
     const struct k_linear *w;
@@ -113,18 +116,32 @@ static bool multiply_codes_panel(struct k_stream *s, struct product_args *a, uin
             return false;
     return true;
 }
-/* All panels that take INT8 activations, which are made in d_scratch. */
+/* Whether all panels of one form make their activations for themselves. */
+static bool all_own(const struct k_stream *s, const struct k_linear *w, enum input_form form,
+        const struct input *in, uint32_t rows) {
+    bool (*const can)(const struct panel *, const struct input *, uint32_t) =
+            form == INPUT_CODES ? stream_can_own : terms_can_own;
+    for (uint32_t i = 0; i < w->n_panels; i++)
+        if (input_form(s, &w->panels[i]) == form && !can(&w->panels[i], in, rows))
+            return false;
+    return true;
+}
+/* All panels that take INT8 activations, which are made in d_scratch unless a product does it itself. Beside the branch
+ * (`both`) it does not: it would take the whole device before the branch's product has its place. */
 static bool multiply_codes(
-        struct k_stream *s, const struct product *p, uint8_t *d_scratch, const struct outputs *o) {
+        struct k_stream *s, const struct product *p, bool both, uint8_t *d_scratch, const struct outputs *o) {
     const uint32_t rows = p->b->bounds.rows, row_tiles = (uint32_t)row_tiles_of(rows);
     const uint64_t runs = runs_of(p->w->columns);
     uint8_t *d_scales = d_scratch + codes_bytes(runs, row_tiles);
     const struct quantise_args q = {.in = input_of(p),
             .to = {.d_codes = d_scratch, .d_scales = (float *)d_scales, .row_tiles = row_tiles}};
-    bool well = CUDA_QUEUED(s, queue_quantise(s->stream, &q, rows));
+    const bool own = !both && all_own(s, p->w, INPUT_CODES, &q.in, rows);
+    bool well = own || CUDA_QUEUED(s, queue_quantise(s->stream, &q, rows));
     for (uint32_t i = 0; i < p->w->n_panels && well; i++) {
         struct product_args a = {.w = p->w->panels[i],
                 .x = q.to,
+                .in = q.in,
+                .own = own,
                 .d_plan = q.in.d_plan,
                 .pair = o->pair,
                 .add = p->add,
@@ -145,21 +162,37 @@ static bool multiply_terms_panel(
                            : CUDA_QUEUED(s, queue_terms_tiles(stream, a, rows, &s->context->size));
     return CUDA_QUEUED(s, queue_terms_product(stream, a, rows, &s->context->size));
 }
-/* All panels that take the terms of `form`: TERMS_ROWS rows after another, which bounds the scratch. Queued
- * to `stream`, of s or its branch. */
-static bool multiply_terms(struct k_stream *s, cudaStream_t stream, const struct product *p,
-        enum input_form form, uint8_t *d_scratch, const struct outputs *o) {
+/* Forms of terms share their scratch. */
+static bool takes_other_terms(const struct k_stream *s, const struct k_linear *w, enum input_form form) {
+    for (enum input_form other = INPUT_CODES + 1; other < INPUT_FORMS; other++)
+        if (other != form && takes(s, w, other))
+            return true;
+    return false;
+}
+/* All panels that take the terms of `form`: TERMS_ROWS rows after another, which bounds the scratch. beside: on the
+ * branch, beside what s->stream is given next. A device that is full of that has no place for the branch, so what comes
+ * before its products must not be in their way: of few rows it is before the fork. */
+static bool multiply_terms(struct k_stream *s, const struct product *p, enum input_form form, bool beside,
+        uint8_t *d_scratch, const struct outputs *o) {
     const uint32_t rows = p->b->bounds.rows;
     struct terms_args t = {.in = input_of(p),
             .to = {.d_terms = d_scratch, .row_tiles = (uint32_t)terms_tiles_of(rows), .n = terms_of[form].n},
             .order = terms_of[form].order};
-    bool well = true;
+    const bool own = form == INPUT_TERMS && all_own(s, p->w, form, &t.in, rows),
+               few = rows <= FEW_ROWS && !takes_other_terms(s, p->w, form);
+    bool well = !beside || few || stream_fork(s);
     for (; t.first_row < rows && well; t.first_row += TERMS_ROWS) {
         const uint32_t left = rows - t.first_row;
-        well = CUDA_QUEUED(s, queue_terms(stream, &t, left < TERMS_ROWS ? left : TERMS_ROWS));
+        cudaStream_t stream = beside ? s->branch.stream : s->stream;
+        well = own || CUDA_QUEUED(s, queue_terms(beside && few ? s->stream : stream, &t,
+                                             left < TERMS_ROWS ? left : TERMS_ROWS));
+        if (well && beside && few)
+            well = stream_fork(s);
         for (uint32_t i = 0; i < p->w->n_panels && well; i++) {
             const struct terms_product_args a = {.w = p->w->panels[i],
                     .x = t.to,
+                    .in = t.in,
+                    .own = own,
                     .d_plan = t.in.d_plan,
                     .first_row = t.first_row,
                     .add = p->add,
@@ -180,15 +213,14 @@ static bool multiply(
     uint8_t *d_terms = d_scratch + rows_as_codes_bytes(p->w->columns, p->b->bounds.rows);
     const bool codes = takes(s, p->w, INPUT_CODES);
     bool terms = false, well = true;
-    for (enum input_form form = INPUT_CODES + 1; form < INPUT_FORMS; form++)
-        terms = terms || takes(s, p->w, form);
-    const bool both = codes && terms;
-    if (both)
-        well = stream_fork(s);
-    for (enum input_form form = INPUT_CODES + 1; form < INPUT_FORMS && well; form++)
-        if (takes(s, p->w, form))
-            well = multiply_terms(s, both ? s->branch.stream : s->stream, p, form, d_terms, o);
-    return well && (!codes || multiply_codes(s, p, d_scratch, o)) && (!both || stream_join(s));
+    for (enum input_form form = INPUT_CODES + 1; form < INPUT_FORMS && well; form++) {
+        if (!takes(s, p->w, form))
+            continue;
+        well = multiply_terms(s, p, form, codes, d_terms, o);
+        terms = true;
+    }
+    return well && (!codes || multiply_codes(s, p, terms, d_scratch, o)) &&
+           (!(codes && terms) || stream_join(s));
 }
 
 static void product_run(struct k_stream *s, const struct product *p) {

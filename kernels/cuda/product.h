@@ -101,6 +101,9 @@ cudaError_t queue_terms(cudaStream_t s, const struct terms_args *a, uint32_t row
 struct product_args {
     struct panel w;
     struct activations x;
+    /* queue_stream() with `own`: its one row is brought into INT8 by the product, and x is not read */
+    struct input in;
+    bool own;
     const struct k_plan *d_plan;
     uint32_t first_row; /* queue_stream(): a multiple of 16 */
     uint32_t units;     /* set by whoever queues it: strips, or pairs of them */
@@ -123,6 +126,8 @@ struct device_size { /* what grids are made for */
 #define STREAM_ROWS 16u
 cudaError_t queue_stream(
         cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d);
+/* Whether a product may take its row as it is; of a step that has one at most. */
+bool stream_can_own(const struct panel *w, const struct input *in, uint32_t rows_bound);
 /* The same of all rows, of panels that tiles_can() take; activations in whole tiles of TILE_ROWS. */
 #define TILE_ROWS  64u
 #define TILE_PARTS (64u * TILE_ROWS) /* floats of d_parts that a block fills */
@@ -139,6 +144,8 @@ struct terms_product_args {
     struct panel w;
     struct terms x;
     const struct k_plan *d_plan;
+    struct input in; /* queue_terms_product() with `own`: its one row is brought into terms by the product */
+    bool own;        /* and x is not read */
     uint32_t first_row; /* of the terms */
     bool add;           /* y += instead of y = */
     float *d_y;
@@ -148,6 +155,7 @@ struct terms_product_args {
     float *d_parts;
     uint32_t *d_counters;
 };
+bool terms_can_own(const struct panel *w, const struct input *in, uint32_t rows_bound);
 cudaError_t queue_terms_product(
         cudaStream_t s, const struct terms_product_args *a, uint32_t rows_bound, const struct device_size *d);
 /* The same for many rows, of panels that terms_tiles_can() take; terms in whole tiles of TILE_ROWS. */

@@ -1,5 +1,6 @@
 /* stream.cu - INT4 and INT8 weights times INT8 activations for up to 16 rows: every byte of the weights is read once,
- * as a stream, and that is what it costs.
+ * as a stream, and that is what it costs. A row that is alone is brought into INT8 here (own_row.cuh), more were
+ * before.
  *
  * The sums are kernels.h's to the bit: a segment's sum is an exact integer, in whatever order; leaf = fma(n, scale_w *
  * scale_x, leaf), segments ascending; then the tree over leaves. m16n8k32: weights are the 16 rows, activation rows the
@@ -16,6 +17,7 @@
  * Bytes moved: the panel's codes, scales, zeros and minimums once, the activations of a unit's leaves from L2 per unit,
  * 4 bytes per output. */
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/own_row.cuh"
 #include "kernels/cuda/product.cuh"
 #include "kernels/shared/elementary.h"
 #include "kernels/shared/segments.h"
@@ -115,6 +117,14 @@ static __device__ __forceinline__ void input_load(
         in.scales[n][1] = scales.y;
     }
 }
+/* The same of a row that is alone; it is every lane's, and only column 0 is stored. */
+static __device__ __forceinline__ void input_load_own(
+        run_input<1> &in, const struct own_codes &own, uint32_t run) {
+    const uint4 *codes = (const uint4 *)(own.codes + run * OWN_CODES_BYTES) + threadIdx.x % 4;
+    in.codes[0][0] = codes[0];
+    in.codes[0][1] = codes[4];
+    in.scales[0][0] = in.scales[0][1] = own.scales[run];
+}
 /* The bytes of k0 .. k0 + 3 that are within [from, to). */
 static __device__ __forceinline__ uint32_t bytes_within(int32_t k0, int32_t from, int32_t to) {
     const int32_t low = from - k0 < 0   ? 0
@@ -194,7 +204,7 @@ static __device__ __forceinline__ void outputs_store(
 
 /* --- the kernel --- */
 
-template <int BITS, enum cut CUT, bool PAIR, int TILES>
+template <int BITS, enum cut CUT, bool PAIR, int TILES, enum source SOURCE>
 __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, TILES>::BLOCKS))
         stream_kernel(const struct product_args a) {
     typedef stream_size<BITS, CUT, PAIR, TILES> size;
@@ -211,6 +221,13 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
     for (uint32_t i = 0; i + 1 < size::SLOTS; i++)
         feed_next<BITS, CUT, PAIR, TILES>(f, a, ring, leaf, step);
 
+    [[maybe_unused]] struct own_codes own;
+    if constexpr (SOURCE != SOURCE_READY) {
+        __shared__ float chains[NORM_CHAINS];
+        own.codes = (uint8_t *)(meeting + 2 * WARPS * STRIPS * 16) + warp * own_codes_bytes(a.w.runs);
+        own.scales = (float *)(own.codes + a.w.runs * OWN_CODES_BYTES);
+        own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains);
+    }
     /* How many rows there are is asked once weights are on their way, which do not depend on it. */
     const uint32_t n_rows = a.d_plan->n_rows, left = n_rows > a.first_row ? n_rows - a.first_row : 0,
                    rows = left < TILES * 8 ? left : TILES * 8, meeting_floats = WARPS * rows * STRIPS * 16;
@@ -225,7 +242,10 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
         uint32_t segment[STRIPS] = {};
         for (uint32_t run = 0; run < a.w.runs && unit < a.units; run++) {
             run_input<TILES> in;
-            input_load(in, a.x, leaf * a.w.runs + run, a.first_row, rows);
+            if constexpr (SOURCE == SOURCE_READY)
+                input_load(in, a.x, leaf * a.w.runs + run, a.first_row, rows);
+            else
+                input_load_own(in, own, run);
             copy_wait<size::SLOTS - 2>();
             __syncwarp(); /* the slot has come for all lanes, and all have read the one that is filled next */
             feed_next<BITS, CUT, PAIR, TILES>(f, a, ring, leaf, step);
@@ -252,29 +272,39 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
 static uint32_t divided(uint32_t n, uint32_t by) {
     return (n + by - 1) / by;
 }
-template <int BITS, enum cut CUT, bool PAIR, int TILES>
+template <int BITS, enum cut CUT, bool PAIR, int TILES, enum source SOURCE>
 static cudaError_t queue_one(
         cudaStream_t s, struct product_args a, uint32_t rows, const struct device_size *d) {
     typedef stream_size<BITS, CUT, PAIR, TILES> size;
-    const uint32_t parts = WARPS / a.w.leaves, aux = CUT == CUT_ANY ? 0 : aux_bytes(a.w);
-    const size_t shared = WARPS * size::STRIPS * (size::SLOTS * (size::CODES + aux) + 2 * rows * 16 * 4);
+    const uint32_t parts = WARPS / a.w.leaves, aux = CUT == CUT_ANY ? 0 : aux_bytes(a.w),
+                   own = SOURCE == SOURCE_READY ? 0 : own_codes_bytes(a.w.runs);
+    const size_t shared =
+            WARPS * (size::STRIPS * (size::SLOTS * (size::CODES + aux) + 2 * rows * 16 * 4) + own);
     const uint32_t fit =
             (uint32_t)(d->shared_of_sm / (shared + 1024)); /* a block takes 1 KB beside its own */
     const uint32_t blocks = d->sms * (fit < 1 ? 1 : fit < size::BLOCKS ? fit : size::BLOCKS);
     a.units = PAIR ? a.w.strips / 2 : a.w.strips;
     const uint32_t needed = divided(a.units, parts);
-    return K_LAUNCH((stream_kernel<BITS, CUT, PAIR, TILES>), needed < blocks ? needed : blocks,
+    return K_LAUNCH((stream_kernel<BITS, CUT, PAIR, TILES, SOURCE>), needed < blocks ? needed : blocks,
             STREAM_THREADS, shared, s, a);
 }
 
+template <int BITS, enum cut CUT, bool PAIR>
+static cudaError_t queue_rows(
+        cudaStream_t s, const struct product_args &a, uint32_t rows, const struct device_size *d) {
+    if constexpr (CUT != CUT_ANY) {
+        if (a.own && a.in.d_norm)
+            return queue_one<BITS, CUT, PAIR, 1, SOURCE_NORM>(s, a, rows, d);
+        if (a.own)
+            return queue_one<BITS, CUT, PAIR, 1, SOURCE_ROW>(s, a, rows, d);
+    }
+    return rows <= 8 ? queue_one<BITS, CUT, PAIR, 1, SOURCE_READY>(s, a, rows, d)
+                     : queue_one<BITS, CUT, PAIR, 2, SOURCE_READY>(s, a, rows, d);
+}
 template <int BITS, enum cut CUT>
 static cudaError_t queue_form(
         cudaStream_t s, const struct product_args &a, uint32_t rows, const struct device_size *d) {
-    if (a.pair)
-        return rows <= 8 ? queue_one<BITS, CUT, true, 1>(s, a, rows, d)
-                         : queue_one<BITS, CUT, true, 2>(s, a, rows, d);
-    return rows <= 8 ? queue_one<BITS, CUT, false, 1>(s, a, rows, d)
-                     : queue_one<BITS, CUT, false, 2>(s, a, rows, d);
+    return a.pair ? queue_rows<BITS, CUT, true>(s, a, rows, d) : queue_rows<BITS, CUT, false>(s, a, rows, d);
 }
 template <int BITS>
 static cudaError_t queue_cut(
@@ -302,16 +332,32 @@ cudaError_t queue_stream(
     return a->w.form == FORM_INT4 ? queue_cut<4>(s, *a, rows, d) : queue_cut<8>(s, *a, rows, d);
 }
 
-template <int BITS, enum cut CUT> static cudaError_t prepare(int shared_of_block) {
+/* Of the row, in a block. More takes longer here than a kernel before the product. */
+#define OWN_BYTES_MOST (8u << 10)
+bool stream_can_own(const struct panel *w, const struct input *in, uint32_t rows_bound) {
+    return own_row_can(*in, rows_bound) && cut_of(*w) != CUT_ANY &&
+           WARPS * own_codes_bytes(w->runs) <= OWN_BYTES_MOST;
+}
+
+template <int BITS, enum cut CUT, bool PAIR> static cudaError_t prepare_rows(int shared_of_block) {
     const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    cudaError_t r = cudaFuncSetAttribute(stream_kernel<BITS, CUT, false, 1>, most, shared_of_block);
+    cudaError_t r =
+            cudaFuncSetAttribute(stream_kernel<BITS, CUT, PAIR, 1, SOURCE_READY>, most, shared_of_block);
     if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(stream_kernel<BITS, CUT, false, 2>, most, shared_of_block);
-    if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(stream_kernel<BITS, CUT, true, 1>, most, shared_of_block);
-    if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(stream_kernel<BITS, CUT, true, 2>, most, shared_of_block);
+        r = cudaFuncSetAttribute(stream_kernel<BITS, CUT, PAIR, 2, SOURCE_READY>, most, shared_of_block);
+    if constexpr (CUT != CUT_ANY) {
+        const int less =
+                shared_of_block - (int)(NORM_CHAINS * sizeof(float)); /* a norm's chains are beside it */
+        if (r == cudaSuccess)
+            r = cudaFuncSetAttribute(stream_kernel<BITS, CUT, PAIR, 1, SOURCE_ROW>, most, less);
+        if (r == cudaSuccess)
+            r = cudaFuncSetAttribute(stream_kernel<BITS, CUT, PAIR, 1, SOURCE_NORM>, most, less);
+    }
     return r;
+}
+template <int BITS, enum cut CUT> static cudaError_t prepare(int shared_of_block) {
+    const cudaError_t r = prepare_rows<BITS, CUT, false>(shared_of_block);
+    return r == cudaSuccess ? prepare_rows<BITS, CUT, true>(shared_of_block) : r;
 }
 cudaError_t stream_prepare(uint32_t shared_of_block) {
     cudaError_t (*const all[])(int) = {prepare<4, CUT_ANY>, prepare<4, CUT_1>, prepare<4, CUT_2>,

@@ -8,17 +8,25 @@
  *   warp      a ring of its own in shared memory, as in stream.cu: a slot is 2 KB of codes (INT4: 1 KB) a strip
  *   the end   leaves meet in shared memory
  *
+ * A row that is alone is brought into terms here where the weights are dense (own_row.cuh), more were before.
+ *
  * Bytes moved: the panel once per 8 * TILES rows, 2 bytes a term of x per unit from L2, 4 bytes per output. */
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/own_row.cuh"
 #include "kernels/cuda/terms.cuh"
 #include "kernels/shared/segments.h"
 
 #define TERMS_THREADS 256u
 #define WARPS         8u
 
-/* 16 rows want the activations of L2 for two strips at once. */
-template <int TILES> struct terms_size {
-    static constexpr uint32_t STRIPS = TILES, SLOTS = TILES == 1 ? 4 : 2, BUFFERS = TILES == 1 ? 2 : 1;
+/* 16 rows want the activations of L2 for two strips at once. A block that makes its own has room for them. */
+template <int TILES, enum source SOURCE>
+struct terms_size {
+    static constexpr uint32_t STRIPS = TILES,
+    SLOTS = TILES == 2               ? 2
+            : SOURCE == SOURCE_READY ? 4
+                                     : 3;
+    static constexpr uint32_t BUFFERS = TILES == 1 ? 2 : 1;
 };
 
 /* --- activations --- */
@@ -42,6 +50,16 @@ static __device__ __forceinline__ void input_seek(terms_input<TILES, X> &in, con
                      first_pair * 32 + (lane / 4 < left ? lane : lane % 4);
     }
 }
+
+/* The same of a row that is alone; it is every lane's, and only column 0 is stored. */
+struct own_input {
+    static constexpr int X = TERMS;
+    const uint8_t *lane;
+    __device__ __forceinline__ uint4 load(uint32_t n, uint32_t term, uint32_t pair) const {
+        (void)n;
+        return *(const uint4 *)(lane + term * OWN_TERM_BYTES + pair * 64);
+    }
+};
 
 /* --- a slot --- */
 
@@ -115,17 +133,16 @@ static __device__ __forceinline__ void feed_seek(
     }
 }
 /* Queues the next slot, or an empty group behind the last one. */
-template <int FORM, bool ANY, int TILES>
-static __device__ __forceinline__ void feed_next(terms_feed<terms_size<TILES>::STRIPS> &f,
+template <int FORM, bool ANY, class Size>
+static __device__ __forceinline__ void feed_next(terms_feed<Size::STRIPS> &f,
         const struct terms_product_args &a, uint32_t units, uint8_t *ring, uint32_t leaf) {
-    typedef terms_size<TILES> size;
     typedef weight<FORM> form;
     const uint32_t lane = threadIdx.x % 32, aux = aux_of_slot<FORM, ANY>(a.w),
                    scales = aux ? scale_bytes(a.w) : 0;
     if (f.unit < units) {
-        uint8_t *to = ring + f.slot * size::STRIPS * (form::BYTES + aux) + lane * 16;
+        uint8_t *to = ring + f.slot * Size::STRIPS * (form::BYTES + aux) + lane * 16;
 #pragma unroll
-        for (uint32_t m = 0; m < size::STRIPS; m++, to += form::BYTES + aux) {
+        for (uint32_t m = 0; m < Size::STRIPS; m++, to += form::BYTES + aux) {
 #pragma unroll
             for (uint32_t c = 0; c < form::BYTES; c += 512)
                 copy_16_once(to + c, f.codes[m] + c);
@@ -145,7 +162,7 @@ static __device__ __forceinline__ void feed_next(terms_feed<terms_size<TILES>::S
         }
     }
     copy_commit();
-    f.slot = f.slot + 1 == size::SLOTS ? 0 : f.slot + 1;
+    f.slot = f.slot + 1 == Size::SLOTS ? 0 : f.slot + 1;
 }
 
 /* --- the kernel --- */
@@ -166,9 +183,9 @@ static __device__ __forceinline__ void outputs_store(const struct terms_product_
     }
 }
 
-template <int FORM, bool ANY, int TILES, int X>
+template <int FORM, bool ANY, int TILES, int X, enum source SOURCE>
 __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const struct terms_product_args a) {
-    typedef terms_size<TILES> size;
+    typedef terms_size<TILES, SOURCE> size;
     constexpr uint32_t STRIPS = size::STRIPS, PAIRS = weight<FORM>::PAIRS;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = WARPS / a.w.leaves,
                    leaf = warp % a.w.leaves, units = (a.w.strips + STRIPS - 1) / STRIPS,
@@ -184,8 +201,15 @@ __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const stru
     if (f.unit < units)
         feed_seek<FORM>(f, a.w, leaf);
     for (uint32_t i = 0; i + 1 < size::SLOTS; i++)
-        feed_next<FORM, ANY, TILES>(f, a, units, ring, leaf);
+        feed_next<FORM, ANY, size>(f, a, units, ring, leaf);
 
+    [[maybe_unused]] struct own_terms own;
+    if constexpr (SOURCE != SOURCE_READY) {
+        __shared__ float chains[NORM_CHAINS];
+        own.terms = (uint8_t *)(meeting + size::BUFFERS * WARPS * STRIPS * 16) +
+                    warp * a.w.runs * OWN_TERMS_BYTES;
+        own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains);
+    }
     uint32_t slot = 0, buffer = 0;
     for (uint32_t first = blockIdx.x * parts; first < units; first += gridDim.x * parts) {
         const uint32_t unit = first + warp / a.w.leaves;
@@ -194,12 +218,17 @@ __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const stru
         terms_input<TILES, X> in;
         for (uint32_t at = 0; at < slots_of_leaf<FORM>(a.w) && unit < units; at++) {
             const uint32_t run = at * PAIRS / 4;
-            input_seek(in, a.x, leaf * a.w.runs + run, at * PAIRS % 4, from_row, rows);
+            if (SOURCE == SOURCE_READY)
+                input_seek(in, a.x, leaf * a.w.runs + run, at * PAIRS % 4, from_row, rows);
             copy_wait<size::SLOTS - 2>();
             __syncwarp(); /* the slot has come for all lanes, and all have read the one that is filled next */
-            feed_next<FORM, ANY, TILES>(f, a, units, ring, leaf);
+            feed_next<FORM, ANY, size>(f, a, units, ring, leaf);
             const uint8_t *codes = ring + slot * slot_bytes + lane * 16;
-            if constexpr (weight<FORM>::DENSE) {
+            if constexpr (SOURCE != SOURCE_READY) {
+                const struct own_input of_slot = {
+                        own.terms + run * OWN_TERMS_BYTES + at * PAIRS % 4 * 64 + lane % 4 * 16};
+                slot_dense<FORM>(codes, of_slot, leaf_sums);
+            } else if constexpr (weight<FORM>::DENSE) {
                 slot_dense<FORM>(codes, in, leaf_sums);
             } else if constexpr (ANY) {
                 uint64_t blocks[STRIPS];
@@ -227,31 +256,39 @@ __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const stru
 static uint32_t divided(uint32_t n, uint32_t by) {
     return (n + by - 1) / by;
 }
-template <int FORM, bool ANY, int TILES, int X>
+template <int FORM, bool ANY, int TILES, int X, enum source SOURCE>
 static cudaError_t queue_one(
         cudaStream_t s, const struct terms_product_args &a, uint32_t rows, const struct device_size *d) {
-    typedef terms_size<TILES> size;
-    const uint32_t of_block = rows < TILES * 8 ? rows : TILES * 8;
-    const size_t shared = WARPS * size::STRIPS *
-                          (size::SLOTS * (weight<FORM>::BYTES + aux_of_slot<FORM, ANY>(a.w)) +
-                                  size::BUFFERS * of_block * 16 * 4);
+    typedef terms_size<TILES, SOURCE> size;
+    const uint32_t of_block = rows < TILES * 8 ? rows : TILES * 8,
+                   own = SOURCE == SOURCE_READY ? 0 : a.w.runs * OWN_TERMS_BYTES;
+    const size_t shared =
+            WARPS * (size::STRIPS * (size::SLOTS * (weight<FORM>::BYTES + aux_of_slot<FORM, ANY>(a.w)) +
+                                            size::BUFFERS * of_block * 16 * 4) +
+                            own);
     const uint32_t fit =
             (uint32_t)(d->shared_of_sm / (shared + 1024)); /* a block takes 1 KB beside its own */
     const uint32_t needed = divided(divided(a.w.strips, size::STRIPS), WARPS / a.w.leaves),
                    rounds = divided(needed, d->sms * (fit > 1 ? fit : 1));
-    return K_LAUNCH((terms_product_kernel<FORM, ANY, TILES, X>),
+    return K_LAUNCH((terms_product_kernel<FORM, ANY, TILES, X, SOURCE>),
             dim3(divided(needed, rounds), divided(rows, TILES * 8)), TERMS_THREADS, shared, s, a);
 }
 template <int FORM, bool ANY>
 static cudaError_t queue_tiles_of(
         cudaStream_t s, const struct terms_product_args &a, uint32_t rows, const struct device_size *d) {
+    if constexpr (weight<FORM>::DENSE) {
+        if (a.own && a.in.d_norm)
+            return queue_one<FORM, ANY, 1, TERMS, SOURCE_NORM>(s, a, rows, d);
+        if (a.own)
+            return queue_one<FORM, ANY, 1, TERMS, SOURCE_ROW>(s, a, rows, d);
+    }
     if constexpr (weight<FORM>::TAKES_BF16) {
         if (a.x.n == 1)
-            return rows <= 8 ? queue_one<FORM, ANY, 1, 1>(s, a, rows, d)
-                             : queue_one<FORM, ANY, 2, 1>(s, a, rows, d);
+            return rows <= 8 ? queue_one<FORM, ANY, 1, 1, SOURCE_READY>(s, a, rows, d)
+                             : queue_one<FORM, ANY, 2, 1, SOURCE_READY>(s, a, rows, d);
     }
-    return rows <= 8 ? queue_one<FORM, ANY, 1, TERMS>(s, a, rows, d)
-                     : queue_one<FORM, ANY, 2, TERMS>(s, a, rows, d);
+    return rows <= 8 ? queue_one<FORM, ANY, 1, TERMS, SOURCE_READY>(s, a, rows, d)
+                     : queue_one<FORM, ANY, 2, TERMS, SOURCE_READY>(s, a, rows, d);
 }
 template <int FORM>
 static cudaError_t queue_quantised(
@@ -278,17 +315,35 @@ cudaError_t queue_terms_product(cudaStream_t s, const struct terms_product_args 
     }
 }
 
+/* Of the row, in a block: what is left beside the ring where a block has 99 KB. */
+#define OWN_BYTES_MOST (40u << 10)
+bool terms_can_own(const struct panel *w, const struct input *in, uint32_t rows_bound) {
+    return own_row_can(*in, rows_bound) && w->form >= FORM_BF16 &&
+           WARPS * w->runs * OWN_TERMS_BYTES <= OWN_BYTES_MOST;
+}
+
 template <int FORM, bool ANY, int X> static cudaError_t prepare_terms(int shared_of_block) {
     const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    cudaError_t r = cudaFuncSetAttribute(terms_product_kernel<FORM, ANY, 1, X>, most, shared_of_block);
+    cudaError_t r =
+            cudaFuncSetAttribute(terms_product_kernel<FORM, ANY, 1, X, SOURCE_READY>, most, shared_of_block);
     if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(terms_product_kernel<FORM, ANY, 2, X>, most, shared_of_block);
+        r = cudaFuncSetAttribute(terms_product_kernel<FORM, ANY, 2, X, SOURCE_READY>, most, shared_of_block);
+    return r;
+}
+template <int FORM> static cudaError_t prepare_own(int shared_of_block) {
+    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    const int less = shared_of_block - (int)(NORM_CHAINS * sizeof(float)); /* a norm's chains are beside it */
+    cudaError_t r = cudaFuncSetAttribute(terms_product_kernel<FORM, false, 1, TERMS, SOURCE_ROW>, most, less);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(terms_product_kernel<FORM, false, 1, TERMS, SOURCE_NORM>, most, less);
     return r;
 }
 template <int FORM, bool ANY> static cudaError_t prepare(int shared_of_block) {
     cudaError_t r = prepare_terms<FORM, ANY, TERMS>(shared_of_block);
     if constexpr (weight<FORM>::TAKES_BF16)
         r = r == cudaSuccess ? prepare_terms<FORM, ANY, 1>(shared_of_block) : r;
+    if constexpr (weight<FORM>::DENSE)
+        r = r == cudaSuccess ? prepare_own<FORM>(shared_of_block) : r;
     return r;
 }
 cudaError_t terms_prepare(uint32_t shared_of_block) {
