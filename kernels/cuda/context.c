@@ -54,7 +54,9 @@ static int context_fill(struct k_context *c, struct error *e) {
     int r = device_open(c->device, &p, e);
     if (r < 0)
         return r;
-    c->size = (struct device_size){(uint32_t)p.multiProcessorCount, p.sharedMemPerMultiprocessor};
+    c->size = (struct device_size){.sms = (uint32_t)p.multiProcessorCount,
+            .shared_of_sm = p.sharedMemPerMultiprocessor,
+            .once_most = (size_t)p.accessPolicyMaxWindowSize};
     snprintf(c->text, sizeof c->text, "cuda %s (sm_%d%d), device %d", p.name, p.major, p.minor, c->device);
     CUDA_TRY(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), e);
     return 0;

@@ -7,6 +7,7 @@
  * are INT4's 16 n with |code - zero| <= 15: 15 * 127 * 128 * 16 = 3901440, and INT8's 255 * 127 * 128 = 4145280. */
 #pragma once
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/shared/constants.h"
@@ -44,6 +45,13 @@ static __host__ __device__ __forceinline__ uint32_t scale_bytes(const struct pan
 }
 static __host__ __device__ __forceinline__ uint32_t aux_bytes(const struct panel &w) {
     return scale_bytes(w) + (w.zeros ? w.segments * STRIP_ROWS : 0);
+}
+
+/* A panel's codes, as far as a kernel can be told to read them once. */
+static inline struct read_once panel_once(
+        const struct panel &w, size_t run_bytes, const struct device_size *d) {
+    const size_t bytes = (size_t)w.leaves * w.strips * w.runs * run_bytes;
+    return {w.d_codes, bytes < d->once_most ? bytes : d->once_most};
 }
 
 /* --- activations --- */

@@ -121,6 +121,7 @@ struct product_args {
 struct device_size { /* what grids are made for */
     uint32_t sms;
     size_t shared_of_sm;
+    size_t once_most; /* bytes that a kernel may be told to read once (launch.cuh) */
 };
 /* y[r][outputs] of up to STREAM_ROWS rows from first_row on, as far as the plan and rows_bound have them. */
 #define STREAM_ROWS 16u

@@ -285,8 +285,8 @@ static cudaError_t queue_one(
     const uint32_t blocks = d->sms * (fit < 1 ? 1 : fit < size::BLOCKS ? fit : size::BLOCKS);
     a.units = PAIR ? a.w.strips / 2 : a.w.strips;
     const uint32_t needed = divided(a.units, parts);
-    return K_LAUNCH((stream_kernel<BITS, CUT, PAIR, TILES, SOURCE>), needed < blocks ? needed : blocks,
-            STREAM_THREADS, shared, s, a);
+    return K_LAUNCH_ONCE((stream_kernel<BITS, CUT, PAIR, TILES, SOURCE>), panel_once(a.w, size::CODES, d),
+            needed < blocks ? needed : blocks, STREAM_THREADS, shared, s, a);
 }
 
 template <int BITS, enum cut CUT, bool PAIR>

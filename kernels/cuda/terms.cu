@@ -270,7 +270,8 @@ static cudaError_t queue_one(
             (uint32_t)(d->shared_of_sm / (shared + 1024)); /* a block takes 1 KB beside its own */
     const uint32_t needed = divided(divided(a.w.strips, size::STRIPS), WARPS / a.w.leaves),
                    rounds = divided(needed, d->sms * (fit > 1 ? fit : 1));
-    return K_LAUNCH((terms_product_kernel<FORM, ANY, TILES, X, SOURCE>),
+    return K_LAUNCH_ONCE((terms_product_kernel<FORM, ANY, TILES, X, SOURCE>),
+            panel_once(a.w, 4 / weight<FORM>::PAIRS * weight<FORM>::BYTES, d),
             dim3(divided(needed, rounds), divided(rows, TILES * 8)), TERMS_THREADS, shared, s, a);
 }
 template <int FORM, bool ANY>

@@ -57,7 +57,7 @@ enum cudaStreamCaptureMode {
 struct cudaDeviceProp {
     char name[256];
     size_t totalGlobalMem, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
-    int major, minor, multiProcessorCount, pciDomainID, pciBusID, pciDeviceID;
+    int major, minor, multiProcessorCount, pciDomainID, pciBusID, pciDeviceID, accessPolicyMaxWindowSize;
 };
 
 const char *cudaGetErrorString(cudaError_t e); /* of a fault in a kernel: where it was */

@@ -3,6 +3,10 @@
 
 #include <cuda_runtime.h>
 
+struct read_once {
+    const void *d_from;
+    size_t bytes;
+};
 template <class K, class... A>
 static inline cudaError_t emu_launch_of(const char *name, K *kernel, dim3 grid, unsigned threads,
         size_t shared_bytes, cudaStream_t s, A... args) {
@@ -10,4 +14,6 @@ static inline cudaError_t emu_launch_of(const char *name, K *kernel, dim3 grid, 
                                        [=] { kernel(args...); }});
 }
 #define K_LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                                           \
+    emu_launch_of(#kernel, kernel, grid, threads, shared_bytes, stream, __VA_ARGS__)
+#define K_LAUNCH_ONCE(kernel, once, grid, threads, shared_bytes, stream, ...)                                \
     emu_launch_of(#kernel, kernel, grid, threads, shared_bytes, stream, __VA_ARGS__)
