@@ -111,14 +111,16 @@ static void test_random_ragged_shapes(void **state) {
 static void test_many_rows(void **state) {
     static const struct fake_kind kinds[] = {{QUANT_INT4, QUANT_SCALE_BF16, 128, false, false},
             {QUANT_INT4, QUANT_SCALE_F16, 32, true, false}, {QUANT_INT8, QUANT_SCALE_F32, 0, false, false},
-            {QUANT_INT8, QUANT_SCALE_BF16, 64, true, false}, {QUANT_INT4, QUANT_SCALE_F32, 48, true, true}};
-    static const uint32_t counts[] = {17, 31, 64, 65, 129, 159};
+            {QUANT_INT8, QUANT_SCALE_BF16, 64, true, false}, {QUANT_INT4, QUANT_SCALE_F32, 48, true, true},
+            {QUANT_INT4, QUANT_SCALE_BF16, 64, false, false}, {QUANT_INT4, QUANT_SCALE_F16, 32, false, false},
+            {QUANT_INT8, QUANT_SCALE_F32, 64, false, false}};
+    static const uint32_t counts[] = {17, 33, 31, 64, 32, 65, 129, 159};
     struct rng r = {55};
     (void)state;
-    for (uint32_t t = 0; t < 15; t++) {
-        const uint32_t leaves = 1u << t % 4, columns = leaves * 32 * (1 + rng_u32(&r) % 9),
-                       outputs = 1 + rng_u32(&r) % 150, rows = counts[t % 6];
-        const struct fake_kind kind = kinds[t % 5];
+    for (uint32_t t = 0; t < 24; t++) { /* every kind with three counts and three numbers of leaves */
+        const uint32_t leaves = 1u << (t + t / 8) % 4, columns = leaves * 32 * (1 + rng_u32(&r) % 9),
+                       outputs = 1 + rng_u32(&r) % 150, rows = counts[(t + 3 * (t / 8)) % 8];
+        const struct fake_kind kind = kinds[t % 8];
         struct fake *f[2] = {fake_make(t, kind, outputs, columns), fake_make(t + 50, kind, outputs, columns)};
         const struct problem p = {
                 .pieces = {{.quant = &f[0]->q, .rows = outputs}, {.quant = &f[1]->q, .rows = outputs}},
