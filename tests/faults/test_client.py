@@ -94,6 +94,17 @@ def refuse(code, sentence, **trailers):
     return script
 
 
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """What nohup and & have the tests ignore, and so every program that they start, ends it again."""
+    ignored = [n for n in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT) if signal.getsignal(n) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @pytest.fixture(name="service")
 def make_service():
     running = Service()
