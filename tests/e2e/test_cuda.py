@@ -236,9 +236,11 @@ def test_rows_of_a_step_are_chosen_by_memory():
 
     most, plan = rows(64 << 30)
     assert most == 2048
-    left, taken = 8 * plan["scratch_bytes"], plan["least_bytes"] - plan["scratch_bytes"]
-    assert rows(left + taken + (64 << 20))[0] == 2048
-    assert rows(5 * left // 8 + taken)[0] == 1024
+    half = rows(64 << 30, "--max-num-batched-tokens", "1024")[1]
+    taken, margin = plan["least_bytes"] - plan["scratch_bytes"], 64 << 20
+    assert 8 * half["scratch_bytes"] + 2 * margin < 8 * plan["scratch_bytes"]
+    assert rows(8 * plan["scratch_bytes"] + taken + margin)[0] == 2048
+    assert rows(8 * half["scratch_bytes"] + taken + margin)[0] == 1024
     assert rows(plan["least_bytes"])[0] == 512
     assert rows(64 << 30, "--max-num-batched-tokens", "77")[0] == 77
     assert rows(plan["least_bytes"], "--max-num-seqs", "600")[0] == 1024  # never less than the sequences
