@@ -66,6 +66,8 @@ void k_attention_step(struct k_stream *s, struct k_pool *p, const struct k_batch
             .d_out = out,
             .layer = attention_layer,
             .shift = kv_shift,
+            .group = h->q_heads / h->kv_heads,
+            .group_inverse = (float)h->kv_heads / (float)h->q_heads,
             .large = p->view.kv_dtype != K_F32 && h->head_dim <= LARGE_DIM && b->bounds.rows >= LARGE_ROWS,
             .parts_max = PARTS_LEAVES * (h->q_heads / h->kv_heads),
             .d_q = d_scratch + at.q,

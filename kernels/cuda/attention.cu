@@ -13,9 +13,10 @@
 #include "kernels/cuda/attention_bf16.cuh"
 #include "kernels/cuda/attention_f32.cuh"
 #include "kernels/cuda/attention_int8.cuh"
+#include "kernels/cuda/attention_leaf.cuh"
 #include "kernels/cuda/launch.cuh"
 
-#define COMBINE_LEAVES 16u /* more: a kernel of its own combines, since one block would read for too long */
+#define COMBINE_LEAVES 40u /* more: a kernel of its own combines, since one block would read for too long */
 
 /* --- small tiles --- */
 
@@ -34,59 +35,69 @@ static __device__ __forceinline__ void tile_find(const struct attention_args &a,
     }
     __syncthreads();
 }
-/* A block that has all leaves of a tile and kv head needs no parts; where a kernel of its own combines, that has to
- * know it too. */
-static __device__ __forceinline__ bool is_whole(const struct attention_work &w, bool combine) {
-    return w.n_leaves == w.t.leaves && (combine || w.t.leaves == 1);
-}
-template <class R, uint32_t FOLDED>
-static __device__ void run_split(R &run, const struct attention_args &a, const struct attention_list &list,
-        const struct attention_tile &mine, bool combine) {
-    const uint32_t heads = a.pool.shape.kv_heads, all = list.split_leaves * heads;
-    const uint32_t each = all / gridDim.x, longer = all % gridDim.x, /* blocks have one more */
-            begin = each * blockIdx.x + (blockIdx.x < longer ? blockIdx.x : longer),
-                   end = begin + each + (blockIdx.x < longer);
-    if (begin >= end)
-        return;
-    struct found_tile *found = (struct found_tile *)run.flag;
-    tile_find(a, list, mine, begin, found);
-    uint32_t n = found->n;
-    for (uint32_t at = begin; at < end;) {
-        struct attention_work w;
-        w.t = at == begin ? found->t : a.d_small[n];
-        const uint32_t in_tile = at - w.t.first_leaf * heads;
-        w.head = in_tile / w.t.leaves;
-        w.leaf = in_tile % w.t.leaves;
-        w.n_leaves = w.t.leaves - w.leaf < end - at ? w.t.leaves - w.leaf : end - at;
-        const bool whole = is_whole(w, combine);
-        run.run(w, /* split= */ !whole);
-        const bool complete = combine && !whole && parts_arrived(a, w, n, run.flag);
-        for (uint32_t i = complete ? 0 : w.t.n; i < w.t.n; i += FOLDED) {
-            const uint32_t left = w.t.n - i, n_queries = left < FOLDED ? left : FOLDED;
-            fold_parts<FOLD_VALUES>(a, w, run.dim(), i, n_queries, run.room(n_queries));
-        }
-        at += w.n_leaves;
-        n += in_tile + w.n_leaves == w.t.leaves * heads;
-    }
-}
-template <class R, class F>
-__global__ void __launch_bounds__(F::THREADS, F::BLOCKS)
-        attend_small_kernel(const struct attention_args a, uint32_t tiles, bool combine) {
-    const uint32_t heads = a.pool.shape.kv_heads;
+/* A block's work, piece by piece: its run of the leaves that are split, then tiles that are not, a block each. */
+struct work_left {
+    struct attention_list list;
+    uint32_t at, end; /* leaves that are split, kv heads counted */
+    uint32_t tile;    /* of leaf `at` */
+    uint32_t alone;   /* of the tiles that are not split, kv heads counted */
+};
+static __device__ __forceinline__ struct work_left work_all(
+        const struct attention_args &a, uint32_t tiles, struct found_tile *found) {
     struct attention_tile mine = {};
     if (threadIdx.x < tiles) /* there is room for it, if no tile: it comes with the list */
         mine = a.d_small[threadIdx.x];
     ask_above();
-    const struct attention_list list = *a.d_list;
-    R run(a);
-    run_split<R, (FOLD_VALUES * FOLD_THREADS / F::DIM)>(run, a, list, mine, combine);
-    for (uint32_t n = blockIdx.x; n < (list.n_small - list.n_split) * heads; n += gridDim.x) {
-        struct attention_work w;
-        w.t = a.d_small[list.n_split + n / heads];
-        w.head = n % heads;
-        w.leaf = 0;
-        w.n_leaves = w.t.leaves;
-        run.run(w, /* split= */ false);
+    struct work_left left;
+    left.list = *a.d_list;
+    const uint32_t all = left.list.split_leaves * a.pool.shape.kv_heads, each = all / gridDim.x,
+                   longer = all % gridDim.x; /* blocks have one more */
+    left.at = each * blockIdx.x + (blockIdx.x < longer ? blockIdx.x : longer);
+    left.end = left.at + each + (blockIdx.x < longer);
+    left.tile = 0;
+    left.alone = blockIdx.x;
+    if (left.at < left.end) {
+        tile_find(a, left.list, mine, left.at, found);
+        left.tile = found->n;
+    }
+    return left;
+}
+/* The next piece, if there is one. combine: a block that has all leaves of a tile and kv head needs no parts; where a
+ * kernel of its own combines, it has to know it too. */
+static __device__ __forceinline__ bool work_next(const struct attention_args &a, bool combine,
+        const struct found_tile *found, struct work_left *left, struct attention_work *w) {
+    const uint32_t heads = a.pool.shape.kv_heads;
+    if (left->at >= left->end) {
+        if (left->alone >= (left->list.n_small - left->list.n_split) * heads)
+            return false;
+        w->t = a.d_small[left->list.n_split + left->alone / heads];
+        w->head = left->alone % heads;
+        w->leaf = 0;
+        w->n_leaves = w->t.leaves;
+        w->whole = true;
+        left->alone += gridDim.x;
+        return true;
+    }
+    w->tile = left->tile;
+    w->t = w->tile == found->n ? found->t : a.d_small[w->tile];
+    const uint32_t in_tile = left->at - w->t.first_leaf * heads, in_head = in_tile % w->t.leaves,
+                   n = w->t.leaves - in_head;
+    w->head = in_tile / w->t.leaves;
+    w->leaf = in_head;
+    w->n_leaves = n < left->end - left->at ? n : left->end - left->at;
+    w->whole = w->n_leaves == w->t.leaves && (combine || w->t.leaves == 1);
+    left->at += w->n_leaves;
+    left->tile += in_tile + w->n_leaves == w->t.leaves * heads;
+    return true;
+}
+template <class F>
+__global__ void __launch_bounds__(F::THREADS, F::BLOCKS)
+        attend_small_kernel(const struct attention_args a, uint32_t tiles, bool combine) {
+    typename F::run run(a);
+    struct work_left left = work_all(a, tiles, run.found);
+    for (struct attention_work w; work_next(a, combine, run.found, &left, &w);) {
+        run.run(w);
+        run.finish(combine && !w.whole && parts_arrived(a, w, &run.found->flag));
     }
 }
 
@@ -112,13 +123,13 @@ __global__ void __launch_bounds__(F::THREADS, F::BLOCKS) attend_large_kernel(con
     const uint32_t heads = a.pool.shape.kv_heads, all = a.d_list->n_large * heads;
     if (blockIdx.x >= all) /* there are other blocks enough */
         return;
-    tile_run<F> run(a);
+    typename F::run run(a);
     for (;;) {
         __syncthreads();
         if (threadIdx.x == 0)
-            *run.flag = atomicAdd(&a.d_list->large_taken, 1);
+            run.found->flag = atomicAdd(&a.d_list->large_taken, 1);
         __syncthreads();
-        const uint32_t n = *run.flag;
+        const uint32_t n = run.found->flag;
         if (n >= all)
             return;
         struct attention_work w;
@@ -126,15 +137,14 @@ __global__ void __launch_bounds__(F::THREADS, F::BLOCKS) attend_large_kernel(con
         w.head = n % heads;
         w.leaf = 0;
         w.n_leaves = w.t.leaves;
-        run.run(w, /* split= */ false);
+        w.whole = true;
+        run.run(w);
     }
 }
 
 /* --- launching --- */
 
 /*                Q_TILES SHARES STAGE SLOTS DIM  ONLY   BLOCKS */
-typedef tile_form<bf16_pages, 1, 8, 64, 2, 256, true, 2> small_256;
-typedef tile_form<bf16_pages, 1, 8, 64, 4, 256, true, 1> small_256_deep;
 typedef tile_form<bf16_pages, 1, 8, 32, 4, 256, false, 2> small_to_256;
 typedef tile_form<bf16_pages, 1, 8, 16, 2, 512, false, 1> small_to_512;
 typedef tile_form<bf16_pages, 3, 2, 32, 2, 256, true, 2> large_256;
@@ -145,6 +155,9 @@ typedef tile_form<int8_pages, 1, 8, 64, 2, 256, false, 2> int8_small_to_256;
 typedef tile_form<int8_pages, 1, 8, 64, 2, 512, false, 1> int8_small_to_512;
 typedef tile_form<int8_pages, 3, 2, 64, 2, 256, true, 2> int8_large_256;
 typedef tile_form<int8_pages, 3, 2, 64, 2, 256, false, 1> int8_large_to_256;
+/*       SLOTS PAGES */
+typedef leaf_form<2, 1> leaf_256;
+typedef leaf_form<3, 2> leaf_256_deep;
 
 static uint32_t smaller(uint64_t a, uint64_t b) {
     return (uint32_t)(a < b ? a : b);
@@ -154,13 +167,13 @@ template <class F> static uint32_t blocks_of(const struct attention_bounds &b, u
     const uint32_t fit = (uint32_t)(b.shared_of_sm / (shared + 1024));
     return b.sms * (fit < 1 ? 1 : fit < F::BLOCKS ? fit : F::BLOCKS);
 }
-template <class R, class F>
+template <class F>
 static cudaError_t queue_small(
         cudaStream_t s, const struct attention_args &a, const struct attention_bounds &b, bool combine) {
     const uint32_t shared = F::shared_bytes(a.pool.shape.head_dim);
     const uint64_t most = (uint64_t)b.small * a.pool.shape.kv_heads * b.leaves;
-    return K_LAUNCH((attend_small_kernel<R, F>), smaller(most, blocks_of<F>(b, shared)), F::THREADS, shared,
-            s, a, b.small, combine);
+    return K_LAUNCH((attend_small_kernel<F>), smaller(most, blocks_of<F>(b, shared)), F::THREADS, shared, s,
+            a, b.small, combine);
 }
 /* DEEP for a head size of 256, where an SM has room for as many of its blocks as it is for, else ONLY; TO_256 and
  * TO_512 for others. */
@@ -169,21 +182,21 @@ static cudaError_t queue_small_form(
         cudaStream_t s, const struct attention_args &a, const struct attention_bounds &b, bool combine) {
     const uint32_t d = a.pool.shape.head_dim;
     if (d > 256)
-        return queue_small<tile_run<TO_512>, TO_512>(s, a, b, combine);
+        return queue_small<TO_512>(s, a, b, combine);
     if (d < 256)
-        return queue_small<tile_run<TO_256>, TO_256>(s, a, b, combine);
+        return queue_small<TO_256>(s, a, b, combine);
     if (DEEP::BLOCKS * (DEEP::shared_bytes(d) + 1024) <= b.shared_of_sm)
-        return queue_small<tile_run<DEEP>, DEEP>(s, a, b, combine);
-    return queue_small<tile_run<ONLY>, ONLY>(s, a, b, combine);
+        return queue_small<DEEP>(s, a, b, combine);
+    return queue_small<ONLY>(s, a, b, combine);
 }
 static cudaError_t queue_small_tiles(
         cudaStream_t s, const struct attention_args &a, const struct attention_bounds &b, bool combine) {
     if (a.pool.kv_dtype == K_F32)
-        return queue_small<f32_run, f32_form>(s, a, b, combine);
+        return queue_small<f32_form>(s, a, b, combine);
     if (a.pool.kv_dtype == K_INT8)
         return queue_small_form<int8_small_256_deep, int8_small_256, int8_small_to_256, int8_small_to_512>(
                 s, a, b, combine);
-    return queue_small_form<small_256_deep, small_256, small_to_256, small_to_512>(s, a, b, combine);
+    return queue_small_form<leaf_256_deep, leaf_256, small_to_256, small_to_512>(s, a, b, combine);
 }
 template <class F>
 static cudaError_t queue_large(
@@ -215,8 +228,7 @@ cudaError_t queue_attend(cudaStream_t s, const struct attention_args *a, const s
 }
 
 template <class F> static cudaError_t prepare_small(int bytes) {
-    return cudaFuncSetAttribute(
-            attend_small_kernel<tile_run<F>, F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    return cudaFuncSetAttribute(attend_small_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 template <class F> static cudaError_t prepare_large(int bytes) {
     return cudaFuncSetAttribute(attend_large_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -224,13 +236,13 @@ template <class F> static cudaError_t prepare_large(int bytes) {
 cudaError_t attend_prepare(uint32_t shared_of_block) {
     const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
     const int bytes = (int)shared_of_block;
-    const cudaError_t all[] = {prepare_small<small_256>(bytes), prepare_small<small_256_deep>(bytes),
+    const cudaError_t all[] = {prepare_small<leaf_256>(bytes), prepare_small<leaf_256_deep>(bytes),
             prepare_small<small_to_256>(bytes), prepare_small<small_to_512>(bytes),
             prepare_small<int8_small_256>(bytes), prepare_small<int8_small_256_deep>(bytes),
             prepare_small<int8_small_to_256>(bytes), prepare_small<int8_small_to_512>(bytes),
             prepare_large<large_256>(bytes), prepare_large<large_to_256>(bytes),
             prepare_large<int8_large_256>(bytes), prepare_large<int8_large_to_256>(bytes),
-            cudaFuncSetAttribute(attend_small_kernel<f32_run, f32_form>, most, bytes),
+            cudaFuncSetAttribute(attend_small_kernel<f32_form>, most, bytes),
             cudaFuncSetAttribute(attend_combine_kernel, most, bytes)};
     cudaError_t r = cudaSuccess;
     for (uint32_t i = 0; i < sizeof all / sizeof *all && r == cudaSuccess; i++)

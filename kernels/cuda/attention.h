@@ -54,12 +54,13 @@ extern "C" {
 
 /* Up to SMALL_QUERIES or LARGE_QUERIES queries of an entry, for every kv head. */
 struct attention_tile {
-    uint32_t slot, row_begin; /* of the entry */
-    uint32_t first, n;        /* its queries */
-    uint32_t last;            /* position that the last of them sees last */
-    uint32_t leaves;          /* that the last of them sees */
-    uint32_t first_leaf;      /* small tiles: sum of leaves of the tiles before */
-    uint32_t first_part;      /* small tiles: sum of leaves * n of the tiles before */
+    uint32_t slot;         /* of the entry */
+    uint32_t row, skipped; /* of its first query: the row, and the heads of the group before it */
+    uint32_t n;            /* queries */
+    uint32_t last;         /* position that the last of them sees last */
+    uint32_t leaves;       /* that the last of them sees */
+    uint32_t first_leaf;   /* small tiles: sum of leaves of the tiles before */
+    uint32_t first_part;   /* small tiles: sum of leaves * n of the tiles before */
 };
 
 /* What a step is made of, per kv head. The first n_split small tiles are split at leaves: their results lie in parts
@@ -78,6 +79,8 @@ struct attention_args {
     const float *d_in;                /* [R][q+gate | k | v] */
     float *d_out;                     /* [R][Hq][D] */
     uint32_t layer, shift;
+    uint32_t group; /* query heads of a kv head */
+    float group_inverse;
     bool large;         /* entries of many rows have large tiles */
     uint32_t parts_max; /* of a kv head */
     /* scratch */

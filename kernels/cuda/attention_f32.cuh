@@ -6,7 +6,9 @@
 
 #include "kernels/cuda/attention_parts.cuh"
 
+struct f32_run;
 struct f32_form {
+    typedef f32_run run;
     static constexpr uint32_t QUERIES = SMALL_QUERIES, THREADS = FOLD_THREADS, DIM = HEAD_DIM_MAX, BLOCKS = 1,
                               POSITIONS = PAGE_TOKENS;
     static constexpr uint32_t COLUMNS = DIM / THREADS;            /* of a thread */
@@ -27,7 +29,8 @@ struct f32_run {
     float *q, *p; /* [query][D]; [query][POSITIONS]: scores, then p */
     struct fold_step *steps;
     float *sums; /* [query]: of all leaves so far */
-    uint32_t *lasts, *flag;
+    uint32_t *lasts;
+    struct found_tile *found;
     uint32_t begin, end;
     /* of this warp's queries warp and warp + 8, in every lane */
     float max[F::OF_WARP], sum[F::OF_WARP], all_max[F::OF_WARP];
@@ -39,16 +42,13 @@ struct f32_run {
         steps = (struct fold_step *)(p + F::QUERIES * F::POSITIONS);
         sums = (float *)(steps + F::QUERIES);
         lasts = (uint32_t *)(sums + F::QUERIES);
-        flag = lasts + F::QUERIES;
+        found = (struct found_tile *)(lasts + F::QUERIES);
     }
     __device__ __forceinline__ uint32_t dim() const {
         return a.pool.shape.head_dim;
     }
     static __device__ __forceinline__ uint32_t query_of_warp(uint32_t k) {
         return threadIdx.x / 32 + k * (F::THREADS / 32);
-    }
-    __device__ __forceinline__ struct fold_room room(uint32_t n) const {
-        return fold_room_in((uint8_t *)q, F::ROOM, n);
     }
 
     __device__ void work_begin(const struct attention_work &work) {
@@ -200,7 +200,7 @@ struct f32_run {
         __syncthreads(); /* steps and sums were read */
     }
 
-    __device__ void run(const struct attention_work &work, bool split) {
+    __device__ void run(const struct attention_work &work) {
         work_begin(work);
 #pragma unroll
         for (uint32_t k = 0; k < F::OF_WARP; k++)
@@ -217,10 +217,15 @@ struct f32_run {
             __syncthreads();
             if ((step + F::POSITIONS) % ATTENTION_LEAF != 0 && step + F::POSITIONS < end)
                 continue;
-            if (split)
-                leaf_to_part(step / ATTENTION_LEAF);
-            else
+            if (w.whole)
                 leaf_to_output(step / ATTENTION_LEAF);
+            else
+                leaf_to_part(step / ATTENTION_LEAF);
         }
+    }
+    /* complete: all parts of the tile and kv head are there. */
+    __device__ void finish(bool complete) const {
+        if (complete)
+            fold_queries<F::DIM>(a, w, dim(), (uint8_t *)q, F::ROOM);
     }
 };

@@ -14,12 +14,14 @@
 /* Some leaves of a tile and kv head. */
 struct attention_work {
     struct attention_tile t;
+    uint32_t tile; /* its number, where it is split */
     uint32_t head, leaf, n_leaves;
+    bool whole; /* they are combined by the block itself; else they become parts */
 };
 
-/* The tile that a block begins with, in shared memory; its first word is a flag later on. */
+/* In a block's shared memory: the tile that it begins with, and what one thread tells all. */
 struct found_tile {
-    uint32_t n;
+    uint32_t flag, n;
     struct attention_tile t;
 };
 #define FOUND_BYTES 48u
@@ -27,23 +29,26 @@ static_assert(sizeof(struct found_tile) <= FOUND_BYTES, "room for what is found"
 
 /* --- where things lie --- */
 
-static __device__ __forceinline__ uint32_t group_of(const struct attention_args &a) {
-    return a.pool.shape.q_heads / a.pool.shape.kv_heads;
+/* Rows of query i behind the tile's first: exact for i of a tile, where a division would be forty instructions. */
+static __device__ __forceinline__ uint32_t rows_behind(
+        const struct attention_args &a, const struct attention_tile &t, uint32_t i) {
+    return (uint32_t)(((float)(t.skipped + i) + 0.5f) * a.group_inverse);
 }
 static __device__ __forceinline__ uint32_t row_of(
         const struct attention_args &a, const struct attention_tile &t, uint32_t i) {
-    return t.row_begin + (t.first + i) / group_of(a);
+    return t.row + rows_behind(a, t, i);
 }
 /* Query i of the tile among [R][Hq]. */
 static __device__ __forceinline__ uint64_t query_of(
         const struct attention_args &a, const struct attention_tile &t, uint32_t head, uint32_t i) {
-    const uint32_t group = group_of(a), row = (t.first + i) / group;
-    return (uint64_t)(t.row_begin + row) * a.pool.shape.q_heads + head * group + (t.first + i - row * group);
+    const uint32_t rows = rows_behind(a, t, i);
+    return (uint64_t)(t.row + rows) * a.pool.shape.q_heads + head * a.group +
+           (t.skipped + i - rows * a.group);
 }
 /* The last position that query i sees, as an entry's rows follow each other; 0 behind the last query. */
 static __device__ __forceinline__ uint32_t last_of(
         const struct attention_args &a, const struct attention_tile &t, uint32_t i) {
-    return i < t.n ? t.last - (row_of(a, t, t.n - 1) - row_of(a, t, i)) : 0;
+    return i < t.n ? t.last - (rows_behind(a, t, t.n - 1) - rows_behind(a, t, i)) : 0;
 }
 static __device__ __forceinline__ const uint32_t *table_of(
         const struct attention_args &a, const struct attention_tile &t) {
@@ -205,14 +210,25 @@ static __device__ __forceinline__ void fold_parts(const struct attention_args &a
     }
 }
 
+/* Combines all leaves of all queries of the tile, whose parts are there; DIM: largest head size. */
+template <uint32_t DIM>
+static __device__ __forceinline__ void fold_queries(const struct attention_args &a,
+        const struct attention_work &w, uint32_t d, uint8_t *shared, uint32_t bytes) {
+    constexpr uint32_t AT_ONCE = FOLD_VALUES * FOLD_THREADS / DIM;
+    for (uint32_t i = 0; i < w.t.n; i += AT_ONCE) {
+        const uint32_t left = w.t.n - i, n = left < AT_ONCE ? left : AT_ONCE;
+        fold_parts<FOLD_VALUES>(a, w, d, i, n, fold_room_in(shared, bytes, n));
+    }
+}
+
 /* This block has put the parts of w. Did the last of the tile and kv head come with it? flag: a word of shared
  * memory. */
 static __device__ bool parts_arrived(
-        const struct attention_args &a, const struct attention_work &w, uint32_t tile, uint32_t *flag) {
-    __threadfence();
+        const struct attention_args &a, const struct attention_work &w, uint32_t *flag) {
     __syncthreads();
     if (threadIdx.x == 0) {
-        uint32_t *d_arrived = a.d_arrived + (uint64_t)tile * a.pool.shape.kv_heads + w.head;
+        __threadfence(); /* what the others wrote before the barrier comes with it */
+        uint32_t *d_arrived = a.d_arrived + (uint64_t)w.tile * a.pool.shape.kv_heads + w.head;
         *flag = atomicAdd(d_arrived, w.n_leaves) + w.n_leaves == w.t.leaves;
         __threadfence();
     }

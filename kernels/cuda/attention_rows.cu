@@ -206,16 +206,16 @@ static __device__ __forceinline__ struct entry_rows entry_rows_of(const struct k
  * split) is not NULL. */
 static __device__ void entry_tiles(const struct attention_args &a, const struct entry_rows &entry,
         struct tile_counts *at, uint32_t *split) {
-    const uint32_t group = a.pool.shape.q_heads / a.pool.shape.kv_heads, queries = entry.n_rows * group;
+    const uint32_t queries = entry.n_rows * a.group;
     const bool large = a.large && entry.n_rows >= LARGE_ROWS;
     const uint32_t size = large ? LARGE_QUERIES : SMALL_QUERIES;
     for (uint32_t first = 0; first < queries; first += size) {
         struct attention_tile t;
         t.slot = entry.slot;
-        t.row_begin = entry.row_begin;
-        t.first = first;
+        t.row = entry.row_begin + first / a.group;
+        t.skipped = first % a.group;
         t.n = queries - first < size ? queries - first : size;
-        t.last = entry.position + (first + t.n - 1) / group;
+        t.last = entry.position + (first + t.n - 1) / a.group;
         t.leaves = t.last / ATTENTION_LEAF + 1;
         t.first_leaf = at->of[LEAVES];
         t.first_part = at->of[PARTS];

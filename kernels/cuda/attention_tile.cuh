@@ -15,9 +15,12 @@
 #define STEP 64u /* positions; a page */
 static_assert(STEP == PAGE_TOKENS, "a step lies in one page");
 
+template <class F> struct tile_run;
+
 /* PAGES: what is in them, bf16_pages or int8_pages; DIM: largest head size; ONLY: there is no other. */
 template <class PAGES_, int Q_TILES_, int SHARES_, int STAGE_, int SLOTS_, int DIM_, bool ONLY_, int BLOCKS_>
 struct tile_form {
+    typedef tile_run<tile_form> run;
     typedef PAGES_ PAGES;
     static constexpr uint32_t Q_TILES = Q_TILES_, SHARES = SHARES_, STAGE = STAGE_, SLOTS = SLOTS_,
                               DIM = DIM_, BLOCKS = BLOCKS_;
@@ -58,7 +61,8 @@ template <class F> struct tile_run {
     uint8_t *p_high, *p_low; /* [query][P_BYTES] */
     float *maxima, *sums;    /* [query][SHARES], [query][eight of positions] */
     float *more;             /* [query][floats_more] */
-    uint32_t *lasts, *flag;  /* [query]; FOUND_BYTES */
+    uint32_t *lasts;         /* [query] */
+    struct found_tile *found;
     /* the ring's filling side */
     const uint8_t *d_pages;
     const uint32_t *d_table;
@@ -82,7 +86,7 @@ template <class F> struct tile_run {
         sums = maxima + F::QUERIES * F::SHARES;
         more = sums + F::QUERIES * (STEP / 8);
         lasts = (uint32_t *)(more + F::QUERIES * PAGES::floats_more(F::SHARES));
-        flag = lasts + F::QUERIES;
+        found = (struct found_tile *)(lasts + F::QUERIES);
     }
     __device__ __forceinline__ uint32_t dim() const {
         return F::ONLY ? F::DIM : a.pool.shape.head_dim;
@@ -100,9 +104,6 @@ template <class F> struct tile_run {
     /* Query h of the thread's two. */
     static __device__ __forceinline__ uint32_t query(uint32_t h) {
         return first_query() + lane() / 4 + h * 8;
-    }
-    __device__ __forceinline__ struct fold_room room(uint32_t n) const {
-        return fold_room_in(ring, F::ring_bytes(dim()) + 2 * F::QUERIES * F::row_bytes(dim()), n);
     }
 
     /* --- filling --- */
@@ -331,8 +332,7 @@ template <class F> struct tile_run {
         }
     }
 
-    /* All of a piece of work; split: its leaves become parts. */
-    __device__ __forceinline__ void run(const struct attention_work &work, bool split) {
+    __device__ __forceinline__ void run(const struct attention_work &work) {
         uint32_t n = 0;
         work_begin(work);
         all_max[0] = all_max[1] = all_sum[0] = all_sum[1] = 0.0f;
@@ -347,11 +347,17 @@ template <class F> struct tile_run {
             step_values(step, &n);
             if ((step + STEP) % ATTENTION_LEAF != 0 && step + STEP < end)
                 continue;
-            if (split)
-                leaf_to_part(step / ATTENTION_LEAF);
-            else
+            if (w.whole)
                 leaf_to_output(step / ATTENTION_LEAF);
+            else
+                leaf_to_part(step / ATTENTION_LEAF);
         }
         copy_wait<0>();
+    }
+    /* complete: all parts of the tile and kv head are there. */
+    __device__ __forceinline__ void finish(bool complete) const {
+        if (complete)
+            fold_queries<F::DIM>(
+                    a, w, dim(), ring, F::ring_bytes(dim()) + 2 * F::QUERIES * F::row_bytes(dim()));
     }
 };

@@ -269,12 +269,11 @@ static void deep_open(struct bed *d, struct library k, const struct k_shape *h, 
 }
 
 /* Four rows at the end of `context` positions, and at places that blocks share in other ways. */
-static void check_deep(enum k_dtype dtype, uint32_t context) {
-    const struct k_shape shape = shape_of(2, 1, 16, 8);
+static void check_deep(enum k_dtype dtype, struct k_shape shape, uint32_t context) {
     for (uint32_t shift = 0; shift < 2; shift++) {
         struct bed d[2];
         const uint32_t firsts[] = {
-                context - 4, 7 * ATTENTION_LEAF - 2, 16 * ATTENTION_LEAF - 1, 40 * ATTENTION_LEAF};
+                context - 4, 7 * ATTENTION_LEAF - 2, 16 * ATTENTION_LEAF - 1, 36 * ATTENTION_LEAF - 3};
         deep_open(&d[0], cpu, &shape, dtype, 1, context, shift);
         deep_open(&d[1], cuda, &shape, dtype, 1, context, shift);
         float *in = random_floats(9, 4u * d->width, 2.0f), *want = random_floats(0, 4u * d->out, 1),
@@ -300,8 +299,16 @@ static void check_deep(enum k_dtype dtype, uint32_t context) {
 
 static void test_a_quarter_of_a_million_positions(void **state) {
     (void)state;
-    check_deep(K_BF16, 262144);
-    check_deep(K_INT8, 50 * ATTENTION_LEAF);
+    check_deep(K_BF16, shape_of(2, 1, 16, 8), 262144);
+    check_deep(K_INT8, shape_of(2, 1, 16, 8), 50 * ATTENTION_LEAF);
+}
+
+/* The models' head size, whose small tiles have a form of their own: of groups that a tile has once and a half, and
+ * of one that ends in its second product. */
+static void test_heads_of_256_deep(void **state) {
+    (void)state;
+    check_deep(K_BF16, shape_of(6, 1, 256, 64), 45 * ATTENTION_LEAF - 37);
+    check_deep(K_BF16, shape_of(10, 2, 256, 64), 41 * ATTENTION_LEAF + 1);
 }
 
 /* More leaves than there is room for as parts: tiles at the end are not split. */
@@ -381,6 +388,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_sequences_cut_anyhow),
             cmocka_unit_test(test_a_quarter_of_a_million_positions),
+            cmocka_unit_test(test_heads_of_256_deep),
             cmocka_unit_test(test_parts_that_do_not_fit),
             cmocka_unit_test(test_a_graph_replays_other_steps),
     };
