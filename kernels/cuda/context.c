@@ -35,6 +35,7 @@ int cuda_failed(const struct k_context *c, cudaError_t r, const char *call, cons
 }
 bool stream_queued(struct k_stream *s, cudaError_t r, const char *call, const char *file, int line) {
     struct error e;
+    s->made = (struct made_codes){.d_from = NULL};
     if (r == cudaSuccess)
         return true;
     cuda_failed(s->context, r, call, file, line, &e);
@@ -116,7 +117,7 @@ int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e)
     s->context = c;
     s->found.d_claimed = k_alloc(c, sizeof *s->found.d_claimed);
     s->found.told = k_host_alloc(c, sizeof *s->found.told);
-    s->d_counters = k_alloc(c, 2 * SPLIT_BLOCKS_MAX * sizeof *s->d_counters);
+    s->d_counters = k_alloc(c, (2 * SPLIT_BLOCKS_MAX + NEXT_RUNS_MAX) * sizeof *s->d_counters);
     if (!s->found.d_claimed || !s->found.told || !s->d_counters) {
         k_stream_free(s);
         return error_set(e, -ENOMEM, "device %d: no memory for a stream", c->device);
@@ -321,6 +322,7 @@ int k_capture_begin(struct k_stream *s, struct error *e) {
         return r;
     CUDA_TRY(s->context, cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal), e);
     s->capturing = true;
+    s->made = (struct made_codes){.d_from = NULL}; /* what is captured is not queued here */
     return 0;
 }
 int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e) {
@@ -329,6 +331,7 @@ int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e) {
     if (!s->capturing)
         return error_set(e, -EINVAL, "this stream is not being captured");
     s->capturing = false;
+    s->made = (struct made_codes){.d_from = NULL};
     CUDA_TRY(s->context, cudaStreamEndCapture(s->stream, &graph), e);
     g = calloc(1, sizeof *g);
     if (!g) {

@@ -41,14 +41,26 @@ struct branch {
     cudaEvent_t forked, joined;
 };
 
+/* INT8 that a product's kernel has made of its result, for the product that is queued next. */
+struct made_codes {
+    const float *d_from;      /* NULL = there are none */
+    const struct k_linear *w; /* whose leaves they follow */
+    const struct k_batch *b;
+    uint32_t rows; /* its bound when they were made */
+    struct activations x;
+};
+
 struct k_stream {
     struct k_context *context;
     cudaStream_t stream;
     struct branch branch;
     uint8_t *d_workspace;
     size_t workspace_bytes;
-    /* 0 between kernels: of blocks done with a shared tile; [SPLIT_BLOCKS_MAX] for INT8 activations, and for terms */
+    /* 0 between kernels: of blocks done with a shared tile; [SPLIT_BLOCKS_MAX] for INT8 activations, and for terms;
+     * behind them product_args.next.d_arrived[NEXT_RUNS_MAX] */
     uint32_t *d_counters;
+    struct made_codes made;          /* forgotten when anything else is queued */
+    const struct k_linear *expected; /* NULL, or what is most likely the next product */
     bool capturing;
     struct fault_view found; /* by kernels, and not yet in `fault` */
     struct error fault;      /* code 0 = none */
@@ -76,8 +88,9 @@ struct k_table {
 
 struct k_linear {
     struct k_context *context;
-    uint8_t *d_memory;       /* all panels, their strips' outputs, and the order */
-    const uint32_t *d_order; /* NULL, or [columns]: position k takes input order[k] */
+    uint8_t *d_memory;           /* all panels, their strips' outputs, and the order */
+    const uint32_t *d_order;     /* NULL, or [columns]: position k takes input order[k] */
+    const struct k_linear *next; /* NULL, or what a step multiplies after it */
     uint32_t rows, columns, leaves, leaf_columns;
     uint32_t n_pieces, n_panels;
     struct panel panels[PIECES_MAX];
@@ -131,6 +144,20 @@ void staging_free(struct k_context *c);
 
 /* Scratch of a product of up to `rows` rows and `columns` columns that writes up to `outputs` beside its result. */
 uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs);
+/* Room at the end of the workspace for what made_wanted() gives away. */
+uint64_t made_scratch_bytes(uint64_t columns, uint64_t rows);
+/* A result that an operation could leave as INT8 besides: d_from[rows][columns], made in pieces of so many columns;
+ * scratch: bytes of it that the operation uses. */
+struct made_of {
+    const struct k_batch *b;
+    const float *d_from;
+    uint32_t columns, piece;
+    uint64_t scratch;
+};
+/* Whether w, if it is what multiplies it next, would take it; then where it goes. The operation puts *ret into s->made
+ * when it is queued. */
+bool made_wanted(const struct k_stream *s, const struct k_linear *w, const struct made_of *of,
+        struct made_codes *ret, struct next_codes *ret_next);
 /* Scratch of k_gdn_step() for a step of up to `rows` rows. */
 uint64_t gdn_scratch_bytes(const struct k_shape *h, uint32_t rows);
 /* Scratch of k_head_sample(). */

@@ -413,11 +413,10 @@ struct k_linear *k_linear_free(struct k_linear *l) {
 uint32_t k_linear_rows(const struct k_linear *l) {
     return l->rows;
 }
-/* A graph queues the next kernel by itself; nothing is fetched early. */
+/* A graph queues the next kernel by itself; nothing is fetched early, but a result is left in the form of next. */
 void k_linear_then(struct k_linear *l, const struct k_linear *next, bool gate_up) {
-    (void)l;
-    (void)next;
     (void)gate_up;
+    l->next = next;
 }
 
 /* --- vectors --- */

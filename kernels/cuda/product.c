@@ -5,7 +5,8 @@
  * and those where the context wants float activations, terms of bf16 (terms.cu, terms_tile.cu). Which kernel of a
  * form that is never changes a bit. A linear of both forms multiplies the small part, in terms, beside the large one.
  * Scratch, from the start of the stream's workspace: the rows as INT8, the sums of tiles that blocks share, the rows
- * as terms, sums of their tiles, and the outputs of gate and up where they are not one kernel's. */
+ * as terms, sums of their tiles, and the outputs of gate and up where they are not one kernel's. An operation whose
+ * result the next product takes as INT8 may leave it so, at the end of the workspace (made_wanted()). */
 #include "kernels/cuda/internal.h"
 #include "kernels/shared/pool_layout.h"
 
@@ -46,7 +47,8 @@ uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs
     return rows_bytes(columns, rows) + align64(rows * outputs * sizeof(float));
 }
 
-#define FEW_ROWS 64u /* of which terms are made in less time than their product takes */
+#define ALIGNMENT 256u
+#define FEW_ROWS  64u /* of which terms are made in less time than their product takes */
 static_assert(FEW_ROWS <= TERMS_ROWS, "few rows are terms at once");
 
 struct product {
@@ -56,6 +58,7 @@ struct product {
     float eps;
     bool gate_up, add; /* add: y += instead of y = */
     float *d_y;
+    struct made_codes made; /* of x; or there are none */
 };
 
 /* Where a product's outputs go, and how. */
@@ -63,8 +66,12 @@ struct outputs {
     bool pair; /* silu(gate) * up, by the kernel */
     float *d_y;
     uint32_t ldy;
+    struct next_codes next;
 };
 
+static uint32_t runs_of_leaf(const struct k_linear *w) {
+    return (w->leaf_columns + ACTIVATION_RUN - 1) / ACTIVATION_RUN;
+}
 static struct input input_of(const struct product *p) {
     return (struct input){.d_x = p->d_x,
             .d_norm = p->d_norm,
@@ -73,7 +80,7 @@ static struct input input_of(const struct product *p) {
             .eps = p->eps,
             .columns = p->w->columns,
             .leaf_columns = p->w->leaf_columns,
-            .runs = (p->w->leaf_columns + ACTIVATION_RUN - 1) / ACTIVATION_RUN};
+            .runs = runs_of_leaf(p->w)};
 }
 
 /* What a panel multiplies: INT8, or so many terms in this order. */
@@ -126,17 +133,36 @@ static bool all_own(const struct k_stream *s, const struct k_linear *w, enum inp
             return false;
     return true;
 }
-/* All panels that take INT8 activations, which are made in d_scratch unless a product does it itself. Beside the branch
- * (`both`) it does not: it would take the whole device before the branch's product has its place. */
-static bool multiply_codes(
-        struct k_stream *s, const struct product *p, bool both, uint8_t *d_scratch, const struct outputs *o) {
-    const uint32_t rows = p->b->bounds.rows, row_tiles = (uint32_t)row_tiles_of(rows);
-    const uint64_t runs = runs_of(p->w->columns);
-    uint8_t *d_scales = d_scratch + codes_bytes(runs, row_tiles);
-    const struct quantise_args q = {.in = input_of(p),
-            .to = {.d_codes = d_scratch, .d_scales = (float *)d_scales, .row_tiles = row_tiles}};
-    const bool own = !both && all_own(s, p->w, INPUT_CODES, &q.in, rows);
-    bool well = own || CUDA_QUEUED(s, queue_quantise(s->stream, &q, rows));
+/* Where a product's rows are in the forms of its panels, and which of them are there already. */
+struct forms {
+    struct activations codes;
+    struct terms terms; /* of the one form that is made before, else only where */
+    float *d_codes_parts, *d_terms_parts;
+    bool codes_made, terms_made;
+};
+static struct activations codes_at(uint8_t *d_at, uint64_t columns, uint64_t rows) {
+    const uint64_t row_tiles = row_tiles_of(rows);
+    return (struct activations){.d_codes = d_at,
+            .d_scales = (float *)(d_at + codes_bytes(runs_of(columns), row_tiles)),
+            .row_tiles = (uint32_t)row_tiles};
+}
+static struct forms forms_at(const struct product *p, uint8_t *d_scratch) {
+    const uint64_t columns = p->w->columns, rows = p->b->bounds.rows,
+                   codes = rows_as_codes_bytes(columns, rows);
+    return (struct forms){.codes = codes_at(d_scratch, columns, rows),
+            .terms = {.d_terms = d_scratch + codes, .row_tiles = (uint32_t)terms_tiles_of(rows)},
+            .d_codes_parts = (float *)(d_scratch + codes - parts_bytes(rows)),
+            .d_terms_parts = (float *)(d_scratch + codes + terms_bytes(columns, rows))};
+}
+
+/* All panels that take INT8 activations, which are made here unless they are there or a product does it itself. dense:
+ * NULL, or a panel that the first of them takes in, whose terms are there unless the product makes them too. */
+static bool multiply_codes(struct k_stream *s, const struct product *p, const struct forms *f,
+        const struct panel *dense, const struct outputs *o) {
+    const uint32_t rows = p->b->bounds.rows;
+    const struct quantise_args q = {.in = input_of(p), .to = f->codes};
+    const bool own = !f->codes_made && all_own(s, p->w, INPUT_CODES, &q.in, rows);
+    bool well = own || f->codes_made || CUDA_QUEUED(s, queue_quantise(s->stream, &q, rows));
     for (uint32_t i = 0; i < p->w->n_panels && well; i++) {
         struct product_args a = {.w = p->w->panels[i],
                 .x = q.to,
@@ -147,10 +173,17 @@ static bool multiply_codes(
                 .add = p->add,
                 .d_y = o->d_y,
                 .ldy = o->ldy,
-                .d_parts = (float *)(d_scales + scales_bytes(runs, row_tiles)),
+                .next = o->next,
+                .d_parts = f->d_codes_parts,
                 .d_counters = s->d_counters};
-        if (input_form(s, &a.w) == INPUT_CODES)
-            well = multiply_codes_panel(s, &a, rows);
+        if (input_form(s, &a.w) != INPUT_CODES)
+            continue;
+        if (dense) {
+            a.dense = *dense;
+            a.dense_x = f->terms;
+            dense = NULL;
+        }
+        well = multiply_codes_panel(s, &a, rows);
     }
     return well;
 }
@@ -162,32 +195,20 @@ static bool multiply_terms_panel(
                            : CUDA_QUEUED(s, queue_terms_tiles(stream, a, rows, &s->context->size));
     return CUDA_QUEUED(s, queue_terms_product(stream, a, rows, &s->context->size));
 }
-/* Forms of terms share their scratch. */
-static bool takes_other_terms(const struct k_stream *s, const struct k_linear *w, enum input_form form) {
-    for (enum input_form other = INPUT_CODES + 1; other < INPUT_FORMS; other++)
-        if (other != form && takes(s, w, other))
-            return true;
-    return false;
-}
 /* All panels that take the terms of `form`: TERMS_ROWS rows after another, which bounds the scratch. beside: on the
- * branch, beside what s->stream is given next. A device that is full of that has no place for the branch, so what comes
- * before its products must not be in their way: of few rows it is before the fork. */
+ * branch, beside what s->stream is given next. */
 static bool multiply_terms(struct k_stream *s, const struct product *p, enum input_form form, bool beside,
-        uint8_t *d_scratch, const struct outputs *o) {
+        const struct forms *f, const struct outputs *o) {
     const uint32_t rows = p->b->bounds.rows;
-    struct terms_args t = {.in = input_of(p),
-            .to = {.d_terms = d_scratch, .row_tiles = (uint32_t)terms_tiles_of(rows), .n = terms_of[form].n},
-            .order = terms_of[form].order};
-    const bool own = form == INPUT_TERMS && all_own(s, p->w, form, &t.in, rows),
-               few = rows <= FEW_ROWS && !takes_other_terms(s, p->w, form);
-    bool well = !beside || few || stream_fork(s);
+    const cudaStream_t stream = beside ? s->branch.stream : s->stream;
+    struct terms_args t = {.in = input_of(p), .to = f->terms, .order = terms_of[form].order};
+    t.to.n = terms_of[form].n;
+    const bool own = !f->terms_made && form == INPUT_TERMS && all_own(s, p->w, form, &t.in, rows);
+    bool well = !beside || stream_fork(s);
     for (; t.first_row < rows && well; t.first_row += TERMS_ROWS) {
         const uint32_t left = rows - t.first_row;
-        cudaStream_t stream = beside ? s->branch.stream : s->stream;
-        well = own || CUDA_QUEUED(s, queue_terms(beside && few ? s->stream : stream, &t,
-                                             left < TERMS_ROWS ? left : TERMS_ROWS));
-        if (well && beside && few)
-            well = stream_fork(s);
+        well = own || f->terms_made ||
+               CUDA_QUEUED(s, queue_terms(stream, &t, left < TERMS_ROWS ? left : TERMS_ROWS));
         for (uint32_t i = 0; i < p->w->n_panels && well; i++) {
             const struct terms_product_args a = {.w = p->w->panels[i],
                     .x = t.to,
@@ -198,7 +219,7 @@ static bool multiply_terms(struct k_stream *s, const struct product *p, enum inp
                     .add = p->add,
                     .d_y = o->d_y,
                     .ldy = o->ldy,
-                    .d_parts = (float *)(d_scratch + terms_bytes(p->w->columns, rows)),
+                    .d_parts = f->d_terms_parts,
                     .d_counters = s->d_counters + SPLIT_BLOCKS_MAX};
             if (input_form(s, &a.w) == form)
                 well = multiply_terms_panel(s, stream, &a, rows);
@@ -207,44 +228,157 @@ static bool multiply_terms(struct k_stream *s, const struct product *p, enum inp
     return well;
 }
 
+/* The only form of terms that a linear's panels take; INPUT_CODES: none or several, which share their scratch. */
+static enum input_form only_terms(const struct k_stream *s, const struct k_linear *w) {
+    enum input_form only = INPUT_CODES;
+    for (enum input_form form = INPUT_CODES + 1; form < INPUT_FORMS; form++) {
+        if (!takes(s, w, form))
+            continue;
+        if (only != INPUT_CODES)
+            return INPUT_CODES;
+        only = form;
+    }
+    return only;
+}
+/* Of a linear of both forms, the panel of terms that the kernel of its first panel of codes can take in; NULL: none, or
+ * they are several. */
+static const struct panel *dense_part(const struct k_stream *s, const struct k_linear *w, uint32_t rows) {
+    const struct panel *large = NULL, *dense = NULL;
+    for (uint32_t i = 0; i < w->n_panels; i++) {
+        const struct panel *panel = &w->panels[i];
+        if (input_form(s, panel) != INPUT_CODES && dense)
+            return NULL;
+        if (input_form(s, panel) != INPUT_CODES)
+            dense = panel;
+        else if (!large)
+            large = panel;
+    }
+    return large && dense && input_form(s, dense) == INPUT_TERMS && stream_can_take(large, dense, rows)
+                   ? dense
+                   : NULL;
+}
+/* Few rows of a linear of both forms: one kernel makes both. A device that is full of the large part has no place for
+ * the branch, so nothing but its product is to be there. */
+static bool make_both(struct k_stream *s, const struct product *p, enum input_form form, struct forms *f) {
+    f->terms.n = terms_of[form].n;
+    f->codes_made = f->terms_made = true;
+    const struct both_args both = {
+            .in = input_of(p), .codes = f->codes, .terms = f->terms, .order = terms_of[form].order};
+    return CUDA_QUEUED(s, queue_both(s->stream, &both, p->b->bounds.rows));
+}
+
 /* All panels, of whatever form. */
 static bool multiply(
         struct k_stream *s, const struct product *p, uint8_t *d_scratch, const struct outputs *o) {
-    uint8_t *d_terms = d_scratch + rows_as_codes_bytes(p->w->columns, p->b->bounds.rows);
-    const bool codes = takes(s, p->w, INPUT_CODES);
-    bool terms = false, well = true;
-    for (enum input_form form = INPUT_CODES + 1; form < INPUT_FORMS && well; form++) {
-        if (!takes(s, p->w, form))
-            continue;
-        well = multiply_terms(s, p, form, codes, d_terms, o);
-        terms = true;
+    const struct k_linear *w = p->w;
+    const uint32_t rows = p->b->bounds.rows;
+    const struct input in = input_of(p);
+    const struct panel *dense = dense_part(s, w, rows);
+    const enum input_form only = only_terms(s, w);
+    const bool codes = takes(s, w, INPUT_CODES),
+               own = dense && all_own(s, w, INPUT_CODES, &in, rows) && all_own(s, w, INPUT_TERMS, &in, rows);
+    struct forms f = forms_at(p, d_scratch);
+    bool beside = false, well = true;
+    if (p->made.d_from) {
+        f.codes = p->made.x;
+        f.codes_made = true;
+    } else if (codes && only != INPUT_CODES && rows <= FEW_ROWS && !own) {
+        well = make_both(s, p, only, &f);
     }
-    return well && (!codes || multiply_codes(s, p, terms, d_scratch, o)) &&
-           (!(codes && terms) || stream_join(s));
+    for (enum input_form form = INPUT_CODES + 1; form < INPUT_FORMS && well && !dense; form++) {
+        if (!takes(s, w, form))
+            continue;
+        well = multiply_terms(s, p, form, codes, &f, o);
+        beside = codes;
+    }
+    return well && (!codes || multiply_codes(s, p, &f, dense, o)) && (!beside || stream_join(s));
 }
 
-static void product_run(struct k_stream *s, const struct product *p) {
-    const struct k_linear *w = p->w;
-    const uint64_t rows = p->b->bounds.rows;
-    const bool pair = p->gate_up && w->n_panels == 1 && takes(s, w, INPUT_CODES);
-    struct outputs o = {.pair = pair, .d_y = p->d_y, .ldy = pair ? w->rows / 2 : w->rows};
-    if (p->gate_up && !w->halves) {
+/* --- a result as INT8 for the product after it --- */
+
+static uint64_t made_bytes(uint64_t columns, uint64_t rows) {
+    const uint64_t runs = runs_of(columns), row_tiles = row_tiles_of(rows);
+    return align64(codes_bytes(runs, row_tiles) + scales_bytes(runs, row_tiles));
+}
+uint64_t made_scratch_bytes(uint64_t columns, uint64_t rows) {
+    return made_bytes(columns, rows < FEW_ROWS ? rows : FEW_ROWS) + ALIGNMENT;
+}
+/* It lies at the end of the workspace: behind the scratch of who makes it and of who multiplies it. */
+bool made_wanted(const struct k_stream *s, const struct k_linear *w, const struct made_of *of,
+        struct made_codes *ret, struct next_codes *ret_next) {
+    const uint32_t rows = of->b->bounds.rows;
+    const uint64_t bytes = made_bytes(of->columns, rows);
+    if (!w || w->d_order || w->columns != of->columns || w->leaf_columns % of->piece || rows > FEW_ROWS ||
+            bytes > s->workspace_bytes)
+        return false;
+    const uint64_t at = (s->workspace_bytes - bytes) / ALIGNMENT * ALIGNMENT;
+    if (at < of->scratch)
+        return false;
+    for (uint32_t i = 0; i < w->n_panels; i++)
+        if (input_form(s, &w->panels[i]) != INPUT_CODES)
+            return false;
+    *ret = (struct made_codes){.d_from = of->d_from,
+            .w = w,
+            .b = of->b,
+            .rows = rows,
+            .x = codes_at(s->d_workspace + at, of->columns, rows)};
+    *ret_next = (struct next_codes){.to = ret->x, .leaf_columns = w->leaf_columns, .runs = runs_of_leaf(w)};
+    return true;
+}
+/* Whether that is x of a product with so much scratch of its own. */
+static bool made_for(const struct k_stream *s, const struct product *p, uint64_t scratch) {
+    const struct made_codes *made = &s->made;
+    return made->d_from == p->d_x && made->w == p->w && made->b == p->b && made->rows == p->b->bounds.rows &&
+           !p->d_norm && made->x.d_codes >= s->d_workspace + scratch;
+}
+/* What gate and up leave, unless who is next has a better way. */
+static bool made_of_pair(const struct k_stream *s, const struct product *p, uint64_t scratch,
+        struct made_codes *ret, struct next_codes *ret_next) {
+    const struct k_linear *w = p->w->next;
+    const uint32_t rows = p->b->bounds.rows;
+    const struct made_of of = {
+            .b = p->b, .d_from = p->d_y, .columns = p->w->rows / 2, .piece = STRIP_ROWS, .scratch = scratch};
+    if (!stream_can_round(&p->w->panels[0], rows) || !made_wanted(s, w, &of, ret, ret_next) ||
+            w->leaves * runs_of_leaf(w) > NEXT_RUNS_MAX)
+        return false;
+    const struct input in = {.columns = w->columns, .leaf_columns = w->leaf_columns};
+    ret_next->d_arrived = s->d_counters + 2 * SPLIT_BLOCKS_MAX;
+    return !all_own(s, w, INPUT_CODES, &in, rows);
+}
+
+static void product_run(struct k_stream *s, const struct product *product) {
+    struct product p = *product;
+    const struct k_linear *w = p.w;
+    const uint32_t rows = p.b->bounds.rows;
+    const bool pair = p.gate_up && w->n_panels == 1 && takes(s, w, INPUT_CODES), both = p.gate_up && !pair;
+    const uint64_t of_rows = rows_bytes(w->columns, rows),
+                   scratch = of_rows + (both ? align64((uint64_t)rows * w->rows * sizeof(float)) : 0);
+    struct outputs o = {.pair = pair, .d_y = p.d_y, .ldy = pair ? w->rows / 2 : w->rows};
+    struct made_codes made = {.d_from = NULL};
+    if (p.gate_up && !w->halves) {
         stream_fault(s, -EINVAL, "%s: gate and up must be two pieces of equally many rows", w->name);
         return;
     }
+    if (made_for(s, &p, scratch))
+        p.made = s->made;
     if (rows == 0 || !CUDA_QUEUED(s, cudaSetDevice(s->context->device)))
         return;
-    uint8_t *d_scratch =
-            stream_scratch(s, product_scratch_bytes(w->columns, rows, p->gate_up && !pair ? w->rows : 0));
+    uint8_t *d_scratch = stream_scratch(s, scratch);
     if (!d_scratch)
         return;
-    if (p->gate_up && !pair)
-        o.d_y = (float *)(d_scratch + rows_bytes(w->columns, rows));
-    const bool well = multiply(s, p, d_scratch, &o);
+    if (both)
+        o.d_y = (float *)(d_scratch + of_rows);
+    const bool leaves_codes = pair && made_of_pair(s, &p, scratch, &made, &o.next);
+    if (!leaves_codes)
+        o.next = (struct next_codes){.d_arrived = NULL};
+    const bool well = multiply(s, &p, d_scratch, &o);
     const struct silu_args silu = {
-            .d_both = o.d_y, .d_plan = p->b->view.d_plan, .d_y = p->d_y, .n = w->rows / 2};
-    if (well && p->gate_up && !pair)
-        CUDA_QUEUED(s, queue_silu(s->stream, &silu, (uint32_t)rows));
+            .d_both = o.d_y, .d_plan = p.b->view.d_plan, .d_y = p.d_y, .n = w->rows / 2};
+    if (well && both)
+        CUDA_QUEUED(s, queue_silu(s->stream, &silu, rows));
+    if (well && leaves_codes)
+        s->made = made;
+    s->expected = w->next;
 }
 
 /* --- the operations --- */

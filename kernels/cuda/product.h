@@ -98,12 +98,35 @@ struct terms_args {
 #define TERMS_ROWS 1024u /* at once, at most */
 cudaError_t queue_terms(cudaStream_t s, const struct terms_args *a, uint32_t rows_bound);
 
+/* The same rows in both forms, of up to TERMS_ROWS. */
+struct both_args {
+    struct input in;
+    struct activations codes;
+    struct terms terms;
+    enum terms_order order;
+};
+cudaError_t queue_both(cudaStream_t s, const struct both_args *a, uint32_t rows_bound);
+
+/* A result as INT8 besides, for the product after it, of whose leaves columns are a multiple of 16: then a strip of
+ * outputs is in one run. */
+#define NEXT_RUNS_MAX 512u
+struct next_codes {
+    struct activations to;
+    uint32_t leaf_columns, runs; /* of a leaf */
+    uint32_t *d_arrived; /* [leaf][run] strips that are there, 0 between kernels; NULL = nobody wants it */
+};
+
 struct product_args {
     struct panel w;
     struct activations x;
     /* queue_stream() with `own`: its one row is brought into INT8 by the product, and x is not read */
     struct input in;
     bool own;
+    /* queue_stream(): a panel of BF16 that the same kernel multiplies with the same rows, as terms, or with `own` as
+     * they are; strips 0 = none */
+    struct panel dense;
+    struct terms dense_x;
+    uint32_t dense_blocks; /* set by whoever queues it */
     const struct k_plan *d_plan;
     uint32_t first_row; /* queue_stream(): a multiple of 16 */
     uint32_t units;     /* set by whoever queues it: strips, or pairs of them */
@@ -111,6 +134,7 @@ struct product_args {
     bool add;  /* y += instead of y = */
     float *d_y;
     uint32_t ldy;
+    struct next_codes next; /* queue_stream() of a pair; all rows are in one kernel then */
     /* queue_tiles(): sums of the leaf groups of tiles that several blocks share, and a counter for each such tile, 0
      * between kernels; SPLIT_BLOCKS_MAX of both */
     float *d_parts;
@@ -129,6 +153,10 @@ cudaError_t queue_stream(
         cudaStream_t s, const struct product_args *a, uint32_t rows_bound, const struct device_size *d);
 /* Whether a product may take its row as it is; of a step that has one at most. */
 bool stream_can_own(const struct panel *w, const struct input *in, uint32_t rows_bound);
+/* Whether the product of w can have product_args.next. */
+bool stream_can_round(const struct panel *w, uint32_t rows_bound);
+/* Whether a panel can be product_args.dense of w's product; all rows are in one of its kernels then. */
+bool stream_can_take(const struct panel *w, const struct panel *dense, uint32_t rows_bound);
 /* The same of all rows, of panels that tiles_can() take; activations in whole tiles of TILE_ROWS. */
 #define TILE_ROWS  64u
 #define TILE_PARTS (64u * TILE_ROWS) /* floats of d_parts that a block fills */

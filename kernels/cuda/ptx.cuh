@@ -100,6 +100,11 @@ template <int N> static __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+/* The 128 bytes around p are to be in L2 when they are loaded. */
+static __device__ __forceinline__ void ask_for_line(const void *p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
+}
+
 /* Loads above it are asked for even where a branch below it does not need them. */
 static __device__ __forceinline__ void ask_above() {
     asm volatile("" ::: "memory");
@@ -117,4 +122,13 @@ template <class T> static __device__ __forceinline__ T load_read_only(const T *p
 /* Of memory that other blocks of the same kernel have written: past L1, which may hold what was there before. */
 template <class T> static __device__ __forceinline__ T load_shared_by_blocks(const T *p) {
     return __ldcg(p);
+}
+/* Counts one up, and returns what was counted before: all that blocks had written before they counted is seen. */
+static __device__ __forceinline__ uint32_t count_by_blocks(uint32_t *d_count) {
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(__cvta_generic_to_global(d_count))
+                 : "memory");
+    return before;
 }

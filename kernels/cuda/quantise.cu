@@ -9,7 +9,8 @@
  *             Few rows are spread until every warp has one run, which it loads before the norm's sum, so that a row
  *             waits for memory once. Each block takes that sum by itself: a node of its own would cost more. Reads 4
  *             bytes of x (and 4 of the norm) an element, writes 1; all in L2.
- *   terms     the same, but writes 6 bytes an element, or 2. */
+ *   terms     the same, but writes 6 bytes an element, or 2.
+ *   both      the same, of which both are written. */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/rounding.cuh"
@@ -19,26 +20,25 @@
 #define WARPS            (QUANTISE_THREADS / 32u)
 #define BLOCKS_ENOUGH    264u /* more rows than that are not spread: they fill any card */
 
-/* --- INT8 --- */
+/* --- a run of a row, in a form; the values are used up --- */
 
-/* One run of a row: lane l has k 4l .. 4l + 3. */
-static __device__ void run_quantise(
-        const struct quantise_args &a, const struct run_values &v, uint32_t row, uint32_t run) {
-    const uint32_t lane = threadIdx.x % 32;
-    float x_scale;
-    const uint32_t codes = run_codes_of(v.x, &x_scale);
-    uint8_t *d_tile = a.to.d_codes + ((uint64_t)run * a.to.row_tiles + row / 8) * 1024;
-    *(uint32_t *)(d_tile + lane / 16 * 512 + row % 8 * 64 + code_place(lane)) = codes;
-    if (lane == 0)
-        a.to.d_scales[(uint64_t)run * a.to.row_tiles * 8 + row] = x_scale;
+static __device__ __forceinline__ void run_put(
+        const struct terms &to, enum terms_order order, struct run_values &v, uint32_t row, uint32_t run) {
+    uint8_t *d_tile = to.d_terms + ((uint64_t)run * to.row_tiles + row / 8) * (to.n * TERM_BYTES);
+    run_terms_put(d_tile + threadIdx.x % 32 / 8 * 512 + row % 8 * 64, TERM_BYTES, to.n, order, v);
 }
-
-/* --- terms --- */
-
-static __device__ void run_quantise(
+static __device__ __forceinline__ void run_make(
+        const struct quantise_args &a, struct run_values &v, uint32_t row, uint32_t run) {
+    run_codes_put(a.to, v.x, row, run);
+}
+static __device__ __forceinline__ void run_make(
         const struct terms_args &a, struct run_values &v, uint32_t row, uint32_t run) {
-    uint8_t *d_tile = a.to.d_terms + ((uint64_t)run * a.to.row_tiles + row / 8) * (a.to.n * TERM_BYTES);
-    run_terms_put(d_tile + threadIdx.x % 32 / 8 * 512 + row % 8 * 64, TERM_BYTES, a.to.n, a.order, v);
+    run_put(a.to, a.order, v, row, run);
+}
+static __device__ __forceinline__ void run_make(
+        const struct both_args &a, struct run_values &v, uint32_t row, uint32_t run) {
+    run_codes_put(a.codes, v.x, row, run);
+    run_put(a.terms, a.order, v, row, run);
 }
 
 /* --- the kernels --- */
@@ -62,7 +62,7 @@ template <class A> static __device__ __forceinline__ void row_prepare(const A &a
     while (run < all_runs) {
         if (in.d_norm)
             run_norm(v, scale);
-        run_quantise(a, v, blockIdx.x, run);
+        run_make(a, v, blockIdx.x, run);
         run += gridDim.y * WARPS;
         if (run < all_runs)
             run_load(in, d_x, run, v);
@@ -85,6 +85,12 @@ __global__ void __launch_bounds__(QUANTISE_THREADS) terms_kernel(const struct te
 }
 cudaError_t queue_terms(cudaStream_t s, const struct terms_args *a, uint32_t rows_bound) {
     return K_LAUNCH(terms_kernel, grid_of(a->in, rows_bound), QUANTISE_THREADS, 0, s, *a);
+}
+__global__ void __launch_bounds__(QUANTISE_THREADS) both_kernel(const struct both_args a) {
+    row_prepare(a, 0);
+}
+cudaError_t queue_both(cudaStream_t s, const struct both_args *a, uint32_t rows_bound) {
+    return K_LAUNCH(both_kernel, grid_of(a->in, rows_bound), QUANTISE_THREADS, 0, s, *a);
 }
 
 /* --- SiLU --- */

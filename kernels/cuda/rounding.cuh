@@ -72,6 +72,18 @@ static __device__ __forceinline__ uint32_t code_place(uint32_t lane) {
     return lane / 2 % 4 * 16 + lane / 8 % 2 * 8 + lane % 2 * 4;
 }
 
+/* A run of a row as INT8: where products of many read it. */
+static __device__ __forceinline__ void run_codes_put(
+        const struct activations &to, const float *x, uint32_t row, uint32_t run) {
+    const uint32_t lane = threadIdx.x % 32;
+    float scale;
+    const uint32_t codes = run_codes_of(x, &scale);
+    uint8_t *d_tile = to.d_codes + ((uint64_t)run * to.row_tiles + row / 8) * 1024;
+    *(uint32_t *)(d_tile + lane / 16 * 512 + row % 8 * 64 + code_place(lane)) = codes;
+    if (lane == 0)
+        to.d_scales[(uint64_t)run * to.row_tiles * 8 + row] = scale;
+}
+
 /* Takes the upper 8 bits of x's fraction off as a bf16, in the upper half of the result; what is no number stays
  * none. */
 static __device__ __forceinline__ uint32_t term_off(float *x) {

@@ -11,12 +11,15 @@
  *             8 / leaves of them at a time, and goes on by grid * that.
  *   warp      a ring of its own in shared memory: a slot is one run of its strips, codes and what belongs to them,
  *             one group of cp.async. Nobody else touches it, so __syncwarp() is its only barrier.
+ *             The first of them may be for a small dense part of the linear (dense_part.cuh).
  *   the end   a unit's leaves meet in shared memory, of which there are two copies, and any thread adds one output's
  *             tree: one __syncthreads() a unit.
  *
  * Bytes moved: the panel's codes, scales, zeros and minimums once, the activations of a unit's leaves from L2 per unit,
  * 4 bytes per output. */
+#include "kernels/cuda/dense_part.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/next_codes.cuh"
 #include "kernels/cuda/own_row.cuh"
 #include "kernels/cuda/product.cuh"
 #include "kernels/shared/elementary.h"
@@ -184,38 +187,78 @@ static __device__ __forceinline__ void run_anyhow(const struct panel &w, const u
 
 /* --- the end of a unit --- */
 
-/* All outputs of the block's units: unit `first` + p of part p. */
+/* All outputs of the block's units of a panel: unit `first` + p of part p. */
 template <bool PAIR>
-static __device__ __forceinline__ void outputs_store(
-        const struct product_args &a, const float *all, uint32_t rows, uint32_t first, uint32_t parts) {
+static __device__ __forceinline__ void outputs_store(const struct product_args &a, const struct panel &w,
+        uint32_t units, const float *all, uint32_t rows, uint32_t first, uint32_t parts) {
     const uint32_t width = PAIR ? 32 : 16, stride = rows * width;
     for (uint32_t e = threadIdx.x; e < parts * rows * 16; e += STREAM_THREADS) {
         const uint32_t o = e % 16, row = e / 16 % rows, part = e / 16 / rows, unit = first + part;
-        const float *in = all + part * a.w.leaves * stride + row * width + o;
-        if (unit >= a.units || o >= a.w.d_outputs[unit].n_valid)
+        const float *in = all + part * w.leaves * stride + row * width + o;
+        if (unit >= units || o >= w.d_outputs[unit].n_valid)
             continue;
-        float y = leaves_tree(in, stride, a.w.leaves);
+        float y = leaves_tree(in, stride, w.leaves);
         if (PAIR)
-            y = f32_silu(y) * leaves_tree(in + 16, stride, a.w.leaves);
-        float *d_y = a.d_y + (uint64_t)(a.first_row + row) * a.ldy + a.w.d_outputs[unit].column + o;
+            y = f32_silu(y) * leaves_tree(in + 16, stride, w.leaves);
+        float *d_y = a.d_y + (uint64_t)(a.first_row + row) * a.ldy + w.d_outputs[unit].column + o;
         *d_y = a.add ? *d_y + y : y;
     }
 }
 
+/* The block's part of a result that the next product takes as INT8. */
+template <enum source SOURCE>
+static __device__ __forceinline__ void result_round(
+        const struct product_args &a, uint32_t rows, uint32_t first, uint32_t step, uint32_t *word) {
+    if (SOURCE == SOURCE_READY)
+        next_codes_finish(a.next, a.d_y, a.ldy, rows, first, step, a.units, word);
+    else if (threadIdx.x < 32) /* the warp that has stored the outputs of one row */
+        next_codes_finish_row(a.next, a.d_y, first, step, a.units);
+}
+
 /* --- the kernel --- */
+
+/* Strips of the dense part, as many as a block has leaves for. */
+template <int TILES, enum source SOURCE>
+static __device__ __forceinline__ void dense_block(
+        const struct product_args &a, [[maybe_unused]] float *chains) {
+    const struct panel &w = a.dense;
+    const uint32_t warp = threadIdx.x / 32, parts = WARPS / w.leaves, leaf = warp % w.leaves,
+                   first = blockIdx.x * parts, strip = first + warp / w.leaves;
+    struct own_terms own = {dynamic_shared() + warp * w.runs * OWN_TERMS_BYTES};
+    float *meeting = (float *)dynamic_shared();
+    if (strip < w.strips)
+        dense_ask(w, leaf, strip);
+    if constexpr (SOURCE != SOURCE_READY) {
+        meeting += WARPS * w.runs * OWN_TERMS_BYTES / sizeof(float);
+        own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains);
+    }
+    const uint32_t n_rows = a.d_plan->n_rows, rows = n_rows < TILES * 8 ? n_rows : TILES * 8;
+    sums<1, TILES> leaf_sums = {};
+    if (strip < w.strips)
+        dense_leaf<TILES, SOURCE>(w, leaf, strip, a.dense_x, own, rows, leaf_sums);
+    leaves_put<1, TILES>(meeting + warp * rows * 16, rows, leaf_sums.of);
+    __syncthreads();
+    outputs_store<false>(a, w, w.strips, meeting, rows, first, parts);
+}
 
 template <int BITS, enum cut CUT, bool PAIR, int TILES, enum source SOURCE>
 __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, TILES>::BLOCKS))
         stream_kernel(const struct product_args a) {
     typedef stream_size<BITS, CUT, PAIR, TILES> size;
     constexpr uint32_t STRIPS = size::STRIPS;
+    __shared__ float chains[SOURCE == SOURCE_READY ? 1 : NORM_CHAINS];
+    if (!PAIR && CUT != CUT_ANY && blockIdx.x < a.dense_blocks) {
+        dense_block<TILES, SOURCE>(a, chains);
+        return;
+    }
+    const uint32_t block = blockIdx.x - a.dense_blocks, blocks = gridDim.x - a.dense_blocks;
     const uint32_t warp = threadIdx.x / 32, parts = WARPS / a.w.leaves, leaf = warp % a.w.leaves,
-                   step = gridDim.x * parts, aux = CUT == CUT_ANY ? 0 : aux_bytes(a.w),
+                   step = blocks * parts, aux = CUT == CUT_ANY ? 0 : aux_bytes(a.w),
                    slot_bytes = STRIPS * (size::CODES + aux);
     uint8_t *ring = dynamic_shared() + warp * size::SLOTS * slot_bytes;
     float *meeting = (float *)(dynamic_shared() + WARPS * size::SLOTS * slot_bytes);
     feed<STRIPS> f = {};
-    f.unit = blockIdx.x * parts + warp / a.w.leaves;
+    f.unit = block * parts + warp / a.w.leaves;
     if (f.unit < a.units)
         feed_seek<BITS, CUT, PAIR, TILES>(f, a, leaf);
     for (uint32_t i = 0; i + 1 < size::SLOTS; i++)
@@ -223,7 +266,6 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
 
     [[maybe_unused]] struct own_codes own;
     if constexpr (SOURCE != SOURCE_READY) {
-        __shared__ float chains[NORM_CHAINS];
         own.codes = (uint8_t *)(meeting + 2 * WARPS * STRIPS * 16) + warp * own_codes_bytes(a.w.runs);
         own.scales = (float *)(own.codes + a.w.runs * OWN_CODES_BYTES);
         own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains);
@@ -236,7 +278,7 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
         return;
     }
     uint32_t slot = 0, buffer = 0;
-    for (uint32_t first = blockIdx.x * parts; first < a.units; first += step, buffer ^= 1) {
+    for (uint32_t first = block * parts; first < a.units; first += step, buffer ^= 1) {
         const uint32_t unit = first + warp / a.w.leaves;
         float sums[STRIPS][TILES][4] = {};
         uint32_t segment[STRIPS] = {};
@@ -263,8 +305,10 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
         float *all = meeting + buffer * meeting_floats;
         leaves_put<STRIPS, TILES>(all + warp * rows * STRIPS * 16, rows, sums);
         __syncthreads();
-        outputs_store<PAIR>(a, all, rows, first, parts);
+        outputs_store<PAIR>(a, a.w, a.units, all, rows, first, parts);
     }
+    if (PAIR && CUT != CUT_ANY && a.next.d_arrived)
+        result_round<SOURCE>(a, rows, block, step, (uint32_t *)meeting);
 }
 
 /* --- launching --- */
@@ -278,15 +322,22 @@ static cudaError_t queue_one(
     typedef stream_size<BITS, CUT, PAIR, TILES> size;
     const uint32_t parts = WARPS / a.w.leaves, aux = CUT == CUT_ANY ? 0 : aux_bytes(a.w),
                    own = SOURCE == SOURCE_READY ? 0 : own_codes_bytes(a.w.runs);
-    const size_t shared =
-            WARPS * (size::STRIPS * (size::SLOTS * (size::CODES + aux) + 2 * rows * 16 * 4) + own);
+    size_t shared = WARPS * (size::STRIPS * (size::SLOTS * (size::CODES + aux) + 2 * rows * 16 * 4) + own);
+    if (a.dense.strips) {
+        const size_t dense = dense_shared_bytes(a.dense, rows, SOURCE != SOURCE_READY);
+        shared = dense > shared ? dense : shared;
+        a.dense_blocks = dense_blocks_of(a.dense);
+    }
     const uint32_t fit =
             (uint32_t)(d->shared_of_sm / (shared + 1024)); /* a block takes 1 KB beside its own */
-    const uint32_t blocks = d->sms * (fit < 1 ? 1 : fit < size::BLOCKS ? fit : size::BLOCKS);
+    const uint32_t all = d->sms * (fit < 1                     ? 1
+                                          : fit < size::BLOCKS ? fit
+                                                               : size::BLOCKS),
+                   blocks = all > a.dense_blocks ? all - a.dense_blocks : 1;
     a.units = PAIR ? a.w.strips / 2 : a.w.strips;
     const uint32_t needed = divided(a.units, parts);
     return K_LAUNCH_ONCE((stream_kernel<BITS, CUT, PAIR, TILES, SOURCE>), panel_once(a.w, size::CODES, d),
-            needed < blocks ? needed : blocks, STREAM_THREADS, shared, s, a);
+            a.dense_blocks + (needed < blocks ? needed : blocks), STREAM_THREADS, shared, s, a);
 }
 
 template <int BITS, enum cut CUT, bool PAIR>
@@ -337,6 +388,13 @@ cudaError_t queue_stream(
 bool stream_can_own(const struct panel *w, const struct input *in, uint32_t rows_bound) {
     return own_row_can(*in, rows_bound) && cut_of(*w) != CUT_ANY &&
            WARPS * own_codes_bytes(w->runs) <= OWN_BYTES_MOST;
+}
+bool stream_can_round(const struct panel *w, uint32_t rows_bound) {
+    return rows_bound <= STREAM_ROWS && cut_of(*w) != CUT_ANY && w->leaves == WARPS;
+}
+bool stream_can_take(const struct panel *w, const struct panel *dense, uint32_t rows_bound) {
+    return rows_bound <= STREAM_ROWS && cut_of(*w) != CUT_ANY && dense->form == FORM_BF16 &&
+           dense_blocks_of(*dense) <= DENSE_BLOCKS;
 }
 
 template <int BITS, enum cut CUT, bool PAIR> static cudaError_t prepare_rows(int shared_of_block) {

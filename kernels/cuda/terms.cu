@@ -12,8 +12,7 @@
  *
  * Bytes moved: the panel once per 8 * TILES rows, 2 bytes a term of x per unit from L2, 4 bytes per output. */
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/own_row.cuh"
-#include "kernels/cuda/terms.cuh"
+#include "kernels/cuda/terms_input.cuh"
 #include "kernels/shared/segments.h"
 
 #define TERMS_THREADS 256u
@@ -27,38 +26,6 @@ struct terms_size {
             : SOURCE == SOURCE_READY ? 4
                                      : 3;
     static constexpr uint32_t BUFFERS = TILES == 1 ? 2 : 1;
-};
-
-/* --- activations --- */
-
-template <int TILES, int TERMS_OF_X> struct terms_input {
-    static constexpr int X = TERMS_OF_X;
-    const uint4 *lane[TILES]; /* this lane's fragments of a slot, of each eight rows */
-    __device__ __forceinline__ uint4 load(uint32_t n, uint32_t term, uint32_t pair) const {
-        return load_read_only(lane[n] + term * (TERM_BYTES / 16) + pair * 32);
-    }
-};
-template <int TILES, int X>
-static __device__ __forceinline__ void input_seek(terms_input<TILES, X> &in, const struct terms &x,
-        uint32_t run, uint32_t first_pair, uint32_t first_row, uint32_t rows) {
-    const uint32_t lane = threadIdx.x % 32;
-#pragma unroll
-    for (uint32_t n = 0; n < TILES; n++) {
-        const uint32_t left = rows > n * 8 ? rows - n * 8 : 0, tile = first_row / 8 + (left ? n : 0);
-        /* A row that is not there reads the tile's first one: its column is not stored. */
-        in.lane[n] = (const uint4 *)(x.d_terms + ((uint64_t)run * x.row_tiles + tile) * (X * TERM_BYTES)) +
-                     first_pair * 32 + (lane / 4 < left ? lane : lane % 4);
-    }
-}
-
-/* The same of a row that is alone; it is every lane's, and only column 0 is stored. */
-struct own_input {
-    static constexpr int X = TERMS;
-    const uint8_t *lane;
-    __device__ __forceinline__ uint4 load(uint32_t n, uint32_t term, uint32_t pair) const {
-        (void)n;
-        return *(const uint4 *)(lane + term * OWN_TERM_BYTES + pair * 64);
-    }
 };
 
 /* --- a slot --- */

@@ -286,6 +286,58 @@ static void test_mixed_linears(void **state) {
     free(x);
 }
 
+/* The small dense part of a linear, wherever it is multiplied, has the bits of a linear of its own, and so has the
+ * large part. */
+static void assert_parts_are_alone(const struct problem *p, uint32_t rows, enum operation op) {
+    const size_t outputs = outputs_of(p);
+    float *x = random_floats(p->seed, (size_t)rows * p->columns, 2.0f),
+          *norm = random_floats(p->seed + 1, p->columns, 1.0f),
+          *all = random_floats(0, (rows + 1) * outputs, 1.0f),
+          *some = random_floats(0, (rows + 1) * outputs, 1.0f);
+    struct k_linear *l = linear_on(&cuda, p);
+    char what[160];
+    if (cuda.k.emu_seed)
+        cuda.k.emu_seed(p->seed % 4);
+    side_rows(&cuda, rows, p->seed % 3 || rows > 16 ? rows : 16);
+    side_product(&cuda, op, l, rows, p->columns, x, norm, all);
+    cuda.k.k_linear_free(l);
+    for (uint32_t i = 0, column = 0; i < p->n_pieces; i++) {
+        struct problem of_one = *p;
+        const uint32_t n = p->pieces[i].view.rows;
+        of_one.pieces[0] = p->pieces[i];
+        of_one.n_pieces = 1;
+        l = linear_on(&cuda, &of_one);
+        side_product(&cuda, op, l, rows, p->columns, x, norm, some);
+        for (uint32_t r = 0; r < rows; r++) {
+            snprintf(what, sizeof what, "seed %llu, row %u of %u, piece %u, %u x %u in %u leaves",
+                    (unsigned long long)p->seed, r, rows, i, p->columns, n, p->leaves);
+            assert_same_floats(all + r * outputs + column, some + r * n, n, what);
+        }
+        cuda.k.k_linear_free(l);
+        column += n;
+    }
+    free(x);
+    free(norm);
+    free(all);
+    free(some);
+}
+static void test_parts_are_alone(void **state) {
+    static const uint32_t counts[] = {1, 2, 8, 9, 16, 1, 17, 1}, small[] = {96, 1, 17, 31, 40},
+                          leaf_columns[] = {128, 36, 500, 77, 132, 64, 20}, groups[] = {128, 64, 32};
+    (void)state;
+    for (uint32_t t = 0; t < 40; t++) {
+        const uint32_t leaves = t % 4 ? 8 : 4, columns = leaves * leaf_columns[t % 7];
+        const struct fake_kind kind = {t % 2 ? QUANT_INT4 : QUANT_INT8, (enum quant_scale)(t % 3),
+                leaf_columns[t % 7] % 32 ? 16 : groups[t % 3], t % 5 == 1, false};
+        struct problem p = {.n_pieces = 2, .columns = columns, .leaves = leaves, .seed = t};
+        p.pieces[t / 2 % 2] = quantised(t, kind, 1 + t * 13 % 90, columns);
+        p.pieces[1 - t / 2 % 2] = dense(t, t % 9 == 8 ? K_F16 : K_BF16, small[t % 5], columns);
+        assert_parts_are_alone(&p, counts[t % 8], t % 3 ? NORM_PROJECT : PROJECT);
+        matrix_free(&p.pieces[0]);
+        matrix_free(&p.pieces[1]);
+    }
+}
+
 /* Norm, order, gate and up; rank by rank. */
 static void test_norm_order_and_gate_up(void **state) {
     enum { K = 8 * 40, N = 37, ROWS = 9 };
@@ -391,6 +443,7 @@ int main(void) {
             cmocka_unit_test(test_tiles_are_streams),
             cmocka_unit_test(test_many_rows),
             cmocka_unit_test(test_mixed_linears),
+            cmocka_unit_test(test_parts_are_alone),
             cmocka_unit_test(test_norm_order_and_gate_up),
             cmocka_unit_test(test_odd_rows),
             cmocka_unit_test(test_dummies),
