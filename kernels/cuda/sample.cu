@@ -30,6 +30,7 @@
 
 #define BLOCKS         4     /* of an SM, at least */
 #define STAGED         4096u /* e^x of a segment in shared memory at once */
+#define SCAN_BATCH     16u   /* logits of a thread that are loaded before the first is used */
 #define CHAINS         16u   /* of a segment's sum */
 #define SEGMENT_GROUPS (SAMPLE_GROUPS / VOCAB_SEGMENTS)
 #define NOT_FINITE     UINT64_MAX  /* as a key */
@@ -155,21 +156,32 @@ static __device__ void change_segment(
     }
 }
 
-/* This thread's highest of a segment; NOT_FINITE where infinity or NaN is. */
+/* This thread's highest of a segment; NOT_FINITE where infinity or NaN is. All that a thread reads of it is asked for
+ * at once: with four loads on their way a step of many samples waited for memory most of the time. */
 static __device__ uint64_t highest_raw(const struct sample &s, uint32_t first, uint32_t n, float *d_logits) {
     uint64_t best = 0;
-#pragma unroll 4
-    for (uint32_t k = threadIdx.x; k < n; k += BLOCK_THREADS) {
-        const float v = s.d_raw[first + k];
-        const bool finite = (bits_of_float(v) & 0x7f800000u) != 0x7f800000u;
-        best = higher(best, finite ? key_of(v, first + k) : NOT_FINITE);
-        if (d_logits)
-            d_logits[first + k] = v;
+    for (uint32_t begin = threadIdx.x; begin < n; begin += SCAN_BATCH * BLOCK_THREADS) {
+        float v[SCAN_BATCH];
+#pragma unroll
+        for (uint32_t j = 0; j < SCAN_BATCH; j++) {
+            const uint32_t k = begin + j * BLOCK_THREADS;
+            v[j] = k < n ? s.d_raw[first + k] : 0.0f;
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < SCAN_BATCH; j++) {
+            const uint32_t k = begin + j * BLOCK_THREADS;
+            const bool finite = (bits_of_float(v[j]) & 0x7f800000u) != 0x7f800000u;
+            if (k < n)
+                best = higher(best, finite ? key_of(v[j], first + k) : NOT_FINITE);
+            if (k < n && d_logits)
+                d_logits[first + k] = v[j];
+        }
     }
     return best;
 }
 static __device__ uint64_t highest_changed(const struct sample &s, uint32_t first, uint32_t n) {
     uint64_t best = 0;
+#pragma unroll 4
     for (uint32_t k = threadIdx.x; k < n; k += BLOCK_THREADS)
         best = higher(best, key_of(s.d_v[first + k], first + k));
     return best;
