@@ -1,14 +1,15 @@
 /* Time of the linears of Qwen3.5-27B on a GPU, against a plain copy on the same card.
  *
  * Usage: bench-cuda-linear [device [launches [form [int8|bf16|float [fast]]]]]; form: those alone whose name begins
- * with it; then as --activations and --numerics of the worker. A line per shape and form: microseconds of the whole
- * operation (norm, activations, product) at several row counts, and in brackets the weights' bytes per second as a
- * part of what a copy moves, read and written both counted; of many rows, 10^12 operations per second. Operations are
- * nodes of a graph, back to back; copies of the weights are used in turn so that the L2 cache does not help. At the
- * end, all 257 linears of a token, the head with HEAD_ROWS rows at most. Median of ROUNDS. Then the same shapes by
- * cuBLASLt (cublaslt.h). */
+ * with it; then as --activations and --numerics of the worker. A line per shape and form:
+ * microseconds of the whole operation (norm, activations, product) at several row counts, and in brackets the weights'
+ * bytes per second as a part of what a copy moves, read and written both counted; of many rows, 10^12 operations per
+ * second. Operations are nodes of a graph, back to back; copies of the weights are used in turn so that the L2 cache
+ * does not help. At the end, all 257 linears of a token, the head with HEAD_ROWS rows at most. Median of ROUNDS. Then
+ * the ceiling: the same shapes by cuBLASLt, weights row by row and activations in bf16 or INT8 already; norm, rounding
+ * and scales are not in its time. */
+#include "kernels/cuda/blas.h"
 #include "kernels/kernels.h"
-#include "tests/bench/cuda/cublaslt.h"
 #include "tests/bench/cuda/timing.h"
 
 #include <stdio.h>
@@ -20,7 +21,20 @@
 #define ROWS_MAX   2048u
 #define HEAD_ROWS  64u /* a step multiplies the head for those rows alone that somebody wants logits of */
 
-static const uint32_t row_counts[] = {1, 4, 8, 16, 32, 64, 512, ROWS_MAX};
+static const uint32_t row_counts[] = {1, 4, 8, 16, 32, 64, 256, 512, ROWS_MAX};
+static const struct k_shape model = {.tp = 1, /* what the workspace depends on */
+        .hidden_size = 5120,
+        .intermediate_size = 17408,
+        .vocab_size = 248320,
+        .vocab_rows = 248320,
+        .q_heads = 24,
+        .kv_heads = 4,
+        .head_dim = 256,
+        .gdn_k_heads = 16,
+        .gdn_v_heads = 48,
+        .gdn_k_dim = 128,
+        .gdn_v_dim = 128,
+        .conv_kernel = 4};
 #define COUNTS (sizeof row_counts / sizeof *row_counts)
 
 static const struct shape {
@@ -135,13 +149,34 @@ static void bench_shape(struct bench *b, const struct shape *shape, const struct
         k_linear_free(w[i]);
 }
 
-/* The same shapes by cuBLASLt. */
-static void ceiling(const struct bench *b) {
-    const size_t bytes = LT_WEIGHTS + (size_t)2 * 34816 * 5120, x_bytes = (size_t)ROWS_MAX * 17408 * 2;
+/* Seconds of one product by cuBLASLt; 0 = it has none of this shape. d_w: TOGETHER bytes and one matrix more. */
+static double seconds_by_library(struct blas *l, const struct blas_product *p, const uint8_t *d_w,
+        const void *d_x, void *d_y, void *d_workspace) {
+    const size_t bytes = (size_t)p->outputs * p->columns * (p->floats ? 2 : 1);
+    const uint32_t copies = (uint32_t)(TOGETHER / bytes) + 1, calls = 4 * copies;
+    double seconds[ROUNDS];
+    struct error e;
+    bool well = true;
+    for (int i = -1; i < ROUNDS && well; i++) {
+        const uint64_t t = clock_ns();
+        for (uint32_t k = 0; k < calls && well; k++)
+            well = blas_multiply(l, NULL, p, d_w + k % copies * bytes, d_x, d_y, d_workspace, &e) == 0;
+        well = cudaStreamSynchronize(NULL) == cudaSuccess && well;
+        if (i >= 0)
+            seconds[i] = (double)(clock_ns() - t) * 1e-9 / calls;
+    }
+    return well ? median(seconds) : 0;
+}
+static void ceiling(const struct bench *b, void *d_workspace) {
+    const size_t bytes = TOGETHER + (size_t)2 * 34816 * 5120, x_bytes = (size_t)ROWS_MAX * 17408 * 2;
     uint16_t *some = malloc(bytes);
+    struct blas *l = NULL;
+    struct error e;
     uint8_t *d_w;
-    struct lt l;
-    if (!some || !lt_open(&l)) {
+    if (!some || blas_open(&l, &e) < 0) {
+        printf("no ceiling: %s; the folder of libcublasLt (of the toolkit, or of the Python package nvidia-cublas) "
+               "belongs in LD_LIBRARY_PATH\n",
+                some ? e.text : "no memory");
         free(some);
         return;
     }
@@ -157,10 +192,14 @@ static void ceiling(const struct bench *b) {
             const struct shape *s = &shapes[i];
             if (s->layers == 1)
                 continue;
-            printf("%s  cuBLASLt %s", s->name, floats ? "bf16" : "int8");
+            printf("%s  %s %s", s->name, blas_describe(l), floats ? "bf16" : "int8");
             for (size_t k = 0; k < COUNTS; k++) {
-                const double t =
-                        lt_seconds(&l, floats, s->rows, s->columns, row_counts[k], d_w, b->d_x, b->d_y);
+                const struct blas_product p = {.outputs = s->rows,
+                        .columns = s->columns,
+                        .rows = row_counts[k],
+                        .ldy = s->rows,
+                        .floats = floats};
+                const double t = seconds_by_library(l, &p, d_w, b->d_x, b->d_y, d_workspace);
                 if (t > 0)
                     printf(" %3u: %6.1f (%3.0f T)", row_counts[k], t * 1e6,
                             2e-12 * s->rows * s->columns * row_counts[k] / t);
@@ -169,6 +208,7 @@ static void ceiling(const struct bench *b) {
         }
     }
     cudaFree(d_w);
+    blas_close(l);
 }
 
 static enum k_activations activations_of(const char *text) {
@@ -183,7 +223,7 @@ int main(int argc, char **argv) {
             .fast = argc > 5 && strcmp(argv[5], "fast") == 0};
     struct bench b = {.launches = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 20};
     const size_t floats = (size_t)ROWS_MAX * 17408, outputs = (size_t)ROWS_MAX * 34816;
-    const size_t workspace_bytes = 768u << 20;
+    const size_t workspace_bytes = k_workspace_bytes(&model, ROWS_MAX, 1);
     struct error e;
     must(k_context_create(&o, &b.c, &e), &e);
     must(k_stream_create(b.c, &b.s, &e), &e);
@@ -215,7 +255,7 @@ int main(int argc, char **argv) {
             printf("  %u: %.2f", row_counts[i], total[i] * 1e3);
         printf("\n");
     }
-    ceiling(&b);
+    ceiling(&b, workspace);
     free(x);
     return 0;
 }
