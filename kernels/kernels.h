@@ -101,8 +101,12 @@ struct k_context_options {
     const char *isa;
     enum k_activations activations;
     /* A GPU multiplies BF16 and FP8 weights with activations rounded to bf16, to nearest even, instead of fp32, as if
-     * they were rounded before. All other weights, and kernels/cpu, where it would save nothing, stay as they are. */
+     * they were rounded before. All other weights, and kernels/cpu, where it would save nothing, stay as they are.
+     * Many rows with BF16 weights are multiplied by cuBLASLt where the machine has it: then a row's bits depend on how
+     * many rows the bounds of its step have, an output is within 2^-16 of the sum of |w x| of the exact one, and a
+     * product writes all rows of the bounds, so that y must have room for them. */
     bool fast;
+    bool own_products; /* a GPU, for tests: never by cuBLASLt */
     /* CPU, for tests of the host's side: operations are queued as on a device, and run when somebody waits for the
      * stream or for an event of it. */
     bool deferred;

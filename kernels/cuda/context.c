@@ -3,6 +3,7 @@
  * Called by tp/. A context is one device as one rank sees it, a stream a CUDA stream of its own, a graph what CUDA
  * captured. The caller owns every object and frees streams, events and graphs before their context. Calls enter the
  * context's device first, so that threads may serve different ones. */
+#include "kernels/cuda/blas.h"
 #include "kernels/cuda/internal.h"
 
 #include "base/clock.h"
@@ -73,6 +74,7 @@ int k_context_create(const struct k_context_options *options, struct k_context *
     c->threads = options->threads;
     c->activations = options->activations;
     c->fast = options->fast;
+    c->blas_known = options->own_products || !options->fast;
     r = context_fill(c, e);
     if (r < 0)
         c = k_context_free(c);
@@ -85,8 +87,22 @@ struct k_context *k_context_free(struct k_context *c) {
         staging_free(c);
         cudaStreamDestroy(c->stream);
     }
+    if (c)
+        blas_close(c->blas);
     free(c);
     return NULL;
+}
+bool context_library(struct k_context *c) {
+    const size_t n = strlen(c->text);
+    struct error e;
+    if (c->blas_known)
+        return c->blas != NULL;
+    c->blas_known = true;
+    if (context_enter(c, &e) == 0 && blas_open(&c->blas, &e) == 0)
+        snprintf(c->text + n, sizeof c->text - n, ", BF16 prompts by %s", blas_describe(c->blas));
+    else
+        snprintf(c->text + n, sizeof c->text - n, ", BF16 prompts by own kernels (%s)", e.text);
+    return c->blas != NULL;
 }
 const char *k_context_describe(const struct k_context *c) {
     return c->text;

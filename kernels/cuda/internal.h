@@ -24,12 +24,15 @@ struct staging {
     uint32_t next;
 };
 
+struct blas;
 struct k_context {
     int device;
     struct device_size size;
     uint32_t threads; /* of the host, for packing; 0 = all that this process may use */
     enum k_activations activations;
     bool fast;
+    bool blas_known;     /* whether there is one to multiply prompts of BF16 weights with */
+    struct blas *blas;   /* NULL: our own kernels do that */
     cudaStream_t stream; /* what is done at load: allocations, uploads */
     struct staging staging;
     char text[320];
@@ -95,6 +98,7 @@ struct k_linear {
     uint32_t n_pieces, n_panels;
     struct panel panels[PIECES_MAX];
     bool halves; /* two pieces of equally many rows */
+    bool for_library; /* context_library() may multiply it: one panel of BF16 whose strips are full, but the last */
     char name[96];
 };
 
@@ -128,6 +132,8 @@ void *stream_scratch(struct k_stream *s, size_t bytes);
  * used. *ret holds what is known of it. */
 int device_open(int device, struct cudaDeviceProp *ret, struct error *e);
 
+/* Whether a library multiplies many rows with BF16 weights; it is looked for when this is asked first. */
+bool context_library(struct k_context *c);
 /* Makes the context's device the one that this thread's calls mean. */
 int context_enter(const struct k_context *c, struct error *e);
 bool stream_enter(struct k_stream *s);

@@ -196,6 +196,15 @@ static int upload_outputs(struct k_linear *l, const struct k_linear_spec *spec, 
     return r;
 }
 
+#define LIBRARY_OUTPUTS 256u /* of fewer, our own kernels are as soon done */
+/* A library wants outputs side by side, at multiples of 16 bytes. */
+static bool library_can(const struct k_linear_spec *spec, const struct plan *plan, uint32_t rows) {
+    for (uint32_t i = 0; i + 1 < spec->n_pieces; i++)
+        if (spec->pieces[i].rows % STRIP_ROWS)
+            return false;
+    return plan->n_panels == 1 && plan->panels[0].form == FORM_BF16 && rows >= LIBRARY_OUTPUTS &&
+           rows % 4 == 0;
+}
 static int linear_new(struct k_context *c, const struct k_linear_spec *spec, const struct plan *plan,
         struct k_linear **ret, struct error *e) {
     struct k_linear *l = calloc(1, sizeof *l);
@@ -211,6 +220,7 @@ static int linear_new(struct k_context *c, const struct k_linear_spec *spec, con
     snprintf(l->name, sizeof l->name, "%s", spec->name);
     for (uint32_t i = 0; i < spec->n_pieces; i++)
         l->rows += spec->pieces[i].rows;
+    l->for_library = library_can(spec, plan, l->rows) && context_library(c);
     l->d_memory = k_alloc(c, plan->bytes);
     if (!l->d_memory) {
         r = error_set(e, -ENOMEM, "%s: no memory for %zu bytes of packed weights on device %d", spec->name,

@@ -6,7 +6,11 @@
  * form that is never changes a bit. A linear of both forms multiplies the small part, in terms, beside the large one.
  * Scratch, from the start of the stream's workspace: the rows as INT8, the sums of tiles that blocks share, the rows
  * as terms, sums of their tiles, and the outputs of gate and up where they are not one kernel's. An operation whose
- * result the next product takes as INT8 may leave it so, at the end of the workspace (made_wanted()). */
+ * result the next product takes as INT8 may leave it so, at the end of the workspace (made_wanted()).
+ *
+ * Under fast numerics a library multiplies many rows with BF16 weights, where the machine has it (blas.h). It is given
+ * the rows as bf16, and weights as rows, as many outputs at a time as the rest of the workspace has room for. */
+#include "kernels/cuda/blas.h"
 #include "kernels/cuda/internal.h"
 #include "kernels/shared/pool_layout.h"
 
@@ -39,16 +43,24 @@ static uint64_t rows_as_codes_bytes(uint64_t columns, uint64_t rows) {
     const uint64_t runs = runs_of(columns), row_tiles = row_tiles_of(rows);
     return codes_bytes(runs, row_tiles) + scales_bytes(runs, row_tiles) + parts_bytes(rows);
 }
+#define ALIGNMENT    256u
+#define BLAS_ROWS    512u  /* the least of a step for which unpacking weights pays */
+#define BLAS_OUTPUTS 1024u /* at a time, at least: what the scratch of other products has room for anyhow */
+static uint64_t blas_bytes(uint64_t columns, uint64_t rows) {
+    const uint64_t row = runs_of(columns) * ACTIVATION_RUN * sizeof(uint16_t);
+    return rows < BLAS_ROWS ? 0 : ALIGNMENT + BLAS_WORKSPACE + (rows + BLAS_OUTPUTS) * row;
+}
 static uint64_t rows_bytes(uint64_t columns, uint64_t rows) {
-    return rows_as_codes_bytes(columns, rows) + terms_bytes(columns, rows) +
-           (rows > STREAM_ROWS ? TERMS_PARTS * sizeof(float) : 0);
+    const uint64_t own = rows_as_codes_bytes(columns, rows) + terms_bytes(columns, rows) +
+                         (rows > STREAM_ROWS ? TERMS_PARTS * sizeof(float) : 0),
+                   blas = blas_bytes(columns, rows);
+    return own > blas ? own : blas;
 }
 uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs) {
     return rows_bytes(columns, rows) + align64(rows * outputs * sizeof(float));
 }
 
-#define ALIGNMENT 256u
-#define FEW_ROWS  64u /* of which terms are made in less time than their product takes */
+#define FEW_ROWS 64u /* of which terms are made in less time than their product takes */
 static_assert(FEW_ROWS <= TERMS_ROWS, "few rows are terms at once");
 
 struct product {
@@ -294,6 +306,48 @@ static bool multiply(
     return well && (!codes || multiply_codes(s, p, &f, dense, o)) && (!beside || stream_join(s));
 }
 
+/* --- by a library --- */
+
+static bool library_takes(const struct k_stream *s, const struct product *p) {
+    return s->context->blas && p->w->for_library && p->b->bounds.rows >= BLAS_ROWS &&
+           (uintptr_t)p->d_y % 16 == 0;
+}
+/* The linear's only panel, in `bytes` of scratch: activations, and then its strips in equal shares, each made rows and
+ * multiplied. */
+static bool multiply_rows(struct k_stream *s, const struct product *p, uint8_t *d_scratch, uint64_t bytes,
+        const struct outputs *o) {
+    const struct panel *w = &p->w->panels[0];
+    const uint32_t rows = p->b->bounds.rows, columns = w->leaves * w->runs * ACTIVATION_RUN;
+    const uint64_t row_bytes = columns * sizeof(uint16_t), x_at = BLAS_WORKSPACE,
+                   w_at = x_at + rows * row_bytes, room = (bytes - w_at) / (row_bytes * STRIP_ROWS),
+                   shares = (w->strips + room - 1) / room;
+    const uint32_t share = (uint32_t)((w->strips + shares - 1) / shares);
+    const struct rows_args x = {.in = input_of(p), .d_to = d_scratch + x_at};
+    bool well = CUDA_QUEUED(s, queue_rows(s->stream, &x, rows));
+    for (uint32_t first = 0; first < w->strips && well; first += share) {
+        const uint32_t left = w->strips - first, output = first * STRIP_ROWS;
+        const struct unpack_args unpack = {.w = *w,
+                .first_strip = first,
+                .strips = left < share ? left : share,
+                .d_to = d_scratch + w_at};
+        const struct blas_product product = {
+                .outputs = left <= share ? p->w->rows - output : share * STRIP_ROWS,
+                .columns = columns,
+                .rows = rows,
+                .ldy = o->ldy,
+                .floats = true,
+                .add = p->add};
+        struct error e;
+        well = CUDA_QUEUED(s, queue_unpack(s->stream, &unpack));
+        if (well && blas_multiply(s->context->blas, s->stream, &product, unpack.d_to, x.d_to, o->d_y + output,
+                            d_scratch, &e) < 0) {
+            stream_refused(s, &e);
+            well = false;
+        }
+    }
+    return well;
+}
+
 /* --- a result as INT8 for the product after it --- */
 
 static uint64_t made_bytes(uint64_t columns, uint64_t rows) {
@@ -366,12 +420,15 @@ static void product_run(struct k_stream *s, const struct product *product) {
     uint8_t *d_scratch = stream_scratch(s, scratch);
     if (!d_scratch)
         return;
-    if (both)
-        o.d_y = (float *)(d_scratch + of_rows);
+    const bool library = library_takes(s, &p);
+    if (both) /* a library's scratch is all that is behind */
+        o.d_y = (float *)(d_scratch + (library ? 0 : of_rows));
     const bool leaves_codes = pair && made_of_pair(s, &p, scratch, &made, &o.next);
     if (!leaves_codes)
         o.next = (struct next_codes){.d_arrived = NULL};
-    const bool well = multiply(s, &p, d_scratch, &o);
+    const uint64_t at = (scratch - of_rows + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    const bool well = library ? multiply_rows(s, &p, d_scratch + at, s->workspace_bytes - at, &o)
+                              : multiply(s, &p, d_scratch, &o);
     const struct silu_args silu = {
             .d_both = o.d_y, .d_plan = p.b->view.d_plan, .d_y = p.d_y, .n = w->rows / 2};
     if (well && both)

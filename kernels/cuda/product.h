@@ -107,6 +107,24 @@ struct both_args {
 };
 cudaError_t queue_both(cudaStream_t s, const struct both_args *a, uint32_t rows_bound);
 
+/* Rows of bf16, as a library multiplies them (blas.h): of activations, rounded, and of a panel's BF16 weights.
+ *
+ *   [row][leaf][run][k / 32][i 0..3][step 2][b0, b1]
+ *
+ * What lane (g, i) of plain terms has of row g of the eight lies together, so that k have an order of their own within
+ * each 32, the same in both. Columns behind a leaf's end are 0. */
+struct rows_args {
+    struct input in;
+    uint8_t *d_to; /* all rows of the plan */
+};
+cudaError_t queue_rows(cudaStream_t s, const struct rows_args *a, uint32_t rows_bound);
+struct unpack_args {
+    struct panel w;
+    uint32_t first_strip, strips;
+    uint8_t *d_to; /* 16 rows a strip */
+};
+cudaError_t queue_unpack(cudaStream_t s, const struct unpack_args *a);
+
 /* A result as INT8 besides, for the product after it, of whose leaves columns are a multiple of 16: then a strip of
  * outputs is in one run. */
 #define NEXT_RUNS_MAX 512u

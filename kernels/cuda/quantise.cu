@@ -10,7 +10,8 @@
  *             waits for memory once. Each block takes that sum by itself: a node of its own would cost more. Reads 4
  *             bytes of x (and 4 of the norm) an element, writes 1; all in L2.
  *   terms     the same, but writes 6 bytes an element, or 2.
- *   both      the same, of which both are written. */
+ *   both      the same, of which both are written.
+ *   rows      the same, 2 bytes an element, each row by itself. */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/rounding.cuh"
@@ -39,6 +40,12 @@ static __device__ __forceinline__ void run_make(
         const struct both_args &a, struct run_values &v, uint32_t row, uint32_t run) {
     run_codes_put(a.codes, v.x, row, run);
     run_put(a.terms, a.order, v, row, run);
+}
+static __device__ __forceinline__ void run_make(
+        const struct rows_args &a, struct run_values &v, uint32_t row, uint32_t run) {
+    const uint64_t all_runs = a.in.columns / a.in.leaf_columns * a.in.runs;
+    uint8_t *d_run = a.d_to + (row * all_runs + run) * (2 * ACTIVATION_RUN);
+    run_terms_put(d_run + threadIdx.x % 32 / 8 * 64, 0, 1, TERMS_PLAIN, v);
 }
 
 /* --- the kernels --- */
@@ -91,6 +98,12 @@ __global__ void __launch_bounds__(QUANTISE_THREADS) both_kernel(const struct bot
 }
 cudaError_t queue_both(cudaStream_t s, const struct both_args *a, uint32_t rows_bound) {
     return K_LAUNCH(both_kernel, grid_of(a->in, rows_bound), QUANTISE_THREADS, 0, s, *a);
+}
+__global__ void __launch_bounds__(QUANTISE_THREADS) rows_kernel(const struct rows_args a) {
+    row_prepare(a, 0);
+}
+cudaError_t queue_rows(cudaStream_t s, const struct rows_args *a, uint32_t rows_bound) {
+    return K_LAUNCH(rows_kernel, grid_of(a->in, rows_bound), QUANTISE_THREADS, 0, s, *a);
 }
 
 /* --- SiLU --- */

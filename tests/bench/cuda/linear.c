@@ -1,7 +1,7 @@
 /* Time of the linears of Qwen3.5-27B on a GPU, against a plain copy on the same card.
  *
- * Usage: bench-cuda-linear [device [launches [form [int8|bf16|float [fast]]]]]; form: those alone whose name begins
- * with it; then as --activations and --numerics of the worker. A line per shape and form:
+ * Usage: bench-cuda-linear [device [launches [form [int8|bf16|float [fast|own]]]]]; form: those alone whose name begins
+ * with it; then as --activations and --numerics of the worker, own: fast without cuBLASLt. A line per shape and form:
  * microseconds of the whole operation (norm, activations, product) at several row counts, and in brackets the weights'
  * bytes per second as a part of what a copy moves, read and written both counted; of many rows, 10^12 operations per
  * second. Operations are nodes of a graph, back to back; copies of the weights are used in turn so that the L2 cache
@@ -220,7 +220,8 @@ static enum k_activations activations_of(const char *text) {
 int main(int argc, char **argv) {
     const struct k_context_options o = {.device = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 0,
             .activations = argc > 4 ? activations_of(argv[4]) : K_ACTIVATIONS_INT8,
-            .fast = argc > 5 && strcmp(argv[5], "fast") == 0};
+            .fast = argc > 5,
+            .own_products = argc > 5 && strcmp(argv[5], "own") == 0};
     struct bench b = {.launches = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 20};
     const size_t floats = (size_t)ROWS_MAX * 17408, outputs = (size_t)ROWS_MAX * 34816;
     const size_t workspace_bytes = k_workspace_bytes(&model, ROWS_MAX, 1);

@@ -59,24 +59,24 @@ static inline float of_bf16(uint16_t h) {
 /* --- contexts --- */
 
 /* NULL when this machine or library lacks the instruction set. */
-static inline struct k_context *context_as(
-        const char *isa, uint32_t threads, enum k_activations activations, bool fast) {
+static inline struct k_context *context_of(struct k_context_options o) {
     const char *device = getenv("SHARDD_TEST_DEVICE");
-    struct k_context_options o = {.device = device ? (uint32_t)strtoul(device, NULL, 10) : 0,
-            .threads = threads,
-            .isa = isa,
-            .activations = activations,
-            .fast = fast};
     struct k_context *c = NULL;
     struct error e = {0};
+    o.device = device ? (uint32_t)strtoul(device, NULL, 10) : 0;
     int r = k_context_create(&o, &c, &e);
     if (r == -ENOTSUP)
         return NULL;
     if (r < 0)
         fail_msg("context: %s", e.text);
-    if (isa && strcmp(isa, all_isas[0]) != 0 && strncmp(k_context_describe(c), "cpu ", 4) != 0)
+    if (o.isa && strcmp(o.isa, all_isas[0]) != 0 && strncmp(k_context_describe(c), "cpu ", 4) != 0)
         return k_context_free(c);
     return c;
+}
+static inline struct k_context *context_as(
+        const char *isa, uint32_t threads, enum k_activations activations, bool fast) {
+    return context_of((struct k_context_options){
+            .threads = threads, .isa = isa, .activations = activations, .fast = fast});
 }
 static inline struct k_context *context_with(const char *isa, uint32_t threads, bool float_activations) {
     return context_as(
