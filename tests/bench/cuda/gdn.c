@@ -39,7 +39,7 @@ static const struct step {
     const char *name;
     uint32_t entries, rows, pos; /* rows of an entry, position of its first */
 } steps[] = {{"B  1", 1, 1, 27}, {"B  1, fold", 1, 1, 32}, {"B  1, 4 rows", 1, 4, 27}, {"B  8", 8, 1, 27},
-        {"B  8, 4 rows", 8, 4, 27}, {"B 64", 64, 1, 27}, {"B 64, fold", 64, 1, 32},
+        {"B  8, 4 rows", 8, 4, 27}, {"B 16", 16, 1, 27}, {"B 64", 64, 1, 27}, {"B 64, fold", 64, 1, 32},
         {"B 64, 4 rows", 64, 4, 27}, {"prefill 64", 1, 64, 0}, {"prefill 128", 1, 128, 0},
         {"prefill 512", 1, 512, 0}, {"prefill 2048", 1, 2048, 0}, {"prefill 4 x 512", 4, 512, 0}};
 

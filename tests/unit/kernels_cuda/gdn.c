@@ -228,6 +228,18 @@ static void test_random_shapes(void **state) {
         run_shape(&c, i + 100, 8, most > 48 ? 120 : 300);
     }
 }
+/* Tokens of answers, of the shape that has a kernel of its own, through several GDN blocks; prompts of a few rows
+ * beside them. Grids of fewer blocks than the device has SMs, and of more: two in the emulation, which is slow. */
+static void test_single_rows(void **state) {
+    static const struct shape_case heads[] = {{1, 1, 128, 128, 4}, {1, 2, 128, 128, 4}, {2, 2, 128, 128, 4},
+            {3, 9, 128, 128, 4}, {16, 48, 128, 128, 4}};
+    (void)state;
+    for (uint64_t i = 0; i < sizeof heads / sizeof *heads; i++) {
+        const bool slow = libraries[1].emu_seed && heads[i].hv > 9;
+        run_shape(&heads[i], 40 + i, slow ? 2 : 40, 3);
+        run_shape(&heads[i], 50 + i, slow ? 2 : 20, 1);
+    }
+}
 /* Steps of up to 64 rows need no kernel for long entries, whatever their entries are. */
 static void test_few_rows(void **state) {
     const struct shape_case c = {2, 4, 20, 36, 4};
@@ -268,6 +280,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_models),
             cmocka_unit_test(test_random_shapes),
+            cmocka_unit_test(test_single_rows),
             cmocka_unit_test(test_few_rows),
             cmocka_unit_test(test_a_graph_runs_every_step),
     };
