@@ -38,5 +38,5 @@ void k_gdn_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, u
         if (!CUDA_QUEUED(s, queue_gdn_blocks(s->stream, &a, entries, rows, size)))
             return;
     }
-    CUDA_QUEUED(s, queue_gdn_rows(s->stream, &a, entries, size));
+    CUDA_QUEUED(s, queue_gdn_rows(s->stream, &a, entries, rows, size));
 }

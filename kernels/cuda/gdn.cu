@@ -1,13 +1,13 @@
 /* gdn.cu - a Gated DeltaNet mixer for entries of few rows: everything between the projections in one kernel.
  *
- *   gdn_rows_kernel  grid (Hv, entries, at most as many as SMs): a block is one value head of an entry, a thread one
- *                    column of it. Groups of up to GROUP rows of one GDN block:
+ *   gdn_rows_kernel  grid (Hv / Hk, Hk, entries): a block is one value head of an entry, a thread one column of it.
+ *                    Groups of up to GROUP rows of one GDN block:
  *                    convolution and gates, L2 norms, then S0 once, from memory through a ring of each warp's own 32
  *                    columns, times q and k of all rows; then Delta and o row by row with the block's earlier Deltas in
  *                    registers; the gated norm. A group that begins a GDN block folds the block before into S0 as it
- *                    streams by, and writes it. An entry of one row (a token of an answer) asks for all that it reads
- *                    before it waits for anything; where an SM has one block, warps without columns add the dot
- *                    products meanwhile.
+ *                    streams by, and writes it. An entry of one row goes another way, where heads are of the size that
+ *                    it is made for (gdn_row.cuh).
+ *   gdn_row_kernel   the same grid, of a step that has one row: nothing but that way, so that its code is short.
  *
  * Bytes of a row of the 27B model (Hv 48, dk = dv = 128): S0 3.1 MB, rings of k and Delta 0.5 MB, window 0.2 MB, in and
  * out 0.1 MB. The chains over dk of the CPU's order cost nothing here: 2 fused operations for each 4 bytes.
@@ -16,6 +16,7 @@
  * and k are shared by the value heads of a key head: the last of their blocks to have read them writes them, found
  * through d_arrivals. */
 #include "kernels/cuda/gdn.cuh"
+#include "kernels/cuda/gdn_row.cuh"
 #include "kernels/cuda/launch.cuh"
 
 #define GROUP        4u  /* rows that stream S0 together: a thread has 2 sums of each, and more would spill */
@@ -259,11 +260,8 @@ static __device__ void rows_normalise(const struct gdn_args &a, const struct gdn
         }
     }
 }
-/* By the threads from `from` on. */
-static __device__ void rows_dots(
-        const struct head &h, const struct rows_shared &m, const struct group &g, uint32_t from) {
-    const uint32_t halves = (blockDim.x - from) / CHAINS, half = (threadIdx.x - from) / CHAINS,
-                   pairs = g.n * GDN_BLOCK;
+static __device__ void rows_dots(const struct head &h, const struct rows_shared &m, const struct group &g) {
+    const uint32_t halves = blockDim.x / CHAINS, half = threadIdx.x / CHAINS, pairs = g.n * GDN_BLOCK;
     for (uint32_t first = 0; first < pairs; first += halves) {
         const uint32_t r = (first + half) / GDN_BLOCK, j = (first + half) % GDN_BLOCK, i = g.first + r,
                        n = first + half < pairs && j <= i ? h.dk : 0;
@@ -382,30 +380,8 @@ static __device__ __forceinline__ void column_mix(const struct gdn_args &a, cons
             v[r] = conv_next(c, shape.conv_kernel, d_v[(uint64_t)r * q.width]);
 }
 
-/* --- what is shared --- */
+/* --- at the end --- */
 
-static __device__ __forceinline__ uint32_t *arrivals_of(
-        const struct gdn_args &a, const struct gdn_sequence &q, const struct head &h) {
-    return a.pool.d_arrivals + q.slot * a.pool.shape.gdn_k_heads + h.key;
-}
-/* One thread, when this block has read all that it shares: how many of its key head had before? Nothing waits for the
- * answer until it is used. */
-static __device__ __forceinline__ uint32_t arrive(
-        const struct gdn_args &a, const struct gdn_sequence &q, const struct head &h) {
-    if (h.group == 1)
-        return 0;
-    __threadfence();
-    return atomicAdd(arrivals_of(a, q, h), 1u);
-}
-/* The same thread: was this block the last of its key head, which may write what they share? */
-static __device__ __forceinline__ bool is_last(
-        const struct gdn_args &a, const struct gdn_sequence &q, const struct head &h, uint32_t before) {
-    if (before + 1 < h.group)
-        return false;
-    __threadfence();
-    *arrivals_of(a, q, h) = 0;
-    return true;
-}
 /* The entry's rows of the last GDN block into the ring of k, and the window. */
 static __device__ void commit(const struct gdn_args &a, const struct gdn_sequence &q, const struct head &h,
         const struct rows_shared &m) {
@@ -426,209 +402,7 @@ static __device__ void commit(const struct gdn_args &a, const struct gdn_sequenc
                 q, shape.conv_kernel, (i < h.dk ? h.key * h.dk : (shape.gdn_k_heads + h.key - 1) * h.dk) + i);
 }
 
-/* --- an entry of one row --- */
-
-/* What a thread asks for at the beginning. Channels: two of q and k, and v of its column. */
-#define SINGLE_QK   2u
-#define SINGLE_TAPS 4u /* of the convolution, at most */
-struct single {
-    struct conv_channel<SINGLE_TAPS> conv[SINGLE_QK + 1];
-    float x[SINGLE_QK + 1]; /* before the convolution, after it, normalised */
-    uint32_t channel[SINGLE_QK + 1];
-    float z, norm;                        /* of its column */
-    float b, a, a_log, dt_bias, g_before; /* of the head */
-    float delta[GDN_BLOCK];
-    uint32_t arrived;
-};
-/* The n-th of this thread's elements of q (< dk) and k behind it; the last one for those that have none. */
-static __device__ __forceinline__ uint32_t single_at(const struct head &h, uint32_t n) {
-    const uint32_t i = threadIdx.x + n * blockDim.x;
-    return i < 2 * h.dk ? i : 2 * h.dk - 1;
-}
-static __device__ __forceinline__ bool single_has(const struct head &h, uint32_t n) {
-    return threadIdx.x + n * blockDim.x < 2 * h.dk;
-}
-/* Where element i of q and k is in shared memory, in row r of them. */
-static __device__ __forceinline__ float *single_row(
-        const struct head &h, const struct rows_shared &m, uint32_t i, uint32_t r) {
-    return i < h.dk ? m.row_q + r * m.pitch + i : m.row_k + r * m.pitch + i - h.dk;
-}
-/* All but S0, k and Delta: straight loads, with an address that is good for threads that have nothing to load. */
-static __device__ __forceinline__ void single_load(
-        const struct gdn_args &a, const struct gdn_sequence &q, const struct head &h, struct single &s) {
-    const struct k_shape &shape = a.pool.shape;
-    const uint32_t column = h.column < h.dv ? h.column : h.dv - 1;
-    const float *d_z = q.d_in + q.channels, *d_b = d_z + shape.gdn_v_heads * h.dv;
-#pragma unroll
-    for (uint32_t n = 0; n < SINGLE_QK; n++) {
-        const uint32_t i = single_at(h, n);
-        s.channel[n] = i < h.dk ? h.key * h.dk + i : (shape.gdn_k_heads + h.key - 1) * h.dk + i;
-    }
-    s.channel[SINGLE_QK] = 2 * shape.gdn_k_heads * h.dk + h.v * h.dv + column;
-#pragma unroll
-    for (uint32_t n = 0; n <= SINGLE_QK; n++) {
-        conv_begin(s.conv[n], a, q, 0, s.channel[n]);
-        s.x[n] = q.d_in[s.channel[n]];
-    }
-    s.z = d_z[h.v * h.dv + column];
-    s.norm = load_read_only(a.w.norm + column);
-    s.b = d_b[h.v];
-    s.a = d_b[shape.gdn_v_heads + h.v];
-    s.a_log = load_read_only(a.w.a_log + h.v);
-    s.dt_bias = load_read_only(a.w.dt_bias + h.v);
-}
-/* The rings and S0. k by the threads from `from` on. */
-static __device__ __forceinline__ void single_fetch_k(const struct gdn_args &a, const struct gdn_sequence &q,
-        const struct head &h, const struct rows_shared &m, uint32_t n, uint32_t from) {
-    if (threadIdx.x >= from)
-        for (uint32_t c = threadIdx.x % 32 * 4; c < h.dk; c += 128)
-#pragma unroll 4
-            for (uint32_t j = (threadIdx.x - from) / 32; j < n; j += (blockDim.x - from) / 32)
-                copy_16(m.k + j * m.pitch + c, q.d_k + ((j * a.pool.shape.gdn_k_heads + h.key) * h.dk + c));
-    copy_commit();
-}
-static __device__ __forceinline__ void single_fetch_deltas(const struct gdn_args &a,
-        const struct gdn_sequence &q, const struct head &h, uint32_t n, struct single &s) {
-    const struct k_shape &shape = a.pool.shape;
-    const uint32_t first = q.pos % GDN_BLOCK, there = h.column < h.dv ? n : 0, at = h.v * h.dv + h.column;
-    const float *d_delta = q.d_delta + at;
-#pragma unroll
-    for (uint32_t j = 0; j < GDN_BLOCK; j++, d_delta += shape.gdn_v_heads * h.dv)
-        s.delta[j] = j < there ? *d_delta : 0.0f;
-    s.g_before = first > 0 ? q.d_decay[(first - 1) * shape.gdn_v_heads + h.v] : 0.0f;
-}
-/* q and k after the convolution into row 1 of each, v into s.x. */
-static __device__ __forceinline__ void single_mix(
-        const struct gdn_args &a, const struct head &h, const struct rows_shared &m, struct single &s) {
-    const uint32_t n_taps = a.pool.shape.conv_kernel;
-#pragma unroll
-    for (uint32_t n = 0; n < SINGLE_QK; n++) {
-        if (single_has(h, n)) {
-            s.x[n] = conv_next(s.conv[n], n_taps, s.x[n]);
-            *single_row(h, m, single_at(h, n), 1) = s.x[n];
-        }
-    }
-    if (h.column < h.dv) {
-        s.x[SINGLE_QK] = conv_next(s.conv[SINGLE_QK], n_taps, s.x[SINGLE_QK]);
-        s.z = f32_silu(s.z);
-    }
-}
-/* From row 1 into row 0: every warp adds both sums, a thread scales its own elements. */
-static __device__ __forceinline__ void single_normalise(
-        const struct gdn_args &a, const struct head &h, const struct rows_shared &m, struct single &s) {
-    const float *x = (threadIdx.x % 32 < CHAINS ? m.row_q : m.row_k) + m.pitch;
-    const float inverse = 1.0f / sqrtf(half_warp_dot(x, x, h.dk) + 1e-6f),
-                of_q = __shfl_sync(ALL_LANES, inverse, 0), of_k = __shfl_sync(ALL_LANES, inverse, CHAINS),
-                scale = q_scale(a);
-#pragma unroll
-    for (uint32_t n = 0; n < SINGLE_QK; n++) {
-        const uint32_t i = single_at(h, n);
-        s.x[n] = i < h.dk ? s.x[n] * of_q * scale : s.x[n] * of_k;
-        if (single_has(h, n))
-            *single_row(h, m, i, 0) = s.x[n];
-    }
-}
-/* Delta and o, from the sums; then the gated norm, of which every half warp adds the sum. */
-static __device__ __forceinline__ void single_finish(const struct gdn_args &a, const struct gdn_sequence &q,
-        const struct head &h, const struct rows_shared &m, float k_s, float q_s, struct single &s) {
-    const struct k_shape &shape = a.pool.shape;
-    const uint32_t i = q.pos % GDN_BLOCK;
-    if (h.column < h.dv) {
-        m.row_q[h.column] =
-                delta_row(m.kk, m.qk, m.beta[0], m.decay[i], i, k_s, q_s, s.x[SINGLE_QK], s.delta);
-        float d = s.delta[0];
-#pragma unroll
-        for (uint32_t j = 1; j < GDN_BLOCK; j++)
-            d = j == i ? s.delta[j] : d;
-        q.d_delta[((uint64_t)i * shape.gdn_v_heads + h.v) * h.dv + h.column] = d;
-    }
-    __syncthreads();
-    const float scale = 1.0f / sqrtf(half_warp_dot(m.row_q, m.row_q, h.dv) / (float)h.dv + shape.rms_eps);
-    if (h.column < h.dv)
-        q.d_out[h.v * h.dv + h.column] = m.row_q[h.column] * scale * s.norm * s.z;
-}
-/* The window of one channel, of values that are still in registers. */
-static __device__ __forceinline__ void single_keep(
-        const struct gdn_args &a, const struct gdn_sequence &q, const struct single &s, uint32_t n) {
-    const uint32_t none = SINGLE_TAPS - a.pool.shape.conv_kernel;
-#pragma unroll
-    for (uint32_t t = 1; t < SINGLE_TAPS; t++)
-        if (t > none)
-            q.d_window[(t - none - 1) * q.channels + s.channel[n]] = s.conv[n].x[t];
-}
-static __device__ __forceinline__ void single_commit(const struct gdn_args &a, const struct gdn_sequence &q,
-        const struct head &h, const struct rows_shared &m, const struct single &s) {
-    float *d_k = q.d_k + ((uint64_t)(q.pos % GDN_BLOCK) * a.pool.shape.gdn_k_heads + h.key) * h.dk;
-    if (h.column < h.dv)
-        single_keep(a, q, s, SINGLE_QK);
-    if (!*m.last)
-        return;
-#pragma unroll
-    for (uint32_t n = 0; n < SINGLE_QK; n++) {
-        const uint32_t i = single_at(h, n);
-        if (!single_has(h, n))
-            continue;
-        single_keep(a, q, s, n);
-        if (i >= h.dk)
-            d_k[i - h.dk] = s.x[n];
-    }
-}
-
-/* Has struct single room for this shape? */
-static __device__ __forceinline__ bool is_single(const struct gdn_args &a, const struct head &h) {
-    return 2 * h.dk <= SINGLE_QK * blockDim.x && h.dk % 4 == 0 && a.pool.shape.conv_kernel <= SINGLE_TAPS;
-}
-template <uint32_t SLOTS>
-static __device__ __forceinline__ void entry_single(const struct gdn_args &a, const struct gdn_sequence &q,
-        const struct head &h, const struct rows_shared &m) {
-    const uint32_t columns = column_threads(h.dv), from = columns < blockDim.x ? columns : 0,
-                   first = q.pos % GDN_BLOCK;
-    const struct group g = {0, 1, first, first == 0 && q.pos > 0};
-    const uint32_t before = g.fold ? GDN_BLOCK : first;
-    const bool leads = threadIdx.x == blockDim.x - 1;
-    float k_s[1] = {}, q_s[1] = {};
-    struct single s;
-    single_load(a, q, h, s);
-    single_fetch_k(a, q, h, m, before, from);
-    state_begin<SLOTS, true>(h, m);
-    single_fetch_deltas(a, q, h, before, s);
-    if (threadIdx.x < before)
-        m.decay[threadIdx.x] = q.d_decay[(uint64_t)threadIdx.x * a.pool.shape.gdn_v_heads + h.v];
-    single_mix(a, h, m, s);
-    copy_wait<SLOTS>(); /* k; S0 may still be on its way */
-    if (g.fold) {
-        __syncthreads();
-        fold_prepare(h, m);
-    }
-    __syncthreads();
-    single_normalise(a, h, m, s);
-    if (leads) {
-        const float gate = gate_from(s.a_log, s.a, s.dt_bias);
-        m.decay[first] = first == 0 ? gate : s.g_before + gate;
-        m.beta[0] = f32_sigmoid(s.b);
-    }
-    __syncthreads();
-    if (threadIdx.x >= from)
-        rows_dots(h, m, g, from);
-    if (leads)
-        s.arrived = arrive(a, q, h);
-    if (threadIdx.x < columns) {
-        if (g.fold)
-            state_times<1, SLOTS, true, true>(h, m, s.delta, k_s, q_s);
-        else
-            state_times<1, SLOTS, true, false>(h, m, s.delta, k_s, q_s);
-    }
-    __syncthreads();
-    single_finish(a, q, h, m, k_s[0], q_s[0], s);
-    if (leads) {
-        q.d_decay[(uint64_t)first * a.pool.shape.gdn_v_heads + h.v] = m.decay[first];
-        *m.last = is_last(a, q, h, s.arrived);
-    }
-    __syncthreads();
-    single_commit(a, q, h, m, s);
-}
-
-/* --- the kernel --- */
+/* --- an entry of several rows --- */
 
 /* The GDN block's earlier rows: k into shared memory (a group of copies), G, and this column's Delta. */
 static __device__ __forceinline__ void block_fetch(const struct gdn_args &a, const struct gdn_sequence &q,
@@ -673,8 +447,8 @@ static __device__ __forceinline__ void entry_rows(const struct gdn_args &a, cons
         rows_normalise(a, q, h, m, g);
         __syncthreads();
         if (g.row + g.n == q.n_rows && threadIdx.x == 0)
-            *m.last = is_last(a, q, h, arrive(a, q, h));
-        rows_dots(h, m, g, 0);
+            *m.last = is_last(a, q, h.key, h.group, arrive(a, q, h.key, h.group));
+        rows_dots(h, m, g);
         if (g.n == 1)
             group_finish<1, SLOTS, WIDE>(a, q, h, m, g, v, delta);
         else
@@ -686,48 +460,72 @@ static __device__ __forceinline__ void entry_rows(const struct gdn_args &a, cons
     }
     commit(a, q, h, m);
 }
+
+/* --- the kernels --- */
+
+static __device__ __forceinline__ struct row_head row_head_of_block() {
+    return {blockIdx.y * gridDim.x + blockIdx.x, blockIdx.y, gridDim.x, 0, false};
+}
+/* How an entry of one row goes beside others: as many warps as its kernel has. */
+template <uint32_t SLOTS> struct row_blocks { typedef struct few_blocks type; };
+template <> struct row_blocks<SLOTS_MANY_BLOCKS> { typedef struct many_blocks type; };
+
 template <uint32_t SLOTS, bool WIDE>
 __global__ void __launch_bounds__(256, (SLOTS == SLOTS_MANY_BLOCKS ? 2 : 1))
         gdn_rows_kernel(const struct gdn_args a) {
     const struct k_shape &shape = a.pool.shape;
-    const uint32_t n_entries = a.batch.d_plan->n_entries, v = blockIdx.x,
-                   per_key = shape.gdn_v_heads / shape.gdn_k_heads;
-    const struct rows_shared m = lay_out_shared<SLOTS>(shape);
-    uint32_t entry = blockIdx.y;
-    struct gdn_sequence q = sequence_of(a, entry); /* there is one; does the step have it? */
-    ask_above();                                   /* both come at once */
-    for (; entry < n_entries; entry += gridDim.y) {
-        if (entry != blockIdx.y)
-            q = sequence_of(a, entry);
-        if (q.n_rows > a.rows_most)
-            continue;
-        const struct head h = {v, v / per_key, per_key, shape.gdn_k_dim, shape.gdn_v_dim, threadIdx.x,
-                q.d_s0 + (uint64_t)v * shape.gdn_k_dim * shape.gdn_v_dim};
-        if (WIDE && q.n_rows == 1 && is_single(a, h))
-            entry_single<SLOTS>(a, q, h, m);
-        else
-            entry_rows<SLOTS, WIDE>(a, q, h, m);
-        __syncthreads();
+    const uint32_t n_entries = a.batch.d_plan->n_entries;
+    const struct gdn_entry e = entry_of(a, blockIdx.z); /* there is one; does the step have it? */
+    struct row_head r = row_head_of_block();
+    __syncwarp(); /* what is above it is asked for before the branch */
+    if (blockIdx.z >= n_entries || e.n_rows > a.rows_most)
+        return;
+    if (WIDE && e.n_rows == 1 && gdn_has_row(&shape)) {
+        typedef typename row_blocks<SLOTS>::type blocks;
+        struct row_asked<blocks> x = {};
+        const struct gdn_sequence q = sequence_of(a, e);
+        ask_weights<blocks>(x, a, r, q.channels);
+        row_entry<blocks>(x, a, q, r);
+        return;
     }
+    const struct gdn_sequence q = sequence_of(a, e);
+    const struct head h = {r.v, r.key, r.group, shape.gdn_k_dim, shape.gdn_v_dim, threadIdx.x,
+            q.d_s0 + (uint64_t)r.v * shape.gdn_k_dim * shape.gdn_v_dim};
+    entry_rows<SLOTS, WIDE>(a, q, h, lay_out_shared<SLOTS>(shape));
+}
+__global__ void __launch_bounds__(256, 1) gdn_row_kernel(const struct gdn_args a) {
+    const uint32_t n_entries = a.batch.d_plan->n_entries;
+    const struct gdn_sequence q = sequence_of(a, 0);
+    struct row_head h = row_head_of_block();
+    struct row_asked<few_blocks> x = {};
+    ask_weights<few_blocks>(x, a, h, q.channels);
+    if (n_entries > 0)
+        row_entry<few_blocks>(x, a, q, h);
 }
 
 template <uint32_t SLOTS, bool WIDE>
-static cudaError_t launch(
-        cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound, const struct device_size *d) {
+static cudaError_t launch(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound) {
     const struct k_shape &h = a->pool.shape;
-    const uint32_t threads = h.gdn_v_dim > 128 || SLOTS == SLOTS_FEW_BLOCKS ? 256 : 128,
-                   entries = entries_bound < d->sms ? entries_bound : d->sms;
-    return K_LAUNCH((gdn_rows_kernel<SLOTS, WIDE>), dim3(h.gdn_v_heads, entries), threads,
-            shared_floats(h, SLOTS) * sizeof(float), s, *a);
+    const uint32_t threads = h.gdn_v_dim > 128 || SLOTS == SLOTS_FEW_BLOCKS ? 256 : 128;
+    const size_t bytes = shared_floats(h, SLOTS) * sizeof(float),
+                 of_row = WIDE && gdn_has_row(&h)
+                                  ? sizeof(struct row_shared<typename row_blocks<SLOTS>::type>)
+                                  : 0;
+    return K_LAUNCH((gdn_rows_kernel<SLOTS, WIDE>),
+            dim3(h.gdn_v_heads / h.gdn_k_heads, h.gdn_k_heads, entries_bound), threads,
+            bytes > of_row ? bytes : of_row, s, *a);
 }
-cudaError_t queue_gdn_rows(
-        cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound, const struct device_size *d) {
+cudaError_t queue_gdn_rows(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
+        uint32_t rows_bound, const struct device_size *d) {
     const struct k_shape &h = a->pool.shape;
+    if (rows_bound == 1 && gdn_has_row(&h) && h.gdn_v_heads <= d->sms)
+        return K_LAUNCH(gdn_row_kernel, dim3(h.gdn_v_heads / h.gdn_k_heads, h.gdn_k_heads), 256,
+                sizeof(struct row_shared<few_blocks>), s, *a);
     if (h.gdn_v_dim % 4)
-        return launch<1, false>(s, a, entries_bound, d);
+        return launch<1, false>(s, a, entries_bound);
     if (h.gdn_v_dim <= 128 && (uint64_t)h.gdn_v_heads * entries_bound <= d->sms)
-        return launch<SLOTS_FEW_BLOCKS, true>(s, a, entries_bound, d);
-    return launch<SLOTS_MANY_BLOCKS, true>(s, a, entries_bound, d);
+        return launch<SLOTS_FEW_BLOCKS, true>(s, a, entries_bound);
+    return launch<SLOTS_MANY_BLOCKS, true>(s, a, entries_bound);
 }
 cudaError_t gdn_prepare(uint32_t shared_of_block) {
     const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
@@ -736,5 +534,7 @@ cudaError_t gdn_prepare(uint32_t shared_of_block) {
         r = cudaFuncSetAttribute(gdn_rows_kernel<SLOTS_FEW_BLOCKS, true>, most, (int)shared_of_block);
     if (r == cudaSuccess)
         r = cudaFuncSetAttribute(gdn_rows_kernel<SLOTS_MANY_BLOCKS, true>, most, (int)shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(gdn_row_kernel, most, (int)shared_of_block);
     return r;
 }

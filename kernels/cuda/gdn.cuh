@@ -22,10 +22,18 @@ struct gdn_sequence {
     uint32_t slot, n_rows, row_begin, pos; /* pos: of its first row */
     uint32_t channels, width;
 };
-static __device__ __forceinline__ struct gdn_sequence sequence_of(const struct gdn_args &a, uint32_t entry) {
+/* What its entry says of it. */
+struct gdn_entry {
+    uint32_t slot, n_rows, row_begin;
+};
+static __device__ __forceinline__ struct gdn_entry entry_of(const struct gdn_args &a, uint32_t entry) {
+    const struct k_entry &e = a.batch.d_entries[entry];
+    return {e.slot, e.n_rows, e.row_begin};
+}
+static __device__ __forceinline__ struct gdn_sequence sequence_of(
+        const struct gdn_args &a, const struct gdn_entry &e) {
     const struct k_shape &h = a.pool.shape;
     const struct pool_layout &l = a.pool.layout;
-    const struct k_entry &e = a.batch.d_entries[entry];
     struct gdn_sequence q;
     q.slot = e.slot;
     q.n_rows = e.n_rows;
@@ -42,6 +50,9 @@ static __device__ __forceinline__ struct gdn_sequence sequence_of(const struct g
     q.d_in = a.d_in + (uint64_t)q.row_begin * q.width;
     q.d_out = a.d_out + (uint64_t)q.row_begin * h.gdn_v_heads * h.gdn_v_dim;
     return q;
+}
+static __device__ __forceinline__ struct gdn_sequence sequence_of(const struct gdn_args &a, uint32_t entry) {
+    return sequence_of(a, entry_of(a, entry));
 }
 
 /* A channel of row i of the entry before convolution; negative i lie in the slot's window. */
@@ -146,4 +157,25 @@ static __device__ __forceinline__ void copy_row(
     else
         for (uint32_t i = thread; i < n; i += threads)
             to[i] = d_from[i];
+}
+
+/* --- what the value heads of a key head share: the last of their blocks to have read it writes it --- */
+
+static __device__ __forceinline__ uint32_t *arrivals_of(
+        const struct gdn_args &a, const struct gdn_sequence &q, uint32_t key) {
+    return a.pool.d_arrivals + q.slot * a.pool.shape.gdn_k_heads + key;
+}
+/* One thread, when this block has read all that it shares: how many of its key head's `group` had before? Nothing waits
+ * for the answer until it is used. */
+static __device__ __forceinline__ uint32_t arrive(
+        const struct gdn_args &a, const struct gdn_sequence &q, uint32_t key, uint32_t group) {
+    return group == 1 ? 0 : count_by_blocks(arrivals_of(a, q, key));
+}
+/* The same thread: was this block the last of its key head, which may write what they share? */
+static __device__ __forceinline__ bool is_last(const struct gdn_args &a, const struct gdn_sequence &q,
+        uint32_t key, uint32_t group, uint32_t before) {
+    if (before + 1 < group)
+        return false;
+    *arrivals_of(a, q, key) = 0;
+    return true;
 }

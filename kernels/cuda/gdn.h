@@ -1,8 +1,9 @@
 /* gdn.h - one Gated DeltaNet mixer on the device: what the kernels are given, and the functions that queue them.
  *
  * Between gdn.c (C) and gdn.cu, gdn_blocks.cu. Meaning, and the order of every operation, are those of kernels/cpu
- * (gdn.c, isa/body_gdn.h): the bits are equal. Entries of up to GDN_LONG rows take gdn_rows_kernel alone; longer ones
- * the kernels of gdn_blocks.cu. A row's bits do not depend on which. */
+ * (gdn.c, isa/body_gdn.h): the bits are equal. Entries of up to GDN_LONG rows take a kernel of gdn.cu alone, those of
+ * one row another way than those of more; longer ones the kernels of gdn_blocks.cu. A row's bits do not depend on
+ * which. */
 #pragma once
 
 #include "kernels/cuda/product.h"
@@ -15,6 +16,13 @@ extern "C" {
 #define GDN_LONG 64u
 /* Blocks that one of n > GDN_LONG rows has at most: n * 7 / 64, rounded down, is never fewer. */
 #define GDN_BLOCKS_OF(rows) (((rows)*7u + 63) / 64)
+
+/* Heads and taps that gdn_row.cuh is for. */
+#define GDN_ROW_DIM  128u
+#define GDN_ROW_TAPS 4u
+K_INLINE bool gdn_has_row(const struct k_shape *h) {
+    return h->gdn_k_dim == GDN_ROW_DIM && h->gdn_v_dim == GDN_ROW_DIM && h->conv_kernel == GDN_ROW_TAPS;
+}
 
 /* What gdn_blocks.cu keeps between its kernels, of blocks of long entries: block n of the entry whose rows begin at r
  * is GDN_BLOCKS_OF(r) + n. Positions i, j are counted in the block; what is not there is 0. */
@@ -31,14 +39,14 @@ struct gdn_args {
     const float *d_in;
     float *d_out;
     uint32_t layer;
-    uint32_t rows_most; /* of an entry for gdn_rows_kernel; above it gdn_blocks.cu takes it */
+    uint32_t rows_most; /* of an entry for gdn.cu; above it gdn_blocks.cu takes it */
     struct gdn_scratch scratch;
 };
 
 /* Largest shared memory of a block, told once for a device. */
 cudaError_t gdn_prepare(uint32_t shared_of_block);
-cudaError_t queue_gdn_rows(
-        cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound, const struct device_size *d);
+cudaError_t queue_gdn_rows(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
+        uint32_t rows_bound, const struct device_size *d);
 cudaError_t gdn_blocks_prepare(uint32_t shared_of_block);
 cudaError_t queue_gdn_blocks(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
         uint32_t rows_bound, const struct device_size *d);

@@ -13,6 +13,7 @@
 #define __host__
 #define __constant__
 #define __forceinline__ inline
+#define __noinline__    __attribute__((noinline))
 #define __restrict__
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
