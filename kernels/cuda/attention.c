@@ -58,7 +58,7 @@ void k_attention_step(struct k_stream *s, struct k_pool *p, const struct k_batch
     uint8_t *d_scratch = stream_scratch(s, at.all);
     if (b->bounds.rows == 0 || !d_scratch || !CUDA_QUEUED(s, cudaSetDevice(s->context->device)))
         return;
-    const struct attention_args a = {.pool = p->view,
+    struct attention_args a = {.pool = p->view,
             .batch = b->view,
             .d_q_norm = w->q_norm,
             .d_k_norm = w->k_norm,
@@ -78,6 +78,12 @@ void k_attention_step(struct k_stream *s, struct k_pool *p, const struct k_batch
             .d_sums = (float *)(d_scratch + at.sums),
             .d_values = (float *)(d_scratch + at.values)};
     const struct attention_bounds bounds = bounds_of(s, p, b, &a);
+    if (attend_is_few(&a, &bounds)) {
+        a.large = false;
+        a.d_arrived = s->d_arrivals;
+        CUDA_QUEUED(s, queue_attend_few(s->stream, &a, &bounds));
+        return;
+    }
     if (CUDA_QUEUED(s, queue_attention_rows(s->stream, &a, &bounds)))
         CUDA_QUEUED(s, queue_attend(s->stream, &a, &bounds));
 }

@@ -14,6 +14,7 @@
 #include "kernels/cuda/attention_f32.cuh"
 #include "kernels/cuda/attention_int8.cuh"
 #include "kernels/cuda/attention_leaf.cuh"
+#include "kernels/cuda/attention_list.cuh"
 #include "kernels/cuda/launch.cuh"
 
 #define COMBINE_LEAVES 40u /* more: a kernel of its own combines, since one block would read for too long */
@@ -101,6 +102,74 @@ __global__ void __launch_bounds__(F::THREADS, F::BLOCKS)
     }
 }
 
+/* --- few rows: a block makes what it needs of them, and finds its work in the plan --- */
+
+/* The entries as a block sees them, a thread each, and the block's run of all their leaves. */
+struct plan_left {
+    struct entry_rows entry;
+    struct tile_counts before; /* the entry */
+    uint32_t n, at, end;
+};
+static __device__ __forceinline__ struct plan_left plan_all(
+        const struct attention_args &a, uint32_t entries, uint32_t *shared) {
+    struct plan_left left;
+    struct tile_counts own = {};
+    left.entry = {};
+    if (threadIdx.x < entries)
+        left.entry = entry_rows_of(a.batch.d_entries[threadIdx.x]);
+    ask_above();
+    left.n = a.batch.d_plan->n_entries;
+    if (threadIdx.x < left.n) {
+        left.entry.position = a.batch.d_row_pos[left.entry.row_begin] + a.shift;
+        entry_count(a, left.entry, &own);
+    }
+    left.before = own;
+    const uint32_t all = counts_before<FOLD_THREADS / 32>(&left.before, left.n, shared).of[LEAVES] *
+                         a.pool.shape.kv_heads,
+                   each = all / gridDim.x, longer = all % gridDim.x; /* blocks have one more */
+    left.at = each * blockIdx.x + (blockIdx.x < longer ? blockIdx.x : longer);
+    left.end = left.at + each + (blockIdx.x < longer);
+    return left;
+}
+static __device__ __forceinline__ bool plan_next(const struct attention_args &a, struct found_tile *found,
+        struct plan_left *left, struct attention_work *w) {
+    const uint32_t heads = a.pool.shape.kv_heads;
+    if (left->at >= left->end)
+        return false;
+    struct tile_counts at = left->before;
+    for (struct attention_tile t = tile_begin(left->entry);
+            threadIdx.x < left->n && at.of[LEAVES] * heads <= left->at &&
+            tile_next(a, left->entry, /* large= */ false, &at, &t);
+            tile_count(t, /* large= */ false, &at))
+        if (left->at < (t.first_leaf + t.leaves) * heads) {
+            found->t = t;
+            found->n = at.of[SMALL_TILES];
+            found->row_begin = left->entry.row_begin;
+        }
+    __syncthreads();
+    w->t = found->t;
+    w->tile = found->n;
+    w->row_begin = found->row_begin;
+    const uint32_t in_tile = left->at - w->t.first_leaf * heads, in_head = in_tile % w->t.leaves,
+                   n = w->t.leaves - in_head;
+    w->head = in_tile / w->t.leaves;
+    w->leaf = in_head;
+    w->n_leaves = n < left->end - left->at ? n : left->end - left->at;
+    w->whole = w->n_leaves == w->t.leaves;
+    left->at += w->n_leaves;
+    return true;
+}
+template <class F>
+__global__ void __launch_bounds__(F::THREADS, F::BLOCKS)
+        attend_few_kernel(const struct attention_args a, uint32_t entries) {
+    typename F::run run(a);
+    struct plan_left left = plan_all(a, entries, (uint32_t *)run.scores);
+    for (struct attention_work w; plan_next(a, run.found, &left, &w);) {
+        run.run(w);
+        run.finish(!w.whole && parts_arrived(a, w, &run.found->flag));
+    }
+}
+
 /* --- combine: grid (query of the tile, kv head, tiles), the last as many as there are, going around --- */
 
 #define COMBINE_BYTES (66u << 10) /* two times 32 leaves at D = 256 */
@@ -155,9 +224,11 @@ typedef tile_form<int8_pages, 1, 8, 64, 2, 256, false, 2> int8_small_to_256;
 typedef tile_form<int8_pages, 1, 8, 64, 2, 512, false, 1> int8_small_to_512;
 typedef tile_form<int8_pages, 3, 2, 64, 2, 256, true, 2> int8_large_256;
 typedef tile_form<int8_pages, 3, 2, 64, 2, 256, false, 1> int8_large_to_256;
-/*       SLOTS PAGES */
-typedef leaf_form<2, 1> leaf_256;
-typedef leaf_form<3, 2> leaf_256_deep;
+/*               SLOTS PAGES MAKES */
+typedef leaf_form<2, 1, false> leaf_256;
+typedef leaf_form<3, 2, false> leaf_256_deep;
+typedef leaf_form<2, 1, true> few_256;
+typedef leaf_form<3, 2, true> few_256_deep;
 
 static uint32_t smaller(uint64_t a, uint64_t b) {
     return (uint32_t)(a < b ? a : b);
@@ -213,6 +284,25 @@ static cudaError_t queue_large_tiles(
         return only ? queue_large<int8_large_256>(s, a, b) : queue_large<int8_large_to_256>(s, a, b);
     return only ? queue_large<large_256>(s, a, b) : queue_large<large_to_256>(s, a, b);
 }
+template <class F>
+static cudaError_t queue_few(
+        cudaStream_t s, const struct attention_args &a, const struct attention_bounds &b) {
+    const uint32_t shared = F::shared_bytes(a.pool.shape.head_dim);
+    const uint64_t most = (uint64_t)b.small * a.pool.shape.kv_heads * b.leaves;
+    return K_LAUNCH((attend_few_kernel<F>), smaller(most, blocks_of<F>(b, shared)), F::THREADS, shared, s, a,
+            b.entries);
+}
+bool attend_is_few(const struct attention_args *a, const struct attention_bounds *b) {
+    const struct k_shape *h = &a->pool.shape;
+    return a->pool.kv_dtype == K_BF16 && h->head_dim == 256 && h->rotary_dim == 64 &&
+           b->rows <= TOGETHER_ROWS && b->leaves <= COMBINE_LEAVES && b->small * h->kv_heads <= ARRIVALS_MAX;
+}
+cudaError_t queue_attend_few(
+        cudaStream_t s, const struct attention_args *a, const struct attention_bounds *b) {
+    if (few_256_deep::shared_bytes(256) + 1024 <= b->shared_of_sm)
+        return queue_few<few_256_deep>(s, *a, *b);
+    return queue_few<few_256>(s, *a, *b);
+}
 cudaError_t queue_attend(cudaStream_t s, const struct attention_args *a, const struct attention_bounds *b) {
     const struct k_shape *h = &a->pool.shape;
     const bool combine_after = b->leaves > COMBINE_LEAVES;
@@ -243,6 +333,8 @@ cudaError_t attend_prepare(uint32_t shared_of_block) {
             prepare_large<large_256>(bytes), prepare_large<large_to_256>(bytes),
             prepare_large<int8_large_256>(bytes), prepare_large<int8_large_to_256>(bytes),
             cudaFuncSetAttribute(attend_small_kernel<f32_form>, most, bytes),
+            cudaFuncSetAttribute(attend_few_kernel<few_256>, most, bytes),
+            cudaFuncSetAttribute(attend_few_kernel<few_256_deep>, most, bytes),
             cudaFuncSetAttribute(attend_combine_kernel, most, bytes)};
     cudaError_t r = cudaSuccess;
     for (uint32_t i = 0; i < sizeof all / sizeof *all && r == cudaSuccess; i++)

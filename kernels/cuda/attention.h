@@ -46,10 +46,12 @@
 extern "C" {
 #endif
 
-#define SMALL_QUERIES 16u  /* of a tile: an entry of few rows, or any where there are no large tiles */
-#define LARGE_QUERIES 48u  /* of a tile of an entry of many rows */
-#define LARGE_ROWS    32u  /* from so many rows on an entry has large tiles */
-#define LARGE_DIM     256u /* head size up to which there are large tiles */
+#define SMALL_QUERIES 16u   /* of a tile: an entry of few rows, or any where there are no large tiles */
+#define LARGE_QUERIES 48u   /* of a tile of an entry of many rows */
+#define LARGE_ROWS    32u   /* from so many rows on an entry has large tiles */
+#define LARGE_DIM     256u  /* head size up to which there are large tiles */
+#define TOGETHER_ROWS 64u   /* up to so many rows of a step one kernel may have all */
+#define ARRIVALS_MAX  1024u /* tiles and kv heads of such a step */
 #define SMALLEST_UNIT 1.17549435e-38f /* normal, so that its inverse is finite */
 
 /* Up to SMALL_QUERIES or LARGE_QUERIES queries of an entry, for every kv head. */
@@ -109,6 +111,10 @@ struct attention_bounds {
     size_t shared_of_sm;
 };
 cudaError_t queue_attention_rows(
+        cudaStream_t s, const struct attention_args *a, const struct attention_bounds *b);
+/* Both in one kernel, where a step is small enough for it. */
+bool attend_is_few(const struct attention_args *a, const struct attention_bounds *b);
+cudaError_t queue_attend_few(
         cudaStream_t s, const struct attention_args *a, const struct attention_bounds *b);
 cudaError_t queue_attend(cudaStream_t s, const struct attention_args *a, const struct attention_bounds *b);
 

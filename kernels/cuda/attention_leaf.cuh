@@ -17,16 +17,18 @@
 #pragma once
 
 #include "kernels/cuda/attention_bf16.cuh"
+#include "kernels/cuda/attention_heads.cuh"
 
-#define LEAF_PAGES  (ATTENTION_LEAF / PAGE_TOKENS)
-#define FOLD_BATCH  8u /* leaves whose values a lane asks for at once */
-#define LANE_VALUES 8u /* of a query, where a warp has all 256 */
+#define LEAF_PAGES (ATTENTION_LEAF / PAGE_TOKENS)
+#define FOLD_BATCH 8u /* leaves whose values a lane asks for at once */
 
 template <class F> struct leaf_run;
 
-template <int SLOTS_, int PAGES_> struct leaf_form {
+/* MAKES: q, and K and V of the step's rows, are made here, out of `in`; else attention_rows.cu has left them. */
+template <int SLOTS_, int PAGES_, bool MAKES_> struct leaf_form {
     typedef leaf_run<leaf_form> run;
     static constexpr uint32_t SLOTS = SLOTS_, PAGES = PAGES_;
+    static constexpr bool MAKES = MAKES_;
     static constexpr uint32_t QUERIES = SMALL_QUERIES, DIM = 256, WARPS = 8, THREADS = WARPS * 32, BLOCKS = 1;
     static constexpr uint32_t STAGES = LEAF_PAGES / PAGES; /* of K, and of V, in a leaf */
     static constexpr uint32_t ROW_BYTES = DIM * 2, PAGE_BYTES = PAGE_TOKENS * ROW_BYTES;
@@ -145,9 +147,6 @@ template <class F> struct leaf_run {
     }
 
     __device__ __forceinline__ void work_begin(const struct attention_work &work) {
-        constexpr uint32_t FOURS = F::DIM / 4, ROWS = F::THREADS / FOURS, TIMES = F::QUERIES / ROWS;
-        const uint32_t row = threadIdx.x / FOURS, c = threadIdx.x % FOURS * 4;
-        float4 q[TIMES];
         w = work;
         d_pages = pages_of(a, w.head);
         begin = w.leaf * ATTENTION_LEAF;
@@ -155,6 +154,27 @@ template <class F> struct leaf_run {
         end = w.t.last < leaves_end ? w.t.last + 1 : leaves_end;
         fed = 0;
         numbers_next = numbers_of(w.leaf);
+        if (F::MAKES)
+            heads_make();
+        else
+            queries_load();
+        if (threadIdx.x < F::QUERIES)
+            lasts[threadIdx.x] = last_of(a, w.t, threadIdx.x);
+    }
+    __device__ __forceinline__ void feed_to(uint32_t stages) {
+#pragma unroll 1
+        while (fed < stages)
+            feed();
+    }
+    /* Where column c of query i lies in q's parts: 2 bytes. */
+    static __device__ __forceinline__ uint32_t query_at(uint32_t i, uint32_t c) {
+        return i * F::ROW_BYTES + ((c / 8) ^ (i % 8)) * 16 + c % 8 * 2;
+    }
+    /* What is left there of queries that the tile has not enters no other query's numbers. */
+    __device__ __forceinline__ void queries_load() {
+        constexpr uint32_t FOURS = F::DIM / 4, ROWS = F::THREADS / FOURS, TIMES = F::QUERIES / ROWS;
+        const uint32_t row = threadIdx.x / FOURS, c = threadIdx.x % FOURS * 4;
+        float4 q[TIMES];
 #pragma unroll
         for (uint32_t k = 0; k < TIMES; k++)
             if (row + k * ROWS < w.t.n)
@@ -162,19 +182,106 @@ template <class F> struct leaf_run {
                         (const float4 *)((const float *)a.d_q +
                                          query_of(a, w.t, w.head, row + k * ROWS) * F::DIM + c));
         __syncthreads(); /* the work before it was read by all */
-#pragma unroll 1
-        for (uint32_t n = 0; n < F::SLOTS; n++)
-            feed();
+        feed_to(F::SLOTS);
 #pragma unroll
         for (uint32_t k = 0; k < TIMES; k++) {
-            const uint32_t i = row + k * ROWS, at = i * F::ROW_BYTES + ((c / 8) ^ (i % 8)) * 16 + c % 8 * 2;
-            if (i >= w.t.n) /* what is left there enters no other query's numbers */
+            const uint32_t i = row + k * ROWS, at = query_at(i, c);
+            if (i >= w.t.n)
                 continue;
             bf16_pages::split_put(q_high + at, q_low + at, q[k].x, q[k].y);
             bf16_pages::split_put(q_high + at + 4, q_low + at + 4, q[k].z, q[k].w);
         }
-        if (threadIdx.x < F::QUERIES)
-            lasts[threadIdx.x] = last_of(a, w.t, threadIdx.x);
+    }
+
+    /* --- q, and K and V of the step's rows --- */
+
+    /* A head of the tile's: queries, then K and V of every new row of the piece. */
+    struct made_head {
+        uint32_t row, from; /* column of `in` */
+        uint32_t is;        /* 0: a query, 1: K, 2: V */
+    };
+    __device__ __forceinline__ struct made_head made_head_of(uint32_t n, uint32_t first_row) const {
+        const struct k_shape &h = a.pool.shape;
+        if (n < w.t.n) {
+            const uint32_t rows = rows_behind(a, w.t, n);
+            return {w.t.row + rows, (w.head * a.group + w.t.skipped + n - rows * a.group) * 2 * F::DIM, 0};
+        }
+        const uint32_t is_value = (n - w.t.n) % 2;
+        return {first_row + (n - w.t.n) / 2, (2 * h.q_heads + is_value * h.kv_heads + w.head) * F::DIM,
+                1 + is_value};
+    }
+    __device__ __forceinline__ void made_load(struct row_head<F::DIM> *x, const struct made_head &m) const {
+        const struct k_shape &h = a.pool.shape;
+        head_load(x, a.d_in + (uint64_t)m.row * ((2 * h.q_heads + 2 * h.kv_heads) * F::DIM) + m.from,
+                m.is ? a.d_k_norm : a.d_q_norm, F::DIM);
+    }
+    /* angles: [cos | sin] of the row; frequency l is lane l's, and its pair are the lane's first two columns. */
+    __device__ __forceinline__ void made_put(
+            struct row_head<F::DIM> *x, const struct made_head &m, uint32_t n, const float *angles) {
+        if (m.is != 2) {
+            const float cosine = angles[lane()], sine = angles[32 + lane()];
+            head_norm(x, F::DIM, a.pool.shape.rms_eps);
+            const float first = x->x[0], second = x->x[1];
+            x->x[0] = fmaf(-second, sine, first * cosine);
+            x->x[1] = fmaf(first, sine, second * cosine);
+        }
+        const uint32_t index = w.t.last - (row_of(a, w.t, w.t.n - 1) - m.row);
+        uint16_t *d_to = NULL;
+        if (m.is)
+            d_to = (uint16_t *)(a.pool.d_kv +
+                                ((uint64_t)a.layer * a.pool.pages + table_of(a, w.t)[index / PAGE_TOKENS]) *
+                                        a.pool.layout.page_bytes +
+                                w.head * a.pool.layout.page_head_bytes) +
+                   ((m.is - 1) * PAGE_TOKENS + index % PAGE_TOKENS) * F::DIM;
+#pragma unroll
+        for (uint32_t k = 0; k < F::DIM / 32; k++) {
+            const float y = x->x[k];
+            const uint16_t high = bf16_of(y);
+            const uint32_t at = query_at(n, lane() + k * 32);
+            if (m.is) {
+                d_to[lane() + k * 32] = high;
+            } else {
+                *(uint16_t *)(q_high + at) = high;
+                *(uint16_t *)(q_low + at) = bf16_of(y - float_of_bits((uint32_t)high << 16));
+            }
+        }
+    }
+    /* Stages before the first page that a new row lies in are asked for first. Every block that sees a new row of the
+     * entry writes it, all the same. */
+    __device__ __forceinline__ void heads_make() {
+        static_assert(F::THREADS / 32 == F::WARPS, "a head is a warp's");
+        static_assert(TOGETHER_ROWS * 64 <= F::QUERIES * F::SCORES,
+                "the angles of a step have room where scores lie");
+        float *angles = scores; /* [rows][64] */
+        const uint32_t last_row = row_of(a, w.t, w.t.n - 1), first_pos = w.t.last - (last_row - w.row_begin),
+                       first_new = first_pos > begin ? first_pos : begin,
+                       n_new = first_new < end ? end - first_new : 0,
+                       new_row = w.row_begin + (first_new - first_pos),
+                       first_row = n_new && new_row < w.t.row ? new_row : w.t.row, heads = w.t.n + 2 * n_new;
+        struct row_head<F::DIM> x;
+        struct made_head m = made_head_of(warp(), new_row);
+        if (warp() < heads)
+            made_load(&x, m);
+        __syncthreads(); /* the work before it was read by all */
+        const uint32_t before = n_new ? (first_new - begin) / ATTENTION_LEAF * 2 * F::STAGES +
+                                                first_new % ATTENTION_LEAF / PAGE_TOKENS / F::PAGES
+                                      : F::SLOTS;
+        feed_to(before < F::SLOTS ? before : F::SLOTS);
+        for (uint32_t row = first_row + warp(); row <= last_row; row += F::WARPS)
+            rope_angles(a, row, angles + (row - first_row) * 64);
+        __syncthreads();
+#pragma unroll 1
+        for (uint32_t n = warp(); n < heads;) {
+            made_put(&x, m, n, angles + (m.row - first_row) * 64);
+            n += F::WARPS;
+            m = made_head_of(n, new_row);
+            if (n < heads)
+                made_load(&x, m);
+        }
+        if (before < F::SLOTS) {
+            __syncthreads(); /* K and V are in the pages */
+            feed_to(F::SLOTS);
+        }
     }
 
     /* --- q . k --- */

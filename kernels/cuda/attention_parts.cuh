@@ -14,14 +14,15 @@
 /* Some leaves of a tile and kv head. */
 struct attention_work {
     struct attention_tile t;
-    uint32_t tile; /* its number, where it is split */
+    uint32_t tile;      /* its number, where it is split */
+    uint32_t row_begin; /* of the entry, where rows are made */
     uint32_t head, leaf, n_leaves;
     bool whole; /* they are combined by the block itself; else they become parts */
 };
 
 /* In a block's shared memory: the tile that it begins with, and what one thread tells all. */
 struct found_tile {
-    uint32_t flag, n;
+    uint32_t flag, n, row_begin;
     struct attention_tile t;
 };
 #define FOUND_BYTES 48u
@@ -223,7 +224,7 @@ static __device__ __forceinline__ void fold_queries(const struct attention_args 
 
 /* This block has put the parts of w. Did the last of the tile and kv head come with it? flag: a word of shared
  * memory. */
-static __device__ bool parts_arrived(
+static __device__ __forceinline__ bool parts_arrived(
         const struct attention_args &a, const struct attention_work &w, uint32_t *flag) {
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -231,6 +232,8 @@ static __device__ bool parts_arrived(
         uint32_t *d_arrived = a.d_arrived + (uint64_t)w.tile * a.pool.shape.kv_heads + w.head;
         *flag = atomicAdd(d_arrived, w.n_leaves) + w.n_leaves == w.t.leaves;
         __threadfence();
+        if (*flag)
+            *d_arrived = 0; /* for the next kernel */
     }
     __syncthreads();
     return *flag;

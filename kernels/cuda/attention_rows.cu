@@ -6,87 +6,18 @@
  *            instead. Row 0 is asked for before it is known whether the step has it.
  *   bits     of K and V as kernels/cpu writes them: the norm's sum is 16 chains of every 16th element, then a tree
  *   moved    4 bytes of each column of `in` but the gates; 4 bytes of q (2 for INT8), 1, 2 or 4 of K and V written */
-#include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_heads.cuh"
+#include "kernels/cuda/attention_list.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/ptx.cuh"
-#include "kernels/shared/elementary.h"
 #include "kernels/shared/integers.h"
-#include "kernels/shared/trigonometry.h"
 
 #define ROWS_HEADS   8u
 #define ROWS_WARPS   (ROWS_HEADS + 1)
 #define ROWS_THREADS (ROWS_WARPS * 32)
 #define ROWS_BLOCKS  4u /* of an SM, for every eight heads */
-#define CHAINS       16u
-#define ALL_LANES    0xffffffffu
-static_assert(HEAD_DIM_MAX <= NORM_SHORT, "a head's norm has 16 chains");
 
 /* --- rows --- */
 
-/* cos[half], sin[half] of a row, in shared memory, by a warp. Frequency i takes the position of height if i % 3 == 1,
- * of width if i % 3 == 2, of time otherwise, as far as each section (a third of the frequencies, the remainder to
- * time, then height) goes. */
-static __device__ void rope_angles(const struct attention_args &a, uint32_t row, float *cos_sin_row) {
-    const uint32_t half = a.pool.shape.rotary_dim / 2, height = (half + 1) / 3, width = half / 3;
-    const uint32_t *d_pos = a.batch.d_row_rope + (uint64_t)row * 3;
-    for (uint32_t i = threadIdx.x % 32; i < half; i += 32) {
-        const uint32_t axis = i % 3 == 1 && i < 3 * height ? 1 : i % 3 == 2 && i < 3 * width ? 2 : 0;
-        cos_sin((float)(load_read_only(d_pos + axis) + a.shift) * load_read_only(a.pool.d_inv_freq + i),
-                &cos_sin_row[i], &cos_sin_row[half + i]);
-    }
-}
-
-/* A head of a row, of up to DIM columns, as a warp reads it; 0 behind the last column. */
-template <uint32_t DIM> struct row_head {
-    float chain[DIM / CHAINS];      /* columns of the lane's chain; lanes l and l + 16 are the same chain */
-    float x[DIM / 32], w[DIM / 32]; /* columns lane, lane + 32, ..; their norm weights */
-};
-template <uint32_t DIM>
-static __device__ __forceinline__ void head_load(
-        struct row_head<DIM> *r, const float *d_x, const float *d_norm, uint32_t d) {
-    const uint32_t lane = threadIdx.x % 32;
-#pragma unroll
-    for (uint32_t k = 0; k < DIM / CHAINS; k++) {
-        const uint32_t c = lane % CHAINS + k * CHAINS;
-        r->chain[k] = c < d ? load_read_only(d_x + c) : 0.0f;
-    }
-#pragma unroll
-    for (uint32_t k = 0; k < DIM / 32; k++) {
-        const uint32_t c = lane + k * 32;
-        r->x[k] = c < d ? load_read_only(d_x + c) : 0.0f;
-        r->w[k] = c < d ? load_read_only(d_norm + c) : 0.0f;
-    }
-}
-/* x = norm(x). The zeros behind the last column leave the sum of squares as it is. */
-template <uint32_t DIM>
-static __device__ __forceinline__ void head_norm(struct row_head<DIM> *r, uint32_t d, float eps) {
-    float sum = 0.0f;
-#pragma unroll
-    for (uint32_t k = 0; k < DIM / CHAINS; k++)
-        sum = fmaf(r->chain[k], r->chain[k], sum);
-    for (int n = CHAINS / 2; n > 0; n /= 2)
-        sum = sum + __shfl_xor_sync(ALL_LANES, sum, n);
-    const float scale = 1.0f / sqrtf(sum / (float)d + eps);
-#pragma unroll
-    for (uint32_t k = 0; k < DIM / 32; k++)
-        r->x[k] = r->x[k] * scale * r->w[k];
-}
-/* Column c of rope(x), where x is the head's row and own its column c: pairs (i, i + half), the rest as it is. */
-static __device__ __forceinline__ float rope_of(
-        const float *x, float own, uint32_t c, uint32_t half, const float *cos_sin_row) {
-    if (c < half)
-        return fmaf(-x[c + half], cos_sin_row[half + c], own * cos_sin_row[c]);
-    if (c < 2 * half)
-        return fmaf(x[c - half], cos_sin_row[c], own * cos_sin_row[c - half]);
-    return own;
-}
-
-/* K of a kv head in a page; V lies behind it. */
-static __device__ __forceinline__ uint8_t *page_head(
-        const struct attention_args &a, uint32_t page, uint32_t head) {
-    return a.pool.d_kv + ((uint64_t)a.layer * a.pool.pages + page) * a.pool.layout.page_bytes +
-           head * a.pool.layout.page_head_bytes;
-}
 struct head_place { /* of a row's head among the columns of `in`, and what becomes of it */
     enum { QUERY, KEY, VALUE } is;
     uint32_t head; /* of the query heads or kv heads */
@@ -172,19 +103,6 @@ static __device__ __forceinline__ void head_put(const struct attention_args &a, 
 
 /* --- the list of tiles --- */
 
-enum { SMALL_TILES, LARGE_TILES, LEAVES, PARTS, COUNTS };
-struct tile_counts { /* of some entries, or of all before one; leaves and parts of small tiles */
-    uint32_t of[COUNTS];
-};
-static __device__ __forceinline__ uint32_t add_up_to_max(uint32_t a, uint32_t b) {
-    return a + b < a ? UINT32_MAX : a + b;
-}
-static __device__ __forceinline__ void counts_add(struct tile_counts *to, const struct tile_counts &c) {
-#pragma unroll
-    for (uint32_t k = 0; k < COUNTS; k++)
-        to->of[k] = add_up_to_max(to->of[k], c.of[k]);
-}
-
 static __device__ void tile_put(
         const struct attention_args &a, const struct attention_tile &t, uint32_t n, uint32_t *split) {
     a.d_small[n] = t;
@@ -195,67 +113,17 @@ static __device__ void tile_put(
         atomicMax(&split[1], t.first_leaf + t.leaves);
     }
 }
-/* What the list takes of an entry. */
-struct entry_rows {
-    uint32_t slot, row_begin, n_rows, position; /* of its first row */
-};
-static __device__ __forceinline__ struct entry_rows entry_rows_of(const struct k_entry &entry) {
-    return {entry.slot, entry.row_begin, entry.n_rows, 0};
-}
-/* Counts the tiles of an entry on from *at, and writes them where `split` (number and leaves of those that are
- * split) is not NULL. */
-static __device__ void entry_tiles(const struct attention_args &a, const struct entry_rows &entry,
+/* Counts the tiles of an entry on from *at, and writes them; split: number and leaves of those that are split. */
+static __device__ void entry_put(const struct attention_args &a, const struct entry_rows &entry,
         struct tile_counts *at, uint32_t *split) {
-    const uint32_t queries = entry.n_rows * a.group;
-    const bool large = a.large && entry.n_rows >= LARGE_ROWS;
-    const uint32_t size = large ? LARGE_QUERIES : SMALL_QUERIES;
-    for (uint32_t first = 0; first < queries; first += size) {
-        struct attention_tile t;
-        t.slot = entry.slot;
-        t.row = entry.row_begin + first / a.group;
-        t.skipped = first % a.group;
-        t.n = queries - first < size ? queries - first : size;
-        t.last = entry.position + (first + t.n - 1) / a.group;
-        t.leaves = t.last / ATTENTION_LEAF + 1;
-        t.first_leaf = at->of[LEAVES];
-        t.first_part = at->of[PARTS];
-        if (split && large)
+    const bool large = is_large(a, entry);
+    for (struct attention_tile t = tile_begin(entry); tile_next(a, entry, large, at, &t);) {
+        if (large)
             a.d_large[at->of[LARGE_TILES]] = t;
-        else if (split)
+        else
             tile_put(a, t, at->of[SMALL_TILES], split);
-        const struct tile_counts one = {{!large, large, large ? 0 : t.leaves, large ? 0 : t.leaves * t.n}};
-        counts_add(at, one);
+        tile_count(t, large, at);
     }
-}
-
-/* *c = the sum of the threads before this one, of the first n; returns that of all. shared: [warps][COUNTS]. */
-static __device__ struct tile_counts counts_before(struct tile_counts *c, uint32_t n, uint32_t *shared) {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    struct tile_counts all = {};
-#pragma unroll
-    for (uint32_t k = 0; k < COUNTS; k++) {
-        uint32_t v = c->of[k];
-        for (uint32_t d = 1; d < 32; d *= 2) {
-            const uint32_t before = __shfl_up_sync(ALL_LANES, v, d);
-            v = lane >= d ? add_up_to_max(v, before) : v;
-        }
-        if (lane == 31)
-            shared[warp * COUNTS + k] = v;
-        v = __shfl_up_sync(ALL_LANES, v, 1);
-        c->of[k] = lane == 0 ? 0 : v;
-    }
-    __syncthreads();
-    for (uint32_t w = 0; w < ROWS_WARPS && w * 32 < n; w++) {
-        struct tile_counts of_warp;
-#pragma unroll
-        for (uint32_t k = 0; k < COUNTS; k++)
-            of_warp.of[k] = shared[w * COUNTS + k];
-        if (w == warp)
-            counts_add(c, all);
-        counts_add(&all, of_warp);
-    }
-    __syncthreads();
-    return all;
 }
 /* shared: LIST_SHARED bytes */
 #define LIST_SHARED ((2 + ROWS_WARPS * COUNTS) * sizeof(uint32_t))
@@ -277,12 +145,12 @@ static __device__ void list_make(const struct attention_args &a, uint32_t entrie
             if (first)
                 entry = entry_rows_of(a.batch.d_entries[e]);
             entry.position = a.batch.d_row_pos[entry.row_begin] + a.shift;
-            entry_tiles(a, entry, &at, /* split= */ NULL);
+            entry_count(a, entry, &at);
         }
-        const struct tile_counts total = counts_before(&at, n - first, shared + 2);
+        const struct tile_counts total = counts_before<ROWS_WARPS>(&at, n - first, shared + 2);
         counts_add(&at, done);
         if (e < n)
-            entry_tiles(a, entry, &at, split);
+            entry_put(a, entry, &at, split);
         counts_add(&done, total);
     }
     __syncthreads();

@@ -134,7 +134,8 @@ int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e)
     s->found.d_claimed = k_alloc(c, sizeof *s->found.d_claimed);
     s->found.told = k_host_alloc(c, sizeof *s->found.told);
     s->d_counters = k_alloc(c, (2 * SPLIT_BLOCKS_MAX + NEXT_RUNS_MAX) * sizeof *s->d_counters);
-    if (!s->found.d_claimed || !s->found.told || !s->d_counters) {
+    s->d_arrivals = k_alloc(c, ARRIVALS_MAX * sizeof *s->d_arrivals);
+    if (!s->found.d_claimed || !s->found.told || !s->d_counters || !s->d_arrivals) {
         k_stream_free(s);
         return error_set(e, -ENOMEM, "device %d: no memory for a stream", c->device);
     }
@@ -163,6 +164,7 @@ struct k_stream *k_stream_free(struct k_stream *s) {
     k_free(s->context, s->found.d_claimed);
     k_host_free(s->context, s->found.told);
     k_free(s->context, s->d_counters);
+    k_free(s->context, s->d_arrivals);
     free(s);
     return NULL;
 }

@@ -62,6 +62,8 @@ struct k_stream {
     /* 0 between kernels: of blocks done with a shared tile; [SPLIT_BLOCKS_MAX] for INT8 activations, and for terms;
      * behind them product_args.next.d_arrived[NEXT_RUNS_MAX] */
     uint32_t *d_counters;
+    /* 0 between kernels: leaves of a tile and kv head of attention that are in their parts; [ARRIVALS_MAX] */
+    uint32_t *d_arrivals;
     struct made_codes made;          /* forgotten when anything else is queued */
     const struct k_linear *expected; /* NULL, or what is most likely the next product */
     bool capturing;

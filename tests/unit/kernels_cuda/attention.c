@@ -244,11 +244,13 @@ static void test_sequences_cut_anyhow(void **state) {
 
 /* --- deep sequences: tables that name the same few pages again and again --- */
 
-#define DEEP_PAGES 9u
+#define DEEP_PAGES  9u
+#define DEEP_PLACES 4u /* where rows are computed */
+#define DEEP_ROWS   4u /* there */
 static void deep_open(struct bed *d, struct library k, const struct k_shape *h, enum k_dtype dtype,
         uint32_t slots, uint32_t context, uint32_t shift) {
     const struct k_pool_options o = {.slots = slots,
-            .pages = DEEP_PAGES + slots,
+            .pages = DEEP_PAGES + slots + 2 * DEEP_PLACES,
             .pages_per_slot = (context + shift) / PAGE_TOKENS + 1,
             .kv_dtype = dtype};
     uint32_t *pages = calloc(o.pages_per_slot, sizeof *pages);
@@ -268,14 +270,28 @@ static void deep_open(struct bed *d, struct library k, const struct k_shape *h, 
     free(in), free(out), free(pages);
 }
 
+/* The pages that rows are written into are nobody else's, as in a service: slot 1 gets copies for those. */
+static void deep_places(struct bed *d, const uint32_t *firsts, uint32_t shift) {
+    for (uint32_t i = 0; i < 2 * DEEP_PLACES; i++) {
+        const uint32_t at = (firsts[i / 2] + shift + i % 2 * (DEEP_ROWS - 1)) / PAGE_TOKENS,
+                       page = DEEP_PAGES + 2 + i;
+        const struct k_memory_op copy = {K_MEM_COPY_PAGE, 1 + at % DEEP_PAGES, page};
+        d->k.k_memory(d->s, d->p, &copy, 1);
+        d->k.k_slot_grant(d->s, d->p, 1, at, 1, &page);
+        OK(d->k.k_stream_wait(d->s, 0, e));
+    }
+}
+
 /* Four rows at the end of `context` positions, and at places that blocks share in other ways. */
 static void check_deep(enum k_dtype dtype, struct k_shape shape, uint32_t context) {
     for (uint32_t shift = 0; shift < 2; shift++) {
         struct bed d[2];
-        const uint32_t firsts[] = {
+        const uint32_t firsts[DEEP_PLACES] = {
                 context - 4, 7 * ATTENTION_LEAF - 2, 16 * ATTENTION_LEAF - 1, 36 * ATTENTION_LEAF - 3};
         deep_open(&d[0], cpu, &shape, dtype, 1, context, shift);
         deep_open(&d[1], cuda, &shape, dtype, 1, context, shift);
+        deep_places(&d[0], firsts, shift);
+        deep_places(&d[1], firsts, shift);
         float *in = random_floats(9, 4u * d->width, 2.0f), *want = random_floats(0, 4u * d->out, 1),
               *out = random_floats(0, 4u * d->out, 1), *ones = random_floats(0, 4u * d->out, 1);
         for (uint32_t i = 0; i < 4; i++) {
