@@ -3,13 +3,16 @@
  *   small     as many blocks as the device holds at once. The leaves of all tiles and kv heads that are split, in
  *             order, are cut into as many equal runs as there are blocks; then tiles that are not split, a block
  *             each. A block that brings the last leaf of a tile and kv head combines them, in leaf order.
- *   combine   the same for many leaves, as a kernel of its own: a block combines one query.
+ *   few       the same of a step of few rows, and all of the step: a block makes q, K and V of the rows that it sees,
+ *             and finds its work in the plan, so that no other kernel comes first.
+ *   combine   the same for many leaves, as a kernel of its own: a block combines one query, a thread a column.
  *   large     a block takes a tile and kv head, the longest first, combines as it goes, and takes another.
  *
- * A block of `small` over pages of bf16 has 8 warps for 16 queries. At D = 256 its stages are 64 positions: a ring
- * of two is 66 KB and the block 88 KB, of four, where an SM has room for it, 154 KB. `large` has 6 warps for 48
- * queries and stages of 32: 98 KB. Over pages of INT8 a ring of four is 70 KB and the block 83 KB, so that an SM that
- * has room for two has twice the bytes on their way; of two 48 KB; `large`, with stages of 64, 73 KB. */
+ * A block of `small` or `few` over pages of bf16 has 8 warps for 16 queries. At D = 256 it has a leaf at a time
+ * (attention_leaf.cuh): with a ring of two pages it has 97 KB, with one of six, where an SM has room for it, 225 KB.
+ * `large` has 6 warps for 48 queries and stages of 32: 98 KB. Over pages of INT8 a ring of four is 70 KB and the block
+ * 83 KB, so that an SM that has room for two has twice the bytes on their way; of two 48 KB; `large`, with stages of
+ * 64, 73 KB. */
 #include "kernels/cuda/attention_bf16.cuh"
 #include "kernels/cuda/attention_f32.cuh"
 #include "kernels/cuda/attention_int8.cuh"
@@ -172,16 +175,43 @@ __global__ void __launch_bounds__(F::THREADS, F::BLOCKS)
 
 /* --- combine: grid (query of the tile, kv head, tiles), the last as many as there are, going around --- */
 
-#define COMBINE_BYTES (66u << 10) /* two times 32 leaves at D = 256 */
+/* Column c of a query, out of all its parts: a thread's. Each warp has how the leaves enter for itself, so that no
+ * thread waits for another, and the values of FOLD_LEAVES leaves are on their way at once. */
+static __device__ __forceinline__ void combine_column(
+        const struct attention_args &a, const struct attention_work &w, uint32_t i, uint32_t c) {
+    const uint32_t d = a.pool.shape.head_dim, leaves = last_of(a, w.t, i) / ATTENTION_LEAF + 1;
+    const uint64_t query = query_of(a, w.t, w.head, i), leaf_floats = (uint64_t)w.t.n * d;
+    const bool has = c < d;
+    const float gate = has ? load_read_only(gates_of(a, row_of(a, w.t, i), query) + c) : 0.0f;
+    float value = -0.0f, sum = 0.0f, max = -INFINITY, sum_of_lane = 0.0f;
+    for (uint32_t first = 0; first < leaves; first += FOLD_LEAVES) {
+        const float *d_part = a.d_values + (uint64_t)part_of(a, w.t, w.head, first, i) * d + c;
+        float o[FOLD_LEAVES];
+#pragma unroll
+        for (uint32_t k = 0; k < FOLD_LEAVES; k++)
+            o[k] = has && first + k < leaves ? load_read_only(d_part + k * leaf_floats) : 0.0f;
+        const struct fold_step of_lane = fold_lane(a, w, i, first, leaves, &sum_of_lane, &max);
+#pragma unroll
+        for (uint32_t k = 0; k < FOLD_LEAVES; k++) {
+            if (first + k >= leaves)
+                break;
+            const struct fold_step s = fold_step_at(of_lane, k);
+            sum = fold_sum(sum, __shfl_sync(ALL_LANES, sum_of_lane, k), s);
+            value = fold_value(value, o[k], s);
+        }
+    }
+    if (has)
+        a.d_out[query * d + c] = output_of(value, sum, gate);
+}
 __global__ void __launch_bounds__(FOLD_THREADS) attend_combine_kernel(const struct attention_args a) {
     struct attention_work w;
     w.head = blockIdx.y;
-    w.leaf = w.n_leaves = 0;
     for (uint32_t n = blockIdx.z; n < a.d_list->n_split; n += gridDim.z) {
         w.t = a.d_small[n];
-        if (blockIdx.x < w.t.n && w.t.leaves > 1)
-            fold_parts<HEAD_DIM_MAX / FOLD_THREADS>(a, w, a.pool.shape.head_dim, blockIdx.x, 1,
-                    fold_room_in(dynamic_shared(), COMBINE_BYTES, 1));
+        if (blockIdx.x >= w.t.n || w.t.leaves == 1)
+            continue;
+        for (uint32_t c = threadIdx.x; c / 32 * 32 < a.pool.shape.head_dim; c += FOLD_THREADS)
+            combine_column(a, w, blockIdx.x, c);
     }
 }
 
@@ -313,7 +343,7 @@ cudaError_t queue_attend(cudaStream_t s, const struct attention_args *a, const s
         r = queue_small_tiles(s, *a, *b, !combine_after);
     if (r == cudaSuccess && combine_after)
         r = K_LAUNCH(attend_combine_kernel, dim3(SMALL_QUERIES, h->kv_heads, smaller(b->small, 64)),
-                FOLD_THREADS, COMBINE_BYTES, s, *a);
+                FOLD_THREADS, 0, s, *a);
     return r;
 }
 
@@ -334,8 +364,7 @@ cudaError_t attend_prepare(uint32_t shared_of_block) {
             prepare_large<int8_large_256>(bytes), prepare_large<int8_large_to_256>(bytes),
             cudaFuncSetAttribute(attend_small_kernel<f32_form>, most, bytes),
             cudaFuncSetAttribute(attend_few_kernel<few_256>, most, bytes),
-            cudaFuncSetAttribute(attend_few_kernel<few_256_deep>, most, bytes),
-            cudaFuncSetAttribute(attend_combine_kernel, most, bytes)};
+            cudaFuncSetAttribute(attend_few_kernel<few_256_deep>, most, bytes)};
     cudaError_t r = cudaSuccess;
     for (uint32_t i = 0; i < sizeof all / sizeof *all && r == cudaSuccess; i++)
         r = all[i];

@@ -2,7 +2,7 @@
  *
  * Between attention.c and its .cu files. A query is one query head of one row; query i of an entry is head i %
  * group of a kv head's group, of row i / group. Two kernels: rows (attention_rows.cu) makes q, writes K and V, and
- * cuts the step into tiles; attend (attention.cu) computes tiles.
+ * cuts the step into tiles; attend (attention.cu) computes tiles. A step of few rows has one for both.
  *
  * One arithmetic, whatever a tile is: small or large, all its leaves in a block or each in another. Per leaf of 256
  * positions and per query, steps of 64 positions (a page) in order, from m = -inf, l = 0, o = 0:

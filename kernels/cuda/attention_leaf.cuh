@@ -508,7 +508,7 @@ template <class F> struct leaf_run {
     __device__ __forceinline__ void run(const struct attention_work &work) {
         uint32_t n = 0;
         work_begin(work);
-        fill(all_o, -0.0f); /* the first leaf is added to 0 times this: its zeros keep their sign */
+        fill(all_o, -0.0f); /* see fold_lane() */
 #pragma unroll 1
         for (uint32_t leaf = w.leaf; leaf < w.leaf + w.n_leaves; leaf++) {
             fill(o, 0.0f);
@@ -548,7 +548,7 @@ template <class F> struct leaf_run {
         const uint32_t leaves = lasts[i] / ATTENTION_LEAF + 1;
         float max = -INFINITY, sums = 0.0f;
         struct fold_step of_lane = {};
-        value[0] = value[1] = {-0.0f, -0.0f, -0.0f, -0.0f}; /* as in run() */
+        value[0] = value[1] = {-0.0f, -0.0f, -0.0f, -0.0f}; /* see fold_lane() */
         *sum = 0.0f;
 #pragma unroll 1
         for (uint32_t first = 0; first < leaves; first += FOLD_BATCH) {
@@ -563,41 +563,18 @@ template <class F> struct leaf_run {
                 o[k][1] = load_of_others((const float4 *)(d_part + (uint64_t)k * w.t.n * F::DIM + 128));
             }
             if (first % 32 == 0)
-                of_lane = lane_step(i, first, leaves, &sums, &max);
+                of_lane = fold_lane(a, w, i, first, leaves, &sums, &max);
 #pragma unroll
             for (uint32_t k = 0; k < FOLD_BATCH; k++) {
                 if (first + k >= leaves)
                     break;
-                const struct fold_step s = {__shfl_sync(ALL_LANES, of_lane.keep, (first + k) % 32),
-                        __shfl_sync(ALL_LANES, of_lane.add, (first + k) % 32)};
+                const struct fold_step s = fold_step_at(of_lane, (first + k) % 32);
                 const float l = __shfl_sync(ALL_LANES, sums, (first + k) % 32);
                 *sum = fold_sum(*sum, l, s);
                 values_fold(&value[0], o[k][0], s);
                 values_fold(&value[1], o[k][1], s);
             }
         }
-    }
-    /* How leaf first + lane of query i enters; *max: of the leaves before, runs along. */
-    __device__ __forceinline__ struct fold_step lane_step(
-            uint32_t i, uint32_t first, uint32_t leaves, float *sum, float *max) const {
-        float m = -INFINITY;
-        if (first + lane() < leaves) {
-            const float *d_sums = a.d_sums + 2ull * part_of(a, w.t, w.head, first + lane(), i);
-            m = load_shared_by_blocks(d_sums);
-            *sum = load_shared_by_blocks(d_sums + 1);
-        }
-        float top = lane() == 0 ? larger_of(*max, m) : m;
-#pragma unroll
-        for (uint32_t n = 1; n < 32; n *= 2) {
-            const float before = __shfl_up_sync(ALL_LANES, top, n);
-            top = lane() >= n ? larger_of(before, top) : top;
-        }
-        const float before = __shfl_up_sync(ALL_LANES, top, 1);
-        const struct fold_step none = {0.0f, 1.0f},
-                               s = first + lane() == 0 ? none
-                                                       : fold_step_of(lane() == 0 ? *max : before, m, top);
-        *max = __shfl_sync(ALL_LANES, top, 31);
-        return s;
     }
     /* complete: all parts of the tile and kv head are there. */
     __device__ __forceinline__ void finish(bool complete) {

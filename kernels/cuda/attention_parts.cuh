@@ -121,25 +121,31 @@ static __device__ __forceinline__ struct fold_room fold_room_in(uint8_t *shared,
     return r;
 }
 
-/* A warp: the steps of leaves first .. of query i; *max: of the leaves before, runs along. */
-static __device__ void fold_steps(const struct attention_args &a, const struct attention_work &w, uint32_t i,
-        uint32_t first, uint32_t leaves, struct fold_step *steps, float *sums, float *max) {
+/* A warp: how leaf first + lane of query i enters, and *sum of that leaf; *max: of the leaves before, runs along. The
+ * first is added to 0 times a value: -0, so that its zeros keep their sign. */
+static __device__ __forceinline__ struct fold_step fold_lane(const struct attention_args &a,
+        const struct attention_work &w, uint32_t i, uint32_t first, uint32_t leaves, float *sum, float *max) {
     const uint32_t lane = threadIdx.x % 32;
-    float m = -INFINITY, before;
+    float m = -INFINITY;
     if (first + lane < leaves) {
         const float *d_sums = a.d_sums + 2ull * part_of(a, w.t, w.head, first + lane, i);
         m = load_shared_by_blocks(d_sums);
-        sums[lane] = load_shared_by_blocks(d_sums + 1);
+        *sum = load_shared_by_blocks(d_sums + 1);
     }
     float top = lane == 0 ? larger_of(*max, m) : m;
 #pragma unroll
     for (uint32_t d = 1; d < 32; d *= 2) {
-        before = __shfl_up_sync(ALL_LANES, top, d);
+        const float before = __shfl_up_sync(ALL_LANES, top, d);
         top = lane >= d ? larger_of(before, top) : top;
     }
-    before = __shfl_up_sync(ALL_LANES, top, 1);
-    steps[lane] = fold_step_of(lane == 0 ? *max : before, m, top);
+    const float up = __shfl_up_sync(ALL_LANES, top, 1), before = lane == 0 ? *max : up;
     *max = __shfl_sync(ALL_LANES, top, 31);
+    const struct fold_step none = {0.0f, 1.0f};
+    return first + lane == 0 ? none : fold_step_of(before, m, top);
+}
+/* What lane n of a warp has. */
+static __device__ __forceinline__ struct fold_step fold_step_at(const struct fold_step &of_lane, uint32_t n) {
+    return {__shfl_sync(ALL_LANES, of_lane.keep, n), __shfl_sync(ALL_LANES, of_lane.add, n)};
 }
 /* Brings the values of leaves [first, first + n) of queries [i0, i0 + n_queries): of a leaf they lie together. */
 static __device__ __forceinline__ void fold_fetch(const struct attention_args &a,
@@ -187,8 +193,9 @@ static __device__ __forceinline__ void fold_parts(const struct attention_args &a
                 room.values + (buffer ^ 1) * at_once * n_queries * d);
         copy_commit();
         if (warp < n_queries)
-            fold_steps(a, w, i0 + warp, first, seen_by_warp < end ? seen_by_warp : end,
-                    room.steps + warp * FOLD_LEAVES, room.sums + warp * FOLD_LEAVES, &max);
+            room.steps[warp * FOLD_LEAVES + threadIdx.x % 32] =
+                    fold_lane(a, w, i0 + warp, first, seen_by_warp < end ? seen_by_warp : end,
+                            &room.sums[warp * FOLD_LEAVES + threadIdx.x % 32], &max);
         copy_wait<1>();
         __syncthreads();
 #pragma unroll
