@@ -15,7 +15,7 @@
 
 /* Dynamic shared memory of a block: the row as terms, where it makes them, and where leaves meet. */
 static inline size_t dense_shared_bytes(const struct panel &w, uint32_t rows, bool own) {
-    return DENSE_WARPS * ((own ? w.runs * OWN_TERMS_BYTES : 0) + rows * 16 * sizeof(float));
+    return DENSE_WARPS * ((own ? w.runs * own_terms<TERMS>::RUN_BYTES : 0) + rows * 16 * sizeof(float));
 }
 static inline uint32_t dense_blocks_of(const struct panel &w) {
     const uint32_t parts = DENSE_WARPS / w.leaves;
@@ -38,7 +38,7 @@ static __device__ __forceinline__ void dense_ask(const struct panel &w, uint32_t
 /* A warp's leaf of a strip, of up to 8 * TILES rows that are terms in d_x, or of the one row in `own`. */
 template <int TILES, enum source SOURCE>
 static __device__ __forceinline__ void dense_leaf(const struct panel &w, uint32_t leaf, uint32_t strip,
-        const struct terms &x, const struct own_terms &own, uint32_t rows, sums<1, TILES> &ret) {
+        const struct terms &x, const own_terms<TERMS> &own, uint32_t rows, sums<1, TILES> &ret) {
     typedef weight<FORM_BF16> form;
     const uint32_t lane = threadIdx.x % 32, n_slots = slots_of_leaf<FORM_BF16>(w);
     const uint8_t *codes = dense_codes(w, leaf, strip);
@@ -46,11 +46,11 @@ static __device__ __forceinline__ void dense_leaf(const struct panel &w, uint32_
     for (uint32_t at = 0; at < n_slots; at++, codes += form::BYTES) {
         const uint32_t run = at * form::PAIRS / 4, pair = at * form::PAIRS % 4;
         if constexpr (SOURCE == SOURCE_READY) {
-            terms_input<TILES, TERMS> in;
+            terms_input<FORM_BF16, TILES, TERMS, /* ASKED= */ false> in;
             input_seek(in, x, leaf * w.runs + run, pair, /* first_row= */ 0, rows);
             slot_dense<FORM_BF16>(codes, in, ret);
         } else {
-            const struct own_input in = {own.terms + run * OWN_TERMS_BYTES + pair * 64 + lane % 4 * 16};
+            const own_input<TERMS> in = {own.terms + run * own.RUN_BYTES + pair * 64 + lane % 4 * 16};
             slot_dense<FORM_BF16>(codes, in, ret);
         }
     }

@@ -29,14 +29,13 @@ static __host__ __device__ __forceinline__ uint32_t own_codes_bytes(uint32_t run
     return runs * OWN_CODES_BYTES + ((runs * (uint32_t)sizeof(float) + 15) & ~15u);
 }
 
-/* The same as terms: [run][term][k / 32][lane i of a row's four][16]. */
-#define OWN_TERM_BYTES  256u /* of a run */
-#define OWN_TERMS_BYTES (TERMS * OWN_TERM_BYTES)
-struct own_terms {
+/* The same as N terms: [run][term][k / 32][lane i of a row's four][16]. */
+#define OWN_TERM_BYTES 256u /* of a run */
+template <int N> struct own_terms {
+    static constexpr uint32_t RUN_BYTES = N * OWN_TERM_BYTES;
     uint8_t *terms;
     __device__ __forceinline__ void put(uint32_t run, struct run_values &v) const {
-        run_terms_put(terms + run * OWN_TERMS_BYTES + threadIdx.x % 32 / 8 * 64, OWN_TERM_BYTES, TERMS,
-                TERMS_PLAIN, v);
+        run_terms_put(terms + run * RUN_BYTES + threadIdx.x % 32 / 8 * 64, OWN_TERM_BYTES, N, TERMS_PLAIN, v);
     }
 };
 

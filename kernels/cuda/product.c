@@ -215,7 +215,7 @@ static bool multiply_terms(struct k_stream *s, const struct product *p, enum inp
     const cudaStream_t stream = beside ? s->branch.stream : s->stream;
     struct terms_args t = {.in = input_of(p), .to = f->terms, .order = terms_of[form].order};
     t.to.n = terms_of[form].n;
-    const bool own = !f->terms_made && form == INPUT_TERMS && all_own(s, p->w, form, &t.in, rows);
+    const bool own = !f->terms_made && all_own(s, p->w, form, &t.in, rows);
     bool well = !beside || stream_fork(s);
     for (; t.first_row < rows && well; t.first_row += TERMS_ROWS) {
         const uint32_t left = rows - t.first_row;

@@ -224,12 +224,12 @@ static __device__ __forceinline__ void dense_block(
     const struct panel &w = a.dense;
     const uint32_t warp = threadIdx.x / 32, parts = WARPS / w.leaves, leaf = warp % w.leaves,
                    first = blockIdx.x * parts, strip = first + warp / w.leaves;
-    struct own_terms own = {dynamic_shared() + warp * w.runs * OWN_TERMS_BYTES};
+    own_terms<TERMS> own = {dynamic_shared() + warp * w.runs * own_terms<TERMS>::RUN_BYTES};
     float *meeting = (float *)dynamic_shared();
     if (strip < w.strips)
         dense_ask(w, leaf, strip);
     if constexpr (SOURCE != SOURCE_READY) {
-        meeting += WARPS * w.runs * OWN_TERMS_BYTES / sizeof(float);
+        meeting += WARPS * w.runs * own_terms<TERMS>::RUN_BYTES / sizeof(float);
         own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains);
     }
     const uint32_t n_rows = a.d_plan->n_rows, rows = n_rows < TILES * 8 ? n_rows : TILES * 8;

@@ -3,14 +3,15 @@
  *
  * The order of sums is that of terms.cuh, whatever the rows and the grid; terms_tile.cu is for more rows.
  *
- *   grid      (units, blocks of 8 * TILES rows). As many of the first as the device holds at once
+ *   grid      (units, blocks of ROWS rows). As many of the first as the device holds at once
  *   block     8 warps; a warp is a leaf of a unit of STRIPS strips
  *   warp      a ring of its own in shared memory, as in stream.cu: a slot is 2 KB of codes (INT4: 1 KB) a strip
  *   the end   leaves meet in shared memory
  *
- * A row that is alone is brought into terms here where the weights are dense (own_row.cuh), more were before.
+ * A row that is alone is brought into terms here where the weights are dense or FP8 (own_row.cuh), more were before.
+ * What is short with one row is the instructions: weights are unpacked once for all terms.
  *
- * Bytes moved: the panel once per 8 * TILES rows, 2 bytes a term of x per unit from L2, 4 bytes per output. */
+ * Bytes moved: the panel once per ROWS rows, 2 bytes a term of x per unit from L2, 4 bytes per output. */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/terms_input.cuh"
 #include "kernels/shared/segments.h"
@@ -18,14 +19,17 @@
 #define TERMS_THREADS 256u
 #define WARPS         8u
 
-/* 16 rows want the activations of L2 for two strips at once. A block that makes its own has room for them. */
-template <int TILES, enum source SOURCE>
-struct terms_size {
-    static constexpr uint32_t STRIPS = TILES,
-    SLOTS = TILES == 2               ? 2
-            : SOURCE == SOURCE_READY ? 4
-                                     : 3;
+/* ROWS of a block at most: 16 want the activations of L2 for two strips at once; 1 is made by the block, which has room
+ * for it. X: the terms of 8 are in registers while a slot of weights is waited for. */
+template <int FORM, int ROWS, int X> struct terms_size {
+    static constexpr uint32_t TILES = ROWS == 16 ? 2 : 1, STRIPS = TILES,
+                              SLOTS = ROWS == 16  ? 2
+                                      : ROWS == 1 ? 3
+                                                  : 4;
     static constexpr uint32_t BUFFERS = TILES == 1 ? 2 : 1;
+    static constexpr bool MANY =
+            ROWS == 16 || (ROWS == 8 && X * weight<FORM>::PAIRS * weight<FORM>::PLACES > 8);
+    static constexpr uint32_t BLOCKS = MANY ? 2 : 3; /* that registers let an SM have */
 };
 
 /* --- a slot --- */
@@ -150,17 +154,18 @@ static __device__ __forceinline__ void outputs_store(const struct terms_product_
     }
 }
 
-template <int FORM, bool ANY, int TILES, int X, enum source SOURCE>
-__global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const struct terms_product_args a) {
-    typedef terms_size<TILES, SOURCE> size;
-    constexpr uint32_t STRIPS = size::STRIPS, PAIRS = weight<FORM>::PAIRS;
+template <int FORM, bool ANY, int ROWS, int X, enum source SOURCE>
+__global__ void __launch_bounds__(TERMS_THREADS, terms_size<FORM, ROWS, X>::BLOCKS)
+        terms_product_kernel(const struct terms_product_args a) {
+    typedef terms_size<FORM, ROWS, X> size;
+    constexpr uint32_t TILES = size::TILES, STRIPS = size::STRIPS, PAIRS = weight<FORM>::PAIRS;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = WARPS / a.w.leaves,
                    leaf = warp % a.w.leaves, units = (a.w.strips + STRIPS - 1) / STRIPS,
                    slot_bytes = STRIPS * (weight<FORM>::BYTES + aux_of_slot<FORM, ANY>(a.w)),
-                   from_row = blockIdx.y * (TILES * 8), n_rows = a.d_plan->n_rows;
+                   from_row = blockIdx.y * ROWS, n_rows = a.d_plan->n_rows;
     if (a.first_row + from_row >= n_rows)
         return;
-    const uint32_t left = n_rows - a.first_row - from_row, rows = left < TILES * 8 ? left : TILES * 8;
+    const uint32_t left = n_rows - a.first_row - from_row, rows = left < ROWS ? left : ROWS;
     uint8_t *ring = dynamic_shared() + warp * size::SLOTS * slot_bytes;
     float *meeting = (float *)(dynamic_shared() + WARPS * size::SLOTS * slot_bytes);
     terms_feed<STRIPS> f = {};
@@ -170,11 +175,11 @@ __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const stru
     for (uint32_t i = 0; i + 1 < size::SLOTS; i++)
         feed_next<FORM, ANY, size>(f, a, units, ring, leaf);
 
-    [[maybe_unused]] struct own_terms own;
+    [[maybe_unused]] own_terms<X> own;
     if constexpr (SOURCE != SOURCE_READY) {
         __shared__ float chains[NORM_CHAINS];
-        own.terms = (uint8_t *)(meeting + size::BUFFERS * WARPS * STRIPS * 16) +
-                    warp * a.w.runs * OWN_TERMS_BYTES;
+        own.terms =
+                (uint8_t *)(meeting + size::BUFFERS * WARPS * STRIPS * 16) + warp * a.w.runs * own.RUN_BYTES;
         own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains);
     }
     uint32_t slot = 0, buffer = 0;
@@ -182,21 +187,19 @@ __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const stru
         const uint32_t unit = first + warp / a.w.leaves;
         sums<STRIPS, TILES> leaf_sums = {};
         uint32_t segment = 0;
-        terms_input<TILES, X> in;
         for (uint32_t at = 0; at < slots_of_leaf<FORM>(a.w) && unit < units; at++) {
-            const uint32_t run = at * PAIRS / 4;
-            if (SOURCE == SOURCE_READY)
-                input_seek(in, a.x, leaf * a.w.runs + run, at * PAIRS % 4, from_row, rows);
+            const uint32_t run = at * PAIRS / 4, first_pair = at * PAIRS % 4;
+            [[maybe_unused]] terms_input<FORM, TILES, X, TILES == 1 && !ANY> in;
+            if constexpr (SOURCE == SOURCE_READY)
+                input_seek(in, a.x, leaf * a.w.runs + run, first_pair, from_row, rows);
             copy_wait<size::SLOTS - 2>();
             __syncwarp(); /* the slot has come for all lanes, and all have read the one that is filled next */
             feed_next<FORM, ANY, size>(f, a, units, ring, leaf);
             const uint8_t *codes = ring + slot * slot_bytes + lane * 16;
             if constexpr (SOURCE != SOURCE_READY) {
-                const struct own_input of_slot = {
-                        own.terms + run * OWN_TERMS_BYTES + at * PAIRS % 4 * 64 + lane % 4 * 16};
-                slot_dense<FORM>(codes, of_slot, leaf_sums);
-            } else if constexpr (weight<FORM>::DENSE) {
-                slot_dense<FORM>(codes, in, leaf_sums);
+                const own_input<X> of_slot = {
+                        own.terms + run * own.RUN_BYTES + first_pair * 64 + lane % 4 * 16};
+                slot_of<FORM>(a.w, codes, of_slot, leaf_sums);
             } else if constexpr (ANY) {
                 uint64_t blocks[STRIPS];
                 for (uint32_t m = 0; m < STRIPS; m++)
@@ -204,7 +207,7 @@ __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const stru
                 slot_anyhow<FORM>(a.w, codes, blocks, a.w.first_column + leaf * a.w.leaf_columns, run, in,
                         &segment, leaf_sums);
             } else {
-                slot_evenly<FORM, 0>(a.w, codes, in, leaf_sums);
+                slot_of<FORM>(a.w, codes, in, leaf_sums);
             }
             slot = slot + 1 == size::SLOTS ? 0 : slot + 1;
         }
@@ -220,15 +223,19 @@ __global__ void __launch_bounds__(TERMS_THREADS) terms_product_kernel(const stru
 
 /* --- launching --- */
 
+/* Forms of which a block makes a row that is alone. */
+template <int FORM, bool ANY> static constexpr bool can_own() {
+    return FORM >= FORM_FP8 && !ANY;
+}
 static uint32_t divided(uint32_t n, uint32_t by) {
     return (n + by - 1) / by;
 }
-template <int FORM, bool ANY, int TILES, int X, enum source SOURCE>
+template <int FORM, bool ANY, int ROWS, int X, enum source SOURCE>
 static cudaError_t queue_one(
         cudaStream_t s, const struct terms_product_args &a, uint32_t rows, const struct device_size *d) {
-    typedef terms_size<TILES, SOURCE> size;
-    const uint32_t of_block = rows < TILES * 8 ? rows : TILES * 8,
-                   own = SOURCE == SOURCE_READY ? 0 : a.w.runs * OWN_TERMS_BYTES;
+    typedef terms_size<FORM, ROWS, X> size;
+    const uint32_t of_block = rows < ROWS ? rows : ROWS,
+                   own = SOURCE == SOURCE_READY ? 0 : a.w.runs * own_terms<X>::RUN_BYTES;
     const size_t shared =
             WARPS * (size::STRIPS * (size::SLOTS * (weight<FORM>::BYTES + aux_of_slot<FORM, ANY>(a.w)) +
                                             size::BUFFERS * of_block * 16 * 4) +
@@ -237,32 +244,35 @@ static cudaError_t queue_one(
             (uint32_t)(d->shared_of_sm / (shared + 1024)); /* a block takes 1 KB beside its own */
     const uint32_t needed = divided(divided(a.w.strips, size::STRIPS), WARPS / a.w.leaves),
                    rounds = divided(needed, d->sms * (fit > 1 ? fit : 1));
-    return K_LAUNCH_ONCE((terms_product_kernel<FORM, ANY, TILES, X, SOURCE>),
+    return K_LAUNCH_ONCE((terms_product_kernel<FORM, ANY, ROWS, X, SOURCE>),
             panel_once(a.w, 4 / weight<FORM>::PAIRS * weight<FORM>::BYTES, d),
-            dim3(divided(needed, rounds), divided(rows, TILES * 8)), TERMS_THREADS, shared, s, a);
+            dim3(divided(needed, rounds), divided(rows, ROWS)), TERMS_THREADS, shared, s, a);
+}
+template <int FORM, bool ANY, int X>
+static cudaError_t queue_terms_of(
+        cudaStream_t s, const struct terms_product_args &a, uint32_t rows, const struct device_size *d) {
+    if constexpr (can_own<FORM, ANY>()) {
+        if (a.own)
+            return a.in.d_norm ? queue_one<FORM, ANY, 1, X, SOURCE_NORM>(s, a, rows, d)
+                               : queue_one<FORM, ANY, 1, X, SOURCE_ROW>(s, a, rows, d);
+    }
+    return rows <= 8 ? queue_one<FORM, ANY, 8, X, SOURCE_READY>(s, a, rows, d)
+                     : queue_one<FORM, ANY, 16, X, SOURCE_READY>(s, a, rows, d);
 }
 template <int FORM, bool ANY>
-static cudaError_t queue_tiles_of(
+static cudaError_t queue_panel(
         cudaStream_t s, const struct terms_product_args &a, uint32_t rows, const struct device_size *d) {
-    if constexpr (weight<FORM>::DENSE) {
-        if (a.own && a.in.d_norm)
-            return queue_one<FORM, ANY, 1, TERMS, SOURCE_NORM>(s, a, rows, d);
-        if (a.own)
-            return queue_one<FORM, ANY, 1, TERMS, SOURCE_ROW>(s, a, rows, d);
-    }
     if constexpr (weight<FORM>::TAKES_BF16) {
         if (a.x.n == 1)
-            return rows <= 8 ? queue_one<FORM, ANY, 1, 1, SOURCE_READY>(s, a, rows, d)
-                             : queue_one<FORM, ANY, 2, 1, SOURCE_READY>(s, a, rows, d);
+            return queue_terms_of<FORM, ANY, 1>(s, a, rows, d);
     }
-    return rows <= 8 ? queue_one<FORM, ANY, 1, TERMS, SOURCE_READY>(s, a, rows, d)
-                     : queue_one<FORM, ANY, 2, TERMS, SOURCE_READY>(s, a, rows, d);
+    return queue_terms_of<FORM, ANY, TERMS>(s, a, rows, d);
 }
 template <int FORM>
 static cudaError_t queue_quantised(
         cudaStream_t s, const struct terms_product_args &a, uint32_t rows, const struct device_size *d) {
-    return a.w.segments == SEGMENTS_ANY ? queue_tiles_of<FORM, true>(s, a, rows, d)
-                                        : queue_tiles_of<FORM, false>(s, a, rows, d);
+    return a.w.segments == SEGMENTS_ANY ? queue_panel<FORM, true>(s, a, rows, d)
+                                        : queue_panel<FORM, false>(s, a, rows, d);
 }
 cudaError_t queue_terms_product(cudaStream_t s, const struct terms_product_args *a, uint32_t rows_bound,
         const struct device_size *d) {
@@ -275,43 +285,41 @@ cudaError_t queue_terms_product(cudaStream_t s, const struct terms_product_args 
     case FORM_FP8:
         return queue_quantised<FORM_FP8>(s, *a, rows, d);
     case FORM_BF16:
-        return queue_tiles_of<FORM_BF16, false>(s, *a, rows, d);
+        return queue_panel<FORM_BF16, false>(s, *a, rows, d);
     case FORM_F16:
-        return queue_tiles_of<FORM_F16, false>(s, *a, rows, d);
+        return queue_panel<FORM_F16, false>(s, *a, rows, d);
     default:
-        return queue_tiles_of<FORM_F32, false>(s, *a, rows, d);
+        return queue_panel<FORM_F32, false>(s, *a, rows, d);
     }
 }
 
 /* Of the row, in a block: what is left beside the ring where a block has 99 KB. */
 #define OWN_BYTES_MOST (40u << 10)
 bool terms_can_own(const struct panel *w, const struct input *in, uint32_t rows_bound) {
-    return own_row_can(*in, rows_bound) && w->form >= FORM_BF16 &&
-           WARPS * w->runs * OWN_TERMS_BYTES <= OWN_BYTES_MOST;
+    return own_row_can(*in, rows_bound) && w->form >= FORM_FP8 && w->segments != SEGMENTS_ANY &&
+           WARPS * w->runs * own_terms<TERMS>::RUN_BYTES <= OWN_BYTES_MOST;
 }
 
-template <int FORM, bool ANY, int X> static cudaError_t prepare_terms(int shared_of_block) {
-    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    cudaError_t r =
-            cudaFuncSetAttribute(terms_product_kernel<FORM, ANY, 1, X, SOURCE_READY>, most, shared_of_block);
-    if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(terms_product_kernel<FORM, ANY, 2, X, SOURCE_READY>, most, shared_of_block);
-    return r;
+template <int FORM, bool ANY, int ROWS, int X, enum source SOURCE = SOURCE_READY>
+static cudaError_t prepare_one(int shared_of_block) {
+    /* A norm's chains are beside it. */
+    const int others = SOURCE == SOURCE_READY ? 0 : (int)(NORM_CHAINS * sizeof(float));
+    return cudaFuncSetAttribute(terms_product_kernel<FORM, ANY, ROWS, X, SOURCE>,
+            cudaFuncAttributeMaxDynamicSharedMemorySize, shared_of_block - others);
 }
-template <int FORM> static cudaError_t prepare_own(int shared_of_block) {
-    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    const int less = shared_of_block - (int)(NORM_CHAINS * sizeof(float)); /* a norm's chains are beside it */
-    cudaError_t r = cudaFuncSetAttribute(terms_product_kernel<FORM, false, 1, TERMS, SOURCE_ROW>, most, less);
-    if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(terms_product_kernel<FORM, false, 1, TERMS, SOURCE_NORM>, most, less);
+template <int FORM, bool ANY, int X> static cudaError_t prepare_terms(int shared_of_block) {
+    cudaError_t r = prepare_one<FORM, ANY, 8, X>(shared_of_block);
+    r = r == cudaSuccess ? prepare_one<FORM, ANY, 16, X>(shared_of_block) : r;
+    if constexpr (can_own<FORM, ANY>()) {
+        r = r == cudaSuccess ? prepare_one<FORM, ANY, 1, X, SOURCE_ROW>(shared_of_block) : r;
+        r = r == cudaSuccess ? prepare_one<FORM, ANY, 1, X, SOURCE_NORM>(shared_of_block) : r;
+    }
     return r;
 }
 template <int FORM, bool ANY> static cudaError_t prepare(int shared_of_block) {
     cudaError_t r = prepare_terms<FORM, ANY, TERMS>(shared_of_block);
     if constexpr (weight<FORM>::TAKES_BF16)
         r = r == cudaSuccess ? prepare_terms<FORM, ANY, 1>(shared_of_block) : r;
-    if constexpr (weight<FORM>::DENSE)
-        r = r == cudaSuccess ? prepare_own<FORM>(shared_of_block) : r;
     return r;
 }
 cudaError_t terms_prepare(uint32_t shared_of_block) {

@@ -18,7 +18,8 @@
  * is a bf16 in three.
  *
  * A slot is 2 KB of a strip's codes (INT4: 1 KB): 32, 64 or 128 k. An Input has Input::X terms of x and gives the B
- * fragments of a pair of steps of the slot: load(n, term, pair), of the n-th eight rows. */
+ * fragments of a pair of steps of the slot: load(n, term, pair), of the n-th eight rows. Input::UNROLL: how often
+ * the loop over terms is unrolled: TERMS times is faster where registers are left. */
 #pragma once
 
 #include "kernels/cuda/product.cuh"
@@ -160,13 +161,13 @@ template <int FORM, bool ANY, bool OF_X, class Input, int STRIPS, int TILES>
 static __device__ __forceinline__ void chain_add(sums<STRIPS, TILES> &acc, const uint8_t *codes,
         uint32_t strip_bytes, const struct zero_pair *zeros, const Input &in, uint32_t first, uint32_t end,
         struct k_range range) {
-#pragma unroll
+#pragma unroll Input::UNROLL
     for (int places = TERMS - 1; places >= 0; places--) {
 #pragma unroll
-        for (uint32_t pair = first; pair < end; pair++) {
+        for (uint32_t pair = 0; pair < weight<FORM>::PAIRS; pair++) {
 #pragma unroll
             for (int place = 0; place < weight<FORM>::PLACES && place <= places; place++) {
-                if (places - place >= Input::X)
+                if (pair < first || pair >= end || places - place >= Input::X)
                     continue;
                 uint4 x[TILES];
 #pragma unroll
@@ -252,4 +253,16 @@ static __device__ __forceinline__ void slot_evenly(
                 acc, codes, strip_bytes, of.zeros, in, segment * pairs, (segment + 1) * pairs, k_range{});
         chain_fold(acc, of, leaf);
     }
+}
+/* Of dense weights, or in equal segments. A kernel that knows that a run is one of them unpacks
+ * it once for all terms. */
+template <int FORM, class Input, int STRIPS, int TILES>
+static __device__ __forceinline__ void slot_of(
+        const struct panel &w, const uint8_t *codes, const Input &in, sums<STRIPS, TILES> &leaf) {
+    if constexpr (weight<FORM>::DENSE)
+        slot_dense<FORM>(codes, in, leaf);
+    else if (w.segments == 1)
+        slot_evenly<FORM, 1>(w, codes, in, leaf);
+    else
+        slot_evenly<FORM, 0>(w, codes, in, leaf);
 }

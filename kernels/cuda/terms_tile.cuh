@@ -164,6 +164,7 @@ static __device__ __forceinline__ void feed_next(tile_feed<size::CODE_CHUNKS> &f
 
 template <int FORM, int TERMS_OF_X> struct stage_input {
     static constexpr int X = TERMS_OF_X;
+    static constexpr int UNROLL = TERMS;
     const uint4 *lane; /* this lane's fragments of the warp's rows in a stage */
     __device__ __forceinline__ uint4 load(uint32_t n, uint32_t term, uint32_t pair) const {
         return lane[((n * X + term) * weight<FORM>::PAIRS + pair) * 32];
@@ -183,14 +184,8 @@ static __device__ __forceinline__ void slot_add(const struct panel &w, const uin
         const stage_input<FORM, X> &in, warp_sums<FORM, TILES> &leaf) {
     constexpr int AT_ONCE = warp_sums<FORM, TILES>::AT_ONCE;
 #pragma unroll
-    for (uint32_t h = 0; h < STRIPS / AT_ONCE; h++, codes += AT_ONCE * strip_bytes<FORM>(w)) {
-        if constexpr (weight<FORM>::DENSE)
-            slot_dense<FORM>(codes, in, leaf.of[h]);
-        else if (w.segments == 1)
-            slot_evenly<FORM, 1>(w, codes, in, leaf.of[h]);
-        else
-            slot_evenly<FORM, 0>(w, codes, in, leaf.of[h]);
-    }
+    for (uint32_t h = 0; h < STRIPS / AT_ONCE; h++, codes += AT_ONCE * strip_bytes<FORM>(w))
+        slot_of<FORM>(w, codes, in, leaf.of[h]);
 }
 
 /* The tree over leaves that come one after another: sums of 1, 2 and 4 of them wait for their right half. Which of them

@@ -179,7 +179,7 @@ static void test_dense_weights(void **state) {
 /* FP8 as it is, INT4 and INT8 with float activations: groups that divide a run, that do not, rows, minimums. */
 static void test_quantised_weights(void **state) {
     static const uint32_t groups[] = {32, 64, 128, 0, 256, 16, 48};
-    static const uint32_t counts[] = {1, 3, 8, 16, 17, 25};
+    static const uint32_t counts[] = {1, 2, 3, 8, 16, 17, 25};
     struct rng r = {6};
     (void)state;
     for (uint32_t t = 0; t < 48; t++) {
@@ -195,7 +195,7 @@ static void test_quantised_weights(void **state) {
                 .columns = columns,
                 .leaves = leaves,
                 .seed = t};
-        compare(&p, fp8 ? &cpu : &floats[0], fp8 ? &cuda : &floats[1], counts[rng_u32(&r) % 6]);
+        compare(&p, fp8 ? &cpu : &floats[0], fp8 ? &cuda : &floats[1], counts[rng_u32(&r) % 7]);
         matrix_free(&p.pieces[0]);
     }
 }
@@ -251,12 +251,12 @@ static void test_tiles_are_streams(void **state) {
     }
 }
 
-/* More rows than are brought into terms at once. */
+/* More rows than are brought into terms at once; the last two are by themselves. */
 static void test_many_rows(void **state) {
     (void)state;
     struct problem p = {
             .pieces = {dense(1, K_BF16, 20, 64)}, .n_pieces = 1, .columns = 64, .leaves = 8, .seed = 1};
-    compare(&p, &cpu, &cuda, 1030);
+    compare(&p, &cpu, &cuda, 1026);
     matrix_free(&p.pieces[0]);
 }
 
