@@ -51,13 +51,23 @@ static __device__ __forceinline__ void four_load(
     to[3] = v.w;
 }
 
+/* What a norm waits for, asked for ahead of the weights, which are many: its sum's elements, and that its own weights,
+ * which nobody has used since the last token, come to L2. */
+static __device__ __forceinline__ void own_norm_ask(
+        const struct input &in, uint32_t leaf, struct norm_batch &asked) {
+    const float *d_norm = in.d_norm + leaf * in.leaf_columns;
+    for (uint32_t k = threadIdx.x % 32 * 32; k < in.leaf_columns; k += 32 * 32)
+        ask_for_line(d_norm + k);
+    norm_ask(in.d_x, in.columns, threadIdx.x, asked);
+}
 /* Leaf `leaf` of in.d_x, by this warp; with NORM all of the block call it, and `chains` is [NORM_CHAINS] of theirs. A
  * batch of runs waits for memory once. */
 template <bool NORM, class Form>
 static __device__ __forceinline__ void own_leaf_make(
-        const struct input &in, uint32_t leaf, const Form &to, float *chains) {
+        const struct input &in, uint32_t leaf, const Form &to, float *chains, struct norm_batch &asked) {
     constexpr uint32_t BATCH = 5; /* runs: 640 columns, 5120 in 8 leaves */
     const uint32_t lane = threadIdx.x % 32, first_column = leaf * in.leaf_columns;
+    const float chain = NORM ? norm_chain(in.d_x, in.columns, asked) : 0.0f;
     float scale = 1.0f;
     for (uint32_t first = 0; first < in.runs; first += BATCH) {
         struct run_values v[BATCH];
@@ -65,12 +75,12 @@ static __device__ __forceinline__ void own_leaf_make(
         for (uint32_t n = 0; NORM && n < BATCH; n++)
             four_load(v[n].norm, in.d_norm + first_column, (first + n) * ACTIVATION_RUN + lane * 4,
                     in.leaf_columns);
-        if (NORM && first == 0)
-            scale = norm_scale(in.d_x, in.columns, in.eps, chains);
 #pragma unroll
         for (uint32_t n = 0; n < BATCH; n++)
             four_load(
                     v[n].x, in.d_x + first_column, (first + n) * ACTIVATION_RUN + lane * 4, in.leaf_columns);
+        if (NORM && first == 0)
+            scale = norm_of_chains(chain, in.columns, in.eps, chains);
 #pragma unroll
         for (uint32_t n = 0; n < BATCH; n++) {
             if (first + n >= in.runs)

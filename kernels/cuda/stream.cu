@@ -226,11 +226,14 @@ static __device__ __forceinline__ void dense_block(
                    first = blockIdx.x * parts, strip = first + warp / w.leaves;
     own_terms<TERMS> own = {dynamic_shared() + warp * w.runs * own_terms<TERMS>::RUN_BYTES};
     float *meeting = (float *)dynamic_shared();
+    [[maybe_unused]] struct norm_batch asked;
+    if constexpr (SOURCE == SOURCE_NORM)
+        own_norm_ask(a.in, leaf, asked);
     if (strip < w.strips)
         dense_ask(w, leaf, strip);
     if constexpr (SOURCE != SOURCE_READY) {
         meeting += WARPS * w.runs * own_terms<TERMS>::RUN_BYTES / sizeof(float);
-        own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains);
+        own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains, asked);
     }
     const uint32_t n_rows = a.d_plan->n_rows, rows = n_rows < TILES * 8 ? n_rows : TILES * 8;
     sums<1, TILES> leaf_sums = {};
@@ -257,6 +260,9 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
                    slot_bytes = STRIPS * (size::CODES + aux);
     uint8_t *ring = dynamic_shared() + warp * size::SLOTS * slot_bytes;
     float *meeting = (float *)(dynamic_shared() + WARPS * size::SLOTS * slot_bytes);
+    [[maybe_unused]] struct norm_batch asked;
+    if constexpr (SOURCE == SOURCE_NORM)
+        own_norm_ask(a.in, leaf, asked);
     feed<STRIPS> f = {};
     f.unit = block * parts + warp / a.w.leaves;
     if (f.unit < a.units)
@@ -268,7 +274,7 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
     if constexpr (SOURCE != SOURCE_READY) {
         own.codes = (uint8_t *)(meeting + 2 * WARPS * STRIPS * 16) + warp * own_codes_bytes(a.w.runs);
         own.scales = (float *)(own.codes + a.w.runs * OWN_CODES_BYTES);
-        own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains);
+        own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains, asked);
     }
     /* How many rows there are is asked once weights are on their way, which do not depend on it. */
     const uint32_t n_rows = a.d_plan->n_rows, left = n_rows > a.first_row ? n_rows - a.first_row : 0,

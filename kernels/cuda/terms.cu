@@ -168,6 +168,9 @@ __global__ void __launch_bounds__(TERMS_THREADS, terms_size<FORM, ROWS, X>::BLOC
     const uint32_t left = n_rows - a.first_row - from_row, rows = left < ROWS ? left : ROWS;
     uint8_t *ring = dynamic_shared() + warp * size::SLOTS * slot_bytes;
     float *meeting = (float *)(dynamic_shared() + WARPS * size::SLOTS * slot_bytes);
+    [[maybe_unused]] struct norm_batch asked;
+    if constexpr (SOURCE == SOURCE_NORM)
+        own_norm_ask(a.in, leaf, asked);
     terms_feed<STRIPS> f = {};
     f.unit = blockIdx.x * parts + warp / a.w.leaves;
     if (f.unit < units)
@@ -180,7 +183,7 @@ __global__ void __launch_bounds__(TERMS_THREADS, terms_size<FORM, ROWS, X>::BLOC
         __shared__ float chains[NORM_CHAINS];
         own.terms =
                 (uint8_t *)(meeting + size::BUFFERS * WARPS * STRIPS * 16) + warp * a.w.runs * own.RUN_BYTES;
-        own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains);
+        own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains, asked);
     }
     uint32_t slot = 0, buffer = 0;
     for (uint32_t first = blockIdx.x * parts; first < units; first += gridDim.x * parts) {
