@@ -133,7 +133,8 @@ int k_stream_create(struct k_context *c, struct k_stream **ret, struct error *e)
     s->context = c;
     s->found.d_claimed = k_alloc(c, sizeof *s->found.d_claimed);
     s->found.told = k_host_alloc(c, sizeof *s->found.told);
-    s->d_counters = k_alloc(c, (2 * SPLIT_BLOCKS_MAX + NEXT_RUNS_MAX) * sizeof *s->d_counters);
+    s->d_counters =
+            k_alloc(c, (2 * SPLIT_BLOCKS_MAX + NEXT_RUNS_MAX * (1 + ACTIVATION_RUN)) * sizeof *s->d_counters);
     s->d_arrivals = k_alloc(c, ARRIVALS_MAX * sizeof *s->d_arrivals);
     if (!s->found.d_claimed || !s->found.told || !s->d_counters || !s->d_arrivals) {
         k_stream_free(s);

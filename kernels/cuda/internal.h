@@ -60,7 +60,7 @@ struct k_stream {
     uint8_t *d_workspace;
     size_t workspace_bytes;
     /* 0 between kernels: of blocks done with a shared tile; [SPLIT_BLOCKS_MAX] for INT8 activations, and for terms;
-     * behind them product_args.next.d_arrived[NEXT_RUNS_MAX] */
+     * behind them d_arrived[NEXT_RUNS_MAX] of struct next_codes, and d_words[NEXT_RUNS_MAX][ACTIVATION_RUN] */
     uint32_t *d_counters;
     /* 0 between kernels: leaves of a tile and kv head of attention that are in their parts; [ARRIVALS_MAX] */
     uint32_t *d_arrivals;

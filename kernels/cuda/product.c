@@ -397,6 +397,7 @@ static bool made_of_pair(const struct k_stream *s, const struct product *p, uint
         return false;
     const struct input in = {.columns = w->columns, .leaf_columns = w->leaf_columns};
     ret_next->d_arrived = s->d_counters + 2 * SPLIT_BLOCKS_MAX;
+    ret_next->d_words = ret_next->d_arrived + NEXT_RUNS_MAX;
     return !all_own(s, w, INPUT_CODES, &in, rows);
 }
 

@@ -132,6 +132,8 @@ struct next_codes {
     struct activations to;
     uint32_t leaf_columns, runs; /* of a leaf */
     uint32_t *d_arrived; /* [leaf][run] strips that are there, 0 between kernels; NULL = nobody wants it */
+    /* [columns] a row on its way from block to block (next_codes.cuh), 0 between kernels */
+    uint32_t *d_words;
 };
 
 struct product_args {

@@ -132,3 +132,16 @@ static __device__ __forceinline__ uint32_t count_by_blocks(uint32_t *d_count) {
                  : "memory");
     return before;
 }
+/* Words that other blocks load or store meanwhile: each by itself is old or new, in no order with others. */
+static __device__ __forceinline__ uint4 load_words(const uint32_t *d_p) {
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(__cvta_generic_to_global(d_p))
+                 : "memory");
+    return v;
+}
+static __device__ __forceinline__ void store_word(uint32_t *d_p, uint32_t v) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(d_p)), "r"(v)
+                 : "memory");
+}

@@ -187,8 +187,9 @@ static __device__ __forceinline__ void run_anyhow(const struct panel &w, const u
 
 /* --- the end of a unit --- */
 
-/* All outputs of the block's units of a panel: unit `first` + p of part p. */
-template <bool PAIR>
+/* All outputs of the block's units of a panel: unit `first` + p of part p. WORDS: a result of one row, which goes on
+ * from block to block. */
+template <bool PAIR, bool WORDS>
 static __device__ __forceinline__ void outputs_store(const struct product_args &a, const struct panel &w,
         uint32_t units, const float *all, uint32_t rows, uint32_t first, uint32_t parts) {
     const uint32_t width = PAIR ? 32 : 16, stride = rows * width;
@@ -202,6 +203,8 @@ static __device__ __forceinline__ void outputs_store(const struct product_args &
             y = f32_silu(y) * leaves_tree(in + 16, stride, w.leaves);
         float *d_y = a.d_y + (uint64_t)(a.first_row + row) * a.ldy + w.d_outputs[unit].column + o;
         *d_y = a.add ? *d_y + y : y;
+        if (WORDS && a.next.d_arrived)
+            next_word_put(a.next, w.d_outputs[unit].column + o, y);
     }
 }
 
@@ -211,8 +214,8 @@ static __device__ __forceinline__ void result_round(
         const struct product_args &a, uint32_t rows, uint32_t first, uint32_t step, uint32_t *word) {
     if (SOURCE == SOURCE_READY)
         next_codes_finish(a.next, a.d_y, a.ldy, rows, first, step, a.units, word);
-    else if (threadIdx.x < 32) /* the warp that has stored the outputs of one row */
-        next_codes_finish_row(a.next, a.d_y, first, step, a.units);
+    else if (threadIdx.x < 32) /* the warp that has put the words */
+        next_codes_finish_row(a.next, first, step, a.units);
 }
 
 /* --- the kernel --- */
@@ -241,9 +244,16 @@ static __device__ __forceinline__ void dense_block(
         dense_leaf<TILES, SOURCE>(w, leaf, strip, a.dense_x, own, rows, leaf_sums);
     leaves_put<1, TILES>(meeting + warp * rows * 16, rows, leaf_sums.of);
     __syncthreads();
-    outputs_store<false>(a, w, w.strips, meeting, rows, first, parts);
+    outputs_store<false, false>(a, w, w.strips, meeting, rows, first, parts);
 }
 
+/* Where this warp's row is brought into INT8, of all warps from `shared` on. */
+static __device__ __forceinline__ struct own_codes own_codes_of_warp(void *shared, uint32_t runs) {
+    struct own_codes own;
+    own.codes = (uint8_t *)shared + threadIdx.x / 32 * own_codes_bytes(runs);
+    own.scales = (float *)(own.codes + runs * OWN_CODES_BYTES);
+    return own;
+}
 template <int BITS, enum cut CUT, bool PAIR, int TILES, enum source SOURCE>
 __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, TILES>::BLOCKS))
         stream_kernel(const struct product_args a) {
@@ -269,11 +279,9 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
         feed_seek<BITS, CUT, PAIR, TILES>(f, a, leaf);
     for (uint32_t i = 0; i + 1 < size::SLOTS; i++)
         feed_next<BITS, CUT, PAIR, TILES>(f, a, ring, leaf, step);
-
     [[maybe_unused]] struct own_codes own;
     if constexpr (SOURCE != SOURCE_READY) {
-        own.codes = (uint8_t *)(meeting + 2 * WARPS * STRIPS * 16) + warp * own_codes_bytes(a.w.runs);
-        own.scales = (float *)(own.codes + a.w.runs * OWN_CODES_BYTES);
+        own = own_codes_of_warp(meeting + 2 * WARPS * STRIPS * 16, a.w.runs);
         own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains, asked);
     }
     /* How many rows there are is asked once weights are on their way, which do not depend on it. */
@@ -311,7 +319,8 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
         float *all = meeting + buffer * meeting_floats;
         leaves_put<STRIPS, TILES>(all + warp * rows * STRIPS * 16, rows, sums);
         __syncthreads();
-        outputs_store<PAIR>(a, a.w, a.units, all, rows, first, parts);
+        outputs_store<PAIR, (PAIR && CUT != CUT_ANY && SOURCE != SOURCE_READY)>(
+                a, a.w, a.units, all, rows, first, parts);
     }
     if (PAIR && CUT != CUT_ANY && a.next.d_arrived)
         result_round<SOURCE>(a, rows, block, step, (uint32_t *)meeting);

@@ -151,3 +151,9 @@ template <class T> static inline T load_shared_by_blocks(const T *p) {
 static inline uint32_t count_by_blocks(uint32_t *d_count) {
     return atomicAdd(d_count, 1u);
 }
+static inline uint4 load_words(const uint32_t *d_p) {
+    return *(const uint4 *)d_p;
+}
+static inline void store_word(uint32_t *d_p, uint32_t v) {
+    *d_p = v;
+}
