@@ -306,6 +306,9 @@ struct k_comm;
 size_t k_comm_region_bytes(const struct k_shape *shape, uint32_t rows_max);
 int k_comm_create(struct k_context *c, const struct k_shape *shape, uint32_t rows_max, void *region,
         size_t region_bytes, struct k_comm **ret, struct error *e);
+/* Waits until every rank of the group has made its own, and finds the way to each; before the first step, and before
+ * anything collective is captured. -ECANCELED where the group is stopped meanwhile. */
+int k_comm_meet(struct k_comm *m, struct error *e);
 struct k_comm *k_comm_free(struct k_comm *m);
 /* Makes every rank that waits, now or later, in a collective give up: the streams get -ECANCELED. Any thread. */
 void k_comm_abort(struct k_comm *m);

@@ -75,6 +75,11 @@ int k_comm_create(struct k_context *c, const struct k_shape *shape, uint32_t row
     *ret = m;
     return 0;
 }
+int k_comm_meet(struct k_comm *m, struct error *e) {
+    (void)m; /* the region is the way, and who comes first waits in the first barrier */
+    (void)e;
+    return 0;
+}
 struct k_comm *k_comm_free(struct k_comm *m) {
     free(m);
     return NULL;

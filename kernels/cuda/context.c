@@ -4,6 +4,7 @@
  * captured. The caller owns every object and frees streams, events and graphs before their context. Calls enter the
  * context's device first, so that threads may serve different ones. */
 #include "kernels/cuda/blas.h"
+#include "kernels/cuda/exchange.h"
 #include "kernels/cuda/internal.h"
 
 #include "base/clock.h"
@@ -204,6 +205,14 @@ static void stream_hear(struct k_stream *s) {
         break;
     case DEVICE_FAULT_ROWS:
         refuse_rows((uint32_t)f->a, (uint32_t)f->b, (uint32_t)f->c, (uint32_t)f->d, &e);
+        break;
+    case DEVICE_FAULT_EXCHANGE:
+        if (f->a == EXCHANGE_ABORTED)
+            error_set(&e, -ECANCELED, "the group of ranks was stopped while rank %u took part in a step",
+                    (uint32_t)f->b);
+        else
+            error_set(&e, -ETIMEDOUT, "rank %u waited in vain for rank %u, in exchange %u of the group",
+                    (uint32_t)f->b, (uint32_t)f->c, (uint32_t)f->d);
         break;
     default:
         return;

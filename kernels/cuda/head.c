@@ -3,12 +3,27 @@
  * Rows go through in rounds of HEAD_ROWS, of which the host knows at most how many there are: a row is wanted because
  * its entry samples, or because its logits find room in the caller's buffer. A round is the product of its rows, as
  * if they were a step of their own, and the passes of sample.cu. */
+#include "kernels/cuda/comm.h"
 #include "kernels/cuda/internal.h"
 #include "kernels/cuda/reduce.h"
 #include "kernels/cuda/sample.h"
 #include "kernels/shared/check.h"
 
-enum part { ROUND, ROWS, STATES, PARTS, SUMS, MASSES, MAXIMA, LISTS, HIDDEN, RAW, CHANGED, PARTS_OF_SCRATCH };
+enum part {
+    ROUND,
+    ROWS,
+    STATES,
+    PARTS,
+    SUMS,
+    MASSES,
+    MAXIMA,
+    LISTS,
+    HIDDEN,
+    LOCAL, /* logits of this rank's rows of the vocabulary; nothing where they are all */
+    RAW,
+    CHANGED,
+    PARTS_OF_SCRATCH
+};
 
 /* Bytes of all, the product's own before them. */
 static uint64_t head_scratch(const struct k_shape *h, uint64_t at[PARTS_OF_SCRATCH]) {
@@ -23,6 +38,7 @@ static uint64_t head_scratch(const struct k_shape *h, uint64_t at[PARTS_OF_SCRAT
                            [MAXIMA] = HEAD_ROWS * 2ull * SAMPLE_GROUPS * sizeof(uint32_t),
                            [LISTS] = HEAD_ROWS * 2ull * SAMPLE_LIST * sizeof(uint32_t),
                            [HIDDEN] = (uint64_t)HEAD_ROWS * h->hidden_size * sizeof(float),
+                           [LOCAL] = h->tp > 1 ? (uint64_t)HEAD_ROWS * h->vocab_rows * sizeof(float) : 0,
                            [RAW] = (uint64_t)HEAD_ROWS * h->vocab_size * sizeof(float),
                            [CHANGED] = (uint64_t)HEAD_ROWS * h->vocab_size * sizeof(float),
                    };
@@ -50,8 +66,19 @@ static bool head_fits(struct k_stream *s, const struct k_shape *h, const struct 
 struct round {
     struct collect_args collect;
     struct sample_args sample;
-    const struct k_linear *head;
+    const struct k_linear *head; /* NULL: this rank has no rows of the vocabulary */
+    struct k_comm *comm;
+    float *d_local;
 };
+/* Logits of the whole vocabulary, in every rank. */
+static void queue_logits(struct k_stream *s, const struct round *r, const struct k_batch *wanted) {
+    const bool alone = comm_alone(r->comm);
+    if (r->head)
+        k_project(s, wanted, r->collect.d_x, r->head, alone ? (float *)r->sample.d_raw : r->d_local);
+    if (!alone)
+        comm_gather_vocab(s, r->comm, wanted->view.d_plan, wanted->bounds.rows, r->d_local,
+                (float *)r->sample.d_raw, r->sample.p.shape.vocab_size);
+}
 static bool queue_round(struct k_stream *s, const struct round *r, uint32_t rows) {
     const struct k_batch wanted = {.view.d_plan = r->collect.d_round,
             .context = s->context,
@@ -60,7 +87,7 @@ static bool queue_round(struct k_stream *s, const struct round *r, uint32_t rows
             .bounds = {.rows = rows, .entries = 1, .context = UINT32_MAX}};
     if (!CUDA_QUEUED(s, queue_collect(s->stream, &r->collect, rows)))
         return false;
-    k_project(s, &wanted, r->collect.d_x, r->head, (float *)r->sample.d_raw);
+    queue_logits(s, r, &wanted);
     return CUDA_QUEUED(s, queue_samples(s->stream, &r->sample, rows));
 }
 
@@ -72,10 +99,11 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
                    rows = wanted < b->bounds.rows ? wanted : b->bounds.rows;
     uint64_t at[PARTS_OF_SCRATCH];
     uint8_t *d_scratch = stream_scratch(s, head_scratch(h, at));
-    (void)m; /* of one rank */
     if (!d_scratch || !head_fits(s, h, head) || !CUDA_QUEUED(s, cudaSetDevice(s->context->device)))
         return;
     struct round r = {.head = head,
+            .comm = m,
+            .d_local = (float *)(d_scratch + at[LOCAL]),
             .collect = {.d_plan = b->view.d_plan,
                     .d_entries = b->view.d_entries,
                     .d_hidden = hidden,
@@ -113,7 +141,10 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
 void k_reduce_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part,
         float *x, uint32_t hidden_size) {
     const struct add_args a = {.d_plan = b->view.d_plan, .d_part = part, .d_x = x, .columns = hidden_size};
-    (void)m; /* of one rank */
-    if (b->bounds.rows > 0 && CUDA_QUEUED(s, cudaSetDevice(s->context->device)))
+    if (b->bounds.rows == 0 || !stream_enter(s))
+        return;
+    if (comm_alone(m))
         CUDA_QUEUED(s, queue_add(s->stream, &a, b->bounds.rows));
+    else
+        comm_add(s, m, b, part, x, hidden_size);
 }

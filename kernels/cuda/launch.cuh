@@ -30,6 +30,9 @@ static inline cudaError_t launch_kernel(void (*kernel)(P...), const struct read_
     }
     return cudaLaunchKernelEx(&config, kernel, args...);
 }
+/* Blocks of a kernel, of up to 256 threads and with hardly any shared memory, that have a place at the same time on
+ * every device: so many may wait for blocks of a kernel of another device that wait for them. */
+#define K_BLOCKS_TOGETHER 64u
 /* Both return the launch's cudaError_t. */
 #define K_LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                                           \
     launch_kernel(kernel, read_once{}, grid, threads, shared_bytes, stream, __VA_ARGS__)

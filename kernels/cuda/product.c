@@ -11,6 +11,7 @@
  * Under fast numerics a library multiplies many rows with BF16 weights, where the machine has it (blas.h). It is given
  * the rows as bf16, and weights as rows, as many outputs at a time as the rest of the workspace has room for. */
 #include "kernels/cuda/blas.h"
+#include "kernels/cuda/comm.h"
 #include "kernels/cuda/internal.h"
 #include "kernels/shared/pool_layout.h"
 
@@ -457,13 +458,14 @@ void k_project_partial(
     const struct product p = {.b = b, .w = w, .d_x = in, .d_y = part};
     product_run(s, &p);
 }
-/* A group is one rank so far: it adds what it multiplies where it belongs, which is the same sum. */
+/* A rank that is alone adds what it multiplies where it belongs, which is the same sum. */
 void k_project_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b,
         const struct k_linear *w, const float *in, float *part, float *x) {
-    const struct product p = {.b = b, .w = w, .d_x = in, .d_y = x, .add = true};
-    (void)m;
-    (void)part;
+    const bool alone = comm_alone(m);
+    const struct product p = {.b = b, .w = w, .d_x = in, .d_y = alone ? x : part, .add = alone};
     product_run(s, &p);
+    if (!alone && b->bounds.rows > 0)
+        comm_add(s, m, b, part, x, w->rows);
 }
 void k_project(
         struct k_stream *s, const struct k_batch *b, const float *x, const struct k_linear *w, float *y) {

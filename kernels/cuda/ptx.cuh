@@ -145,3 +145,28 @@ static __device__ __forceinline__ void store_word(uint32_t *d_p, uint32_t v) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(d_p)), "r"(v)
                  : "memory");
 }
+
+/* --- other devices --- */
+
+/* 16 bytes into memory of another device or of the host: each half comes as a whole. */
+static __device__ __forceinline__ void store_to_peer(uint4 *to, uint4 v) {
+    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y),
+                 "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+/* What another device may be writing. */
+static __device__ __forceinline__ uint4 load_from_peer(const uint4 *from) {
+    uint4 v;
+    asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from)
+                 : "memory");
+    return v;
+}
+static __device__ __forceinline__ uint64_t clock_of_device_ns() {
+    uint64_t t;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
+    return t;
+}
+/* Where a thread looks again and again. */
+static __device__ __forceinline__ void spin_pause() {}

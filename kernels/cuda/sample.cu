@@ -56,6 +56,7 @@ struct sample {
     struct sample_part *parts; /* [gridDim.x] */
     const float *d_raw, *d_v;  /* logits; after changes */
     uint32_t vocab, segment;
+    uint32_t own_first, own_rows; /* of the vocabulary, in this rank: the logits that it gives away */
 };
 static __device__ __forceinline__ struct sample sample_of(const struct sample_args &a, uint32_t i) {
     struct sample s;
@@ -66,6 +67,8 @@ static __device__ __forceinline__ struct sample sample_of(const struct sample_ar
     s.parts = a.d_parts + i * VOCAB_SEGMENTS;
     s.vocab = a.p.shape.vocab_size;
     s.segment = a.segment;
+    s.own_first = a.p.shape.tp > 1 ? a.p.shape.vocab_first : 0;
+    s.own_rows = a.p.shape.tp > 1 ? a.p.shape.vocab_rows : s.vocab;
     s.d_raw = a.d_raw + (uint64_t)i * s.vocab;
     s.d_v = sampling_changes(&s.slot->sampling, s.slot->sample_index) ? a.d_changed + (uint64_t)i * s.vocab
                                                                       : s.d_raw;
@@ -173,8 +176,8 @@ static __device__ uint64_t highest_raw(const struct sample &s, uint32_t first, u
             const bool finite = (bits_of_float(v[j]) & 0x7f800000u) != 0x7f800000u;
             if (k < n)
                 best = higher(best, finite ? key_of(v[j], first + k) : NOT_FINITE);
-            if (k < n && d_logits)
-                d_logits[first + k] = v[j];
+            if (d_logits && first + k - s.own_first < s.own_rows && k < n)
+                d_logits[first + k - s.own_first] = v[j];
         }
     }
     return best;
@@ -257,7 +260,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) scan_kernel(const struc
     const struct sample s = sample_of(a, i);
     const bool changed = s.d_v != s.d_raw && s.row->sampled;
     float *d_logits =
-            s.row->logits_at == UINT32_MAX ? NULL : a.d_logits + (uint64_t)s.row->logits_at * s.vocab;
+            s.row->logits_at == UINT32_MAX ? NULL : a.d_logits + (uint64_t)s.row->logits_at * s.own_rows;
     uint32_t *d_maxima = a.d_maxima + (uint64_t)i * 2 * SAMPLE_GROUPS;
     uint64_t raw_best = 0, best = 0;
     for (uint32_t segment = blockIdx.x; segment < VOCAB_SEGMENTS; segment += gridDim.x) {

@@ -86,7 +86,7 @@ struct sample_args {
     float *d_changed;              /* [HEAD_ROWS][V], of samples with bias, penalties or suppressed ids */
     struct k_result *d_results;
     struct k_outcome *d_outcomes; /* NULL: nobody asks */
-    float *d_logits;              /* NULL, or [logits_rows_max][V] */
+    float *d_logits;              /* NULL, or [logits_rows_max][vocab_rows of this rank] */
 };
 /* Results, outcomes and logits of the round's rows. */
 cudaError_t queue_samples(cudaStream_t s, const struct sample_args *a, uint32_t rows_bound);

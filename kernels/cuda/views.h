@@ -10,9 +10,10 @@
 /* What a kernel found wrong, for the host to say. The first one stays. */
 enum device_fault_kind {
     DEVICE_FAULT_NONE,
-    DEVICE_FAULT_ID,    /* a: token id, b: vocabulary, c: slot */
-    DEVICE_FAULT_DEPTH, /* a: positions, b: bound */
-    DEVICE_FAULT_ROWS,  /* a: entries, b: rows, c: bound of entries, d: bound of rows */
+    DEVICE_FAULT_ID,       /* a: token id, b: vocabulary, c: slot */
+    DEVICE_FAULT_DEPTH,    /* a: positions, b: bound */
+    DEVICE_FAULT_ROWS,     /* a: entries, b: rows, c: bound of entries, d: bound of rows */
+    DEVICE_FAULT_EXCHANGE, /* a: 1 aborted, 2 late; b: rank, c: rank waited for, d: epoch */
 };
 struct device_fault {
     uint32_t kind; /* enum device_fault_kind; written after the rest */

@@ -56,6 +56,7 @@ static struct {
     std::recursive_mutex lock;
     std::map<uint8_t *, allocation> memory; /* by the pointer that was given out */
     std::map<uint8_t *, size_t> host;
+    std::set<void *> registered;              /* memory of the host that is pinned where it lies */
     std::map<const void *, int> shared_limit; /* of kernels */
     uint8_t *arena;
     size_t arena_used, device_used;
@@ -262,6 +263,33 @@ extern "C" cudaError_t cudaFreeHost(void *p) {
         return fails(cudaErrorInvalidValue);
     free(p);
     return cudaSuccess;
+}
+
+extern "C" cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned) {
+    guard g(emu.lock);
+    if (!p || bytes == 0)
+        return fails(cudaErrorInvalidValue);
+    return emu.registered.insert(p).second ? cudaSuccess : fails(cudaErrorHostMemoryAlreadyRegistered);
+}
+extern "C" cudaError_t cudaHostUnregister(void *p) {
+    guard g(emu.lock);
+    return emu.registered.erase(p) ? cudaSuccess : fails(cudaErrorInvalidValue);
+}
+extern "C" cudaError_t cudaHostGetDevicePointer(void **ret, void *host, unsigned) {
+    *ret = host;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *, void *) {
+    return fails(cudaErrorNotSupported);
+}
+extern "C" cudaError_t cudaIpcOpenMemHandle(void **, cudaIpcMemHandle_t, unsigned) {
+    return fails(cudaErrorNotSupported);
+}
+extern "C" cudaError_t cudaIpcCloseMemHandle(void *) {
+    return fails(cudaErrorNotSupported);
+}
+extern "C" cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) {
+    return fails(cudaErrorPeerAccessUnsupported);
 }
 
 /* Whether [p, p + bytes) is within one allocation. */

@@ -307,8 +307,8 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
     rc = k_batch_create(r->context, r->entries_max, r->rows_max, &r->batch, e);
     if (rc < 0)
         return rc;
-    return k_comm_create(
-            r->context, &r->shard.shape, r->rows_max, o->comm_region, o->comm_bytes, &r->comm, e);
+    rc = k_comm_create(r->context, &r->shard.shape, r->rows_max, o->comm_region, o->comm_bytes, &r->comm, e);
+    return rc < 0 ? rc : k_comm_meet(r->comm, e);
 }
 
 /* The copies out of a GGUF file are made before a rank looks how much memory is free. They count where the ranks

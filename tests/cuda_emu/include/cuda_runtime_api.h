@@ -28,7 +28,11 @@ typedef enum cudaError {
     cudaErrorLaunchFailure = 719,
     cudaErrorStreamCaptureUnsupported = 900,
     cudaErrorStreamCaptureUnjoined = 904,
-    cudaErrorIllegalState = 401
+    cudaErrorIllegalState = 401,
+    cudaErrorPeerAccessUnsupported = 217,
+    cudaErrorPeerAccessAlreadyEnabled = 704,
+    cudaErrorHostMemoryAlreadyRegistered = 712,
+    cudaErrorNotSupported = 801
 } cudaError_t;
 
 typedef struct emu_stream *cudaStream_t;
@@ -50,9 +54,12 @@ enum cudaStreamCaptureMode {
     cudaStreamCaptureModeRelaxed
 };
 
-#define cudaHostAllocPortable  1u
-#define cudaStreamNonBlocking  1u
-#define cudaEventDisableTiming 2u
+#define cudaHostAllocPortable          1u
+#define cudaHostRegisterPortable       1u
+#define cudaHostRegisterMapped         2u
+#define cudaIpcMemLazyEnablePeerAccess 1u
+#define cudaStreamNonBlocking          1u
+#define cudaEventDisableTiming         2u
 
 struct cudaDeviceProp {
     char name[256];
@@ -74,6 +81,17 @@ cudaError_t cudaMalloc(void **ret, size_t bytes);
 cudaError_t cudaFree(void *p);
 cudaError_t cudaHostAlloc(void **ret, size_t bytes, unsigned flags);
 cudaError_t cudaFreeHost(void *p);
+cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned flags);
+cudaError_t cudaHostUnregister(void *p);
+cudaError_t cudaHostGetDevicePointer(void **ret, void *host, unsigned flags);
+/* Devices of the emulation do not reach each other's memory: ranks meet in memory of the host. */
+typedef struct cudaIpcMemHandle_st {
+    char reserved[64];
+} cudaIpcMemHandle_t;
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *ret, void *p);
+cudaError_t cudaIpcOpenMemHandle(void **ret, cudaIpcMemHandle_t handle, unsigned flags);
+cudaError_t cudaIpcCloseMemHandle(void *p);
+cudaError_t cudaDeviceEnablePeerAccess(int device, unsigned flags);
 cudaError_t cudaMemcpyAsync(
         void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s);
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s);

@@ -17,3 +17,4 @@ static inline cudaError_t emu_launch_of(const char *name, K *kernel, dim3 grid, 
     emu_launch_of(#kernel, kernel, grid, threads, shared_bytes, stream, __VA_ARGS__)
 #define K_LAUNCH_ONCE(kernel, once, grid, threads, shared_bytes, stream, ...)                                \
     emu_launch_of(#kernel, kernel, grid, threads, shared_bytes, stream, __VA_ARGS__)
+#define K_BLOCKS_TOGETHER 1u /* blocks run one after another */

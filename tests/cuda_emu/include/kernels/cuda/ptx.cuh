@@ -5,6 +5,8 @@
 #include "base/half.h"
 
 #include <cuda_runtime.h>
+#include <sched.h>
+#include <time.h>
 
 static inline uint8_t *dynamic_shared() {
     return emu_dynamic_shared();
@@ -156,4 +158,25 @@ static inline uint4 load_words(const uint32_t *d_p) {
 }
 static inline void store_word(uint32_t *d_p, uint32_t v) {
     *d_p = v;
+}
+
+/* --- other devices: other processes --- */
+
+static inline void store_to_peer(uint4 *to, uint4 v) {
+    const uint64_t halves[2] = {(uint64_t)v.y << 32 | v.x, (uint64_t)v.w << 32 | v.z};
+    for (uint32_t i = 0; i < 2; i++)
+        __atomic_store_n((uint64_t *)to + i, halves[i], __ATOMIC_RELEASE);
+}
+static inline uint4 load_from_peer(const uint4 *from) {
+    const uint64_t low = __atomic_load_n((const uint64_t *)from, __ATOMIC_ACQUIRE),
+                   high = __atomic_load_n((const uint64_t *)from + 1, __ATOMIC_ACQUIRE);
+    return {(uint32_t)low, (uint32_t)(low >> 32), (uint32_t)high, (uint32_t)(high >> 32)};
+}
+static inline uint64_t clock_of_device_ns() {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+static inline void spin_pause() {
+    sched_yield();
 }

@@ -1,0 +1,174 @@
+/* exchange.cu - sums and rows of all ranks, pushed into each other's inboxes (exchange.h).
+ *
+ *   add     a thread has pairs of elements, all ranks' of one pair: it pushes its own to everybody, then waits for
+ *           theirs and adds in the order of the tree over ranks, which is everybody's, so that all end with the same
+ *           bits. Sends 8 bytes an element to each other rank, reads as many of each, and moves 12 at home.
+ *   gather  the same without a sum. Sends and reads 8 bytes an element for each other rank.
+ *
+ * A block waits for what the same block of the others pushes, and pushes before it waits; all blocks of a kernel have a
+ * place at the same time, so that none waits for one that cannot begin. A wait ends when its words are there, when the
+ * group is aborted, when an earlier one has failed, or at its deadline; then the exchange is poisoned and later kernels
+ * do not wait at all. */
+#include "kernels/cuda/exchange.h"
+#include "kernels/cuda/fault.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/shared/portable.h"
+
+#define EXCHANGE_THREADS 256u
+static_assert(K_BLOCKS_TOGETHER <= EXCHANGE_BLOCKS, "every block has an epoch");
+#define SPINS 1024u /* looks at a word before the clock and the abort word are looked at */
+
+/* --- words --- */
+
+static __device__ __forceinline__ uint4 *words_of(
+        const struct exchange_view &v, uint32_t inbox_of, uint32_t from, uint32_t epoch) {
+    return (uint4 *)v.inbox[inbox_of] + ((epoch & 1) * v.tp + from) * (uint64_t)(EXCHANGE_FLOATS / 2);
+}
+static __device__ __forceinline__ void push_to_all(
+        const struct exchange_view &v, uint32_t epoch, uint32_t at, float2 x) {
+    const uint4 word = {bits_of_float(x.x), epoch, bits_of_float(x.y), epoch};
+    for (uint32_t r = 0; r < v.tp; r++)
+        if (r != v.rank)
+            store_to_peer(words_of(v, r, v.rank, epoch) + at, word);
+}
+static __device__ void give_up(const struct exchange_view &v, uint32_t why, uint32_t from, uint32_t epoch) {
+    *(volatile uint32_t *)v.d_poisoned = 1;
+    fault_tell(v.fault, DEVICE_FAULT_EXCHANGE, why, v.rank, from, epoch);
+}
+/* The pair that rank `from` has pushed; false: it does not come. */
+static __device__ bool pull(
+        const struct exchange_view &v, uint32_t from, uint32_t epoch, uint32_t at, float2 *ret) {
+    const uint4 *word = words_of(v, v.rank, from, epoch) + at;
+    uint64_t began = 0;
+    for (;;) {
+        for (uint32_t spin = 0; spin < SPINS; spin++) {
+            const uint4 w = load_from_peer(word);
+            if (w.y == epoch && w.w == epoch) {
+                *ret = {float_of_bits(w.x), float_of_bits(w.z)};
+                return true;
+            }
+            spin_pause();
+        }
+        const uint64_t now = clock_of_device_ns();
+        began = began ? began : now;
+        if (*(const volatile uint32_t *)v.d_poisoned)
+            return false;
+        if (*v.aborted || now - began > v.deadline_ns) {
+            give_up(v, *v.aborted ? EXCHANGE_ABORTED : EXCHANGE_LATE, from, epoch);
+            return false;
+        }
+    }
+}
+
+/* The epoch of this exchange, and at its end that it was one; blocks that this grid does not have are block 0's. */
+static __device__ __forceinline__ uint32_t epoch_begin(const struct exchange_view &v) {
+    return v.d_epochs[blockIdx.x] + 1;
+}
+static __device__ __forceinline__ void epoch_end(const struct exchange_view &v, uint32_t epoch) {
+    __syncthreads();
+    if (threadIdx.x == 0)
+        v.d_epochs[blockIdx.x] = epoch;
+    for (uint32_t k = gridDim.x + threadIdx.x; blockIdx.x == 0 && k < EXCHANGE_BLOCKS; k += blockDim.x)
+        v.d_epochs[k] = epoch;
+}
+/* Rows of the plan that are this exchange's. */
+static __device__ __forceinline__ uint32_t rows_here(
+        const struct k_plan *d_plan, uint32_t first_row, uint32_t rows) {
+    const uint32_t n = d_plan->n_rows, left = n > first_row ? n - first_row : 0;
+    return left < rows ? left : rows;
+}
+
+/* --- add --- */
+
+template <uint32_t TP>
+__global__ void __launch_bounds__(EXCHANGE_THREADS) exchange_add_kernel(const struct exchange_add_args a) {
+    const struct exchange_view &v = a.view;
+    const uint32_t epoch = epoch_begin(v), n = rows_here(a.d_plan, a.first_row, a.rows) * a.columns,
+                   pairs = (n + 1) / 2, step = gridDim.x * EXCHANGE_THREADS,
+                   first = blockIdx.x * EXCHANGE_THREADS + threadIdx.x;
+    const float *d_part = a.d_part + (uint64_t)a.first_row * a.columns;
+    float *d_x = a.d_x + (uint64_t)a.first_row * a.columns;
+    if (*v.d_poisoned)
+        return;
+    for (uint32_t i = first; i < pairs; i += step)
+        push_to_all(v, epoch, i, {d_part[2 * i], 2 * i + 1 < n ? d_part[2 * i + 1] : 0.0f});
+    for (uint32_t i = first; i < pairs; i += step) {
+        float2 sum[TP];
+        bool there = true;
+#pragma unroll
+        for (uint32_t r = 0; r < TP; r++) {
+            if (r == v.rank)
+                sum[r] = {d_part[2 * i], 2 * i + 1 < n ? d_part[2 * i + 1] : 0.0f};
+            else
+                there = there && pull(v, r, epoch, i, &sum[r]);
+        }
+        if (!there)
+            break;
+#pragma unroll
+        for (uint32_t d = 1; d < TP; d *= 2)
+#pragma unroll
+            for (uint32_t r = 0; r < TP; r += 2 * d)
+                sum[r] = {sum[r].x + sum[r + d].x, sum[r].y + sum[r + d].y};
+        d_x[2 * i] = d_x[2 * i] + sum[0].x;
+        if (2 * i + 1 < n)
+            d_x[2 * i + 1] = d_x[2 * i + 1] + sum[0].y;
+    }
+    epoch_end(v, epoch);
+}
+static uint32_t blocks_of(uint64_t floats) {
+    const uint64_t blocks = (floats / 2 + EXCHANGE_THREADS) / EXCHANGE_THREADS;
+    return blocks < K_BLOCKS_TOGETHER ? (uint32_t)blocks : K_BLOCKS_TOGETHER;
+}
+cudaError_t queue_exchange_add(cudaStream_t s, const struct exchange_add_args *a) {
+    const uint32_t blocks = blocks_of((uint64_t)a->rows * a->columns);
+    switch (a->view.tp) {
+    case 2:
+        return K_LAUNCH(exchange_add_kernel<2>, blocks, EXCHANGE_THREADS, 0, s, *a);
+    case 4:
+        return K_LAUNCH(exchange_add_kernel<4>, blocks, EXCHANGE_THREADS, 0, s, *a);
+    default:
+        return K_LAUNCH(exchange_add_kernel<8>, blocks, EXCHANGE_THREADS, 0, s, *a);
+    }
+}
+
+/* --- gather --- */
+
+/* Element e of a rank's rows of n columns, and where it lies in all. */
+static __device__ __forceinline__ float *place_of_all(
+        const struct exchange_gather_args &a, uint32_t r, uint32_t e) {
+    return a.d_all + (uint64_t)(a.first_row + e / a.n[r]) * a.columns + a.first[r] + e % a.n[r];
+}
+__global__ void __launch_bounds__(EXCHANGE_THREADS)
+        exchange_gather_kernel(const struct exchange_gather_args a) {
+    const struct exchange_view &v = a.view;
+    const uint32_t epoch = epoch_begin(v), rows = rows_here(a.d_plan, a.first_row, a.rows),
+                   step = gridDim.x * EXCHANGE_THREADS, first = blockIdx.x * EXCHANGE_THREADS + threadIdx.x,
+                   own = rows * a.n[v.rank];
+    const float *d_part = a.d_part + (uint64_t)a.first_row * a.n[v.rank];
+    if (*v.d_poisoned)
+        return;
+    for (uint32_t i = first; 2 * i < own; i += step) {
+        const float2 x = {d_part[2 * i], 2 * i + 1 < own ? d_part[2 * i + 1] : 0.0f};
+        push_to_all(v, epoch, i, x);
+        *place_of_all(a, v.rank, 2 * i) = x.x;
+        if (2 * i + 1 < own)
+            *place_of_all(a, v.rank, 2 * i + 1) = x.y;
+    }
+    for (uint32_t r = 0; r < v.tp; r++) {
+        const uint32_t n = rows * a.n[r];
+        for (uint32_t i = first; r != v.rank && 2 * i < n; i += step) {
+            float2 x;
+            if (!pull(v, r, epoch, i, &x))
+                break;
+            *place_of_all(a, r, 2 * i) = x.x;
+            if (2 * i + 1 < n)
+                *place_of_all(a, r, 2 * i + 1) = x.y;
+        }
+    }
+    epoch_end(v, epoch);
+}
+cudaError_t queue_exchange_gather(cudaStream_t s, const struct exchange_gather_args *a) {
+    return K_LAUNCH(
+            exchange_gather_kernel, blocks_of((uint64_t)a->rows * a->n_most), EXCHANGE_THREADS, 0, s, *a);
+}
