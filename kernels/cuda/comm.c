@@ -21,8 +21,8 @@
 
 #define MEET_SECONDS  600u /* until the last rank has loaded */
 #define MEET_PAUSE_NS 1000000
-#define DEADLINE_SECONDS                                                                                     \
-    30u /* of a wait for a rank in a step: longer than whoever watches the group has patience */
+/* Of a wait for a rank in a step: longer than whoever watches the group has patience. */
+#define DEADLINE_SECONDS 30u
 
 /* What a rank tells the others before it can be reached. */
 struct seat {

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(EXCHANGE_THREADS) exchange_add_kernel(const st
                    first = blockIdx.x * EXCHANGE_THREADS + threadIdx.x;
     const float *d_part = a.d_part + (uint64_t)a.first_row * a.columns;
     float *d_x = a.d_x + (uint64_t)a.first_row * a.columns;
-    if (*v.d_poisoned)
+    if (n == 0 || *v.d_poisoned) /* nobody would be waited for: it is no exchange, and takes no epoch */
         return;
     for (uint32_t i = first; i < pairs; i += step)
         push_to_all(v, epoch, i, {d_part[2 * i], 2 * i + 1 < n ? d_part[2 * i + 1] : 0.0f});
@@ -139,6 +139,18 @@ static __device__ __forceinline__ float *place_of_all(
         const struct exchange_gather_args &a, uint32_t r, uint32_t e) {
     return a.d_all + (uint64_t)(a.first_row + e / a.n[r]) * a.columns + a.first[r] + e % a.n[r];
 }
+static __device__ __forceinline__ void gather_put(
+        const struct exchange_gather_args &a, uint32_t r, uint32_t i, uint32_t n, float2 x) {
+    if (2 * i < n)
+        *place_of_all(a, r, 2 * i) = x.x;
+    if (2 * i + 1 < n)
+        *place_of_all(a, r, 2 * i + 1) = x.y;
+}
+/* Of a rank that has n elements. One that has none says so with a word: who did not wait for it could be two exchanges
+ * ahead of it, and write over what it still reads. */
+static __device__ __forceinline__ uint32_t gather_words(uint32_t n) {
+    return n == 0 ? 1 : (n + 1) / 2;
+}
 __global__ void __launch_bounds__(EXCHANGE_THREADS)
         exchange_gather_kernel(const struct exchange_gather_args a) {
     const struct exchange_view &v = a.view;
@@ -146,24 +158,20 @@ __global__ void __launch_bounds__(EXCHANGE_THREADS)
                    step = gridDim.x * EXCHANGE_THREADS, first = blockIdx.x * EXCHANGE_THREADS + threadIdx.x,
                    own = rows * a.n[v.rank];
     const float *d_part = a.d_part + (uint64_t)a.first_row * a.n[v.rank];
-    if (*v.d_poisoned)
+    if (rows == 0 || *v.d_poisoned)
         return;
-    for (uint32_t i = first; 2 * i < own; i += step) {
-        const float2 x = {d_part[2 * i], 2 * i + 1 < own ? d_part[2 * i + 1] : 0.0f};
+    for (uint32_t i = first; i < gather_words(own); i += step) {
+        const float2 x = {2 * i < own ? d_part[2 * i] : 0.0f, 2 * i + 1 < own ? d_part[2 * i + 1] : 0.0f};
         push_to_all(v, epoch, i, x);
-        *place_of_all(a, v.rank, 2 * i) = x.x;
-        if (2 * i + 1 < own)
-            *place_of_all(a, v.rank, 2 * i + 1) = x.y;
+        gather_put(a, v.rank, i, own, x);
     }
     for (uint32_t r = 0; r < v.tp; r++) {
         const uint32_t n = rows * a.n[r];
-        for (uint32_t i = first; r != v.rank && 2 * i < n; i += step) {
+        for (uint32_t i = first; r != v.rank && i < gather_words(n); i += step) {
             float2 x;
             if (!pull(v, r, epoch, i, &x))
                 break;
-            *place_of_all(a, r, 2 * i) = x.x;
-            if (2 * i + 1 < n)
-                *place_of_all(a, r, 2 * i + 1) = x.y;
+            gather_put(a, r, i, n, x);
         }
     }
     epoch_end(v, epoch);

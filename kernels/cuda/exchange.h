@@ -7,7 +7,8 @@
  *
  * Who reads waits until both epochs of a word are this exchange's, so that a word is its own signal and no barrier is
  * needed. Two sets are enough: a rank begins epoch e + 2 after it has everybody's words of e + 1, which they sent after
- * they had read e. All ranks queue the same exchanges in the same order. */
+ * they had read e; so in every exchange everybody waits for everybody. All ranks queue the same exchanges in the same
+ * order. */
 #pragma once
 
 #include "kernels/cuda/views.h"
