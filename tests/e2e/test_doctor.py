@@ -246,6 +246,14 @@ def test_settings_come_from_a_file_too(tmp_path, model):
     assert report["device"] == "cpu" and report["model"]["max_num_seqs"] == 3
 
 
+def test_a_folder_without_weights(tmp_path):
+    machine, sizes = Machine(tmp_path), str(tmp_path / "sizes")
+    assert shardd("synth", sizes, "--config", "27b", "--weights", "int4", "--config-only").returncode == 0
+    assert found(machine.report("--model", sizes), "model.readable")[0]["level"] == "problem"
+    report = machine.report("--model", sizes, "--load-format", "dummy")
+    assert report["model"]["fits"] and 13 * GB < report["model"]["weight_bytes"] < 19 * GB
+
+
 def test_wrong_usage(tmp_path):
     machine = Machine(tmp_path)
     for arguments, word in ((["--port", "1"], "port"), (["somewhere"], "somewhere"), (["--device", "null"], "null"),

@@ -33,6 +33,42 @@ json_t *bench_gpu(const char *library) {
     return o;
 }
 
+static bool same_kind(const json_t *a, const json_t *b) {
+    static const enum nvml_reading judged[] = {
+            NVML_POWER_LIMIT, NVML_ECC, NVML_SM_CLOCK_MAX, NVML_MEMORY_CLOCK_MAX};
+    bool same = json_equal(json_object_get(a, "name"), json_object_get(b, "name")) != 0;
+    for (size_t i = 0; same && i < sizeof(judged) / sizeof(judged[0]); i++)
+        same = json_equal(json_object_get(a, nvml_reading_name(judged[i])),
+                       json_object_get(b, nvml_reading_name(judged[i]))) != 0;
+    return same;
+}
+
+/* "700 W"; "? W" where the driver does not tell. */
+static void print_reading(FILE *out, const char *before, const json_t *card, enum nvml_reading r, double unit,
+        const char *unit_name) {
+    const json_t *value = json_object_get(card, nvml_reading_name(r));
+    if (json_is_integer(value))
+        fprintf(out, "%s%.0f %s", before, (double)json_integer_value(value) / unit, unit_name);
+    else
+        fprintf(out, "%s? %s", before, unit_name);
+}
+
+void bench_gpu_print(FILE *out, const json_t *gpu) {
+    const json_t *cards = json_object_get(gpu, "cards");
+    for (size_t i = 0; i < json_array_size(cards); i++) {
+        const json_t *c = json_array_get(cards, i);
+        const json_t *ecc = json_object_get(c, nvml_reading_name(NVML_ECC));
+        if (i > 0 && same_kind(c, json_array_get(cards, i - 1)))
+            continue;
+        fprintf(out, "%s, driver %s", json_string_value(json_object_get(c, "name")),
+                json_string_value(json_object_get(gpu, "driver")));
+        print_reading(out, ": at most ", c, NVML_POWER_LIMIT, 1e3, "W");
+        print_reading(out, ", SM ", c, NVML_SM_CLOCK_MAX, 1, "MHz");
+        print_reading(out, ", memory ", c, NVML_MEMORY_CLOCK_MAX, 1, "MHz");
+        fprintf(out, ", ECC %s\n", !json_is_integer(ecc) ? "?" : json_integer_value(ecc) != 0 ? "on" : "off");
+    }
+}
+
 json_t *bench_gpu_load(const char *library) {
     static const enum nvml_reading readings[] = {
             NVML_SM_CLOCK, NVML_MEMORY_CLOCK, NVML_POWER_DRAW, NVML_TEMPERATURE, NVML_CLOCK_REASONS};

@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/sizes.h"
 #include "base/statistics.h"
+#include "tp/bench/gpu.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -87,8 +88,9 @@ void report_begin(struct report *r) {
     json_object_set_new(r->root, "tests", json_array());
     fprintf(r->table, "%s: %s of weights, tp %u, %s (%s)\n", o->worker.rank.model_dir,
             SIZE_TEXT((uint64_t)r->cost.weights), r->group->tp, kernels, host);
-    fprintf(r->table, "%-13s %7s %5s %19s %10s %9s %9s %9s%s\n", "test", "depth", "batch", "tokens/s",
-            "ms a step", "GB/s", "of memory", "TFLOP/s",
+    bench_gpu_print(r->table, json_object_get(r->root, "gpu"));
+    fprintf(r->table, "%-13s %7s %5s %19s %10s %10s %9s %9s %9s%s\n", "test", "depth", "batch", "tokens/s",
+            "ms a step", "MB a token", "GB/s", "of memory", "TFLOP/s",
             k_runs_behind(rank->context) ? "  host us  nodes" : "");
     fflush(r->table);
 }
@@ -128,11 +130,13 @@ static void print_test(const struct report *r, const struct bench_test *t, const
     snprintf(rate, sizeof(rate), "%.2f +- %.2f", f->mean, f->deviation);
     fprintf(r->table, "%19s %10.3f", rate, f->step_ms);
     if (t->kind == BENCH_PROMPT)
-        fprintf(r->table, " %9s %9s %9.3f", "", "", f->flops / 1e12);
-    else if (t->memory_rate > 0)
-        fprintf(r->table, " %9.1f %7.1f %% %9s", f->bytes / 1e9, 100 * f->bytes / t->memory_rate, "");
+        fprintf(r->table, " %10s %9s %9s %9.3f", "", "", "", f->flops / 1e12);
     else
-        fprintf(r->table, " %9.1f %9s %9s", f->bytes / 1e9, "", "");
+        fprintf(r->table, " %10.1f %9.1f", t->step_bytes / t->batch / 1e6, f->bytes / 1e9);
+    if (t->kind == BENCH_DECODE && t->memory_rate > 0)
+        fprintf(r->table, " %7.1f %% %9s", 100 * f->bytes / t->memory_rate, "");
+    else if (t->kind == BENCH_DECODE)
+        fprintf(r->table, " %9s %9s", "", "");
     if (t->behind)
         fprintf(r->table, " %8.1f %6u", t->host_seconds * 1e6, t->graph_nodes);
     fputc('\n', r->table);

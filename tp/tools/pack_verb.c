@@ -27,13 +27,14 @@ static const char HELP[] =
         "  --packed-cache DIR   where to put it (default: in the model's folder, or in ~/.cache/shardd where that\n"
         "                       cannot be written to)\n"
         "  --layout NAME        for which kernels: cpu-2 or cuda-mma-2; any host makes either, no GPU is needed\n"
-        "                       (default: what this host's worker computes with)\n"
+        "                       (default: cpu-2). A GPU maps cuda-mma-2 only\n"
         "  --verify             compare all checksums of the file afterwards\n"
         "  --threads N          (default: all cores)\n"
         "\n"
         "Exit status: 0 the file is there, 1 failed, 2 wrong usage.\n"
         "\n"
-        "  shardd pack models/Qwen3.5-27B\n";
+        "  shardd pack models/Qwen3.5-27B\n"
+        "  shardd pack models/Qwen3.5-27B --layout cuda-mma-2\n";
 
 struct pack {
     const char *model, *cache;

@@ -202,6 +202,15 @@ static void test_what_the_driver_says(void **state) {
     assert_true(number(json_array_get(cards, 1), "ecc_enabled") == 0);
     assert_int_equal(json_array_size(load), 2);
     assert_true(number(json_array_get(load, 0), "sm_clock_mhz") > 0);
+    char *line = NULL;
+    size_t bytes = 0;
+    FILE *out = open_memstream(&line, &bytes);
+    bench_gpu_print(out, gpu);
+    bench_gpu_print(out, NULL);
+    fclose(out);
+    assert_string_equal(line,
+            "NVIDIA RTX A6000, driver 570.86.15: at most 300 W, SM 2100 MHz, memory 8001 MHz, ECC off\n");
+    free(line);
     json_decref(gpu);
     json_decref(load);
     assert_null(bench_gpu("/no/such/library.so"));
