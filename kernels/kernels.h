@@ -79,6 +79,8 @@ struct k_platform {
 /* What this library finds on this machine; the first `max` devices are described, in the order of
  * k_context_options.device. 0, or why none can be used: then *ret is filled as far as it is known. */
 int k_devices(struct k_platform *ret, struct k_device *devices, uint32_t max, struct error *e);
+/* k_device.place of one device, which is not opened for it: no context is made, and no thread started there. */
+void k_device_place(uint32_t device, char *ret, size_t size);
 
 /* --- context, streams, events, graphs --- */
 

@@ -115,6 +115,12 @@ int k_devices(struct k_platform *ret, struct k_device *devices, uint32_t max, st
     return 0;
 }
 
+void k_device_place(uint32_t device, char *ret, size_t size) {
+    (void)device;
+    if (size)
+        ret[0] = '\0';
+}
+
 /* --- streams --- */
 
 struct call { /* followed by its arguments, padded to 16 */

@@ -103,6 +103,19 @@ int device_open(int device, struct cudaDeviceProp *ret, struct error *e) {
     return made == cudaSuccess ? 0 : device_refused(device, ret, made, e);
 }
 
+static void write_place(const struct cudaDeviceProp *p, char *ret, size_t size) {
+    snprintf(ret, size, "%08x:%02x:%02x.0", (unsigned)p->pciDomainID, (unsigned)p->pciBusID & 255u,
+            (unsigned)p->pciDeviceID & 255u);
+}
+void k_device_place(uint32_t device, char *ret, size_t size) {
+    struct cudaDeviceProp p;
+    if (size)
+        ret[0] = '\0';
+    if (cudaGetDeviceProperties(&p, (int)device) == cudaSuccess)
+        write_place(&p, ret, size);
+    cudaGetLastError(); /* what is wrong is said by who opens it */
+}
+
 static void device_describe(int device, struct k_device *ret) {
     struct cudaDeviceProp p;
     size_t bytes_free = 0, total = 0;
@@ -114,8 +127,7 @@ static void device_describe(int device, struct k_device *ret) {
     ret->memory_total = p.totalGlobalMem;
     ret->memory_free = bytes_free;
     snprintf(ret->name, sizeof ret->name, "%.*s", (int)sizeof ret->name - 1, p.name);
-    snprintf(ret->place, sizeof ret->place, "%08x:%02x:%02x.0", (unsigned)p.pciDomainID,
-            (unsigned)p.pciBusID & 255u, (unsigned)p.pciDeviceID & 255u);
+    write_place(&p, ret->place, sizeof ret->place);
 }
 
 int k_devices(struct k_platform *ret, struct k_device *devices, uint32_t max, struct error *e) {

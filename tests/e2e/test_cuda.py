@@ -148,9 +148,11 @@ FLAGS = ("--max-model-len", "256", "--max-num-seqs", "4", "--max-num-batched-tok
 def test_the_emulated_gpu_answers_as_the_cpu(installed, machine_with_gpu):
     """auto takes it; prompts together and alone, with a prompt in chunks: what transformers said."""
     records = some_records(4)
-    with Server(MODEL, *FLAGS, "--libexec-dir", installed["with"], "--step-timeout", "120s",
+    with Server(MODEL, *FLAGS, "--libexec-dir", installed["with"], "--step-timeout", "120s", "--numa-bind", "core",
                 env=machine_with_gpu) as server:
-        assert "(tp 1, cuda)" in server.log_text()
+        log = server.log_text()
+        assert "(tp 1, cuda)" in log
+        assert "rank 0 stays on core " in log or len(os.sched_getaffinity(0)) == 1
 
         def ids(record):
             with server.client() as client:

@@ -11,6 +11,7 @@
 #include "tp/load/shard.h"
 #include "tp/load/weights.h"
 #include "tp/worker/budget.h"
+#include "tp/worker/cores.h"
 
 #include <stdbool.h>
 
@@ -41,6 +42,7 @@ struct rank_options {
     uint32_t threads; /* of this rank; 0 = all the process may use */
     const char *isa;  /* NULL = best */
     uint32_t device;
+    enum cores_bind bind;            /* --numa-bind */
     uint32_t max_model_len;          /* 0 = the model's own */
     uint32_t max_num_seqs;           /* 0 = RANK_SLOTS_DEFAULT */
     uint32_t max_num_batched_tokens; /* rows of a step; 0 = chosen, at least max_num_seqs */

@@ -44,6 +44,8 @@ const char worker_help[] =
         "  --ranks LIST                 those in this process, e.g. 0 or 0,1 (default: all)\n"
         "  --threads N                  of each rank; 0 = the cores divided by the ranks\n"
         "  --isa avx512|avx2|plain      instruction set; default the best there is. Same results on all\n"
+        "  --numa-bind node|core|off    node: the thread of a rank stays on the cores near its GPU; core: and on one\n"
+        "                               of them once the model is loaded; off: where the system puts it\n"
         "  --enforce-eager              queue each operation instead of replaying recorded layers\n"
         "\n"
         "from the launcher\n"
@@ -77,6 +79,7 @@ enum flag {
     FLAG_ACTIVATIONS,
     FLAG_NUMERICS,
     FLAG_SEED,
+    FLAG_NUMA_BIND,
     FLAG_ENFORCE_EAGER,
     FLAG_CONTROL_FD,
     FLAG_COMM_FD,
@@ -111,6 +114,7 @@ static const struct option flags[] = {
         {"activations", required_argument, NULL, FLAG_ACTIVATIONS},
         {"numerics", required_argument, NULL, FLAG_NUMERICS},
         {"seed", required_argument, NULL, FLAG_SEED},
+        {"numa-bind", required_argument, NULL, FLAG_NUMA_BIND},
         {"enforce-eager", no_argument, NULL, FLAG_ENFORCE_EAGER},
         {"control-fd", required_argument, NULL, FLAG_CONTROL_FD},
         {"comm-fd", required_argument, NULL, FLAG_COMM_FD},
@@ -247,6 +251,17 @@ static int parse_activations(const char *text, enum k_activations *ret, struct e
     return error_set(e, -EINVAL, "--activations '%s': int8, bf16 or float is expected", text);
 }
 
+static int parse_bind(const char *text, enum cores_bind *ret, struct error *e) {
+    static const char *const names[] = {[CORES_NODE] = "node", [CORES_CORE] = "core", [CORES_OFF] = "off"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(text, names[i]) != 0)
+            continue;
+        *ret = (enum cores_bind)i;
+        return 0;
+    }
+    return error_set(e, -EINVAL, "--numa-bind '%s': node, core or off is expected", text);
+}
+
 static int parse_numerics(const char *text, bool *ret_fast, struct error *e) {
     *ret_fast = strcmp(text, "fast") == 0;
     if (!*ret_fast && strcmp(text, "exact") != 0)
@@ -291,6 +306,8 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
         return parse_numerics(text, &r->fast, e);
     case FLAG_SEED:
         return parse_u64(flag, text, 0, UINT64_MAX, &r->seed, e);
+    case FLAG_NUMA_BIND:
+        return parse_bind(text, &r->bind, e);
     case FLAG_ENFORCE_EAGER:
         r->eager = true;
         return 0;

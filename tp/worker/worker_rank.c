@@ -175,9 +175,36 @@ static int serve(struct worker_rank *w, struct step_exec *x, struct error *e) {
     }
 }
 
+/* Near the GPU before anything is made there: memory that the driver takes for the host lies where this thread runs,
+ * and threads that are started here stay where it does. */
+static void go_near(struct worker_rank *w) {
+    char place[32], text[160];
+    cpu_set_t cores;
+    k_device_place(w->options.device, place, sizeof(place));
+    if (w->options.bind == CORES_OFF || !place[0])
+        return;
+    cores_go_near(place, text, sizeof(text));
+    if (!text[0] || sched_getaffinity(0, sizeof(cores), &cores) < 0)
+        return;
+    log_info("rank %u %s", w->options.rank, text);
+    if (w->options.threads > (uint32_t)CPU_COUNT(&cores))
+        w->options.threads = (uint32_t)CPU_COUNT(&cores);
+}
+
+/* Loaded, so that the threads which did it are gone: the caches of one core have what a step needs. */
+static void stay(const struct worker_rank *w, const struct rank *rank) {
+    char text[160];
+    if (w->options.bind != CORES_CORE || !k_runs_behind(rank->context))
+        return;
+    cores_stay(w->options.rank, w->options.tp, text, sizeof(text));
+    if (text[0])
+        log_info("rank %u %s", w->options.rank, text);
+}
+
 static int load_and_serve(struct worker_rank *w) {
     struct rank *rank = NULL;
     struct step_exec *x = NULL;
+    go_near(w);
     int r = rank_create(&w->options, &rank, &w->e);
     if (r < 0)
         return r;
@@ -196,6 +223,7 @@ static int load_and_serve(struct worker_rank *w) {
                     SIZE_TEXT(rank->budget.pool_clamped));
         if (rank->weights_from[0])
             log_info("rank %u: %s", w->options.rank, rank->weights_from);
+        stay(w, rank);
         report(w, WORKER_RANK_READY);
         r = serve(w, x, &w->e);
     }
