@@ -248,6 +248,29 @@ int k_table_load(struct k_context *c, const void *data, enum k_dtype dtype, uint
         bool mapped, struct k_table **ret, struct error *e);
 struct k_table *k_table_free(struct k_table *t); /* NULL ok; returns NULL */
 
+/* --- weights that outlive their process --- */
+
+/* What weights of a context take between k_keep_begin() and k_keep_end() (linears, vectors, taps, tables; in whatever
+ * order, each at the next multiple of K_KEEP_ALIGN bytes) lies in one piece of device memory that another process can
+ * map: it lives as long as somebody holds its descriptor, also when this process is dead. -ENOTSUP: there is no such
+ * memory here (a CPU maps packed files instead). After a failure the context is as before. */
+#define K_KEEP_ALIGN 256u
+static inline uint64_t k_keep_bytes(uint64_t bytes) { /* what one of them takes */
+    return (bytes + K_KEEP_ALIGN - 1) / K_KEEP_ALIGN * K_KEEP_ALIGN;
+}
+int k_keep_begin(struct k_context *c, uint64_t bytes, struct error *e);
+/* Instead of it: the memory of a process before, by its descriptor, which stays the caller's. Weights that are loaded
+ * by the same calls in the same order are there already: what they are loaded from is not looked at, and may be NULL.
+ * -ESTALE: they are not as they were, by the sum that k_keep_end() gave. */
+int k_keep_adopt(struct k_context *c, uint64_t bytes, int fd, uint64_t sum, struct error *e);
+struct k_kept {
+    int fd;       /* the caller's to close; -1: adopted, so that the caller has one */
+    uint64_t sum; /* of all bytes */
+};
+/* Weights are loaded; from here on no kernel can write to them. -EINVAL: they took more or fewer bytes than were
+ * announced. */
+int k_keep_end(struct k_context *c, struct k_kept *ret, struct error *e);
+
 /* --- geometry and pools --- */
 
 /* Ids in one of the VOCAB_SEGMENTS segments of a vocabulary. Where 64 does not divide it the last segments have fewer

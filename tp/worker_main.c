@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "proto/step/control.h"
 #include "tp/bench/bench.h"
+#include "tp/worker/keeper.h"
 #include "tp/worker/worker.h"
 
 #include <stdio.h>
@@ -26,7 +27,9 @@ int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "bench") == 0)
         return bench_main(argc, argv);
     int r = worker_options_parse(argc, argv, &options, &e);
-    if (r == 0 && !options.prompt && !options.probe && !options.help)
+    if (r == 0 && options.keeper)
+        snprintf(ident, sizeof(ident), "shardd-keeper[%u]", options.ranks[0]);
+    else if (r == 0 && !options.prompt && !options.probe && !options.help)
         snprintf(ident, sizeof(ident), "shardd-worker[%u]", options.ranks[0]);
     log_open(ident, r == 0 ? (enum log_level)options.log_level : LOG_LEVEL_INFO);
     int status = EXIT_FAILURE;
@@ -39,6 +42,8 @@ int main(int argc, char **argv) {
         status = EXIT_SUCCESS;
     } else if (options.probe)
         status = worker_probe();
+    else if (options.keeper)
+        status = keeper_run(options.control_fd);
     else if (worker_only_plans(&options))
         status = worker_plan(&options);
     else

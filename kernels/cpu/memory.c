@@ -5,6 +5,7 @@
  * nothing. One caller at a time per context. */
 #include "kernels/cpu/internal.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -99,6 +100,23 @@ void k_free(struct k_context *c, void *p) {
     else
         free(h);
 }
+/* Weights that are mapped from a packed file are in the page cache anyway. */
+static int keep_nothing(struct error *e) {
+    return error_set(e, -ENOTSUP, "a CPU keeps no weights: it maps them from a packed file");
+}
+int k_keep_begin(struct k_context *c, uint64_t bytes, struct error *e) {
+    (void)c, (void)bytes;
+    return keep_nothing(e);
+}
+int k_keep_adopt(struct k_context *c, uint64_t bytes, int fd, uint64_t sum, struct error *e) {
+    (void)c, (void)bytes, (void)fd, (void)sum;
+    return keep_nothing(e);
+}
+int k_keep_end(struct k_context *c, struct k_kept *ret, struct error *e) {
+    (void)c, (void)ret;
+    return keep_nothing(e);
+}
+
 void *k_host_alloc(struct k_context *c, size_t bytes) {
     return k_alloc(c, bytes);
 }

@@ -72,6 +72,7 @@ int k_context_create(const struct k_context_options *options, struct k_context *
     if (!c)
         return error_set(e, -ENOMEM, "no memory for a context");
     c->device = (int)options->device;
+    c->kept.fd = -1;
     c->threads = options->threads;
     c->activations = options->activations;
     c->fast = options->fast;
@@ -86,6 +87,7 @@ int k_context_create(const struct k_context_options *options, struct k_context *
 struct k_context *k_context_free(struct k_context *c) {
     if (c && c->stream) {
         staging_free(c);
+        kept_done(c);
         cudaStreamDestroy(c->stream);
     }
     if (c)

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/kept.h"
 #include "kernels/cuda/mark.h"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/views.h"
@@ -35,6 +36,7 @@ struct k_context {
     struct blas *blas;   /* NULL: our own kernels do that */
     cudaStream_t stream; /* what is done at load: allocations, uploads */
     struct staging staging;
+    struct kept kept; /* weights that outlive the process */
     char text[320];
 };
 
@@ -149,6 +151,13 @@ int staging_take(struct k_context *c, uint8_t **ret, struct error *e);
 int staging_send(struct k_context *c, void *d_to, size_t bytes, struct error *e);
 int staging_finish(struct k_context *c, struct error *e);
 void staging_free(struct k_context *c);
+
+/* Memory for weights: a part of what is kept, while that is open, or k_alloc(). k_free() releases both. */
+void *weights_alloc(struct k_context *c, size_t bytes);
+/* Does what weights_alloc() gives hold its weights already, so that nothing is to be sent there, nor could be? */
+bool weights_there(const struct k_context *c);
+bool weights_kept(const struct k_context *c, const void *d_p); /* a part of what is kept */
+void kept_done(struct k_context *c);
 
 /* Scratch of a product of up to `rows` rows and `columns` columns that writes up to `outputs` beside its result. */
 uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs);

@@ -196,6 +196,18 @@ static int upload_outputs(struct k_linear *l, const struct k_linear_spec *spec, 
     return r;
 }
 
+/* What is not weights: where outputs go, and the order of the inputs. */
+static int upload_tables(
+        struct k_linear *l, const struct k_linear_spec *spec, const struct plan *plan, struct error *e) {
+    int r = 0;
+    for (uint32_t i = 0; i < plan->n_panels && r == 0; i++)
+        r = upload_outputs(l, spec, plan, i, e);
+    if (r < 0 || !spec->order)
+        return r;
+    return context_upload(
+            l->context, l->d_memory + plan->order_at, spec->order, spec->columns * sizeof *spec->order, e);
+}
+
 #define LIBRARY_OUTPUTS 256u /* of fewer, our own kernels are as soon done */
 /* A library wants outputs side by side, at multiples of 16 bytes. */
 static bool library_can(const struct k_linear_spec *spec, const struct plan *plan, uint32_t rows) {
@@ -221,20 +233,17 @@ static int linear_new(struct k_context *c, const struct k_linear_spec *spec, con
     for (uint32_t i = 0; i < spec->n_pieces; i++)
         l->rows += spec->pieces[i].rows;
     l->for_library = library_can(spec, plan, l->rows) && context_library(c);
-    l->d_memory = k_alloc(c, plan->bytes);
+    l->d_memory = weights_alloc(c, plan->bytes);
     if (!l->d_memory) {
         r = error_set(e, -ENOMEM, "%s: no memory for %zu bytes of packed weights on device %d", spec->name,
                 plan->bytes, c->device);
         goto fail;
     }
     set_pointers(l, plan);
-    for (uint32_t i = 0; i < plan->n_panels && r == 0; i++)
-        r = upload_outputs(l, spec, plan, i, e);
-    if (r == 0 && spec->order) {
+    if (spec->order)
         l->d_order = (const uint32_t *)(l->d_memory + plan->order_at);
-        r = context_upload(
-                c, l->d_memory + plan->order_at, spec->order, spec->columns * sizeof *spec->order, e);
-    }
+    if (!weights_there(c))
+        r = upload_tables(l, spec, plan, e);
     if (r < 0)
         goto fail;
     *ret = l;
@@ -318,7 +327,7 @@ int k_linear_pack(
         return r;
     plan_make(spec, &plan);
     r = linear_new(c, spec, &plan, &l, e);
-    for (uint32_t i = 0; i < spec->n_pieces && r == 0; i++) {
+    for (uint32_t i = 0; i < spec->n_pieces && r == 0 && !weights_there(c); i++) {
         const struct k_matrix_view *v = &spec->pieces[i];
         r = v->tiles ? copy_tiles(l, &plan, &plan.pieces[i], v, e)
                      : pack_piece(l, &plan, &plan.pieces[i], v, spec->order, e);
@@ -400,7 +409,8 @@ int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64
         return r;
     plan_make(spec, &plan);
     r = linear_new(c, spec, &plan, &l, e);
-    for (uint32_t i = 0; i < spec->n_pieces && r == 0; d.first_strip += plan.pieces[i++].strips) {
+    for (uint32_t i = 0; i < spec->n_pieces && r == 0 && !weights_there(c);
+            d.first_strip += plan.pieces[i++].strips) {
         const struct k_matrix_view *v = &spec->pieces[i];
         r = v->quant ? dummy_quantised(l, &plan, &d, i, v, e)
                      : dummy_dense_piece(l, &plan, &d, &plan.pieces[i], v, e);
@@ -432,10 +442,12 @@ void k_linear_then(struct k_linear *l, const struct k_linear *next, bool gate_up
 /* --- vectors --- */
 
 static int floats_load(struct k_context *c, const float *from, uint64_t n, float **ret, struct error *e) {
-    float *d_v = k_alloc(c, n * sizeof *from);
-    int r = d_v ? context_upload(c, d_v, from, n * sizeof *from, e)
-                : error_set(e, -ENOMEM, "no memory for %llu floats on device %d", (unsigned long long)n,
-                          c->device);
+    float *d_v = weights_alloc(c, n * sizeof *from);
+    int r = 0;
+    if (!d_v)
+        r = error_set(e, -ENOMEM, "no memory for %llu floats on device %d", (unsigned long long)n, c->device);
+    else if (!weights_there(c))
+        r = context_upload(c, d_v, from, n * sizeof *from, e);
     if (r == 0)
         *ret = d_v;
     else
@@ -444,6 +456,8 @@ static int floats_load(struct k_context *c, const float *from, uint64_t n, float
 }
 int k_vector_load(struct k_context *c, const void *data, enum k_dtype dtype, uint32_t n, float offset,
         float **ret, struct error *e) {
+    if (weights_there(c))
+        return floats_load(c, NULL, n, ret, e);
     float *v = malloc((size_t)n * sizeof *v + 1);
     if (!v)
         return error_set(e, -ENOMEM, "no memory for a vector of %u weights", n);
@@ -457,6 +471,8 @@ int k_vector_load(struct k_context *c, const void *data, enum k_dtype dtype, uin
 int k_taps_load(struct k_context *c, const void *data, enum k_dtype dtype, uint32_t channels, uint32_t w,
         float **ret, struct error *e) {
     const size_t n = (size_t)channels * w;
+    if (weights_there(c))
+        return floats_load(c, NULL, n, ret, e);
     float *taps = malloc(2 * n * sizeof *taps + 1), *turned = taps + n;
     if (!taps)
         return error_set(e, -ENOMEM, "no memory for the taps of %u channels", channels);

@@ -42,7 +42,7 @@ void *k_alloc(struct k_context *c, size_t bytes) {
     return NULL;
 }
 void k_free(struct k_context *c, void *p) {
-    if (p && context_enter(c, NULL) == 0)
+    if (p && !weights_kept(c, p) && context_enter(c, NULL) == 0)
         cudaFree(p);
 }
 

@@ -9,7 +9,8 @@
  * What it does not find: races between blocks in memory, wrong launch bounds, bank conflicts, time.
  *
  * Included by the files of this folder and by the headers in include/ that .cu files see. fibers.cc runs kernels,
- * runtime.cc is streams and memory. */
+ * runtime.cc is streams and memory, driver.cc memory
+ * that processes share. */
 #pragma once
 
 #include "tests/cuda_emu/include/cuda_runtime_api.h"
@@ -22,6 +23,7 @@
 #define EMU_SHARED_PLAIN (48u << 10) /* without cudaFuncSetAttribute() */
 #define EMU_SMS          2u          /* few, so that a grid made for the device goes around several times */
 #define EMU_LANE_BYTES   64u
+#define EMU_POISON       0xcd /* in memory that nobody has written */
 
 struct emu_index {
     uint32_t x, y, z;
@@ -58,6 +60,18 @@ struct emu_launch {
 /* Queues it, as <<<>>> does. */
 cudaError_t emu_queue_kernel(cudaStream_t s, const emu_launch &l);
 cudaError_t emu_set_shared_limit(const void *kernel_key, int bytes);
+
+/* --- between driver.cc and runtime.cc --- */
+
+/* A number of the environment (emu_control.h). */
+uint64_t emu_setting(const char *name, uint64_t preset);
+uint64_t emu_bytes_free();
+/* Addresses of device memory, whole pages, never used twice; NULL: there are no more. */
+uint8_t *emu_addresses(size_t page_bytes);
+/* Memory is there now, and kernels cannot touch it until emu_set_access() says how (PROT_...). */
+void emu_mapped(uint8_t *p, size_t bytes);
+bool emu_unmapped(uint8_t *p);
+bool emu_set_access(uint8_t *p, int how);
 
 /* --- between fibers.cc and runtime.cc --- */
 

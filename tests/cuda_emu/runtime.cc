@@ -24,7 +24,7 @@
 #define CUDA         13000
 #define ARENA_BYTES  (1ull << 40) /* addresses only; never used twice, so that a stale pointer is found */
 #define PAGE         4096ull
-#define POISON       0xcd
+#define POISON       EMU_POISON
 
 typedef std::function<cudaError_t()> work;
 
@@ -50,6 +50,7 @@ struct emu_graph_exec {
 struct allocation {
     uint8_t *first_page; /* of its pages */
     size_t page_bytes, bytes;
+    int access; /* of kernels, PROT_... */
 };
 
 static struct {
@@ -118,12 +119,12 @@ extern "C" cudaError_t cudaGetLastError(void) {
 
 /* --- devices --- */
 
-static uint64_t setting(const char *name, uint64_t preset) {
+uint64_t emu_setting(const char *name, uint64_t preset) {
     const char *text = getenv(name);
     return text ? strtoull(text, NULL, 10) : preset;
 }
 extern "C" cudaError_t cudaDriverGetVersion(int *ret) {
-    *ret = (int)setting("CUDA_EMU_DRIVER", CUDA);
+    *ret = (int)emu_setting("CUDA_EMU_DRIVER", CUDA);
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaRuntimeGetVersion(int *ret) {
@@ -132,9 +133,9 @@ extern "C" cudaError_t cudaRuntimeGetVersion(int *ret) {
 }
 extern "C" cudaError_t cudaGetDeviceCount(int *ret) {
     *ret = 0;
-    if (setting("CUDA_EMU_DRIVER", CUDA) < CUDA)
+    if (emu_setting("CUDA_EMU_DRIVER", CUDA) < CUDA)
         return fails(cudaErrorInsufficientDriver);
-    *ret = (int)setting("CUDA_EMU_DEVICES", DEVICES);
+    *ret = (int)emu_setting("CUDA_EMU_DEVICES", DEVICES);
     return *ret > 0 ? cudaSuccess : fails(cudaErrorNoDevice);
 }
 static bool exists(int device) {
@@ -145,12 +146,12 @@ extern "C" cudaError_t cudaSetDevice(int device) {
     return exists(device) ? cudaSuccess : fails(cudaErrorInvalidDevice);
 }
 extern "C" cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int device) {
-    const int capability = (int)setting("CUDA_EMU_CAPABILITY", CAPABILITY);
+    const int capability = (int)emu_setting("CUDA_EMU_CAPABILITY", CAPABILITY);
     if (!exists(device))
         return fails(cudaErrorInvalidDevice);
     memset(ret, 0, sizeof *ret);
     snprintf(ret->name, sizeof ret->name, "emulation");
-    ret->totalGlobalMem = setting("CUDA_EMU_BYTES", DEVICE_BYTES);
+    ret->totalGlobalMem = emu_setting("CUDA_EMU_BYTES", DEVICE_BYTES);
     ret->sharedMemPerBlockOptin = EMU_SHARED_MAX;
     ret->sharedMemPerMultiprocessor = EMU_SHARED_MAX + 1024;
     ret->major = capability / 10;
@@ -161,7 +162,7 @@ extern "C" cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int d
 }
 extern "C" cudaError_t cudaMemGetInfo(size_t *ret_free, size_t *ret_total) {
     guard g(emu.lock);
-    *ret_total = setting("CUDA_EMU_BYTES", DEVICE_BYTES);
+    *ret_total = emu_setting("CUDA_EMU_BYTES", DEVICE_BYTES);
     *ret_free = *ret_total - emu.device_used;
     return cudaSuccess;
 }
@@ -175,7 +176,7 @@ static void protect(const allocation &a, int how) {
 static void open_memory() {
     emu.open = true;
     for (const auto &m : emu.memory)
-        protect(m.second, PROT_READ | PROT_WRITE);
+        protect(m.second, m.second.access);
 }
 static void close_memory() {
     emu.open = false;
@@ -196,14 +197,12 @@ const char *emu_device_address(const void *address) {
     return text;
 }
 
-/* Ends where its last page does, as far as 256-byte alignment lets it; the page behind cannot be touched. */
-extern "C" cudaError_t cudaMalloc(void **ret, size_t bytes) {
+uint64_t emu_bytes_free() {
     guard g(emu.lock);
-    if (emu.captures)
-        return fails(cudaErrorStreamCaptureUnsupported);
-    const size_t rounded = (bytes + 255) & ~(size_t)255, pages = (rounded + PAGE - 1) / PAGE * PAGE;
-    if (bytes > setting("CUDA_EMU_BYTES", DEVICE_BYTES) - emu.device_used)
-        return fails(cudaErrorMemoryAllocation);
+    return emu_setting("CUDA_EMU_BYTES", DEVICE_BYTES) - emu.device_used;
+}
+uint8_t *emu_addresses(size_t pages) {
+    guard g(emu.lock);
     if (!emu.arena) {
         emu.arena = (uint8_t *)mmap(
                 NULL, ARENA_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -211,9 +210,44 @@ extern "C" cudaError_t cudaMalloc(void **ret, size_t bytes) {
             abort();
     }
     if (pages + PAGE > ARENA_BYTES - emu.arena_used)
-        return fails(cudaErrorMemoryAllocation);
-    const allocation a = {emu.arena + emu.arena_used, pages, bytes};
+        return NULL;
+    uint8_t *p = emu.arena + emu.arena_used;
     emu.arena_used += pages + PAGE;
+    return p;
+}
+void emu_mapped(uint8_t *p, size_t bytes) {
+    guard g(emu.lock);
+    emu.device_used += bytes;
+    emu.memory[p] = {p, bytes, bytes, PROT_NONE};
+}
+bool emu_unmapped(uint8_t *p) {
+    guard g(emu.lock);
+    auto m = emu.memory.find(p);
+    if (m == emu.memory.end())
+        return false;
+    emu.device_used -= m->second.bytes;
+    emu.memory.erase(m);
+    return true;
+}
+bool emu_set_access(uint8_t *p, int how) {
+    guard g(emu.lock);
+    auto m = emu.memory.find(p);
+    if (m == emu.memory.end())
+        return false;
+    m->second.access = how;
+    return true;
+}
+
+/* Ends where its last page does, as far as 256-byte alignment lets it; the page behind cannot be touched. */
+extern "C" cudaError_t cudaMalloc(void **ret, size_t bytes) {
+    guard g(emu.lock);
+    if (emu.captures)
+        return fails(cudaErrorStreamCaptureUnsupported);
+    const size_t rounded = (bytes + 255) & ~(size_t)255, pages = (rounded + PAGE - 1) / PAGE * PAGE;
+    uint8_t *first_page = bytes <= emu_bytes_free() ? emu_addresses(pages) : NULL;
+    if (!first_page)
+        return fails(cudaErrorMemoryAllocation);
+    const allocation a = {first_page, pages, bytes, PROT_READ | PROT_WRITE};
     emu.device_used += bytes;
     uint8_t *p = a.first_page + pages - rounded;
     protect(a, PROT_READ | PROT_WRITE);
@@ -406,7 +440,7 @@ extern "C" cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaSt
 
 cudaError_t emu_set_shared_limit(const void *kernel_key, int bytes) {
     guard g(emu.lock);
-    if (setting("CUDA_EMU_CAPABILITY", CAPABILITY) == 80)
+    if (emu_setting("CUDA_EMU_CAPABILITY", CAPABILITY) == 80)
         return fails(cudaErrorNoKernelImageForDevice);
     if (bytes < 0 || (unsigned)bytes > EMU_SHARED_MAX)
         return fails(cudaErrorInvalidValue);

@@ -22,6 +22,7 @@ struct loader {
     bool dummy;
     uint64_t done, total;
     uint64_t linear_bytes; /* as in struct weights */
+    struct weights_places places;
     struct error *e;
 };
 
@@ -91,6 +92,12 @@ static void progress(struct loader *l, uint64_t bytes, const char *what) {
         l->options->progress(l->options->user, l->done, l->total, what);
 }
 
+/* Something that takes so many bytes is next in the memory of all weights. */
+static void place(struct loader *l, uint64_t bytes) {
+    l->places.bytes += k_keep_bytes(bytes);
+    l->places.hash = fnv1a(l->places.hash, &bytes, sizeof(bytes));
+}
+
 static int make_linear(struct loader *l, const struct linear *x, const struct k_linear_spec *spec, float gain,
         struct k_linear **ret) {
     if (l->dummy) { /* uniform in +-sqrt(3/K) has variance 1/K: activations keep their size */
@@ -98,7 +105,7 @@ static int make_linear(struct loader *l, const struct linear *x, const struct k_
         return k_linear_dummy(
                 l->context, spec, seed_of(l, x->name), gain * sqrtf(3.0f / (float)k_full), ret, l->e);
     }
-    int r = check_values(l, x);
+    int r = l->options->there ? 0 : check_values(l, x);
     return r < 0 ? r : k_linear_pack(l->context, spec, ret, l->e);
 }
 
@@ -144,11 +151,12 @@ static int load_linear(struct loader *l, struct linear *x, float gain, struct k_
     uint64_t bytes = k_linear_bytes(&spec);
     if (strncmp(x->name, "mtp.", 4) != 0)
         l->linear_bytes += bytes;
-    if (!l->context)
+    if (!l->context) {
         l->total += bytes;
-    else {
+        place(l, bytes);
+    } else {
         r = make_linear(l, x, &spec, gain, ret);
-        for (uint32_t i = 0; i < part.n_pieces && r == 0; i++)
+        for (uint32_t i = 0; i < part.n_pieces && r == 0 && !l->options->there; i++)
             packed_fetch(&part.pieces[i], part.columns, part.leaves);
         if (r == 0)
             progress(l, bytes, x->name);
@@ -161,36 +169,45 @@ struct dummy_range { /* uniform values for a vector without a checkpoint */
     float low, high;
 };
 
+/* The vector's elements in a row, of malloc(); NULL = out of memory. Without a checkpoint they are made up. */
+static uint8_t *gather(struct loader *l, const char *prefix, const char *name, const struct tensor *t,
+        const struct shard_range *ranges, uint32_t n_ranges, uint32_t width, struct dummy_range dummy,
+        uint32_t n) {
+    const size_t size = t ? k_dtype_bytes(dtype_of(t)) : sizeof(float);
+    uint8_t *gathered = malloc((size_t)n * size);
+    size_t at = 0;
+    if (!gathered)
+        return NULL;
+    for (uint32_t i = 0; i < n_ranges && t; i++) {
+        size_t first = (size_t)ranges[i].first * width * size, bytes = (size_t)ranges[i].count * width * size;
+        assert(first + bytes <= t->bytes);
+        memcpy(gathered + at, (const uint8_t *)t->data + first, bytes);
+        at += bytes;
+    }
+    uint64_t state = seed_of(l, prefix) ^ seed_of(l, name);
+    for (uint32_t i = 0; i < n && !t; i++)
+        ((float *)gathered)[i] =
+                dummy.low + (dummy.high - dummy.low) * (float)(splitmix64_next(&state) >> 40) * 0x1p-24f;
+    return gathered;
+}
+
 /* n_ranges runs of `width` consecutive elements per unit, gathered into one fp32 device vector; runs of
  * several are convolution taps. */
 static int load_vector(struct loader *l, const char *prefix, const char *name, const struct tensor *t,
         const struct shard_range *ranges, uint32_t n_ranges, uint32_t width, float offset,
         struct dummy_range dummy, float **ret) {
-    if (!l->context)
-        return 0;
     uint32_t n = 0;
     for (uint32_t i = 0; i < n_ranges; i++)
         n += ranges[i].count * width;
-    enum k_dtype dtype = t ? dtype_of(t) : K_F32;
-    size_t size = k_dtype_bytes(dtype);
-    uint8_t *gathered = malloc((size_t)n * size);
-    if (!gathered)
-        return error_set(l->e, -ENOMEM, "out of memory while loading %s%s", prefix, name);
-    if (t) {
-        size_t at = 0;
-        for (uint32_t i = 0; i < n_ranges; i++) {
-            size_t first = (size_t)ranges[i].first * width * size,
-                   bytes = (size_t)ranges[i].count * width * size;
-            assert(first + bytes <= t->bytes);
-            memcpy(gathered + at, (const uint8_t *)t->data + first, bytes);
-            at += bytes;
-        }
-    } else {
-        uint64_t state = seed_of(l, prefix) ^ seed_of(l, name);
-        for (uint32_t i = 0; i < n; i++)
-            ((float *)gathered)[i] =
-                    dummy.low + (dummy.high - dummy.low) * (float)(splitmix64_next(&state) >> 40) * 0x1p-24f;
+    if (!l->context) {
+        place(l, (uint64_t)n * sizeof(float));
+        return 0;
     }
+    const bool there = l->options->there;
+    uint8_t *gathered = there ? NULL : gather(l, prefix, name, t, ranges, n_ranges, width, dummy, n);
+    if (!gathered && !there)
+        return error_set(l->e, -ENOMEM, "out of memory while loading %s%s", prefix, name);
+    const enum k_dtype dtype = t ? dtype_of(t) : K_F32;
     int r = width > 1 ? k_taps_load(l->context, gathered, dtype, n / width, width, ret, l->e)
                       : k_vector_load(l->context, gathered, dtype, n, offset, ret, l->e);
     free(gathered);
@@ -210,10 +227,13 @@ static int load_embedding(struct loader *l, const struct tensor *t, struct k_tab
     const enum k_dtype dtype = t ? dtype_of(t) : K_BF16;
     const bool mapped = t != NULL;
     const uint64_t bytes = k_table_bytes(dtype, rows, columns, mapped);
-    if (!l->context)
-        return l->total += bytes, 0;
-    uint16_t *made = mapped ? NULL : dummy_embedding(l);
-    if (!mapped && !made)
+    if (!l->context) {
+        l->total += bytes;
+        place(l, bytes);
+        return 0;
+    }
+    uint16_t *made = mapped || l->options->there ? NULL : dummy_embedding(l);
+    if (!mapped && !made && !l->options->there)
         return error_set(
                 l->e, -ENOMEM, "the dummy embedding table of %u x %u does not fit in memory", rows, columns);
     int r = k_table_load(l->context, mapped ? t->data : made, dtype, rows, columns, mapped, ret, l->e);
@@ -336,15 +356,28 @@ static int walk_model(struct loader *l, const struct model_tensors *t, struct we
     return r < 0 ? r : load_embedding(l, t ? t->embed : NULL, &w->embedding);
 }
 
+static int count(const struct model_config *m, const struct shard *s, const struct model_tensors *tensors,
+        const struct weights_options *options, struct loader *ret, struct error *e) {
+    struct weights unused = {0};
+    *ret = (struct loader){
+            .m = m, .s = s, .options = options, .dummy = !tensors, .places = {.hash = FNV1A_START}, .e = e};
+    return walk_model(ret, tensors, &unused);
+}
 int weights_bytes(const struct model_config *m, const struct shard *s, const struct model_tensors *tensors,
         const struct weights_options *options, uint64_t *ret, struct error *e) {
-    struct weights unused = {0};
-    struct loader l = {.m = m, .s = s, .options = options, .dummy = !tensors, .e = e};
-    int r = walk_model(&l, tensors, &unused);
-    if (r < 0)
-        return r;
-    *ret = l.total;
-    return 0;
+    struct loader l;
+    int r = count(m, s, tensors, options, &l, e);
+    if (r == 0)
+        *ret = l.total;
+    return r;
+}
+int weights_places(const struct model_config *m, const struct shard *s, const struct model_tensors *tensors,
+        const struct weights_options *options, struct weights_places *ret, struct error *e) {
+    struct loader l;
+    int r = count(m, s, tensors, options, &l, e);
+    if (r == 0)
+        *ret = l.places;
+    return r;
 }
 
 /* The order in which a step multiplies; after the head comes the next step. */

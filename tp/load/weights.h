@@ -47,6 +47,7 @@ struct weights_options {
     struct dummy_form dummy_form; /* what dummy linears are quantised like */
     const struct checkpoint *checkpoint; /* whose pages are let go after each layer; NULL: none are */
     const struct packed *packed; /* tiles that are used where they lie; NULL = everything is packed here */
+    bool there;                  /* they lie in memory that was adopted (k_keep_adopt()): nothing is read */
     void (*progress)(
             void *user, uint64_t bytes_done, uint64_t bytes_total, const char *what); /* may be NULL */
     void *user;
@@ -56,6 +57,13 @@ struct weights_options {
  * allocating. tensors is NULL for dummy. */
 int weights_bytes(const struct model_config *m, const struct shard *s, const struct model_tensors *tensors,
         const struct weights_options *options, uint64_t *ret, struct error *e);
+/* Where weights that are kept (k_keep_begin()) come to lie, one after another as they are loaded. */
+struct weights_places {
+    uint64_t bytes; /* in all */
+    uint64_t hash;  /* of each one's */
+};
+int weights_places(const struct model_config *m, const struct shard *s, const struct model_tensors *tensors,
+        const struct weights_options *options, struct weights_places *ret, struct error *e);
 /* Fills *w, which must be zero; after a failure weights_done() releases what was loaded. */
 int weights_load(struct k_context *c, const struct model_config *m, const struct shard *s,
         const struct model_tensors *tensors, const struct weights_options *options, struct weights *w,

@@ -66,7 +66,8 @@ static void describe(const struct budget_request *q, uint64_t left, struct budge
     uint64_t used = q->weight_bytes + q->scratch_bytes + q->reserve_bytes + b->pool_bytes;
     char table[64] = "", graphs[64] = "";
     if (q->embedding_bytes)
-        snprintf(table, sizeof(table), " (embedding %s)", SIZE_TEXT(q->embedding_bytes));
+        snprintf(table, sizeof(table), " (embedding %s%s)", SIZE_TEXT(q->embedding_bytes),
+                q->kept ? ", kept for a restart" : "");
     if (q->reserve_bytes)
         snprintf(graphs, sizeof(graphs), ", for graphs %s", SIZE_TEXT(q->reserve_bytes));
     int n = snprintf(b->text, sizeof(b->text),

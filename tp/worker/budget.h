@@ -11,6 +11,7 @@ struct budget_request {
     uint64_t memory_bytes;    /* what this rank may use in all */
     uint64_t weight_bytes;    /* packed weights */
     uint64_t embedding_bytes; /* of these, the embedding table's copy */
+    bool kept;                /* they outlive the rank */
     uint64_t scratch_bytes;   /* workspace, activations, communicator */
     uint32_t rows;            /* of a step, which it is for */
     uint64_t reserve_bytes;   /* a device's: graphs, and what its driver takes */

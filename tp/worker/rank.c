@@ -2,9 +2,11 @@
  * allocate. */
 #include "tp/worker/rank.h"
 
+#include "base/clock.h"
 #include "base/gguf.h"
 #include "tp/load/fingerprint.h"
 #include "tp/worker/forward.h"
+#include "tp/worker/rank_keep.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -160,8 +162,6 @@ static int open_packed(struct rank *r, const struct rank_options *o, struct erro
         rc = packed_make(&q, &r->packed, e);
     else
         packed_look(&q, &r->packed, &why);
-    if (rc == 0 && r->packed && o->verify_packed)
-        rc = packed_verify(r->packed, o->progress, o->user, e);
     if (r->packed)
         snprintf(r->weights_from, sizeof(r->weights_from), "weights mapped from %s", packed_name(r->packed));
     else if (why.code)
@@ -173,6 +173,11 @@ static int open_packed(struct rank *r, const struct rank_options *o, struct erro
 static uint64_t table_bytes(const struct rank *r) {
     const enum k_dtype dtype = r->tensors && r->tensors->embed->dtype == TENSOR_F32 ? K_F32 : K_BF16;
     return k_table_bytes(dtype, r->config.vocab_size, r->config.hidden_size, /* mapped= */ true);
+}
+
+/* Weights that are there already were verified when they were loaded. */
+static int verify_packed(const struct rank *r, const struct rank_options *o, struct error *e) {
+    return r->packed && o->verify_packed && !r->found ? packed_verify(r->packed, o->progress, o->user, e) : 0;
 }
 
 /* What belongs to a device: who copies even a mapped table computes in memory of its own. */
@@ -206,6 +211,7 @@ static int request_budget(struct rank *r, const struct weights_options *wo, uint
             .slot_units = o->slot_units,
             .page_units = o->page_units,
             .kv_dtype = K_BF16,
+            .kept = r->keeping || r->found,
     };
     int rc = weights_bytes(&r->config, &r->shard, r->tensors, wo, &q.weight_bytes, e);
     if (rc < 0)
@@ -262,13 +268,35 @@ static void size_rank(struct rank *r, const struct rank_options *o) {
     r->logits_rows = o->logits_rows;
 }
 
+/* What a rank has cost so far belongs to this part of its start. */
+static void took(struct rank *r, enum rank_stage stage) {
+    const uint64_t now = clock_ns();
+    r->stage_ns[stage] = now - r->stage_began_ns;
+    r->stage_began_ns = now;
+}
+
+/* All memory of a rank but its weights'. */
+static int allocate(struct rank *r, const struct rank_options *o, struct error *e) {
+    int rc = allocate_buffers(r, e);
+    if (rc == 0)
+        rc = k_pool_create(r->context, &r->shard.shape, &r->budget.pool, &r->pool, e);
+    if (rc == 0)
+        rc = k_batch_create(r->context, r->entries_max, r->rows_max, &r->batch, e);
+    if (rc == 0)
+        rc = k_comm_create(
+                r->context, &r->shard.shape, r->rows_max, o->comm_region, o->comm_bytes, &r->comm, e);
+    return rc;
+}
+
 static int build(struct rank *r, const struct rank_options *o, struct error *e) {
     int rc = check_options(o, e);
     if (rc < 0)
         return rc;
+    r->stage_began_ns = clock_ns();
     rc = open_model(r, o->model_dir, /* only_look= */ false, e);
     if (rc < 0)
         return rc;
+    took(r, RANK_STAGE_FILES);
     struct k_context_options co = {.device = o->device,
             .threads = o->threads,
             .isa = o->isa,
@@ -276,8 +304,10 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
             .fast = o->fast,
             .deferred = o->deferred};
     rc = k_context_create(&co, &r->context, e);
-    if (rc == 0)
-        rc = open_packed(r, o, e);
+    if (rc < 0)
+        return rc;
+    took(r, RANK_STAGE_CONTEXT);
+    rc = open_packed(r, o, e);
     if (rc < 0)
         return rc;
     struct weights_options wo = {.with_mtp = r->options.mtp,
@@ -288,27 +318,29 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
             .seed = o->seed,
             .progress = o->progress,
             .user = o->user};
+    uint64_t memory_free = k_memory_free(r->context) / (k_memory_shared(r->context) ? o->tp : 1);
     size_rank(r, o);
-    rc = decide_budget(r, &wo, k_memory_free(r->context) / (k_memory_shared(r->context) ? o->tp : 1), e);
+    rc = rank_keep_begin(r, o, &wo, &memory_free, e);
+    if (rc == 0)
+        rc = verify_packed(r, o, e);
+    if (rc == 0)
+        rc = decide_budget(r, &wo, memory_free, e);
+    if (rc == 0)
+        rc = k_stream_create(r->context, &r->stream, e);
+    if (rc == 0)
+        rc = weights_load(r->context, &r->config, &r->shard, r->tensors, &wo, &r->weights, e);
+    if (rc == 0)
+        rc = rank_keep_end(r, e);
     if (rc < 0)
         return rc;
-    rc = k_stream_create(r->context, &r->stream, e);
+    took(r, RANK_STAGE_WEIGHTS);
+    rc = allocate(r, o, e);
     if (rc < 0)
         return rc;
-    rc = weights_load(r->context, &r->config, &r->shard, r->tensors, &wo, &r->weights, e);
-    if (rc < 0)
-        return rc;
-    rc = allocate_buffers(r, e);
-    if (rc < 0)
-        return rc;
-    rc = k_pool_create(r->context, &r->shard.shape, &r->budget.pool, &r->pool, e);
-    if (rc < 0)
-        return rc;
-    rc = k_batch_create(r->context, r->entries_max, r->rows_max, &r->batch, e);
-    if (rc < 0)
-        return rc;
-    rc = k_comm_create(r->context, &r->shard.shape, r->rows_max, o->comm_region, o->comm_bytes, &r->comm, e);
-    return rc < 0 ? rc : k_comm_meet(r->comm, e);
+    took(r, RANK_STAGE_MEMORY);
+    rc = k_comm_meet(r->comm, e);
+    took(r, RANK_STAGE_MEETING);
+    return rc;
 }
 
 /* The copies out of a GGUF file are made before a rank looks how much memory is free. They count where the ranks
@@ -365,6 +397,7 @@ int rank_plan(const struct rank_options *options, struct rank_plan *ret, struct 
         return error_set(e, -ENOMEM, "out of memory for a rank");
     struct rank_plan p = {0};
     r->options = *options;
+    r->keep.fd = -1;
     int rc = plan(r, options, &p, e);
     rank_free(r);
     if (rc == 0)
@@ -377,6 +410,7 @@ int rank_create(const struct rank_options *options, struct rank **ret, struct er
     if (!r)
         return error_set(e, -ENOMEM, "out of memory for a rank");
     r->options = *options;
+    r->keep.fd = -1;
     r->options.model_dir = r->options.packed_cache = NULL;
     r->options.isa = NULL;
     r->options.dummy_quant = r->options.dummy_head_quant = NULL;
@@ -407,6 +441,7 @@ struct rank *rank_free(struct rank *r) {
         weights_done(r->context, &r->weights);
         k_context_free(r->context);
     }
+    rank_keep_done(r);
     packed_free(r->packed);
     model_tensors_free(r->tensors);
     checkpoint_free(r->checkpoint);

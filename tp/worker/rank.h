@@ -8,6 +8,7 @@
 #include "kernels/kernels.h"
 #include "tp/checkpoint/model_config.h"
 #include "tp/checkpoint/tensor_names.h"
+#include "tp/load/keep.h"
 #include "tp/load/shard.h"
 #include "tp/load/weights.h"
 #include "tp/worker/budget.h"
@@ -61,15 +62,26 @@ struct rank_options {
     enum k_activations activations; /* --activations */
     bool fast;                      /* --numerics fast */
     uint64_t seed;
-    bool mtp;             /* load the MTP layer (if the checkpoint has it) and run it in every step */
-    bool eager;           /* queue each operation instead of replaying graphs */
-    bool deferred;        /* k_context_options.deferred (tests) */
-    uint32_t logits_rows; /* rows whose raw logits can be kept (tests, offline use); 0 = none */
-    void *comm_region;    /* shared by all ranks, rank_comm_bytes() long, zeroed once; NULL when tp == 1 */
+    bool mtp;                 /* load the MTP layer (if the checkpoint has it) and run it in every step */
+    bool eager;               /* queue each operation instead of replaying graphs */
+    bool deferred;            /* k_context_options.deferred (tests) */
+    uint32_t logits_rows;     /* rows whose raw logits can be kept (tests, offline use); 0 = none */
+    struct keep_link *keeper; /* of this rank's weights; NULL = they end with it */
+    void *comm_region; /* shared by all ranks, rank_comm_bytes() long, zeroed once; NULL when tp == 1 */
     size_t comm_bytes;
     void (*progress)(void *user, uint64_t bytes_done, uint64_t bytes_total, const char *what);
     void (*note)(void *user, const char *text); /* a sentence for the log; may be NULL */
     void *user;
+};
+
+/* What the start of a rank is made of, one after another. */
+enum rank_stage {
+    RANK_STAGE_FILES, /* configuration, and looking at the checkpoint */
+    RANK_STAGE_CONTEXT,
+    RANK_STAGE_WEIGHTS,
+    RANK_STAGE_MEMORY,  /* scratch, pools */
+    RANK_STAGE_MEETING, /* the other ranks are as far */
+    RANK_STAGES,
 };
 
 struct rank {
@@ -85,6 +97,9 @@ struct rank {
     uint32_t rows_max, entries_max, logits_rows;
     uint64_t fingerprint;
     char weights_from[ERROR_TEXT_MAX + 64]; /* the packed file used, or why the one there is not */
+    struct keep keep;                       /* what its keeper gets; fd -1: nothing, or it has it */
+    bool keeping, found; /* its weights lie where they can be kept; they were there already */
+    uint64_t stage_ns[RANK_STAGES], stage_began_ns;
 
     struct k_context *context;
     struct k_stream *stream;
@@ -135,4 +150,6 @@ struct rank *rank_free(struct rank *r);
 /* Whether the checkpoint has a whole MTP layer (dummy weights: whether config.json announces one); it is run where
  * rank_options.mtp asks for it, too. */
 bool rank_model_has_mtp(const struct rank *r);
+/* The rank is ready: whoever starts in its place may have its weights. Also where there is no keeper. */
+void rank_keep(struct rank *r);
 void rank_abort(struct rank *r); /* any thread: gives up waiting in collectives, now and later */

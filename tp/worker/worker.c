@@ -27,6 +27,7 @@ struct worker {
     struct worker_rank ranks[RANKS_MAX];
     uint32_t n_ranks; /* started */
     int event_fd;
+    struct keep_link keeper;
     void *comm;
     size_t comm_bytes;
     uint64_t group_epoch, coord_epoch;
@@ -88,6 +89,7 @@ static int start_ranks(struct worker *w, struct error *e) {
     o.threads = worker_threads(w->options);
     o.comm_region = w->comm;
     o.comm_bytes = w->comm_bytes;
+    o.keeper = w->keeper.fd >= 0 ? &w->keeper : NULL;
     for (uint32_t i = 0; i < w->options->n_ranks; i++) {
         o.rank = w->options->ranks[i];
         r = worker_rank_start(&w->ranks[i], &o, w->event_fd, e);
@@ -306,6 +308,8 @@ int worker_serve(const struct worker_options *options) {
     if (!w)
         return EXIT_FAILURE;
     w->options = options;
+    w->keeper.fd = options->keeper_fd;
+    pthread_mutex_init(&w->keeper.lock, NULL);
     w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int r = w->event_fd < 0 ? error_set(&e, -errno, "cannot make an eventfd: %s", strerror(errno))
                             : start_ranks(w, &e);
@@ -324,6 +328,7 @@ int worker_serve(const struct worker_options *options) {
         munmap(w->comm, w->comm_bytes);
     if (w->event_fd >= 0)
         close(w->event_fd);
+    pthread_mutex_destroy(&w->keeper.lock);
     free(w);
     return status;
 }

@@ -51,6 +51,8 @@ const char worker_help[] =
         "from the launcher\n"
         "  --control-fd N, --comm-fd N  its socket, and shared memory of the group: an empty memfd that every rank\n"
         "                               sizes alike\n"
+        "  --keeper-fd N                socket to the keeper of this worker's weights\n"
+        "  --keeper                     be one: hold the memory of a worker's weights and compute nothing\n"
         "  --log-level error|warning|notice|info|debug\n"
         "\n"
         "without a service\n"
@@ -83,6 +85,8 @@ enum flag {
     FLAG_ENFORCE_EAGER,
     FLAG_CONTROL_FD,
     FLAG_COMM_FD,
+    FLAG_KEEPER_FD,
+    FLAG_KEEPER,
     FLAG_LOG_LEVEL,
     FLAG_PLAN,
     FLAG_GENERATE_IDS,
@@ -118,6 +122,8 @@ static const struct option flags[] = {
         {"enforce-eager", no_argument, NULL, FLAG_ENFORCE_EAGER},
         {"control-fd", required_argument, NULL, FLAG_CONTROL_FD},
         {"comm-fd", required_argument, NULL, FLAG_COMM_FD},
+        {"keeper-fd", required_argument, NULL, FLAG_KEEPER_FD},
+        {"keeper", no_argument, NULL, FLAG_KEEPER},
         {"log-level", required_argument, NULL, FLAG_LOG_LEVEL},
         {"plan", required_argument, NULL, FLAG_PLAN},
         {"generate-ids", required_argument, NULL, FLAG_GENERATE_IDS},
@@ -328,6 +334,11 @@ static int parse_flag(struct worker_options *o, int flag, char *text, struct err
         return parse_u32(flag, text, 3, 1023, (uint32_t *)&o->control_fd, e);
     case FLAG_COMM_FD:
         return parse_u32(flag, text, 3, 1023, (uint32_t *)&o->comm_fd, e);
+    case FLAG_KEEPER_FD:
+        return parse_u32(flag, text, 3, 1023, (uint32_t *)&o->keeper_fd, e);
+    case FLAG_KEEPER:
+        o->keeper = true;
+        return 0;
     case FLAG_LOG_LEVEL:
         o->log_level = log_level_parse(text);
         return o->log_level < 0 ? error_set(e, -EINVAL, "--log-level '%s' is not a level", text) : 0;
@@ -372,7 +383,7 @@ static int check_ranks(struct worker_options *o, struct error *e) {
 }
 
 static int check(struct worker_options *o, struct error *e) {
-    if (o->help || o->probe)
+    if (o->help || o->probe || o->keeper)
         return 0;
     if (!o->rank.model_dir)
         return error_set(e, -EINVAL, "--model DIR is missing: the folder of a Hugging Face checkpoint");
@@ -383,6 +394,10 @@ static int check(struct worker_options *o, struct error *e) {
 static int check_run(const struct worker_options *o, struct error *e) {
     if (o->help || o->probe || worker_only_plans(o))
         return 0;
+    if (o->keeper)
+        return o->control_fd >= 0
+                       ? 0
+                       : error_set(e, -EINVAL, "--keeper is for `shardd serve`, which gives a --control-fd");
     if (o->prompt && o->n_ranks != o->rank.tp)
         return error_set(e, -EINVAL, "--generate-ids runs all ranks in this process; leave out --ranks");
     if (!o->prompt && o->control_fd < 0)
@@ -399,6 +414,7 @@ int worker_options_read(int argc, char **argv, struct worker_options *ret, struc
     *ret = (struct worker_options){.rank = {.tp = 1},
             .control_fd = -1,
             .comm_fd = -1,
+            .keeper_fd = -1,
             .log_level = LOG_LEVEL_INFO,
             .max_tokens = 16,
             .top_p = 1};

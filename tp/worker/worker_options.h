@@ -15,6 +15,8 @@ struct worker_options {
     uint32_t ranks[RANKS_MAX], n_ranks; /* hosted here */
     int control_fd;                     /* the launcher's socket; -1 = none */
     int comm_fd;                        /* memfd shared by all workers of the group; -1 = none */
+    int keeper_fd;                      /* socket to the keeper of its weights; -1 = none */
+    bool keeper;                        /* to be one (keeper.h) */
     int log_level;
     bool help, probe;
 

@@ -1,6 +1,7 @@
 /* worker_rank.c - see worker_rank.h. */
 #include "tp/worker/worker_rank.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/sizes.h"
 #include "tp/worker/step_exec.h"
@@ -201,6 +202,21 @@ static void stay(const struct worker_rank *w, const struct rank *rank) {
         log_info("rank %u %s", w->options.rank, text);
 }
 
+/* Says what the start was made of, until the first step can be taken. */
+static void tell_stages(const struct worker_rank *w, const struct rank *r) {
+    static const char *const names[RANK_STAGES] = {"files", "context", "weights", "memory", "other ranks"};
+    uint64_t total_ns = clock_ns() - r->stage_began_ns;
+    char text[160] = "";
+    size_t n = 0;
+    for (int i = 0; i < RANK_STAGES && n < sizeof(text); i++) {
+        n += (size_t)snprintf(
+                text + n, sizeof(text) - n, "%s %.2f, ", names[i], (double)r->stage_ns[i] / 1e9);
+        total_ns += r->stage_ns[i];
+    }
+    log_info("rank %u: started in %.2f s: %sgraphs %.2f", w->options.rank, (double)total_ns / 1e9, text,
+            (double)(clock_ns() - r->stage_began_ns) / 1e9);
+}
+
 static int load_and_serve(struct worker_rank *w) {
     struct rank *rank = NULL;
     struct step_exec *x = NULL;
@@ -223,6 +239,8 @@ static int load_and_serve(struct worker_rank *w) {
                     SIZE_TEXT(rank->budget.pool_clamped));
         if (rank->weights_from[0])
             log_info("rank %u: %s", w->options.rank, rank->weights_from);
+        tell_stages(w, rank);
+        rank_keep(rank);
         stay(w, rank);
         report(w, WORKER_RANK_READY);
         r = serve(w, x, &w->e);

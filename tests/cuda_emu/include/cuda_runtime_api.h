@@ -67,6 +67,13 @@ struct cudaDeviceProp {
     int major, minor, multiProcessorCount, pciDomainID, pciBusID, pciDeviceID, accessPolicyMaxWindowSize;
 };
 
+#define CUDART_VERSION    13000
+#define cudaEnableDefault 0ull
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess, cudaDriverEntryPointSymbolNotFound };
+/* Of what include/cuda.h has. */
+cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **ret, unsigned version,
+        unsigned long long flags, enum cudaDriverEntryPointQueryResult *ret_found);
+
 const char *cudaGetErrorString(cudaError_t e); /* of a fault in a kernel: where it was */
 cudaError_t cudaGetLastError(void);
 

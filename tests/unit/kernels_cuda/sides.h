@@ -19,7 +19,7 @@
     X(k_linear_pack) X(k_linear_dummy) X(k_linear_free) X(k_linear_rows) X(k_linear_then) X(k_layout_native) \
     X(k_batch_create) X(k_batch_free) X(k_batch_bounds) X(k_batch_upload) X(k_norm_project) X(k_norm_gate_up) \
     X(k_project_partial) X(k_project) X(k_workspace_bytes) X(k_stream_set_workspace) \
-    X(k_vector_load) X(k_taps_load) \
+    X(k_vector_load) X(k_taps_load) X(k_keep_begin) X(k_keep_adopt) X(k_keep_end) \
     X(k_pool_create) X(k_pool_free) X(k_slot_open) X(k_slot_close) X(k_slot_grant) X(k_memory) X(k_begin_step) \
     X(k_end_step) X(k_table_load) X(k_table_free) X(k_embed) X(k_final_norm) X(k_mtp_input) X(k_pool_read_gdn) \
     X(k_comm_create) X(k_comm_free) X(k_head_sample) X(k_reduce_residual) X(k_gdn_step) \
