@@ -207,9 +207,10 @@ int k_linear_dummy(struct k_context *c, const struct k_linear_spec *spec, uint64
         struct k_linear **ret, struct error *e);
 struct k_linear *k_linear_free(struct k_linear *l);
 uint32_t k_linear_rows(const struct k_linear *l);
-/* Only speed: `next` is what a step multiplies after l, so that its beginning can be fetched early (NULL: unknown; it
- * must live as long as l is used); gate_up: l itself serves k_norm_gate_up. */
-void k_linear_then(struct k_linear *l, const struct k_linear *next, bool gate_up);
+/* Only speed: `next` is what a step multiplies after l, so that its beginning can be fetched early (NULL: unknown);
+ * norm is what its operation normalises x with (NULL: it does not, or unknown); both must live as long as l is used.
+ * gate_up: l itself serves k_norm_gate_up. */
+void k_linear_then(struct k_linear *l, const struct k_linear *next, const float *norm, bool gate_up);
 
 /* A whole matrix in tiles, rows padded to strips of 16, K in 8 leaves. One copy serves every tp, since a row-parallel
  * shard takes whole leaves and a column-parallel one whole strips. It lies in memory of the caller (a packed file);

@@ -240,7 +240,8 @@ struct k_linear *k_linear_free(struct k_linear *l) {
     free(l);
     return NULL;
 }
-void k_linear_then(struct k_linear *l, const struct k_linear *next, bool gate_up) {
+void k_linear_then(struct k_linear *l, const struct k_linear *next, const float *norm, bool gate_up) {
+    (void)norm; /* whoever multiplies with next normalises */
     l->next = next;
     l->gate_up = gate_up;
 }

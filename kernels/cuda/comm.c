@@ -46,6 +46,7 @@ struct k_comm {
     uint32_t tp, rank;
     size_t pinned; /* bytes of the region, by this rank */
     bool met;
+    float eps;
     void *d_inbox;
     void *opened[RANKS_MAX]; /* by CUDA IPC */
     struct exchange_view view;
@@ -202,7 +203,7 @@ int k_comm_create(struct k_context *c, const struct k_shape *shape, uint32_t row
     m = calloc(1, sizeof *m);
     if (!m)
         return error_set(e, -ENOMEM, "no memory for a communicator");
-    *m = (struct k_comm){.context = c, .tp = shape->tp, .rank = shape->rank};
+    *m = (struct k_comm){.context = c, .tp = shape->tp, .rank = shape->rank, .eps = shape->rms_eps};
     if (shape->tp > 1) {
         m->region = region;
         r = agree(m, shape, rows_max, e);
@@ -276,6 +277,25 @@ void comm_add(struct k_stream *s, struct k_comm *m, const struct k_batch *b, con
         if (!CUDA_QUEUED(s, queue_exchange_add(s->stream, &a)))
             return;
     }
+}
+float comm_eps(const struct k_comm *m) {
+    return m->eps;
+}
+void comm_add_made(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part, float *x,
+        const struct input *in, const struct made *made) {
+    if (!meet(s, m))
+        return;
+    struct exchange_rows_args a = {.view = m->view,
+            .in = *in,
+            .d_part = part,
+            .d_x = x,
+            .rows = b->bounds.rows,
+            .codes = made->codes,
+            .terms = made->terms,
+            .order = made->order};
+    a.view.fault = s->found;
+    if (CUDA_QUEUED(s, queue_exchange_rows(s->stream, &a)))
+        s->made = *made;
 }
 void comm_gather_vocab(struct k_stream *s, struct k_comm *m, const struct k_plan *d_plan, uint32_t rows,
         const float *part, float *all, uint32_t columns) {

@@ -1,13 +1,18 @@
 /* comm.h - what ranks exchange in a step: for the operations of kernels.h that are collective. */
 #pragma once
 
-#include "kernels/kernels.h"
+#include "kernels/cuda/internal.h"
 
 /* Nobody has to be asked. The others are for groups. */
 bool comm_alone(const struct k_comm *m);
 /* x[rows][columns] += the tree over ranks of part, of the batch's rows. */
 void comm_add(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part, float *x,
         uint32_t columns);
+/* The same, and it leaves its rows in the forms that `made` says, for who multiplies `in`, which begins with a norm. */
+void comm_add_made(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part, float *x,
+        const struct input *in, const struct made *made);
+/* Of the norms of the group's model. */
+float comm_eps(const struct k_comm *m);
 /* all[rows][columns] = the vocabulary's rows of all ranks, of up to `rows` rows of a plan; part[rows][own]. */
 void comm_gather_vocab(struct k_stream *s, struct k_comm *m, const struct k_plan *d_plan, uint32_t rows,
         const float *part, float *all, uint32_t columns);

@@ -37,7 +37,7 @@ int cuda_failed(const struct k_context *c, cudaError_t r, const char *call, cons
 }
 bool stream_queued(struct k_stream *s, cudaError_t r, const char *call, const char *file, int line) {
     struct error e;
-    s->made = (struct made_codes){.d_from = NULL};
+    s->made = (struct made){.d_from = NULL};
     if (r == cudaSuccess)
         return true;
     cuda_failed(s->context, r, call, file, line, &e);
@@ -282,7 +282,9 @@ void *stream_scratch(struct k_stream *s, size_t bytes) {
 }
 
 void k_mark(struct k_stream *s, uint32_t *word, uint32_t value) {
-    CUDA_QUEUED(s, queue_mark(s->stream, word, value));
+    const struct made made = s->made; /* which a mark leaves as it is */
+    if (CUDA_QUEUED(s, queue_mark(s->stream, word, value)))
+        s->made = made;
 }
 
 /* --- events --- */
@@ -352,7 +354,7 @@ int k_capture_begin(struct k_stream *s, struct error *e) {
         return r;
     CUDA_TRY(s->context, cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal), e);
     s->capturing = true;
-    s->made = (struct made_codes){.d_from = NULL}; /* what is captured is not queued here */
+    s->made = (struct made){.d_from = NULL}; /* what is captured is not queued here */
     return 0;
 }
 int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e) {
@@ -361,7 +363,7 @@ int k_capture_end(struct k_stream *s, struct k_graph **ret, struct error *e) {
     if (!s->capturing)
         return error_set(e, -EINVAL, "this stream is not being captured");
     s->capturing = false;
-    s->made = (struct made_codes){.d_from = NULL};
+    s->made = (struct made){.d_from = NULL};
     CUDA_TRY(s->context, cudaStreamEndCapture(s->stream, &graph), e);
     g = calloc(1, sizeof *g);
     if (!g) {

@@ -42,7 +42,7 @@ static __device__ bool wait_goes_on(
     return false;
 }
 /* The pair that rank `from` has pushed; false: it does not come. */
-static __device__ bool pull(
+static __device__ inline bool pull(
         const struct exchange_view &v, uint32_t from, uint32_t epoch, uint32_t at, float2 *ret) {
     const uint4 *word = words_of(v, v.rank, from, epoch) + at;
     uint64_t began = 0;

@@ -11,6 +11,7 @@
  * order. */
 #pragma once
 
+#include "kernels/cuda/product.h"
 #include "kernels/cuda/views.h"
 #include "kernels/shared/constants.h"
 
@@ -49,6 +50,21 @@ struct exchange_add_args {
     uint32_t first_row, rows, columns;
 };
 cudaError_t queue_exchange_add(cudaStream_t s, const struct exchange_add_args *a);
+
+/* The same of all rows that the plan has, up to `rows`, and then they are brought into the forms of the product that
+ * is next, after its norm: `in`, of which d_x is not read. exchange_rows_can() says which. */
+struct exchange_rows_args {
+    struct exchange_view view;
+    struct input in;
+    const float *d_part;
+    float *d_x;
+    uint32_t rows;
+    struct activations codes; /* d_codes NULL: not wanted */
+    struct terms terms;       /* d_terms NULL: not wanted */
+    enum terms_order order;
+};
+bool exchange_rows_can(uint32_t rows, uint32_t columns);
+cudaError_t queue_exchange_rows(cudaStream_t s, const struct exchange_rows_args *a);
 
 /* all[rows][columns] = everybody's part of it, side by side: rank r has n[r] columns from first[r] on; rows * most of n
  * <= EXCHANGE_FLOATS. */

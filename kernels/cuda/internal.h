@@ -46,13 +46,18 @@ struct branch {
     cudaEvent_t forked, joined;
 };
 
-/* INT8 that a product's kernel has made of its result, for the product that is queued next. */
-struct made_codes {
-    const float *d_from;      /* NULL = there are none */
+/* The forms of its result that an operation has made for the product that is queued next. */
+struct made {
+    const float *d_from; /* NULL = there are none */
+    const float *d_norm; /* NULL, or they are of the norm of it, with eps */
+    float eps;
     const struct k_linear *w; /* whose leaves they follow */
     const struct k_batch *b;
-    uint32_t rows; /* its bound when they were made */
-    struct activations x;
+    uint32_t rows;            /* its bound when they were made */
+    const uint8_t *d_first;   /* where they begin in the workspace */
+    struct activations codes; /* of which w takes none where d_codes is NULL */
+    struct terms terms;       /* the same */
+    enum terms_order order;
 };
 
 struct k_stream {
@@ -66,7 +71,7 @@ struct k_stream {
     uint32_t *d_counters;
     /* 0 between kernels: leaves of a tile and kv head of attention that are in their parts; [ARRIVALS_MAX] */
     uint32_t *d_arrivals;
-    struct made_codes made;          /* forgotten when anything else is queued */
+    struct made made;                /* forgotten when anything else is queued */
     const struct k_linear *expected; /* NULL, or what is most likely the next product */
     bool capturing;
     struct fault_view found; /* by kernels, and not yet in `fault` */
@@ -98,6 +103,7 @@ struct k_linear {
     uint8_t *d_memory;           /* all panels, their strips' outputs, and the order */
     const uint32_t *d_order;     /* NULL, or [columns]: position k takes input order[k] */
     const struct k_linear *next; /* NULL, or what a step multiplies after it */
+    const float *next_norm;      /* NULL, or [columns]: of the norm before that */
     uint32_t rows, columns, leaves, leaf_columns;
     uint32_t n_pieces, n_panels;
     struct panel panels[PIECES_MAX];
@@ -161,20 +167,22 @@ void kept_done(struct k_context *c);
 
 /* Scratch of a product of up to `rows` rows and `columns` columns that writes up to `outputs` beside its result. */
 uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs);
-/* Room at the end of the workspace for what made_wanted() gives away. */
-uint64_t made_scratch_bytes(uint64_t columns, uint64_t rows);
-/* A result that an operation could leave as INT8 besides: d_from[rows][columns], made in pieces of so many columns;
- * scratch: bytes of it that the operation uses. */
+/* Room at the end of the workspace for what made_wanted() gives away; terms: for them beside INT8. */
+uint64_t made_scratch_bytes(uint64_t columns, uint64_t rows, bool terms);
+/* A result that an operation could leave in other forms besides: d_from[rows][columns], or the norm of it, made in
+ * pieces of so many columns; terms: it could make those too; scratch: bytes of it that the operation uses. */
 struct made_of {
     const struct k_batch *b;
-    const float *d_from;
+    const float *d_from, *d_norm;
+    float eps;
     uint32_t columns, piece;
+    bool terms;
     uint64_t scratch;
 };
 /* Whether w, if it is what multiplies it next, would take it; then where it goes. The operation puts *ret into s->made
  * when it is queued. */
-bool made_wanted(const struct k_stream *s, const struct k_linear *w, const struct made_of *of,
-        struct made_codes *ret, struct next_codes *ret_next);
+bool made_wanted(
+        const struct k_stream *s, const struct k_linear *w, const struct made_of *of, struct made *ret);
 /* Scratch of k_gdn_step() for a step of up to `rows` rows. */
 uint64_t gdn_scratch_bytes(const struct k_shape *h, uint32_t rows);
 /* Scratch of k_head_sample(). */

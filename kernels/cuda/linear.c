@@ -434,9 +434,10 @@ uint32_t k_linear_rows(const struct k_linear *l) {
     return l->rows;
 }
 /* A graph queues the next kernel by itself; nothing is fetched early, but a result is left in the form of next. */
-void k_linear_then(struct k_linear *l, const struct k_linear *next, bool gate_up) {
+void k_linear_then(struct k_linear *l, const struct k_linear *next, const float *norm, bool gate_up) {
     (void)gate_up;
     l->next = next;
+    l->next_norm = norm;
 }
 
 /* --- vectors --- */

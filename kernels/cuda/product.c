@@ -6,12 +6,13 @@
  * form that is never changes a bit. A linear of both forms multiplies the small part, in terms, beside the large one.
  * Scratch, from the start of the stream's workspace: the rows as INT8, the sums of tiles that blocks share, the rows
  * as terms, sums of their tiles, and the outputs of gate and up where they are not one kernel's. An operation whose
- * result the next product takes as INT8 may leave it so, at the end of the workspace (made_wanted()).
+ * result the next product takes as INT8, or as terms, may leave it so, at the end of the workspace (made_wanted()).
  *
  * Under fast numerics a library multiplies many rows with BF16 weights, where the machine has it (blas.h). It is given
  * the rows as bf16, and weights as rows, as many outputs at a time as the rest of the workspace has room for. */
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/comm.h"
+#include "kernels/cuda/exchange.h"
 #include "kernels/cuda/internal.h"
 #include "kernels/shared/pool_layout.h"
 
@@ -71,7 +72,7 @@ struct product {
     float eps;
     bool gate_up, add; /* add: y += instead of y = */
     float *d_y;
-    struct made_codes made; /* of x; or there are none */
+    struct made made; /* of x; or there are none */
 };
 
 /* Where a product's outputs go, and how. */
@@ -293,8 +294,9 @@ static bool multiply(
     struct forms f = forms_at(p, d_scratch);
     bool beside = false, well = true;
     if (p->made.d_from) {
-        f.codes = p->made.x;
-        f.codes_made = true;
+        f.codes = p->made.codes;
+        f.terms = p->made.terms;
+        f.codes_made = f.terms_made = true;
     } else if (codes && only != INPUT_CODES && rows <= FEW_ROWS && !own) {
         well = make_both(s, p, only, &f);
     }
@@ -349,55 +351,74 @@ static bool multiply_rows(struct k_stream *s, const struct product *p, uint8_t *
     return well;
 }
 
-/* --- a result as INT8 for the product after it --- */
+/* --- a result in the forms of the product after it --- */
 
-static uint64_t made_bytes(uint64_t columns, uint64_t rows) {
+static uint64_t made_codes_bytes(uint64_t columns, uint64_t rows) {
     const uint64_t runs = runs_of(columns), row_tiles = row_tiles_of(rows);
     return align64(codes_bytes(runs, row_tiles) + scales_bytes(runs, row_tiles));
 }
-uint64_t made_scratch_bytes(uint64_t columns, uint64_t rows) {
-    return made_bytes(columns, rows < FEW_ROWS ? rows : FEW_ROWS) + ALIGNMENT;
+uint64_t made_scratch_bytes(uint64_t columns, uint64_t rows, bool terms) {
+    const uint64_t few = rows < FEW_ROWS ? rows : FEW_ROWS;
+    return made_codes_bytes(columns, few) + (terms ? terms_bytes(columns, few) : 0) + ALIGNMENT;
 }
 /* It lies at the end of the workspace: behind the scratch of who makes it and of who multiplies it. */
-bool made_wanted(const struct k_stream *s, const struct k_linear *w, const struct made_of *of,
-        struct made_codes *ret, struct next_codes *ret_next) {
+bool made_wanted(
+        const struct k_stream *s, const struct k_linear *w, const struct made_of *of, struct made *ret) {
     const uint32_t rows = of->b->bounds.rows;
-    const uint64_t bytes = made_bytes(of->columns, rows);
-    if (!w || w->d_order || w->columns != of->columns || w->leaf_columns % of->piece || rows > FEW_ROWS ||
-            bytes > s->workspace_bytes)
+    if (!w || w->d_order || w->columns != of->columns || w->leaf_columns % of->piece || rows > FEW_ROWS)
         return false;
-    const uint64_t at = (s->workspace_bytes - bytes) / ALIGNMENT * ALIGNMENT;
-    if (at < of->scratch)
+    const enum input_form form = only_terms(s, w);
+    bool codes = false, terms = false;
+    for (uint32_t i = 0; i < w->n_panels; i++) {
+        const bool one = input_form(s, &w->panels[i]) == INPUT_CODES;
+        codes = codes || one;
+        terms = terms || !one;
+    }
+    if (terms && (!of->terms || form == INPUT_CODES))
         return false;
-    for (uint32_t i = 0; i < w->n_panels; i++)
-        if (input_form(s, &w->panels[i]) != INPUT_CODES)
-            return false;
-    *ret = (struct made_codes){.d_from = of->d_from,
+    const uint64_t codes_end = codes ? made_codes_bytes(of->columns, rows) : 0,
+                   bytes = codes_end + (terms ? terms_bytes(of->columns, rows) : 0);
+    if (of->scratch + bytes + ALIGNMENT > s->workspace_bytes)
+        return false;
+    uint8_t *d_at = s->d_workspace + (s->workspace_bytes - bytes) / ALIGNMENT * ALIGNMENT;
+    *ret = (struct made){.d_from = of->d_from,
+            .d_norm = of->d_norm,
+            .eps = of->eps,
             .w = w,
             .b = of->b,
             .rows = rows,
-            .x = codes_at(s->d_workspace + at, of->columns, rows)};
-    *ret_next = (struct next_codes){.to = ret->x, .leaf_columns = w->leaf_columns, .runs = runs_of_leaf(w)};
+            .d_first = d_at};
+    if (codes)
+        ret->codes = codes_at(d_at, of->columns, rows);
+    if (terms) {
+        ret->terms = (struct terms){.d_terms = d_at + codes_end,
+                .row_tiles = (uint32_t)terms_tiles_of(rows),
+                .n = terms_of[form].n};
+        ret->order = terms_of[form].order;
+    }
     return true;
 }
 /* Whether that is x of a product with so much scratch of its own. */
 static bool made_for(const struct k_stream *s, const struct product *p, uint64_t scratch) {
-    const struct made_codes *made = &s->made;
-    return made->d_from == p->d_x && made->w == p->w && made->b == p->b && made->rows == p->b->bounds.rows &&
-           !p->d_norm && made->x.d_codes >= s->d_workspace + scratch;
+    const struct made *made = &s->made;
+    return made->d_from == p->d_x && made->d_norm == p->d_norm && made->eps == p->eps && made->w == p->w &&
+           made->b == p->b && made->rows == p->b->bounds.rows && made->d_first >= s->d_workspace + scratch;
 }
 /* What gate and up leave, unless who is next has a better way. */
 static bool made_of_pair(const struct k_stream *s, const struct product *p, uint64_t scratch,
-        struct made_codes *ret, struct next_codes *ret_next) {
+        struct made *ret, struct next_codes *ret_next) {
     const struct k_linear *w = p->w->next;
     const uint32_t rows = p->b->bounds.rows;
     const struct made_of of = {
             .b = p->b, .d_from = p->d_y, .columns = p->w->rows / 2, .piece = STRIP_ROWS, .scratch = scratch};
-    if (!stream_can_round(&p->w->panels[0], rows) || !made_wanted(s, w, &of, ret, ret_next) ||
+    if (!stream_can_round(&p->w->panels[0], rows) || !made_wanted(s, w, &of, ret) ||
             w->leaves * runs_of_leaf(w) > NEXT_RUNS_MAX)
         return false;
     const struct input in = {.columns = w->columns, .leaf_columns = w->leaf_columns};
-    ret_next->d_arrived = s->d_counters + 2 * SPLIT_BLOCKS_MAX;
+    *ret_next = (struct next_codes){.to = ret->codes,
+            .leaf_columns = w->leaf_columns,
+            .runs = runs_of_leaf(w),
+            .d_arrived = s->d_counters + 2 * SPLIT_BLOCKS_MAX};
     ret_next->d_words = ret_next->d_arrived + NEXT_RUNS_MAX;
     return !all_own(s, w, INPUT_CODES, &in, rows);
 }
@@ -410,7 +431,7 @@ static void product_run(struct k_stream *s, const struct product *product) {
     const uint64_t of_rows = rows_bytes(w->columns, rows),
                    scratch = of_rows + (both ? align64((uint64_t)rows * w->rows * sizeof(float)) : 0);
     struct outputs o = {.pair = pair, .d_y = p.d_y, .ldy = pair ? w->rows / 2 : w->rows};
-    struct made_codes made = {.d_from = NULL};
+    struct made made = {.d_from = NULL};
     if (p.gate_up && !w->halves) {
         stream_fault(s, -EINVAL, "%s: gate and up must be two pieces of equally many rows", w->name);
         return;
@@ -458,6 +479,31 @@ void k_project_partial(
     const struct product p = {.b = b, .w = w, .d_x = in, .d_y = part};
     product_run(s, &p);
 }
+/* x += what all ranks' products have given, brought at once into the forms of the product after it where those are few
+ * rows. */
+static void add_of_all(struct k_stream *s, struct k_comm *m, const struct product *p, float *x) {
+    const struct k_linear *next = p->w->next;
+    const struct made_of of = {.b = p->b,
+            .d_from = x,
+            .d_norm = p->w->next_norm,
+            .eps = comm_eps(m),
+            .columns = p->w->rows,
+            .piece = 4,
+            .terms = true};
+    struct made made;
+    if (!of.d_norm || !exchange_rows_can(p->b->bounds.rows, of.columns) || (uintptr_t)x % 16 ||
+            (uintptr_t)p->d_y % 16 || !made_wanted(s, next, &of, &made)) {
+        comm_add(s, m, p->b, p->d_y, x, of.columns);
+        return;
+    }
+    const struct input in = {.d_norm = of.d_norm,
+            .d_plan = p->b->view.d_plan,
+            .eps = of.eps,
+            .columns = of.columns,
+            .leaf_columns = next->leaf_columns,
+            .runs = runs_of_leaf(next)};
+    comm_add_made(s, m, p->b, p->d_y, x, &in, &made);
+}
 /* A rank that is alone adds what it multiplies where it belongs, which is the same sum. */
 void k_project_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b,
         const struct k_linear *w, const float *in, float *part, float *x) {
@@ -465,7 +511,7 @@ void k_project_residual(struct k_stream *s, struct k_comm *m, const struct k_bat
     const struct product p = {.b = b, .w = w, .d_x = in, .d_y = alone ? x : part, .add = alone};
     product_run(s, &p);
     if (!alone && b->bounds.rows > 0)
-        comm_add(s, m, b, part, x, w->rows);
+        add_of_all(s, m, &p, x);
 }
 void k_project(
         struct k_stream *s, const struct k_batch *b, const float *x, const struct k_linear *w, float *y) {

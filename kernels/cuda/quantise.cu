@@ -23,23 +23,18 @@
 
 /* --- a run of a row, in a form; the values are used up --- */
 
-static __device__ __forceinline__ void run_put(
-        const struct terms &to, enum terms_order order, struct run_values &v, uint32_t row, uint32_t run) {
-    uint8_t *d_tile = to.d_terms + ((uint64_t)run * to.row_tiles + row / 8) * (to.n * TERM_BYTES);
-    run_terms_put(d_tile + threadIdx.x % 32 / 8 * 512 + row % 8 * 64, TERM_BYTES, to.n, order, v);
-}
 static __device__ __forceinline__ void run_make(
         const struct quantise_args &a, struct run_values &v, uint32_t row, uint32_t run) {
     run_codes_put(a.to, v.x, row, run);
 }
 static __device__ __forceinline__ void run_make(
         const struct terms_args &a, struct run_values &v, uint32_t row, uint32_t run) {
-    run_put(a.to, a.order, v, row, run);
+    run_terms_put(a.to, a.order, v, row, run);
 }
 static __device__ __forceinline__ void run_make(
         const struct both_args &a, struct run_values &v, uint32_t row, uint32_t run) {
     run_codes_put(a.codes, v.x, row, run);
-    run_put(a.terms, a.order, v, row, run);
+    run_terms_put(a.terms, a.order, v, row, run);
 }
 static __device__ __forceinline__ void run_make(
         const struct rows_args &a, struct run_values &v, uint32_t row, uint32_t run) {

@@ -114,3 +114,9 @@ static __device__ __forceinline__ void run_terms_put(
         }
     }
 }
+/* A run of a row as terms: where products of many read it. */
+static __device__ __forceinline__ void run_terms_put(
+        const struct terms &to, enum terms_order order, struct run_values &v, uint32_t row, uint32_t run) {
+    uint8_t *d_tile = to.d_terms + ((uint64_t)run * to.row_tiles + row / 8) * (to.n * TERM_BYTES);
+    run_terms_put(d_tile + threadIdx.x % 32 / 8 * 512 + row % 8 * 64, TERM_BYTES, to.n, order, v);
+}

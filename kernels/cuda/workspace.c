@@ -13,5 +13,7 @@ size_t k_workspace_bytes(const struct k_shape *shape, uint32_t rows_max, uint32_
             columns, larger((uint64_t)h->q_heads * h->head_dim, (uint64_t)h->gdn_v_heads * h->gdn_v_dim));
     const uint64_t products = product_scratch_bytes(columns, rows_max, 2ull * h->intermediate_size);
     const uint64_t mixers = larger(gdn_scratch_bytes(h, rows_max), attention_scratch_bytes(h, rows_max));
-    return larger(larger(products, head_scratch_bytes(h)), mixers) + made_scratch_bytes(columns, rows_max);
+    return larger(larger(products, head_scratch_bytes(h)), mixers) +
+           larger(made_scratch_bytes(columns, rows_max, /* terms= */ false),
+                   h->tp > 1 ? made_scratch_bytes(h->hidden_size, rows_max, /* terms= */ true) : 0);
 }

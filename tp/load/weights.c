@@ -381,19 +381,25 @@ int weights_places(const struct model_config *m, const struct shard *s, const st
 }
 
 /* The order in which a step multiplies; after the head comes the next step. */
-static void chain_layer(struct weights_layer *w, const struct k_linear *next) {
-    k_linear_then(w->mixer_in, w->mixer_out, false);
-    k_linear_then(w->mixer_out, w->gate_up, false);
-    k_linear_then(w->gate_up, w->down, true);
-    k_linear_then(w->down, next, false);
+static void chain_layer(struct weights_layer *w) {
+    k_linear_then(w->mixer_in, w->mixer_out, NULL, false);
+    k_linear_then(w->mixer_out, w->gate_up, w->post_norm, false);
+    k_linear_then(w->gate_up, w->down, NULL, true);
 }
 static void chain(struct weights *w) {
-    for (uint32_t i = 0; i < w->n_layers; i++)
-        chain_layer(&w->layers[i], i + 1 < w->n_layers ? w->layers[i + 1].mixer_in : w->head);
+    for (uint32_t i = 0; i < w->n_layers; i++) {
+        const struct weights_layer *next = i + 1 < w->n_layers ? &w->layers[i + 1] : NULL;
+        chain_layer(&w->layers[i]);
+        /* before the head is a norm, which is an operation of its own */
+        k_linear_then(
+                w->layers[i].down, next ? next->mixer_in : w->head, next ? next->input_norm : NULL, false);
+    }
     if (w->head)
-        k_linear_then(w->head, w->layers[0].mixer_in, false);
-    if (w->has_mtp)
-        chain_layer(&w->mtp, w->head);
+        k_linear_then(w->head, w->layers[0].mixer_in, NULL, false);
+    if (w->has_mtp) {
+        chain_layer(&w->mtp);
+        k_linear_then(w->mtp.down, w->head, NULL, false);
+    }
 }
 
 int weights_load(struct k_context *c, const struct model_config *m, const struct shard *s,

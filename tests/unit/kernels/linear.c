@@ -324,7 +324,7 @@ static void test_linears_in_a_chain(void **state) {
             OK(k_linear_dummy(w.c, &spec, i, 0.5f, &l[i], e));
         }
         for (uint32_t i = 0; i < N && chained; i++)
-            k_linear_then(l[i], l[(i + 1) % N], rows[i][1] > 0);
+            k_linear_then(l[i], l[(i + 1) % N], NULL, rows[i][1] > 0);
         float *d_x = dev(&w, x, K), *d_norm = dev(&w, norm, K), *d_y[N];
         for (uint32_t i = 0; i < N; i++)
             d_y[i] = room(&w, rows[i][0]);

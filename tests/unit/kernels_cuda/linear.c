@@ -232,7 +232,7 @@ static void compare_two(struct two *t, uint32_t rows, uint32_t bound) {
     for (uint32_t s = 0; s < 2; s++) {
         made[s][0] = linear_on(sides[s], &t->gate_up);
         made[s][1] = linear_on(sides[s], &t->down);
-        sides[s]->k.k_linear_then(made[s][0], made[s][1], true);
+        sides[s]->k.k_linear_then(made[s][0], made[s][1], NULL, true);
         side_rows(sides[s], rows, bound);
     }
     for (uint32_t i = 0; i < 3; i++) { /* what one leaves behind is not in the way of the next */
