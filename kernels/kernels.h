@@ -65,6 +65,8 @@ static inline size_t k_dtype_bytes(enum k_dtype t) {
 struct k_device { /* as it is now, for who chooses one or asks why it cannot be used */
     char name[128];
     char place[32];      /* CUDA: its PCI address; "" = none */
+    char uuid[48];       /* CUDA: "GPU-8c25..." as nvidia-smi -L shows it; "" = none */
+    uint64_t peers;      /* CUDA: bit i: its kernels reach the memory of device i (below 64) */
     uint32_t capability; /* CUDA: 86 = compute capability 8.6; 0 on a CPU */
     uint32_t units;      /* SMs; on a CPU, threads that this process may use */
     uint64_t memory_total, memory_free;

@@ -6,9 +6,6 @@
 #include <limits.h>
 #include <stdbool.h>
 
-/* Ranks that GPUs serve: kernels/cuda does not reduce over peers yet. */
-#define CUDA_RANKS_MAX 1u
-
 /* Full path of program `name`: in libexec_dir if that is given, else beside this program, else in
  * ../libexec/shardd from it. -ENOENT with a sentence that names the places. */
 int program_find(const char *name, const char *libexec_dir, char ret_path[PATH_MAX], struct error *e);

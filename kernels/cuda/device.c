@@ -116,10 +116,27 @@ void k_device_place(uint32_t device, char *ret, size_t size) {
     cudaGetLastError(); /* what is wrong is said by who opens it */
 }
 
-static void device_describe(int device, struct k_device *ret) {
+/* "GPU-" and 16 bytes in the groups that nvidia-smi writes. */
+static void write_uuid(const cudaUUID_t *uuid, char *ret, size_t bytes) {
+    size_t n = (size_t)snprintf(ret, bytes, "GPU");
+    for (size_t i = 0; i < sizeof uuid->bytes && n < bytes; i++)
+        n += (size_t)snprintf(ret + n, bytes - n, "%s%02x",
+                i == 0 || i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", (unsigned)uuid->bytes[i] & 255u);
+}
+static uint64_t peers_of(int device, uint32_t n_devices) {
+    uint64_t peers = 0;
+    for (uint32_t i = 0; i < n_devices && i < 64; i++) {
+        int can = 0;
+        if ((int)i != device && cudaDeviceCanAccessPeer(&can, device, (int)i) == cudaSuccess && can)
+            peers |= UINT64_C(1) << i;
+    }
+    cudaGetLastError();
+    return peers;
+}
+static void device_describe(int device, uint32_t n_devices, struct k_device *ret) {
     struct cudaDeviceProp p;
     size_t bytes_free = 0, total = 0;
-    *ret = (struct k_device){0};
+    *ret = (struct k_device){.peers = peers_of(device, n_devices)};
     if (device_open(device, &p, &ret->refused) == 0)
         cudaMemGetInfo(&bytes_free, &total);
     ret->capability = (uint32_t)(p.major * 10 + p.minor);
@@ -128,6 +145,7 @@ static void device_describe(int device, struct k_device *ret) {
     ret->memory_free = bytes_free;
     snprintf(ret->name, sizeof ret->name, "%.*s", (int)sizeof ret->name - 1, p.name);
     write_place(&p, ret->place, sizeof ret->place);
+    write_uuid(&p.uuid, ret->uuid, sizeof ret->uuid);
 }
 
 int k_devices(struct k_platform *ret, struct k_device *devices, uint32_t max, struct error *e) {
@@ -135,6 +153,6 @@ int k_devices(struct k_platform *ret, struct k_device *devices, uint32_t max, st
     if (r < 0)
         return r;
     for (uint32_t i = 0; i < ret->n_devices && i < max; i++)
-        device_describe((int)i, &devices[i]);
+        device_describe((int)i, ret->n_devices, &devices[i]);
     return 0;
 }

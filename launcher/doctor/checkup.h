@@ -6,6 +6,7 @@
 
 #include "base/limits.h"
 #include "base/nvml.h"
+#include "launcher/devices.h"
 #include "launcher/doctor/findings.h"
 #include "launcher/doctor/host.h"
 #include "launcher/options/options.h"
@@ -22,6 +23,7 @@ struct checkup {
     struct host host;
     struct nvml nvml;               /* not looked at with --device cpu */
     json_t *cpu_probe, *cuda_probe; /* what the workers answered to --probe; NULL = nothing */
+    struct devices ranks;           /* the CUDA worker's device of each; n = 0: not chosen */
     json_t *plan;                   /* what one answered to --plan; NULL = nothing, or no --model */
     struct findings findings;
 };

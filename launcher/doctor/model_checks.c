@@ -36,12 +36,7 @@ static const char *text_of(const json_t *o, const char *key) {
 
 /* The least of what the devices of the ranks have free; 0 = nothing is known. */
 static uint64_t gpu_memory(const struct checkup *c) {
-    uint64_t least = 0;
-    for (uint32_t rank = 0; rank < c->tp; rank++) {
-        const uint64_t left = number(checkup_device(c, rank), "memory_free");
-        if (left && (!least || left < least))
-            least = left;
-    }
+    uint64_t least = devices_memory_least(c->cuda_probe, &c->ranks);
     for (uint32_t i = 0; !least && i < c->nvml.n_gpus; i++)
         if (checkup_uses(c, i) && nvml_known(&c->nvml.gpus[i], NVML_MEMORY_FREE))
             least = c->nvml.gpus[i].readings[NVML_MEMORY_FREE].value;

@@ -19,8 +19,12 @@ static const char *text_of(const json_t *o, const char *key) {
     return text ? text : "";
 }
 
+static const json_t *device_of(const struct checkup *c, uint32_t device) {
+    return json_array_get(json_object_get(c->cuda_probe, "devices"), device);
+}
+
 const json_t *checkup_device(const struct checkup *c, uint32_t rank) {
-    return json_array_get(json_object_get(c->cuda_probe, "devices"), rank);
+    return device_of(c, rank < c->ranks.n ? c->ranks.at[rank] : rank);
 }
 
 bool checkup_uses(const struct checkup *c, uint32_t gpu) {
@@ -95,24 +99,79 @@ static void check_cpu_worker(struct checkup *c) {
 
 /* --- the CUDA worker --- */
 
-static void check_device(struct checkup *c, uint32_t rank) {
-    const json_t *d = checkup_device(c, rank);
-    const bool used = rank < c->tp, usable = json_is_true(json_object_get(d, "usable"));
+/* "for ranks 0, 1" */
+static bool ranks_of(const struct checkup *c, uint32_t device, char *text, size_t bytes) {
+    size_t n = (size_t)snprintf(text, bytes, "for rank%s", devices_sharers(&c->ranks, device) > 1 ? "s" : "");
+    bool used = false;
+    for (uint32_t r = 0; r < c->ranks.n && n < bytes; r++) {
+        if (c->ranks.at[r] != device)
+            continue;
+        n += (size_t)snprintf(text + n, bytes - n, "%s %u", used ? "," : "", r);
+        used = true;
+    }
+    if (!used)
+        snprintf(text, bytes, "no rank would take it");
+    return used;
+}
+
+static void check_device(struct checkup *c, uint32_t device) {
+    const json_t *d = device_of(c, device);
+    char who[48];
+    const bool used = ranks_of(c, device, who, sizeof(who)),
+               usable = json_is_true(json_object_get(d, "usable"));
     const uint64_t left = (uint64_t)json_integer_value(json_object_get(d, "memory_free"));
-    char who[48] = "no rank would take it";
-    if (used)
-        snprintf(who, sizeof(who), "for rank %u", rank);
     if (usable) {
         found(&c->findings, WHERE, "programs.cuda_device", FOUND_OK,
-                "CUDA device %u (%.90s): works, %s free, %s", rank, text_of(d, "name"), SIZE_TEXT(left), who);
+                "CUDA device %u (%.90s): works, %s free, %s", device, text_of(d, "name"), SIZE_TEXT(left),
+                who);
         return;
     }
     const char *why = text_of(d, "reason");
     found(&c->findings, WHERE, "programs.cuda_device", used ? FOUND_PROBLEM : FOUND_NOTE,
-            "CUDA device %u (%.90s) cannot be used (%s): %.300s", rank, text_of(d, "name"), who,
+            "CUDA device %u (%.90s) cannot be used (%s): %.300s", device, text_of(d, "name"), who,
             *why ? why : "the worker does not say why");
     if (used)
-        advise(&c->findings, "Let ranks take other GPUs (CUDA_VISIBLE_DEVICES), or take --device cpu.");
+        advise(&c->findings,
+                "Let ranks take other GPUs (--devices, CUDA_VISIBLE_DEVICES), or take --device cpu.");
+}
+
+/* As many GPUs as ranks? A GPU that is there and does not work is told where it is looked at. */
+static void choose_devices(struct checkup *c) {
+    const char *list = options_text(c->options, OPT_DEVICES);
+    struct error e = {0};
+    if (devices_choose(c->cuda_probe, list, c->tp, &c->ranks, &e) == 0 || (!list && c->tp == 1))
+        return;
+    found(&c->findings, WHERE, "programs.ranks", FOUND_PROBLEM, "%s", e.text);
+    advise(&c->findings, "Take as many ranks as there are GPUs that work, or --device cpu.");
+}
+
+static bool reaches(const struct checkup *c, uint32_t device, uint32_t other) {
+    const json_t *peers = json_object_get(device_of(c, device), "peers");
+    bool found_it = device == other;
+    for (size_t i = 0; i < json_array_size(peers); i++)
+        found_it |= json_integer_value(json_array_get(peers, i)) == other;
+    return found_it;
+}
+
+/* Do the GPUs of all ranks reach each other's memory? */
+static void check_peers(struct checkup *c) {
+    char pairs[256] = "";
+    size_t n = 0;
+    for (uint32_t a = 0; a < c->ranks.n; a++)
+        for (uint32_t b = a + 1; b < c->ranks.n; b++) {
+            const uint32_t x = c->ranks.at[a], y = c->ranks.at[b];
+            if (n < sizeof(pairs) && !(reaches(c, x, y) && reaches(c, y, x)))
+                n += (size_t)snprintf(pairs + n, sizeof(pairs) - n, "%s%u and %u", n ? ", " : "", x, y);
+        }
+    if (n) {
+        found(&c->findings, WHERE, "programs.peers", FOUND_WARNING,
+                "these CUDA devices do not reach each other's memory: %s; what ranks exchange goes by the host's",
+                pairs);
+        advise(&c->findings,
+                "`nvidia-smi topo -p2p r` says why: an IOMMU or ACS of the mainboard (see `dmesg | grep -i -e iommu`), "
+                "or cards that cannot.");
+    } else if (c->ranks.n > 1)
+        found(&c->findings, WHERE, "programs.peers", FOUND_OK, "the ranks' GPUs reach each other's memory");
 }
 
 static void check_cuda(struct checkup *c) {
@@ -139,16 +198,10 @@ static void check_cuda(struct checkup *c) {
     found(f, WHERE, "programs.cuda_worker", FOUND_OK,
             "shardd-worker-cuda, built with CUDA %.16s; the driver can do %.16s",
             text_of(c->cuda_probe, "runtime"), text_of(c->cuda_probe, "driver"));
+    choose_devices(c);
     for (uint32_t i = 0; i < n && i < NVML_GPUS_MAX; i++)
         check_device(c, i);
-}
-
-static void check_ranks(struct checkup *c) {
-    if (c->tp <= CUDA_RANKS_MAX)
-        return;
-    found(&c->findings, WHERE, "programs.ranks", FOUND_PROBLEM,
-            "one GPU serves so far, and --tensor-parallel-size is %u", c->tp);
-    advise(&c->findings, "Leave --tensor-parallel-size out, or take --device cpu.");
+    check_peers(c);
 }
 
 void check_programs(struct checkup *c) {
@@ -157,5 +210,4 @@ void check_programs(struct checkup *c) {
     if (!c->cuda)
         return;
     check_cuda(c);
-    check_ranks(c);
 }

@@ -1,4 +1,5 @@
 /* option_check.c - settings that contradict each other; each pair is refused with a sentence that names both. */
+#include "launcher/devices.h"
 #include "launcher/options/options.h"
 
 #include <errno.h>
@@ -69,6 +70,30 @@ static const char *given_as(const struct options *o, enum option_id id, char tex
     return text;
 }
 
+/* Who names GPUs wants to be served by them, by one rank on each. */
+static int check_devices(struct options *o, struct error *e) {
+    const struct option_value *devices = &o->values[OPT_DEVICES], *device = &o->values[OPT_DEVICE];
+    const uint32_t named = devices_named(devices->text);
+    const bool other = strcmp(device->text, "cpu") == 0 || strcmp(device->text, "null") == 0;
+    char a[GIVEN_MAX], b[GIVEN_MAX], n[16];
+    int rc = 0;
+    if (!named || (other && device->source > devices->source))
+        return 0;
+    if (other)
+        return error_set(e, -EINVAL, "%s names GPUs, and %s takes none: drop one of them",
+                given_as(o, OPT_DEVICES, a), given_as(o, OPT_DEVICE, b));
+    snprintf(n, sizeof(n), "%u", named);
+    if (!options_given(o, OPT_DEVICE))
+        rc = options_replace(o, OPT_DEVICE, "cuda", e);
+    if (rc == 0 && !options_given(o, OPT_TENSOR_PARALLEL_SIZE))
+        rc = named == 1 || named == 2 || named == 4 || named == 8
+                     ? options_replace(o, OPT_TENSOR_PARALLEL_SIZE, n, e)
+                     : error_set(e, -EINVAL,
+                               "%s names %u GPUs, and every layer is split in 1, 2, 4 or 8 equal parts",
+                               given_as(o, OPT_DEVICES, a), named);
+    return rc;
+}
+
 static int check_serve(struct options *o, struct error *e) {
     uint64_t tp = options_number(o, OPT_TENSOR_PARALLEL_SIZE),
              hosted = options_number(o, OPT_RANKS_PER_PROCESS);
@@ -131,6 +156,9 @@ int options_check(struct options *o, struct error *e) {
         return error_set(e, -EINVAL,
                 "%s: a prompt and an answer have 2 tokens at least; 0 is what the model and the memory allow",
                 given_as(o, OPT_MAX_MODEL_LEN, given));
+    int rc = o->verb & (VERB_SETTINGS | VERB_BENCH) ? check_devices(o, e) : 0;
+    if (rc < 0)
+        return rc;
     if (o->verb & VERB_SETTINGS)
         return check_serve(o, e);
     if (o->verb & VERB_ASKS)

@@ -1,6 +1,8 @@
 /* gpu.c - see gpu.h. */
 #include "launcher/serve/gpu.h"
 
+#include "base/log.h"
+#include "base/sizes.h"
 #include "launcher/ask.h"
 #include "launcher/pci.h"
 #include "launcher/programs.h"
@@ -52,27 +54,82 @@ static int driver_missing(const char *reason, struct error *e) {
     return error_set(e, -ENODEV, "%s", reason);
 }
 
-static int read_probe(const json_t *answer, struct gpu *ret, struct error *e) {
-    const json_t *first = json_array_get(json_object_get(answer, "devices"), 0);
-    const char *reason = json_string_value(json_object_get(answer, "reason"));
-    if (!json_is_true(json_object_get(answer, "usable")))
+static int choose(const char *list, uint32_t n, struct gpu *g, struct error *e) {
+    const char *reason = json_string_value(json_object_get(g->probe, "reason"));
+    if (!json_is_true(json_object_get(g->probe, "usable")))
         return driver_missing(reason ? reason : "shardd-worker-cuda does not say why", e);
-    ret->memory_free = (uint64_t)json_integer_value(json_object_get(first, "memory_free"));
-    return 0;
+    int rc = devices_choose(g->probe, list, n, &g->ranks, e);
+    g->memory_free = devices_memory_least(g->probe, &g->ranks);
+    return rc;
 }
 
-int gpu_find(const char *libexec_dir, struct gpu *ret, struct error *e) {
-    json_t *answer = NULL;
+int gpu_find(const char *libexec_dir, const char *list, uint32_t n, struct gpu *ret, struct error *e) {
     struct error absent;
+    *ret = (struct gpu){0};
     if (program_find("shardd-worker-cuda", libexec_dir, ret->worker, &absent) < 0)
         return error_set(e, -ENOENT,
                 "the program shardd-worker-cuda is not installed here: it is built where a CUDA toolkit (nvcc) is, by "
                 "./quickstart build");
-    int rc = ask_program((char *const[]){ret->worker, (char *)"--probe", NULL}, ASK_MS, &answer, e);
-    if (rc == 0)
-        rc = read_probe(answer, ret, e);
-    json_decref(answer);
-    return rc;
+    int rc = ask_program((char *const[]){ret->worker, (char *)"--probe", NULL}, ASK_MS, &ret->probe, e);
+    return rc == 0 ? choose(list, n, ret, e) : rc;
+}
+
+void gpu_done(struct gpu *g) {
+    json_decref(g->probe);
+    g->probe = NULL;
+}
+
+/* --- for the log --- */
+
+static const char *text_of(const json_t *o, const char *key) {
+    const char *text = json_string_value(json_object_get(o, key));
+    return text ? text : "?";
+}
+static uint64_t bytes_of(const json_t *o, const char *key) {
+    const json_int_t bytes = json_integer_value(json_object_get(o, key));
+    return bytes > 0 ? (uint64_t)bytes : 0;
+}
+
+/* "process 4711 (python3) holds 12.3 GB, ..." */
+static void tell_holders(uint32_t gpu, const json_t *device) {
+    const json_t *holders = json_object_get(device, "holders");
+    char who[512] = "";
+    size_t used = 0;
+    for (size_t i = 0; i < json_array_size(holders) && used < sizeof(who); i++) {
+        const json_t *h = json_array_get(holders, i);
+        const uint64_t bytes = bytes_of(h, "bytes");
+        used += (size_t)snprintf(who + used, sizeof(who) - used, "%sprocess %llu (%.32s) holds %s",
+                i ? ", " : "", (unsigned long long)bytes_of(h, "pid"), text_of(h, "name"),
+                bytes ? SIZE_TEXT(bytes) : "an unknown part");
+    }
+    if (used)
+        log_warning("GPU %u is used by others too: %s; %s of %s are free", gpu, who,
+                SIZE_TEXT(bytes_of(device, "memory_free")), SIZE_TEXT(bytes_of(device, "memory_total")));
+}
+
+void gpu_tell(const struct gpu *g) {
+    const json_t *found = json_object_get(g->probe, "devices");
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    bool shared = false;
+    if (visible)
+        log_info("CUDA_VISIBLE_DEVICES=%.200s: CUDA shows %zu GPUs, counted from 0", visible,
+                json_array_size(found));
+    for (uint32_t r = 0; r < g->ranks.n; r++) {
+        const uint32_t at = g->ranks.at[r];
+        const json_t *d = json_array_get(found, at);
+        bool first = true;
+        log_info("rank %u: GPU %u, %.120s, %.60s at %.40s, %s of %s free", r, at, text_of(d, "name"),
+                text_of(d, "uuid"), text_of(d, "place"), SIZE_TEXT(bytes_of(d, "memory_free")),
+                SIZE_TEXT(bytes_of(d, "memory_total")));
+        for (uint32_t k = 0; k < r; k++)
+            first &= g->ranks.at[k] != at;
+        shared |= !first;
+        if (first)
+            tell_holders(at, d);
+    }
+    if (shared)
+        log_warning(
+                "several ranks share a GPU, as --devices says: this is for tests, one rank would be faster");
 }
 
 int gpu_fits(char *const argv[], struct error *e) {

@@ -27,6 +27,7 @@
 struct serve {
     const struct options *o;
     const char *device; /* made concrete: cpu, cuda, null */
+    struct gpu gpu;     /* with cuda */
     const char *model;
     char worker[PATH_MAX], coordinator[PATH_MAX];
     struct argv worker_argv[RANKS_MAX], coordinator_argv, environment;
@@ -101,11 +102,11 @@ static void null_worker(struct argv *a) {
 
 /* --- which worker --- */
 
-/* Whether the model would fit into the GPU's memory. */
-static int check_fit(const struct serve *s, const struct gpu *gpu, struct error *e) {
+/* Whether the model would fit into the memory of the rank that has the least. */
+static int check_fit(const struct serve *s, struct error *e) {
     struct argv a = {0};
-    argv_add(&a, "%s", gpu->worker);
-    argv_add_flag(&a, "--plan", "%llu", (unsigned long long)gpu->memory_free);
+    argv_add(&a, "%s", s->gpu.worker);
+    argv_add_flag(&a, "--plan", "%llu", (unsigned long long)s->gpu.memory_free);
     argv_add_flag(&a, "--model", "%s", s->model);
     pass_settings(&a, s->o, TO_WORKER);
     int rc = a.failed ? 0 : gpu_fits(a.words, e);
@@ -115,18 +116,13 @@ static int check_fit(const struct serve *s, const struct gpu *gpu, struct error 
 
 /* 0, or why no GPU serves. */
 static int find_gpu(struct serve *s, struct error *e) {
-    struct gpu gpu;
-    uint64_t tp = options_number(s->o, OPT_TENSOR_PARALLEL_SIZE);
-    int rc = gpu_find(options_text(s->o, OPT_LIBEXEC_DIR), &gpu, e);
-    if (rc == 0 && tp > CUDA_RANKS_MAX)
-        rc = error_set(e, -ENOTSUP,
-                "one GPU serves so far, and --tensor-parallel-size is %llu; leave it out, or take --device cpu",
-                (unsigned long long)tp);
-    if (rc == 0)
-        rc = check_fit(s, &gpu, e);
-    if (rc == 0)
-        snprintf(s->worker, sizeof(s->worker), "%s", gpu.worker);
-    return rc;
+    int rc = gpu_find(options_text(s->o, OPT_LIBEXEC_DIR), options_text(s->o, OPT_DEVICES),
+            (uint32_t)options_number(s->o, OPT_TENSOR_PARALLEL_SIZE), &s->gpu, e);
+    if (rc < 0)
+        return rc;
+    gpu_tell(&s->gpu);
+    snprintf(s->worker, sizeof(s->worker), "%s", s->gpu.worker);
+    return check_fit(s, e);
 }
 
 /* auto is the GPU where one can serve. A machine that shows one and is served by its CPU says why. */
@@ -165,7 +161,7 @@ static int choose_worker(struct serve *s, struct error *e) {
 
 static void worker_command(struct serve *s, uint32_t index, uint32_t hosted) {
     struct argv *a = &s->worker_argv[index];
-    char ranks[64];
+    char ranks[64], devices[DEVICES_TEXT];
     int n = snprintf(ranks, sizeof(ranks), "%u", index * hosted);
     for (uint32_t i = 1; i < hosted; i++)
         n += snprintf(ranks + n, sizeof(ranks) - (size_t)n, ",%u", index * hosted + i);
@@ -178,6 +174,8 @@ static void worker_command(struct serve *s, uint32_t index, uint32_t hosted) {
         null_worker(a);
         return;
     }
+    if (strcmp(s->device, "cuda") == 0)
+        argv_add_flag(a, "--devices", "%s", devices_text(&s->gpu.ranks, devices));
     argv_add_flag(a, "--comm-fd", "%d", CHILD_COMM_FD);
     argv_add_flag(a, "--model", "%s", s->model);
     argv_add_flag(a, "--threads", "%llu", (unsigned long long)threads_per_rank(s->o));
@@ -298,6 +296,7 @@ static void serve_done(struct serve *s) {
     argv_done(&s->coordinator_argv);
     argv_done(&s->environment);
     listeners_close(&s->listeners);
+    gpu_done(&s->gpu);
 }
 
 static int prepare(struct serve *s, struct service *service, struct error *e) {

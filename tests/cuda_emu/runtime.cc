@@ -157,7 +157,8 @@ extern "C" cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int d
     ret->major = capability / 10;
     ret->minor = capability % 10;
     ret->multiProcessorCount = EMU_SMS;
-    ret->pciBusID = device + 1;
+    ret->pciBusID = (int)emu_setting("CUDA_EMU_BUS", 1) + device;
+    memset(ret->uuid.bytes, 0xe0 + device, sizeof ret->uuid.bytes);
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaMemGetInfo(size_t *ret_free, size_t *ret_total) {
@@ -324,6 +325,10 @@ extern "C" cudaError_t cudaIpcCloseMemHandle(void *) {
 }
 extern "C" cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) {
     return fails(cudaErrorPeerAccessUnsupported);
+}
+extern "C" cudaError_t cudaDeviceCanAccessPeer(int *ret, int device, int peer) {
+    *ret = 0;
+    return exists(device) && exists(peer) ? cudaSuccess : fails(cudaErrorInvalidDevice);
 }
 
 /* Whether [p, p + bytes) is within one allocation. */

@@ -40,6 +40,19 @@ def test_probe():
     assert [device["index"] for device in found["devices"]] == [0, 1]
     assert found["devices"][0]["compute_capability"] == "8.6"
     assert found["devices"][0]["memory_total"] == 5 << 30
+    assert found["devices"][1]["uuid"] == "GPU-e1e1e1e1-e1e1-e1e1-e1e1-e1e1e1e1e1e1"
+    assert found["devices"][0]["peers"] == [] and found["devices"][0]["holders"] == []
+
+
+def test_probe_names_who_holds_a_gpu():
+    """NVML's card at the emulated one's place, held by this process."""
+    found = probe(DEVICES=1)
+    assert found["devices"][0]["holders"] == []
+    done = subprocess.run([WORKER, "--probe"], capture_output=True, text=True, timeout=60, check=False,
+                          env={**os.environ, "LD_LIBRARY_PATH": os.path.join(os.path.dirname(BIN), "fakes"),
+                               "FAKE_NVML": "held", "FAKE_NVML_PID": str(os.getpid()), "CUDA_EMU_BUS": "101"})
+    holder, = json.loads(done.stdout)["devices"][0]["holders"]
+    assert holder["pid"] == os.getpid() and holder["name"].startswith("py") and holder["bytes"] == 39500000000
 
 
 REASONS = [
@@ -107,8 +120,12 @@ def test_device_cuda_is_refused_with_the_reason(installed, machine, why):
 def test_device_cuda_refused_before_it_starts(installed):
     code, last = refused(installed["without"], {})
     assert code == 2 and "shardd-worker-cuda is not installed here" in last
-    code, last = refused(installed["with"], {}, "--tensor-parallel-size", "2")
-    assert code == 2 and "one GPU serves so far" in last
+    code, last = refused(installed["with"], {"DEVICES": 1}, "--tensor-parallel-size", "2")
+    assert code == 2 and "--tensor-parallel-size 2 needs 2 GPUs and CUDA shows 1 here; lower it" in last
+    code, last = refused(installed["with"], {}, "--devices", "0,2")
+    assert code == 2 and "there is no GPU 2; CUDA shows 2 here" in last
+    code, last = refused(installed["with"], {}, "--devices", "GPU-e1,gpu-E")
+    assert code == 2 and "--devices gpu-E: 2 GPUs have a UUID that begins so" in last
     code, last = refused(installed["with"], {"BYTES": 200 << 20})
     assert code == 1 and "the model does not fit" in last and "for graphs" in last
 
@@ -163,6 +180,26 @@ def test_the_emulated_gpu_answers_as_the_cpu(installed, machine_with_gpu):
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(ids, records)) == expected
         assert ids(records[0]) == expected[0]
+
+
+@pytest.mark.slow
+def test_two_emulated_gpus_answer_as_one(installed, machine_with_gpu):
+    """A process each, which meet and exchange sums and logits: two prompts at the same time, one of them in chunks."""
+    with open(RECORDS, encoding="utf-8") as f:
+        records = sorted(map(json.loads, f), key=lambda record: len(record["prompt_ids"]))[:2]
+    with Server(MODEL, *FLAGS[:4], "--max-num-batched-tokens", "16", "--kv-cache-memory", "64MiB", "--kv-cache-dtype",
+                "fp32", "--libexec-dir", installed["with"], "--step-timeout", "120s", "--devices", "GPU-e1,0",
+                env=machine_with_gpu) as server:
+        assert "(tp 2, cuda)" in server.log_text()
+        assert "rank 0: GPU 1, emulation, GPU-e1e1" in server.log_text()
+
+        def ids(record):
+            with server.client() as client:
+                return client.generate(make_request(ids=record["prompt_ids"], max_tokens=2),
+                                       timeout=300 * PATIENCE).ids
+
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(ids, records)) == [record["reply_ids"][:2] for record in records]
 
 
 @pytest.mark.slow

@@ -184,8 +184,12 @@ def test_two_gpus(tmp_path):
     two = Machine(tmp_path, gpus=2)
     report = two.report(cards="two")
     assert report["would_serve"] and [g["used"] for g in report["gpus"]] == [True, False]
-    # What is wrong with a card that no rank takes does not count; which one that is, the CUDA worker says.
+    # What is wrong with a card that no rank takes does not count; which one that is, the CUDA worker says. One that
+    # cannot be used is passed over.
     two.worker(probe(device(1), device(0, usable=False, reason="lost")))
+    report = two.report(cards="two")
+    assert report["would_serve"] and [g["used"] for g in report["gpus"]] == [False, True]
+    two.worker(probe(device(0, usable=False, reason="lost"), device(1)))
     report = two.report(cards="two")
     assert report["would_serve"] and [g["used"] for g in report["gpus"]] == [False, True]
     two.worker(probe(device(0), device(1, usable=False, reason="lost")))
@@ -193,7 +197,15 @@ def test_two_gpus(tmp_path):
     report = two.report("-tp", "2", cards="two")
     assert "4 to GPU 1" in found(report, "gpu.nvlink")[0]["text"]
     ranks, = found(report, "programs.ranks")
-    assert ranks["level"] == "problem" and "one GPU serves so far" in ranks["text"]
+    assert ranks["level"] == "problem" and "1 of the 2 that CUDA shows here can be used" in ranks["text"]
+    two.worker(probe(device(0, uuid="GPU-aa", peers=[1]), device(1, uuid="GPU-ab", peers=[0])))
+    report = two.report("--devices", "GPU-ab,GPU-aa", cards="two")
+    assert report["would_serve"] and report["tensor_parallel_size"] == 2
+    assert ["for rank 1" in f["text"] for f in found(report, "programs.cuda_device")] == [True, False]
+    assert "reach each other's memory" in found(report, "programs.peers")[0]["text"]
+    two.worker(probe(device(0, peers=[1]), device(1, peers=[])))
+    peers, = found(two.report("-tp", "2", cards="two"), "programs.peers")
+    assert peers["level"] == "warning" and "0 and 1" in peers["text"]
 
 
 def test_a_model_that_fits(tmp_path, model):

@@ -30,9 +30,17 @@ struct bench {
     json_t *gpu_load; /* of the test that is being measured; owned; NULL = none */
 };
 
+/* GPUs that the ranks are on. */
+static uint32_t devices_of(const struct rank_options *o) {
+    uint64_t seen = 0;
+    for (uint32_t i = 0; i < o->tp; i++)
+        seen |= UINT64_C(1) << o->devices[i];
+    return (uint32_t)__builtin_popcountll(seen);
+}
+
 static int meter_open(const struct bench_options *o, struct meter *m, struct error *e) {
     const uint32_t threads = worker_threads(&o->worker), tp = o->worker.rank.tp;
-    const struct k_context_options options = {.device = o->worker.rank.device, .threads = threads * tp};
+    const struct k_context_options options = {.device = o->worker.rank.devices[0], .threads = threads * tp};
     if (!o->memory_bytes)
         return 0;
     int r = k_context_create(&options, &m->context, e);
@@ -40,7 +48,7 @@ static int meter_open(const struct bench_options *o, struct meter *m, struct err
         r = k_stream_create(m->context, &m->stream, e);
     if (r < 0)
         return r;
-    m->devices = k_memory_shared(m->context) ? 1 : tp;
+    m->devices = k_memory_shared(m->context) ? 1 : devices_of(&o->worker.rank);
     m->bytes = o->memory_bytes;
     m->memory = k_alloc(m->context, m->bytes);
     while (!m->memory && m->bytes / 2 >= METER_LEAST) {

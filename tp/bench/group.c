@@ -47,9 +47,17 @@ static const struct worker_rank *failed_rank(const struct group *g) {
     return found;
 }
 
+static uint32_t n_failed(const struct group *g) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < g->n_started; i++)
+        n += atomic_load(&g->ranks[i].state) == WORKER_RANK_FAILED;
+    return n;
+}
+
+/* One that was stopped says so before the one that failed by itself has cleaned up: its sentence is waited for. */
 static int check_ranks(const struct group *g, struct error *e) {
     const struct worker_rank *bad = failed_rank(g);
-    if (!bad)
+    if (!bad || (bad->e.code == -ECANCELED && n_failed(g) < g->n_started))
         return 0;
     *e = bad->e;
     return bad->e.code;

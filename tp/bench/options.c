@@ -22,9 +22,9 @@ const char bench_help[] =
         "  --weights bf16|int4|int8|fp8, --lm-head bf16|int4|int8|fp8, --group-size N (128)\n"
         "                          of dummy weights; default as config.json says\n"
         "\n"
-        "and --model, --load-format, --packed-cache, --tensor-parallel-size, --threads, --isa, --activations,\n"
-        "--numerics, --max-num-batched-tokens, --kv-cache-dtype, --kv-cache-memory, --temperature, --top-k,\n"
-        "--top-p, --min-p, --seed, --enforce-eager, --log-level as without `bench`.\n";
+        "and --model, --load-format, --packed-cache, --tensor-parallel-size, --devices, --threads, --isa,\n"
+        "--activations, --numerics, --max-num-batched-tokens, --kv-cache-dtype, --kv-cache-memory, --temperature,\n"
+        "--top-k, --top-p, --min-p, --seed, --enforce-eager, --log-level as without `bench`.\n";
 
 static const char *const own[] = {"--prompt", "--decode", "--depth", "--batch", "--repeat", "--json",
         "--speed-memory", "--weights", "--lm-head", "--group-size"};

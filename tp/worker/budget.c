@@ -87,6 +87,24 @@ static void describe(const struct budget_request *q, uint64_t left, struct budge
                 SIZE_TEXT(q->pool_bytes), SIZE_TEXT(left));
 }
 
+static uint32_t least(uint32_t a, uint32_t b) {
+    return a < b ? a : b;
+}
+
+void budget_lessen(const struct k_shape *shape, const struct budget_request *q,
+        const struct k_pool_options *pool, uint32_t max_model_len, uint32_t rank, struct budget *b) {
+    struct k_pool_options *o = &b->pool;
+    struct k_pool_cost cost;
+    o->slots = least(o->slots, pool->slots);
+    o->pages = least(o->pages, pool->pages);
+    o->pages_per_slot = least(o->pages_per_slot, pool->pages_per_slot);
+    b->max_model_len = least(b->max_model_len, max_model_len);
+    b->pool_bytes = budget_pool_bytes(shape, o, &cost);
+    describe(q, q->memory_bytes - q->weight_bytes - q->scratch_bytes - q->reserve_bytes, b);
+    const size_t n = strlen(b->text);
+    snprintf(b->text + n, sizeof(b->text) - n, "; no more than rank %u has room for", rank);
+}
+
 int budget_make(
         const struct k_shape *shape, const struct budget_request *q, struct budget *ret, struct error *e) {
     struct budget b = {.max_model_len = q->max_model_len};

@@ -31,7 +31,7 @@ struct budget {
     uint32_t max_model_len; /* tokens of one sequence after clamping */
     uint64_t pool_bytes, slot_bytes, page_bytes;
     uint64_t pool_clamped; /* what --kv-cache-memory was clamped to, bytes; 0 = it was not */
-    char text[448];        /* "7.90 GB usable: weights 1.50 GB, KV 2048 pages 1.61 GB, ..." */
+    char text[512];        /* "7.90 GB usable: weights 1.50 GB, KV 2048 pages 1.61 GB, ..." */
 };
 
 /* Bytes of a pool, the dummies, slot 0 and page 0, in them: they take as much as the others. */
@@ -42,3 +42,6 @@ uint64_t budget_pool_bytes(
  * would do, but --kv-cache-memory asks for less than that. */
 int budget_make(const struct k_shape *shape, const struct budget_request *request, struct budget *ret,
         struct error *e);
+/* Takes less of the same memory: no more of anything than `pool` and max_model_len say, as `rank` has it. */
+void budget_lessen(const struct k_shape *shape, const struct budget_request *request,
+        const struct k_pool_options *pool, uint32_t max_model_len, uint32_t rank, struct budget *b);

@@ -84,14 +84,13 @@ static int start_threads(struct offline *o, const struct rank_options *options, 
         t->started = true;
     }
     wait_all(o);
-    for (uint32_t i = 0; i < o->tp; i++) {
-        if (o->threads[i].status < 0) {
-            if (e)
-                *e = o->threads[i].e;
-            return o->threads[i].status;
-        }
-    }
-    return 0;
+    const struct offline_thread *failed = NULL; /* by itself, rather than because another one did */
+    for (uint32_t i = 0; i < o->tp; i++)
+        if (o->threads[i].status < 0 && (!failed || failed->status == -ECANCELED))
+            failed = &o->threads[i];
+    if (failed && e)
+        *e = failed->e;
+    return failed ? failed->status : 0;
 }
 
 /* Every rank answers RESET with its geometry; what all of them can do is the least of each. */

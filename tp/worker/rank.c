@@ -6,6 +6,7 @@
 #include "base/gguf.h"
 #include "tp/load/fingerprint.h"
 #include "tp/worker/forward.h"
+#include "tp/worker/meeting.h"
 #include "tp/worker/rank_keep.h"
 
 #include <errno.h>
@@ -45,7 +46,19 @@ int rank_comm_bytes(const struct rank_options *o, size_t *ret, struct error *e) 
     r = shard_make(&m, o->tp, 0, false, &s, e);
     if (r < 0)
         return r;
-    *ret = o->tp == 1 ? 0 : k_comm_region_bytes(&s.shape, rows_of(o));
+    *ret = o->tp == 1 ? 0 : meeting_bytes() + k_comm_region_bytes(&s.shape, rows_of(o));
+    return 0;
+}
+
+/* A round of the group's meeting; who is alone has the least of everything. */
+static int meet(const struct rank_options *o, enum meeting_round round, uint64_t *numbers, uint32_t n,
+        uint32_t *ret_first, struct error *e) {
+    if (o->tp > 1 && !o->comm_region)
+        return error_set(e, -EINVAL, "rank %u of %u has no region to meet the others in", o->rank, o->tp);
+    if (o->tp > 1)
+        return meeting_least(o->comm_region, round, o->tp, o->rank, numbers, n, ret_first, e);
+    if (ret_first)
+        *ret_first = o->rank;
     return 0;
 }
 
@@ -233,13 +246,12 @@ static int request_budget(struct rank *r, const struct weights_options *wo, uint
     return 0;
 }
 
-/* Does the scratch take so much of what weights leave that half of the rows would be better? Ranks of a group must have
- * the same, and are told before any of them has loaded: there it is as it is. */
+/* Does the scratch take so much of what weights leave that half of the rows would be better? */
 static bool too_many_rows(const struct rank *r, const struct budget_request *q) {
     const struct rank_options *o = &r->options;
     const uint64_t taken = q->weight_bytes + q->reserve_bytes,
                    left = q->memory_bytes > taken ? q->memory_bytes - taken : 0;
-    return !o->max_num_batched_tokens && o->tp == 1 && q->scratch_bytes > left / RANK_SCRATCH_PART &&
+    return !o->max_num_batched_tokens && q->scratch_bytes > left / RANK_SCRATCH_PART &&
            r->rows_max / 2 >= RANK_ROWS_LEAST && r->rows_max / 2 >= slots_of(o);
 }
 
@@ -254,11 +266,51 @@ static int request_sized(struct rank *r, const struct weights_options *wo, uint6
     return rc;
 }
 
+/* Free memory of this rank's device, which it may share with others of the group, and what its weights have already.
+ * All have opened theirs before it is measured, since an open device takes memory. */
+static int measure_memory(const struct rank *r, uint64_t kept_bytes, uint64_t *ret, struct error *e) {
+    const struct rank_options *o = &r->options;
+    uint32_t sharers = 0;
+    int rc = meet(o, MEETING_PRESENT, NULL, 0, NULL, e);
+    for (uint32_t i = 0; i < o->tp; i++)
+        sharers += k_memory_shared(r->context) || o->devices[i] == o->devices[o->rank];
+    *ret = k_memory_free(r->context) / sharers + kept_bytes;
+    return rc;
+}
+
+/* Rows, slots and pages are the same on every rank: as many as all of them have room for. */
 static int decide_budget(
-        struct rank *r, const struct weights_options *wo, uint64_t memory_free, struct error *e) {
+        struct rank *r, const struct weights_options *wo, uint64_t kept_bytes, struct error *e) {
+    const struct rank_options *o = &r->options;
+    const struct k_shape *s = &r->shard.shape;
     struct budget_request q;
-    int rc = request_sized(r, wo, r->options.memory_bytes ? r->options.memory_bytes : memory_free, &q, e);
-    return rc < 0 ? rc : budget_make(&r->shard.shape, &q, &r->budget, e);
+    uint64_t memory = 0, rows;
+    uint32_t first;
+    int rc = measure_memory(r, kept_bytes, &memory, e);
+    memory = o->memory_bytes ? o->memory_bytes : memory;
+    if (rc == 0)
+        rc = request_sized(r, wo, memory, &q, e);
+    rows = r->rows_max;
+    if (rc == 0)
+        rc = meet(o, MEETING_ROWS, &rows, 1, NULL, e);
+    r->rows_max = (uint32_t)rows;
+    if (rc == 0)
+        rc = request_budget(r, wo, memory, &q, e);
+    if (rc == 0)
+        rc = budget_make(s, &q, &r->budget, e);
+    if (rc < 0)
+        return rc;
+    struct k_pool_options pool = r->budget.pool;
+    uint64_t all[] = {pool.pages, pool.slots, pool.pages_per_slot, r->budget.max_model_len};
+    rc = meet(o, MEETING_POOL, all, sizeof(all) / sizeof(all[0]), &first, e);
+    const bool less = all[0] < pool.pages || all[1] < pool.slots || all[2] < pool.pages_per_slot ||
+                      all[3] < r->budget.max_model_len;
+    pool.pages = (uint32_t)all[0];
+    pool.slots = (uint32_t)all[1];
+    pool.pages_per_slot = (uint32_t)all[2];
+    if (rc == 0 && less)
+        budget_lessen(s, &q, &pool, (uint32_t)all[3], first, &r->budget);
+    return rc;
 }
 
 /* What the rows, the entries and the buffers depend on. */
@@ -277,6 +329,8 @@ static void took(struct rank *r, enum rank_stage stage) {
 
 /* All memory of a rank but its weights'. */
 static int allocate(struct rank *r, const struct rank_options *o, struct error *e) {
+    const size_t before = o->tp > 1 ? meeting_bytes() : 0;
+    void *region = o->tp > 1 ? (uint8_t *)o->comm_region + before : NULL;
     int rc = allocate_buffers(r, e);
     if (rc == 0)
         rc = k_pool_create(r->context, &r->shard.shape, &r->budget.pool, &r->pool, e);
@@ -284,7 +338,7 @@ static int allocate(struct rank *r, const struct rank_options *o, struct error *
         rc = k_batch_create(r->context, r->entries_max, r->rows_max, &r->batch, e);
     if (rc == 0)
         rc = k_comm_create(
-                r->context, &r->shard.shape, r->rows_max, o->comm_region, o->comm_bytes, &r->comm, e);
+                r->context, &r->shard.shape, r->rows_max, region, o->comm_bytes - before, &r->comm, e);
     return rc;
 }
 
@@ -297,7 +351,7 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
     if (rc < 0)
         return rc;
     took(r, RANK_STAGE_FILES);
-    struct k_context_options co = {.device = o->device,
+    struct k_context_options co = {.device = o->devices[o->rank],
             .threads = o->threads,
             .isa = o->isa,
             .activations = o->activations,
@@ -318,13 +372,13 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
             .seed = o->seed,
             .progress = o->progress,
             .user = o->user};
-    uint64_t memory_free = k_memory_free(r->context) / (k_memory_shared(r->context) ? o->tp : 1);
     size_rank(r, o);
-    rc = rank_keep_begin(r, o, &wo, &memory_free, e);
+    uint64_t kept_bytes = 0;
+    rc = rank_keep_begin(r, o, &wo, &kept_bytes, e);
     if (rc == 0)
         rc = verify_packed(r, o, e);
     if (rc == 0)
-        rc = decide_budget(r, &wo, memory_free, e);
+        rc = decide_budget(r, &wo, kept_bytes, e);
     if (rc == 0)
         rc = k_stream_create(r->context, &r->stream, e);
     if (rc == 0)
@@ -338,7 +392,9 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
     if (rc < 0)
         return rc;
     took(r, RANK_STAGE_MEMORY);
-    rc = k_comm_meet(r->comm, e);
+    rc = meet(o, MEETING_LOADED, NULL, 0, NULL, e); /* with it nobody has to be waited for there */
+    if (rc == 0)
+        rc = k_comm_meet(r->comm, e);
     took(r, RANK_STAGE_MEETING);
     return rc;
 }
@@ -416,6 +472,7 @@ int rank_create(const struct rank_options *options, struct rank **ret, struct er
     r->options.dummy_quant = r->options.dummy_head_quant = NULL;
     int rc = build(r, options, e);
     if (rc < 0) {
+        rank_stop_meeting(options);
         rank_free(r);
         return rc;
     }
@@ -448,6 +505,11 @@ struct rank *rank_free(struct rank *r) {
     quant_config_free(r->quant_config);
     free(r);
     return NULL;
+}
+
+void rank_stop_meeting(const struct rank_options *options) {
+    if (options->tp > 1 && options->comm_region)
+        meeting_end(options->comm_region);
 }
 
 void rank_abort(struct rank *r) {

@@ -40,9 +40,9 @@ enum rank_packed {     /* what is done about packed files (packed.h) */
 struct rank_options {
     const char *model_dir;
     uint32_t tp, rank;
-    uint32_t threads; /* of this rank; 0 = all the process may use */
-    const char *isa;  /* NULL = best */
-    uint32_t device;
+    uint32_t threads;                /* of this rank; 0 = all the process may use */
+    const char *isa;                 /* NULL = best */
+    uint32_t devices[RANKS_MAX];     /* of each rank of the group; CUDA's ordinals, ignored on the CPU */
     enum cores_bind bind;            /* --numa-bind */
     uint32_t max_model_len;          /* 0 = the model's own */
     uint32_t max_num_seqs;           /* 0 = RANK_SLOTS_DEFAULT */
@@ -152,4 +152,6 @@ struct rank *rank_free(struct rank *r);
 bool rank_model_has_mtp(const struct rank *r);
 /* The rank is ready: whoever starts in its place may have its weights. Also where there is no keeper. */
 void rank_keep(struct rank *r);
+/* Any thread: ranks of this group that are being created, here or elsewhere, give up waiting for each other. */
+void rank_stop_meeting(const struct rank_options *options);
 void rank_abort(struct rank *r); /* any thread: gives up waiting in collectives, now and later */

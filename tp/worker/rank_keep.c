@@ -51,9 +51,10 @@ static bool adopt(struct rank *r, const struct rank_options *o, uint64_t bytes) 
 }
 
 int rank_keep_begin(struct rank *r, const struct rank_options *o, struct weights_options *wo,
-        uint64_t *memory_free, struct error *e) {
+        uint64_t *ret_bytes, struct error *e) {
     struct weights_places places;
     struct error why;
+    *ret_bytes = 0;
     if (!o->keeper)
         return 0;
     int rc = weights_places(&r->config, &r->shard, r->tensors, wo, &places, e);
@@ -62,18 +63,17 @@ int rank_keep_begin(struct rank *r, const struct rank_options *o, struct weights
     rc = write_manifest(r, o, &places, &why);
     if (rc == 0 && adopt(r, o, places.bytes)) {
         r->found = wo->there = true;
-        *memory_free += places.bytes;
+        *ret_bytes = places.bytes;
         snprintf(r->weights_from, sizeof(r->weights_from), "weights found where the rank before had them, %s",
                 SIZE_TEXT(places.bytes));
         return 0;
     }
-    if (!k_memory_shared(r->context))
-        *memory_free = k_memory_free(r->context); /* something may have been released */
     if (rc == 0)
         rc = k_keep_begin(r->context, places.bytes, &why);
     if (rc < 0)
         note(o, "weights will not be kept for a restart", &why);
     r->keeping = rc == 0;
+    *ret_bytes = r->keeping ? places.bytes : 0;
     return 0;
 }
 

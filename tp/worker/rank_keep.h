@@ -6,8 +6,8 @@
 
 /* Before weights are loaded, and before anybody decides what else memory is for: takes over those of the rank before,
  * or has new ones come to lie where they can be kept. Where neither can be done they are loaded as ever, and a note
- * says why. *memory_free, what the device has left, gets what the weights that were taken over occupy. */
+ * says why. *ret_bytes: of the device's memory, what the weights have from here on; 0 where it is not kept. */
 int rank_keep_begin(struct rank *r, const struct rank_options *o, struct weights_options *wo,
-        uint64_t *memory_free, struct error *e);
+        uint64_t *ret_bytes, struct error *e);
 int rank_keep_end(struct rank *r, struct error *e); /* they are loaded */
 void rank_keep_done(struct rank *r);

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define DEVICE_MAX 63u /* as many as --probe tells of */
+
 const char worker_help[] =
         "shardd-worker-cpu: holds one or several ranks of a model and computes what the coordinator plans.\n"
         "Started by `shardd serve`; by hand, --generate-ids runs a model without a service:\n"
@@ -42,6 +44,8 @@ const char worker_help[] =
         "ranks\n"
         "  --tensor-parallel-size N     ranks of the group: 1, 2, 4 or 8\n"
         "  --ranks LIST                 those in this process, e.g. 0 or 0,1 (default: all)\n"
+        "  --devices LIST               a GPU for each rank of the group, e.g. 0,1 as --probe counts them (default:\n"
+        "                               rank 0 takes GPU 0, rank 1 takes GPU 1, ...); 0,0: two ranks share one\n"
         "  --threads N                  of each rank; 0 = the cores divided by the ranks\n"
         "  --isa avx512|avx2|plain      instruction set; default the best there is. Same results on all\n"
         "  --numa-bind node|core|off    node: the thread of a rank stays on the cores near its GPU; core: and on one\n"
@@ -66,6 +70,7 @@ enum flag {
     FLAG_MODEL = 256,
     FLAG_RANKS,
     FLAG_TP,
+    FLAG_DEVICES,
     FLAG_THREADS,
     FLAG_ISA,
     FLAG_MAX_MODEL_LEN,
@@ -103,6 +108,7 @@ static const struct option flags[] = {
         {"model", required_argument, NULL, FLAG_MODEL},
         {"ranks", required_argument, NULL, FLAG_RANKS},
         {"tensor-parallel-size", required_argument, NULL, FLAG_TP},
+        {"devices", required_argument, NULL, FLAG_DEVICES},
         {"threads", required_argument, NULL, FLAG_THREADS},
         {"isa", required_argument, NULL, FLAG_ISA},
         {"max-model-len", required_argument, NULL, FLAG_MAX_MODEL_LEN},
@@ -328,6 +334,8 @@ static int parse_flag(struct worker_options *o, int flag, char *text, struct err
         return parse_list(flag, text, RANKS_MAX - 1, RANKS_MAX, o->ranks, &o->n_ranks, e);
     case FLAG_TP:
         return parse_u32(flag, text, 1, RANKS_MAX, &o->rank.tp, e);
+    case FLAG_DEVICES:
+        return parse_list(flag, text, DEVICE_MAX, RANKS_MAX, o->rank.devices, &o->n_devices, e);
     case FLAG_THREADS:
         return parse_u32(flag, text, 0, 1024, &o->rank.threads, e);
     case FLAG_CONTROL_FD:
@@ -367,6 +375,16 @@ static int parse_flag(struct worker_options *o, int flag, char *text, struct err
     }
 }
 
+static int check_devices(struct worker_options *o, struct error *e) {
+    if (o->n_devices && o->n_devices != o->rank.tp)
+        return error_set(e, -EINVAL,
+                "--devices names %u GPUs, --tensor-parallel-size is %u: one for each rank", o->n_devices,
+                o->rank.tp);
+    for (uint32_t i = 0; i < o->rank.tp && !o->n_devices; i++)
+        o->rank.devices[i] = i;
+    return 0;
+}
+
 static int check_ranks(struct worker_options *o, struct error *e) {
     if (o->n_ranks == 0)
         for (uint32_t i = 0; i < o->rank.tp; i++)
@@ -387,7 +405,8 @@ static int check(struct worker_options *o, struct error *e) {
         return 0;
     if (!o->rank.model_dir)
         return error_set(e, -EINVAL, "--model DIR is missing: the folder of a Hugging Face checkpoint");
-    return check_ranks(o, e);
+    int r = check_devices(o, e);
+    return r < 0 ? r : check_ranks(o, e);
 }
 
 /* What it takes to serve, or to generate. */

@@ -13,6 +13,7 @@
 struct worker_options {
     struct rank_options rank; /* what all ranks of this process have in common; rank.tp is the group's size */
     uint32_t ranks[RANKS_MAX], n_ranks; /* hosted here */
+    uint32_t n_devices;                 /* that --devices named; rank.devices has them */
     int control_fd;                     /* the launcher's socket; -1 = none */
     int comm_fd;                        /* memfd shared by all workers of the group; -1 = none */
     int keeper_fd;                      /* socket to the keeper of its weights; -1 = none */

@@ -1,11 +1,15 @@
 /* worker_probe.c - `--probe`: what the kernels library of this program finds on this machine, for the launcher, which
  * links none. Nothing is loaded; a GPU is only opened and left. */
 #include "base/limits.h"
+#include "base/nvml.h"
 #include "tp/worker/worker.h"
 
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <unistd.h>
 
 #define DEVICES_MAX 64u
 
@@ -19,32 +23,95 @@ static json_t *version(uint32_t major, uint32_t minor) {
     return major ? json_sprintf("%u.%u", major, minor) : json_null();
 }
 
-static json_t *device_json(uint32_t index, const struct k_device *d) {
+/* --- who else uses a GPU --- */
+
+static const struct nvml_gpu *gpu_at(const struct nvml *n, const char *place) {
+    for (uint32_t i = 0; i < n->n_gpus; i++)
+        if (*place && strcasecmp(n->gpus[i].place, place) == 0)
+            return &n->gpus[i];
+    return NULL;
+}
+
+static void process_name(uint32_t pid, char *name, size_t bytes) {
+    char path[64];
+    name[0] = '\0';
+    snprintf(path, sizeof(path), "/proc/%u/comm", pid);
+    FILE *f = fopen(path, "re");
+    if (f && fgets(name, (int)bytes, f))
+        name[strcspn(name, "\n")] = '\0';
+    if (f)
+        fclose(f);
+}
+
+/* Programs that compute on it, this one left out; in a container those outside have no name. */
+static json_t *holders_json(const struct nvml_gpu *g) {
+    json_t *list = json_array();
+    for (uint32_t i = 0; g && i < g->n_processes; i++) {
+        const struct nvml_process *p = &g->processes[i];
+        char name[64];
+        if (p->pid == (uint32_t)getpid())
+            continue;
+        process_name(p->pid, name, sizeof(name));
+        json_t *o = json_object();
+        json_object_set_new(o, "pid", json_integer(p->pid));
+        json_object_set_new(o, "name", text(name));
+        json_object_set_new(o, "bytes", p->bytes_known ? json_integer((json_int_t)p->bytes) : json_null());
+        json_array_append_new(list, o);
+    }
+    return list;
+}
+
+/* --- the answer --- */
+
+static json_t *peers_json(uint64_t peers) {
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < 64; i++)
+        if (peers >> i & 1)
+            json_array_append_new(list, json_integer(i));
+    return list;
+}
+
+static json_t *device_json(uint32_t index, const struct k_device *d, const struct nvml_gpu *gpu) {
     json_t *o = json_object();
     json_object_set_new(o, "index", json_integer(index));
     json_object_set_new(o, "name", text(d->name));
     json_object_set_new(o, "place", text(d->place));
+    json_object_set_new(o, "uuid", text(d->uuid));
     json_object_set_new(o, "compute_capability", version(d->capability / 10, d->capability % 10));
     json_object_set_new(o, "units", json_integer(d->units));
     json_object_set_new(o, "memory_total", json_integer((json_int_t)d->memory_total));
     json_object_set_new(o, "memory_free", json_integer((json_int_t)d->memory_free));
+    json_object_set_new(o, "peers", peers_json(d->peers));
+    json_object_set_new(o, "holders", holders_json(gpu));
     json_object_set_new(o, "usable", json_boolean(d->refused.code == 0));
     json_object_set_new(o, "reason", text(d->refused.text));
     return o;
 }
 
+/* Whether any device can be used; else why the first cannot. */
+static const char *reason_of(const struct k_device *devices, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++)
+        if (devices[i].refused.code == 0)
+            return "";
+    return n ? devices[0].refused.text : "there is no device";
+}
+
 int worker_probe(void) {
     struct k_platform p;
+    struct nvml nvml = {0};
     struct error e = {0};
     struct k_device *devices = calloc(DEVICES_MAX, sizeof(devices[0]));
     if (!devices)
         return EXIT_FAILURE;
     int r = k_devices(&p, devices, DEVICES_MAX, &e);
-    /* Rank 0 takes the first device: whether that one can be used decides. */
-    const char *reason = r < 0 ? e.text : devices[0].refused.text;
+    const uint32_t n = r < 0 ? 0 : p.n_devices < DEVICES_MAX ? p.n_devices : DEVICES_MAX;
+    const char *reason = r < 0 ? e.text : reason_of(devices, n);
     json_t *o = json_object(), *list = json_array();
-    for (uint32_t i = 0; r == 0 && i < p.n_devices && i < DEVICES_MAX; i++)
-        json_array_append_new(list, device_json(i, &devices[i]));
+    if (n && strcmp(p.kind, "cuda") == 0)
+        nvml_look(NULL, &nvml);
+    for (uint32_t i = 0; i < n; i++)
+        json_array_append_new(list, device_json(i, &devices[i], gpu_at(&nvml, devices[i].place)));
+    nvml_done(&nvml);
     json_object_set_new(o, "kind", text(p.kind));
     json_object_set_new(o, "version", text(SHARDD_VERSION));
     json_object_set_new(o, "driver", version(p.driver / 1000, p.driver % 1000 / 10));

@@ -181,7 +181,7 @@ static int serve(struct worker_rank *w, struct step_exec *x, struct error *e) {
 static void go_near(struct worker_rank *w) {
     char place[32], text[160];
     cpu_set_t cores;
-    k_device_place(w->options.device, place, sizeof(place));
+    k_device_place(w->options.devices[w->options.rank], place, sizeof(place));
     if (w->options.bind == CORES_OFF || !place[0])
         return;
     cores_go_near(place, text, sizeof(text));
@@ -296,6 +296,7 @@ void worker_rank_stop(struct worker_rank *w) {
 }
 
 void worker_rank_abort(struct worker_rank *w) {
+    rank_stop_meeting(&w->options);
     pthread_mutex_lock(&w->lock);
     if (w->rank)
         rank_abort(w->rank);

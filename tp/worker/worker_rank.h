@@ -33,7 +33,7 @@ struct worker_rank {
     _Atomic uint32_t graph_nodes;
     _Atomic bool stop;           /* finish what is committed, then end */
     _Atomic bool end_of_service; /* a STOP record came */
-    char ready_text[512];        /* valid once READY */
+    char ready_text[640];        /* valid once READY */
     struct error e;              /* valid once FAILED */
 
     pthread_mutex_t lock;

@@ -61,8 +61,12 @@ enum cudaStreamCaptureMode {
 #define cudaStreamNonBlocking          1u
 #define cudaEventDisableTiming         2u
 
+typedef struct CUuuid_st {
+    char bytes[16];
+} cudaUUID_t;
 struct cudaDeviceProp {
     char name[256];
+    cudaUUID_t uuid;
     size_t totalGlobalMem, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
     int major, minor, multiProcessorCount, pciDomainID, pciBusID, pciDeviceID, accessPolicyMaxWindowSize;
 };
@@ -99,6 +103,7 @@ cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *ret, void *p);
 cudaError_t cudaIpcOpenMemHandle(void **ret, cudaIpcMemHandle_t handle, unsigned flags);
 cudaError_t cudaIpcCloseMemHandle(void *p);
 cudaError_t cudaDeviceEnablePeerAccess(int device, unsigned flags);
+cudaError_t cudaDeviceCanAccessPeer(int *ret, int device, int peer);
 cudaError_t cudaMemcpyAsync(
         void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s);
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s);

@@ -268,6 +268,32 @@ static void test_one_of_two_limits_follows_the_other(void **state) {
     options_done(&o);
 }
 
+/* --devices says how many ranks there are and that GPUs serve, where nobody else does. */
+static void test_devices(void **state) {
+    (void)state;
+    struct options o;
+    struct error e;
+    assert_int_equal(LOAD(&o, VERB_SERVE, no_environment, &e, "--devices", "0,GPU-8c25"), 0);
+    assert_int_equal(options_number(&o, OPT_TENSOR_PARALLEL_SIZE), 2);
+    assert_string_equal(options_text(&o, OPT_DEVICE), "cuda");
+    options_done(&o);
+    assert_int_equal(LOAD(&o, VERB_DOCTOR, no_environment, &e, "--devices", "3", "--device", "auto"), 0);
+    assert_int_equal(options_number(&o, OPT_TENSOR_PARALLEL_SIZE), 1);
+    assert_string_equal(options_text(&o, OPT_DEVICE), "auto");
+    options_done(&o);
+    char *environment[] = {"SHARDD_DEVICES=0,1", NULL};
+    assert_int_equal(LOAD(&o, VERB_SERVE, environment, &e, "--device", "cpu"), 0); /* a flag wins */
+    assert_int_equal(options_number(&o, OPT_TENSOR_PARALLEL_SIZE), 1);
+    options_done(&o);
+    assert_int_equal(
+            LOAD(&o, VERB_SERVE, no_environment, &e, "--devices", "0,1", "--device", "cpu"), -EINVAL);
+    assert_non_null(strstr(e.text, "--devices 0,1 names GPUs, and --device cpu takes none"));
+    options_done(&o);
+    assert_int_equal(LOAD(&o, VERB_SERVE, no_environment, &e, "--devices", "0,1,2"), -EINVAL);
+    assert_non_null(strstr(e.text, "names 3 GPUs"));
+    options_done(&o);
+}
+
 static void test_refused_files(void **state) {
     (void)state;
     file_refused("[engine]\nmax-num-seq = 3\n", ":2: there is no setting 'max-num-seq'", "'max-num-seqs'");
@@ -436,6 +462,7 @@ int main(void) {
             cmocka_unit_test(test_refused_flags),
             cmocka_unit_test(test_contradictions),
             cmocka_unit_test(test_one_of_two_limits_follows_the_other),
+            cmocka_unit_test(test_devices),
             cmocka_unit_test(test_refused_files),
             cmocka_unit_test(test_zero_bytes_in_a_file),
             cmocka_unit_test(test_long_lines_are_whole),

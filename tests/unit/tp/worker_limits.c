@@ -67,6 +67,10 @@ static void good_flags(void **state) {
     assert_true(worker_only_plans(&o));
     assert_true(o.rank.memory_bytes == 24000000000u);
     assert_int_equal(o.ranks[0], 0);
+    assert_int_equal(o.rank.devices[1], 1); /* a device for each */
+    worker_options_done(&o);
+    must(parse(&o, &e, "--model /m --generate-ids 7 --tensor-parallel-size 2 --devices 3,0"), &e);
+    assert_true(o.rank.devices[0] == 3 && o.rank.devices[1] == 0);
     worker_options_done(&o);
 }
 
@@ -82,6 +86,9 @@ static void bad_flags(void **state) {
             {"--model /m --control-fd 3 --ranks 1", "rank 1"},
             {"--model /m --control-fd 3 --tensor-parallel-size 2 --ranks 0,0", "twice"},
             {"--model /m --control-fd 3 --ranks 0,", "--ranks"},
+            {"--model /m --control-fd 3 --devices 0,1",
+                    "--devices names 2 GPUs, --tensor-parallel-size is 1"},
+            {"--model /m --control-fd 3 --devices GPU-1", "--devices"},
             {"--model /m --control-fd 3 --ranks -1", "--ranks"},
             {"--model /m --control-fd 3 --tensor-parallel-size 0", "--tensor-parallel-size"},
             {"--model /m --control-fd 3 --tensor-parallel-size 9", "--tensor-parallel-size"},

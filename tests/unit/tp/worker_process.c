@@ -4,6 +4,7 @@
 
 #include "proto/step/control.h"
 #include "proto/step/ring.h"
+#include "tp/worker/meeting.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -428,8 +429,8 @@ static void a_fault_ends_the_group(void **state) {
     group_start(&g, "tp8", 2, 2);
     send_channel(&g);
     reset(&g);
-    /* "aborted", the second word of what the ranks share: what a rank that fails tells the others */
-    assert_int_equal(pwrite(g.comm, &(uint32_t){1}, sizeof(uint32_t), 4), 4);
+    /* "aborted", the second word behind the ranks' meeting: what a rank that fails tells the others */
+    assert_int_equal(pwrite(g.comm, &(uint32_t){1}, sizeof(uint32_t), (off_t)meeting_bytes() + 4), 4);
     plan_prompt(&g);
     bool named = false;
     for (uint32_t i = 0; i < 2; i++) {
