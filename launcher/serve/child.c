@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,9 +20,14 @@ void child_init(struct child *c, const char *name) {
     snprintf(c->name, sizeof(c->name), "%s", name);
 }
 
+/* Between fork and exec, as all of become(). -1: cannot be. */
+static int park(int fd) {
+    return fcntl(fd, F_DUPFD_CLOEXEC, ABOVE_STANDARD_FDS);
+}
+
 /* Between fork and exec: async-signal-safe calls only. Returns when something failed, with errno. */
-static void become(
-        char *const argv[], char *const environment[], int control, int comm, int report, pid_t parent) {
+static void become(char *const argv[], char *const environment[], struct child_fds more, int control,
+        int report, pid_t parent) {
     sigset_t none;
     sigemptyset(&none);
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
@@ -30,15 +36,20 @@ static void become(
         _Exit(1);
     (void)setpgid(0, 0);
     int null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    control = fcntl(control, F_DUPFD_CLOEXEC, ABOVE_STANDARD_FDS);
-    comm = comm >= 0 ? fcntl(comm, F_DUPFD_CLOEXEC, ABOVE_STANDARD_FDS) : -1;
-    report = fcntl(report, F_DUPFD_CLOEXEC, ABOVE_STANDARD_FDS);
+    control = park(control);
+    report = park(report);
     if (null_fd < 0 || control < 0 || report < 0)
         return;
+    for (uint32_t i = 0; i < more.n; i++)
+        if ((more.fds[i] = park(more.fds[i])) < 0)
+            return;
     if (dup2(null_fd, STDIN_FILENO) < 0 || dup2(STDERR_FILENO, STDOUT_FILENO) < 0 ||
-            dup2(control, CONTROL_FD) < 0 || (comm >= 0 && dup2(comm, CHILD_COMM_FD) < 0))
+            dup2(control, CONTROL_FD) < 0)
         return;
-    if (close_range(comm >= 0 ? CHILD_COMM_FD + 1 : CONTROL_FD + 1, ~0u, CLOSE_RANGE_CLOEXEC) < 0)
+    for (uint32_t i = 0; i < more.n; i++)
+        if (dup2(more.fds[i], CHILD_FIRST_FD + (int)i) < 0)
+            return;
+    if (close_range(CHILD_FIRST_FD + more.n, ~0u, CLOSE_RANGE_CLOEXEC) < 0)
         return;
     signal(SIGPIPE, SIG_DFL);
     signal(SIGHUP, SIG_DFL);
@@ -60,8 +71,8 @@ static int wait_for_exec(int report) {
     return n == (ssize_t)sizeof(failed) ? failed : 0;
 }
 
-int child_spawn(
-        struct child *c, char *const argv[], char *const environment[], int comm_fd, struct error *e) {
+int child_spawn(struct child *c, char *const argv[], char *const environment[], struct child_fds fds,
+        struct error *e) {
     int control[2] = {-1, -1}, report[2] = {-1, -1}, rc = 0;
     pid_t parent = getpid(), pid = -1;
     char name[sizeof(c->name)];
@@ -73,7 +84,7 @@ int child_spawn(
         goto done;
     }
     if (pid == 0) {
-        become(argv, environment, control[1], comm_fd, report[1], parent);
+        become(argv, environment, fds, control[1], report[1], parent);
         _Exit(127);
     }
     close(report[1]);
@@ -116,6 +127,15 @@ void child_kill(struct child *c) {
         return;
     c->killed = true;
     (void)pidfd_send_signal(c->pidfd, SIGKILL, NULL, 0);
+}
+
+void child_end(struct child *c) {
+    char how[128];
+    child_kill(c);
+    while (child_alive(c) && !child_reap(c, how, sizeof(how))) {
+        struct pollfd end = {.fd = c->pidfd, .events = POLLIN};
+        (void)poll(&end, 1, /* timeout= */ -1);
+    }
 }
 
 static void describe_end(const siginfo_t *info, char *text, size_t size) {

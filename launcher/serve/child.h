@@ -1,9 +1,9 @@
 /* child.h - one process that the supervisor started: its pidfd, its control socket and what it last said.
  *
- * Used by the supervisor's single thread only (PR_SET_PDEATHSIG belongs to the thread that forked). A child
- * gets the control socket as fd 3, workers the communicator's memfd as fd 4, /dev/null as stdin, stderr as
- * stdout, and nothing else. It leads a process group of its own, so that Ctrl-C in a terminal reaches the
- * supervisor alone, and the kernel kills it when the supervisor dies. */
+ * Used by the supervisor's single thread only (PR_SET_PDEATHSIG belongs to the thread that forked). A child gets the
+ * control socket as fd 3, workers the communicator's memfd as fd 4 and a socket to their keeper as fd 5, /dev/null as
+ * stdin, stderr as stdout, and nothing else. It leads a process group of its own, so that Ctrl-C in a terminal reaches
+ * the supervisor alone, and the kernel kills it when the supervisor dies. */
 #pragma once
 
 #include "base/error.h"
@@ -13,7 +13,15 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define CHILD_COMM_FD 4
+#define CHILD_FIRST_FD  4 /* of those besides the control socket */
+#define CHILD_COMM_FD   4
+#define CHILD_KEEPER_FD 5
+#define CHILD_FDS_MAX   2
+
+struct child_fds { /* fds[i] becomes CHILD_FIRST_FD + i; they stay the caller's */
+    int fds[CHILD_FDS_MAX];
+    uint32_t n;
+};
 
 struct child {
     char name[48];                /* for people: "worker of rank 0" */
@@ -31,11 +39,13 @@ struct child {
 };
 
 void child_init(struct child *c, const char *name);
-/* argv[0] is the program's path. comm_fd may be -1. On failure nothing is left running. */
-int child_spawn(struct child *c, char *const argv[], char *const environment[], int comm_fd, struct error *e);
+/* argv[0] is the program's path. On failure nothing is left running. */
+int child_spawn(struct child *c, char *const argv[], char *const environment[], struct child_fds fds,
+        struct error *e);
 /* Sends a message without blocking; false when the child cannot take it (it is dying or frozen). */
 bool child_send(struct child *c, const struct control_message *m);
 void child_kill(struct child *c);
+void child_end(struct child *c); /* kills it and waits until it is reaped */
 /* True once the process has ended; what it said before that may still be read. */
 bool child_ended(const struct child *c);
 /* True once the process has ended: it is reaped, its fds are closed, and text tells how it ended. */

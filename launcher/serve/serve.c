@@ -30,7 +30,7 @@ struct serve {
     struct gpu gpu;     /* with cuda */
     const char *model;
     char worker[PATH_MAX], coordinator[PATH_MAX];
-    struct argv worker_argv[RANKS_MAX], coordinator_argv, environment;
+    struct argv worker_argv[RANKS_MAX], keeper_argv[RANKS_MAX], coordinator_argv, environment;
     struct listeners listeners;
     char title[512], try_it[512];
 };
@@ -159,6 +159,20 @@ static int choose_worker(struct serve *s, struct error *e) {
     return rc;
 }
 
+/* Weights of a CPU are mapped from files. */
+static bool keeps_weights(const struct serve *s) {
+    return strcmp(s->device, "cuda") == 0 && strcmp(options_text(s->o, OPT_WEIGHT_KEEPER), "off") != 0;
+}
+static void keeper_command(struct serve *s, uint32_t index, const char *ranks) {
+    const enum option_id level = OPT_LOG_LEVEL;
+    struct argv *a = &s->keeper_argv[index];
+    argv_add(a, "%s", s->worker);
+    argv_add(a, "--keeper");
+    argv_add_flag(a, "--ranks", "%s", ranks);
+    argv_add_flag(a, "--control-fd", "%d", CONTROL_FD);
+    pass_value(a, &option_table[level], &s->o->values[level]);
+}
+
 static void worker_command(struct serve *s, uint32_t index, uint32_t hosted) {
     struct argv *a = &s->worker_argv[index];
     char ranks[64], devices[DEVICES_TEXT];
@@ -177,6 +191,10 @@ static void worker_command(struct serve *s, uint32_t index, uint32_t hosted) {
     if (strcmp(s->device, "cuda") == 0)
         argv_add_flag(a, "--devices", "%s", devices_text(&s->gpu.ranks, devices));
     argv_add_flag(a, "--comm-fd", "%d", CHILD_COMM_FD);
+    if (keeps_weights(s)) {
+        argv_add_flag(a, "--keeper-fd", "%d", CHILD_KEEPER_FD);
+        keeper_command(s, index, ranks);
+    }
     argv_add_flag(a, "--model", "%s", s->model);
     argv_add_flag(a, "--threads", "%llu", (unsigned long long)threads_per_rank(s->o));
     pass_settings(a, s->o, TO_WORKER);
@@ -214,7 +232,8 @@ static int make_commands(struct serve *s, struct service *service, struct error 
         worker_command(s, i, hosted);
         service->worker_argv[i] = s->worker_argv[i].words;
         service->worker_rank[i] = i * hosted;
-        failed |= s->worker_argv[i].failed;
+        service->keeper_argv[i] = s->keeper_argv[i].words;
+        failed |= s->worker_argv[i].failed || s->keeper_argv[i].failed;
     }
     coordinator_command(s);
     child_environment(s);
@@ -291,8 +310,10 @@ static void describe(struct serve *s) {
 }
 
 static void serve_done(struct serve *s) {
-    for (size_t i = 0; i < RANKS_MAX; i++)
+    for (size_t i = 0; i < RANKS_MAX; i++) {
         argv_done(&s->worker_argv[i]);
+        argv_done(&s->keeper_argv[i]);
+    }
     argv_done(&s->coordinator_argv);
     argv_done(&s->environment);
     listeners_close(&s->listeners);

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/sizes.h"
 #include "launcher/serve/child.h"
+#include "launcher/serve/keepers.h"
 #include "proto/step/ring.h"
 
 #include <assert.h>
@@ -62,6 +63,7 @@ struct supervisor {
     const struct service *service;
     struct child children[RANKS_MAX + 1]; /* workers, then the coordinator */
     struct part group, coordinator;
+    struct keepers keepers;
     uint64_t channel_group, channel_coordinator; /* epochs of the last channel; 0 = none yet */
     uint64_t serving_group; /* epoch of the group that the coordinator last said it serves with */
     uint64_t channel_ns;
@@ -127,6 +129,18 @@ static struct control_message message(const struct supervisor *s, enum control_k
 
 /* --- starting --- */
 
+static int start_worker(struct supervisor *s, uint32_t i, int comm, struct error *e) {
+    const struct service *v = s->service;
+    int keeper, rc = keepers_link(&s->keepers, i, &keeper, e);
+    if (rc < 0)
+        return rc;
+    const struct child_fds fds = {{comm, keeper}, keeper >= 0 ? 2 : 1};
+    rc = child_spawn(&s->group.children[i], v->worker_argv[i], v->environment, fds, e);
+    if (keeper >= 0)
+        close(keeper);
+    return rc;
+}
+
 static int start_group(struct supervisor *s) {
     struct error e = {0};
     int comm = memfd_create("shardd-comm", MFD_CLOEXEC); /* the workers size it; a new one per epoch */
@@ -137,8 +151,7 @@ static int start_group(struct supervisor *s) {
     part_enter(&s->group, PART_STARTING);
     s->told_percent = 0;
     for (uint32_t i = 0; i < s->group.n && rc == 0; i++)
-        rc = child_spawn(
-                &s->group.children[i], s->service->worker_argv[i], s->service->environment, comm, &e);
+        rc = start_worker(s, i, comm, &e);
     if (comm >= 0)
         close(comm);
     if (rc < 0)
@@ -151,7 +164,8 @@ static int start_coordinator(struct supervisor *s) {
     struct child *c = s->coordinator.children;
     s->coordinator.epoch++;
     part_enter(&s->coordinator, PART_STARTING);
-    int rc = child_spawn(c, s->service->coordinator_argv, s->service->environment, -1, &e);
+    int rc = child_spawn(
+            c, s->service->coordinator_argv, s->service->environment, (struct child_fds){.n = 0}, &e);
     if (rc == 0) {
         struct control_message m;
         listeners_message(s->service->listeners, &m);
@@ -283,6 +297,8 @@ static void part_reaped(struct supervisor *s, struct part *p) {
         return;
     }
     p->deaths_ns[p->deaths++] = now;
+    if (p == &s->group && p->deaths > 1) /* it may be the weights that it dies of */
+        keepers_end(&s->keepers);
     part_enter(p, PART_WAITING);
     p->restart_ns = now + backoff_ns(p->deaths);
 }
@@ -415,6 +431,7 @@ static void reap(struct supervisor *s) {
         if (child_reap(c, how, sizeof(how)))
             on_death(s, c, how);
     }
+    keepers_reap(&s->keepers);
 }
 
 /* --- time --- */
@@ -580,7 +597,7 @@ static int wait_ms(const struct supervisor *s, uint64_t now) {
 }
 
 static void wait_for_events(struct supervisor *s) {
-    struct pollfd fds[1 + 2 * (RANKS_MAX + 1)];
+    struct pollfd fds[1 + 2 * (RANKS_MAX + 1) + RANKS_MAX];
     nfds_t n = 0;
     fds[n++] = (struct pollfd){.fd = s->signals, .events = POLLIN};
     for (uint32_t i = 0; i <= s->group.n; i++) {
@@ -590,6 +607,7 @@ static void wait_for_events(struct supervisor *s) {
         if (c->control >= 0 && !c->eof_ns)
             fds[n++] = (struct pollfd){.fd = c->control, .events = POLLIN};
     }
+    n += keepers_watch(&s->keepers, fds + n);
     uint64_t now = clock_ns();
     int ms = wait_ms(s, now);
     s->due_ns = now + (uint64_t)ms * MS;
@@ -597,15 +615,11 @@ static void wait_for_events(struct supervisor *s) {
 }
 
 static void kill_all(struct supervisor *s) {
-    char how[128];
-    for (uint32_t i = 0; i <= s->group.n; i++) {
-        struct child *c = &s->children[i];
-        child_kill(c);
-        while (child_alive(c) && !child_reap(c, how, sizeof(how))) {
-            struct pollfd end = {.fd = c->pidfd, .events = POLLIN};
-            (void)poll(&end, 1, -1);
-        }
-    }
+    for (uint32_t i = 0; i <= s->group.n; i++)
+        child_kill(&s->children[i]);
+    for (uint32_t i = 0; i <= s->group.n; i++)
+        child_end(&s->children[i]);
+    keepers_end(&s->keepers);
 }
 
 static void run(struct supervisor *s) {
@@ -654,6 +668,7 @@ int supervisor_run(const struct service *service, struct error *e) {
         child_init(&s.children[i], name);
     }
     child_init(s.coordinator.children, "coordinator");
+    keepers_init(&s.keepers, service);
     if (sd_watchdog_enabled(0, &watchdog_us) > 0)
         s.watchdog_ns = watchdog_us * 1000;
     s.next_ping_ns = clock_ns() + PING_EVERY;

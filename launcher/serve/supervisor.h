@@ -16,6 +16,8 @@ struct service {
     char **worker_argv[RANKS_MAX];   /* NULL-terminated, one per worker process; argv[0]: the path */
     uint32_t worker_rank[RANKS_MAX]; /* first rank of each worker process */
     uint32_t n_workers;
+    char **keeper_argv
+            [RANKS_MAX]; /* of the keeper of each worker's weights; NULL: they end with the worker */
     char **coordinator_argv;
     char **environment;          /* of all children */
     struct listeners *listeners; /* open; stay the caller's */

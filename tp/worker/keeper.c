@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 struct kept {
@@ -98,6 +99,7 @@ static bool listen_to(struct keeper *k, int fd, void (*on)(struct keeper *, stru
 
 int keeper_run(int control_fd) {
     struct keeper k = {.link = -1};
+    (void)prctl(PR_SET_NAME, "shardd-keeper"); /* for people, who see the worker's program */
     for (uint32_t i = 0; i < RANKS_MAX; i++)
         k.ranks[i].fd = -1;
     for (;;) {

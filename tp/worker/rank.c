@@ -175,6 +175,8 @@ static int open_packed(struct rank *r, const struct rank_options *o, struct erro
         rc = packed_make(&q, &r->packed, e);
     else
         packed_look(&q, &r->packed, &why);
+    if (rc == 0 && r->packed && o->verify_packed)
+        rc = packed_verify(r->packed, o->progress, o->user, e);
     if (r->packed)
         snprintf(r->weights_from, sizeof(r->weights_from), "weights mapped from %s", packed_name(r->packed));
     else if (why.code)
@@ -186,11 +188,6 @@ static int open_packed(struct rank *r, const struct rank_options *o, struct erro
 static uint64_t table_bytes(const struct rank *r) {
     const enum k_dtype dtype = r->tensors && r->tensors->embed->dtype == TENSOR_F32 ? K_F32 : K_BF16;
     return k_table_bytes(dtype, r->config.vocab_size, r->config.hidden_size, /* mapped= */ true);
-}
-
-/* Weights that are there already were verified when they were loaded. */
-static int verify_packed(const struct rank *r, const struct rank_options *o, struct error *e) {
-    return r->packed && o->verify_packed && !r->found ? packed_verify(r->packed, o->progress, o->user, e) : 0;
 }
 
 /* What belongs to a device: who copies even a mapped table computes in memory of its own. */
@@ -342,12 +339,50 @@ static int allocate(struct rank *r, const struct rank_options *o, struct error *
     return rc;
 }
 
+/* What is needed only to load weights: copies that are made of a GGUF file, and the packed file. */
+static int open_weights(
+        struct rank *r, const struct rank_options *o, struct weights_options *wo, struct error *e) {
+    int rc = 0;
+    if (r->found)
+        return 0;
+    if (o->keeper && !o->dummy) { /* then they were only looked at so far */
+        r->tensors = model_tensors_free(r->tensors);
+        rc = model_tensors_resolve(r->checkpoint, &r->config, &r->tensors, e);
+    }
+    if (rc == 0)
+        rc = open_packed(r, o, e);
+    wo->packed = r->packed;
+    return rc;
+}
+
+static int get_weights(struct rank *r, const struct rank_options *o, struct error *e) {
+    struct weights_options wo = {.with_mtp = r->options.mtp,
+            .checkpoint = r->checkpoint,
+            .dummy = o->dummy,
+            .dummy_form = {r->quant_config, o->dummy_quant, o->dummy_head_quant},
+            .seed = o->seed,
+            .progress = o->progress,
+            .user = o->user};
+    int rc = rank_keep_take(r, o, &wo, e);
+    if (rc == 0)
+        rc = open_weights(r, o, &wo, e);
+    if (rc == 0)
+        rc = rank_keep_begin(r, o, &wo, e);
+    if (rc == 0)
+        rc = decide_budget(r, &wo, r->keeping || r->found ? r->places.bytes : 0, e);
+    if (rc == 0)
+        rc = k_stream_create(r->context, &r->stream, e);
+    if (rc == 0)
+        rc = weights_load(r->context, &r->config, &r->shard, r->tensors, &wo, &r->weights, e);
+    return rc < 0 ? rc : rank_keep_end(r, e);
+}
+
 static int build(struct rank *r, const struct rank_options *o, struct error *e) {
     int rc = check_options(o, e);
     if (rc < 0)
         return rc;
     r->stage_began_ns = clock_ns();
-    rc = open_model(r, o->model_dir, /* only_look= */ false, e);
+    rc = open_model(r, o->model_dir, /* only_look= */ o->keeper != NULL, e);
     if (rc < 0)
         return rc;
     took(r, RANK_STAGE_FILES);
@@ -361,30 +396,8 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
     if (rc < 0)
         return rc;
     took(r, RANK_STAGE_CONTEXT);
-    rc = open_packed(r, o, e);
-    if (rc < 0)
-        return rc;
-    struct weights_options wo = {.with_mtp = r->options.mtp,
-            .checkpoint = r->checkpoint,
-            .packed = r->packed,
-            .dummy = o->dummy,
-            .dummy_form = {r->quant_config, o->dummy_quant, o->dummy_head_quant},
-            .seed = o->seed,
-            .progress = o->progress,
-            .user = o->user};
     size_rank(r, o);
-    uint64_t kept_bytes = 0;
-    rc = rank_keep_begin(r, o, &wo, &kept_bytes, e);
-    if (rc == 0)
-        rc = verify_packed(r, o, e);
-    if (rc == 0)
-        rc = decide_budget(r, &wo, kept_bytes, e);
-    if (rc == 0)
-        rc = k_stream_create(r->context, &r->stream, e);
-    if (rc == 0)
-        rc = weights_load(r->context, &r->config, &r->shard, r->tensors, &wo, &r->weights, e);
-    if (rc == 0)
-        rc = rank_keep_end(r, e);
+    rc = get_weights(r, o, e);
     if (rc < 0)
         return rc;
     took(r, RANK_STAGE_WEIGHTS);

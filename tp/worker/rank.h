@@ -98,6 +98,7 @@ struct rank {
     uint64_t fingerprint;
     char weights_from[ERROR_TEXT_MAX + 64]; /* the packed file used, or why the one there is not */
     struct keep keep;                       /* what its keeper gets; fd -1: nothing, or it has it */
+    struct weights_places places;
     bool keeping, found; /* its weights lie where they can be kept; they were there already */
     uint64_t stage_ns[RANK_STAGES], stage_began_ns;
 

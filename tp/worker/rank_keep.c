@@ -50,30 +50,42 @@ static bool adopt(struct rank *r, const struct rank_options *o, uint64_t bytes) 
     return false;
 }
 
-int rank_keep_begin(struct rank *r, const struct rank_options *o, struct weights_options *wo,
-        uint64_t *ret_bytes, struct error *e) {
-    struct weights_places places;
+int rank_keep_take(
+        struct rank *r, const struct rank_options *o, struct weights_options *wo, struct error *e) {
     struct error why;
-    *ret_bytes = 0;
     if (!o->keeper)
         return 0;
-    int rc = weights_places(&r->config, &r->shard, r->tensors, wo, &places, e);
+    int rc = weights_places(&r->config, &r->shard, r->tensors, wo, &r->places, e);
     if (rc < 0)
         return rc;
-    rc = write_manifest(r, o, &places, &why);
-    if (rc == 0 && adopt(r, o, places.bytes)) {
+    if (write_manifest(r, o, &r->places, &why) < 0) {
+        note(o, "weights will not be kept for a restart", &why);
+        r->options.keeper = NULL;
+    } else if (adopt(r, o, r->places.bytes)) {
         r->found = wo->there = true;
-        *ret_bytes = places.bytes;
         snprintf(r->weights_from, sizeof(r->weights_from), "weights found where the rank before had them, %s",
-                SIZE_TEXT(places.bytes));
-        return 0;
+                SIZE_TEXT(r->places.bytes));
     }
-    if (rc == 0)
-        rc = k_keep_begin(r->context, places.bytes, &why);
+    return 0;
+}
+
+int rank_keep_begin(
+        struct rank *r, const struct rank_options *o, const struct weights_options *wo, struct error *e) {
+    struct weights_places now;
+    struct error why;
+    if (!r->options.keeper || r->found)
+        return 0;
+    int rc = weights_places(&r->config, &r->shard, r->tensors, wo, &now, e);
+    if (rc < 0)
+        return rc;
+    if (now.bytes != r->places.bytes || now.hash != r->places.hash)
+        rc = error_set(
+                &why, -EINVAL, "they would lie elsewhere than a start without the packed file expects");
+    else
+        rc = k_keep_begin(r->context, now.bytes, &why);
     if (rc < 0)
         note(o, "weights will not be kept for a restart", &why);
     r->keeping = rc == 0;
-    *ret_bytes = r->keeping ? places.bytes : 0;
     return 0;
 }
 

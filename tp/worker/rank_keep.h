@@ -4,10 +4,12 @@
 
 #include "tp/worker/rank.h"
 
-/* Before weights are loaded, and before anybody decides what else memory is for: takes over those of the rank before,
- * or has new ones come to lie where they can be kept. Where neither can be done they are loaded as ever, and a note
- * says why. *ret_bytes: of the device's memory, what the weights have from here on; 0 where it is not kept. */
-int rank_keep_begin(struct rank *r, const struct rank_options *o, struct weights_options *wo,
-        uint64_t *ret_bytes, struct error *e);
+/* Takes over the weights of the rank before, which were loaded by the same walk over the same model: then r->found is
+ * set, and wo->there. It has only to have been looked at. */
+int rank_keep_take(struct rank *r, const struct rank_options *o, struct weights_options *wo, struct error *e);
+/* Otherwise has those that will be loaded come to lie where they can be kept, before anybody decides what else memory
+ * is for: then r->keeping is set. Where that cannot be done they are loaded as ever, and a note says why. */
+int rank_keep_begin(
+        struct rank *r, const struct rank_options *o, const struct weights_options *wo, struct error *e);
 int rank_keep_end(struct rank *r, struct error *e); /* they are loaded */
 void rank_keep_done(struct rank *r);

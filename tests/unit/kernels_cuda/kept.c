@@ -213,12 +213,12 @@ static void test_wrong_size(void **state) {
 
 static void test_changed(void **state) {
     const struct k_context_options o = {.threads = 1};
-    const struct word w = of_a_process_that_died();
     struct k_context *c;
     struct error error;
     (void)state;
     if (!k.emu_seed)
         skip(); /* the host cannot reach a card's memory */
+    const struct word w = of_a_process_that_died();
     uint8_t *p = mmap(NULL, 1, PROT_READ | PROT_WRITE, MAP_SHARED, w.fd, 0);
     assert_true(p != MAP_FAILED);
     p[1234] ^= 4;
