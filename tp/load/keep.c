@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
 static int wait_for_answer(int fd, struct error *e) {
     struct pollfd p = {.fd = fd, .events = POLLIN};
@@ -24,8 +25,10 @@ static int ask(const struct keep_link *l, uint32_t rank, struct keep *k, struct 
     int r = control_send(l->fd, &m, e);
     r = r < 0 ? r : wait_for_answer(l->fd, e);
     r = r < 0 ? r : control_receive(l->fd, /* block= */ false, &m, e);
-    if (r < 0)
+    if (r < 0) { /* an answer that came later would hold on to the memory */
+        shutdown(l->fd, SHUT_RDWR);
         return r;
+    }
     if (m.kind != CONTROL_KEPT || m.a != rank || m.n_fds > 1) {
         control_close_fds(&m);
         return error_set(e, -EBADMSG, "the keeper of weights answers with a message of kind %u", m.kind);

@@ -172,12 +172,31 @@ static void test_dead_keeper(void **state) {
     link_close(&l);
 }
 
+/* A keeper that was stopped and goes on later finds nobody there, and releases what it would have given. */
+static void test_silent_keeper(void **state) {
+    struct keep_link l;
+    struct keep k = {.manifest = "a model"};
+    struct control_message m = {.kind = CONTROL_KEPT};
+    struct error e;
+    int pair[2];
+    (void)state;
+    assert_int_equal(control_pair(pair, NULL), 0);
+    l.fd = pair[0];
+    pthread_mutex_init(&l.lock, NULL);
+    assert_int_equal(keep_take(&l, 0, &k, &e), -ETIMEDOUT);
+    assert_int_equal(k.fd, -1);
+    assert_int_equal(control_send(pair[1], &m, NULL), -EPIPE);
+    link_close(&l);
+    close(pair[1]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test_setup_teardown(test_from_worker_to_worker, set_up, tear_down),
             cmocka_unit_test_setup_teardown(test_of_something_else, set_up, tear_down),
             cmocka_unit_test_setup_teardown(test_nonsense, set_up, tear_down),
             cmocka_unit_test(test_dead_keeper),
+            cmocka_unit_test(test_silent_keeper),
     };
     log_open("keeper-test", LOG_LEVEL_ERROR);
     return cmocka_run_group_tests(tests, NULL, NULL);
