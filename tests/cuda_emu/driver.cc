@@ -6,6 +6,7 @@
 #include "tests/cuda_emu/include/cuda.h"
 
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -105,6 +106,53 @@ static CUresult unmap(CUdeviceptr at, size_t bytes) {
 static CUresult set_access(CUdeviceptr at, size_t, const CUmemAccessDesc *access, size_t n) {
     const int how = access->flags == CU_MEM_ACCESS_FLAGS_PROT_READ ? PROT_READ : PROT_READ | PROT_WRITE;
     return n == 1 && emu_set_access((uint8_t *)at, how) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+/* --- IPC of the runtime API --- */
+
+/* What is in a cudaIpcMemHandle_t: where another process finds the memory as a file. */
+struct ipc_handle {
+    pid_t pid;
+    int fd;
+    size_t page_bytes, offset; /* of the pointer within its pages */
+};
+static_assert(sizeof(ipc_handle) <= sizeof(cudaIpcMemHandle_t), "a handle has room for it");
+
+extern "C" cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *ret, void *p) {
+    ipc_handle h = {};
+    if (!emu_setting("CUDA_EMU_PEERS", 1) || !emu_share((uint8_t *)p, &h.fd, &h.page_bytes, &h.offset))
+        return cudaErrorNotSupported;
+    h.pid = getpid();
+    memset(ret, 0, sizeof *ret);
+    memcpy(ret, &h, sizeof h);
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaIpcOpenMemHandle(void **ret, cudaIpcMemHandle_t handle, unsigned) {
+    ipc_handle h;
+    char path[64];
+    memcpy(&h, &handle, sizeof h);
+    if (!emu_setting("CUDA_EMU_PEERS", 1) || h.pid == getpid() || h.page_bytes == 0)
+        return cudaErrorNotSupported;
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)h.pid, h.fd);
+    const int fd = open(path, O_RDWR | O_CLOEXEC);
+    uint8_t *at = fd < 0 ? NULL : emu_addresses(h.page_bytes);
+    const bool mapped = at && mmap(at, h.page_bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED;
+    if (fd >= 0)
+        close(fd);
+    if (!mapped)
+        return cudaErrorInvalidValue;
+    emu_mapped(at, h.page_bytes);
+    emu_set_access(at, PROT_READ | PROT_WRITE);
+    *ret = at + h.offset;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaIpcCloseMemHandle(void *p) {
+    uint8_t *at = (uint8_t *)p;
+    size_t bytes;
+    if (!emu_mapping(&at, &bytes) || !emu_unmapped(at))
+        return cudaErrorInvalidValue;
+    mmap(at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return cudaSuccess;
 }
 
 extern "C" cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **ret, unsigned,

@@ -72,6 +72,10 @@ uint8_t *emu_addresses(size_t page_bytes);
 void emu_mapped(uint8_t *p, size_t bytes);
 bool emu_unmapped(uint8_t *p);
 bool emu_set_access(uint8_t *p, int how);
+/* The mapping that *p lies in: its beginning and bytes. */
+bool emu_mapping(uint8_t **p, size_t *ret_bytes);
+/* Makes the pages of an allocation a file that another process can map, with what is in them. */
+bool emu_share(uint8_t *p, int *ret_fd, size_t *ret_page_bytes, size_t *ret_offset);
 
 /* --- between fibers.cc and runtime.cc --- */
 

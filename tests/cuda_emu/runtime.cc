@@ -51,6 +51,7 @@ struct allocation {
     uint8_t *first_page; /* of its pages */
     size_t page_bytes, bytes;
     int access; /* of kernels, PROT_... */
+    int fd;     /* of pages that another process can map; -1 */
 };
 
 static struct {
@@ -219,7 +220,7 @@ uint8_t *emu_addresses(size_t pages) {
 void emu_mapped(uint8_t *p, size_t bytes) {
     guard g(emu.lock);
     emu.device_used += bytes;
-    emu.memory[p] = {p, bytes, bytes, PROT_NONE};
+    emu.memory[p] = {p, bytes, bytes, PROT_NONE, -1};
 }
 bool emu_unmapped(uint8_t *p) {
     guard g(emu.lock);
@@ -239,6 +240,35 @@ bool emu_set_access(uint8_t *p, int how) {
     return true;
 }
 
+bool emu_mapping(uint8_t **p, size_t *ret_bytes) {
+    guard g(emu.lock);
+    auto m = emu.memory.upper_bound(*p);
+    if (m == emu.memory.begin() || *p >= (--m)->second.first_page + m->second.page_bytes)
+        return false;
+    *p = m->second.first_page;
+    *ret_bytes = m->second.page_bytes;
+    return true;
+}
+bool emu_share(uint8_t *p, int *ret_fd, size_t *ret_page_bytes, size_t *ret_offset) {
+    guard g(emu.lock);
+    auto m = emu.memory.find(p);
+    if (m == emu.memory.end())
+        return false;
+    allocation &a = m->second;
+    if (a.fd < 0) {
+        a.fd = memfd_create("cuda_emu", MFD_CLOEXEC);
+        protect(a, PROT_READ);
+        if (a.fd < 0 || write(a.fd, a.first_page, a.page_bytes) != (ssize_t)a.page_bytes ||
+                mmap(a.first_page, a.page_bytes, emu.open ? a.access : PROT_NONE, MAP_SHARED | MAP_FIXED,
+                        a.fd, 0) == MAP_FAILED)
+            abort();
+    }
+    *ret_fd = a.fd;
+    *ret_page_bytes = a.page_bytes;
+    *ret_offset = (size_t)(p - a.first_page);
+    return true;
+}
+
 /* Ends where its last page does, as far as 256-byte alignment lets it; the page behind cannot be touched. */
 extern "C" cudaError_t cudaMalloc(void **ret, size_t bytes) {
     guard g(emu.lock);
@@ -248,7 +278,7 @@ extern "C" cudaError_t cudaMalloc(void **ret, size_t bytes) {
     uint8_t *first_page = bytes <= emu_bytes_free() ? emu_addresses(pages) : NULL;
     if (!first_page)
         return fails(cudaErrorMemoryAllocation);
-    const allocation a = {first_page, pages, bytes, PROT_READ | PROT_WRITE};
+    const allocation a = {first_page, pages, bytes, PROT_READ | PROT_WRITE, -1};
     emu.device_used += bytes;
     uint8_t *p = a.first_page + pages - rounded;
     protect(a, PROT_READ | PROT_WRITE);
@@ -276,8 +306,10 @@ extern "C" cudaError_t cudaFree(void *p) {
             fault_of(cudaErrorIllegalAddress, text);
             break;
         }
-    protect(a, PROT_NONE);
-    madvise(a.first_page, a.page_bytes, MADV_DONTNEED);
+    mmap(a.first_page, a.page_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+            0);
+    if (a.fd >= 0)
+        close(a.fd);
     emu.device_used -= a.bytes;
     emu.memory.erase(m);
     return emu.fault;
@@ -314,20 +346,15 @@ extern "C" cudaError_t cudaHostGetDevicePointer(void **ret, void *host, unsigned
     *ret = host;
     return cudaSuccess;
 }
-extern "C" cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *, void *) {
-    return fails(cudaErrorNotSupported);
+static bool peers(int device, int other) {
+    return exists(device) && exists(other) && device != other && emu_setting("CUDA_EMU_PEERS", 1);
 }
-extern "C" cudaError_t cudaIpcOpenMemHandle(void **, cudaIpcMemHandle_t, unsigned) {
-    return fails(cudaErrorNotSupported);
-}
-extern "C" cudaError_t cudaIpcCloseMemHandle(void *) {
-    return fails(cudaErrorNotSupported);
-}
-extern "C" cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) {
-    return fails(cudaErrorPeerAccessUnsupported);
+extern "C" cudaError_t cudaDeviceEnablePeerAccess(int device, unsigned) {
+    return exists(device) && emu_setting("CUDA_EMU_PEERS", 1) ? cudaSuccess
+                                                              : fails(cudaErrorPeerAccessUnsupported);
 }
 extern "C" cudaError_t cudaDeviceCanAccessPeer(int *ret, int device, int peer) {
-    *ret = 0;
+    *ret = peers(device, peer);
     return exists(device) && exists(peer) ? cudaSuccess : fails(cudaErrorInvalidDevice);
 }
 

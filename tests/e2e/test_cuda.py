@@ -3,13 +3,14 @@ and that its answers are the CPU worker's."""
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shardd_client import BIN, PATIENCE, ROOT, Server, make_request, shardd
+from shardd_client import BIN, PATIENCE, ROOT, Answer, Server, make_request, shardd
 
 WORKER = os.path.join(BIN, "shardd-worker-cuda-emu")
 MODEL = os.path.join(ROOT, "models/shardd-tiny")
@@ -41,7 +42,8 @@ def test_probe():
     assert found["devices"][0]["compute_capability"] == "8.6"
     assert found["devices"][0]["memory_total"] == 5 << 30
     assert found["devices"][1]["uuid"] == "GPU-e1e1e1e1-e1e1-e1e1-e1e1-e1e1e1e1e1e1"
-    assert found["devices"][0]["peers"] == [] and found["devices"][0]["holders"] == []
+    assert [device["peers"] for device in found["devices"]] == [[1], [0]]
+    assert [device["peers"] for device in probe(PEERS=0)["devices"]] == [[], []]
 
 
 def test_probe_names_who_holds_a_gpu():
@@ -202,6 +204,66 @@ def test_two_emulated_gpus_answer_as_one(installed, machine_with_gpu):
             assert list(pool.map(ids, records)) == [record["reply_ids"][:2] for record in records]
 
 
+# The grouping of the 27B model (6 query heads to a kv head, 3 value heads to a key head), sizes that nothing divides.
+ODD = {"hidden_size": 232, "intermediate_size": 296, "num_attention_heads": 12, "num_key_value_heads": 2,
+       "head_dim": 40,
+       "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 24, "linear_value_head_dim": 44,
+       "vocab_size": 787, "eos_token_id": 700, "pad_token_id": 700, "num_hidden_layers": 4,
+       "full_attention_interval": 4, "mtp_num_hidden_layers": 0}
+# Small, so that the emulation makes some tokens of it a second.
+LITTLE = {**ODD, "hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 32,
+          "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32, "num_hidden_layers": 2,
+          "full_attention_interval": 2}
+
+
+def config_file(path, sizes, rotary):
+    with open(os.path.join(MODEL, "config.json"), encoding="utf-8") as f:
+        fields = {**json.load(f), **sizes}
+    fields.pop("layer_types")
+    fields["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": rotary}
+    path.write_text(json.dumps(fields))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def little(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("little")
+    done = shardd("synth", str(folder / "model"), "--config", config_file(folder / "little.json", LITTLE, 0.5))
+    assert done.returncode == 0, done.stderr
+    return str(folder / "model")
+
+
+# --- two ranks of which one is lost ---
+
+def ranks_of(server):
+    """Pids of the ranks; keepers of weights are the same program."""
+    found = []
+    for pid in sorted(server.children()):
+        with open("/proc/%d/cmdline" % pid, "rb") as f:
+            if b"--comm-fd" in f.read().split(b"\0"):
+                found.append(pid)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how, peers", [(signal.SIGKILL, 1), (signal.SIGSTOP, 0)])
+def test_a_lost_rank_costs_nobody_a_request(installed, machine_with_gpu, little, how, peers):
+    """Two ranks, by memory of the devices or of the host; one is killed, or stands still until the step's limit. The
+    other one waits for its words meanwhile."""
+    requests = [make_request(ids=[1 + i, 2, 3], max_tokens=8, temperature=0.8, seed=i) for i in range(2)]
+    with Server(little, *FLAGS, "--libexec-dir", installed["with"], "--step-timeout", "5s", "-tp", "2",
+                env={**machine_with_gpu, **settings({"PEERS": peers})}) as server, server.client() as client:
+        with ThreadPoolExecutor(2) as pool:
+            undisturbed = [answer.ids for answer in pool.map(client.generate, requests)]
+            streams = [client.chunks(request) for request in requests]
+            begun = [[next(s), next(s)] for s in streams]
+            ranks = ranks_of(server)
+            os.kill(ranks[1], how)
+            found = list(pool.map(lambda i: Answer([*begun[i], *streams[i]]).ids, range(2)))
+        assert found == undisturbed
+        assert len(ranks) == 2 and len(ranks_of(server)) == 2 and not set(ranks) & set(ranks_of(server))
+
+
 @pytest.mark.slow
 def test_a_device_that_hangs_is_noticed_where_it_is(installed, machine_with_gpu, tmp_path):
     """The device's own marks say where; the group is restarted, and the answer is the one that would have come."""
@@ -233,14 +295,6 @@ def generated(worker, model, *flags):
     return [(int(a), float(b)) for a, b in re.findall(r"id +(\d+) +logprob (-?[\d.]+)", done.stdout)]
 
 
-# The grouping of the 27B model (6 query heads to a kv head, 3 value heads to a key head), sizes that nothing divides.
-ODD = {"hidden_size": 232, "intermediate_size": 296, "num_attention_heads": 12, "num_key_value_heads": 2,
-       "head_dim": 40,
-       "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 24, "linear_value_head_dim": 44,
-       "vocab_size": 787, "eos_token_id": 700, "pad_token_id": 700, "num_hidden_layers": 4,
-       "full_attention_interval": 4, "mtp_num_hidden_layers": 0}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("config, near", [(("odd",), 1e-3), (("tiny", "--weights", "int4"), 0.03)])
 def test_made_up_models(config, near, tmp_path):
@@ -248,12 +302,7 @@ def test_made_up_models(config, near, tmp_path):
     on a GPU, and where activations are rounded to INT8 one bit more may become a step of 1/127."""
     model = str(tmp_path / "model")
     if config == ("odd",):
-        with open(os.path.join(MODEL, "config.json"), encoding="utf-8") as f:
-            fields = {**json.load(f), **ODD}
-        fields.pop("layer_types")
-        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25}
-        (tmp_path / "odd.json").write_text(json.dumps(fields))
-        config = (str(tmp_path / "odd.json"),)
+        config = (config_file(tmp_path / "odd.json", ODD, 0.25),)
     done = shardd("synth", model, "--config", *config, "--seed", "5")
     assert done.returncode == 0, done.stderr
     expected = generated("shardd-worker-cpu", model)

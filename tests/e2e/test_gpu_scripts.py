@@ -97,6 +97,16 @@ def test_bench_has_a_row_for_every_aim(build):
 
 
 @pytest.mark.emulated
+def test_bench2_compares_with_one_gpu(build):
+    status, said = run("bench2", build)
+    assert status == 0, said
+    rows = re.findall(r"^  (?:decode, \d+ at 1k|prompt of [28]k) +[\d.]+ +[\d.]+ +1\.00 ", said, re.M)
+    assert len(rows) == 4 + 2 + 3, said
+    assert re.findall(r"^(\w+) +ok", said, re.M) == ["decode", "prompt", "bf16"]
+    assert len(json.loads((build / "log" / "bench2.json").read_text())) == 4 + 2 + 3
+
+
+@pytest.mark.emulated
 @pytest.mark.skipif(os.path.exists("/usr/local/cuda/bin/ncu"), reason="the toolkit here has ncu")
 def test_without_ncu(build):
     status, said = run("bench", build, "--only", "moved", ncu=False)

@@ -1,5 +1,7 @@
-"""gpu.py - what check, bench and profile share: where the build is, how a program of it is run, a service of it."""
+"""gpu.py - what check, check2, bench, bench2 and profile share: where the build is, how a program of it is run, and a
+service of it."""
 import csv
+import json
 import os
 import re
 import shutil
@@ -9,6 +11,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 MODEL = os.path.join(ROOT, "models/shardd-tiny")
+PROMPTS = os.path.join(ROOT, "tests/eval/prompts.jsonl")
 START_SECONDS = 120
 
 
@@ -92,6 +95,56 @@ class Service:
             [self.build.program("shardd"), "generate", "--server", self.address, "--temperature", "0", "--max-tokens",
              "64", "--token-ids", "--quiet", "--prompt-token-ids", " ".join(map(str, record["prompt_ids"]))], 120)
         return done.stdout.split()
+
+
+def descendants(pid):
+    """pid and all below it."""
+    children = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open("/proc/%s/stat" % name, encoding="utf-8") as f:
+                children.setdefault(int(f.read().rpartition(") ")[2].split()[1]), []).append(int(name))
+        except OSError:
+            continue  # it has ended
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def generated(build, worker, model, ids, *flags, tokens=48):
+    """[(id, log probability)] of a worker without a service."""
+    done = build.run([build.program(worker), "--model", model, "--generate-ids", ",".join(map(str, ids)),
+                      "--max-tokens", str(tokens), "--max-model-len", "2048", *flags], 120)
+    return [(int(a), float(b)) for a, b in re.findall(r"id\s+(\d+)\s+logprob (-?[\d.]+)", done.stdout)]
+
+
+def prompts(n):
+    """Every so many of the held-out prompts, so that all groups are there."""
+    with open(PROMPTS, encoding="utf-8") as f:
+        records = [json.loads(line) for line in f]
+    return [r for r in records[::max(1, len(records) // n)] if len(r["prompt_ids"]) < 1500][:n]
+
+
+# --- checks ---
+
+def checks_run(checks, only, run):
+    """A line per check; 1 where one fails. Where the probe does, the others are not tried."""
+    failed = 0
+    for check in checks:
+        if only and check.__name__ not in only:
+            continue
+        begin = time.time()
+        try:
+            verdict, text = "ok", run(check)
+        except Skipped as e:
+            verdict, text = "skipped", str(e)
+        except (Failed, OSError, ValueError, KeyError) as e:
+            verdict, text, failed = "FAILED", str(e), failed + 1
+        print("%-10s %-8s %5.0f s  %s" % (check.__name__, verdict, time.time() - begin, text), flush=True)
+        if check.__name__ == "probe" and verdict == "FAILED":
+            break
+    return 1 if failed else 0
 
 
 # --- Nsight Compute ---
