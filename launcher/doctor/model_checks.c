@@ -92,10 +92,40 @@ static void tell_needs(struct checkup *c, const struct plan_question *q) {
             SIZE_TEXT(number(p, "slot_bytes")));
 }
 
-static void tell_misfit(struct checkup *c) {
+/* GPUs that can be used. */
+static uint32_t gpus_usable(const struct checkup *c) {
+    const json_t *devices = json_object_get(c->cuda_probe, "devices");
+    uint32_t n = 0;
+    for (size_t i = 0; i < json_array_size(devices); i++)
+        n += json_is_true(json_object_get(json_array_get(devices, i), "usable"));
+    return n;
+}
+
+/* The fewest ranks that the model fits with, when each has what the one that was asked about has; 0 = none. */
+static uint32_t ranks_that_fit(const struct checkup *c, struct plan_question q) {
+    for (q.tp = c->tp * 2; q.tp <= RANKS_MAX; q.tp *= 2) {
+        json_t *plan = NULL;
+        struct error e;
+        const bool fits = ask(c, &q, &plan, &e) == 0 && json_is_true(json_object_get(plan, "fits"));
+        json_decref(plan);
+        if (fits)
+            return q.tp;
+    }
+    return 0;
+}
+
+static void tell_misfit(struct checkup *c, const struct plan_question *q) {
     struct findings *f = &c->findings;
     found(f, WHERE, "model.fits", FOUND_PROBLEM, "%s", text_of(c->plan, "text"));
-    if (c->cuda)
+    const uint32_t ranks = c->cuda ? ranks_that_fit(c, *q) : 0;
+    if (ranks && ranks <= gpus_usable(c))
+        advise(f, "--tensor-parallel-size %u: it fits on %u of the GPUs here.", ranks, ranks);
+    else if (ranks)
+        advise(f,
+                "It would fit on %u GPUs like this. With what is here: free the GPU's memory, or take INT4 weights "
+                "(`shardd quantize`), a lower --max-num-batched-tokens, or --device cpu.",
+                ranks);
+    else if (c->cuda)
         advise(f,
                 "Free the GPU's memory, take INT4 weights (`shardd quantize`), a lower --max-num-batched-tokens, a "
                 "larger GPU, or --device cpu.");
@@ -136,9 +166,9 @@ static void tell_clamped(struct checkup *c) {
                 number(p, "pages") * 64, SIZE_TEXT(number(p, "wanted_bytes")));
 }
 
-static void judge(struct checkup *c) {
+static void judge(struct checkup *c, const struct plan_question *q) {
     if (!json_is_true(json_object_get(c->plan, "fits"))) {
-        tell_misfit(c);
+        tell_misfit(c, q);
         return;
     }
     found(&c->findings, WHERE, "model.fits", FOUND_OK, "fits: %s", text_of(c->plan, "text"));
@@ -186,7 +216,7 @@ void check_model(struct checkup *c) {
     }
     tell_needs(c, &q);
     if (told)
-        judge(c);
+        judge(c, &q);
     else
         found(&c->findings, WHERE, "model.fits", FOUND_NOTE,
                 "whether it fits is not known: nothing tells how much memory is free");

@@ -227,7 +227,10 @@ def test_a_model_that_does_not_fit(tmp_path, model):
     done = machine.doctor("--model", model)
     assert done.returncode == 1 and "does not fit" in done.stdout and "shardd quantize" in done.stdout
     fits, = found(machine.report("--model", model), "model.fits")
-    assert fits["level"] == "problem"
+    assert fits["level"] == "problem" and "It would fit on 2 GPUs like this" in fits["advice"]
+    machine.worker(probe(device(memory_free=needed - 1), device(1)))
+    fits, = found(machine.report("--model", model), "model.fits")
+    assert fits["advice"] == "--tensor-parallel-size 2: it fits on 2 of the GPUs here."
     machine.worker(probe(device(memory_free=needed)))  # one sequence of one page
     report = machine.report("--model", model, "--max-model-len", "4096", "--max-num-seqs", "8")
     assert report["would_serve"]
