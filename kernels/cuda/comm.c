@@ -281,15 +281,30 @@ void comm_add(struct k_stream *s, struct k_comm *m, const struct k_batch *b, con
 float comm_eps(const struct k_comm *m) {
     return m->eps;
 }
-void comm_add_made(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part, float *x,
-        const struct input *in, const struct made *made) {
+bool comm_push(struct k_stream *s, struct k_comm *m, struct push_view *ret) {
+    const uint64_t set = EXCHANGE_FLOATS / 2 * (uint64_t)EXCHANGE_WORD_BYTES;
+    if (!meet(s, m))
+        return false;
+    *ret = (struct push_view){.d_epoch = m->view.d_epochs, .d_poisoned = m->view.d_poisoned};
+    for (uint32_t r = 0; r < m->tp; r++) {
+        uint8_t *d_words = (uint8_t *)m->view.inbox[r] + m->rank * set;
+        if (r == m->rank)
+            continue;
+        ret->words[ret->n][0] = d_words;
+        ret->words[ret->n++][1] = d_words + m->tp * set;
+    }
+    return true;
+}
+void comm_add_made(struct k_stream *s, struct k_comm *m, const struct comm_add *add, const struct input *in,
+        const struct made *made) {
     if (!meet(s, m))
         return;
     struct exchange_rows_args a = {.view = m->view,
             .in = *in,
-            .d_part = part,
-            .d_x = x,
-            .rows = b->bounds.rows,
+            .d_part = add->part,
+            .d_x = add->x,
+            .rows = add->b->bounds.rows,
+            .pushed = add->pushed,
             .codes = made->codes,
             .terms = made->terms,
             .order = made->order};

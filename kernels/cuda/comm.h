@@ -9,8 +9,16 @@ bool comm_alone(const struct k_comm *m);
 void comm_add(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part, float *x,
         uint32_t columns);
 /* The same, and it leaves its rows in the forms that `made` says, for who multiplies `in`, which begins with a norm. */
-void comm_add_made(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part, float *x,
-        const struct input *in, const struct made *made);
+struct comm_add {
+    const struct k_batch *b;
+    const float *part;
+    float *x;
+    bool pushed; /* the others have been sent part, by comm_push() */
+};
+void comm_add_made(struct k_stream *s, struct k_comm *m, const struct comm_add *add, const struct input *in,
+        const struct made *made);
+/* How a product sends its result for the next exchange. False: a fault was kept. */
+bool comm_push(struct k_stream *s, struct k_comm *m, struct push_view *ret);
 /* Of the norms of the group's model. */
 float comm_eps(const struct k_comm *m);
 /* all[rows][columns] = the vocabulary's rows of all ranks, of up to `rows` rows of a plan; part[rows][own]. */

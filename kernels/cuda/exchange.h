@@ -59,6 +59,7 @@ struct exchange_rows_args {
     const float *d_part;
     float *d_x;
     uint32_t rows;
+    bool pushed;              /* the others have been sent part by who made it (push_view) */
     struct activations codes; /* d_codes NULL: not wanted */
     struct terms terms;       /* d_terms NULL: not wanted */
     enum terms_order order;

@@ -6,6 +6,7 @@
  *             such; it asks for all of a rank's words at once. What it ends with lies in shared memory, [columns], from
  *             where 256 threads take the norm's chains and a warp the runs of 128, one after another.
  *
+ * The part may have been sent by the product that made it, strip by strip, so that its way is over when this begins.
  * Sums are in the order of the tree over ranks, and the norm and the rounding are quantise.cu's, so that all ranks end
  * with the same bits. Sends 8 bytes an element to each other rank and reads as many of each; at home reads 4 of the
  * part, 4 of x, 4 of the norm, and writes 4 and the forms. */
@@ -108,21 +109,29 @@ static __device__ __forceinline__ bool quads_of_ranks(const struct exchange_view
 /* The row's runs, of x in shared memory; all of the block call it. */
 static __device__ __forceinline__ void row_make(
         const struct exchange_rows_args &a, const float *x, float *chains) {
+    constexpr uint32_t BATCH =
+            2; /* runs of a warp of 5120 columns, whose norm's weights are asked for ahead */
     const uint32_t all_runs = a.in.columns / a.in.leaf_columns * a.in.runs;
-    struct run_values v = {};
-    uint32_t run = threadIdx.x / 32;
-    if (run < all_runs)
-        run_load(a.in, x, run, v);
-    const float scale = norm_scale(x, a.in.columns, a.in.eps, chains);
-    while (run < all_runs) {
-        run_norm(v, scale);
-        if (a.codes.d_codes)
-            run_codes_put(a.codes, v.x, blockIdx.x, run);
-        if (a.terms.d_terms)
-            run_terms_put(a.terms, a.order, v, blockIdx.x, run);
-        run += WARPS;
-        if (run < all_runs)
-            run_load(a.in, x, run, v);
+    float scale = 0.0f;
+    for (uint32_t first = 0; first < all_runs; first += BATCH * WARPS) {
+        struct run_values v[BATCH] = {};
+#pragma unroll
+        for (uint32_t i = 0; i < BATCH; i++)
+            if (first + i * WARPS + threadIdx.x / 32 < all_runs)
+                run_load(a.in, x, first + i * WARPS + threadIdx.x / 32, v[i]);
+        if (first == 0)
+            scale = norm_scale(x, a.in.columns, a.in.eps, chains);
+#pragma unroll
+        for (uint32_t i = 0; i < BATCH; i++) {
+            const uint32_t run = first + i * WARPS + threadIdx.x / 32;
+            if (run >= all_runs)
+                break;
+            run_norm(v[i], scale);
+            if (a.codes.d_codes)
+                run_codes_put(a.codes, v[i].x, blockIdx.x, run);
+            if (a.terms.d_terms)
+                run_terms_put(a.terms, a.order, v[i], blockIdx.x, run);
+        }
     }
 }
 
@@ -131,20 +140,27 @@ __global__ void __launch_bounds__(ROWS_THREADS) exchange_rows_kernel(const struc
     const struct exchange_view &v = a.view;
     __shared__ float chains[ROWS_THREADS];
     float *x = (float *)dynamic_shared();
-    const uint32_t epoch = epoch_begin(v), rows = rows_here(a.in.d_plan, 0, a.rows), row = blockIdx.x;
-    if (rows == 0)
-        return;
-    bool there = *v.d_poisoned == 0;
-    for (uint32_t at = threadIdx.x * 32; row < rows && at < a.in.columns; at += ROWS_THREADS * 32)
-        ask_for_line(a.in.d_norm + at); /* nobody has used them since the last token */
-    place p = {row, threadIdx.x, a.in.columns / 4};
-    for (; row < rows && p.first < p.n; p.first += QUADS * ROWS_THREADS) {
-        struct quads part, sum, own;
+    const uint32_t row = blockIdx.x;
+    struct place p = {row, threadIdx.x, a.in.columns / 4};
+    struct quads part, own, sum;
+    if (row == 0) { /* whose memory is there: it is asked for before it is known whether it is a row */
         quads_load(part, a.d_part, p);
         quads_load(own, a.d_x, p);
-        if (there)
+    }
+    const uint32_t epoch = epoch_begin(v), rows = rows_here(a.in.d_plan, 0, a.rows);
+    if (rows == 0)
+        return;
+    bool there = row < rows && *v.d_poisoned == 0;
+    for (uint32_t at = threadIdx.x * 32; row < rows && at < a.in.columns; at += ROWS_THREADS * 32)
+        ask_for_line(a.in.d_norm + at); /* nobody has used them since the last token */
+    for (; there && p.first < p.n; p.first += QUADS * ROWS_THREADS) {
+        if (row > 0 || p.first >= QUADS * ROWS_THREADS) {
+            quads_load(part, a.d_part, p);
+            quads_load(own, a.d_x, p);
+        }
+        if (!a.pushed)
             quads_push(v, epoch, part, p);
-        there = there && quads_of_ranks<TP>(v, 0, epoch, p, part, &sum);
+        there = quads_of_ranks<TP>(v, 0, epoch, p, part, &sum);
         if (!there)
             break;
         quads_add(own, sum);

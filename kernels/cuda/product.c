@@ -73,6 +73,7 @@ struct product {
     bool gate_up, add; /* add: y += instead of y = */
     float *d_y;
     struct made made; /* of x; or there are none */
+    struct push_view push;
 };
 
 /* Where a product's outputs go, and how. */
@@ -188,6 +189,7 @@ static bool multiply_codes(struct k_stream *s, const struct product *p, const st
                 .d_y = o->d_y,
                 .ldy = o->ldy,
                 .next = o->next,
+                .push = p->push,
                 .d_parts = f->d_codes_parts,
                 .d_counters = s->d_counters};
         if (input_form(s, &a.w) != INPUT_CODES)
@@ -419,7 +421,8 @@ static bool made_of_pair(const struct k_stream *s, const struct product *p, uint
             .leaf_columns = w->leaf_columns,
             .runs = runs_of_leaf(w),
             .d_arrived = s->d_counters + 2 * SPLIT_BLOCKS_MAX};
-    ret_next->d_words = ret_next->d_arrived + NEXT_RUNS_MAX;
+    if (rows == 1)
+        ret_next->d_words = ret_next->d_arrived + NEXT_RUNS_MAX;
     return !all_own(s, w, INPUT_CODES, &in, rows);
 }
 
@@ -479,10 +482,9 @@ void k_project_partial(
     const struct product p = {.b = b, .w = w, .d_x = in, .d_y = part};
     product_run(s, &p);
 }
-/* x += what all ranks' products have given, brought at once into the forms of the product after it where those are few
- * rows. */
-static void add_of_all(struct k_stream *s, struct k_comm *m, const struct product *p, float *x) {
-    const struct k_linear *next = p->w->next;
+/* Whether the exchange of p's result, which x takes, can leave its few rows in the forms of the product after it. */
+static bool made_of_sum(const struct k_stream *s, const struct k_comm *m, const struct product *p,
+        const float *x, struct made *ret) {
     const struct made_of of = {.b = p->b,
             .d_from = x,
             .d_norm = p->w->next_norm,
@@ -490,28 +492,47 @@ static void add_of_all(struct k_stream *s, struct k_comm *m, const struct produc
             .columns = p->w->rows,
             .piece = 4,
             .terms = true};
+    return of.d_norm && exchange_rows_can(p->b->bounds.rows, of.columns) && (uintptr_t)x % 16 == 0 &&
+           (uintptr_t)p->d_y % 16 == 0 && made_wanted(s, p->w->next, &of, ret);
+}
+/* Whether p's kernels can send their result while they make it. */
+static bool pushes(const struct k_stream *s, const struct product *p) {
+    for (uint32_t i = 0; i < p->w->n_panels; i++)
+        if (input_form(s, &p->w->panels[i]) != INPUT_CODES)
+            return false;
+    return p->b->bounds.rows <= STREAM_ROWS;
+}
+/* x += what all ranks' products give. */
+static void project_of_all(struct k_stream *s, struct k_comm *m, const struct product *product, float *x) {
+    struct product p = *product;
+    const struct k_linear *next = p.w->next;
     struct made made;
-    if (!of.d_norm || !exchange_rows_can(p->b->bounds.rows, of.columns) || (uintptr_t)x % 16 ||
-            (uintptr_t)p->d_y % 16 || !made_wanted(s, next, &of, &made)) {
-        comm_add(s, m, p->b, p->d_y, x, of.columns);
+    const bool leaves = made_of_sum(s, m, &p, x, &made);
+    if (leaves && pushes(s, &p) && !comm_push(s, m, &p.push))
+        return;
+    product_run(s, &p);
+    if (!leaves) {
+        comm_add(s, m, p.b, p.d_y, x, p.w->rows);
         return;
     }
-    const struct input in = {.d_norm = of.d_norm,
-            .d_plan = p->b->view.d_plan,
-            .eps = of.eps,
-            .columns = of.columns,
+    const struct input in = {.d_norm = made.d_norm,
+            .d_plan = p.b->view.d_plan,
+            .eps = made.eps,
+            .columns = p.w->rows,
             .leaf_columns = next->leaf_columns,
             .runs = runs_of_leaf(next)};
-    comm_add_made(s, m, p->b, p->d_y, x, &in, &made);
+    const struct comm_add add = {.b = p.b, .part = p.d_y, .x = x, .pushed = p.push.n > 0};
+    comm_add_made(s, m, &add, &in, &made);
 }
 /* A rank that is alone adds what it multiplies where it belongs, which is the same sum. */
 void k_project_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b,
         const struct k_linear *w, const float *in, float *part, float *x) {
     const bool alone = comm_alone(m);
     const struct product p = {.b = b, .w = w, .d_x = in, .d_y = alone ? x : part, .add = alone};
-    product_run(s, &p);
-    if (!alone && b->bounds.rows > 0)
-        add_of_all(s, m, &p, x);
+    if (alone)
+        product_run(s, &p);
+    else if (b->bounds.rows > 0)
+        project_of_all(s, m, &p, x);
 }
 void k_project(
         struct k_stream *s, const struct k_batch *b, const float *x, const struct k_linear *w, float *y) {

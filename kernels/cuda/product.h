@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/kernels.h"
+#include "kernels/shared/constants.h"
 
 #include <cuda_runtime_api.h>
 
@@ -132,8 +133,17 @@ struct next_codes {
     struct activations to;
     uint32_t leaf_columns, runs; /* of a leaf */
     uint32_t *d_arrived; /* [leaf][run] strips that are there, 0 between kernels; NULL = nobody wants it */
-    /* [columns] a row on its way from block to block (next_codes.cuh), 0 between kernels */
+    /* NULL, or [columns] a row that is alone on its way from block to block (next_codes.cuh), 0 between kernels */
     uint32_t *d_words;
+};
+
+/* A result that other ranks are to have while it is made: every output is half a word of theirs (exchange.h). */
+struct push_view {
+    void *words[RANKS_MAX - 1]
+               [2];             /* of each other rank, this one's: of an exchange of even and of odd number */
+    const uint32_t *d_epoch;    /* the last exchange */
+    const uint32_t *d_poisoned; /* there are none any more */
+    uint32_t n;                 /* other ranks; 0 = nobody is to have it */
 };
 
 struct product_args {
@@ -155,6 +165,8 @@ struct product_args {
     float *d_y;
     uint32_t ldy;
     struct next_codes next; /* queue_stream() of a pair; all rows are in one kernel then */
+    /* queue_stream() of all rows that is no pair; ldy is the columns of the exchange */
+    struct push_view push;
     /* queue_tiles(): sums of the leaf groups of tiles that several blocks share, and a counter for each such tile, 0
      * between kernels; SPLIT_BLOCKS_MAX of both */
     float *d_parts;

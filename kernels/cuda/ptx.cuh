@@ -154,6 +154,10 @@ static __device__ __forceinline__ void store_to_peer(uint4 *to, uint4 v) {
                  "r"(v.z), "r"(v.w)
                  : "memory");
 }
+/* Half of that. */
+static __device__ __forceinline__ void store_to_peer(uint2 *to, uint2 v) {
+    asm volatile("st.relaxed.sys.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y) : "memory");
+}
 /* What another device may be writing. */
 static __device__ __forceinline__ uint4 load_from_peer(const uint4 *from) {
     uint4 v;

@@ -187,11 +187,20 @@ static __device__ __forceinline__ void run_anyhow(const struct panel &w, const u
 
 /* --- the end of a unit --- */
 
-/* All outputs of the block's units of a panel: unit `first` + p of part p. WORDS: a result of one row, which goes on
- * from block to block. */
+/* The number of the exchange that a result is pushed for; 0: it is not. */
+static __device__ __forceinline__ uint32_t push_begin(const struct push_view &p) {
+    return p.n && !*p.d_poisoned ? *p.d_epoch + 1 : 0;
+}
+static __device__ __forceinline__ void push_output(
+        const struct push_view &p, uint32_t epoch, uint32_t at, float y) {
+    for (uint32_t i = 0; i < p.n; i++)
+        store_to_peer((uint2 *)p.words[i][epoch & 1] + at, {bits_of_float(y), epoch});
+}
+/* All outputs of the block's units of a panel: unit `first` + p of part p. WORDS: what may be a result of one row,
+ * which goes on from block to block. epoch: of push_begin(). */
 template <bool PAIR, bool WORDS>
 static __device__ __forceinline__ void outputs_store(const struct product_args &a, const struct panel &w,
-        uint32_t units, const float *all, uint32_t rows, uint32_t first, uint32_t parts) {
+        uint32_t units, const float *all, uint32_t rows, uint32_t first, uint32_t parts, uint32_t epoch) {
     const uint32_t width = PAIR ? 32 : 16, stride = rows * width;
     for (uint32_t e = threadIdx.x; e < parts * rows * 16; e += STREAM_THREADS) {
         const uint32_t o = e % 16, row = e / 16 % rows, part = e / 16 / rows, unit = first + part;
@@ -201,18 +210,20 @@ static __device__ __forceinline__ void outputs_store(const struct product_args &
         float y = leaves_tree(in, stride, w.leaves);
         if (PAIR)
             y = f32_silu(y) * leaves_tree(in + 16, stride, w.leaves);
-        float *d_y = a.d_y + (uint64_t)(a.first_row + row) * a.ldy + w.d_outputs[unit].column + o;
-        *d_y = a.add ? *d_y + y : y;
-        if (WORDS && a.next.d_arrived)
+        const uint64_t at = (uint64_t)(a.first_row + row) * a.ldy + w.d_outputs[unit].column + o;
+        if (!PAIR && epoch)
+            push_output(a.push, epoch, (uint32_t)at, y);
+        a.d_y[at] = a.add ? a.d_y[at] + y : y;
+        if (WORDS && a.next.d_words)
             next_word_put(a.next, w.d_outputs[unit].column + o, y);
     }
 }
 
 /* The block's part of a result that the next product takes as INT8. */
-template <enum source SOURCE>
+template <int TILES, enum source SOURCE>
 static __device__ __forceinline__ void result_round(
         const struct product_args &a, uint32_t rows, uint32_t first, uint32_t step, uint32_t *word) {
-    if (SOURCE == SOURCE_READY)
+    if (SOURCE == SOURCE_READY && (TILES > 1 || !a.next.d_words))
         next_codes_finish(a.next, a.d_y, a.ldy, rows, first, step, a.units, word);
     else if (threadIdx.x < 32) /* the warp that has put the words */
         next_codes_finish_row(a.next, first, step, a.units);
@@ -244,7 +255,7 @@ static __device__ __forceinline__ void dense_block(
         dense_leaf<TILES, SOURCE>(w, leaf, strip, a.dense_x, own, rows, leaf_sums);
     leaves_put<1, TILES>(meeting + warp * rows * 16, rows, leaf_sums.of);
     __syncthreads();
-    outputs_store<false, false>(a, w, w.strips, meeting, rows, first, parts);
+    outputs_store<false, false>(a, w, w.strips, meeting, rows, first, parts, /* epoch= */ 0);
 }
 
 /* Where this warp's row is brought into INT8, of all warps from `shared` on. */
@@ -253,6 +264,11 @@ static __device__ __forceinline__ struct own_codes own_codes_of_warp(void *share
     own.codes = (uint8_t *)shared + threadIdx.x / 32 * own_codes_bytes(runs);
     own.scales = (float *)(own.codes + runs * OWN_CODES_BYTES);
     return own;
+}
+/* Rows of the plan that are this kernel's, which is for `most`. */
+static __device__ __forceinline__ uint32_t rows_left(const struct product_args &a, uint32_t most) {
+    const uint32_t n = a.d_plan->n_rows, left = n > a.first_row ? n - a.first_row : 0;
+    return left < most ? left : most;
 }
 template <int BITS, enum cut CUT, bool PAIR, int TILES, enum source SOURCE>
 __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, TILES>::BLOCKS))
@@ -285,8 +301,8 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
         own_leaf_make<SOURCE == SOURCE_NORM>(a.in, leaf, own, chains, asked);
     }
     /* How many rows there are is asked once weights are on their way, which do not depend on it. */
-    const uint32_t n_rows = a.d_plan->n_rows, left = n_rows > a.first_row ? n_rows - a.first_row : 0,
-                   rows = left < TILES * 8 ? left : TILES * 8, meeting_floats = WARPS * rows * STRIPS * 16;
+    const uint32_t rows = rows_left(a, TILES * 8), meeting_floats = WARPS * rows * STRIPS * 16,
+                   epoch = PAIR ? 0 : push_begin(a.push);
     if (rows == 0) {
         copy_wait<0>();
         return;
@@ -319,11 +335,11 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
         float *all = meeting + buffer * meeting_floats;
         leaves_put<STRIPS, TILES>(all + warp * rows * STRIPS * 16, rows, sums);
         __syncthreads();
-        outputs_store<PAIR, (PAIR && CUT != CUT_ANY && SOURCE != SOURCE_READY)>(
-                a, a.w, a.units, all, rows, first, parts);
+        outputs_store<PAIR, (PAIR && CUT != CUT_ANY && TILES == 1)>(
+                a, a.w, a.units, all, rows, first, parts, epoch);
     }
     if (PAIR && CUT != CUT_ANY && a.next.d_arrived)
-        result_round<SOURCE>(a, rows, block, step, (uint32_t *)meeting);
+        result_round<TILES, SOURCE>(a, rows, block, step, (uint32_t *)meeting);
 }
 
 /* --- launching --- */

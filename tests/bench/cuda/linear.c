@@ -1,7 +1,8 @@
 /* Time of the linears of Qwen3.5-27B on a GPU, against a plain copy on the same card.
  *
- * Usage: bench-cuda-linear [device [launches [form [int8|bf16|float [fast|own]]]]]; form: those alone whose name begins
- * with it; then as --activations and --numerics of the worker, own: fast without cuBLASLt. A line per shape and form:
+ * Usage: bench-cuda-linear [device [launches [form [int8|bf16|float [exact|fast|own [tp]]]]]]; form: those alone whose
+ * name begins with it; then as --activations and --numerics of the worker, own: fast without cuBLASLt; tp: the part of
+ * each that a rank of so many has, without what they exchange and without the ceiling. A line per shape and form:
  * microseconds of the whole operation (norm, activations, product) at several row counts, and in brackets the weights'
  * bytes per second as a part of what a copy moves, read and written both counted; of many rows, 10^12 operations per
  * second. Operations are nodes of a graph, back to back; copies of the weights are used in turn so that the L2 cache
@@ -42,13 +43,14 @@ static const struct shape {
     uint32_t rows, columns;
     enum { PLAIN, NORM, GATE_UP } operation;
     uint32_t layers;
+    uint32_t leaves; /* fewer of a row-parallel linear that several ranks have */
 } shapes[] = {
-        {"gate_up  34816 x  5120", 34816, 5120, GATE_UP, 64},
-        {"down      5120 x 17408", 5120, 17408, PLAIN, 64},
-        {"gdn in   16480 x  5120", 16480, 5120, NORM, 48},
-        {"qkv      14336 x  5120", 14336, 5120, NORM, 16},
-        {"out, o    5120 x  6144", 5120, 6144, PLAIN, 64},
-        {"lm_head 248320 x  5120", 248320, 5120, PLAIN, 1},
+        {"gate_up  34816 x  5120", 34816, 5120, GATE_UP, 64, 8},
+        {"down      5120 x 17408", 5120, 17408, PLAIN, 64, 8},
+        {"gdn in   16480 x  5120", 16480, 5120, NORM, 48, 8},
+        {"qkv      14336 x  5120", 14336, 5120, NORM, 16, 8},
+        {"out, o    5120 x  6144", 5120, 6144, PLAIN, 64, 8},
+        {"lm_head 248320 x  5120", 248320, 5120, PLAIN, 1, 8},
 };
 static const struct form {
     const char *name;
@@ -112,6 +114,17 @@ static double seconds_of(
     return median(seconds);
 }
 
+/* What one of tp ranks has of it. */
+static struct shape part_of(const struct shape *whole, uint32_t tp) {
+    struct shape s = *whole;
+    if (s.operation == PLAIN && s.layers > 1) { /* row-parallel */
+        s.columns /= tp;
+        s.leaves = 8 / tp;
+    } else {
+        s.rows /= tp;
+    }
+    return s;
+}
 static void bench_shape(struct bench *b, const struct shape *shape, const struct form *form, double *total) {
     const struct quant_matrix q = {.format = form->format,
             .scale = QUANT_SCALE_BF16,
@@ -123,8 +136,11 @@ static void bench_shape(struct bench *b, const struct shape *shape, const struct
     const uint32_t pieces = shape->operation == GATE_UP ? 2 : 1;
     struct k_matrix_view views[2] = {
             {.rows = shape->rows / pieces, .quant = form->dense ? NULL : &q, .dtype = K_BF16}};
-    const struct k_linear_spec spec = {
-            .pieces = views, .n_pieces = pieces, .columns = shape->columns, .leaves = 8, .name = shape->name};
+    const struct k_linear_spec spec = {.pieces = views,
+            .n_pieces = pieces,
+            .columns = shape->columns,
+            .leaves = shape->leaves,
+            .name = shape->name};
     struct k_linear *w[COPIES_MAX];
     struct error e;
     uint32_t n = 0;
@@ -220,12 +236,15 @@ static enum k_activations activations_of(const char *text) {
 int main(int argc, char **argv) {
     const struct k_context_options o = {.device = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 0,
             .activations = argc > 4 ? activations_of(argv[4]) : K_ACTIVATIONS_INT8,
-            .fast = argc > 5,
+            .fast = argc > 5 && strcmp(argv[5], "exact") != 0,
             .own_products = argc > 5 && strcmp(argv[5], "own") == 0};
+    const uint32_t tp = argc > 6 ? (uint32_t)strtoul(argv[6], NULL, 10) : 1;
     struct bench b = {.launches = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 20};
     const size_t floats = (size_t)ROWS_MAX * 17408, outputs = (size_t)ROWS_MAX * 34816;
     const size_t workspace_bytes = k_workspace_bytes(&model, ROWS_MAX, 1);
     struct error e;
+    if (tp == 0 || tp > 8 || 8 % tp)
+        return 1;
     must(k_context_create(&o, &b.c, &e), &e);
     must(k_stream_create(b.c, &b.s, &e), &e);
     must(k_batch_create(b.c, 1, ROWS_MAX, &b.b, &e), &e);
@@ -249,14 +268,17 @@ int main(int argc, char **argv) {
         double total[COUNTS] = {0};
         if (argc > 3 && strncmp(forms[f].name, argv[3], strlen(argv[3])) != 0)
             continue;
-        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-            bench_shape(&b, &shapes[i], &forms[f], total);
-        printf("all linears of a token, %s ms:", forms[f].name);
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+            const struct shape part = part_of(&shapes[i], tp);
+            bench_shape(&b, &part, &forms[f], total);
+        }
+        printf("all linears of a token%s, %s ms:", tp > 1 ? " on a rank" : "", forms[f].name);
         for (size_t i = 0; i < COUNTS; i++)
             printf("  %u: %.2f", row_counts[i], total[i] * 1e3);
         printf("\n");
     }
-    ceiling(&b, workspace);
+    if (tp == 1)
+        ceiling(&b, workspace);
     free(x);
     return 0;
 }

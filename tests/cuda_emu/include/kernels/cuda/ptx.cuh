@@ -167,6 +167,9 @@ static inline void store_to_peer(uint4 *to, uint4 v) {
     for (uint32_t i = 0; i < 2; i++)
         __atomic_store_n((uint64_t *)to + i, halves[i], __ATOMIC_RELEASE);
 }
+static inline void store_to_peer(uint2 *to, uint2 v) {
+    __atomic_store_n((uint64_t *)to, (uint64_t)v.y << 32 | v.x, __ATOMIC_RELEASE);
+}
 static inline uint4 load_from_peer(const uint4 *from) {
     const uint64_t low = __atomic_load_n((const uint64_t *)from, __ATOMIC_ACQUIRE),
                    high = __atomic_load_n((const uint64_t *)from + 1, __ATOMIC_ACQUIRE);
