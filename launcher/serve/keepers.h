@@ -12,6 +12,7 @@
 struct keepers {
     const struct service *service;
     struct child items[RANKS_MAX]; /* of each worker; those without keeper_argv stay empty */
+    uint64_t links;                /* made so far */
 };
 
 void keepers_init(struct keepers *k, const struct service *service);

@@ -29,7 +29,8 @@ enum control_kind {
     CONTROL_STUCK, /* coordinator -> launcher: a = rank that makes no progress or answered wrongly; text =
                     * why. The launcher restarts the rank group (GROUP_LOST and a CHANNEL follow) */
     /* A keeper of weights (tp/worker/keeper.h); a = rank: */
-    CONTROL_LINK, /* launcher -> keeper: a socket to the worker that is started (1 fd), instead of an older one */
+    CONTROL_LINK, /* launcher -> keeper: a socket to the worker that is started (1 fd), instead of an older one;
+                   * a = number. PONG follows */
     CONTROL_TAKE, /* worker -> keeper: text = manifest of the weights it wants. KEPT follows */
     CONTROL_KEPT, /* keeper -> worker: their memory (1 fd) and b = their sum, or none */
     CONTROL_PUT,  /* worker -> keeper: memory to keep (1 fd), b = sum, text = manifest */

@@ -37,9 +37,9 @@ class Kept(Server):
                     found.append(pid)
         return found
 
-    def kill(self, flag):
+    def kill(self, flag, how=signal.SIGKILL):
         pid, = self.pids(flag)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, how)
 
     def wait_log(self, text, times=1):
         end = time.monotonic() + 120 * PATIENCE
@@ -77,6 +77,15 @@ def test_a_killed_worker_finds_its_weights(gpu):
         server.kill("--comm-fd")
         server.wait_log("serving again", 3)
         assert server.log_text().count(FOUND) == 2
+
+
+def test_a_keeper_that_stands_still_is_replaced(gpu):
+    with Kept(gpu) as server:
+        server.kill("--keeper", signal.SIGSTOP)
+        server.kill("--comm-fd")
+        server.wait_log("keeper of rank 0: it does not answer")
+        server.wait_log("serving again")
+        assert FOUND not in server.log_text() and len(server.pids("--keeper")) == 1
 
 
 def test_other_weights_are_loaded(gpu, tmp_path):

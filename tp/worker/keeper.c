@@ -21,7 +21,8 @@ struct kept {
 };
 struct keeper {
     struct kept ranks[RANKS_MAX];
-    int link; /* to the worker; -1 = none */
+    int control; /* to the launcher */
+    int link;    /* to the worker; -1 = none */
 };
 
 static void release(struct kept *k) {
@@ -76,6 +77,8 @@ static void on_launcher(struct keeper *k, struct control_message *m) {
     unlink_worker(k);
     k->link = m->fds[0];
     m->n_fds = 0;
+    const struct control_message answer = {.kind = CONTROL_PONG, .a = m->a};
+    (void)control_send(k->control, &answer, NULL); /* one that is gone is heard of */
 }
 
 /* All that waits. False: the other end is gone. */
@@ -98,7 +101,7 @@ static bool listen_to(struct keeper *k, int fd, void (*on)(struct keeper *, stru
 }
 
 int keeper_run(int control_fd) {
-    struct keeper k = {.link = -1};
+    struct keeper k = {.control = control_fd, .link = -1};
     (void)prctl(PR_SET_NAME, "shardd-keeper"); /* for people, who see the worker's program */
     for (uint32_t i = 0; i < RANKS_MAX; i++)
         k.ranks[i].fd = -1;

@@ -50,8 +50,12 @@ static void link_open(struct keep_link *l) {
     int pair[2];
     assert_int_equal(control_pair(pair, NULL), 0);
     m.fds[0] = pair[1];
+    m.a = 40 + (uint64_t)pair[0];
     assert_int_equal(control_send(keeper.control, &m, NULL), 0);
     close(pair[1]);
+    assert_int_equal(control_receive(keeper.control, /* block= */ true, &m, NULL), 0);
+    assert_int_equal(m.kind, CONTROL_PONG);
+    assert_int_equal(m.a, 40 + pair[0]);
     l->fd = pair[0];
     pthread_mutex_init(&l->lock, NULL);
 }
