@@ -4,7 +4,6 @@
  * What an upload finds wrong is a fault of the stream, and the step is then empty: a plan without rows. */
 #include "kernels/cuda/internal.h"
 #include "kernels/cuda/step.h"
-#include "kernels/cuda/words.h"
 #include "kernels/shared/bounds.h"
 
 #include <assert.h>
@@ -68,12 +67,10 @@ void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *
     const uint64_t entry_words = plan->n_entries * sizeof *entries / sizeof(uint32_t),
                    plan_words = sizeof *plan / sizeof(uint32_t);
     if (plan_words + entry_words + n_ids + n_rope <= WORDS_MAX) { /* decoding: one node in place of four */
-        struct words words = {0};
-        words_put(s, &words, b->view.d_plan, plan, plan_words);
-        words_put(s, &words, b->view.d_entries, entries, entry_words);
-        words_put(s, &words, b->view.d_ids, ids, n_ids);
-        words_put(s, &words, b->view.d_rope, rope, n_rope);
-        words_send(s, &words);
+        words_put(s, b->view.d_plan, plan, plan_words);
+        words_put(s, b->view.d_entries, entries, entry_words);
+        words_put(s, b->view.d_ids, ids, n_ids);
+        words_put(s, b->view.d_rope, rope, n_rope);
         return;
     }
     k_upload(s, b->view.d_plan, plan, sizeof *plan);

@@ -253,6 +253,7 @@ static cudaError_t look_at_stream(void *arg) {
 }
 int k_stream_wait(struct k_stream *s, uint64_t timeout_ns, struct error *e) {
     if (!s->capturing) {
+        words_send(s);
         const cudaError_t r = wait_until(look_at_stream, s, timeout_ns);
         if (r == cudaErrorNotReady)
             return error_set(e, -ETIMEDOUT, "device %d did not finish in %.1f s", s->context->device,
@@ -265,8 +266,9 @@ int k_stream_wait(struct k_stream *s, uint64_t timeout_ns, struct error *e) {
     return s->fault.code;
 }
 
-bool stream_enter(struct k_stream *s) {
-    return CUDA_QUEUED(s, cudaSetDevice(s->context->device));
+bool stream_enter(struct k_stream *s) { /* queues nothing */
+    const cudaError_t r = cudaSetDevice(s->context->device);
+    return r == cudaSuccess || stream_queued(s, r, "cudaSetDevice", __FILE__, __LINE__);
 }
 
 void k_stream_set_workspace(struct k_stream *s, void *device_memory, size_t bytes) {
@@ -283,8 +285,11 @@ void *stream_scratch(struct k_stream *s, size_t bytes) {
 
 void k_mark(struct k_stream *s, uint32_t *word, uint32_t value) {
     const struct made made = s->made; /* which a mark leaves as it is */
-    if (CUDA_QUEUED(s, queue_mark(s->stream, word, value)))
-        s->made = made;
+    if (!s->capturing)                /* with what comes beside it */
+        words_put(s, word, &value, 1);
+    else if (!CUDA_QUEUED(s, queue_mark(s->stream, word, value)))
+        return;
+    s->made = made;
 }
 
 /* --- events --- */
@@ -352,6 +357,7 @@ int k_capture_begin(struct k_stream *s, struct error *e) {
     int r = context_enter(s->context, e);
     if (r < 0)
         return r;
+    words_send(s); /* they are no part of what is captured */
     CUDA_TRY(s->context, cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal), e);
     s->capturing = true;
     s->made = (struct made){.d_from = NULL}; /* what is captured is not queued here */

@@ -11,6 +11,7 @@
 #include "kernels/cuda/mark.h"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/views.h"
+#include "kernels/cuda/words.h"
 #include "kernels/kernels.h"
 #include "kernels/shared/constants.h"
 
@@ -74,6 +75,7 @@ struct k_stream {
     struct made made;                /* forgotten when anything else is queued */
     const struct k_linear *expected; /* NULL, or what is most likely the next product */
     bool capturing;
+    struct words words;      /* on their way to the device, before whatever is queued next */
     struct fault_view found; /* by kernels, and not yet in `fault` */
     struct error fault;      /* code 0 = none */
 };
@@ -125,7 +127,7 @@ int cuda_failed(const struct k_context *c, cudaError_t r, const char *call, cons
             return cuda_failed((c), cuda_try_, #call, __FILE__, __LINE__, (e));                              \
     } while (0)
 /* The same where there is nothing to return: the stream keeps the first fault. True = it went well. */
-#define CUDA_QUEUED(s, call) stream_queued((s), (call), #call, __FILE__, __LINE__)
+#define CUDA_QUEUED(s, call) (words_send(s), stream_queued((s), (call), #call, __FILE__, __LINE__))
 bool stream_queued(struct k_stream *s, cudaError_t r, const char *call, const char *file, int line);
 
 /* Keeps the first fault. */

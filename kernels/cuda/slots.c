@@ -7,7 +7,6 @@
 #include "kernels/cuda/slots.h"
 
 #include "kernels/cuda/internal.h"
-#include "kernels/cuda/words.h"
 #include "kernels/shared/bounds.h"
 #include "kernels/shared/elementary.h"
 
@@ -43,7 +42,6 @@ _Static_assert(sizeof(struct slot) % sizeof(uint32_t) == 0, "a slot is whole wor
 
 void k_slot_open(struct k_stream *s, struct k_pool *p, uint32_t slot, const struct k_sampling *sampling) {
     const struct pool_view *v = &p->view;
-    struct words words = {0};
     struct error e;
     struct slot record = {.open = 1, .sample_index = sampling->first_sample_index, .sampling = *sampling};
     if (sampling_check(slot, sampling, &e) < 0) {
@@ -58,11 +56,10 @@ void k_slot_open(struct k_stream *s, struct k_pool *p, uint32_t slot, const stru
     record.sampling.bias_ids = d_bias_ids;
     record.sampling.bias = d_bias;
     record.sampling.suppress = d_suppress;
-    words_put(s, &words, v->d_slots + slot, &record, sizeof record / sizeof(uint32_t));
-    words_put(s, &words, d_suppress, sampling->suppress, sampling->n_suppress);
-    words_put(s, &words, d_bias_ids, sampling->bias_ids, sampling->n_bias);
-    words_put(s, &words, d_bias, sampling->bias, sampling->n_bias);
-    words_send(s, &words);
+    words_put(s, v->d_slots + slot, &record, sizeof record / sizeof(uint32_t));
+    words_put(s, d_suppress, sampling->suppress, sampling->n_suppress);
+    words_put(s, d_bias_ids, sampling->bias_ids, sampling->n_bias);
+    words_put(s, d_bias, sampling->bias, sampling->n_bias);
     clear(s, slot_counts(v, slot), v->shape.vocab_size * sizeof(uint16_t));
 }
 void k_slot_close(struct k_stream *s, struct k_pool *p, uint32_t slot) {
@@ -74,11 +71,7 @@ void k_slot_close(struct k_stream *s, struct k_pool *p, uint32_t slot) {
 }
 void k_slot_grant(struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t first, uint32_t n,
         const uint32_t *pages) {
-    struct words words = {0};
-    if (!stream_enter(s))
-        return;
-    words_put(s, &words, slot_table(&p->view, slot) + first, pages, n);
-    words_send(s, &words);
+    words_put(s, slot_table(&p->view, slot) + first, pages, n);
 }
 
 /* --- memory operations --- */

@@ -78,7 +78,7 @@ struct buffer { /* one device buffer to come: where its pointer goes and how lar
     void **at;
     uint64_t bytes;
 };
-#define RANK_BUFFERS 12
+#define RANK_BUFFERS 11
 
 static void list_buffers(struct rank *r, struct buffer b[RANK_BUFFERS]) {
     const struct k_shape *s = &r->shard.shape;
@@ -95,9 +95,9 @@ static void list_buffers(struct rank *r, struct buffer b[RANK_BUFFERS]) {
     b[5] = (struct buffer){(void **)&r->mtp_in, mtp ? rows * 2 * h * sizeof(float) : 0};
     b[6] = (struct buffer){(void **)&r->logits, logits};
     b[7] = (struct buffer){(void **)&r->mtp_logits, mtp ? logits : 0};
-    b[8] = (struct buffer){(void **)&r->results, results};
+    b[8] = (struct buffer){
+            (void **)&r->outcomes, (uint64_t)r->entries_max * sizeof(struct k_outcome) + results};
     b[9] = (struct buffer){(void **)&r->mtp_results, mtp ? results : 0};
-    b[11] = (struct buffer){(void **)&r->outcomes, (uint64_t)r->entries_max * sizeof(struct k_outcome)};
     b[10] = (struct buffer){&r->workspace, k_workspace_bytes(s, r->rows_max, r->entries_max)};
 }
 
@@ -113,6 +113,7 @@ static int allocate_buffers(struct rank *r, struct error *e) {
                     "out of memory for %llu bytes of scratch; lower --max-num-batched-tokens",
                     (unsigned long long)b[i].bytes);
     }
+    r->results = (struct k_result *)(void *)(r->outcomes + r->entries_max);
     k_stream_set_workspace(r->stream, r->workspace, b[10].bytes);
     return 0;
 }

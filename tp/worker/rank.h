@@ -120,7 +120,7 @@ struct rank {
     float *mtp_logits;
     struct k_result *results;     /* [entries_max] */
     struct k_result *mtp_results; /* [entries_max], with MTP */
-    struct k_outcome *outcomes;   /* [entries_max] */
+    struct k_outcome *outcomes;   /* [entries_max], results behind them: both go down at once */
 };
 
 /* Bytes that all ranks of a group share. Depends on the configuration, tp and max_num_batched_tokens only, so

@@ -20,8 +20,8 @@ struct host_set {
     struct k_entry *entries;    /* [entries_max] */
     uint32_t *ids;              /* [rows_max] */
     uint32_t *rope;             /* [3 * rows_max] */
-    struct k_result *results;   /* [entries_max] */
     struct k_outcome *outcomes; /* [entries_max] */
+    struct k_result *results;   /* [entries_max], behind them in the same memory, as on the device */
     float *logits, *mtp_logits; /* [logits_rows][vocab_rows] or NULL */
     struct k_event *done;       /* the stream has passed all of it */
     uint8_t *body;              /* [entries_max] outcomes with a sample each */
@@ -61,14 +61,15 @@ static int allocate_set(const struct rank *r, struct host_set *h, struct error *
     h->entries = k_host_alloc(r->context, r->entries_max * sizeof(h->entries[0]));
     h->ids = k_host_alloc(r->context, r->rows_max * sizeof(h->ids[0]));
     h->rope = k_host_alloc(r->context, 3 * (size_t)r->rows_max * sizeof(h->rope[0]));
-    h->results = k_host_alloc(r->context, r->entries_max * sizeof(h->results[0]));
-    h->outcomes = k_host_alloc(r->context, r->entries_max * sizeof(h->outcomes[0]));
+    h->outcomes = k_host_alloc(r->context, r->entries_max * (sizeof(h->outcomes[0]) + sizeof(h->results[0])));
+    if (h->outcomes)
+        h->results = (struct k_result *)(void *)(h->outcomes + r->entries_max);
     h->body = calloc(r->entries_max, sizeof(struct step_outcome) + sizeof(struct step_sample));
     if (logits)
         h->logits = k_host_alloc(r->context, logits);
     if (logits && r->weights.has_mtp)
         h->mtp_logits = k_host_alloc(r->context, logits);
-    if (!h->plan || !h->entries || !h->ids || !h->rope || !h->results || !h->outcomes || !h->body ||
+    if (!h->plan || !h->entries || !h->ids || !h->rope || !h->outcomes || !h->body ||
             (logits && !h->logits) || (logits && r->weights.has_mtp && !h->mtp_logits))
         return error_set(e, -ENOMEM, "out of memory for the plans of %u rows", r->rows_max);
     return k_event_create(r->context, &h->done, e);
@@ -85,8 +86,7 @@ static int allocate(struct step_exec *x, struct error *e) {
 }
 
 static void free_set(struct k_context *c, struct host_set *h) {
-    void *pinned[] = {
-            h->plan, h->entries, h->ids, h->rope, h->results, h->outcomes, h->logits, h->mtp_logits};
+    void *pinned[] = {h->plan, h->entries, h->ids, h->rope, h->outcomes, h->logits, h->mtp_logits};
     for (size_t i = 0; i < sizeof(pinned) / sizeof(pinned[0]); i++)
         if (pinned[i])
             k_host_free(c, pinned[i]);
@@ -326,10 +326,9 @@ static void queue_plan(struct step_exec *x, struct host_set *h, const struct ste
     forward_bound(x->forward, &bounds);
     k_batch_upload(r->stream, r->batch, h->plan, h->entries, h->ids, n_ids, h->rope, n_rope);
     forward_queue(x->forward, (uint32_t)p->header->step, &x->hooks);
-    if (h->plan->n_samples)
-        k_download(r->stream, h->results, r->results, h->plan->n_samples * sizeof(h->results[0]));
-    if (h->plan->n_outcomes)
-        k_download(r->stream, h->outcomes, r->outcomes, h->plan->n_outcomes * sizeof(h->outcomes[0]));
+    if (h->plan->n_outcomes) /* at once: each copy costs the host some us */
+        k_download(r->stream, h->outcomes, r->outcomes,
+                r->entries_max * sizeof(h->outcomes[0]) + h->plan->n_samples * sizeof(h->results[0]));
     download_logits(x, h);
 }
 
