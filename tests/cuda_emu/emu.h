@@ -1,4 +1,5 @@
-/* emu.h - the inside of the CUDA emulation: .cu files compiled as host C++ and run on a CPU, one kernel at a time.
+/* emu.h - the inside of the CUDA emulation: .cu files compiled as host C++ and run on a CPU, one kernel at a time for
+ * each thread of the host that waits for one, so that ranks of a process can wait for each other.
  *
  * The threads of a block are fibers of one host thread. Each runs until it waits for others: at __syncthreads(), or
  * where its warp does something together (emu_warp(): shuffles, votes, mma). Blocks run one after another. The order of
@@ -9,8 +10,7 @@
  * What it does not find: races between blocks in memory, wrong launch bounds, bank conflicts, time.
  *
  * Included by the files of this folder and by the headers in include/ that .cu files see. fibers.cc runs kernels,
- * runtime.cc is streams and memory, driver.cc memory
- * that processes share. */
+ * runtime.cc is streams and memory, driver.cc memory that processes share. */
 #pragma once
 
 #include "tests/cuda_emu/include/cuda_runtime_api.h"
@@ -25,6 +25,9 @@
 #define EMU_LANE_BYTES   64u
 #define EMU_POISON       0xcd /* in memory that nobody has written */
 
+/* Of a thread of the host, at a place that is found without a call. */
+#define EMU_THREAD thread_local __attribute__((tls_model("initial-exec")))
+
 struct emu_index {
     uint32_t x, y, z;
 };
@@ -32,7 +35,7 @@ struct emu_index {
 struct emu_place {
     emu_index thread, block, block_dim, grid_dim;
 };
-extern emu_place emu_here;
+extern EMU_THREAD emu_place emu_here;
 
 /* --- what device code calls --- */
 

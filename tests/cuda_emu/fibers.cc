@@ -9,6 +9,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <vector>
@@ -22,7 +24,7 @@
 #define POISON      0xcd
 #define GROUPS_MAX  64u /* cp.async groups of a thread that are on their way */
 
-emu_place emu_here;
+EMU_THREAD emu_place emu_here;
 
 /* --- switching --- */
 
@@ -63,8 +65,8 @@ struct warp {
     alignas(16) uint8_t lane[EMU_WARP][EMU_LANE_BYTES];
 };
 
-/* The one block that runs. */
-static struct {
+/* The block that a thread of the host runs: each rank of a process has a thread, and they wait for each other. */
+struct block_state {
     const emu_launch *launch;
     std::vector<fiber> fibers;
     std::vector<warp> warps;
@@ -76,6 +78,8 @@ static struct {
     uint8_t *shared, *shared_region;
     size_t shared_bytes, shared_region_bytes;
     sigjmp_buf fault_jump;
+    bool running, seeded;
+    uint8_t trap_stack[64 << 10];
     char fault[512];
     uint64_t seed, draws;
 #ifdef __SANITIZE_ADDRESS__
@@ -83,43 +87,66 @@ static struct {
     size_t scheduler_stack_bytes;
     void *scheduler_fake;
 #endif
-} block;
+};
+static EMU_THREAD block_state *block; /* NULL before the first kernel */
+
+static size_t stacks_bytes() {
+    return (size_t)EMU_THREADS_MAX * (STACK_BYTES + PAGE);
+}
+struct block_owner { /* gives it back when the thread ends */
+    ~block_owner() {
+        if (block->stacks)
+            munmap(block->stacks, stacks_bytes());
+        if (block->shared_region)
+            munmap(block->shared_region, block->shared_region_bytes);
+        delete block;
+        block = NULL;
+    }
+};
+static void have_block() {
+    static thread_local std::unique_ptr<block_owner> owner;
+    if (block)
+        return;
+    block = new block_state();
+    owner.reset(new block_owner());
+}
 
 extern "C" void emu_seed(uint64_t seed) {
-    block.seed = seed;
-    block.draws = 0;
+    have_block();
+    block->seed = seed;
+    block->draws = 0;
 }
 
 static void switch_to_fiber(fiber *f) {
     emu_here.thread = f->thread;
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_start_switch_fiber(&block.scheduler_fake, f->stack, STACK_BYTES);
+    __sanitizer_start_switch_fiber(&block->scheduler_fake, f->stack, STACK_BYTES);
 #endif
-    emu_switch(&block.scheduler, f->saved);
+    emu_switch(&block->scheduler, f->saved);
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(block.scheduler_fake, NULL, NULL);
+    __sanitizer_finish_switch_fiber(block->scheduler_fake, NULL, NULL);
 #endif
 }
 static void switch_to_scheduler(fiber *f) {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(
-            f->state == DONE ? NULL : &f->fake_stack, block.scheduler_stack, block.scheduler_stack_bytes);
+            f->state == DONE ? NULL : &f->fake_stack, block->scheduler_stack, block->scheduler_stack_bytes);
 #endif
-    emu_switch(&f->saved, block.scheduler);
+    emu_switch(&f->saved, block->scheduler);
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(f->fake_stack, &block.scheduler_stack, &block.scheduler_stack_bytes);
+    __sanitizer_finish_switch_fiber(f->fake_stack, &block->scheduler_stack, &block->scheduler_stack_bytes);
 #endif
 }
 static fiber *current_fiber() {
-    return &block.fibers[block.current];
+    return &block->fibers[block->current];
 }
 
 static void fiber_main() {
     fiber *f = current_fiber();
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(NULL, &block.scheduler_stack, &block.scheduler_stack_bytes);
+    __sanitizer_finish_switch_fiber(NULL, &block->scheduler_stack, &block->scheduler_stack_bytes);
 #endif
-    block.launch->body();
+    block->launch->body();
     f->state = DONE;
     switch_to_scheduler(f);
     abort(); /* nobody goes on with a fiber that is done */
@@ -144,19 +171,23 @@ static void fiber_begin(fiber *f) {
 
 __attribute__((noreturn, format(printf, 1, 2))) static void fault(const char *format, ...) {
     va_list ap;
-    int n = snprintf(block.fault, sizeof block.fault,
-            "kernel %s, block (%u, %u), thread %u: ", block.launch->kernel, emu_here.block.x,
-            emu_here.block.y, block.current);
+    int n = snprintf(block->fault, sizeof block->fault,
+            "kernel %s, block (%u, %u), thread %u: ", block->launch->kernel, emu_here.block.x,
+            emu_here.block.y, block->current);
     va_start(ap, format);
-    vsnprintf(block.fault + n, sizeof block.fault - (size_t)n, format, ap);
+    vsnprintf(block->fault + n, sizeof block->fault - (size_t)n, format, ap);
     va_end(ap);
-    siglongjmp(block.fault_jump, 1);
+    siglongjmp(block->fault_jump, 1);
 }
 
-static void on_bad_address(int, siginfo_t *info, void *) {
+static void on_bad_address(int number, siginfo_t *info, void *) {
     const uint8_t *p = (const uint8_t *)info->si_addr;
-    if (p >= block.shared_region && p < block.shared_region + block.shared_region_bytes)
-        fault("byte %td of dynamic shared memory of %zu", p - block.shared, block.shared_bytes);
+    if (!block || !block->running) { /* not a kernel's: once more, and it is the end of the process */
+        signal(number, SIG_DFL);
+        return;
+    }
+    if (p >= block->shared_region && p < block->shared_region + block->shared_region_bytes)
+        fault("byte %td of dynamic shared memory of %zu", p - block->shared, block->shared_bytes);
     const char *device = emu_device_address(p);
     fault("an access to %s", device ? device : "memory that is nobody's");
 }
@@ -170,15 +201,15 @@ void emu_sync_block() {
 }
 
 static void meet(uint32_t first, uint32_t mask, emu_warp_fn fn) {
-    fn(mask, block.warps[first / EMU_WARP].lane);
+    fn(mask, block->warps[first / EMU_WARP].lane);
     for (uint32_t l = 0; l < EMU_WARP; l++)
         if (mask >> l & 1)
-            block.fibers[first + l].state = READY;
+            block->fibers[first + l].state = READY;
 }
 void emu_warp(const char *what, uint32_t mask, void *own, size_t bytes, emu_warp_fn fn) {
-    const uint32_t first = block.current / EMU_WARP * EMU_WARP, lane = block.current % EMU_WARP;
+    const uint32_t first = block->current / EMU_WARP * EMU_WARP, lane = block->current % EMU_WARP;
     fiber *f = current_fiber();
-    uint8_t *at = block.warps[first / EMU_WARP].lane[lane];
+    uint8_t *at = block->warps[first / EMU_WARP].lane[lane];
     if (!(mask >> lane & 1))
         fault("%s: lane %u is not in its own mask %08x", what, lane, mask);
     memcpy(at, own, bytes);
@@ -190,7 +221,7 @@ void emu_warp(const char *what, uint32_t mask, void *own, size_t bytes, emu_warp
         const uint32_t l = (lane + n) % EMU_WARP;
         if (!(mask >> l & 1))
             continue;
-        const fiber *other = first + l < block.fibers.size() ? &block.fibers[first + l] : NULL;
+        const fiber *other = first + l < block->fibers.size() ? &block->fibers[first + l] : NULL;
         if (!other || other->state == DONE)
             fault("%s: lane %u of mask %08x has left the kernel", what, l, mask);
         const bool same = other->what == what || (other->what && strcmp(other->what, what) == 0);
@@ -206,7 +237,7 @@ void emu_warp(const char *what, uint32_t mask, void *own, size_t bytes, emu_warp
 }
 
 uint8_t *emu_dynamic_shared() {
-    return block.shared;
+    return block->shared;
 }
 
 void emu_copy_async(void *to, const void *from, size_t bytes) {
@@ -238,8 +269,8 @@ static const std::vector<uint32_t> &order_of(uint32_t n, std::vector<uint32_t> &
     order.resize(n);
     for (uint32_t i = 0; i < n; i++)
         order[i] = i;
-    for (uint32_t i = n; block.seed && i > 1; i--) {
-        const uint32_t j = (uint32_t)(splitmix64(block.seed ^ splitmix64(++block.draws)) % i);
+    for (uint32_t i = n; block->seed && i > 1; i--) {
+        const uint32_t j = (uint32_t)(splitmix64(block->seed ^ splitmix64(++block->draws)) % i);
         const uint32_t other = order[j];
         order[j] = order[i - 1];
         order[i - 1] = other;
@@ -250,60 +281,60 @@ static const std::vector<uint32_t> &order_of(uint32_t n, std::vector<uint32_t> &
 /* Shared memory ends where its last page does, and the next cannot be touched; nor can the one before its first. */
 static void shared_begin(size_t bytes) {
     const size_t rounded = (bytes + 15) & ~(size_t)15, pages = (EMU_SHARED_MAX + PAGE - 1) / PAGE * PAGE;
-    if (!block.shared_region) {
-        block.shared_region_bytes = pages + 2 * PAGE;
-        block.shared_region = (uint8_t *)mmap(
-                NULL, block.shared_region_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (block.shared_region == MAP_FAILED)
+    if (!block->shared_region) {
+        block->shared_region_bytes = pages + 2 * PAGE;
+        block->shared_region = (uint8_t *)mmap(
+                NULL, block->shared_region_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (block->shared_region == MAP_FAILED)
             abort();
-        mprotect(block.shared_region + PAGE, pages, PROT_READ | PROT_WRITE);
+        mprotect(block->shared_region + PAGE, pages, PROT_READ | PROT_WRITE);
     }
-    memset(block.shared_region + PAGE, POISON, pages);
-    block.shared = block.shared_region + PAGE + pages - rounded;
-    block.shared_bytes = bytes;
+    memset(block->shared_region + PAGE, POISON, pages);
+    block->shared = block->shared_region + PAGE + pages - rounded;
+    block->shared_bytes = bytes;
 }
 static void shared_end() {
-    const uint8_t *first = block.shared_region + PAGE, *end = block.shared + block.shared_bytes;
-    for (const uint8_t *p = first; p < block.shared; p++)
+    const uint8_t *first = block->shared_region + PAGE, *end = block->shared + block->shared_bytes;
+    for (const uint8_t *p = first; p < block->shared; p++)
         if (*p != POISON)
-            fault("byte %td of dynamic shared memory was written", p - block.shared);
-    for (const uint8_t *p = end; p < block.shared_region + block.shared_region_bytes - PAGE; p++)
+            fault("byte %td of dynamic shared memory was written", p - block->shared);
+    for (const uint8_t *p = end; p < block->shared_region + block->shared_region_bytes - PAGE; p++)
         if (*p != POISON)
-            fault("byte %td of dynamic shared memory of %zu was written", p - block.shared,
-                    block.shared_bytes);
+            fault("byte %td of dynamic shared memory of %zu was written", p - block->shared,
+                    block->shared_bytes);
 }
 
 static void report_deadlock() {
     uint32_t states[4] = {0};
-    for (const fiber &f : block.fibers)
+    for (const fiber &f : block->fibers)
         states[f.state]++;
-    for (uint32_t i = 0; i < block.fibers.size(); i++)
-        if (block.fibers[i].state == AT_WARP) {
-            block.current = i;
+    for (uint32_t i = 0; i < block->fibers.size(); i++)
+        if (block->fibers[i].state == AT_WARP) {
+            block->current = i;
             fault("waits in %s for lanes of mask %08x that do not come (%u threads at the block's barrier, "
                   "%u done)",
-                    block.fibers[i].what, block.fibers[i].mask, states[AT_BLOCK_BARRIER], states[DONE]);
+                    block->fibers[i].what, block->fibers[i].mask, states[AT_BLOCK_BARRIER], states[DONE]);
         }
     fault("%u threads wait at the block's barrier for others that do not come", states[AT_BLOCK_BARRIER]);
 }
 
 static void release_block(uint32_t alive) {
     uint32_t waiting = 0;
-    for (const fiber &f : block.fibers)
+    for (const fiber &f : block->fibers)
         waiting += f.state == AT_BLOCK_BARRIER;
     if (waiting != alive)
         return;
-    for (fiber &f : block.fibers)
+    for (fiber &f : block->fibers)
         f.state = f.state == AT_BLOCK_BARRIER ? READY : f.state;
 }
 /* Lets those of n threads go on that can, each as far as it comes alone; how many there were. */
 static uint32_t run_ready(uint32_t first, uint32_t n) {
     uint32_t ran = 0;
-    for (uint32_t i : order_of(n, block.thread_order)) {
-        if (block.fibers[first + i].state != READY)
+    for (uint32_t i : order_of(n, block->thread_order)) {
+        if (block->fibers[first + i].state != READY)
             continue;
-        block.current = first + i;
-        switch_to_fiber(&block.fibers[first + i]);
+        block->current = first + i;
+        switch_to_fiber(&block->fibers[first + i]);
         ran++;
     }
     return ran;
@@ -312,9 +343,9 @@ static uint32_t run_ready(uint32_t first, uint32_t n) {
  * as far ahead of the others as a warp can be. */
 static uint32_t run_round(uint32_t threads) {
     uint32_t all = 0;
-    if (block.seed % 2 == 0)
+    if (block->seed % 2 == 0)
         return run_ready(0, threads);
-    for (uint32_t w : order_of((threads + EMU_WARP - 1) / EMU_WARP, block.warp_order)) {
+    for (uint32_t w : order_of((threads + EMU_WARP - 1) / EMU_WARP, block->warp_order)) {
         const uint32_t left = threads - w * EMU_WARP;
         for (uint32_t ran; (ran = run_ready(w * EMU_WARP, left < EMU_WARP ? left : EMU_WARP)) != 0;)
             all += ran;
@@ -324,11 +355,11 @@ static uint32_t run_round(uint32_t threads) {
 static void run_block(const emu_launch &l) {
     shared_begin(l.shared_bytes);
     for (uint32_t i = 0; i < l.threads; i++)
-        fiber_begin(&block.fibers[i]);
+        fiber_begin(&block->fibers[i]);
     for (;;) {
         const uint32_t ran = run_round(l.threads);
         uint32_t alive = 0;
-        for (const fiber &f : block.fibers)
+        for (const fiber &f : block->fibers)
             alive += f.state != DONE;
         if (alive == 0)
             break;
@@ -341,64 +372,77 @@ static void run_block(const emu_launch &l) {
 
 static void make_fibers(uint32_t threads) {
     const size_t each = STACK_BYTES + PAGE; /* the page below a stack cannot be touched */
-    if (!block.stacks) {
-        block.stacks = (uint8_t *)mmap(
-                NULL, each * EMU_THREADS_MAX, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (block.stacks == MAP_FAILED)
+    if (!block->stacks) {
+        block->stacks = (uint8_t *)mmap(
+                NULL, stacks_bytes(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (block->stacks == MAP_FAILED)
             abort();
         for (uint32_t i = 0; i < EMU_THREADS_MAX; i++)
-            mprotect(block.stacks + i * each + PAGE, STACK_BYTES, PROT_READ | PROT_WRITE);
+            mprotect(block->stacks + i * each + PAGE, STACK_BYTES, PROT_READ | PROT_WRITE);
     }
-    block.fibers.resize(threads);
-    block.warps.resize((threads + EMU_WARP - 1) / EMU_WARP);
+    block->fibers.resize(threads);
+    block->warps.resize((threads + EMU_WARP - 1) / EMU_WARP);
     for (uint32_t i = 0; i < threads; i++) {
-        block.fibers[i].stack = block.stacks + i * each + PAGE;
-        block.fibers[i].thread = {i, 0, 0};
+        block->fibers[i].stack = block->stacks + i * each + PAGE;
+        block->fibers[i].thread = {i, 0, 0};
     }
 }
 
-/* Bad addresses become a fault of the kernel while it runs. */
-struct trap {
+/* Bad addresses become a fault of the kernel while it runs; of several that run the first sets that up. */
+static struct {
+    std::mutex lock;
+    uint32_t running;
     struct sigaction before[2];
+} traps;
+struct trap {
     stack_t stack_before;
 };
 static void trap_begin(trap *t) {
-    static uint8_t stack[64 << 10];
     stack_t own = {};
-    own.ss_sp = stack;
-    own.ss_size = sizeof stack;
+    own.ss_sp = block->trap_stack;
+    own.ss_size = sizeof block->trap_stack;
+    sigaltstack(&own, &t->stack_before);
+    block->running = true;
+    std::lock_guard<std::mutex> g(traps.lock);
+    if (traps.running++ > 0)
+        return;
     struct sigaction a = {};
     a.sa_sigaction = on_bad_address;
     a.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    sigaltstack(&own, &t->stack_before);
-    sigaction(SIGSEGV, &a, &t->before[0]);
-    sigaction(SIGBUS, &a, &t->before[1]);
+    sigaction(SIGSEGV, &a, &traps.before[0]);
+    sigaction(SIGBUS, &a, &traps.before[1]);
 }
 static void trap_end(const trap *t) {
-    sigaction(SIGSEGV, &t->before[0], NULL);
-    sigaction(SIGBUS, &t->before[1], NULL);
+    block->running = false;
+    {
+        std::lock_guard<std::mutex> g(traps.lock);
+        if (--traps.running == 0) {
+            sigaction(SIGSEGV, &traps.before[0], NULL);
+            sigaction(SIGBUS, &traps.before[1], NULL);
+        }
+    }
     sigaltstack(&t->stack_before, NULL);
 }
 
 const char *emu_run_kernel(const emu_launch &l) {
-    static bool seeded;
     const char *text = getenv("CUDA_EMU_SEED");
     trap t;
-    if (!seeded && text && block.seed == 0)
+    have_block();
+    if (!block->seeded && text && block->seed == 0)
         emu_seed(strtoull(text, NULL, 10));
-    seeded = true;
+    block->seeded = true;
     make_fibers(l.threads);
-    block.launch = &l;
+    block->launch = &l;
     emu_here.grid_dim = l.grid;
     emu_here.block_dim = {l.threads, 1, 1};
-    block.fault[0] = '\0';
+    block->fault[0] = '\0';
     trap_begin(&t);
-    if (sigsetjmp(block.fault_jump, 1) == 0) {
-        for (uint32_t b : order_of(l.grid.x * l.grid.y * l.grid.z, block.block_order)) {
+    if (sigsetjmp(block->fault_jump, 1) == 0) {
+        for (uint32_t b : order_of(l.grid.x * l.grid.y * l.grid.z, block->block_order)) {
             emu_here.block = {b % l.grid.x, b / l.grid.x % l.grid.y, b / l.grid.x / l.grid.y};
             run_block(l);
         }
     }
     trap_end(&t);
-    return block.fault[0] ? block.fault : NULL;
+    return block->fault[0] ? block->fault : NULL;
 }

@@ -63,12 +63,13 @@ static struct {
     uint8_t *arena;
     size_t arena_used, device_used;
     bool open;
-    uint32_t captures;
+    uint32_t running; /* works of all threads of the host */
     uint64_t works;
     cudaError_t fault;
     std::string fault_text;
 } emu;
 static thread_local cudaError_t last_error;
+static thread_local uint32_t captures; /* that this thread has begun */
 
 typedef std::lock_guard<std::recursive_mutex> guard;
 
@@ -237,6 +238,8 @@ bool emu_set_access(uint8_t *p, int how) {
     if (m == emu.memory.end())
         return false;
     m->second.access = how;
+    if (emu.open) /* for another thread's work */
+        protect(m->second, how);
     return true;
 }
 
@@ -272,7 +275,7 @@ bool emu_share(uint8_t *p, int *ret_fd, size_t *ret_page_bytes, size_t *ret_offs
 /* Ends where its last page does, as far as 256-byte alignment lets it; the page behind cannot be touched. */
 extern "C" cudaError_t cudaMalloc(void **ret, size_t bytes) {
     guard g(emu.lock);
-    if (emu.captures)
+    if (captures)
         return fails(cudaErrorStreamCaptureUnsupported);
     const size_t rounded = (bytes + 255) & ~(size_t)255, pages = (rounded + PAGE - 1) / PAGE * PAGE;
     uint8_t *first_page = bytes <= emu_bytes_free() ? emu_addresses(pages) : NULL;
@@ -316,7 +319,7 @@ extern "C" cudaError_t cudaFree(void *p) {
 }
 extern "C" cudaError_t cudaHostAlloc(void **ret, size_t bytes, unsigned) {
     guard g(emu.lock);
-    if (emu.captures)
+    if (captures)
         return fails(cudaErrorStreamCaptureUnsupported);
     *ret = aligned_alloc(256, (bytes + 256) & ~(size_t)255);
     if (!*ret)
@@ -370,18 +373,20 @@ static bool of_device(const void *p, size_t bytes) {
 
 /* --- streams --- */
 
+/* The caller holds the lock once: the work runs without it, since it may wait for another thread's. */
 static cudaError_t run_one(emu_stream *s) {
     work w = std::move(s->queue.front());
-    const bool opened = emu.open;
     s->queue.pop_front();
     s->ran++;
     emu.works++;
     if (emu.fault != cudaSuccess)
         return emu.fault;
-    if (!opened)
+    if (emu.running++ == 0)
         open_memory();
+    emu.lock.unlock();
     const cudaError_t e = w();
-    if (!opened)
+    emu.lock.lock();
+    if (--emu.running == 0)
         close_memory();
     return e;
 }
@@ -492,6 +497,7 @@ cudaError_t emu_queue_kernel(cudaStream_t s, const emu_launch &l) {
         return fails(cudaErrorInvalidValue);
     return queue(s, [=] {
         const char *fault = emu_run_kernel(l);
+        guard g(emu.lock);
         return fault ? fault_of(cudaErrorIllegalAddress, fault) : cudaSuccess;
     });
 }
@@ -541,7 +547,10 @@ extern "C" cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t ev, unsig
         }
         return cudaSuccess;
     }
-    return queue(s, [=] { return run_until(of, number); });
+    return queue(s, [=] {
+        guard g(emu.lock);
+        return run_until(of, number);
+    });
 }
 
 /* --- graphs --- */
@@ -551,7 +560,7 @@ extern "C" cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCap
     if (!s || s->capture)
         return fails(s ? cudaErrorIllegalState : cudaErrorInvalidResourceHandle);
     s->capture = new emu_graph();
-    emu.captures++;
+    captures++;
     return emu.fault;
 }
 extern "C" cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *ret) {
@@ -562,7 +571,7 @@ extern "C" cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *ret) {
         return fails(cudaErrorStreamCaptureUnjoined);
     *ret = s->capture;
     s->capture = NULL;
-    emu.captures--;
+    captures--;
     return emu.fault;
 }
 extern "C" cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *n) {

@@ -17,8 +17,8 @@
 #define __restrict__
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
-#define __shared__                                                                                           \
-    static /* one block runs at a time; not poisoned: kernels/cuda uses dynamic shared memory */
+/* One block of a thread of the host runs at a time; not poisoned: kernels/cuda uses dynamic shared memory. */
+#define __shared__ static EMU_THREAD
 
 #define threadIdx emu_here.thread
 #define blockIdx  emu_here.block

@@ -123,7 +123,7 @@ static void *shared(size_t bytes) {
     assert_true(p != MAP_FAILED);
     return p;
 }
-/* A process for each rank: in the emulation a device works for one thread at a time, and these wait for each other. */
+/* A process for each rank, as they are served. */
 static struct member *run_group(struct group *g) {
     struct k_shape shape = {.tp = g->tp, .hidden_size = H, .vocab_size = V};
     const size_t bytes = k_comm_region_bytes(&shape, 1024) + 64;
