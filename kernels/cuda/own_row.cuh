@@ -8,8 +8,12 @@
 #include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/rounding.cuh"
 
-/* Where the activations come from: they are there in their form; or the one row as it is, or after its norm. */
-enum source { SOURCE_READY, SOURCE_ROW, SOURCE_NORM };
+/* Where the activations come from: they are there in their form; or the one row as it is, or after its norm; or they
+ * are there, and come beside the weights (terms.cu). */
+enum source { SOURCE_READY, SOURCE_ROW, SOURCE_NORM, SOURCE_RING };
+static __host__ __device__ constexpr bool source_is_own(enum source s) {
+    return s == SOURCE_ROW || s == SOURCE_NORM;
+}
 
 /* One leaf of the row as INT8, in shared memory: [run][half][lane i of a row's four][16], and [run]. */
 #define OWN_CODES_BYTES 128u /* of a run */

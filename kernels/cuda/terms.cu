@@ -9,6 +9,7 @@
  *   the end   leaves meet in shared memory
  *
  * A row that is alone is brought into terms here where the weights are dense or FP8 (own_row.cuh), more were before.
+ * One that does not fit into a block comes with FP8 weights through their ring, a run's terms behind its codes.
  * What is short with one row is the instructions: weights are unpacked once for all terms.
  *
  * Bytes moved: the panel once per ROWS rows, 2 bytes a term of x per unit from L2, 4 bytes per output. */
@@ -85,6 +86,25 @@ template <int STRIPS> struct terms_feed {
     const uint8_t *codes[STRIPS], *scales[STRIPS], *zeros[STRIPS]; /* of the next slot, this lane's */
     uint32_t unit, at, slot; /* at: slots of the unit so far; slot: of the ring */
 };
+/* Bytes of a slot of the ring. */
+template <int FORM, bool ANY, class Size, int X, enum source SOURCE>
+static __host__ __device__ __forceinline__ uint32_t ring_slot(const struct panel &w) {
+    return Size::STRIPS * (weight<FORM>::BYTES + aux_of_slot<FORM, ANY>(w)) +
+           (SOURCE == SOURCE_RING ? own_terms<X>::RUN_BYTES : 0);
+}
+/* The terms of the one row, of the slot's run, as own_input reads them. */
+template <int X>
+static __device__ __forceinline__ void feed_terms(uint8_t *to, const struct terms &x, uint32_t leaf_run) {
+    constexpr uint32_t PIECES = own_terms<X>::RUN_BYTES / 16, OF_TERM = OWN_TERM_BYTES / 16;
+    const uint8_t *d_run = x.d_terms + (uint64_t)leaf_run * x.row_tiles * (X * TERM_BYTES);
+#pragma unroll
+    for (uint32_t first = 0; first < PIECES; first += 32) {
+        const uint32_t piece = first + threadIdx.x % 32;
+        if (piece < PIECES)
+            copy_16(to + piece * 16,
+                    d_run + piece / OF_TERM * TERM_BYTES + piece % OF_TERM / 4 * 512 + piece % 4 * 16);
+    }
+}
 /* Strips behind the last are the last one again, and are not stored. */
 template <int STRIPS>
 static __device__ __forceinline__ uint32_t strip_of(const struct panel &w, uint32_t unit, uint32_t m) {
@@ -104,14 +124,14 @@ static __device__ __forceinline__ void feed_seek(
     }
 }
 /* Queues the next slot, or an empty group behind the last one. */
-template <int FORM, bool ANY, class Size>
+template <int FORM, bool ANY, class Size, int X, enum source SOURCE>
 static __device__ __forceinline__ void feed_next(terms_feed<Size::STRIPS> &f,
         const struct terms_product_args &a, uint32_t units, uint8_t *ring, uint32_t leaf) {
     typedef weight<FORM> form;
     const uint32_t lane = threadIdx.x % 32, aux = aux_of_slot<FORM, ANY>(a.w),
                    scales = aux ? scale_bytes(a.w) : 0;
     if (f.unit < units) {
-        uint8_t *to = ring + f.slot * Size::STRIPS * (form::BYTES + aux) + lane * 16;
+        uint8_t *to = ring + f.slot * ring_slot<FORM, ANY, Size, X, SOURCE>(a.w) + lane * 16;
 #pragma unroll
         for (uint32_t m = 0; m < Size::STRIPS; m++, to += form::BYTES + aux) {
 #pragma unroll
@@ -125,6 +145,8 @@ static __device__ __forceinline__ void feed_next(terms_feed<Size::STRIPS> &f,
             f.scales[m] += scales;
             f.zeros[m] += a.w.segments * STRIP_ROWS;
         }
+        if constexpr (SOURCE == SOURCE_RING)
+            feed_terms<X>(to - lane * 16, a.x, leaf * a.w.runs + f.at);
         if (++f.at == slots_of_leaf<FORM>(a.w)) {
             f.at = 0;
             f.unit += gridDim.x * (WARPS / a.w.leaves);
@@ -161,8 +183,8 @@ __global__ void __launch_bounds__(TERMS_THREADS, terms_size<FORM, ROWS, X>::BLOC
     constexpr uint32_t TILES = size::TILES, STRIPS = size::STRIPS, PAIRS = weight<FORM>::PAIRS;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = WARPS / a.w.leaves,
                    leaf = warp % a.w.leaves, units = (a.w.strips + STRIPS - 1) / STRIPS,
-                   slot_bytes = STRIPS * (weight<FORM>::BYTES + aux_of_slot<FORM, ANY>(a.w)),
-                   from_row = blockIdx.y * ROWS, n_rows = a.d_plan->n_rows;
+                   slot_bytes = ring_slot<FORM, ANY, size, X, SOURCE>(a.w), from_row = blockIdx.y * ROWS,
+                   n_rows = a.d_plan->n_rows;
     if (a.first_row + from_row >= n_rows)
         return;
     const uint32_t left = n_rows - a.first_row - from_row, rows = left < ROWS ? left : ROWS;
@@ -176,10 +198,10 @@ __global__ void __launch_bounds__(TERMS_THREADS, terms_size<FORM, ROWS, X>::BLOC
     if (f.unit < units)
         feed_seek<FORM>(f, a.w, leaf);
     for (uint32_t i = 0; i + 1 < size::SLOTS; i++)
-        feed_next<FORM, ANY, size>(f, a, units, ring, leaf);
+        feed_next<FORM, ANY, size, X, SOURCE>(f, a, units, ring, leaf);
 
     [[maybe_unused]] own_terms<X> own;
-    if constexpr (SOURCE != SOURCE_READY) {
+    if constexpr (source_is_own(SOURCE)) {
         __shared__ float chains[NORM_CHAINS];
         own.terms =
                 (uint8_t *)(meeting + size::BUFFERS * WARPS * STRIPS * 16) + warp * a.w.runs * own.RUN_BYTES;
@@ -197,11 +219,13 @@ __global__ void __launch_bounds__(TERMS_THREADS, terms_size<FORM, ROWS, X>::BLOC
                 input_seek(in, a.x, leaf * a.w.runs + run, first_pair, from_row, rows);
             copy_wait<size::SLOTS - 2>();
             __syncwarp(); /* the slot has come for all lanes, and all have read the one that is filled next */
-            feed_next<FORM, ANY, size>(f, a, units, ring, leaf);
+            feed_next<FORM, ANY, size, X, SOURCE>(f, a, units, ring, leaf);
             const uint8_t *codes = ring + slot * slot_bytes + lane * 16;
             if constexpr (SOURCE != SOURCE_READY) {
                 const own_input<X> of_slot = {
-                        own.terms + run * own.RUN_BYTES + first_pair * 64 + lane % 4 * 16};
+                        (SOURCE == SOURCE_RING ? ring + (slot + 1) * slot_bytes - own.RUN_BYTES
+                                               : own.terms + run * own.RUN_BYTES + first_pair * 64) +
+                        lane % 4 * 16};
                 slot_of<FORM>(a.w, codes, of_slot, leaf_sums);
             } else if constexpr (ANY) {
                 uint64_t blocks[STRIPS];
@@ -230,6 +254,10 @@ __global__ void __launch_bounds__(TERMS_THREADS, terms_size<FORM, ROWS, X>::BLOC
 template <int FORM, bool ANY> static constexpr bool can_own() {
     return FORM >= FORM_FP8 && !ANY;
 }
+/* Forms, a slot of which is a run, with which the terms of a row that is alone come through the ring. */
+template <int FORM, bool ANY> static constexpr bool can_ring() {
+    return FORM == FORM_FP8 && !ANY;
+}
 static uint32_t divided(uint32_t n, uint32_t by) {
     return (n + by - 1) / by;
 }
@@ -238,11 +266,9 @@ static cudaError_t queue_one(
         cudaStream_t s, const struct terms_product_args &a, uint32_t rows, const struct device_size *d) {
     typedef terms_size<FORM, ROWS, X> size;
     const uint32_t of_block = rows < ROWS ? rows : ROWS,
-                   own = SOURCE == SOURCE_READY ? 0 : a.w.runs * own_terms<X>::RUN_BYTES;
-    const size_t shared =
-            WARPS * (size::STRIPS * (size::SLOTS * (weight<FORM>::BYTES + aux_of_slot<FORM, ANY>(a.w)) +
-                                            size::BUFFERS * of_block * 16 * 4) +
-                            own);
+                   own = source_is_own(SOURCE) ? a.w.runs * own_terms<X>::RUN_BYTES : 0;
+    const size_t shared = WARPS * (size::SLOTS * ring_slot<FORM, ANY, size, X, SOURCE>(a.w) +
+                                          size::STRIPS * size::BUFFERS * of_block * 16 * 4 + own);
     const uint32_t fit =
             (uint32_t)(d->shared_of_sm / (shared + 1024)); /* a block takes 1 KB beside its own */
     const uint32_t needed = divided(divided(a.w.strips, size::STRIPS), WARPS / a.w.leaves),
@@ -258,6 +284,10 @@ static cudaError_t queue_terms_of(
         if (a.own)
             return a.in.d_norm ? queue_one<FORM, ANY, 1, X, SOURCE_NORM>(s, a, rows, d)
                                : queue_one<FORM, ANY, 1, X, SOURCE_ROW>(s, a, rows, d);
+    }
+    if constexpr (can_ring<FORM, ANY>()) {
+        if (rows == 1)
+            return queue_one<FORM, ANY, 1, X, SOURCE_RING>(s, a, rows, d);
     }
     return rows <= 8 ? queue_one<FORM, ANY, 8, X, SOURCE_READY>(s, a, rows, d)
                      : queue_one<FORM, ANY, 16, X, SOURCE_READY>(s, a, rows, d);
@@ -306,7 +336,7 @@ bool terms_can_own(const struct panel *w, const struct input *in, uint32_t rows_
 template <int FORM, bool ANY, int ROWS, int X, enum source SOURCE = SOURCE_READY>
 static cudaError_t prepare_one(int shared_of_block) {
     /* A norm's chains are beside it. */
-    const int others = SOURCE == SOURCE_READY ? 0 : (int)(NORM_CHAINS * sizeof(float));
+    const int others = source_is_own(SOURCE) ? (int)(NORM_CHAINS * sizeof(float)) : 0;
     return cudaFuncSetAttribute(terms_product_kernel<FORM, ANY, ROWS, X, SOURCE>,
             cudaFuncAttributeMaxDynamicSharedMemorySize, shared_of_block - others);
 }
@@ -317,6 +347,8 @@ template <int FORM, bool ANY, int X> static cudaError_t prepare_terms(int shared
         r = r == cudaSuccess ? prepare_one<FORM, ANY, 1, X, SOURCE_ROW>(shared_of_block) : r;
         r = r == cudaSuccess ? prepare_one<FORM, ANY, 1, X, SOURCE_NORM>(shared_of_block) : r;
     }
+    if constexpr (can_ring<FORM, ANY>())
+        r = r == cudaSuccess ? prepare_one<FORM, ANY, 1, X, SOURCE_RING>(shared_of_block) : r;
     return r;
 }
 template <int FORM, bool ANY> static cudaError_t prepare(int shared_of_block) {

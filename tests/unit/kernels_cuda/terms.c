@@ -251,6 +251,29 @@ static void test_tiles_are_streams(void **state) {
     }
 }
 
+/* A row of FP8 weights that is alone, with more columns than a block has room for: it comes through the ring. */
+static void test_long_rows(void **state) {
+    static const struct {
+        uint32_t leaf_columns, leaves, group, outputs;
+        enum quant_scale scale;
+    } shapes[] = {{896, 4, 128, 20, QUANT_SCALE_F32}, {928, 4, 32, 35, QUANT_SCALE_BF16},
+            {2048, 2, 64, 17, QUANT_SCALE_F16}, {4000, 1, 0, 5, QUANT_SCALE_F32}};
+    (void)state;
+    for (uint32_t t = 0; t < sizeof shapes / sizeof *shapes; t++) {
+        const uint32_t columns = shapes[t].leaf_columns * shapes[t].leaves;
+        const struct fake_kind kind = {QUANT_FP8, shapes[t].scale, shapes[t].group, false, false};
+        struct problem p = {.pieces = {quantised(t, kind, shapes[t].outputs, columns)},
+                .n_pieces = 1,
+                .columns = columns,
+                .leaves = shapes[t].leaves,
+                .seed = t};
+        compare(&p, &cpu, &cuda, 2);
+        assert_tiles_are_streams(&p, &cuda, 17, 17); /* the last by itself */
+        assert_tiles_are_streams(&p, &rounded, 17, 17);
+        matrix_free(&p.pieces[0]);
+    }
+}
+
 /* More rows than are brought into terms at once; the last two are by themselves. */
 static void test_many_rows(void **state) {
     (void)state;
@@ -441,6 +464,7 @@ int main(void) {
             cmocka_unit_test(test_dense_weights),
             cmocka_unit_test(test_quantised_weights),
             cmocka_unit_test(test_tiles_are_streams),
+            cmocka_unit_test(test_long_rows),
             cmocka_unit_test(test_many_rows),
             cmocka_unit_test(test_mixed_linears),
             cmocka_unit_test(test_parts_are_alone),
