@@ -57,6 +57,21 @@ def test_probe_names_who_holds_a_gpu():
     assert holder["pid"] == os.getpid() and holder["name"].startswith("py") and holder["bytes"] == 39500000000
 
 
+def test_serve_tells_which_gpus_and_who_else_uses_them(installed):
+    """Before it finds that nothing is left there for the model."""
+    environment = {**settings({"BYTES": 300 << 20, "BUS": 101}), "FAKE_NVML": "held", "FAKE_NVML_PID": str(os.getpid()),
+                   "CUDA_VISIBLE_DEVICES": "3,1", "LD_LIBRARY_PATH": os.path.join(os.path.dirname(BIN), "fakes")}
+    done = subprocess.run([os.path.join(BIN, "shardd"), "serve", "--model", MODEL, "--port", "0", "--devices", "0,0",
+                           "--libexec-dir", installed["with"]], env={**os.environ, **environment}, capture_output=True,
+                          text=True, timeout=120, check=False)
+    assert done.returncode == 1 and "the model does not fit" in done.stderr
+    assert "CUDA_VISIBLE_DEVICES=3,1: CUDA shows 2 GPUs, counted from 0" in done.stderr
+    assert "rank 1: GPU 0, emulation, GPU-e0e0" in done.stderr
+    assert "several ranks share a GPU" in done.stderr
+    assert re.search(r"GPU 0 is used by others too: process %d \(py.*\) holds 39.5 GB; 315 MB of 315 MB are free"
+                     % os.getpid(), done.stderr), done.stderr
+
+
 REASONS = [
     ({"DRIVER": 0}, "no NVIDIA driver is there"),
     ({"DRIVER": 12040}, "the driver can do CUDA 12.4 and this build needs 13.0"),
