@@ -98,6 +98,14 @@ enum k_activations {
     K_ACTIVATIONS_FLOAT, /* fp32, and weights widened to fp32 */
 };
 
+/* How GPUs of a group reach each other for the sums of a step. */
+enum k_all_reduce {
+    K_ALL_REDUCE_AUTO,    /* the fastest that works, tried when the ranks meet */
+    K_ALL_REDUCE_NCCL,    /* by NVIDIA's library */
+    K_ALL_REDUCE_ONESHOT, /* by our kernels, which write into each other's memory */
+    K_ALL_REDUCE_STAGED,  /* by our kernels, through memory of the host */
+};
+
 struct k_context_options {
     uint32_t device;  /* CUDA ordinal; ignored on the CPU */
     uint32_t threads; /* CPU threads of this rank, the calling one included; 0 = all this process may use */
@@ -110,7 +118,8 @@ struct k_context_options {
      * many rows the bounds of its step have, an output is within 2^-16 of the sum of |w x| of the exact one, and a
      * product writes all rows of the bounds, so that y must have room for them. */
     bool fast;
-    bool own_products; /* a GPU, for tests: never by cuBLASLt */
+    bool own_products;            /* a GPU, for tests: never by cuBLASLt */
+    enum k_all_reduce all_reduce; /* GPUs only */
     /* CPU, for tests of the host's side: operations are queued as on a device, and run when somebody waits for the
      * stream or for an event of it. */
     bool deferred;
@@ -337,6 +346,8 @@ int k_comm_create(struct k_context *c, const struct k_shape *shape, uint32_t row
 /* Waits until every rank of the group has made its own, and finds the way to each; before the first step, and before
  * anything collective is captured. -ECANCELED where the group is stopped meanwhile. */
 int k_comm_meet(struct k_comm *m, struct error *e);
+/* After they have met: how the ranks reach each other, and what was measured of it; owned by m. "" at tp 1. */
+const char *k_comm_describe(const struct k_comm *m);
 struct k_comm *k_comm_free(struct k_comm *m);
 /* Makes every rank that waits, now or later, in a collective give up: the streams get -ECANCELED. Any thread. */
 void k_comm_abort(struct k_comm *m);

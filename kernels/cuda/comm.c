@@ -5,53 +5,23 @@
  * that tp/ maps into all of them: each says where its inbox is, opens the others', and says whether it could. An inbox
  * is memory of the rank's device, reached by peer access (a process opens it by CUDA IPC); where one rank cannot reach
  * another, all take inboxes in the region instead, in memory of the host. What is sent is exchange.h's. */
-#include "kernels/cuda/comm.h"
+#include "kernels/cuda/comm_internal.h"
 
 #include "base/clock.h"
-#include "kernels/cuda/exchange.h"
 #include "kernels/cuda/internal.h"
 #include "kernels/shared/pool_layout.h"
 
 #include <errno.h>
-#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #define MEET_SECONDS  600u /* until the last rank has loaded */
-#define MEET_PAUSE_NS 1000000
+#define MEET_PAUSE_NS 100000
 /* Of a wait for a rank in a step: longer than whoever watches the group has patience. */
 #define DEADLINE_SECONDS 30u
-
-/* What a rank tells the others before it can be reached. */
-struct seat {
-    atomic_uint taken;  /* the rest of it is there */
-    atomic_uint opened; /* 1: it reaches all inboxes; 2: it does not */
-    pid_t pid;
-    int device;
-    void *d_inbox; /* for ranks of the same process */
-    cudaIpcMemHandle_t handle;
-    uint32_t vocab_first, vocab_rows;
-};
-struct region {
-    atomic_uint config; /* what the ranks must agree on; 0 = fresh */
-    atomic_uint aborted;
-    struct seat seats[RANKS_MAX];
-};
-
-struct k_comm {
-    struct k_context *context;
-    struct region *region; /* NULL at tp 1 */
-    uint32_t tp, rank;
-    size_t pinned; /* bytes of the region, by this rank */
-    bool met;
-    float eps;
-    void *d_inbox;
-    void *opened[RANKS_MAX]; /* by CUDA IPC */
-    struct exchange_view view;
-    uint32_t vocab_first[RANKS_MAX], vocab_rows[RANKS_MAX], vocab_most;
-};
 
 static size_t staged_at(void) {
     return align64(sizeof(struct region));
@@ -63,24 +33,42 @@ size_t k_comm_region_bytes(const struct k_shape *shape, uint32_t rows_max) {
 
 /* --- meeting --- */
 
-static bool all_seats(const struct k_comm *m, bool opened) {
-    for (uint32_t r = 0; r < m->tp; r++)
-        if (!atomic_load(opened ? &m->region->seats[r].opened : &m->region->seats[r].taken))
-            return false;
-    return true;
-}
-static int wait_for_all(const struct k_comm *m, bool opened, struct error *e) {
+/* Until *word of every rank is `least` or more. */
+static int wait_for(const struct k_comm *m, const atomic_uint *first_word, uint32_t least, struct error *e) {
     const uint64_t begin = clock_ns();
     const struct timespec pause = {.tv_nsec = MEET_PAUSE_NS};
-    while (!all_seats(m, opened)) {
-        if (atomic_load(&m->region->aborted))
-            return error_set(e, -ECANCELED, "rank %u: the group was stopped while its ranks met", m->rank);
-        if (clock_ns() - begin > MEET_SECONDS * UINT64_C(1000000000))
-            return error_set(e, -ETIMEDOUT, "rank %u waited %u s for the other ranks of the group", m->rank,
-                    MEET_SECONDS);
-        nanosleep(&pause, NULL);
-    }
+    for (uint32_t r = 0; r < m->tp; r++)
+        while (atomic_load((const atomic_uint *)((const uint8_t *)first_word + r * sizeof(struct seat))) <
+                least) {
+            if (atomic_load(&m->region->aborted))
+                return error_set(
+                        e, -ECANCELED, "rank %u: the group was stopped while its ranks met", m->rank);
+            if (clock_ns() - begin > MEET_SECONDS * UINT64_C(1000000000))
+                return error_set(e, -ETIMEDOUT, "rank %u waited %u s for the other ranks of the group",
+                        m->rank, MEET_SECONDS);
+            nanosleep(&pause, NULL);
+        }
     return 0;
+}
+static int wait_for_all(const struct k_comm *m, enum stage stage, struct error *e) {
+    return wait_for(m, &m->region->seats[0].answers[stage], ANSWER_YES, e);
+}
+int comm_wait_round(struct k_comm *m, struct error *e) {
+    atomic_store(&m->region->seats[m->rank].round, ++m->round);
+    return wait_for(m, &m->region->seats[0].round, m->round, e);
+}
+int comm_ask_all(struct k_comm *m, enum stage stage, bool yes, const char *why, struct error *e) {
+    struct seat *own = &m->region->seats[m->rank];
+    if (!yes)
+        snprintf(own->why, sizeof own->why, "%s", why);
+    atomic_store(&own->answers[stage], yes ? ANSWER_YES : ANSWER_NO);
+    const int rc = wait_for_all(m, stage, e);
+    for (uint32_t r = 0; r < m->tp && rc == 0; r++)
+        if (atomic_load(&m->region->seats[r].answers[stage]) == ANSWER_NO) {
+            error_set(e, -EIO, "%s", m->region->seats[r].why);
+            return 0;
+        }
+    return rc < 0 ? rc : 1;
 }
 
 /* The first bytes of the region are the device's too: as many as it reads. */
@@ -95,63 +83,101 @@ static int pin_region(struct k_comm *m, size_t bytes, struct error *e) {
         return cuda_failed(m->context, r, "cudaHostRegister", __FILE__, __LINE__, e);
     return 0;
 }
-static int take_seat(struct k_comm *m, const struct k_shape *shape, struct error *e) {
+static void take_seat(struct k_comm *m, const struct k_shape *shape) {
     struct seat *own = &m->region->seats[m->rank];
-    m->d_inbox = k_alloc(m->context, EXCHANGE_INBOX(m->tp));
-    if (!m->d_inbox)
-        return error_set(e, -ENOMEM, "no memory for an inbox of %llu bytes on device %d",
-                (unsigned long long)EXCHANGE_INBOX(m->tp), m->context->device);
     own->pid = getpid();
     own->device = m->context->device;
-    own->d_inbox = m->d_inbox;
     own->vocab_first = shape->vocab_first;
     own->vocab_rows = shape->vocab_rows;
-    if (cudaIpcGetMemHandle(&own->handle, m->d_inbox) != cudaSuccess)
+    atomic_store(&own->answers[STAGE_SEATED], ANSWER_YES);
+}
+/* Whether this device can reach those of all others. */
+static bool reaches_all(const struct k_comm *m, char why[WHY_MAX]) {
+    const int device = m->context->device;
+    for (uint32_t r = 0; r < m->tp; r++) {
+        const int other = m->region->seats[r].device;
+        int can = 1;
+        if (other != device && cudaDeviceCanAccessPeer(&can, device, other) != cudaSuccess)
+            can = 0;
+        cudaGetLastError();
+        if (can)
+            continue;
+        snprintf(why, WHY_MAX,
+                "device %d cannot reach device %d, neither by NVLink nor by PCIe: see nvidia-smi topo -p2p w",
+                device, other);
+        return false;
+    }
+    return true;
+}
+/* This rank's, and the way to it for ranks of other processes. */
+static bool make_inbox(struct k_comm *m, char why[WHY_MAX]) {
+    struct seat *own = &m->region->seats[m->rank];
+    own->d_inbox = m->d_inbox = k_alloc(m->context, EXCHANGE_INBOX(m->tp));
+    if (m->d_inbox && cudaIpcGetMemHandle(&own->handle, m->d_inbox) != cudaSuccess)
         memset(&own->handle, 0, sizeof own->handle); /* who needs it finds that it opens nothing */
     cudaGetLastError();
-    atomic_store(&own->taken, 1);
-    return 0;
+    if (!m->d_inbox)
+        snprintf(why, WHY_MAX, "no memory for an inbox of %llu bytes on device %d",
+                (unsigned long long)EXCHANGE_INBOX(m->tp), m->context->device);
+    return m->d_inbox != NULL;
 }
-
-/* The inbox of another rank as this device reaches it; NULL: it does not. */
-static void *open_inbox(struct k_comm *m, uint32_t rank) {
+static bool open_inbox(struct k_comm *m, uint32_t rank, char why[WHY_MAX]) {
     const struct seat *other = &m->region->seats[rank];
     cudaError_t r = cudaSuccess;
+    m->view.inbox[rank] = other->d_inbox;
     if (other->pid != getpid()) {
         r = cudaIpcOpenMemHandle(&m->opened[rank], other->handle, cudaIpcMemLazyEnablePeerAccess);
-        cudaGetLastError();
-        return r == cudaSuccess ? m->opened[rank] : NULL;
-    }
-    if (other->device != m->context->device)
+        m->view.inbox[rank] = m->opened[rank];
+    } else if (other->device != m->context->device) {
         r = cudaDeviceEnablePeerAccess(other->device, 0);
+    }
     cudaGetLastError();
-    return r == cudaSuccess || r == cudaErrorPeerAccessAlreadyEnabled ? other->d_inbox : NULL;
+    if (r == cudaSuccess || r == cudaErrorPeerAccessAlreadyEnabled)
+        return true;
+    m->opened[rank] = NULL;
+    snprintf(why, WHY_MAX,
+            "device %d may not open memory of device %d (%s): ranks in containers need one IPC namespace",
+            m->context->device, other->device, cudaGetErrorString(r));
+    return false;
 }
-/* Opens all, and takes the host's inboxes where some rank cannot open one. */
-static int open_inboxes(struct k_comm *m, struct error *e) {
-    bool all = true;
-    int rc = wait_for_all(m, /* opened= */ false, e);
-    if (rc < 0)
-        return rc;
+static bool open_inboxes(struct k_comm *m, char why[WHY_MAX]) {
     m->view.inbox[m->rank] = m->d_inbox;
     for (uint32_t r = 0; r < m->tp; r++)
-        if (r != m->rank)
-            all = (m->view.inbox[r] = open_inbox(m, r)) && all;
-    atomic_store(&m->region->seats[m->rank].opened, all ? 1 : 2);
-    rc = wait_for_all(m, /* opened= */ true, e);
-    if (rc < 0)
-        return rc;
-    for (uint32_t r = 0; r < m->tp; r++)
-        all = all && atomic_load(&m->region->seats[r].opened) == 1;
-    rc = all ? 0 : pin_region(m, staged_at() + m->tp * EXCHANGE_INBOX(m->tp), e);
-    if (rc < 0)
-        return rc;
+        if (r != m->rank && !open_inbox(m, r, why))
+            return false;
+    return true;
+}
+/* Inboxes in memory of the devices: 1, 0 and why there are none in *e, or negative. */
+static int reach_devices(struct k_comm *m, struct error *e) {
+    char why[WHY_MAX] = "it was asked for";
+    const bool can = m->context->all_reduce != K_ALL_REDUCE_STAGED && reaches_all(m, why);
+    int all = comm_ask_all(m, STAGE_REACHED, can, why, e);
+    if (all == 1)
+        all = comm_ask_all(m, STAGE_MADE, make_inbox(m, why), why, e);
+    if (all == 1)
+        all = comm_ask_all(m, STAGE_OPENED, open_inboxes(m, why), why, e);
+    return all;
+}
+int comm_stage(struct k_comm *m, struct error *e) {
     void *d_region;
+    int r = pin_region(m, staged_at() + m->tp * EXCHANGE_INBOX(m->tp), e);
+    if (r < 0)
+        return r;
     CUDA_TRY(m->context, cudaHostGetDevicePointer(&d_region, m->region, 0), e);
-    for (uint32_t r = 0; r < m->tp && !all; r++)
-        m->view.inbox[r] = (uint8_t *)d_region + staged_at() + r * EXCHANGE_INBOX(m->tp);
+    for (uint32_t i = 0; i < m->tp; i++)
+        m->view.inbox[i] = (uint8_t *)d_region + staged_at() + i * EXCHANGE_INBOX(m->tp);
     m->view.aborted = (const uint32_t *)((uint8_t *)d_region + offsetof(struct region, aborted));
     return 0;
+}
+static int find_others(struct k_comm *m, struct error *e) {
+    void *d_region;
+    int all = wait_for_all(m, STAGE_SEATED, e);
+    if (all < 0)
+        return all;
+    CUDA_TRY(m->context, cudaHostGetDevicePointer(&d_region, m->region, 0), e);
+    m->view.aborted = (const uint32_t *)((uint8_t *)d_region + offsetof(struct region, aborted));
+    all = reach_devices(m, e);
+    return all < 0 ? all : comm_try_ways(m, all == 1, all == 1 ? "" : e->text, e);
 }
 
 /* --- making one --- */
@@ -185,14 +211,16 @@ static int join(struct k_comm *m, const struct k_shape *shape, struct error *e) 
     r = pin_region(m, sizeof(struct region), e);
     if (r < 0)
         return r;
-    m->view.d_epochs = k_alloc(c, (EXCHANGE_BLOCKS + 1) * sizeof(uint32_t));
+    m->view.d_epochs = k_alloc(c, EPOCHS_BYTES);
     if (!m->view.d_epochs)
         return error_set(e, -ENOMEM, "no memory for a communicator on device %d", c->device);
-    m->view.d_poisoned = m->view.d_epochs + EXCHANGE_BLOCKS;
+    m->view.d_large_epochs = m->view.d_epochs + EXCHANGE_BLOCKS;
+    m->view.d_poisoned = m->view.d_large_epochs + EXCHANGE_LARGE_BLOCKS;
     m->view.rank = m->rank;
     m->view.tp = m->tp;
     m->view.deadline_ns = DEADLINE_SECONDS * UINT64_C(1000000000);
-    return take_seat(m, shape, e);
+    take_seat(m, shape);
+    return 0;
 }
 int k_comm_create(struct k_context *c, const struct k_shape *shape, uint32_t rows_max, void *region,
         size_t region_bytes, struct k_comm **ret, struct error *e) {
@@ -203,7 +231,11 @@ int k_comm_create(struct k_context *c, const struct k_shape *shape, uint32_t row
     m = calloc(1, sizeof *m);
     if (!m)
         return error_set(e, -ENOMEM, "no memory for a communicator");
-    *m = (struct k_comm){.context = c, .tp = shape->tp, .rank = shape->rank, .eps = shape->rms_eps};
+    *m = (struct k_comm){.context = c,
+            .tp = shape->tp,
+            .rank = shape->rank,
+            .eps = shape->rms_eps,
+            .nccl_least = c->all_reduce == K_ALL_REDUCE_NCCL ? 0 : UINT64_MAX};
     if (shape->tp > 1) {
         m->region = region;
         r = agree(m, shape, rows_max, e);
@@ -221,7 +253,7 @@ int k_comm_meet(struct k_comm *m, struct error *e) {
     int r = m->tp == 1 || m->met ? 0 : context_enter(m->context, e);
     if (r < 0 || m->tp == 1 || m->met)
         return r;
-    r = open_inboxes(m, e);
+    r = find_others(m, e);
     for (uint32_t i = 0; i < m->tp && r == 0; i++) {
         m->vocab_first[i] = m->region->seats[i].vocab_first;
         m->vocab_rows[i] = m->region->seats[i].vocab_rows;
@@ -231,8 +263,12 @@ int k_comm_meet(struct k_comm *m, struct error *e) {
     m->met = r == 0;
     return r;
 }
+const char *k_comm_describe(const struct k_comm *m) {
+    return m->text;
+}
 struct k_comm *k_comm_free(struct k_comm *m) {
     if (m && m->region && context_enter(m->context, NULL) == 0) {
+        comm_ways_done(m);
         for (uint32_t r = 0; r < m->tp; r++)
             if (m->opened[r])
                 cudaIpcCloseMemHandle(m->opened[r]);
@@ -257,6 +293,11 @@ bool comm_alone(const struct k_comm *m) {
 static uint32_t rows_at_once(uint32_t columns) {
     return EXCHANGE_FLOATS / columns;
 }
+/* Of `rows` rows in pieces as large as each other. */
+static uint32_t rows_of_piece(uint32_t rows, uint32_t columns) {
+    const uint32_t most = EXCHANGE_LARGE_FLOATS / columns, pieces = (rows + most - 1) / most;
+    return (rows + pieces - 1) / pieces;
+}
 static bool meet(struct k_stream *s, struct k_comm *m) {
     struct error e;
     if (k_comm_meet(m, &e) == 0)
@@ -264,19 +305,54 @@ static bool meet(struct k_stream *s, struct k_comm *m) {
     stream_refused(s, &e);
     return false;
 }
-void comm_add(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part, float *x,
-        uint32_t columns) {
-    if (!meet(s, m))
-        return;
+/* By the library: summed, or gathered and then added in the order of the tree, a piece at a time. */
+static bool queue_nccl_sum(
+        struct k_stream *s, struct k_comm *m, const struct exchange_add_args *add, uint32_t rows) {
+    const bool sums = m->tp == 2 || m->context->fast;
+    const uint32_t most = NCCL_FLOATS / (sums ? 1 : m->tp) / add->columns;
+    struct error e;
+    struct exchange_sums_args a = {.add = *add, .d_sums = m->d_sums, .n = sums ? 1 : m->tp};
+    for (uint32_t first = 0; first < rows; first += most) {
+        a.add.first_row = first;
+        a.add.rows = rows - first < most ? rows - first : most;
+        const float *part = add->d_part + (uint64_t)first * add->columns;
+        const size_t n = (size_t)a.add.rows * add->columns;
+        const int r = sums ? nccl_sum(m->nccl, s->stream, part, m->d_sums, n, &e)
+                           : nccl_gather(m->nccl, s->stream, part, m->d_sums, n, &e);
+        if (r < 0) {
+            stream_refused(s, &e);
+            return false;
+        }
+        if (!CUDA_QUEUED(s, queue_exchange_sums(s->stream, &a)))
+            return false;
+    }
+    return true;
+}
+bool comm_queue_sum(struct k_stream *s, struct k_comm *m, const struct k_plan *d_plan, const float *part,
+        float *x, uint32_t rows, uint32_t columns) {
     struct exchange_add_args a = {
-            .view = m->view, .d_plan = b->view.d_plan, .d_part = part, .d_x = x, .columns = columns};
-    const uint32_t rows = b->bounds.rows, most = rows_at_once(columns);
+            .view = m->view, .d_plan = d_plan, .d_part = part, .d_x = x, .columns = columns};
+    const uint64_t floats = (uint64_t)rows * columns;
+    const bool fours = columns % 4 == 0 && ((uintptr_t)part | (uintptr_t)x) % 16 == 0,
+               large = floats >= COMM_LARGE_LEAST && fours;
+    const uint32_t most = large ? rows_of_piece(rows, columns) : rows_at_once(columns);
     a.view.fault = s->found;
+    if (floats >= m->nccl_least && fours)
+        return queue_nccl_sum(s, m, &a, rows);
     for (; a.first_row < rows; a.first_row += most) {
         a.rows = rows - a.first_row < most ? rows - a.first_row : most;
-        if (!CUDA_QUEUED(s, queue_exchange_add(s->stream, &a)))
-            return;
+        if (!CUDA_QUEUED(s, large ? queue_exchange_large(s->stream, &a) : queue_exchange_add(s->stream, &a)))
+            return false;
     }
+    return true;
+}
+void comm_add(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part, float *x,
+        uint32_t columns) {
+    if (meet(s, m))
+        comm_queue_sum(s, m, b->view.d_plan, part, x, b->bounds.rows, columns);
+}
+bool comm_by_words(const struct k_comm *m, uint64_t floats) {
+    return floats < m->nccl_least;
 }
 float comm_eps(const struct k_comm *m) {
     return m->eps;

@@ -76,6 +76,7 @@ int k_context_create(const struct k_context_options *options, struct k_context *
     c->threads = options->threads;
     c->activations = options->activations;
     c->fast = options->fast;
+    c->all_reduce = options->all_reduce;
     c->blas_known = options->own_products || !options->fast;
     r = context_fill(c, e);
     if (r < 0)

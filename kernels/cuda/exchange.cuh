@@ -18,6 +18,9 @@ static __device__ __forceinline__ uint4 *words_of(
         const struct exchange_view &v, uint32_t inbox_of, uint32_t from, uint32_t epoch) {
     return (uint4 *)v.inbox[inbox_of] + ((epoch & 1) * v.tp + from) * (uint64_t)(EXCHANGE_FLOATS / 2);
 }
+static __device__ __forceinline__ uint8_t *exchange_large_inbox(void *inbox, uint32_t tp, uint32_t epoch) {
+    return (uint8_t *)inbox + EXCHANGE_WORDS(tp) + (epoch & 1) * EXCHANGE_LARGE(tp);
+}
 static __device__ __forceinline__ void push_to_all(
         const struct exchange_view &v, uint32_t epoch, uint32_t at, float2 x) {
     const uint4 word = {bits_of_float(x.x), epoch, bits_of_float(x.y), epoch};

@@ -33,6 +33,7 @@ struct k_context {
     uint32_t threads; /* of the host, for packing; 0 = all that this process may use */
     enum k_activations activations;
     bool fast;
+    enum k_all_reduce all_reduce;
     bool blas_known;     /* whether there is one to multiply prompts of BF16 weights with */
     struct blas *blas;   /* NULL: our own kernels do that */
     cudaStream_t stream; /* what is done at load: allocations, uploads */

@@ -492,7 +492,8 @@ static bool made_of_sum(const struct k_stream *s, const struct k_comm *m, const 
             .columns = p->w->rows,
             .piece = 4,
             .terms = true};
-    return of.d_norm && exchange_rows_can(p->b->bounds.rows, of.columns) && (uintptr_t)x % 16 == 0 &&
+    return of.d_norm && comm_by_words(m, (uint64_t)p->b->bounds.rows * of.columns) &&
+           exchange_rows_can(p->b->bounds.rows, of.columns) && (uintptr_t)x % 16 == 0 &&
            (uintptr_t)p->d_y % 16 == 0 && made_wanted(s, p->w->next, &of, ret);
 }
 /* Whether p's kernels can send their result while they make it. */

@@ -167,6 +167,16 @@ static __device__ __forceinline__ uint4 load_from_peer(const uint4 *from) {
                  : "memory");
     return v;
 }
+/* A word that another device waits for: who finds it there finds all that this thread, and those of its block that it
+ * has met at a barrier, had written before. */
+static __device__ __forceinline__ void signal_peer(uint32_t *to, uint32_t v) {
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
+}
+static __device__ __forceinline__ uint32_t load_signal(const uint32_t *from) {
+    uint32_t v;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
 static __device__ __forceinline__ uint64_t clock_of_device_ns() {
     uint64_t t;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));

@@ -136,7 +136,9 @@ extern "C" cudaError_t cudaIpcOpenMemHandle(void **ret, cudaIpcMemHandle_t handl
     snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)h.pid, h.fd);
     const int fd = open(path, O_RDWR | O_CLOEXEC);
     uint8_t *at = fd < 0 ? NULL : emu_addresses(h.page_bytes);
-    const bool mapped = at && mmap(at, h.page_bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED;
+    const int kind =
+            emu_setting("CUDA_EMU_PEERS", 1) == 2 ? MAP_PRIVATE : MAP_SHARED; /* 2: writes do not arrive */
+    const bool mapped = at && mmap(at, h.page_bytes, PROT_NONE, kind | MAP_FIXED, fd, 0) != MAP_FAILED;
     if (fd >= 0)
         close(fd);
     if (!mapped)

@@ -392,6 +392,7 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
             .isa = o->isa,
             .activations = o->activations,
             .fast = o->fast,
+            .all_reduce = o->all_reduce,
             .deferred = o->deferred};
     rc = k_context_create(&co, &r->context, e);
     if (rc < 0)
@@ -409,6 +410,8 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
     rc = meet(o, MEETING_LOADED, NULL, 0, NULL, e); /* with it nobody has to be waited for there */
     if (rc == 0)
         rc = k_comm_meet(r->comm, e);
+    if (rc == 0 && o->tp > 1 && o->rank == 0 && o->note)
+        o->note(o->user, k_comm_describe(r->comm));
     took(r, RANK_STAGE_MEETING);
     return rc;
 }

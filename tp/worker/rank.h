@@ -61,6 +61,7 @@ struct rank_options {
     bool verify_packed;       /* --verify-weights */
     enum k_activations activations; /* --activations */
     bool fast;                      /* --numerics fast */
+    enum k_all_reduce all_reduce;   /* --all-reduce */
     uint64_t seed;
     bool mtp;                 /* load the MTP layer (if the checkpoint has it) and run it in every step */
     bool eager;               /* queue each operation instead of replaying graphs */

@@ -31,6 +31,8 @@ const char worker_help[] =
         "  --numerics exact|fast        fast: a GPU rounds to bf16 what BF16 and FP8 weights are multiplied with;\n"
         "                               prompts of BF16 weights by cuBLASLt, if it is there: their last bits then\n"
         "                               depend on how many tokens are read together\n"
+        "  --all-reduce auto|nccl|oneshot|staged   how GPUs add what each has: auto: the fastest that works; nccl: by\n"
+        "                               libnccl.so.2; oneshot: into each other's memory; staged: through the host's\n"
         "  --seed N                     of dummy weights, and of sampling with --generate-ids\n"
         "  --max-model-len N            longest sequence in tokens; 0 = the model's own\n"
         "  --max-num-seqs N             sequences that run at the same time (default 64)\n"
@@ -85,6 +87,7 @@ enum flag {
     FLAG_VERIFY_WEIGHTS,
     FLAG_ACTIVATIONS,
     FLAG_NUMERICS,
+    FLAG_ALL_REDUCE,
     FLAG_SEED,
     FLAG_NUMA_BIND,
     FLAG_ENFORCE_EAGER,
@@ -123,6 +126,7 @@ static const struct option flags[] = {
         {"verify-weights", no_argument, NULL, FLAG_VERIFY_WEIGHTS},
         {"activations", required_argument, NULL, FLAG_ACTIVATIONS},
         {"numerics", required_argument, NULL, FLAG_NUMERICS},
+        {"all-reduce", required_argument, NULL, FLAG_ALL_REDUCE},
         {"seed", required_argument, NULL, FLAG_SEED},
         {"numa-bind", required_argument, NULL, FLAG_NUMA_BIND},
         {"enforce-eager", no_argument, NULL, FLAG_ENFORCE_EAGER},
@@ -281,6 +285,20 @@ static int parse_numerics(const char *text, bool *ret_fast, struct error *e) {
     return 0;
 }
 
+static int parse_all_reduce(const char *text, enum k_all_reduce *ret, struct error *e) {
+    static const char *const names[] = {[K_ALL_REDUCE_AUTO] = "auto",
+            [K_ALL_REDUCE_NCCL] = "nccl",
+            [K_ALL_REDUCE_ONESHOT] = "oneshot",
+            [K_ALL_REDUCE_STAGED] = "staged"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(text, names[i]) != 0)
+            continue;
+        *ret = (enum k_all_reduce)i;
+        return 0;
+    }
+    return error_set(e, -EINVAL, "--all-reduce '%s': auto, nccl, oneshot or staged is expected", text);
+}
+
 static int parse_model_flag(struct worker_options *o, int flag, char *text, struct error *e) {
     struct rank_options *r = &o->rank;
     switch (flag) {
@@ -316,6 +334,8 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
         return parse_activations(text, &r->activations, e);
     case FLAG_NUMERICS:
         return parse_numerics(text, &r->fast, e);
+    case FLAG_ALL_REDUCE:
+        return parse_all_reduce(text, &r->all_reduce, e);
     case FLAG_SEED:
         return parse_u64(flag, text, 0, UINT64_MAX, &r->seed, e);
     case FLAG_NUMA_BIND:

@@ -57,6 +57,17 @@ static void plan_step(struct world *w, uint32_t step) {
     }
 }
 
+/* Ranks take the devices that there are, in turn. */
+static uint32_t device_of(uint32_t rank) {
+    struct k_platform platform = {0};
+    struct error e;
+    return k_devices(&platform, NULL, 0, &e) == 0 && platform.n_devices ? rank % platform.n_devices : 0;
+}
+static struct k_context *context_of_rank(const char *isa, uint32_t rank) {
+    const struct k_context_options o = {.device = device_of(rank), .threads = 1, .isa = isa};
+    struct k_context *c = NULL;
+    return k_context_create(&o, &c, NULL) == 0 ? c : NULL;
+}
 static void member_main(struct member *m) {
     const struct group *g = m->g;
     const uint32_t segment = (V + 63) / 64, per = segment * (64 / g->tp),
@@ -72,7 +83,7 @@ static void member_main(struct member *m) {
     struct k_pool_options o = {.slots = ENTRIES, .pages = 1, .pages_per_slot = 1};
     struct world *w = calloc(1, sizeof *w);
     float *in = calloc(ROWS * K, sizeof *in), *hidden = calloc(ROWS * H, sizeof *hidden);
-    if (!world_open(w, &shape, &o, g->isa, 1, g->region))
+    if (!world_open_in(w, &shape, &o, context_of_rank(g->isa, m->rank), g->region))
         goto out;
     for (uint32_t i = 1; i <= ENTRIES; i++)
         slot_new(w, i, &g->sampling[i], 0, 0);
@@ -195,7 +206,8 @@ static uint32_t ranks_most(void) {
     return (uint32_t)WEXITSTATUS(status);
 }
 static void every_size_gives_the_bits_of_one(const struct fake *quant) {
-    const uint32_t tp_most = ranks_most();
+    /* Ranks that share a card take turns on it, each for some milliseconds: eight are enough once. */
+    const uint32_t tp_most = quant && ranks_most() > 4 ? 4 : ranks_most();
     struct group one = group_of(1);
     one.quant = quant;
     struct member *alone = run_group(&one);
@@ -371,19 +383,134 @@ static void test_a_region_that_does_not_fit_is_refused(void **state) {
     free(region);
 }
 
+/* --- sums by every way --- */
+
+enum { SUM_COLUMNS = 1000, SUM_ROWS = 300, SUM_SIZES = 4 };
+/* Of the plan and of the bound; those of all rows are large. */
+static const uint32_t sum_rows[SUM_SIZES][2] = {
+        {SUM_ROWS, SUM_ROWS}, {1, 1}, {37, SUM_ROWS}, {SUM_ROWS - 1, SUM_ROWS}};
+enum { SUMS_RIGHT, SUMS_WRONG, SUMS_NO_WAY };
+
+static float sum_part(uint32_t rank, uint32_t size, uint32_t i) {
+    struct rng r = {(uint64_t)i * 64 + size * 8 + rank};
+    return ((float)(rng_u32(&r) >> 8) - 8388608.0f) * (rng_u32(&r) % 2 ? 1e-3f : 7.0f);
+}
+static float sum_of(uint32_t tp, uint32_t size, uint32_t i) {
+    float sum[RANKS_MAX];
+    for (uint32_t r = 0; r < tp; r++)
+        sum[r] = sum_part(r, size, i);
+    for (uint32_t d = 1; d < tp; d *= 2)
+        for (uint32_t r = 0; r < tp; r += 2 * d)
+            sum[r] = sum[r] + sum[r + d];
+    return sum[0];
+}
+static int sums_of(struct world *w, struct k_graph **ret_graph) {
+    float *part = calloc(SUM_ROWS * SUM_COLUMNS, sizeof *part),
+          *x = calloc(SUM_ROWS * SUM_COLUMNS, sizeof *x), *d_part = room(w, SUM_ROWS * SUM_COLUMNS),
+          *d_x = room(w, SUM_ROWS * SUM_COLUMNS);
+    int wrong = 0;
+    struct error e;
+    for (uint32_t size = 0; size < SUM_SIZES && !wrong; size++) {
+        const uint32_t n = sum_rows[size][0] * SUM_COLUMNS;
+        const struct k_bounds bounds = {.rows = sum_rows[size][1], .entries = 1, .context = 1};
+        for (uint32_t i = 0; i < SUM_ROWS * SUM_COLUMNS; i++)
+            part[i] = sum_part(w->shape.rank, size, i);
+        memset(x, 0, SUM_ROWS * SUM_COLUMNS * sizeof *x);
+        k_upload(w->s, d_part, part, SUM_ROWS * SUM_COLUMNS * sizeof *part);
+        k_upload(w->s, d_x, x, SUM_ROWS * SUM_COLUMNS * sizeof *x);
+        k_batch_bounds(w->b, &bounds);
+        k_batch_upload(w->s, w->b, &(struct k_plan){.n_rows = sum_rows[size][0]}, (struct k_entry[1]){{0}},
+                NULL, 0, NULL, 0);
+        wrong = k_capture_begin(w->s, &e);
+        k_reduce_residual(w->s, w->m, w->b, d_part, d_x, SUM_COLUMNS);
+        wrong = wrong || k_capture_end(w->s, ret_graph, &e);
+        k_graph_launch(w->s, *ret_graph);
+        k_download(w->s, x, d_x, SUM_ROWS * SUM_COLUMNS * sizeof *x);
+        wrong = wrong || k_stream_wait(w->s, 0, &e);
+        *ret_graph = k_graph_free(*ret_graph);
+        for (uint32_t i = 0; i < SUM_ROWS * SUM_COLUMNS && !wrong; i++)
+            wrong = x[i] != (i < n ? sum_of(w->shape.tp, size, i) : 0);
+    }
+    free(part), free(x);
+    return wrong ? SUMS_WRONG : SUMS_RIGHT;
+}
+static int sums_rank(uint32_t tp, uint32_t rank, enum k_all_reduce way, void *region) {
+    const struct k_shape shape = {.tp = tp,
+            .rank = rank,
+            .hidden_size = SUM_COLUMNS,
+            .vocab_size = 64,
+            .vocab_first = 64 / tp * rank,
+            .vocab_rows = 64 / tp};
+    const struct k_pool_options o = {.slots = 1, .pages = 1, .pages_per_slot = 1};
+    const struct k_context_options co = {.device = device_of(rank), .threads = 1, .all_reduce = way};
+    struct k_context *c = NULL;
+    struct k_graph *g = NULL;
+    struct world w;
+    struct error e;
+    int r = SUMS_WRONG;
+    if (k_context_create(&co, &c, &e) < 0 || !world_open_in(&w, &shape, &o, c, region))
+        return r;
+    const bool met = k_comm_meet(w.m, &e) == 0;
+    if (rank == 0)
+        print_message("tp %u, way %d: %s\n", tp, way, met ? k_comm_describe(w.m) : e.text);
+    r = met                                                      ? sums_of(&w, &g)
+        : way == K_ALL_REDUCE_AUTO || way == K_ALL_REDUCE_STAGED ? SUMS_WRONG
+                                                                 : SUMS_NO_WAY;
+    world_close(&w);
+    return r;
+}
+/* Ranks, a process each; `machine`: a word of the environment that tells an emulated machine what it is, or NULL. */
+static void sums_by(uint32_t tp, enum k_all_reduce way, const char *machine, const char *value) {
+    const struct k_shape shape = {.tp = tp, .hidden_size = SUM_COLUMNS, .vocab_size = 64};
+    const size_t bytes = k_comm_region_bytes(&shape, 1024);
+    void *region = shared(bytes);
+    pid_t children[RANKS_MAX];
+    for (uint32_t r = 0; r < tp; r++) {
+        children[r] = fork();
+        assert_true(children[r] >= 0);
+        if (children[r] == 0) {
+            if (machine)
+                setenv(machine, value, 1);
+            _exit(sums_rank(tp, r, way, region));
+        }
+    }
+    for (uint32_t r = 0; r < tp; r++) {
+        int status = 0;
+        assert_int_equal(waitpid(children[r], &status, 0), children[r]);
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) != SUMS_WRONG);
+    }
+    munmap(region, bytes);
+}
+static void test_sums_by_every_way(void **state) {
+    (void)state;
+    for (uint32_t tp = 2; tp <= 4; tp *= 2) {
+        sums_by(tp, K_ALL_REDUCE_AUTO, NULL, NULL);
+        sums_by(tp, K_ALL_REDUCE_NCCL, NULL, NULL);
+        sums_by(tp, K_ALL_REDUCE_ONESHOT, NULL, NULL);
+        sums_by(tp, K_ALL_REDUCE_STAGED, NULL, NULL);
+    }
+}
+/* Where devices do not reach each other, or only seem to, and where there is no NCCL. */
+static void test_ranks_find_a_way_that_works(void **state) {
+    (void)state;
+    sums_by(2, K_ALL_REDUCE_AUTO, "CUDA_EMU_PEERS", "0");
+    sums_by(2, K_ALL_REDUCE_ONESHOT, "CUDA_EMU_PEERS", "0");
+    sums_by(2, K_ALL_REDUCE_AUTO, "CUDA_EMU_PEERS", "2");
+    sums_by(2, K_ALL_REDUCE_NCCL, "CUDA_EMU_NO_NCCL", "1");
+}
+
 /* Two processes, more rows than an area holds, so that the sum goes in pieces. */
 static float process_rank(uint32_t rank, void *region, size_t bytes) {
     enum { WIDE = 65536, MANY = 9, FEW = 300 };
     struct k_shape shape = {.tp = 2, .rank = rank, .hidden_size = WIDE, .vocab_size = 10, .vocab_rows = 5};
-    struct k_context_options o = {.threads = 1};
-    struct k_context *c = NULL;
+    struct k_context *c = context_of_rank(NULL, rank);
     struct k_stream *s = NULL;
     struct k_batch *b = NULL;
     struct k_comm *m = NULL;
     struct k_plan plan = {.n_rows = MANY};
     float *part = calloc(MANY * WIDE, sizeof *part), *x = calloc(MANY * WIDE, sizeof *x), wrong = 0;
-    if (k_context_create(&o, &c, NULL) || k_stream_create(c, &s, NULL) ||
-            k_batch_create(c, 1, MANY, &b, NULL) || k_comm_create(c, &shape, MANY, region, bytes, &m, NULL))
+    if (!c || k_stream_create(c, &s, NULL) || k_batch_create(c, 1, MANY, &b, NULL) ||
+            k_comm_create(c, &shape, MANY, region, bytes, &m, NULL))
         return 1;
     for (uint32_t i = 0; i < MANY * WIDE; i++) {
         part[i] = (float)(i % 1000 + rank * 10000);
@@ -438,6 +565,8 @@ int main(void) {
             cmocka_unit_test(test_a_quantised_head_at_every_size),
             cmocka_unit_test(test_every_instruction_set_gives_them_too),
             cmocka_unit_test(test_a_bad_logit_ends_that_sample_only),
+            cmocka_unit_test(test_sums_by_every_way),
+            cmocka_unit_test(test_ranks_find_a_way_that_works),
             cmocka_unit_test(test_ranks_in_two_processes), /* from here on this process has devices open */
             cmocka_unit_test(test_abort_frees_ranks_that_wait_or_come_later),
             cmocka_unit_test(test_a_region_that_does_not_fit_is_refused),

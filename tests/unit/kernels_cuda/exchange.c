@@ -1,18 +1,24 @@
-/* What a rank tells a slow one: nobody gets two exchanges ahead of a rank that still reads, whatever the exchanges are,
- * and a rank that waits in vain says for whom.
+/* Exchanges by themselves, without what a group is made of. What a rank tells a slow one: nobody gets two exchanges
+ * ahead of a rank that still reads, whatever the exchanges are, and a rank that waits in vain says for whom. Sums of
+ * many elements, of two, four and eight ranks.
  *
- * The test plays the other rank: it writes into the inbox of the one that runs, or does not, and looks at what that one
- * has written into its own. Kernels run when the test says so, one after another, in the emulation. */
+ * For slow ranks the test plays the other rank: it writes into the inbox of the one that runs, or does not, and looks
+ * at what that one has written into its own. Kernels run when the test says so, one after another, in the emulation.
+ * For sums each rank is a process. */
 #include "kernels/cuda/exchange.h"
 #include "tests/unit/kernels_cuda/sides.h"
 
-enum { COLUMNS = 6, ROWS = 3, WORDS = EXCHANGE_FLOATS / 2 };
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { COLUMNS = 4, ROWS = 3, WORDS = EXCHANGE_FLOATS / 2 };
 
 struct emulation {
-    void (*seed)(uint64_t seed);
     __typeof__(&cudaStreamCreateWithFlags) stream_create;
     __typeof__(&cudaStreamSynchronize) stream_synchronise;
     __typeof__(&queue_exchange_add) add;
+    __typeof__(&queue_exchange_large) large;
     __typeof__(&queue_exchange_gather) gather;
 };
 static struct emulation emu;
@@ -27,10 +33,10 @@ struct word { /* as it lies in an inbox */
 /* One rank and its peer's inbox. */
 struct pair {
     struct word *inboxes[2];
-    uint32_t epochs[EXCHANGE_BLOCKS], poisoned, aborted, claimed;
+    uint32_t epochs[EXCHANGE_BLOCKS], large_epochs[EXCHANGE_LARGE_BLOCKS], poisoned, aborted, claimed;
     struct device_fault told;
     struct k_plan plan;
-    float part[ROWS * COLUMNS], x[ROWS * COLUMNS];
+    _Alignas(16) float part[ROWS * COLUMNS], x[ROWS * COLUMNS];
     struct exchange_view view;
 };
 
@@ -39,19 +45,21 @@ static int open_emulation(void **state) {
     (void)state;
     if (!so)
         fail_msg("%s", dlerror());
-    *(void **)&emu.seed = dlsym(so, "emu_seed");
     *(void **)&emu.stream_create = dlsym(so, "cudaStreamCreateWithFlags");
     *(void **)&emu.stream_synchronise = dlsym(so, "cudaStreamSynchronize");
     *(void **)&emu.add = dlsym(so, "queue_exchange_add");
+    *(void **)&emu.large = dlsym(so, "queue_exchange_large");
     *(void **)&emu.gather = dlsym(so, "queue_exchange_gather");
-    assert_non_null(emu.seed && emu.stream_create && emu.stream_synchronise && emu.add && emu.gather);
+    assert_true(emu.stream_create && emu.stream_synchronise && emu.add && emu.large && emu.gather);
     return emu.stream_create(&stream, 0);
 }
 
 static struct pair *pair_new(uint32_t rank) {
-    struct pair *p = calloc(1, sizeof *p);
+    struct pair *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
+    memset(p, 0, sizeof *p);
     p->plan.n_rows = ROWS;
     p->view = (struct exchange_view){.d_epochs = p->epochs,
+            .d_large_epochs = p->large_epochs,
             .d_poisoned = &p->poisoned,
             .aborted = &p->aborted,
             .fault = {.d_claimed = &p->claimed, .told = &p->told},
@@ -83,7 +91,7 @@ static uint32_t peer_finds(struct pair *p, uint32_t epoch) {
         n += w[i].epoch_x == epoch && w[i].epoch_y == epoch;
     return n;
 }
-static void add(struct pair *p, uint32_t first_row) {
+static void exchange(struct pair *p, __typeof__(&queue_exchange_add) queue, uint32_t first_row) {
     const struct exchange_add_args a = {.view = p->view,
             .d_plan = &p->plan,
             .d_part = p->part,
@@ -91,8 +99,14 @@ static void add(struct pair *p, uint32_t first_row) {
             .first_row = first_row,
             .rows = ROWS,
             .columns = COLUMNS};
-    assert_int_equal(emu.add(stream, &a), cudaSuccess);
+    assert_int_equal(queue(stream, &a), cudaSuccess);
     assert_int_equal(emu.stream_synchronise(stream), cudaSuccess);
+}
+static void add(struct pair *p, uint32_t first_row) {
+    exchange(p, emu.add, first_row);
+}
+static void large(struct pair *p, uint32_t first_row) {
+    exchange(p, emu.large, first_row);
 }
 /* Columns of the two ranks side by side. */
 static void gather(struct pair *p, uint32_t own, uint32_t other) {
@@ -195,12 +209,114 @@ static void test_nothing_begins_after_one_has_failed(void **state) {
     pair_free(p);
 }
 
+/* --- large sums, by processes --- */
+
+enum { WIDE = 20, RUNS = 6, LARGE_ROWS = 2000, MOST = LARGE_ROWS * WIDE };
+/* Of the plan and of the bound; the last in words, between large ones. Chunks are 1024 floats or more. */
+static const struct {
+    uint32_t rows, bound;
+    bool words;
+} runs[RUNS] = {{1, 1, false}, {LARGE_ROWS, LARGE_ROWS, false}, {300, LARGE_ROWS, false}, {7, 9, true},
+        {0, 50, false}, {1027, LARGE_ROWS, false}};
+
+static float part_of(uint32_t rank, uint32_t run, uint32_t i) {
+    struct rng r = {(uint64_t)i * 64 + run * 8 + rank};
+    return ((float)(rng_u32(&r) >> 8) - 8388608.0f) * (rng_u32(&r) % 2 ? 1e-3f : 7.0f);
+}
+/* The tree over ranks. */
+static float sum_of(uint32_t tp, uint32_t run, uint32_t i) {
+    float sum[RANKS_MAX];
+    for (uint32_t r = 0; r < tp; r++)
+        sum[r] = part_of(r, run, i);
+    for (uint32_t d = 1; d < tp; d *= 2)
+        for (uint32_t r = 0; r < tp; r += 2 * d)
+            sum[r] = sum[r] + sum[r + d];
+    return sum[0];
+}
+/* The status of a rank's process: 0, or which run went wrong. */
+static int rank_main(uint32_t tp, uint32_t rank, uint8_t *inboxes) {
+    struct pair *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
+    memset(p, 0, sizeof *p);
+    float *part = aligned_alloc(64, MOST * sizeof *part), *x = aligned_alloc(64, MOST * sizeof *x);
+    p->view = (struct exchange_view){.d_epochs = p->epochs,
+            .d_large_epochs = p->large_epochs,
+            .d_poisoned = &p->poisoned,
+            .aborted = &p->aborted,
+            .fault = {.d_claimed = &p->claimed, .told = &p->told},
+            .deadline_ns = 60 * UINT64_C(1000000000),
+            .rank = rank,
+            .tp = tp};
+    for (uint32_t r = 0; r < tp; r++)
+        p->view.inbox[r] = inboxes + r * EXCHANGE_INBOX(tp);
+    for (uint32_t run = 0; run < RUNS; run++) {
+        const uint32_t n = runs[run].rows * WIDE, bound = runs[run].bound;
+        p->plan.n_rows = runs[run].rows;
+        for (uint32_t i = 0; i < MOST; i++) {
+            part[i] = part_of(rank, run, i);
+            x[i] = 0.5f;
+        }
+        for (uint32_t first = 0; first < bound; first += bound / 2 + 1) { /* in two pieces */
+            const struct exchange_add_args a = {.view = p->view,
+                    .d_plan = &p->plan,
+                    .d_part = part,
+                    .d_x = x,
+                    .first_row = first,
+                    .rows = bound - first < bound / 2 + 1 ? bound - first : bound / 2 + 1,
+                    .columns = WIDE};
+            if ((runs[run].words ? emu.add : emu.large)(stream, &a) != cudaSuccess)
+                return (int)run + 1;
+        }
+        if (emu.stream_synchronise(stream) != cudaSuccess || p->poisoned)
+            return (int)run + 1;
+        for (uint32_t i = 0; i < MOST; i++)
+            if (x[i] != (i < n ? 0.5f + sum_of(tp, run, i) : 0.5f))
+                return (int)run + 1;
+    }
+    return 0;
+}
+static void test_large_sums_are_the_tree_over_ranks(void **state) {
+    (void)state;
+    for (uint32_t tp = 2; tp <= RANKS_MAX; tp *= 2) {
+        const size_t bytes = tp * EXCHANGE_INBOX(tp);
+        pid_t children[RANKS_MAX];
+        uint8_t *inboxes = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        assert_true(inboxes != MAP_FAILED);
+        for (uint32_t r = 0; r < tp; r++) {
+            children[r] = fork();
+            assert_true(children[r] >= 0);
+            if (children[r] == 0)
+                _exit(rank_main(tp, r, inboxes));
+        }
+        for (uint32_t r = 0; r < tp; r++) {
+            int status = 0;
+            assert_int_equal(waitpid(children[r], &status, 0), children[r]);
+            assert_int_equal(status, 0);
+        }
+        munmap(inboxes, bytes);
+    }
+}
+static void test_a_large_one_waits_and_says_for_whom(void **state) {
+    struct pair *p = pair_new(1);
+    (void)state;
+    large(p, ROWS); /* rows that the plan does not have */
+    for (uint32_t k = 0; k < EXCHANGE_LARGE_BLOCKS; k++)
+        assert_int_equal(p->large_epochs[k], 0);
+    large(p, 0);
+    assert_late(p, 1);
+    assert_true(memcmp(p->inboxes[0] + (EXCHANGE_WORDS(2) + EXCHANGE_LARGE(2) + EXCHANGE_SIGNAL_BYTES) /
+                                               sizeof(struct word),
+                        p->part, sizeof p->part) == 0);
+    pair_free(p);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_an_empty_exchange_is_none),
             cmocka_unit_test(test_exchanges_of_fewer_rows_wait_too),
             cmocka_unit_test(test_a_rank_without_columns_says_so_and_is_waited_for),
             cmocka_unit_test(test_nothing_begins_after_one_has_failed),
+            cmocka_unit_test(test_a_large_one_waits_and_says_for_whom),
+            cmocka_unit_test(test_large_sums_are_the_tree_over_ranks),
     };
     return cmocka_run_group_tests(tests, open_emulation, NULL);
 }

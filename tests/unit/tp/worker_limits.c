@@ -57,8 +57,10 @@ static void good_flags(void **state) {
     assert_int_equal(o.rank.activations, K_ACTIVATIONS_FLOAT);
     worker_options_done(&o);
 
-    must(parse(&o, &e, "--model /m --generate-ids 7 --activations bf16 --numerics fast"), &e);
+    must(parse(&o, &e, "--model /m --generate-ids 7 --activations bf16 --numerics fast --all-reduce staged"),
+            &e);
     assert_int_equal(o.rank.activations, K_ACTIVATIONS_BF16);
+    assert_int_equal(o.rank.all_reduce, K_ALL_REDUCE_STAGED);
     assert_true(o.rank.fast);
     worker_options_done(&o);
 
@@ -109,6 +111,7 @@ static void bad_flags(void **state) {
             {"--model /m --control-fd 3 --load-format gguf", "--load-format"},
             {"--model /m --control-fd 3 --activations fp8", "--activations 'fp8': int8, bf16 or float"},
             {"--model /m --control-fd 3 --numerics best", "--numerics 'best': exact or fast"},
+            {"--model /m --control-fd 3 --all-reduce ring", "--all-reduce 'ring': auto, nccl, oneshot"},
             {"--model /m --control-fd 3 --seed 18446744073709551616", "--seed"},
             {"--model /m --generate-ids 1,2,x", "--generate-ids"},
             {"--model /m --generate-ids 4294967295", "--generate-ids"},

@@ -175,6 +175,12 @@ static inline uint4 load_from_peer(const uint4 *from) {
                    high = __atomic_load_n((const uint64_t *)from + 1, __ATOMIC_ACQUIRE);
     return {(uint32_t)low, (uint32_t)(low >> 32), (uint32_t)high, (uint32_t)(high >> 32)};
 }
+static inline void signal_peer(uint32_t *to, uint32_t v) {
+    __atomic_store_n(to, v, __ATOMIC_RELEASE);
+}
+static inline uint32_t load_signal(const uint32_t *from) {
+    return __atomic_load_n(from, __ATOMIC_ACQUIRE);
+}
 static inline uint64_t clock_of_device_ns() {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
