@@ -29,6 +29,7 @@ struct forward {
     uint32_t n_buckets;     /* 0 when eager */
     struct bucket *buckets; /* by rows, then by context */
     struct bucket *chosen;  /* NULL when eager */
+    uint32_t rows;          /* bound of what is queued next */
 };
 
 static void mark(const struct forward_hooks *hooks, uint32_t layer, enum forward_operation operation) {
@@ -101,9 +102,11 @@ static void queue_head(const struct rank *r, const struct forward_hooks *hooks) 
     k_end_step(r->stream, r->pool, r->batch, r->results, r->outcomes);
 }
 
-static void queue_part(const struct forward *f, uint32_t part, const struct forward_hooks *hooks) {
+static void queue_part(
+        const struct forward *f, uint32_t part, uint32_t rows, const struct forward_hooks *hooks) {
     const struct rank *r = f->rank;
-    if (f->place && (part == f->n_parts - 1 || part % FORWARD_MARK_LAYERS == 1))
+    const uint32_t each = rows > FORWARD_FEW_ROWS ? FORWARD_MARK_LAYERS : FORWARD_MARK_LAYERS_FEW;
+    if (f->place && (part == f->n_parts - 1 || part % each == 1))
         k_mark(r->stream, &f->place[PLACE_LAYER], part);
     if (part == 0)
         queue_embedding(r, hooks);
@@ -127,7 +130,7 @@ static int capture(struct forward *f, struct bucket *b, struct error *e) {
         if (r < 0)
             return r;
         for (uint32_t k = 0; k < parts_each; k++)
-            queue_part(f, i * parts_each + k, &no_hooks);
+            queue_part(f, i * parts_each + k, b->bounds.rows, &no_hooks);
         r = k_capture_end(s, &b->graphs[i], e);
         if (r < 0)
             return r;
@@ -235,6 +238,7 @@ struct k_bounds forward_bound(struct forward *f, const struct k_bounds *step) {
         bounds = &f->chosen->bounds;
     }
     k_batch_bounds(f->rank->batch, bounds);
+    f->rows = bounds->rows;
     return *bounds;
 }
 
@@ -254,7 +258,7 @@ void forward_queue(struct forward *f, uint32_t step, const struct forward_hooks 
         k_graph_launch(f->rank->stream, f->chosen->graphs[i]);
     }
     for (uint32_t i = 0; !f->chosen && i < f->n_parts; i++)
-        queue_part(f, i, hooks);
+        queue_part(f, i, f->rows, hooks);
 }
 
 bool forward_place(const struct forward *f, uint32_t *ret_step, uint32_t *ret_layer) {

@@ -40,8 +40,11 @@ struct forward_hooks {
 /* Buckets: every power of two of rows and rows_max itself, times these contexts and the longest a slot can have. */
 #define FORWARD_CONTEXTS                                                                                     \
     { 1024u, 8192u, 65536u }
-/* A device says at every so many layers where it is: a node of a graph costs about 1 us, in a step of 6 ms or more. */
-#define FORWARD_MARK_LAYERS 4u
+/* A device says at every so many layers where it is: a node of a graph costs about 1 us. A step of few rows takes some
+ * ms, and says it less often than one of a prompt, which may take seconds and must be seen to move. */
+#define FORWARD_MARK_LAYERS     4u
+#define FORWARD_MARK_LAYERS_FEW 16u
+#define FORWARD_FEW_ROWS        64u
 
 struct forward;
 /* Captures the graphs of all buckets, unless eager: nothing is allocated later. */
