@@ -42,6 +42,49 @@ static void test_in_order(void **state) {
     k_context_free(c);
 }
 
+/* Marks with nothing between them, as a library may send them together: more than fit into a launch, the same word
+ * again, and none of them part of a graph that is captured after them. */
+static void test_many_at_once(void **state) {
+    enum { MARKS = 50 };
+    struct k_context *c = context(NULL, 1);
+    struct k_stream *s = NULL;
+    struct k_event *done = NULL;
+    struct k_graph *g = NULL;
+    (void)state;
+    OK(k_stream_create(c, &s, e));
+    OK(k_event_create(c, &done, e));
+    uint32_t *word = k_host_alloc(c, 2 * MARKS * sizeof *word);
+    for (uint32_t round = 1; round < 3; round++) {
+        for (uint32_t i = 0; i < MARKS; i++) /* in no order, each other one */
+            k_mark(s, &word[i * 7 % MARKS * 2], round * 100 + i * 7 % MARKS);
+        k_mark(s, &word[6], 1);
+        k_mark(s, &word[6], round);
+        k_event_record(s, done);
+        assert_int_equal(k_event_wait(done, 60ull * 1000000000), 0);
+        for (uint32_t i = 0; i < MARKS; i++) {
+            assert_int_equal(word[2 * i], i == 3 ? round : round * 100 + i);
+            assert_int_equal(word[2 * i + 1], 0);
+        }
+    }
+    k_mark(s, &word[0], 5);
+    OK(k_capture_begin(s, e));
+    k_mark(s, &word[1], 6);
+    OK(k_capture_end(s, &g, e));
+    assert_int_equal(k_graph_nodes(g), 1);
+    OK(k_stream_wait(s, 0, e));
+    assert_int_equal(word[0], 5);
+    word[0] = 7;
+    k_graph_launch(s, g);
+    OK(k_stream_wait(s, 0, e));
+    assert_int_equal(word[0], 7);
+    assert_int_equal(word[1], 6);
+    k_graph_free(g);
+    k_event_free(done);
+    k_host_free(c, word);
+    k_stream_free(s);
+    k_context_free(c);
+}
+
 /* What a machine has is said without a context, and a context can be made where nothing is refused. */
 static void test_devices(void **state) {
     struct k_platform p;
@@ -57,6 +100,7 @@ static void test_devices(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_in_order), cmocka_unit_test(test_devices)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_in_order), cmocka_unit_test(test_many_at_once),
+            cmocka_unit_test(test_devices)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
