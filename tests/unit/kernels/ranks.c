@@ -434,7 +434,9 @@ static int sums_of(struct world *w, struct k_graph **ret_graph) {
     free(part), free(x);
     return wrong ? SUMS_WRONG : SUMS_RIGHT;
 }
-static int sums_rank(uint32_t tp, uint32_t rank, enum k_all_reduce way, void *region) {
+/* A rank of a group of sums that has met, or not: then *ret_e says why. */
+static bool sums_open(uint32_t tp, uint32_t rank, enum k_all_reduce way, void *region, struct world *ret,
+        bool *ret_met, struct error *ret_e) {
     const struct k_shape shape = {.tp = tp,
             .rank = rank,
             .hidden_size = SUM_COLUMNS,
@@ -444,23 +446,53 @@ static int sums_rank(uint32_t tp, uint32_t rank, enum k_all_reduce way, void *re
     const struct k_pool_options o = {.slots = 1, .pages = 1, .pages_per_slot = 1};
     const struct k_context_options co = {.device = device_of(rank), .threads = 1, .all_reduce = way};
     struct k_context *c = NULL;
+    if (k_context_create(&co, &c, ret_e) < 0 || !world_open_in(ret, &shape, &o, c, region))
+        return false;
+    *ret_met = k_comm_meet(ret->m, ret_e) == 0;
+    return true;
+}
+static int sums_rank(uint32_t tp, uint32_t rank, enum k_all_reduce way, void *region) {
     struct k_graph *g = NULL;
     struct world w;
     struct error e;
-    int r = SUMS_WRONG;
-    if (k_context_create(&co, &c, &e) < 0 || !world_open_in(&w, &shape, &o, c, region))
-        return r;
-    const bool met = k_comm_meet(w.m, &e) == 0;
+    bool met = false;
+    if (!sums_open(tp, rank, way, region, &w, &met, &e))
+        return SUMS_WRONG;
     if (rank == 0)
         print_message("tp %u, way %d: %s\n", tp, way, met ? k_comm_describe(w.m) : e.text);
-    r = met                                                      ? sums_of(&w, &g)
-        : way == K_ALL_REDUCE_AUTO || way == K_ALL_REDUCE_STAGED ? SUMS_WRONG
-                                                                 : SUMS_NO_WAY;
+    const int r = met                                                      ? sums_of(&w, &g)
+                  : way == K_ALL_REDUCE_AUTO || way == K_ALL_REDUCE_STAGED ? SUMS_WRONG
+                                                                           : SUMS_NO_WAY;
     world_close(&w);
     return r;
 }
+/* Rank 0 waits for a rank that comes no more, but stops the group. */
+static int stopped_rank(uint32_t tp, uint32_t rank, enum k_all_reduce way, void *region) {
+    struct world w;
+    struct error e;
+    bool met = false;
+    if (!sums_open(tp, rank, way, region, &w, &met, &e))
+        return SUMS_WRONG;
+    int r = met ? SUMS_RIGHT : SUMS_NO_WAY;
+    if (met && rank > 0)
+        k_comm_abort(w.m);
+    if (met && rank == 0) {
+        float *d_part = room(&w, SUM_ROWS * SUM_COLUMNS), *d_x = room(&w, SUM_ROWS * SUM_COLUMNS);
+        const struct k_bounds bounds = {.rows = SUM_ROWS, .entries = 1, .context = 1};
+        k_batch_bounds(w.b, &bounds);
+        k_batch_upload(
+                w.s, w.b, &(struct k_plan){.n_rows = SUM_ROWS}, (struct k_entry[1]){{0}}, NULL, 0, NULL, 0);
+        k_reduce_residual(w.s, w.m, w.b, d_part, d_x, SUM_COLUMNS);
+        r = k_stream_wait(w.s, 0, &e) == -ECANCELED ? SUMS_RIGHT : SUMS_WRONG;
+    }
+    world_close(&w);
+    return r;
+}
+
 /* Ranks, a process each; `machine`: a word of the environment that tells an emulated machine what it is, or NULL. */
-static void sums_by(uint32_t tp, enum k_all_reduce way, const char *machine, const char *value) {
+typedef int (*rank_fn)(uint32_t tp, uint32_t rank, enum k_all_reduce way, void *region);
+static void ranks_run(
+        rank_fn rank, uint32_t tp, enum k_all_reduce way, const char *machine, const char *value) {
     const struct k_shape shape = {.tp = tp, .hidden_size = SUM_COLUMNS, .vocab_size = 64};
     const size_t bytes = k_comm_region_bytes(&shape, 1024);
     void *region = shared(bytes);
@@ -471,7 +503,7 @@ static void sums_by(uint32_t tp, enum k_all_reduce way, const char *machine, con
         if (children[r] == 0) {
             if (machine)
                 setenv(machine, value, 1);
-            _exit(sums_rank(tp, r, way, region));
+            _exit(rank(tp, r, way, region));
         }
     }
     for (uint32_t r = 0; r < tp; r++) {
@@ -481,6 +513,9 @@ static void sums_by(uint32_t tp, enum k_all_reduce way, const char *machine, con
     }
     munmap(region, bytes);
 }
+static void sums_by(uint32_t tp, enum k_all_reduce way, const char *machine, const char *value) {
+    ranks_run(sums_rank, tp, way, machine, value);
+}
 static void test_sums_by_every_way(void **state) {
     (void)state;
     for (uint32_t tp = 2; tp <= 4; tp *= 2) {
@@ -489,6 +524,11 @@ static void test_sums_by_every_way(void **state) {
         sums_by(tp, K_ALL_REDUCE_ONESHOT, NULL, NULL);
         sums_by(tp, K_ALL_REDUCE_STAGED, NULL, NULL);
     }
+}
+static void test_who_stops_a_group_ends_its_sums(void **state) {
+    (void)state;
+    ranks_run(stopped_rank, 2, K_ALL_REDUCE_AUTO, NULL, NULL);
+    ranks_run(stopped_rank, 2, K_ALL_REDUCE_NCCL, NULL, NULL);
 }
 /* Where devices do not reach each other, or only seem to, and where there is no NCCL. */
 static void test_ranks_find_a_way_that_works(void **state) {
@@ -567,6 +607,7 @@ int main(void) {
             cmocka_unit_test(test_a_bad_logit_ends_that_sample_only),
             cmocka_unit_test(test_sums_by_every_way),
             cmocka_unit_test(test_ranks_find_a_way_that_works),
+            cmocka_unit_test(test_who_stops_a_group_ends_its_sums),
             cmocka_unit_test(test_ranks_in_two_processes), /* from here on this process has devices open */
             cmocka_unit_test(test_abort_frees_ranks_that_wait_or_come_later),
             cmocka_unit_test(test_a_region_that_does_not_fit_is_refused),
