@@ -9,17 +9,19 @@ import time
 
 from gpu import Failed, descendants
 
-BEGUN = 20  # tokens that each stream has when a rank is lost
+BEGUN = 20  # chunks that each stream has when a rank is lost
+RENEWED_SECONDS = 30
 RESTARTS, STREAMS, TOKENS = 12, 16, 120
 SETTLE_SECONDS = 1.5  # served for so long, a group that is lost is not one that dies again and again
 PAUSE_AIM = 3.0  # seconds, of nearly all streams, with the weights at hand
 
 
 class Stream:
-    """One answer as it comes: ids, log probabilities, and when."""
+    """One answer as it comes. Lines are only read and given their time: 64 streams leave no time to look into them, and
+    one that is read late looks as if it still ran."""
 
     def __init__(self, service, ids, tokens, *flags):
-        self.ids, self.logprobs, self.at, self.error = [], [], [], ""
+        self.lines, self.error = [], ""
         self.process = subprocess.Popen(
             [service.build.program("shardd"), "generate", "--server", service.address, "--json", "--logprobs", "0",
              "--quiet", "--ignore-eos", "--max-tokens", str(tokens), "--prompt-token-ids", *flags,
@@ -29,21 +31,21 @@ class Stream:
 
     def read(self):
         for line in self.process.stdout:
-            for token in json.loads(line).get("logprobs", []):
-                self.ids.append(token["token_id"])
-                self.logprobs.append(token["logprob"])
-                self.at.append(time.monotonic())
+            self.lines.append((time.monotonic(), line))
         self.error = self.process.stderr.read()
 
     def finish(self):
+        """ids, log probabilities"""
         self.reader.join()
+        tokens = [token for _, line in self.lines for token in json.loads(line).get("logprobs", [])]
         if self.process.wait() != 0:
-            raise Failed("an answer ended after %d tokens: %s" % (len(self.ids), self.error[-500:]))
-        return self.ids, self.logprobs
+            raise Failed("an answer ended after %d tokens: %s" % (len(tokens), self.error[-500:]))
+        return [token["token_id"] for token in tokens], [token["logprob"] for token in tokens]
 
     def pause(self, at):
         """How long nothing came around that time; None where it had ended before."""
-        return max((b - a for a, b in zip(self.at, self.at[1:]) if b > at), default=None)
+        times = [when for when, _ in self.lines]
+        return max((b - a for a, b in zip(times[1:], times[2:]) if b > at), default=None)
 
 
 def seeded(service, n, tokens):
@@ -66,19 +68,28 @@ def workers(service):
     return [found[rank] for rank in sorted(found)]
 
 
+def renewed(service, old):
+    """Waits until other processes than the old ones are the ranks."""
+    end = time.monotonic() + RENEWED_SECONDS
+    while len(workers(service)) != len(old) or set(old) & set(workers(service)):
+        if time.monotonic() > end:
+            raise Failed("%d s after a rank was lost the ranks are %s, before it %s: %s" % (
+                RENEWED_SECONDS, workers(service), old, service.said()[-500:]))
+        time.sleep(0.01)
+
+
 def lose(service, rank, how, running):
     """Sends a rank's process that signal once all of these streams have begun: what each of them finishes with, and how
     long those paused that it met, longest last."""
     pids = workers(service)
-    while min(len(s.ids) for s in running) < BEGUN and all(s.process.poll() is None for s in running):
+    while min(len(s.lines) for s in running) < BEGUN and all(s.process.poll() is None for s in running):
         time.sleep(0.01)
     if len(pids) <= rank:
         raise Failed("%d processes are ranks" % len(pids))
     at = time.monotonic()
     os.kill(pids[rank], how)
     answers = [s.finish() for s in running]
-    if set(pids) & set(workers(service)):
-        raise Failed("after %s of rank %d a process of the old group is still there" % (how.name, rank))
+    renewed(service, pids)
     pauses = sorted(pause for pause in (s.pause(at) for s in running) if pause is not None)
     if not pauses:
         raise Failed("no stream was running any more when rank %d was to be lost" % rank)
