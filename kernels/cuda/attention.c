@@ -79,9 +79,19 @@ void k_attention_step(struct k_stream *s, struct k_pool *p, const struct k_batch
             .d_values = (float *)(d_scratch + at.values)};
     const struct attention_bounds bounds = bounds_of(s, p, b, &a);
     if (attend_is_few(&a, &bounds)) {
+        const struct made_of of = {.b = b,
+                .d_from = out,
+                .columns = h->q_heads * h->head_dim,
+                .piece = ACTIVATION_RUN,
+                .scratch = at.all};
+        struct made made;
+        const bool rounds = made_wanted(s, s->expected, &of, &made);
         a.large = false;
         a.d_arrived = s->d_arrivals;
-        CUDA_QUEUED(s, queue_attend_few(s->stream, &a, &bounds));
+        if (rounds)
+            a.codes = made.codes;
+        if (CUDA_QUEUED(s, queue_attend_few(s->stream, &a, &bounds)) && rounds)
+            s->made = made;
         return;
     }
     if (CUDA_QUEUED(s, queue_attention_rows(s->stream, &a, &bounds)))

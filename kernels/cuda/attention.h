@@ -37,6 +37,7 @@
  * of its largest element, and of p 2^-16. */
 #pragma once
 
+#include "kernels/cuda/product.h"
 #include "kernels/cuda/views.h"
 #include "kernels/shared/constants.h"
 
@@ -91,6 +92,8 @@ struct attention_args {
     struct attention_tile *d_small, *d_large;
     uint32_t *d_arrived;      /* [small tile][Hkv] leaves that are in their parts */
     float *d_sums, *d_values; /* parts: [part][2] max and sum, [part][D] */
+    /* queue_attend_few(): d_out for the product after it; d_codes NULL = not wanted */
+    struct activations codes;
 };
 
 /* q for pages of INT8: words of 16 bits as [columns] high bytes, then [columns] low ones, 0 behind the last column;

@@ -18,6 +18,7 @@
 
 #include "kernels/cuda/attention_bf16.cuh"
 #include "kernels/cuda/attention_heads.cuh"
+#include "kernels/cuda/rounding.cuh"
 
 #define LEAF_PAGES (ATTENTION_LEAF / PAGE_TOKENS)
 #define FOLD_BATCH 8u /* leaves whose values a lane asks for at once */
@@ -576,6 +577,14 @@ template <class F> struct leaf_run {
             }
         }
     }
+    /* A lane's four outputs, and INT8 of the 128 that the warp has for the product after it. */
+    __device__ __forceinline__ void put(float *d_out, float4 out, uint32_t row, uint32_t run) const {
+        *(float4 *)d_out = out;
+        if (!F::MAKES || !a.codes.d_codes)
+            return;
+        const float x[4] = {out.x, out.y, out.z, out.w};
+        run_codes_put(a.codes, x, row, run);
+    }
     /* complete: all parts of the tile and kv head are there. */
     __device__ __forceinline__ void finish(bool complete) {
         if (!complete && !w.whole)
@@ -583,7 +592,10 @@ template <class F> struct leaf_run {
 #pragma unroll 1
         for (uint32_t i = warp(); i < w.t.n; i += F::WARPS) {
             const uint64_t query = query_of(a, w.t, w.head, i);
-            const float *d_gates = gates_of(a, row_of(a, w.t, i), query) + lane() * 4;
+            const uint32_t row = row_of(a, w.t, i),
+                           run = (uint32_t)(query - (uint64_t)row * a.pool.shape.q_heads) *
+                                 (F::DIM / ACTIVATION_RUN);
+            const float *d_gates = gates_of(a, row, query) + lane() * 4;
             float *d_out = a.d_out + query * F::DIM + lane() * 4;
             float4 gate = load_read_only((const float4 *)d_gates), value[2];
             const float4 gate_after = load_read_only((const float4 *)(d_gates + 128));
@@ -599,7 +611,7 @@ template <class F> struct leaf_run {
             for (uint32_t k = 0; k < 2; k++, d_out += 128) {
                 const float4 out = {output_of(value[0].x, sum, gate.x), output_of(value[0].y, sum, gate.y),
                         output_of(value[0].z, sum, gate.z), output_of(value[0].w, sum, gate.w)};
-                *(float4 *)d_out = out;
+                put(d_out, out, row, run + k);
                 value[0] = value[1];
                 gate = gate_after;
             }

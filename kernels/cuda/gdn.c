@@ -38,5 +38,12 @@ void k_gdn_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, u
         if (!CUDA_QUEUED(s, queue_gdn_blocks(s->stream, &a, entries, rows, size)))
             return;
     }
-    CUDA_QUEUED(s, queue_gdn_rows(s->stream, &a, entries, rows, size));
+    const struct made_of of = {
+            .b = b, .d_from = out, .columns = h->gdn_v_heads * h->gdn_v_dim, .piece = GDN_ROW_DIM};
+    struct made made;
+    const bool rounds = gdn_can_round(h, rows, size) && made_wanted(s, s->expected, &of, &made);
+    if (rounds)
+        a.codes = made.codes;
+    if (CUDA_QUEUED(s, queue_gdn_rows(s->stream, &a, entries, rows, size)) && rounds)
+        s->made = made;
 }

@@ -499,8 +499,11 @@ __global__ void __launch_bounds__(256, 1) gdn_row_kernel(const struct gdn_args a
     struct row_head h = row_head_of_block();
     struct row_asked<few_blocks> x = {};
     ask_weights<few_blocks>(x, a, h, q.channels);
-    if (n_entries > 0)
+    if (n_entries > 0) {
         row_entry<few_blocks>(x, a, q, h);
+        if (a.codes.d_codes)
+            row_round<few_blocks>(a, h.v);
+    }
 }
 
 template <uint32_t SLOTS, bool WIDE>
@@ -515,10 +518,13 @@ static cudaError_t launch(cudaStream_t s, const struct gdn_args *a, uint32_t ent
             dim3(h.gdn_v_heads / h.gdn_k_heads, h.gdn_k_heads, entries_bound), threads,
             bytes > of_row ? bytes : of_row, s, *a);
 }
+bool gdn_can_round(const struct k_shape *h, uint32_t rows_bound, const struct device_size *d) {
+    return rows_bound == 1 && gdn_has_row(h) && h->gdn_v_heads <= d->sms;
+}
 cudaError_t queue_gdn_rows(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
         uint32_t rows_bound, const struct device_size *d) {
     const struct k_shape &h = a->pool.shape;
-    if (rows_bound == 1 && gdn_has_row(&h) && h.gdn_v_heads <= d->sms)
+    if (gdn_can_round(&h, rows_bound, d))
         return K_LAUNCH(gdn_row_kernel, dim3(h.gdn_v_heads / h.gdn_k_heads, h.gdn_k_heads), 256,
                 sizeof(struct row_shared<few_blocks>), s, *a);
     if (h.gdn_v_dim % 4)

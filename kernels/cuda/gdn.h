@@ -41,9 +41,12 @@ struct gdn_args {
     uint32_t layer;
     uint32_t rows_most; /* of an entry for gdn.cu; above it gdn_blocks.cu takes it */
     struct gdn_scratch scratch;
+    struct activations codes; /* of one row: d_out for the product after it; d_codes NULL = not wanted */
 };
 
 /* Largest shared memory of a block, told once for a device. */
+/* Whether a step of so many rows can leave its result as gdn_args.codes. */
+bool gdn_can_round(const struct k_shape *h, uint32_t rows_bound, const struct device_size *d);
 cudaError_t gdn_prepare(uint32_t shared_of_block);
 cudaError_t queue_gdn_rows(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
         uint32_t rows_bound, const struct device_size *d);

@@ -13,7 +13,9 @@
 #pragma once
 
 #include "kernels/cuda/gdn.cuh"
+#include "kernels/cuda/rounding.cuh"
 
+static_assert(GDN_ROW_DIM == ACTIVATION_RUN, "a head is a run");
 #define DIM          GDN_ROW_DIM
 #define TAPS         GDN_ROW_TAPS
 #define COLUMN_WARPS (DIM / 32)
@@ -464,9 +466,18 @@ static __device__ __forceinline__ void row_entry(
         m.last = is_last(a, q, h.key, h.group, before);
     __syncthreads();
     if (has_column<B>()) {
-        q.d_out[out] = row_out<B>(m, o, x.norm, a.pool.shape.rms_eps);
+        const float y = row_out<B>(m, o, x.norm, a.pool.shape.rms_eps);
+        q.d_out[out] = y;
+        m.z[threadIdx.x] = y; /* for row_round() */
         channel_keep(x.value, q);
     }
     if (m.last)
         row_commit<B>(m, x, a, q, h);
+}
+/* What a step's only row_entry() has put out, as INT8: a head is a run of the product after it. By all of the block. */
+template <class B> static __device__ __forceinline__ void row_round(const struct gdn_args &a, uint32_t v) {
+    const struct row_shared<B> &m = row_shared_of<B>();
+    __syncthreads();
+    if (warp_of() == B::WARPS - 1)
+        run_codes_put(a.codes, m.z + threadIdx.x % 32 * 4, /* row= */ 0, /* run= */ v);
 }

@@ -433,7 +433,8 @@ struct k_linear *k_linear_free(struct k_linear *l) {
 uint32_t k_linear_rows(const struct k_linear *l) {
     return l->rows;
 }
-/* A graph queues the next kernel by itself; nothing is fetched early, but a result is left in the form of next. */
+/* A graph queues the next kernel by itself; product.c leaves a result in the form of next, and asks for what next
+ * begins with. */
 void k_linear_then(struct k_linear *l, const struct k_linear *next, const float *norm, bool gate_up) {
     (void)gate_up;
     l->next = next;

@@ -7,6 +7,7 @@
  * Scratch, from the start of the stream's workspace: the rows as INT8, the sums of tiles that blocks share, the rows
  * as terms, sums of their tiles, and the outputs of gate and up where they are not one kernel's. An operation whose
  * result the next product takes as INT8, or as terms, may leave it so, at the end of the workspace (made_wanted()).
+ * A product that another one follows at once asks for the beginning of that one's weights (ahead.h).
  *
  * Under fast numerics a library multiplies many rows with BF16 weights, where the machine has it (blas.h). It is given
  * the rows as bf16, and weights as rows, as many outputs at a time as the rest of the workspace has room for. */
@@ -71,6 +72,7 @@ struct product {
     const float *d_x, *d_norm; /* d_norm: NULL = none */
     float eps;
     bool gate_up, add; /* add: y += instead of y = */
+    bool then_next;    /* w->next is multiplied right after it */
     float *d_y;
     struct made made; /* of x; or there are none */
     struct push_view push;
@@ -127,6 +129,29 @@ static bool takes(const struct k_stream *s, const struct k_linear *w, enum input
         if (input_form(s, &w->panels[i]) == form)
             return true;
     return false;
+}
+
+/* --- what the product after it begins with --- */
+
+/* As much as memory brings while blocks end and the next ones make ready, in parts of the cache, which grows with the
+ * memory's speed from card to card. More would keep a kernel from ending; of one row the end is short. */
+#define AHEAD_OF_L2     6u
+#define AHEAD_OF_L2_ROW 12u
+/* Of w's first panel, strips as they are multiplied first; nothing if it is not one of codes. */
+static struct ahead ahead_of(const struct k_stream *s, const struct k_linear *w, uint32_t rows) {
+    if (!w || input_form(s, &w->panels[0]) != INPUT_CODES)
+        return (struct ahead){.codes = {.ranges = 0}};
+    const struct panel *p = &w->panels[0];
+    const uint32_t halves = w->halves && w->n_panels == 1 ? 2 : 1, strips = p->strips / halves,
+                   codes = p->runs * (p->form == FORM_INT4 ? ACTIVATION_RUN / 2 : ACTIVATION_RUN) *
+                           STRIP_ROWS,
+                   scales = p->slots * STRIP_ROWS * (p->scale == QUANT_SCALE_F32 ? 4 : 2),
+                   ranges = halves * p->leaves;
+    const uint64_t most = s->context->size.l2 / (rows > 1 ? AHEAD_OF_L2 : AHEAD_OF_L2_ROW) /
+                          ((uint64_t)ranges * (codes + scales));
+    const uint32_t n = most < strips ? (uint32_t)most : strips;
+    return (struct ahead){.codes = {p->d_codes, (uint64_t)strips * codes, ranges, n * codes},
+            .scales = {p->d_scales, (uint64_t)strips * scales, ranges, n * scales}};
 }
 
 /* One panel: few rows as a stream, more in tiles, and as streams of 16 rows where those have no form for it. */
@@ -199,6 +224,8 @@ static bool multiply_codes(struct k_stream *s, const struct product *p, const st
             a.dense_x = f->terms;
             dense = NULL;
         }
+        if (p->then_next && i + 1 == p->w->n_panels)
+            a.ahead = ahead_of(s, p->w->next, rows);
         well = multiply_codes_panel(s, &a, rows);
     }
     return well;
@@ -473,8 +500,14 @@ void k_norm_project(struct k_stream *s, const struct k_batch *b, const float *x,
 }
 void k_norm_gate_up(struct k_stream *s, const struct k_batch *b, const float *x, const float *norm, float eps,
         const struct k_linear *w, float *y) {
-    const struct product p = {
-            .b = b, .w = w, .d_x = x, .d_norm = norm, .eps = eps, .gate_up = true, .d_y = y};
+    const struct product p = {.b = b,
+            .w = w,
+            .d_x = x,
+            .d_norm = norm,
+            .eps = eps,
+            .gate_up = true,
+            .then_next = true,
+            .d_y = y};
     product_run(s, &p);
 }
 void k_project_partial(
@@ -529,7 +562,8 @@ static void project_of_all(struct k_stream *s, struct k_comm *m, const struct pr
 void k_project_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b,
         const struct k_linear *w, const float *in, float *part, float *x) {
     const bool alone = comm_alone(m);
-    const struct product p = {.b = b, .w = w, .d_x = in, .d_y = alone ? x : part, .add = alone};
+    const struct product p = {
+            .b = b, .w = w, .d_x = in, .d_y = alone ? x : part, .add = alone, .then_next = true};
     if (alone)
         product_run(s, &p);
     else if (b->bounds.rows > 0)

@@ -4,6 +4,7 @@
  * that they name are the caller's. */
 #pragma once
 
+#include "kernels/cuda/ahead.h"
 #include "kernels/kernels.h"
 #include "kernels/shared/constants.h"
 
@@ -167,6 +168,7 @@ struct product_args {
     struct next_codes next; /* queue_stream() of a pair; all rows are in one kernel then */
     /* queue_stream() of all rows that is no pair; ldy is the columns of the exchange */
     struct push_view push;
+    struct ahead ahead; /* queue_stream(): what it asks for at its end */
     /* queue_tiles(): sums of the leaf groups of tiles that several blocks share, and a counter for each such tile, 0
      * between kernels; SPLIT_BLOCKS_MAX of both */
     float *d_parts;
@@ -177,6 +179,7 @@ struct product_args {
 struct device_size { /* what grids are made for */
     uint32_t sms;
     size_t shared_of_sm;
+    size_t l2;        /* bytes of the cache that all share */
     size_t once_most; /* bytes that a kernel may be told to read once (launch.cuh) */
 };
 /* y[r][outputs] of up to STREAM_ROWS rows from first_row on, as far as the plan and rows_bound have them. */

@@ -40,11 +40,30 @@ static __device__ __forceinline__ void run_norm(struct run_values &v, float scal
         v.x[e] = v.x[e] * scale * v.norm[e];
 }
 
+/* x / scale, whose inverse is given: exact after two steps, as a division is made, since nothing of it leaves the
+ * normal numbers here; and no code has to be held down to 127, since no x is above 127 scale. */
+#define SCALE_LEAST 8.3e-25f /* 2^-80 */
+#define SCALE_MOST  1.2e+24f /* 2^80 */
+static __device__ __forceinline__ float divided_by(float x, float scale, float inverse) {
+    float q = x * inverse;
+    q = fmaf(fmaf(-q, scale, x), inverse, q);
+    return fmaf(fmaf(-q, scale, x), inverse, q);
+}
+static __device__ __forceinline__ uint32_t code_of(float q, uint32_t e) {
+    return ((bits_of_float(q + ROUND_MAGIC) - bits_of_float(ROUND_MAGIC)) & 255u) << (8 * e);
+}
 /* Four codes, the first in the low byte; highest: bits of the largest |x| of the run. */
 static __device__ __forceinline__ uint32_t codes_of(const float *x, uint32_t highest, float *ret_scale) {
     const float scale = highest >= 0x7f800000u ? float_of_bits(0x7fc00000u) : float_of_bits(highest) / 127.0f;
     uint32_t codes = 0;
     *ret_scale = scale;
+    if (scale > SCALE_LEAST && scale < SCALE_MOST) {
+        const float inverse = 1.0f / scale;
+#pragma unroll
+        for (uint32_t e = 0; e < 4; e++)
+            codes |= code_of(divided_by(x[e], scale, inverse), e);
+        return codes;
+    }
     if (!(scale > 0.0f))
         return 0;
 #pragma unroll
@@ -52,7 +71,7 @@ static __device__ __forceinline__ uint32_t codes_of(const float *x, uint32_t hig
         float q = x[e] / scale;
         q = -127.0f > q ? -127.0f : q;
         q = 127.0f < q ? 127.0f : q;
-        codes |= ((bits_of_float(q + ROUND_MAGIC) - bits_of_float(ROUND_MAGIC)) & 255u) << (8 * e);
+        codes |= code_of(q, e);
     }
     return codes;
 }

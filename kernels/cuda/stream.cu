@@ -17,6 +17,7 @@
  *
  * Bytes moved: the panel's codes, scales, zeros and minimums once, the activations of a unit's leaves from L2 per unit,
  * 4 bytes per output. */
+#include "kernels/cuda/ahead.cuh"
 #include "kernels/cuda/dense_part.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/next_codes.cuh"
@@ -229,6 +230,16 @@ static __device__ __forceinline__ void result_round(
         next_codes_finish_row(a.next, first, step, a.units);
 }
 
+/* Behind a block's units. After the norm of what is no pair comes a mixer: nothing is asked for. */
+template <enum cut CUT, bool PAIR, int TILES, enum source SOURCE>
+static __device__ __forceinline__ void block_end(
+        const struct product_args &a, uint32_t rows, uint32_t block, uint32_t blocks, uint32_t *word) {
+    if (PAIR || SOURCE != SOURCE_NORM)
+        ahead_ask(a.ahead, WARPS, block, blocks);
+    if (PAIR && CUT != CUT_ANY && a.next.d_arrived)
+        result_round<TILES, SOURCE>(a, rows, block, blocks * (WARPS / a.w.leaves), word);
+}
+
 /* --- the kernel --- */
 
 /* Strips of the dense part, as many as a block has leaves for. */
@@ -338,8 +349,7 @@ __global__ void __launch_bounds__(STREAM_THREADS, (stream_size<BITS, CUT, PAIR, 
         outputs_store<PAIR, (PAIR && CUT != CUT_ANY && TILES == 1)>(
                 a, a.w, a.units, all, rows, first, parts, epoch);
     }
-    if (PAIR && CUT != CUT_ANY && a.next.d_arrived)
-        result_round<TILES, SOURCE>(a, rows, block, step, (uint32_t *)meeting);
+    block_end<CUT, PAIR, TILES, SOURCE>(a, rows, block, blocks, (uint32_t *)meeting);
 }
 
 /* --- launching --- */

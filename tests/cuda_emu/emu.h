@@ -21,7 +21,8 @@
 #define EMU_THREADS_MAX  1024u
 #define EMU_SHARED_MAX   (99u << 10) /* of a block, as on sm_86 */
 #define EMU_SHARED_PLAIN (48u << 10) /* without cudaFuncSetAttribute() */
-#define EMU_SMS          2u          /* few, so that a grid made for the device goes around several times */
+#define EMU_L2_BYTES     (6 << 20)
+#define EMU_SMS          2u /* few, so that a grid made for the device goes around several times */
 #define EMU_LANE_BYTES   64u
 #define EMU_POISON       0xcd /* in memory that nobody has written */
 

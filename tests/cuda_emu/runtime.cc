@@ -159,6 +159,7 @@ extern "C" cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int d
     ret->major = capability / 10;
     ret->minor = capability % 10;
     ret->multiProcessorCount = EMU_SMS;
+    ret->l2CacheSize = EMU_L2_BYTES;
     ret->pciBusID = (int)emu_setting("CUDA_EMU_BUS", 1) + device;
     memset(ret->uuid.bytes, 0xe0 + device, sizeof ret->uuid.bytes);
     return cudaSuccess;

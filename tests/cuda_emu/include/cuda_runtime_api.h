@@ -68,7 +68,8 @@ struct cudaDeviceProp {
     char name[256];
     cudaUUID_t uuid;
     size_t totalGlobalMem, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
-    int major, minor, multiProcessorCount, pciDomainID, pciBusID, pciDeviceID, accessPolicyMaxWindowSize;
+    int major, minor, multiProcessorCount, pciDomainID, pciBusID, pciDeviceID, accessPolicyMaxWindowSize,
+            l2CacheSize;
 };
 
 #define CUDART_VERSION    13000
