@@ -79,7 +79,7 @@ struct block_state {
     size_t shared_bytes, shared_region_bytes;
     sigjmp_buf fault_jump;
     bool running, seeded;
-    uint8_t trap_stack[64 << 10];
+    alignas(16) uint8_t trap_stack[64 << 10];
     char fault[512];
     uint64_t seed, draws;
 #ifdef __SANITIZE_ADDRESS__
