@@ -172,8 +172,8 @@ struct int8_pages {
                        at = r.query(h) * F::P_BYTES + eight / 2 * 16 + r.lane() % 4 * 4 + eight % 2 * 2;
         const int32_t a = word_of(x, r.own.v_scale[t][0], r.own.y_inverse[h]),
                       b = word_of(y, r.own.v_scale[t][1], r.own.y_inverse[h]);
-        *(uint16_t *)(r.p_high + at) = (uint16_t)((word_high(a) & 255) | word_high(b) << 8);
-        *(uint16_t *)(r.p_low + at) = (uint16_t)((word_low(a) & 255) | word_low(b) << 8);
+        *(uint16_t *)(r.p_high + at) = (uint16_t)((word_high(a) & 255) | (uint32_t)word_high(b) << 8);
+        *(uint16_t *)(r.p_low + at) = (uint16_t)((word_low(a) & 255) | (uint32_t)word_low(b) << 8);
     }
     static __device__ __forceinline__ int32_t word_of(float p, float scale, float inverse) {
         float q = p == 0.0f ? 0.0f : p * (scale * inverse);
