@@ -1,4 +1,4 @@
-"""tests/gpu/bench and profile, whose figures only a card gives: what they make of a worker's JSON and ncu's table."""
+"""tests/gpu/bench, profile and check's sanitizer, which need a card: what they make of what their tools say."""
 import json
 import os
 import re
@@ -52,6 +52,12 @@ for step in range(14):
         n += 1
 """
 
+# Finds something with the tool that its environment names.
+SANITIZER = """#!{python}
+import os, sys
+sys.exit(99 if sys.argv[sys.argv.index("--tool") + 1] == os.environ.get("SANITIZER_FINDS") else 0)
+"""
+
 
 def program(path, text):
     path.write_text(text)
@@ -71,6 +77,7 @@ def build(tmp_path_factory):
     os.symlink(os.path.join(BIN, "shardd-checkpoint"), folder / "bin" / "shardd-checkpoint")
     program(folder / "bin" / "shardd-worker-cuda", WORKER.format(python=sys.executable, record=record))
     program(folder / "tools" / "ncu", NCU.format(python=sys.executable))
+    program(folder / "tools" / "compute-sanitizer", SANITIZER.format(python=sys.executable))
     return folder
 
 
@@ -131,3 +138,18 @@ def test_profile_sums_by_kernel(build):
     assert rows == [("1", "1.0", "83.3", "begin_kernel"), ("2", "0.2", "16.7", "stream_kernel<4, 1>"),
                     ("1", "0.0", "0.0", "end_kernel")] * 3, said
     assert "125 %" in said  # of time-weighted 50 and 150: (50 * 50 + 150 * 150) / 200
+
+
+@pytest.mark.emulated
+def test_check_tells_what_a_sanitizer_finds(build):
+    def check(**environment):
+        environment["PATH"] = "%s:%s" % (build / "tools", os.environ["PATH"])
+        done = subprocess.run([sys.executable, os.path.join(GPU, "check"), str(build), "--only", "sanitizer"],
+                              capture_output=True, text=True, timeout=300 * PATIENCE, check=False,
+                              env={**os.environ, **environment})
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = check()
+    assert status == 0 and re.search(r"^sanitizer +ok .* 8 programs; seconds: ", said, re.M), said
+    status, said = check(SANITIZER_FINDS="racecheck")
+    assert status == 1 and re.search(r"^sanitizer +FAILED .* 2 of 8: ", said, re.M), said
