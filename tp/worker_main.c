@@ -24,6 +24,8 @@ int main(int argc, char **argv) {
     char ident[32] = "shardd-worker";
     /* CUDA loads a kernel when it is used first, unless told: that would take device memory while others are served. */
     setenv("CUDA_MODULE_LOADING", "EAGER", /* overwrite= */ 0);
+    /* Ranks of a host find each other on it; NCCL would listen on a network, to whoever comes. */
+    setenv("NCCL_SOCKET_IFNAME", "=lo", /* overwrite= */ 0);
     if (argc > 1 && strcmp(argv[1], "bench") == 0)
         return bench_main(argc, argv);
     int r = worker_options_parse(argc, argv, &options, &e);

@@ -26,6 +26,7 @@ struct nccl {
     struct room *room;
     uint32_t tp, rank, *waited, ended;
     const atomic_uint *stopped;
+    char text[64];
 };
 
 int nccl_open(struct nccl **ret, struct error *e) {
@@ -33,6 +34,9 @@ int nccl_open(struct nccl **ret, struct error *e) {
         return error_set(e, -ENOENT, "no libnccl.so.2 is found; the environment says so");
     *ret = (struct nccl *)calloc(1, sizeof **ret);
     (*ret)->fd = -1;
+    const char *interface = getenv("NCCL_SOCKET_IFNAME"); /* that the library would listen on */
+    snprintf((*ret)->text, sizeof(*ret)->text, "an emulated NCCL on %s",
+            interface ? interface : "any interface");
     return 0;
 }
 struct nccl *nccl_close(struct nccl *n) {
@@ -45,8 +49,8 @@ struct nccl *nccl_close(struct nccl *n) {
     free(n);
     return NULL;
 }
-const char *nccl_describe(const struct nccl *) {
-    return "an emulated NCCL";
+const char *nccl_describe(const struct nccl *n) {
+    return n->text;
 }
 int nccl_new_id(struct nccl *n, uint8_t ret[NCCL_ID_BYTES], struct error *e) {
     n->fd = memfd_create("nccl", 0);

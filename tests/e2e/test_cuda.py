@@ -252,19 +252,20 @@ def little(tmp_path_factory):
 
 @pytest.mark.slow
 def test_ranks_of_one_process_and_of_one_gpu(installed, machine_with_gpu, little):
-    """Both in a process, a thread and a device each; then they share a device. The bits are those of one rank."""
+    """Both in a process, a thread and a device each, by NCCL; then they share a device. One rank has the same bits."""
     request = make_request(ids=[1, 2, 3, 4], max_tokens=3)
     request.output.logprobs = True
     found = []
-    for flags in ([], ["-tp", "2", "--ranks-per-process", "2"], ["--devices", "0,0", "--ranks-per-process", "2"]):
+    for flags in ([], ["-tp", "2", "--ranks-per-process", "2", "--all-reduce", "nccl"],
+                  ["--devices", "0,0", "--ranks-per-process", "2"]):
         with Server(little, *FLAGS, "--libexec-dir", installed["with"], "--step-timeout", "60s", *flags,
                     env=machine_with_gpu) as server, server.client() as client:
             answer, log = client.generate(request, timeout=300 * PATIENCE), server.log_text()
             assert ("several ranks share a GPU" in log) == ("0,0" in flags) and "cuda)" in log
             assert len(ranks_of(server)) == 1
+            assert ("an emulated NCCL on =lo" in log) == ("nccl" in flags)  # which listens to nobody else
             found.append((answer.ids, [token.logprob for token in answer.logprobs]))
     assert found[0] == found[1] == found[2] and len(found[0][1]) == 3
-
 
 
 def ranks_of(server):
