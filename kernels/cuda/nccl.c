@@ -144,29 +144,27 @@ int nccl_join(struct nccl *n, const uint8_t id[NCCL_ID_BYTES], uint32_t tp, uint
 
 /* --- sums --- */
 
-int nccl_sum(
-        struct nccl *n, cudaStream_t s, const float *d_from, float *d_to, size_t count, struct error *e) {
+static int queue(struct nccl *n, bool gather, cudaStream_t s, const float *d_from, float *d_to, size_t count,
+        struct error *e) {
     int r;
     pthread_mutex_lock(&n->lock);
-    if (!n->communicator)
+    if (n->communicator) {
+        const int result =
+                gather ? n->all_gather(d_from, d_to, count, TYPE_FLOAT, n->communicator, s)
+                       : n->all_reduce(d_from, d_to, count, TYPE_FLOAT, OPERATION_SUM, n->communicator, s);
+        r = finish(n, result, CALL_SECONDS * UINT64_C(1000000000), gather ? "a gather" : "a sum", e);
+    } else
         r = error_set(e, -ECANCELED, "rank %u: the group was stopped", n->rank);
-    else
-        r = finish(n, n->all_reduce(d_from, d_to, count, TYPE_FLOAT, OPERATION_SUM, n->communicator, s),
-                CALL_SECONDS * UINT64_C(1000000000), "a sum", e);
     pthread_mutex_unlock(&n->lock);
     return r;
 }
+int nccl_sum(
+        struct nccl *n, cudaStream_t s, const float *d_from, float *d_to, size_t count, struct error *e) {
+    return queue(n, /* gather= */ false, s, d_from, d_to, count, e);
+}
 int nccl_gather(
         struct nccl *n, cudaStream_t s, const float *d_from, float *d_to, size_t count, struct error *e) {
-    int r;
-    pthread_mutex_lock(&n->lock);
-    if (!n->communicator)
-        r = error_set(e, -ECANCELED, "rank %u: the group was stopped", n->rank);
-    else
-        r = finish(n, n->all_gather(d_from, d_to, count, TYPE_FLOAT, n->communicator, s),
-                CALL_SECONDS * UINT64_C(1000000000), "a gather", e);
-    pthread_mutex_unlock(&n->lock);
-    return r;
+    return queue(n, /* gather= */ true, s, d_from, d_to, count, e);
 }
 
 /* --- its end --- */

@@ -1,10 +1,8 @@
 /* Several ranks: the reduce and the head give the bits of one rank; a group that is stopped lets everyone go. */
+#include "tests/unit/kernels/processes.h"
 #include "tests/unit/kernels/quantised.h"
 
 #include <pthread.h>
-#include <sys/mman.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 enum { H = 128, K = 192, V = 1003, ROWS = 45, STEPS = 3, ENTRIES = 40 };
 
@@ -129,33 +127,20 @@ out:
     free(w), free(in), free(hidden);
 }
 
-static void *shared(size_t bytes) {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    assert_true(p != MAP_FAILED);
-    return p;
+static int member_of(void *members, uint32_t rank) {
+    member_main((struct member *)members + rank);
+    return 0;
 }
-/* A process for each rank, as they are served. */
 static struct member *run_group(struct group *g) {
     struct k_shape shape = {.tp = g->tp, .hidden_size = H, .vocab_size = V};
     const size_t bytes = k_comm_region_bytes(&shape, 1024) + 64;
-    struct member *m = shared(g->tp * sizeof *m);
-    pid_t children[RANKS_MAX];
-    g->region = shared(bytes);
+    struct member *m = shared_memory(g->tp * sizeof *m);
+    g->region = shared_memory(bytes);
     for (uint32_t r = 0; r < g->tp; r++) {
         m[r].g = g;
         m[r].rank = r;
-        children[r] = fork();
-        assert_true(children[r] >= 0);
-        if (children[r] == 0) {
-            member_main(&m[r]);
-            _exit(0);
-        }
     }
-    for (uint32_t r = 0; r < g->tp; r++) {
-        int status = 0;
-        assert_int_equal(waitpid(children[r], &status, 0), children[r]);
-        assert_int_equal(status, 0);
-    }
+    processes_run_well(g->tp, member_of, m);
     munmap(g->region, bytes);
     return m;
 }
@@ -489,29 +474,31 @@ static int stopped_rank(uint32_t tp, uint32_t rank, enum k_all_reduce way, void 
     return r;
 }
 
-/* Ranks, a process each; `machine`: a word of the environment that tells an emulated machine what it is, or NULL. */
 typedef int (*rank_fn)(uint32_t tp, uint32_t rank, enum k_all_reduce way, void *region);
+struct sums { /* a group of ranks that add */
+    rank_fn rank;
+    uint32_t tp;
+    enum k_all_reduce way;
+    const char *machine, *value;
+    void *region;
+};
+static int rank_of_sums(void *sums, uint32_t rank) {
+    const struct sums *g = sums;
+    if (g->machine)
+        setenv(g->machine, g->value, 1);
+    return g->rank(g->tp, rank, g->way, g->region);
+}
+/* `machine`: a word of the environment that tells an emulated machine what it is, or NULL. */
 static void ranks_run(
         rank_fn rank, uint32_t tp, enum k_all_reduce way, const char *machine, const char *value) {
     const struct k_shape shape = {.tp = tp, .hidden_size = SUM_COLUMNS, .vocab_size = 64};
     const size_t bytes = k_comm_region_bytes(&shape, 1024);
-    void *region = shared(bytes);
-    pid_t children[RANKS_MAX];
-    for (uint32_t r = 0; r < tp; r++) {
-        children[r] = fork();
-        assert_true(children[r] >= 0);
-        if (children[r] == 0) {
-            if (machine)
-                setenv(machine, value, 1);
-            _exit(rank(tp, r, way, region));
-        }
-    }
-    for (uint32_t r = 0; r < tp; r++) {
-        int status = 0;
-        assert_int_equal(waitpid(children[r], &status, 0), children[r]);
-        assert_true(WIFEXITED(status) && WEXITSTATUS(status) != SUMS_WRONG);
-    }
-    munmap(region, bytes);
+    struct sums g = {rank, tp, way, machine, value, shared_memory(bytes)};
+    int codes[RANKS_MAX];
+    processes_run(tp, rank_of_sums, &g, codes);
+    for (uint32_t r = 0; r < tp; r++)
+        assert_int_not_equal(codes[r], SUMS_WRONG);
+    munmap(g.region, bytes);
 }
 static void sums_by(uint32_t tp, enum k_all_reduce way, const char *machine, const char *value) {
     ranks_run(sums_rank, tp, way, machine, value);
@@ -588,8 +575,7 @@ static void test_ranks_in_two_processes(void **state) {
     size_t bytes = k_comm_region_bytes(&shape, 9);
     int status = 0;
     (void)state;
-    void *region = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    assert_true(region != MAP_FAILED);
+    void *region = shared_memory(bytes);
     pid_t child = fork();
     if (child == 0)
         _exit(process_rank(1, region, bytes) != 0);

@@ -1,10 +1,7 @@
 /* A layer's chain of products on several ranks: what an exchange leaves for the product after it gives the bits of one
  * rank, whatever forms that product takes and however many rows a step has. */
+#include "tests/unit/kernels/processes.h"
 #include "tests/unit/kernels/quantised.h"
-
-#include <sys/mman.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 /* I: a leaf of down is three strips. IN: of the large part of `in`, and SMALL of the small one. */
 enum { H_MOST = 1120, K = 192, I = 384, IN = 96, SMALL = 32, ROWS_MOST = 66, STEPS = 2 };
@@ -149,33 +146,20 @@ static void member_main(struct member *m) {
     free(w);
 }
 
-static void *shared(size_t bytes) {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    assert_true(p != MAP_FAILED);
-    return p;
+static int member_of(void *members, uint32_t rank) {
+    member_main((struct member *)members + rank);
+    return 0;
 }
-/* A process for each rank, as in ranks.c. */
 static struct member *run_group(struct group *g) {
     const struct k_shape shape = {.tp = g->tp, .hidden_size = g->h, .vocab_size = 64};
     const size_t bytes = k_comm_region_bytes(&shape, 1024) + 64;
-    struct member *m = shared(g->tp * sizeof *m);
-    pid_t children[RANKS_MAX];
-    g->region = shared(bytes);
+    struct member *m = shared_memory(g->tp * sizeof *m);
+    g->region = shared_memory(bytes);
     for (uint32_t r = 0; r < g->tp; r++) {
         m[r].g = g;
         m[r].rank = r;
-        children[r] = fork();
-        assert_true(children[r] >= 0);
-        if (children[r] == 0) {
-            member_main(&m[r]);
-            _exit(0);
-        }
     }
-    for (uint32_t r = 0; r < g->tp; r++) {
-        int status = 0;
-        assert_int_equal(waitpid(children[r], &status, 0), children[r]);
-        assert_int_equal(status, 0);
-    }
+    processes_run_well(g->tp, member_of, m);
     munmap(g->region, bytes);
     return m;
 }

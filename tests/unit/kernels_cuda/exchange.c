@@ -6,11 +6,8 @@
  * at what that one has written into its own. Kernels run when the test says so, one after another, in the emulation.
  * For sums each rank is a process. */
 #include "kernels/cuda/exchange.h"
+#include "tests/unit/kernels/processes.h"
 #include "tests/unit/kernels_cuda/sides.h"
-
-#include <sys/mman.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 enum { COLUMNS = 4, ROWS = 3, WORDS = EXCHANGE_FLOATS / 2 };
 
@@ -274,25 +271,21 @@ static int rank_main(uint32_t tp, uint32_t rank, uint8_t *inboxes) {
     }
     return 0;
 }
+struct large_group {
+    uint32_t tp;
+    uint8_t *inboxes;
+};
+static int large_rank(void *group, uint32_t rank) {
+    const struct large_group *g = group;
+    return rank_main(g->tp, rank, g->inboxes);
+}
 static void test_large_sums_are_the_tree_over_ranks(void **state) {
     (void)state;
     for (uint32_t tp = 2; tp <= RANKS_MAX; tp *= 2) {
         const size_t bytes = tp * EXCHANGE_INBOX(tp);
-        pid_t children[RANKS_MAX];
-        uint8_t *inboxes = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-        assert_true(inboxes != MAP_FAILED);
-        for (uint32_t r = 0; r < tp; r++) {
-            children[r] = fork();
-            assert_true(children[r] >= 0);
-            if (children[r] == 0)
-                _exit(rank_main(tp, r, inboxes));
-        }
-        for (uint32_t r = 0; r < tp; r++) {
-            int status = 0;
-            assert_int_equal(waitpid(children[r], &status, 0), children[r]);
-            assert_int_equal(status, 0);
-        }
-        munmap(inboxes, bytes);
+        struct large_group g = {tp, shared_memory(bytes)};
+        processes_run_well(tp, large_rank, &g);
+        munmap(g.inboxes, bytes);
     }
 }
 static void test_a_large_one_waits_and_says_for_whom(void **state) {
