@@ -37,7 +37,7 @@
 /* --- engine --- */
 #define SEQS_MAX           1024u /* upper bound of --max-num-seqs: slots of a worker, without dummy 0 */
 #define STEP_ROWS_MAX      8192u /* upper bound of --max-num-batched-tokens */
-#define DRAFT_MAX          8u    /* speculative rows a sequence may add to a step */
+#define DRAFT_MAX          15u   /* speculative rows a sequence may add to a step */
 #define STREAM_RING_TOKENS 64u   /* tokens that may wait between engine and stream */
 
 /* --- model --- */

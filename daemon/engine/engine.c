@@ -234,6 +234,9 @@ static int check_options(const struct engine_options *o, struct error *e) {
     if (o->max_num_batched_tokens == 0 || o->max_num_batched_tokens > STEP_ROWS_MAX)
         return error_set(e, -EINVAL, "max-num-batched-tokens is %u: 1 to %u are possible",
                 o->max_num_batched_tokens, STEP_ROWS_MAX);
+    if (o->speculative_tokens > DRAFT_MAX)
+        return error_set(e, -EINVAL, "speculative-tokens is %u: at most %u are possible",
+                o->speculative_tokens, DRAFT_MAX);
     if (o->max_model_len > CONTEXT_MAX)
         return error_set(
                 e, -EINVAL, "max-model-len is %u: at most %u is possible", o->max_model_len, CONTEXT_MAX);

@@ -40,11 +40,14 @@ struct engine_options {
     uint32_t max_num_batched_tokens; /* rows of a step */
     uint32_t max_model_len;          /* 0 = what the workers allow */
     uint32_t max_queue;              /* waiting requests; more is -EAGAIN at submit */
-    uint32_t prefill_target_ms;      /* CPU: prompt rows of a step are limited so that a step takes about this
-                                        long; 0 = off */
+    /* CPU: prompt rows of a step are limited so that a step takes about this long; 0 = off */
+    uint32_t prefill_target_ms;
+    /* Most drafts of a sequence in one step; 0 = no speculation. What the workers do not take (drafts_max of
+     * step_geometry) is not asked of them. */
+    uint32_t speculative_tokens;
     uint32_t step_timeout_ms; /* a rank without progress for this long is reported as stuck; 0 = 30000 */
-    uint32_t slow_reader_ms;  /* a stream whose ring stays full this long ends with ENGINE_FINISH_SLOW; 0 =
-                                 30000 */
+    /* A stream whose ring stays full this long ends with ENGINE_FINISH_SLOW; 0 = 30000. */
+    uint32_t slow_reader_ms;
     struct engine_launcher launcher; /* where CONTROL_STUCK and CONTROL_FAULT go */
     /* One line for the log (level: enum log_level of base/log.h), from the engine thread; NULL = nobody
      * listens. */

@@ -107,7 +107,20 @@ static void end_without_token(struct engine *g, struct sequence *s, uint32_t sta
     sequence_finish(g, s, ENGINE_FINISH_FAULT, text);
 }
 
-/* Rank 0's outcomes against the plan, which has no drafts, and against every rank's checksum. */
+/* Whether an outcome is one that the entry can have. */
+static bool answers_entry(
+        const struct engine *g, const struct flight_entry *t, const struct step_outcome *o) {
+    const struct step_sample *samples = step_outcome_samples(o);
+    if (o->slot != t->slot || o->n_accepted > t->n_drafts)
+        return false;
+    for (uint32_t i = 0; i < o->n_samples; i++) {
+        if (samples[i].id >= g->geometry.vocab_size || samples[i].n_top > t->top_logprobs)
+            return false;
+    }
+    return true;
+}
+
+/* Rank 0's outcomes against the plan and against every rank's checksum. */
 static const char *check_outcomes(struct engine *g, const struct flight *f,
         const struct step_completion **answers, const struct step_outcome *o, uint32_t *ret_rank) {
     uint64_t sum = STEP_CHECKSUM_SEED;
@@ -116,13 +129,11 @@ static const char *check_outcomes(struct engine *g, const struct flight *f,
         return "rank 0 answered with another number of outcomes than the plan asked for";
     for (uint32_t i = 0; i < f->n_entries; i++) {
         const struct flight_entry *t = &f->entries[i];
-        const struct step_sample *s = step_outcome_samples(o);
         if (!t->sample)
             continue;
-        if (o->slot != t->slot || o->n_accepted != 0 ||
-                (o->n_samples == 1 && (s->id >= g->geometry.vocab_size || s->n_top > t->top_logprobs)))
+        if (!answers_entry(g, t, o))
             return "rank 0 answered with an outcome that the plan did not ask for";
-        sum = step_checksum(sum, o, s);
+        sum = step_checksum(sum, o, step_outcome_samples(o));
         o = step_outcome_next(o);
     }
     for (uint32_t i = 0; i < g->n_ranks; i++) {
@@ -135,24 +146,30 @@ static const char *check_outcomes(struct engine *g, const struct flight *f,
     return NULL;
 }
 
+/* What an entry gave: its drafts are counted as they were taken, its tokens handed out up to the sequence's end, after
+ * which the rest is nobody's. The step still names s, so s is there afterwards. */
+static void take_outcome(struct engine *g, const struct flight_entry *t, const struct step_outcome *o) {
+    struct sequence *s = t->sequence;
+    uint32_t rejected = t->n_drafts - o->n_accepted;
+    assert(s->n_tokens - s->n_prompt + 1 + t->n_drafts <= s->samples || s->state == SEQUENCE_ENDING);
+    s->planned -= rejected;
+    s->samples -= rejected;
+    for (uint32_t i = 0; i < o->n_samples && s->state != SEQUENCE_ENDING; i++)
+        take_token(g, s, &step_outcome_samples(o)[i]);
+    if (o->status != STEP_SAMPLE_OK && s->state != SEQUENCE_ENDING)
+        end_without_token(g, s, o->status);
+}
+
 static void retire_plan(struct engine *g, struct flight *f, const struct step_outcome *next) {
     for (uint32_t i = 0; i < f->n_closes; i++)
         pools_slot_closed(&g->pools, f->closes[i]);
     for (uint32_t i = 0; i < f->n_entries; i++) {
-        struct flight_entry *t = &f->entries[i];
-        struct sequence *s = t->sequence;
-        const struct step_outcome *o = t->sample ? next : NULL;
-        if (o != NULL)
-            next = step_outcome_next(o);
-        if (o != NULL && s->state != SEQUENCE_ENDING) {
-            assert(t->sample_index == s->n_tokens - s->n_prompt);
-            /* this step still names s, so s is still there afterwards */
-            if (o->status == STEP_SAMPLE_OK)
-                take_token(g, s, step_outcome_samples(o));
-            else
-                end_without_token(g, s, o->status);
+        const struct flight_entry *t = &f->entries[i];
+        if (t->sample) {
+            take_outcome(g, t, next);
+            next = step_outcome_next(next);
         }
-        sequence_retired(g, s);
+        sequence_retired(g, t->sequence);
     }
 }
 

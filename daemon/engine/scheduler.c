@@ -9,13 +9,15 @@
  * gives its slot up when somebody waits for it.
  *
  * A plan is made while the one before it runs: a CONTINUE row takes its id from the slot, and what the host
- * does not know yet (a stop id) costs at most one row that nobody sees.
+ * does not know yet (a stop id) costs at most the rows of one step that nobody sees. Drafts (draft.h) are rows beside
+ * it: they take what room there is and put nobody back, and nobody's own row or prompt has to wait for them.
  *
  * While there are suspects (sequences that were being computed when the rank group died) each runs alone before
  * anything else does, through its replay and a few tokens more: a second death then hits the guilty one and
  * nobody else. */
 #include "daemon/engine/scheduler.h"
 
+#include "daemon/engine/draft.h"
 #include "daemon/engine/flight.h"
 #include "daemon/engine/sequence.h"
 
@@ -33,7 +35,7 @@ struct plan {
     struct engine *g;
     struct flight *f;
     uint64_t now;
-    uint32_t rows_left, prompt_left, entries_left;
+    uint32_t rows_left, prompt_left, entries_left, drafts_left;
 };
 
 static uint32_t least(uint32_t a, uint32_t b) {
@@ -44,18 +46,19 @@ static bool serving(const struct sequence *s) {
     return s->state == SEQUENCE_RUNNING;
 }
 
-/* Whether the reader has room for one token more than those that are on their way. */
-static bool reader_has_room(struct plan *p, struct sequence *s) {
+/* Tokens that the reader has room for beside those that may be on their way. */
+static uint32_t reader_room(struct plan *p, struct sequence *s) {
     uint32_t coming = s->samples - (s->n_tokens - s->n_prompt);
-    uint32_t reserve = s == p->g->quarantine ? 0 : STREAM_RESERVE;
-    if (stream_free_places(s->stream) > coming + reserve) {
+    uint32_t taken = coming + (s == p->g->quarantine ? 0 : STREAM_RESERVE);
+    uint32_t places = stream_free_places(s->stream);
+    if (places > taken) {
         s->stalled_since_ns = 0;
-        return true;
+        return places - taken;
     }
     if (s->stalled_since_ns == 0)
         s->stalled_since_ns = p->now;
     p->g->n_stalled++;
-    return false;
+    return 0;
 }
 
 static void add_open(struct engine *g, struct sequence *s) {
@@ -99,6 +102,7 @@ static void add_entry(
         struct plan *p, struct sequence *s, struct step_entry *t, uint32_t first, uint32_t n_pages) {
     struct engine *g = p->g;
     bool sample = (t->flags & STEP_ENTRY_SAMPLE) != 0;
+    uint32_t n_drafts = t->kind == STEP_ENTRY_CONTINUE ? t->n_rows - 1 : 0;
     t->slot = s->slot;
     t->rope_at = t->mask_at = t->drafts_at = STEP_NONE;
     t->page_first = first;
@@ -118,15 +122,16 @@ static void add_entry(
     f->entries[f->n_entries++] = (struct flight_entry){
             .sequence = s,
             .slot = s->slot,
-            .sample_index = s->samples,
-            .sample = sample,
             .top_logprobs = t->top_logprobs,
+            .n_drafts = n_drafts,
+            .sample = sample,
     };
     f->n_rows += t->n_rows;
     f->n_samples += sample;
     s->in_flight++;
     s->planned += t->n_rows;
-    s->samples += sample;
+    s->samples += sample ? 1 + n_drafts : 0;
+    s->drafts_left = t->n_draft_next;
     p->rows_left -= t->n_rows;
     p->entries_left--;
 }
@@ -193,21 +198,29 @@ static void make_room(struct engine *g, uint32_t pages) {
 
 static void plan_decode(struct plan *p, struct sequence *s) {
     struct engine *g = p->g;
-    uint32_t first, n;
-    if (!serving(s) || s->planned < s->prefill_end || s->samples >= s->max_tokens || !reader_has_room(p, s))
+    uint32_t first, n, room;
+    if (!serving(s) || s->planned < s->prefill_end || s->samples >= s->max_tokens ||
+            (room = reader_room(p, s)) == 0)
         return;
-    if (!pools_grant(&g->pools, s->slot, s->planned + 1, &first, &n)) {
-        make_room(g, 1);
-        return;
+    uint32_t most = least(least(room, s->max_tokens - s->samples), 1 + p->drafts_left);
+    struct draft d = draft_continue(g, s, most);
+    if (!pools_grant(&g->pools, s->slot, s->planned + 1 + d.n, &first, &n)) {
+        d.n = 0;
+        if (!pools_grant(&g->pools, s->slot, s->planned + 1, &first, &n)) {
+            make_room(g, 1);
+            return;
+        }
     }
     struct step_entry t = {
             .kind = STEP_ENTRY_CONTINUE,
             .flags = STEP_ENTRY_SAMPLE,
-            .n_rows = 1,
+            .n_rows = 1 + d.n,
             .first_pos = s->planned,
             .ids_at = STEP_NONE,
             .id_after = STEP_NONE,
+            .n_draft_next = d.n_next,
     };
+    p->drafts_left -= d.n;
     add_entry(p, s, &t, first, n);
 }
 
@@ -215,6 +228,8 @@ static void plan_decodes(struct plan *p) {
     struct engine *g = p->g;
     /* When not all fit a step they take turns; else the order is the serving order. */
     uint32_t start = g->n_running > p->rows_left || g->n_running > p->entries_left ? g->rotor : 0, i;
+    /* Drafts share half of what one row of each leaves: the other half is for prompts. */
+    p->drafts_left = p->rows_left > g->n_running ? (p->rows_left - g->n_running) / 2 : 0;
     for (i = 0; i < g->n_running && p->rows_left > 0 && p->entries_left > 0; i++)
         plan_decode(p, g->running[(start + i) % g->n_running]);
     g->rotor = g->n_running > 0 ? (start + i) % g->n_running : 0;
@@ -231,7 +246,7 @@ static bool plan_prompt(struct plan *p, struct sequence *s) {
     uint32_t stop = s->planned + least(room, end - s->planned);
     if (stop < end && stop - stop % GDN_BLOCK > s->planned)
         stop -= stop % GDN_BLOCK; /* a cut at a block boundary costs the least */
-    if (stop == s->prefill_end && !reader_has_room(p, s))
+    if (stop == s->prefill_end && reader_room(p, s) == 0)
         return false;
     /* All pages of what is known are taken with the first chunk: a prompt never waits half way. */
     if (!pools_grant(&g->pools, s->slot, s->prefill_end, &first, &n_pages))
@@ -247,6 +262,7 @@ static bool plan_prompt(struct plan *p, struct sequence *s) {
             .ids_at = step_blob(
                     g->writer, s->tokens + s->planned, (stop - s->planned) * (uint32_t)sizeof(uint32_t)),
             .id_after = stop < s->n_tokens ? s->tokens[stop] : STEP_NONE,
+            .n_draft_next = stop == s->prefill_end ? draft_first(g, s).n_next : 0,
     };
     p->prompt_left -= t.n_rows;
     p->f->n_prompt_rows += t.n_rows;
@@ -353,6 +369,7 @@ static void prepare(struct plan *p) {
     p->rows_left = rows_most(g);
     p->prompt_left = g->o.prefill_target_ms > 0 ? least(p->rows_left, g->prefill_rows) : p->rows_left;
     p->entries_left = least(g->geometry.entries_max, SEQS_MAX);
+    p->drafts_left = p->rows_left > 0 ? p->rows_left - 1 : 0; /* of one that runs alone */
     g->n_stalled = g->n_set_back;
 }
 

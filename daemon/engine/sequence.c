@@ -60,7 +60,7 @@ void sequence_admit(struct engine *g, struct sequence *s, uint32_t slot) {
     not_set_back(g, s);
     s->slot = slot;
     s->opened = false;
-    s->planned = 0;
+    s->planned = s->drafts_left = 0;
     s->prefill_end = s->n_tokens;
     s->samples = s->n_tokens - s->n_prompt;
     s->stalled_since_ns = 0;

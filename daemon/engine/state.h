@@ -38,8 +38,8 @@
 #define POKES_MAX        64u
 #define REGISTRY_BUCKETS 32768u
 
-_Static_assert(
-        STREAM_RING_TOKENS > PLANS_IN_FLIGHT + STREAM_RESERVE, "a stream can have two steps in flight");
+_Static_assert(STREAM_RING_TOKENS > PLANS_IN_FLIGHT * (1 + DRAFT_MAX) + STREAM_RESERVE,
+        "a stream can have two steps in flight, all of whose drafts are accepted");
 
 enum sequence_state {
     SEQUENCE_NEW,
@@ -65,15 +65,17 @@ struct sequence {
     enum sequence_state state;        /* changed by sequence_enter() only */
     uint32_t slot;                    /* 0 = none; not 0 = in g->running */
     bool opened;                      /* OPEN was sent */
-    bool blamed;          /* a rank was computing its rows when the group died; during recovery_lost() only */
-    bool suspect;         /* was blamed, and has not been seen to live alone since */
-    bool killed_alone;    /* while it was the quarantine, by a signal that may have come from anywhere */
-    uint32_t deaths;      /* at which it was blamed */
-    uint32_t trial_end;   /* samples after which the quarantine is over */
-    uint32_t in_flight;   /* steps that name it */
-    uint32_t planned;     /* rows in committed steps, counted from position 0 */
-    uint32_t prefill_end; /* rows below it come from the host */
-    uint32_t samples;     /* tokens sampled in committed steps: the next sample_index */
+    bool blamed;        /* a rank was computing its rows when the group died; during recovery_lost() only */
+    bool suspect;       /* was blamed, and has not been seen to live alone since */
+    bool killed_alone;  /* while it was the quarantine, by a signal that may have come from anywhere */
+    uint32_t deaths;    /* at which it was blamed */
+    uint32_t trial_end; /* samples after which the quarantine is over */
+    uint32_t in_flight; /* steps that name it */
+    /* Rows in committed steps, counted from position 0, and tokens sampled in them (the next sample_index). While a
+     * step with drafts is in flight both count as if all of them were accepted; its completion puts them right. */
+    uint32_t planned, samples;
+    uint32_t prefill_end;     /* rows below it come from the host */
+    uint32_t drafts_left;     /* by its last planned step in the slot */
     uint32_t computed_before; /* rows below it are a replay */
     bool counted;             /* in prompt_tokens_total */
     uint64_t stalled_since_ns;
@@ -82,9 +84,9 @@ struct sequence {
 
 struct flight_entry {
     struct sequence *sequence;
-    uint32_t slot, sample_index;
+    uint32_t slot, top_logprobs;
+    uint32_t n_drafts; /* rows beside the first of a CONTINUE */
     bool sample;
-    uint32_t top_logprobs;
 };
 struct flight { /* one record that not every rank has answered yet */
     uint64_t step;

@@ -289,16 +289,24 @@ static enum step_sample_status sample(
     return STEP_SAMPLE_OK;
 }
 
-/* What this slot will sample, so many times right; then something else. */
+/* Whether the draft for this slot's next sample is to be right, the i-th that is left. */
+static bool draft_is_right(const struct null_rank *n, const struct null_slot *s, uint32_t i) {
+    if (n->o.draft_odds == 0)
+        return i < n->o.drafts_right;
+    return mix(s->hash ^ mix(s->sample_index)) % 100 < n->o.draft_odds;
+}
+
+/* What this slot will sample, where it is to be right; else something else. */
 static void leave_drafts(const struct null_rank *n, const struct step_entry *t, struct null_slot *s) {
     struct null_slot ahead = *s;
     struct step_sample next;
     s->n_drafts = t->n_draft_next;
     for (uint32_t i = 0; i < s->n_drafts; i++) {
         take_id(n, &ahead, ahead.last_id);
+        bool right = draft_is_right(n, &ahead, i);
         if (sample(n, t, &ahead, &next) != STEP_SAMPLE_OK)
             next.id = 0;
-        s->drafts[i] = i < n->o.drafts_right ? next.id : (next.id + 1) % n->o.vocab_size;
+        s->drafts[i] = right ? next.id : (next.id + 1) % n->o.vocab_size;
     }
 }
 

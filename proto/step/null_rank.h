@@ -21,6 +21,7 @@ struct null_rank_options {
     uint32_t drafts_max;             /* up to DRAFT_MAX; 0 = takes and makes none */
     /* Of the drafts that it leaves in a slot, so many are right and the next ones wrong. */
     uint32_t drafts_right;
+    uint32_t draft_odds; /* not 0: instead each is right in so many of 100 cases, at random */
     uint32_t damaged_id; /* a sequence that has read it gets STEP_SAMPLE_NOT_FINITE from then on; 0 = none */
     uint64_t fingerprint;
     uint64_t step_ns, row_ns; /* each plan takes step_ns + rows * row_ns */

@@ -1,6 +1,6 @@
 /* chaos.c - requests come, go, are cancelled and stopped while pages run out and groups die, all at random
- * from a fixed seed: whatever a stream says is what the request says on an idle machine, and nothing is left
- * behind. */
+ * from a fixed seed: whatever a stream says is what the request says on an idle machine without speculation, and
+ * nothing is left behind. */
 #include "tests/unit/engine/harness.h"
 
 #include <stdio.h>
@@ -8,8 +8,9 @@
 #define KINDS 40u  /* different requests */
 #define LIVE  24u  /* at a time */
 #define TURNS 600u /* events in a run */
+#define STOPS 24u  /* stop ids of every third request */
 
-static uint32_t prompt[1024];
+static uint32_t prompt[1024], stop_ids[STOPS];
 static struct reading expected[KINDS];
 
 struct client {
@@ -33,12 +34,19 @@ static struct engine_request request(uint32_t kind) {
     q.priority = (int32_t)(kind % 3);
     q.logprobs = kind % 2 == 0;
     q.top_logprobs = kind % 2 == 0 ? kind % 5 : 0;
+    if (kind % 3 == 0) {
+        q.stop_ids = stop_ids;
+        q.n_stop_ids = STOPS;
+        q.min_tokens = kind % 2 == 0 ? kind : 0;
+    }
     return q;
 }
 
+/* With as many drafts as the ranks take. */
 static struct engine *start(struct harness_group *group, const struct null_rank_options *r) {
     struct engine_options o = harness_engine_options();
     o.max_num_batched_tokens = 96;
+    o.speculative_tokens = r->drafts_max;
     struct engine *g = harness_engine(&o);
     harness_group_start(group, g, r, 1);
     assert_int_equal(engine_wait_ready(g, LONG_NS), 0);
@@ -51,13 +59,18 @@ static int group_setup(void **state) {
     struct null_rank_options r = harness_rank_options();
     for (uint32_t i = 0; i < 1024; i++)
         prompt[i] = (i * 7919 + 13) % 1000;
+    for (uint32_t i = 0; i < STOPS; i++)
+        stop_ids[i] = i * 37;
     struct engine *g = start(&group, &r);
+    uint32_t stopped = 0;
     for (uint32_t i = 0; i < KINDS; i++) {
         struct engine_request q = request(i);
         harness_submit(g, &q, &expected[i]);
         harness_read(&expected[i], 1, 0);
-        assert_int_equal(expected[i].n, 5 + i * 4);
+        assert_true(expected[i].n == 5 + i * 4 || expected[i].finish == ENGINE_FINISH_STOP_ID);
+        stopped += expected[i].finish == ENGINE_FINISH_STOP_ID && expected[i].n < 5 + i * 4;
     }
+    assert_true(stopped >= 3); /* or nothing is tested */
     harness_unref(expected, KINDS);
     engine_free(g);
     harness_group_stop(&group);
@@ -73,7 +86,7 @@ static void check_tokens(const struct client *c) {
 
 static void end_client(struct client *c) {
     check_tokens(c);
-    if (c->reading.finish == ENGINE_FINISH_LENGTH)
+    if (c->reading.finish == expected[c->kind].finish)
         assert_int_equal(c->reading.n, expected[c->kind].n);
     else if (!groups_die || c->reading.finish != ENGINE_FINISH_FAULT)
         assert_int_equal(c->reading.finish, c->asked);
@@ -105,7 +118,8 @@ static void act(struct engine *g, struct client *c) {
     }
 }
 
-static void run(uint64_t seed, uint32_t tp, uint32_t pages, uint32_t slots, uint32_t deaths) {
+/* odds: in 100 that a draft is right; 0 = no drafts. */
+static void run(uint64_t seed, uint32_t tp, uint32_t pages, uint32_t slots, uint32_t deaths, uint32_t odds) {
     static struct client clients[LIVE];
     struct harness_group groups[8];
     struct engine_stats s;
@@ -113,6 +127,9 @@ static void run(uint64_t seed, uint32_t tp, uint32_t pages, uint32_t slots, uint
     r.tp = tp;
     r.pages = pages;
     r.slots = slots;
+    r.has_mtp = odds > 0;
+    r.drafts_max = odds > 0 ? 1 + (uint32_t)(seed % DRAFT_MAX) : 0;
+    r.draft_odds = odds;
     random_state = seed;
     groups_die = deaths > 0;
     memset(clients, 0, sizeof(clients));
@@ -152,19 +169,30 @@ static void run(uint64_t seed, uint32_t tp, uint32_t pages, uint32_t slots, uint
 static void test_plain(void **state) {
     (void)state;
     for (uint64_t seed = 1; seed <= 4; seed++)
-        run(seed * 7777777, 1, 256, 64, 0);
+        run(seed * 7777777, 1, 256, 64, 0, 0);
 }
 
 static void test_pressure(void **state) {
     (void)state;
     for (uint64_t seed = 1; seed <= 6; seed++)
-        run(seed * 1234567, 1 + seed % 2, 9, seed % 3 == 0 ? 4 : 64, 0);
+        run(seed * 1234567, 1 + seed % 2, 9, seed % 3 == 0 ? 4 : 64, 0, 0);
 }
 
 static void test_deaths(void **state) {
     (void)state;
     for (uint64_t seed = 1; seed <= 6; seed++)
-        run(seed * 7654321, 1 + seed % 3, seed % 2 == 0 ? 10 : 256, 8, 5);
+        run(seed * 7654321, 1 + seed % 3, seed % 2 == 0 ? 10 : 256, 8, 5, 0);
+}
+
+/* The same with drafts of every quality: no token changes, and every count comes out even. */
+static void test_drafts(void **state) {
+    (void)state;
+    const uint32_t odds[] = {100, 85, 50, 1};
+    for (uint64_t seed = 1; seed <= 8; seed++) {
+        run(seed * 7777777, 1, 256, 64, 0, odds[seed % 4]);
+        run(seed * 1234567, 1 + seed % 2, 9, seed % 3 == 0 ? 4 : 64, 0, odds[seed % 4]);
+        run(seed * 7654321, 1 + seed % 3, seed % 2 == 0 ? 10 : 256, 8, 5, odds[seed % 4]);
+    }
 }
 
 int main(void) {
@@ -172,6 +200,7 @@ int main(void) {
             cmocka_unit_test(test_plain),
             cmocka_unit_test(test_pressure),
             cmocka_unit_test(test_deaths),
+            cmocka_unit_test(test_drafts),
     };
     return cmocka_run_group_tests(tests, group_setup, NULL);
 }
