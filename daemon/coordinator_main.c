@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "daemon/engine/engine.h"
 #include "daemon/rpc/rpc.h"
+#include "daemon/service/activity.h"
 #include "daemon/service/service.h"
 #include "proto/step/control.h"
 
@@ -49,6 +50,7 @@ struct coordinator {
     bool control_running;
     bool announced; /* READY was sent for the present state, in announced_group */
     uint64_t announced_group;
+    struct activity activity;
     bool clamped;              /* it was said that --max-model-len is more than there is */
     bool usage;                /* a setting is wrong: the exit code says so */
     pthread_mutex_t held_lock; /* protects the next three */
@@ -236,6 +238,9 @@ static void look_at_engine(struct coordinator *c) {
         c->clamped = true;
         tell_launcher(c, &m);
     }
+    char line[ERROR_TEXT_MAX];
+    if (activity_line(&c->activity, &s, clock_ns(), line, sizeof(line)))
+        log_info("%s", line);
     c->announced = serving;
     c->announced_group = s.group_epoch;
     service_set_health(&c->service, serving, c->server);

@@ -5,6 +5,7 @@
 #include "daemon/engine/recovery.h"
 #include "daemon/engine/scheduler.h"
 #include "daemon/engine/sequence.h"
+#include "daemon/engine/timing.h"
 #include "daemon/engine/wake.h"
 
 #include "base/clock.h"
@@ -91,8 +92,10 @@ static void take_submitted(struct engine *g, struct sequence *s) {
 static void take_finish(struct engine *g, struct sequence *s, uint32_t n_tokens) {
     /* What came after the stop string was never sent and does not count. */
     uint32_t generated = s->n_tokens - s->n_prompt;
-    if (s->state != SEQUENCE_ENDING && generated > n_tokens)
-        g->now.generated_tokens_total -= generated - n_tokens;
+    if (s->state != SEQUENCE_ENDING && generated > n_tokens) {
+        s->unseen = generated - n_tokens;
+        g->now.generated_tokens_total -= s->unseen;
+    }
     sequence_finish(g, s, ENGINE_FINISH_REQUESTED, NULL);
 }
 
@@ -192,6 +195,7 @@ static void *engine_main(void *arg) {
         uint64_t now = clock_ns();
         struct flight_report stuck;
         g->work_done = false;
+        g->turn_ns = now;
         take_inbox(g);
         take_answers(g, now); /* before a loss is looked at: what was answered is nobody's death */
         take_controls(g, now);
@@ -257,6 +261,7 @@ int engine_create(const struct engine_options *options, struct engine **ret, str
     g->prefill_rows = PREFILL_ROWS_FIRST;
     g->stats.state = g->now.state = "loading";
     g->stats.max_queue = g->now.max_queue = options->max_queue;
+    timing_init(g);
     r = init_locks(g);
     g->buckets = calloc(REGISTRY_BUCKETS, sizeof(g->buckets[0]));
     g->writer = aligned_alloc(64, step_writer_bytes());

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "base/error.h"
+#include "base/histogram.h"
 #include "base/limits.h"
 
 #include <stdbool.h>
@@ -108,6 +109,7 @@ enum engine_finish {
                           * it, or its logits are no numbers; text in engine_stream_error() */
     ENGINE_FINISH_NO_TOKEN, /* min_tokens and the stop ids leave no id that could be sampled */
     ENGINE_FINISH_SLOW,     /* the reader left its ring full for too long */
+    ENGINE_FINISHES,        /* how many there are */
 };
 
 struct engine_token {
@@ -153,11 +155,30 @@ struct engine_stats {
     uint32_t slots_total, slots_free; /* of the workers; a slot is free once its CLOSE was completed */
     uint64_t requests_total, prompt_tokens_total, generated_tokens_total, steps_total, preemptions_total;
     uint64_t replays_total, dropped_records_total, step_errors_total;
+    uint64_t prompt_rows_total;               /* prompt tokens computed; again when a sequence is replayed */
+    uint64_t finished_total[ENGINE_FINISHES]; /* requests by how they ended */
     uint64_t step_plan_ns_total; /* time of the engine thread per step, planning and completion handling */
     uint64_t group_epoch, coord_epoch, weight_fingerprint, weight_bytes;
     bool model_has_mtp; /* the checkpoint has an MTP layer, whether the workers run it or not */
     char devices[RANKS_MAX][96];
 };
 void engine_stats(struct engine *g, struct engine_stats *ret);
+/* Distributions since the start. Times and token counts of whole requests are of those that came to their end (a stop
+ * or a length); the others count as what they ended by in finished_total. */
+enum engine_histogram {
+    ENGINE_FIRST_TOKEN_NS, /* received -> first token */
+    ENGINE_INTER_TOKEN_NS, /* between tokens of one sequence; of several that came in one step, 0 after the first */
+    ENGINE_QUEUE_NS,       /* received -> first step, once a request */
+    ENGINE_PROMPT_NS, /* first step -> first token */
+    ENGINE_ANSWER_NS, /* first token -> last token */
+    ENGINE_TOTAL_NS,  /* received -> finished */
+    ENGINE_PROMPT_TOKENS,
+    ENGINE_ANSWER_TOKENS,
+    ENGINE_MAX_TOKENS, /* as asked for */
+    ENGINE_STEP_ROWS,  /* rows of a step, prompts and answers together */
+    ENGINE_HISTOGRAMS,
+};
+/* Lives as long as g; any thread may histogram_read() it. */
+const struct histogram *engine_histogram(const struct engine *g, enum engine_histogram which);
 /* Blocks until the workers have answered the first RESET or timeout. */
 int engine_wait_ready(struct engine *g, uint64_t timeout_ns);

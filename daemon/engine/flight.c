@@ -8,6 +8,7 @@
 #include "daemon/engine/poke.h"
 #include "daemon/engine/report.h"
 #include "daemon/engine/sequence.h"
+#include "daemon/engine/timing.h"
 
 #include "base/log.h"
 
@@ -81,6 +82,7 @@ static bool is_stop_id(const struct sequence *s, uint32_t id, uint32_t index) {
 
 static void take_token(struct engine *g, struct sequence *s, const struct step_sample *sample) {
     uint32_t index = s->n_tokens - s->n_prompt;
+    timing_token(g, s);
     s->tokens[s->n_tokens++] = sample->id;
     g->now.generated_tokens_total++;
     if (!s->counted) {
@@ -194,6 +196,8 @@ static enum flight_event finish_plan(struct engine *g, struct flight *f,
     ret->n_prompt_rows = f->n_prompt_rows;
     g->n_plans--;
     g->now.steps_total++;
+    g->now.prompt_rows_total += f->n_prompt_rows;
+    timing_step(g, f->n_rows);
     retire_plan(g, f, outcomes);
     return FLIGHT_RETIRED;
 }

@@ -20,8 +20,7 @@
 #include "daemon/engine/draft.h"
 #include "daemon/engine/flight.h"
 #include "daemon/engine/sequence.h"
-
-#include "base/clock.h"
+#include "daemon/engine/timing.h"
 
 #include <assert.h>
 
@@ -93,8 +92,7 @@ static void add_open(struct engine *g, struct sequence *s) {
     step_add_open(g->writer, &o);
     step_add_memory(g->writer, STEP_MEMORY_ZERO_SLOT, s->slot, 0);
     s->opened = true;
-    if (atomic_load_explicit(&s->stream->first_step_ns, memory_order_relaxed) == 0)
-        atomic_store_explicit(&s->stream->first_step_ns, clock_ns(), memory_order_relaxed);
+    timing_begun(g, s);
 }
 
 /* Writes the entry; its pages are there already or granted by it. */

@@ -3,6 +3,7 @@
 
 #include "daemon/engine/poke.h"
 #include "daemon/engine/registry.h"
+#include "daemon/engine/timing.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -128,6 +129,7 @@ void sequence_finish(struct engine *g, struct sequence *s, enum engine_finish fi
         sequence_enter(s, SEQUENCE_ENDING);
         heap_remove(&g->deadlines, s);
         registry_remove(g, s->stream);
+        timing_ended(g, s, finish, s->n_tokens - s->n_prompt - s->unseen);
         stream_end(s->stream, finish, error);
         poke_later(g, &s->stream->poke);
     }

@@ -7,7 +7,7 @@
  * Calls go down and results come up; an arrow is "may include" (tests/house_rules.py holds every file to it):
  *
  *     engine (the loop, the way in) --> recovery, scheduler --> flight --> sequence --> registry --> inbox, wake
- *     all of them --> poke, report, wake; heap, pools, stream; state
+ *     all of them --> poke, report, timing, wake; heap, pools, stream; state
  *
  *   STATE_LOADING --RESET answered--> STATE_SERVING --group lost--> STATE_RECOVERING --RESET answered-->
  *   STATE_SERVING; from LOADING and RECOVERING --other weights--> STATE_FAILED, which stays
@@ -79,7 +79,9 @@ struct sequence {
     uint32_t computed_before; /* rows below it are a replay */
     bool counted;             /* in prompt_tokens_total */
     uint64_t stalled_since_ns;
-    bool set_back; /* gave its slot up because its reader stalled: waits for it, behind all others */
+    uint64_t last_token_ns; /* when its last token came */
+    uint32_t unseen;        /* tokens that were generated after the stop string */
+    bool set_back;          /* gave its slot up because its reader stalled: waits for it, behind all others */
 };
 
 struct flight_entry {
@@ -159,8 +161,10 @@ struct engine {
     uint32_t n_set_back;
     struct engine_poke pokes[POKES_MAX];
     uint32_t n_pokes;
-    struct engine_stats now; /* counters, copied to stats */
-    bool work_done;          /* this turn handled a completion or made a plan */
+    struct engine_stats now;                        /* counters, copied to stats */
+    uint64_t turn_ns;                               /* when this turn of the loop began */
+    struct histogram histograms[ENGINE_HISTOGRAMS]; /* read by any thread */
+    bool work_done;                                 /* this turn handled a completion or made a plan */
 };
 
 /* The two state machines of the drawing above: a transition that is not in it is a mistake of ours. */

@@ -2,9 +2,8 @@
  *
  * libmicrohttpd's own thread serves it, with sockets that never block and epoll (select would fail at descriptors
  * beyond 1023, which a coordinator with many clients has). A scrape reads a snapshot of the engine and touches no
- * request; its text is copied, so a reader that takes none of it holds 16 KB and one place of CONNECTIONS_TOP. */
-#include "daemon/rpc/rpc.h"
-#include "daemon/service/service.h"
+ * request; its text is its own, so a reader that takes none of it holds some 50 KB and one place of CONNECTIONS_TOP. */
+#include "daemon/service/metrics_text.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -15,7 +14,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define TEXT_MAX 16384
 /* One that sends or reads nothing holds its place until the timeout: many more places than scrapers. */
 #define CONNECTIONS_TOP 256
 #define TIMEOUT_SECONDS 10
@@ -25,63 +23,6 @@ struct metrics {
     struct rpc_server *server;
     struct MHD_Daemon *http;
 };
-
-struct line {
-    const char *name, *kind, *help;
-    double value;
-};
-
-static size_t write_lines(char *text, size_t size, const struct line *lines, size_t n_lines) {
-    size_t used = 0;
-    for (size_t i = 0; i < n_lines; i++) {
-        int n = snprintf(text + used, size - used,
-                "# HELP shardd_%s %s\n# TYPE shardd_%s %s\nshardd_%s %.17g\n", lines[i].name, lines[i].help,
-                lines[i].name, lines[i].kind, lines[i].name, lines[i].value);
-        if (n < 0 || (size_t)n >= size - used)
-            break;
-        used += (size_t)n;
-    }
-    return used;
-}
-
-static size_t write_metrics(const struct metrics *m, char *text, size_t size) {
-    struct engine_stats s;
-    engine_stats(m->service->options.engine, &s);
-    struct line lines[] = {
-            {"up", "gauge", "1 while a request sent now would run.", atomic_load(&m->service->serving)},
-            {"requests_running", "gauge", "Sequences in steps.", s.running},
-            {"requests_waiting", "gauge", "Requests in the queue.", s.waiting},
-            {"requests_suspected", "gauge",
-                    "Requests that were computed at a death and have not run alone since.", s.suspects},
-            {"requests_total", "counter", "Requests taken by the engine.", (double)s.requests_total},
-            {"requests_refused_total", "counter", "Calls that ended with a refusal.",
-                    (double)atomic_load(&m->service->refused_total)},
-            {"requests_cancelled_total", "counter", "Streams that clients left.",
-                    (double)atomic_load(&m->service->cancelled_total)},
-            {"prompt_tokens_total", "counter", "Prompt tokens taken.", (double)s.prompt_tokens_total},
-            {"generated_tokens_total", "counter", "Tokens generated.", (double)s.generated_tokens_total},
-            {"chunks_total", "counter", "Messages of tokens sent.",
-                    (double)atomic_load(&m->service->chunks_total)},
-            {"kv_pages", "gauge", "KV pages of 64 tokens.", s.pages_total},
-            {"kv_pages_free", "gauge", "KV pages not in use.", s.pages_free},
-            {"steps_total", "counter", "Engine steps.", (double)s.steps_total},
-            {"step_plan_seconds_total", "counter", "Time of the engine thread for its steps.",
-                    (double)s.step_plan_ns_total / 1e9},
-            {"preemptions_total", "counter", "Sequences that gave up their place for want of memory.",
-                    (double)s.preemptions_total},
-            {"replays_total", "counter", "Sequences replayed after a restart of the workers.",
-                    (double)s.replays_total},
-            {"dropped_records_total", "counter", "Records of another epoch.",
-                    (double)s.dropped_records_total},
-            {"step_errors_total", "counter", "Steps that the workers reported as failed.",
-                    (double)s.step_errors_total},
-            {"group_epoch", "gauge", "Starts of the worker group.", (double)s.group_epoch},
-            {"grpc_calls_total", "counter", "gRPC calls.", (double)rpc_server_calls_total(m->server)},
-            {"grpc_calls_live", "gauge", "gRPC calls that have not ended.", rpc_server_live_calls(m->server)},
-            {"grpc_connections", "gauge", "Open client connections.", rpc_server_connections(m->server)},
-    };
-    return write_lines(text, size, lines, sizeof(lines) / sizeof(lines[0]));
-}
 
 static enum MHD_Result answer(
         struct MHD_Connection *c, unsigned status, const char *type, const char *text, size_t bytes) {
@@ -115,9 +56,13 @@ static enum MHD_Result on_request(void *user, struct MHD_Connection *c, const ch
     }
     if (strcmp(url, "/metrics") != 0)
         return answer(c, MHD_HTTP_NOT_FOUND, plain, "look at /metrics or /healthz\n", 29);
-    char text[TEXT_MAX];
-    size_t bytes = write_metrics(m, text, sizeof(text));
-    return answer(c, MHD_HTTP_OK, "text/plain; version=0.0.4; charset=utf-8", text, bytes);
+    struct byte_buffer text;
+    int r = metrics_text(m->service, m->server, &text);
+    enum MHD_Result result =
+            r < 0 ? answer(c, MHD_HTTP_SERVICE_UNAVAILABLE, plain, "no memory\n", 10)
+                  : answer(c, MHD_HTTP_OK, "text/plain; version=0.0.4; charset=utf-8", text.data, text.n);
+    free(text.data);
+    return result;
 }
 
 int metrics_start(struct service *s, struct rpc_server *server, const char *address, struct metrics **ret,

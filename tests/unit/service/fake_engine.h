@@ -48,6 +48,9 @@ static const char *_Atomic fake_state = "serving";
 static _Atomic uint32_t fake_live;
 static _Atomic uint32_t fake_pages = 64;
 
+static struct histogram fake_histograms[ENGINE_HISTOGRAMS];
+static uint64_t fake_finished[ENGINE_FINISHES];
+
 static struct engine fake_engine = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static uint64_t fake_now(void) {
@@ -258,6 +261,11 @@ void engine_stream_timing(const struct engine_stream *s, struct engine_timing *r
     *ret = (struct engine_timing){.first_step_ns = fake_now(), .first_token_ns = fake_now()};
 }
 
+const struct histogram *engine_histogram(const struct engine *g, enum engine_histogram which) {
+    (void)g;
+    return &fake_histograms[which];
+}
+
 void engine_stats(struct engine *g, struct engine_stats *ret) {
     *ret = (struct engine_stats){.state = fake_state,
             .tp = 2,
@@ -269,6 +277,7 @@ void engine_stats(struct engine *g, struct engine_stats *ret) {
             .pages_free = 64,
             .weight_fingerprint = 0x0123456789abcdefull,
             .devices = {"fake 0", "fake 1"}};
+    memcpy(ret->finished_total, fake_finished, sizeof(fake_finished));
     pthread_mutex_lock(&g->mutex);
     ret->running = g->n;
     if (g->draining)

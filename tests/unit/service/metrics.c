@@ -56,7 +56,7 @@ static void get(const char *request, char *answer, size_t size) {
 
 static void test_metrics(void **state) {
     (void)state;
-    char answer[32768];
+    char answer[131072];
     get("GET /metrics", answer, sizeof(answer));
     assert_non_null(strstr(answer, "HTTP/1.1 200"));
     assert_non_null(strstr(answer, "text/plain; version=0.0.4"));
@@ -71,6 +71,28 @@ static void test_metrics(void **state) {
     assert_int_equal(answer[strlen(answer) - 1], '\n'); /* whole */
 }
 
+/* What vLLM has a name for is there under both names; each bound of vLLM's is one of ours. */
+static void test_names_of_vllm(void **state) {
+    (void)state;
+    static const uint64_t bounds[] = {1000000, 2000000, 10000000};
+    static char answer[131072];
+    for (int i = 0; i < ENGINE_HISTOGRAMS; i++)
+        histogram_init(&fake_histograms[i], bounds, 3);
+    histogram_add(&fake_histograms[ENGINE_INTER_TOKEN_NS], 1500000);
+    fake_finished[ENGINE_FINISH_STOP_ID] = 2;
+    fake_finished[ENGINE_FINISH_REQUESTED] = 3;
+    get("GET /metrics", answer, sizeof(answer));
+    assert_non_null(strstr(answer, "\nshardd_inter_token_latency_seconds_bucket{le=\"0.002\"} 1\n"));
+    assert_non_null(
+            strstr(answer, "\nvllm:inter_token_latency_seconds_bucket{model_name=\"test\",engine=\"0\","
+                           "le=\"0.01\"} 1\nvllm:inter_token_latency_seconds_bucket{model_name=\"test\","
+                           "engine=\"0\",le=\"+Inf\"} 1\n"));
+    assert_non_null(strstr(answer, "\nshardd_requests_finished_total{reason=\"stop_string\"} 3\n"));
+    assert_non_null(strstr(answer, "\nvllm:request_success_total{model_name=\"test\",engine=\"0\","
+                                   "finished_reason=\"stop\"} 5\n"));
+    assert_non_null(strstr(answer, "\nvllm:kv_cache_usage_perc{model_name=\"test\",engine=\"0\"} 0\n"));
+}
+
 /* Clients that say nothing, and ones that ask and read nothing: all of them still have their places
  * when another one gets its answer, so it did not wait for one of theirs. */
 static void test_slow_clients_delay_nobody(void **state) {
@@ -78,7 +100,7 @@ static void test_slow_clients_delay_nobody(void **state) {
     enum { SLOW = 100 };
     static const char ask_text[] = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
     int slow[SLOW];
-    char answer[32768], byte;
+    char answer[131072], byte;
     for (int i = 0; i < SLOW; i++) {
         slow[i] = connect_to_it();
         if (i % 2 == 0)
@@ -129,7 +151,7 @@ static void test_port_in_use(void **state) {
 int main(void) {
     log_open("unit-service-metrics", LOG_LEVEL_ERROR);
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
-    const struct CMUnitTest tests[] = {T(test_metrics), T(test_slow_clients_delay_nobody), T(test_health),
-            T(test_anything_else), T(test_port_in_use)};
+    const struct CMUnitTest tests[] = {T(test_metrics), T(test_names_of_vllm),
+            T(test_slow_clients_delay_nobody), T(test_health), T(test_anything_else), T(test_port_in_use)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
