@@ -311,8 +311,13 @@ struct k_shape { /* what one rank holds; filled by tp/ from the model and the sh
 /* Pool: everything that belongs to sequences. Slot 0 and page 0 are dummies for padded rows and never opened.
  *   KV      [layer][page][kv_head][K|V][64][head_dim] in kv_dtype (rounded to nearest even when written); with K_INT8
  *           each kv head of a page goes on with its scales, [K|V][64] fp32
- *   GDN     per slot and layer: S0 [Hv][dk][dv], ring of C rows (k after L2 norm [Hk][dk], Delta [Hv][dv], G [Hv]),
- *           conv window: the W-1 last pre-conv rows [W-1][2*Hk*dk + Hv*dv]; all fp32
+ *   GDN     per slot and layer: S0 [Hv][dk][dv], ring of C + drafts_max rows (k after L2 norm [Hk][dk], Delta [Hv][dv],
+ *           G [Hv]), conv window: ring of W-1 + drafts_max pre-conv rows of 2*Hk*dk + Hv*dv; all fp32. The row of
+ *           position p is row p % rows of its ring. So rows of drafts lie beside all that is needed without them, and
+ *           one that was not accepted is written over by the row that takes its position.
+ *           S0 is the state after the last block that was folded into it, and only blocks whose last row was accepted
+ *           are: a step folds a block that is complete at its beginning, and computes what lies behind a block that
+ *           its drafts complete against a folded state that it does not keep. The same fold later gives the same bits.
  *   slots   length, last sampled id, drafts, sample index, page table, sampling parameters, token counts, MTP hidden
  *   units   host memory units for SWAP and SNAPSHOT, each as large as one slot's GDN state or one page */
 struct k_pool;
@@ -323,6 +328,7 @@ struct k_pool_options {
     uint32_t slot_units;     /* host units for slot snapshots; may be 0 */
     uint32_t page_units;     /* host units for pages; may be 0 */
     enum k_dtype kv_dtype;   /* K_F32, K_BF16 or K_INT8 */
+    uint32_t drafts_max;     /* rows of a CONTINUE beside the first; 0..DRAFT_MAX, each makes a slot larger */
 };
 
 /* Bytes of one slot, one page and the fixed part, so that the caller can print a budget before creating. The dummies,
@@ -331,6 +337,7 @@ struct k_pool_cost {
     uint64_t slot_bytes, page_bytes, fixed_bytes;
 };
 void k_pool_cost(const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret);
+/* -ENOTSUP where this library takes no drafts, or not so many. */
 int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct k_pool_options *options,
         struct k_pool **ret, struct error *e);
 struct k_pool *k_pool_free(struct k_pool *p);

@@ -137,7 +137,9 @@ static void run_end(struct k_stream *s, const void *args) {
     for (uint32_t e = 0; e < a->b->plan.n_entries; e++) {
         const struct k_entry *entry = &a->b->entries[e];
         struct slot *slot = &a->p->slots[entry->slot];
-        slot->length = a->b->row_pos[entry->row_begin] + entry->n_rows;
+        const uint32_t pos = a->b->row_pos[entry->row_begin];
+        slot->length = pos + entry->n_rows;
+        slot->folded = slot_folded(pos, entry_certain_rows(entry));
         slot->pending = 0;
         if (!(entry->flags & K_ENTRY_SAMPLE) || !a->results)
             continue;

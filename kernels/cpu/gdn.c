@@ -4,8 +4,9 @@
  * convolution with SiLU over [window | rows], L2 norms, gates; then each value head walks its rows block by block;
  * at last the ring of k and the convolution window take the last rows.
  *
- * A block whose 16 rows are all there stays in the ring until the first row of the next block folds it into
- * S0, so a slot at length L > 0 has (L - 1) % 16 + 1 rows in its ring. */
+ * A block whose 16 rows are all there stays in the ring until a step that begins behind it folds it into S0, or a
+ * prompt's rows reach the next block. Drafts may be wrong: a block that they complete is folded into a copy, and
+ * the slot keeps its rows, besides those of the drafts behind it. */
 #include "kernels/cpu/internal.h"
 
 #include <math.h>
@@ -30,9 +31,8 @@ struct gdn_job {
 /* Row i of the entry before convolution; negative i lie in the slot's window. */
 static const float *pre_conv(
         const struct gdn_job *j, const struct k_entry *e, const struct gdn_view *g, int64_t i) {
-    const int64_t kept = (int64_t)j->a->p->shape.conv_kernel - 1;
     if (i < 0)
-        return g->conv + (uint64_t)(kept + i) * j->channels;
+        return gdn_window_row(&j->a->p->layout, &j->a->p->shape, g, j->a->b->row_pos[e->row_begin] + i);
     return j->a->in + (e->row_begin + (uint64_t)i) * j->width;
 }
 
@@ -79,76 +79,113 @@ static void gdn_row(const struct gdn_job *j, const struct k_entry *e, const stru
     j->isa->gdn_gates(a + v, b + v, j->a->w.a_log + v, j->a->w.dt_bias + v, n, j->g + at, j->beta + at);
 }
 
-/* All rows of one sequence for one value head. */
-static void gdn_head(
-        const struct gdn_job *j, const struct k_entry *e, const struct gdn_view *view, uint32_t v) {
+/* Where rows 0..n-1 of the block that begins at position `base` lie: what this step computes of k is not in the slot's
+ * ring before all value heads have read it. */
+static void place_block(const struct gdn_job *j, const struct k_entry *e, const struct gdn_view *g,
+        uint32_t v, uint32_t base, uint32_t n, struct gdn_task *t) {
     const struct k_shape *h = &j->a->p->shape;
-    const uint32_t k = v / (h->gdn_v_heads / h->gdn_k_heads);
-    const struct gdn_view g = *view;
-    const uint32_t dk = h->gdn_k_dim, dv = h->gdn_v_dim, pos = j->a->b->row_pos[e->row_begin];
-    float *s0 = g.s0 + (uint64_t)v * dk * dv, ring_k[GDN_BLOCK * GDN_DIM_MAX];
-    struct gdn_task t = {.dk = dk,
-            .dv = dv,
-            .k_ring = ring_k,
-            .k_ring_stride = dk,
-            .delta = g.delta + (uint64_t)v * dv,
-            .delta_stride = h->gdn_v_heads * dv,
-            .decay = g.decay + v,
-            .decay_stride = h->gdn_v_heads,
-            .s0 = s0,
+    const uint32_t pos = j->a->b->row_pos[e->row_begin], k = v / (h->gdn_v_heads / h->gdn_k_heads);
+    for (uint32_t i = 0; i < n; i++) {
+        gdn_place(&j->a->p->layout, h, g, v, base + i, t, i);
+        if (base + i >= pos)
+            t->k[i] = j->mixed + (e->row_begin + (uint64_t)(base + i - pos)) * j->channels +
+                      (uint64_t)(h->gdn_k_heads + k) * h->gdn_k_dim;
+    }
+}
+
+/* Rows [i, i + t->n_rows) of the entry, all of one block. */
+static void gdn_block(
+        const struct gdn_job *j, const struct k_entry *e, uint32_t v, uint32_t i, struct gdn_task *t) {
+    const struct k_shape *h = &j->a->p->shape;
+    const uint64_t row = e->row_begin + i;
+    const uint32_t k = v / (h->gdn_v_heads / h->gdn_k_heads), dv = h->gdn_v_dim;
+    const float *mixed = j->mixed + row * j->channels;
+    t->q = mixed + (uint64_t)k * h->gdn_k_dim;
+    t->v = mixed + (uint64_t)2 * h->gdn_k_heads * h->gdn_k_dim + (uint64_t)v * dv;
+    t->g = j->g + row * h->gdn_v_heads + v;
+    t->beta = j->beta + row * h->gdn_v_heads + v;
+    t->out = j->a->out + row * h->gdn_v_heads * dv + (uint64_t)v * dv;
+    j->isa->gdn_rows(t);
+    for (uint32_t r = 0; r < t->n_rows; r++) {
+        float *o = t->out + (uint64_t)r * t->out_stride;
+        const float *z = j->a->in + (row + r) * j->width + j->channels + (uint64_t)v * dv;
+        j->isa->gated_norm(o, j->a->w.norm, z, h->rms_eps, dv, o);
+    }
+}
+
+static struct gdn_task task_of(const struct gdn_job *j) {
+    const struct k_shape *h = &j->a->p->shape;
+    return (struct gdn_task){.dk = h->gdn_k_dim,
+            .dv = h->gdn_v_dim,
             .row_stride = j->channels,
             .gate_stride = h->gdn_v_heads,
-            .out_stride = h->gdn_v_heads * dv};
-    /* The ring's k of several rows is copied: later blocks of this entry refill the copy while other heads still
-     * read the slot's. */
-    for (uint32_t i = 0; i < GDN_BLOCK && e->n_rows > 1; i++)
-        memcpy(ring_k + i * dk, g.k + ((uint64_t)i * h->gdn_k_heads + k) * dk, dk * sizeof *ring_k);
-    if (e->n_rows == 1) {
-        t.k_ring = g.k + (uint64_t)k * dk;
-        t.k_ring_stride = h->gdn_k_heads * dk;
-    }
-    for (uint32_t i = 0; i < e->n_rows; i += t.n_rows) {
-        const uint64_t row = e->row_begin + i;
+            .out_stride = h->gdn_v_heads * h->gdn_v_dim};
+}
+
+/* Rows [first, first + n) of the entry for one value head, with s0 the state before the block of the first of them; it
+ * is folded where a block ends among them. */
+static void gdn_walk(const struct gdn_job *j, const struct k_entry *e, const struct gdn_view *g, uint32_t v,
+        uint32_t first, uint32_t n, float *s0) {
+    const uint32_t pos = j->a->b->row_pos[e->row_begin], end = first + n;
+    struct gdn_task t = task_of(j);
+    t.s0 = s0;
+    for (uint32_t i = first; i < end; i += t.n_rows) {
         t.first = (pos + i) % GDN_BLOCK;
-        t.n_rows = e->n_rows - i < GDN_BLOCK - t.first ? e->n_rows - i : GDN_BLOCK - t.first;
-        if (t.first == 0 && pos + i > 0)
+        t.n_rows = end - i < GDN_BLOCK - t.first ? end - i : GDN_BLOCK - t.first;
+        if (i > first) {
+            place_block(j, e, g, v, pos + i - GDN_BLOCK, GDN_BLOCK, &t);
             j->isa->gdn_fold(&t, GDN_BLOCK, s0);
-        const float *mixed = j->mixed + row * j->channels;
-        t.q = mixed + (uint64_t)k * dk;
-        t.k = mixed + (uint64_t)(h->gdn_k_heads + k) * dk;
-        t.v = mixed + (uint64_t)2 * h->gdn_k_heads * dk + (uint64_t)v * dv;
-        t.g = j->g + row * h->gdn_v_heads + v;
-        t.beta = j->beta + row * h->gdn_v_heads + v;
-        t.out = j->a->out + row * h->gdn_v_heads * dv + (uint64_t)v * dv;
-        j->isa->gdn_rows(&t);
-        for (uint32_t r = 0; r < t.n_rows; r++) {
-            float *o = t.out + (uint64_t)r * t.out_stride;
-            const float *z = j->a->in + (row + r) * j->width + j->channels + (uint64_t)v * dv;
-            if (e->n_rows > 1)
-                memcpy(ring_k + (t.first + r) * dk, t.k + (uint64_t)r * t.row_stride, dk * sizeof *ring_k);
-            j->isa->gated_norm(o, j->a->w.norm, z, h->rms_eps, dv, o);
         }
+        place_block(j, e, g, v, pos + i - t.first, t.first + t.n_rows, &t);
+        gdn_block(j, e, v, i, &t);
     }
+}
+
+/* What lies behind a block that drafts complete: its fold is for this step alone. */
+static void __attribute__((noinline)) gdn_walk_behind(const struct gdn_job *j, const struct k_entry *e,
+        const struct gdn_view *g, uint32_t v, uint32_t first, const float *s0) {
+    const uint32_t pos = j->a->b->row_pos[e->row_begin];
+    float folded[GDN_DIM_MAX * GDN_DIM_MAX];
+    struct gdn_task t = task_of(j);
+    memcpy(folded, s0, (size_t)t.dk * t.dv * sizeof *s0);
+    place_block(j, e, g, v, pos + first - GDN_BLOCK, GDN_BLOCK, &t);
+    j->isa->gdn_fold(&t, GDN_BLOCK, folded);
+    gdn_walk(j, e, g, v, first, e->n_rows - first, folded);
+}
+
+/* All rows of one sequence for one value head. */
+static void gdn_head(const struct gdn_job *j, const struct k_entry *e, const struct gdn_view *g, uint32_t v) {
+    const uint32_t pos = j->a->b->row_pos[e->row_begin], begun = pos % GDN_BLOCK,
+                   left = GDN_BLOCK - begun; /* rows of the block that the first row lies in */
+    const bool behind = e->n_rows > left && entry_certain_rows(e) < e->n_rows;
+    struct gdn_task t = task_of(j);
+    float *s0 = g->s0 + (uint64_t)v * t.dk * t.dv;
+    if (j->a->p->slots[e->slot].folded + begun < pos) {
+        place_block(j, e, g, v, pos - begun - GDN_BLOCK, GDN_BLOCK, &t);
+        j->isa->gdn_fold(&t, GDN_BLOCK, s0);
+    }
+    gdn_walk(j, e, g, v, 0, behind ? left : e->n_rows, s0);
+    if (behind)
+        gdn_walk_behind(j, e, g, v, left, s0);
 }
 
 /* The slot's ring of k and window after the entry, as far as one key head uses them. */
 static void gdn_commit(
         const struct gdn_job *j, const struct k_entry *e, const struct gdn_view *g, uint32_t head) {
+    const struct pool_layout *l = &j->a->p->layout;
     const struct k_shape *h = &j->a->p->shape;
     const struct columns c = columns_of(h, head);
-    const uint32_t kept = h->conv_kernel - 1, first = e->n_rows > GDN_BLOCK ? e->n_rows - GDN_BLOCK : 0,
-                   dk = h->gdn_k_dim;
-    for (uint32_t i = first; i < e->n_rows; i++) {
-        const uint64_t at = j->a->b->row_pos[e->row_begin + i] % GDN_BLOCK;
+    const uint32_t n = e->n_rows, dk = h->gdn_k_dim, pos = j->a->b->row_pos[e->row_begin];
+    for (uint32_t i = n > l->ring_rows ? n - l->ring_rows : 0; i < n; i++) {
+        const uint64_t at = (pos + i) % l->ring_rows;
         memcpy(g->k + (at * h->gdn_k_heads + head) * dk,
                 j->mixed + (e->row_begin + (uint64_t)i) * j->channels + c.first[1], dk * sizeof *g->k);
     }
-    /* ascending: a row of the window moves down onto one already read */
-    for (uint32_t i = 0; i < kept; i++) {
-        const float *from = pre_conv(j, e, g, (int64_t)e->n_rows - kept + i);
+    for (uint32_t i = n > l->window_rows ? n - l->window_rows : 0; i < n; i++) {
+        const float *from = j->a->in + (e->row_begin + (uint64_t)i) * j->width;
+        float *to = gdn_window_row(l, h, g, (int64_t)pos + i);
         for (uint32_t part = 0; part < 3; part++)
-            memmove(g->conv + (uint64_t)i * j->channels + c.first[part], from + c.first[part],
-                    c.n[part] * sizeof *g->conv);
+            memcpy(to + c.first[part], from + c.first[part], c.n[part] * sizeof *to);
     }
 }
 

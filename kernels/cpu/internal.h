@@ -59,14 +59,12 @@ struct k_linear {
 struct gdn_task { /* one v head over consecutive rows of one sequence that lie in one block of C positions */
     uint32_t n_rows, first; /* first: index in the block of the first row, first + n_rows <= C */
     uint32_t dk, dv;
-    const float *k_ring; /* [C][..] rows 0..first-1 of the block; */
-    uint32_t k_ring_stride;
-    float *delta; /* [C][..] ring; rows first.. are written */
-    uint32_t delta_stride;
-    float *decay; /* [C][..] ring of G */
-    uint32_t decay_stride;
-    const float *s0;        /* [dk][dv] */
-    const float *q, *k, *v; /* row i at + i * row_stride; q and k normalised, q scaled */
+    /* Of row i of the block, wherever it lies: k, normalised, of rows before first + n_rows; Delta and G, of which rows
+     * first.. are written. */
+    const float *k[GDN_BLOCK];
+    float *delta[GDN_BLOCK], *decay[GDN_BLOCK];
+    const float *s0;    /* [dk][dv] */
+    const float *q, *v; /* of row first + i at + i * row_stride; q normalised and scaled */
     uint32_t row_stride;
     const float *g, *beta; /* row i at + i * gate_stride */
     uint32_t gate_stride;
@@ -122,7 +120,7 @@ struct isa {
     void (*gdn_gates)(const float *a, const float *b, const float *a_log, const float *dt_bias, uint32_t n,
             float *g, float *beta);
     void (*gdn_rows)(const struct gdn_task *t);
-    /* s = e^G_last s + sum_i (e^(G_last - G_i) k_i) Delta_i, i ascending, over n rows of the ring */
+    /* s = e^G_last s + sum_i (e^(G_last - G_i) k_i) Delta_i, i ascending, over the block's first n rows */
     void (*gdn_fold)(const struct gdn_task *t, uint32_t n, float *s);
     void (*gated_norm)(const float *x, const float *w, const float *z, float eps, uint32_t n, float *y);
     void (*rope)(float *x, const float *cos_sin, uint32_t half);
@@ -230,10 +228,10 @@ struct k_batch {
 
 struct gdn_view { /* one slot and layer */
     float *s0;    /* [Hv][dk][dv] */
-    float *k;     /* [C][Hk][dk] */
-    float *delta; /* [C][Hv][dv] */
-    float *decay; /* [C][Hv] */
-    float *conv;  /* [W-1][channels], oldest first */
+    float *k;     /* [ring_rows][Hk][dk] */
+    float *delta; /* [ring_rows][Hv][dv] */
+    float *decay; /* [ring_rows][Hv] */
+    float *conv;  /* [window_rows][channels] */
 };
 
 struct k_pool {
@@ -254,6 +252,19 @@ struct k_pool {
     uint8_t *slot_units, *page_units;
 };
 struct gdn_view pool_gdn(const struct k_pool *p, uint32_t slot, uint32_t layer);
+/* Row i of a block is that of position `pos` in the slot's ring: of value head v, in its task. */
+static inline void gdn_place(const struct pool_layout *l, const struct k_shape *h, const struct gdn_view *g,
+        uint32_t v, uint32_t pos, struct gdn_task *t, uint32_t i) {
+    const uint64_t at = pos % l->ring_rows, k = v / (h->gdn_v_heads / h->gdn_k_heads);
+    t->k[i] = g->k + (at * h->gdn_k_heads + k) * h->gdn_k_dim;
+    t->delta[i] = g->delta + (at * h->gdn_v_heads + v) * h->gdn_v_dim;
+    t->decay[i] = g->decay + at * h->gdn_v_heads + v;
+}
+/* The row of position `pos` in the convolution window; those before position 0 are zeros of a fresh slot. */
+static inline float *gdn_window_row(
+        const struct pool_layout *l, const struct k_shape *h, const struct gdn_view *g, int64_t pos) {
+    return g->conv + (uint64_t)((pos + l->window_rows) % l->window_rows) * gdn_channels(h);
+}
 
 /* --- products --- */
 

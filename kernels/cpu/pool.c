@@ -175,6 +175,7 @@ static uint16_t *slot_counts(const struct k_pool *p, uint32_t slot) {
 
 static void zero_slot(struct k_pool *p, uint32_t slot) {
     p->slots[slot].length = 0;
+    p->slots[slot].folded = 0;
     p->slots[slot].pending = 0;
     memset(slot_gdn(p, slot), 0, p->layout.gdn_slot_floats * sizeof(float));
     memset(slot_hidden(p, slot), 0, p->shape.hidden_size * sizeof(float));
@@ -184,6 +185,7 @@ static void copy_slot(struct k_pool *p, uint32_t from, uint32_t to) {
     if (from == to)
         return;
     p->slots[to].length = p->slots[from].length;
+    p->slots[to].folded = p->slots[from].folded;
     p->slots[to].last_id = p->slots[from].last_id;
     p->slots[to].pending = p->slots[from].pending;
     memcpy(slot_gdn(p, to), slot_gdn(p, from), p->layout.gdn_slot_floats * sizeof(float));
@@ -196,7 +198,7 @@ static void snapshot_slot(struct k_pool *p, uint32_t slot, uint32_t unit) {
     const struct pool_layout *l = &p->layout;
     const uint16_t *counts = slot_counts(p, slot);
     uint8_t *to = p->slot_units + unit * l->slot_unit_bytes, *seen = to + l->unit_seen_at;
-    const struct pool_unit_header header = {.length = from->length};
+    const struct pool_unit_header header = {.length = from->length, .folded = from->folded};
     memcpy(to, &header, sizeof header);
     memcpy(to + l->unit_hidden_at, slot_hidden(p, slot), p->shape.hidden_size * sizeof(float));
     memset(seen, 0, l->unit_gdn_at - l->unit_seen_at);
@@ -214,6 +216,7 @@ static void restore_slot(struct k_pool *p, uint32_t unit, uint32_t slot) {
     struct pool_unit_header header;
     memcpy(&header, from, sizeof header);
     p->slots[slot].length = header.length;
+    p->slots[slot].folded = header.folded;
     p->slots[slot].pending = 0;
     memcpy(slot_hidden(p, slot), from + l->unit_hidden_at, p->shape.hidden_size * sizeof(float));
     for (uint32_t id = 0; id < p->shape.vocab_size; id++)
@@ -287,22 +290,21 @@ int k_pool_read_gdn(
     const struct k_shape *h = &p->shape;
     const struct gdn_view g = pool_gdn(p, slot, gdn_layer);
     const uint64_t head = (uint64_t)h->gdn_k_dim * h->gdn_v_dim;
-    const uint32_t length = p->slots[slot].length, ring = length ? (length - 1) % GDN_BLOCK + 1 : 0;
+    const uint32_t length = p->slots[slot].length, kept = h->conv_kernel - 1;
     memcpy(state, g.s0, h->gdn_v_heads * head * sizeof *state);
-    for (uint32_t v = 0; v < h->gdn_v_heads && ring; v++) {
-        uint32_t k = v / (h->gdn_v_heads / h->gdn_k_heads);
-        struct gdn_task t = {.dk = h->gdn_k_dim,
-                .dv = h->gdn_v_dim,
-                .k_ring = g.k + (uint64_t)k * h->gdn_k_dim,
-                .k_ring_stride = h->gdn_k_heads * h->gdn_k_dim,
-                .delta = g.delta + (uint64_t)v * h->gdn_v_dim,
-                .delta_stride = h->gdn_v_heads * h->gdn_v_dim,
-                .decay = g.decay + v,
-                .decay_stride = h->gdn_v_heads};
-        stream_isa(s)->gdn_fold(&t, ring, state + v * head);
+    for (uint32_t v = 0; v < h->gdn_v_heads; v++) {
+        for (uint32_t at = p->slots[slot].folded; at < length; at += GDN_BLOCK) {
+            const uint32_t n = length - at < GDN_BLOCK ? length - at : GDN_BLOCK;
+            struct gdn_task t = {.dk = h->gdn_k_dim, .dv = h->gdn_v_dim};
+            for (uint32_t i = 0; i < n; i++)
+                gdn_place(&p->layout, h, &g, v, at + i, &t, i);
+            stream_isa(s)->gdn_fold(&t, n, state + v * head);
+        }
     }
-    for (uint32_t c = 0; c < gdn_channels(h); c++)
-        for (uint32_t j = 0; j + 1 < h->conv_kernel; j++)
-            conv[(uint64_t)c * (h->conv_kernel - 1) + j] = g.conv[(uint64_t)j * gdn_channels(h) + c];
+    for (uint32_t j = 0; j < kept; j++) {
+        const float *row = gdn_window_row(&p->layout, h, &g, (int64_t)length - kept + j);
+        for (uint32_t c = 0; c < gdn_channels(h); c++)
+            conv[(uint64_t)c * kept + j] = row[c];
+    }
     return k_stream_error(s, NULL);
 }

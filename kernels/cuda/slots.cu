@@ -33,7 +33,7 @@ __global__ void snapshot_kernel(const struct unit_args a, uint32_t n_words) {
     }
     ((uint32_t *)(a.unit + a.p.layout.unit_seen_at))[word] = bits;
     if (word == 0)
-        *(struct pool_unit_header *)a.unit = {d_slot->length, {}};
+        *(struct pool_unit_header *)a.unit = {d_slot->length, d_slot->folded, {}};
 }
 cudaError_t queue_snapshot(cudaStream_t s, const struct unit_args *a) {
     const uint32_t n = seen_words(&a->p);
@@ -51,7 +51,9 @@ __global__ void restore_kernel(const struct unit_args a, uint32_t n_words) {
         if (bits >> i & 1)
             d_counts[word * 32 + i] = count_once_more(d_counts[word * 32 + i], /* generated= */ false);
     if (word == 0) {
-        a.p.d_slots[a.slot].length = ((const struct pool_unit_header *)a.unit)->length;
+        const struct pool_unit_header *header = (const struct pool_unit_header *)a.unit;
+        a.p.d_slots[a.slot].length = header->length;
+        a.p.d_slots[a.slot].folded = header->folded;
         a.p.d_slots[a.slot].pending = 0;
     }
 }

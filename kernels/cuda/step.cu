@@ -144,7 +144,9 @@ __global__ void __launch_bounds__(END_THREADS) end_kernel(const struct end_args 
     const struct k_entry entry = a.b.d_entries[e];
     struct slot *d_slot = a.p.d_slots + entry.slot;
     const bool sampled = entry.flags & K_ENTRY_SAMPLE && a.d_results;
-    d_slot->length = a.b.d_row_pos[entry.row_begin] + entry.n_rows;
+    const uint32_t pos = a.b.d_row_pos[entry.row_begin];
+    d_slot->length = pos + entry.n_rows;
+    d_slot->folded = slot_folded(pos, entry_certain_rows(&entry));
     d_slot->pending = sampled;
     if (!sampled)
         return;

@@ -6,20 +6,24 @@
 
 #include <errno.h>
 
-static void lay_out_gdn(const struct k_shape *h, struct pool_layout *l) {
-    const uint64_t c = GDN_BLOCK, window = h->conv_kernel ? h->conv_kernel - 1 : 0;
+static uint64_t align16(uint64_t floats) {
+    return (floats + 15) & ~UINT64_C(15);
+}
+static void lay_out_gdn(const struct k_shape *h, uint32_t drafts_max, struct pool_layout *l) {
+    l->ring_rows = GDN_BLOCK + drafts_max;
+    l->window_rows = (h->conv_kernel ? h->conv_kernel - 1 : 0) + drafts_max;
     l->s0_at = 0;
-    l->k_at = l->s0_at + (uint64_t)h->gdn_v_heads * h->gdn_k_dim * h->gdn_v_dim;
-    l->delta_at = l->k_at + c * h->gdn_k_heads * h->gdn_k_dim;
-    l->decay_at = l->delta_at + c * h->gdn_v_heads * h->gdn_v_dim;
-    l->conv_at = l->decay_at + c * h->gdn_v_heads;
-    l->gdn_floats = (l->conv_at + window * gdn_channels(h) + 15) & ~UINT64_C(15);
+    l->k_at = align16(l->s0_at + (uint64_t)h->gdn_v_heads * h->gdn_k_dim * h->gdn_v_dim);
+    l->delta_at = align16(l->k_at + (uint64_t)l->ring_rows * h->gdn_k_heads * h->gdn_k_dim);
+    l->decay_at = align16(l->delta_at + (uint64_t)l->ring_rows * h->gdn_v_heads * h->gdn_v_dim);
+    l->conv_at = align16(l->decay_at + (uint64_t)l->ring_rows * h->gdn_v_heads);
+    l->gdn_floats = align16(l->conv_at + (uint64_t)l->window_rows * gdn_channels(h));
     l->gdn_slot_floats = l->gdn_floats * h->n_gdn_layers;
 }
 
 struct pool_layout pool_layout_of(const struct k_shape *h, const struct k_pool_options *o) {
     struct pool_layout l = {0};
-    lay_out_gdn(h, &l);
+    lay_out_gdn(h, o->drafts_max, &l);
     l.page_head_bytes = 2ull * PAGE_TOKENS * h->head_dim * k_dtype_bytes(o->kv_dtype);
     if (o->kv_dtype == K_INT8)
         l.page_head_bytes = page_scales_at(h->head_dim) + 2 * PAGE_TOKENS * sizeof(float);
@@ -55,6 +59,8 @@ int pool_check(const struct k_shape *h, const struct k_pool_options *o, struct e
         return error_set(e, -EINVAL, "%u slots; 1 to %u are possible", o->slots, SEQS_MAX);
     if (o->kv_dtype != K_F32 && o->kv_dtype != K_BF16 && o->kv_dtype != K_INT8)
         return error_set(e, -EINVAL, "the KV cache can be f32, bf16 or int8");
+    if (o->drafts_max > DRAFT_MAX)
+        return error_set(e, -EINVAL, "%u drafts; at most %u are possible", o->drafts_max, DRAFT_MAX);
     if (h->n_attention_layers &&
             (h->head_dim < 1 || h->head_dim > HEAD_DIM_MAX || h->rotary_dim > h->head_dim ||
                     h->rotary_dim % 2 || !h->kv_heads || h->q_heads % h->kv_heads))

@@ -8,9 +8,10 @@
 #include "kernels/shared/portable.h"
 
 struct pool_layout {
-    /* GDN state of one slot and layer, floats: S0 [Hv][dk][dv], ring of k [C][Hk][dk], of Delta [C][Hv][dv], of G
-     * [C][Hv], conv window [W-1][channels] oldest first; padded to 16 */
+    /* GDN state of one slot and layer, floats: S0 [Hv][dk][dv], ring of k [ring_rows][Hk][dk], of Delta
+     * [ring_rows][Hv][dv], of G [ring_rows][Hv], conv window [window_rows][channels]; each at a multiple of 16 */
     uint64_t s0_at, k_at, delta_at, decay_at, conv_at;
+    uint32_t ring_rows, window_rows;      /* C + drafts_max, W-1 + drafts_max: position p lies at p % rows */
     uint64_t gdn_floats, gdn_slot_floats; /* of one layer; of all */
     uint64_t page_head_bytes;             /* K and V of one page, layer and head, with their scales */
     uint64_t page_bytes;                  /* one page, one layer */
@@ -21,8 +22,8 @@ struct pool_layout {
 };
 
 struct pool_unit_header {
-    uint32_t length;
-    uint32_t reserved[15];
+    uint32_t length, folded; /* as in struct slot */
+    uint32_t reserved[14];
 };
 
 K_INLINE uint64_t align64(uint64_t n) {

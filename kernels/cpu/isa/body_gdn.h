@@ -69,7 +69,7 @@ ALWAYS_INLINE void gdn_columns(
         o[n] = v_mul(v_set1(r->e_g), v_load_m(r->q_s + at, m));
     }
     for (uint32_t j = 0; j < r->i; j++) {
-        const float *from = t->delta + (uint64_t)j * t->delta_stride + c;
+        const float *from = t->delta[j] + c;
         v16 kk = v_set1(r->kk[j]), qk = v_set1(r->qk[j]);
         UNROLL for (uint32_t n = 0; n < nc; n++) {
             v16 dj = v_load_m(from + n * 16, m);
@@ -94,28 +94,26 @@ static void gdn_combine(const struct gdn_task *t, const struct gdn_row *r) {
 static void gdn_rows(const struct gdn_task *t) {
     float k_s[GDN_DIM_MAX], q_s[GDN_DIM_MAX], kk[GDN_BLOCK], qk[GDN_BLOCK], decay[GDN_BLOCK] = {0};
     for (uint32_t j = 0; j < t->first; j++)
-        decay[j] = t->decay[(uint64_t)j * t->decay_stride];
+        decay[j] = *t->decay[j];
     for (uint32_t r = 0; r < t->n_rows; r++) {
         const uint32_t i = t->first + r;
-        const float *k = t->k + (uint64_t)r * t->row_stride, *q = t->q + (uint64_t)r * t->row_stride;
+        const float *k = t->k[i], *q = t->q + (uint64_t)r * t->row_stride;
         float g = t->g[(uint64_t)r * t->gate_stride];
         decay[i] = i == 0 ? g : decay[i - 1] + g;
-        t->decay[(uint64_t)i * t->decay_stride] = decay[i];
+        *t->decay[i] = decay[i];
         state_times(t->s0, k, q, t->dk, t->dv, k_s, q_s);
         float fade[GDN_BLOCK];
         v_store(fade, v_exp(v_sub(v_set1(decay[i]), v_load(decay))));
         for (uint32_t j = 0; j <= i; j++) {
-            const float *kj = j < t->first ? t->k_ring + (uint64_t)j * t->k_ring_stride
-                                           : t->k + (uint64_t)(j - t->first) * t->row_stride;
-            kk[j] = fade[j] * s_dot(k, kj, t->dk);
-            qk[j] = fade[j] * s_dot(q, kj, t->dk);
+            kk[j] = fade[j] * s_dot(k, t->k[j], t->dk);
+            qk[j] = fade[j] * s_dot(q, t->k[j], t->dk);
         }
         const struct gdn_row row = {.k_s = k_s,
                 .q_s = q_s,
                 .v = t->v + (uint64_t)r * t->row_stride,
                 .kk = kk,
                 .qk = qk,
-                .delta = t->delta + (uint64_t)i * t->delta_stride,
+                .delta = t->delta[i],
                 .out = t->out + (uint64_t)r * t->out_stride,
                 .e_g = s_exp(decay[i]),
                 .beta = t->beta[(uint64_t)r * t->gate_stride],
@@ -141,14 +139,14 @@ ALWAYS_INLINE void fold_columns(const float *delta, uint32_t dv, const float *w,
 static void gdn_fold(const struct gdn_task *t, uint32_t n, float *s) {
     float decay[GDN_BLOCK] = {0}, fade[GDN_BLOCK], w[GDN_DIM_MAX][GDN_BLOCK], delta[GDN_BLOCK * GDN_DIM_MAX];
     for (uint32_t j = 0; j < n; j++) {
-        decay[j] = t->decay[(uint64_t)j * t->decay_stride];
-        memcpy(delta + j * t->dv, t->delta + (uint64_t)j * t->delta_stride, t->dv * sizeof *delta);
+        decay[j] = *t->decay[j];
+        memcpy(delta + j * t->dv, t->delta[j], t->dv * sizeof *delta);
     }
     v_store(fade, v_exp(v_sub(v_set1(decay[n - 1]), v_load(decay))));
     v16 e_g = v_set1(s_exp(decay[n - 1]));
     for (uint32_t j = 0; j < n; j++)
         for (uint32_t k = 0; k < t->dk; k++)
-            w[k][j] = fade[j] * t->k_ring[(uint64_t)j * t->k_ring_stride + k];
+            w[k][j] = fade[j] * t->k[j][k];
     for (uint32_t k = 0; k < t->dk; k++) {
         float *row = s + (uint64_t)k * t->dv;
         uint32_t c = 0;
