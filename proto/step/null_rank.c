@@ -32,6 +32,7 @@ struct null_rank {
     uint8_t *body;           /* [STEP_COMPLETION_MAX] outcomes */
     uint32_t body_bytes, n_outcomes;
     uint64_t checksum, last_step;
+    uint64_t plans; /* since RESET */
     bool reset_seen;
 };
 
@@ -446,7 +447,7 @@ static int answer_reset(struct null_rank *n, struct step_ring *r) {
     snprintf(g.device, sizeof(g.device), "null rank %u, computes nothing", n->o.rank);
     for (uint32_t i = 1; i <= n->o.slots; i++)
         empty_slot(n, &n->slots[i]);
-    n->last_step = 0;
+    n->last_step = n->plans = 0;
     n->reset_seen = true;
     return complete(r, &c, &g, sizeof(g));
 }
@@ -464,16 +465,15 @@ static int answer_plan(struct null_rank *n, struct step_ring *r, const struct st
         err = run_memory(n, p, &e);
     if (err == 0)
         err = run_entries(n, p, &e);
-    if (err == 0 && faults && p->header->step == n->o.fault_at_step)
-        err = error_set(
-                &e, -EIO, "asked to report a fault at step %llu", (unsigned long long)p->header->step);
+    if (err == 0 && faults && n->plans == n->o.fault_at_step)
+        err = error_set(&e, -EIO, "asked to report a fault at step %llu", (unsigned long long)n->plans);
     if (err < 0)
         return answer_fault(r, p, e.text);
     uint64_t cost = n->o.step_ns + (uint64_t)p->n_rows * n->o.row_ns;
     if (cost > 0)
         sleep_until(start + cost);
     c.checksum = n->checksum;
-    if (faults && p->header->step == n->o.lie_at_step)
+    if (faults && n->plans == n->o.lie_at_step)
         c.checksum ^= 1;
     c.n_outcomes = n->o.rank == 0 ? n->n_outcomes : 0;
     c.compute_ns = clock_ns() - start;
@@ -492,9 +492,10 @@ static int answer(struct null_rank *n, struct step_ring *r, const struct step_pl
         int err = complete(r, &c, NULL, 0);
         return err == 0 && p->header->type == STEP_TYPE_STOP ? -ESHUTDOWN : err;
     }
-    if (faults && p->header->step == n->o.die_at_step)
+    n->plans++;
+    if (faults && n->plans == n->o.die_at_step)
         return -ECANCELED;
-    if (faults && p->header->step == n->o.hang_at_step)
+    if (faults && n->plans == n->o.hang_at_step)
         return -EDEADLK;
     return answer_plan(n, r, p, faults);
 }

@@ -88,12 +88,18 @@ class Stream:
 
     def wait_tokens(self, n):
         wait_for(lambda: len(self.ids) >= n or self.code, "%d tokens" % n)
-        assert self.code is None, "over after %d tokens: %s %s" % (len(self.ids), self.code, self.details)
+        assert len(self.ids) >= n, "over after %d tokens: %s %s" % (len(self.ids), self.code, self.details)
 
     def join(self):
         self.thread.join(PATIENCE)
         assert not self.thread.is_alive(), "the stream did not end"
         return self.code
+
+    def cut(self):
+        """Cancels what has not ended by itself: the tokens that came."""
+        self.call.cancel()
+        assert self.join() == grpc.StatusCode.CANCELLED, self.details
+        return self.ids
 
     def finish(self):
         assert self.join() == grpc.StatusCode.OK, self.details
