@@ -269,6 +269,8 @@ static int start_engine(struct coordinator *c, struct error *e) {
             .max_num_batched_tokens = o->max_num_batched_tokens ? o->max_num_batched_tokens : STEP_ROWS_MAX,
             .max_model_len = o->max_model_len,
             .max_queue = o->max_queue,
+            .max_queue_tokens = o->max_queue_tokens,
+            .max_queue_ms = o->max_queue_ms,
             .prefill_target_ms = o->prefill_target_ms,
             .step_timeout_ms = o->step_timeout_ms,
             .slow_reader_ms = o->slow_reader_ms,

@@ -13,7 +13,7 @@ struct coordinator_options {
     size_t n_listen;
     const char *metrics_listen; /* NULL = off */
     int control_fd;             /* -1 = no launcher */
-    uint32_t max_num_seqs, max_num_batched_tokens, max_model_len, max_queue;
+    uint32_t max_num_seqs, max_num_batched_tokens, max_model_len, max_queue, max_queue_tokens, max_queue_ms;
     uint32_t grpc_threads, shutdown_grace_ms, step_timeout_ms, slow_reader_ms, prefill_target_ms;
     uint32_t connections_max;
     uint64_t seed;

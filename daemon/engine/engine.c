@@ -2,6 +2,7 @@
 #include "daemon/engine/flight.h"
 #include "daemon/engine/inbox.h"
 #include "daemon/engine/poke.h"
+#include "daemon/engine/queue.h"
 #include "daemon/engine/recovery.h"
 #include "daemon/engine/scheduler.h"
 #include "daemon/engine/sequence.h"
@@ -37,7 +38,7 @@ static uint64_t idle_ns(struct engine *g, uint64_t now) {
     else if (g->state == STATE_SERVING)
         ns = now - g->last_record_ns < PING_NS ? PING_NS - (now - g->last_record_ns) : 1;
     if (g->deadlines.n > 0) {
-        uint64_t first = g->deadlines.items[0]->deadline_ns;
+        uint64_t first = g->deadlines.items[0]->due_ns;
         ns = first > now ? sooner(ns, first - now) : 0;
     }
     return ns;
@@ -83,7 +84,7 @@ static void take_submitted(struct engine *g, struct sequence *s) {
                 g, s, ENGINE_FINISH_FAULT, "the workers came back with less memory: send the request again");
         return;
     }
-    if (s->deadline_ns > 0)
+    if (s->due_ns > 0)
         heap_push(&g->deadlines, s);
     sequence_enter(s, SEQUENCE_WAITING);
     heap_push(&g->waiting, s);
@@ -123,8 +124,10 @@ static void end_if_slow(struct engine *g, struct sequence *s, uint64_t now) {
 }
 
 static void end_late_and_slow(struct engine *g, uint64_t now) {
-    while (g->deadlines.n > 0 && g->deadlines.items[0]->deadline_ns <= now)
-        sequence_finish(g, g->deadlines.items[0], ENGINE_FINISH_DEADLINE, NULL);
+    while (g->deadlines.n > 0 && g->deadlines.items[0]->due_ns <= now) {
+        struct sequence *s = g->deadlines.items[0];
+        sequence_finish(g, s, queue_lateness(s, now), NULL);
+    }
     for (uint32_t i = g->n_stalled > 0 ? g->n_running : 0; i > 0; i--)
         end_if_slow(g, g->running[i - 1], now);
     for (uint32_t i = g->n_set_back > 0 ? g->waiting.n : 0; i > 0; i--)
@@ -138,6 +141,7 @@ static void publish_stats(struct engine *g) {
     g->now.running = g->n_running;
     g->now.waiting = g->waiting.n;
     g->now.suspects = g->n_suspects;
+    g->now.queue_tokens = atomic_load(&g->queue.tokens);
     pthread_mutex_lock(&g->registry_lock);
     g->public_state = g->state;
     bool draining = g->draining;

@@ -41,6 +41,10 @@ struct engine_options {
     uint32_t max_num_batched_tokens; /* rows of a step */
     uint32_t max_model_len;          /* 0 = what the workers allow */
     uint32_t max_queue;              /* waiting requests; more is -EAGAIN at submit */
+    /* Prompt tokens of those that wait; more is -EAGAIN at submit; 0 = no limit. */
+    uint32_t max_queue_tokens;
+    /* A request that has not begun by then ends with ENGINE_FINISH_QUEUE_TIME; 0 = off. */
+    uint32_t max_queue_ms;
     /* CPU: prompt rows of a step are limited so that a step takes about this long; 0 = off */
     uint32_t prefill_target_ms;
     /* Most drafts of a sequence in one step; 0 = no speculation. What the workers do not take (drafts_max of
@@ -90,7 +94,8 @@ struct engine_request { /* arrays are copied by submit */
     bool logprobs;
     uint32_t top_logprobs;
     int32_t priority;
-    uint64_t deadline_ns;                      /* CLOCK_MONOTONIC; 0 = none */
+    uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 = none */
+    uint32_t queue_ms;    /* as max_queue_ms, of this request; the shorter one counts; 0 = none */
     char request_id[REQUEST_ID_BYTES_MAX + 1]; /* "" = none */
     char caller[ENGINE_CALLER_BYTES];          /* whose id it is: others may use the same one */
     struct engine_poke poke;
@@ -107,9 +112,10 @@ enum engine_finish {
     ENGINE_FINISH_DEADLINE,
     ENGINE_FINISH_FAULT, /* the group died while it computed this request alone, the group that came back cannot serve
                           * it, or its logits are no numbers; text in engine_stream_error() */
-    ENGINE_FINISH_NO_TOKEN, /* min_tokens and the stop ids leave no id that could be sampled */
-    ENGINE_FINISH_SLOW,     /* the reader left its ring full for too long */
-    ENGINE_FINISHES,        /* how many there are */
+    ENGINE_FINISH_NO_TOKEN,   /* min_tokens and the stop ids leave no id that could be sampled */
+    ENGINE_FINISH_SLOW,       /* the reader left its ring full for too long */
+    ENGINE_FINISH_QUEUE_TIME, /* it had no step within max_queue_ms or queue_ms */
+    ENGINE_FINISHES,          /* how many there are */
 };
 
 struct engine_token {
@@ -125,6 +131,8 @@ struct engine_token {
  * -E2BIG: does not fit the model or the pools; -EINVAL. The sentence is fit for a client. */
 int engine_submit(
         struct engine *g, const struct engine_request *request, struct engine_stream **ret, struct error *e);
+/* After -EAGAIN of engine_submit(): ms until there may be room, by how fast the queue moved lately. Any thread. */
+uint32_t engine_retry_ms(struct engine *g, uint32_t n_prompt);
 /* The client went away or its deadline passed: leaves the next plan, frees all when the steps in flight
  * retire. */
 void engine_cancel(struct engine *g, struct engine_stream *s);
@@ -155,6 +163,7 @@ struct engine_stats {
     uint32_t slots_total, slots_free; /* of the workers; a slot is free once its CLOSE was completed */
     uint64_t requests_total, prompt_tokens_total, generated_tokens_total, steps_total, preemptions_total;
     uint64_t replays_total, dropped_records_total, step_errors_total;
+    uint64_t queue_tokens;                    /* prompt tokens of requests that have had no step yet */
     uint64_t prompt_rows_total;               /* prompt tokens computed; again when a sequence is replayed */
     uint64_t finished_total[ENGINE_FINISHES]; /* requests by how they ended */
     uint64_t step_plan_ns_total; /* time of the engine thread per step, planning and completion handling */

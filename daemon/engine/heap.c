@@ -29,7 +29,7 @@ bool sequence_before(const struct sequence *a, const struct sequence *b) {
 
 static bool before(const struct heap *h, const struct sequence *a, const struct sequence *b) {
     if (h->by_deadline)
-        return a->deadline_ns < b->deadline_ns;
+        return a->due_ns < b->due_ns;
     if (a->suspect != b->suspect)
         return a->suspect;
     return a->set_back != b->set_back ? b->set_back : sequence_before(a, b);

@@ -5,6 +5,7 @@
 #include "daemon/engine/registry.h"
 
 #include "daemon/engine/inbox.h"
+#include "daemon/engine/queue.h"
 #include "daemon/engine/wake.h"
 
 #include "base/hash.h"
@@ -36,6 +37,8 @@ int registry_add(struct engine *g, struct engine_stream *s, struct error *e) {
                 g->n_live);
     else if (s->request_id[0] != 0 && find(g, s->caller, s->request_id) != NULL)
         r = error_set(e, -EEXIST, "a request with the id \"%s\" is running: use another id", s->request_id);
+    else
+        r = queue_enter(g, s->sequence, e);
     if (r == 0) {
         if (s->request_id[0] != 0) {
             uint32_t b = bucket_of(s->request_id);

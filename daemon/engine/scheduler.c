@@ -19,6 +19,7 @@
 
 #include "daemon/engine/draft.h"
 #include "daemon/engine/flight.h"
+#include "daemon/engine/queue.h"
 #include "daemon/engine/sequence.h"
 #include "daemon/engine/timing.h"
 
@@ -93,6 +94,7 @@ static void add_open(struct engine *g, struct sequence *s) {
     step_add_memory(g->writer, STEP_MEMORY_ZERO_SLOT, s->slot, 0);
     s->opened = true;
     timing_begun(g, s);
+    queue_begun(g, s, g->turn_ns);
 }
 
 /* Writes the entry; its pages are there already or granted by it. */

@@ -2,6 +2,7 @@
 #include "daemon/engine/sequence.h"
 
 #include "daemon/engine/poke.h"
+#include "daemon/engine/queue.h"
 #include "daemon/engine/registry.h"
 #include "daemon/engine/timing.h"
 
@@ -128,6 +129,7 @@ void sequence_finish(struct engine *g, struct sequence *s, enum engine_finish fi
     if (s->state != SEQUENCE_ENDING) {
         sequence_enter(s, SEQUENCE_ENDING);
         heap_remove(&g->deadlines, s);
+        queue_left(g, s);
         registry_remove(g, s->stream);
         timing_ended(g, s, finish, s->n_tokens - s->n_prompt - s->unseen);
         stream_end(s->stream, finish, error);

@@ -7,7 +7,7 @@
  * Calls go down and results come up; an arrow is "may include" (tests/house_rules.py holds every file to it):
  *
  *     engine (the loop, the way in) --> recovery, scheduler --> flight --> sequence --> registry --> inbox, wake
- *     all of them --> poke, report, timing, wake; heap, pools, stream; state
+ *     all of them --> poke, queue, report, timing, wake; heap, pools, stream; state
  *
  *   STATE_LOADING --RESET answered--> STATE_SERVING --group lost--> STATE_RECOVERING --RESET answered-->
  *   STATE_SERVING; from LOADING and RECOVERING --other weights--> STATE_FAILED, which stays
@@ -51,8 +51,10 @@ enum sequence_state {
 
 struct sequence {
     struct engine_stream *stream;
-    uint64_t number, arrival; /* of this engine; for logs and order */
-    uint64_t deadline_ns;
+    uint64_t number, arrival;          /* of this engine; for logs and order */
+    uint64_t deadline_ns, start_by_ns; /* 0 = none; start_by_ns also once it has begun */
+    uint64_t due_ns;                   /* the earlier one of them: the order of the heap of deadlines */
+    bool queued;                       /* counts in queue.tokens */
     int32_t priority;
     struct engine_sampling sampling;
     uint32_t n_prompt, n_tokens; /* n_tokens: prompt and generated, known on the host */
@@ -130,6 +132,13 @@ struct engine {
     struct limits {
         uint32_t max_model_len, vocab_size, pages, pages_per_slot, has_mtp;
     } limits;
+
+    struct queue {
+        _Atomic uint64_t tokens; /* prompt tokens of sequences that are `queued` */
+        _Atomic uint64_t gap_ns,
+                gap_tokens;    /* averages of those that left it: time between two, tokens of one */
+        uint64_t last_left_ns; /* engine thread */
+    } queue;
 
     pthread_mutex_t stats_lock;
     pthread_cond_t ready_cond;

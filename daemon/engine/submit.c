@@ -1,4 +1,5 @@
 /* submit.c - checks a request completely, in the thread that submits it, and hands it to the engine thread. */
+#include "daemon/engine/queue.h"
 #include "daemon/engine/registry.h"
 #include "daemon/engine/sequence.h"
 #include "daemon/engine/state.h"
@@ -81,6 +82,11 @@ static int check_state(struct engine *g, struct limits *ret, struct error *e) {
     return 0;
 }
 
+/* Of two moments, either of which may be 0: never. */
+static uint64_t earlier(uint64_t a, uint64_t b) {
+    return a == 0 || (b > 0 && b < a) ? b : a;
+}
+
 int engine_submit(
         struct engine *g, const struct engine_request *q, struct engine_stream **ret, struct error *e) {
     struct limits limits;
@@ -100,6 +106,8 @@ int engine_submit(
         return error_set(e, -EAGAIN, "no memory for another request: try again later");
     }
     s->sequence = sequence;
+    sequence->start_by_ns = queue_start_by(&g->o, s->received_ns, q->queue_ms);
+    sequence->due_ns = earlier(sequence->deadline_ns, sequence->start_by_ns);
     r = registry_add(g, s, e);
     if (r < 0) {
         free(sequence);

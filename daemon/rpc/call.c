@@ -251,27 +251,43 @@ void rpc_call_send(struct rpc_call *c) {
     start_batch(c, ops, n, &c->send_tag);
 }
 
+static grpc_metadata trailer(const char *key, grpc_slice value) {
+    return (grpc_metadata){.key = grpc_slice_from_static_string(key), .value = value};
+}
+
+/* The second name of the wait is gRPC's own: clients with a retry policy wait for it by themselves. */
+static size_t make_trailers(struct rpc_call *c, const struct rpc_status *s, grpc_slice wait) {
+    c->trailers[0] = trailer("shardd-code", grpc_slice_from_static_string(s->code));
+    c->trailers[1] =
+            trailer("shardd-retryable", grpc_slice_from_static_string(s->retryable ? "true" : "false"));
+    if (s->retry_after_ms == 0)
+        return 2;
+    c->trailers[2] = trailer("shardd-retry-after-ms", wait);
+    c->trailers[3] = trailer("grpc-retry-pushback-ms", wait);
+    return 4;
+}
+
 void rpc_call_finish(struct rpc_call *c, const struct rpc_status *status) {
     assert(rpc_call_can_send(c));
     grpc_op ops[3] = {0};
     size_t n = begin_send(c, ops);
-    grpc_slice details = grpc_empty_slice();
+    grpc_slice details = grpc_empty_slice(), wait = grpc_empty_slice();
+    char wait_ms[16];
     ops[n].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
     if (status) {
         assert(status->status != RPC_OK);
         details = grpc_slice_from_copied_string(status->text);
-        c->trailers[0] = (grpc_metadata){.key = grpc_slice_from_static_string("shardd-code"),
-                .value = grpc_slice_from_static_string(status->code)};
-        c->trailers[1] = (grpc_metadata){.key = grpc_slice_from_static_string("shardd-retryable"),
-                .value = grpc_slice_from_static_string(status->retryable ? "true" : "false")};
+        snprintf(wait_ms, sizeof(wait_ms), "%u", status->retry_after_ms);
+        wait = grpc_slice_from_copied_string(wait_ms);
+        ops[n].data.send_status_from_server.trailing_metadata_count = make_trailers(c, status, wait);
         ops[n].data.send_status_from_server.trailing_metadata = c->trailers;
-        ops[n].data.send_status_from_server.trailing_metadata_count = 2;
         ops[n].data.send_status_from_server.status_details = &details;
     }
     ops[n++].data.send_status_from_server.status = status ? (grpc_status_code)status->status : GRPC_STATUS_OK;
     c->finished = true;
     start_batch(c, ops, n, &c->send_tag);
     grpc_slice_unref(details);
+    grpc_slice_unref(wait);
 }
 
 void rpc_call_cancel(struct rpc_call *c, enum rpc_status_code status, const char *text) {

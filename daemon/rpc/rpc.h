@@ -42,6 +42,7 @@ struct rpc_status {
     enum rpc_status_code status;
     const char *code;          /* trailer shardd-code: a stable word; static */
     bool retryable;            /* trailer shardd-retryable */
+    uint32_t retry_after_ms;   /* trailers shardd-retry-after-ms and grpc-retry-pushback-ms; 0 = none */
     char text[ERROR_TEXT_MAX]; /* for people: what to change */
 };
 

@@ -75,7 +75,7 @@ struct rpc_call {
     grpc_slice out; /* the message being prepared */
     bool has_out;
     grpc_byte_buffer *out_buffer;
-    grpc_metadata trailers[2];
+    grpc_metadata trailers[4];
     void *state;
 };
 

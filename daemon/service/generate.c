@@ -21,14 +21,18 @@ _Static_assert(ENGINE_CALLER_BYTES >= RPC_CALLER_BYTES, "a caller's name is neve
 
 /* --- the start --- */
 
-static int refuse_submit(int code, const struct error *e, struct rpc_status *s) {
+static int refuse_submit(struct engine *engine, const struct engine_request *q, int code,
+        const struct error *e, struct rpc_status *s) {
     enum refusal why = code == -EAGAIN      ? REFUSAL_QUEUE_FULL
                        : code == -ESHUTDOWN ? REFUSAL_DRAINING
                        : code == -EEXIST    ? REFUSAL_DUPLICATE_ID
                        : code == -E2BIG     ? REFUSAL_CONTEXT_TOO_LONG
                        : code == -EINVAL    ? REFUSAL_INVALID_FIELD
                                             : REFUSAL_INTERNAL;
-    return refuse(s, why, "%s", e->text);
+    refuse(s, why, "%s", e->text);
+    if (code == -EAGAIN)
+        s->retry_after_ms = engine_retry_ms(engine, q->n_prompt);
+    return -1;
 }
 
 /* What the request is measured against; refused while there is no model to measure with. */
@@ -105,7 +109,7 @@ static int start(
     int r = engine_submit(s->options.engine, &p->engine, &g->stream, &e);
     if (r < 0) {
         generation_free(g);
-        return refuse_submit(r, &e, status);
+        return refuse_submit(s->options.engine, &p->engine, r, &e, status);
     }
     rpc_call_set_state(c, g);
     send_started(c, g, q, p);
@@ -159,16 +163,33 @@ static int finish_reason(const struct generation *g, enum engine_finish finish) 
     return SHARDD__V1__FINISH_REASON__FINISH_REASON_STOP;
 }
 
+static void refuse_late(const struct generation *g, struct rpc_status *s) {
+    struct engine_timing t = {0};
+    engine_stream_timing(g->stream, &t);
+    if (t.first_step_ns == 0)
+        refuse(s, REFUSAL_DEADLINE,
+                "the deadline passed while the request waited in the queue; allow more time, or try another server");
+    else
+        refuse(s, REFUSAL_DEADLINE,
+                "the deadline passed after %llu tokens; allow more time or ask for fewer tokens",
+                (unsigned long long)g->n_tokens);
+}
+
 /* Streams that end without a finish chunk: the status says it all. Returns false for those that end well. */
 static bool ends_badly(
         struct rpc_call *c, const struct generation *g, enum engine_finish finish, struct rpc_status *s) {
+    const struct service *service = rpc_call_user(c);
     if (g->stop_index >= 0)
         return false;
     switch (finish) {
     case ENGINE_FINISH_DEADLINE:
-        refuse(s, REFUSAL_DEADLINE,
-                "the deadline passed after %llu tokens; allow more time or ask for fewer tokens",
-                (unsigned long long)g->n_tokens);
+        refuse_late(g, s);
+        return true;
+    case ENGINE_FINISH_QUEUE_TIME:
+        refuse(s, REFUSAL_QUEUE_TIME,
+                "the request waited in the queue for as long as it may (queue_timeout_ms, or --max-queue-time of the "
+                "server); try again later or another server");
+        s->retry_after_ms = engine_retry_ms(service->options.engine, g->prompt_tokens);
         return true;
     case ENGINE_FINISH_FAULT:
         refuse(s, REFUSAL_FAULT, "%s", engine_stream_error(g->stream));

@@ -32,6 +32,8 @@ static void add_requests(struct exposition *x, const struct service *s, const st
             {"shardd_up", "gauge", "1 while a request sent now would run.", atomic_load(&s->serving)},
             {"shardd_requests_running", "gauge", "Sequences in steps.", e->running},
             {"shardd_requests_waiting", "gauge", "Requests in the queue.", e->waiting},
+            {"shardd_queue_tokens", "gauge", "Prompt tokens of requests that have had no step yet.",
+                    (double)e->queue_tokens},
             {"shardd_requests_suspected", "gauge",
                     "Requests that were computed at a death and have not run alone since.", e->suspects},
             {"shardd_requests_total", "counter", "Requests taken by the engine.", (double)e->requests_total},
@@ -92,6 +94,7 @@ static const struct {
         [ENGINE_FINISH_FAULT] = {"fault", "error"},
         [ENGINE_FINISH_NO_TOKEN] = {"no_token", "error"},
         [ENGINE_FINISH_SLOW] = {"slow_reader", "abort"},
+        [ENGINE_FINISH_QUEUE_TIME] = {"queue_timeout", "abort"},
 };
 
 static void add_endings(struct exposition *x, const struct engine_stats *e) {

@@ -25,6 +25,7 @@ static const struct {
         [REFUSAL_UNKNOWN_MODEL] = {"unknown_model", RPC_NOT_FOUND, false},
         [REFUSAL_DUPLICATE_ID] = {"duplicate_request_id", RPC_ALREADY_EXISTS, false},
         [REFUSAL_QUEUE_FULL] = {"queue_full", RPC_RESOURCE_EXHAUSTED, true},
+        [REFUSAL_QUEUE_TIME] = {"queue_timeout", RPC_UNAVAILABLE, true},
         [REFUSAL_LOADING] = {"loading", RPC_UNAVAILABLE, true},
         [REFUSAL_DRAINING] = {"draining", RPC_UNAVAILABLE, true},
         [REFUSAL_DEADLINE] = {"deadline_exceeded", RPC_DEADLINE_EXCEEDED, false},
@@ -40,6 +41,7 @@ int refuse(struct rpc_status *s, enum refusal why, const char *format, ...) {
     s->status = refusals[why].status;
     s->code = refusals[why].word;
     s->retryable = refusals[why].retryable;
+    s->retry_after_ms = 0;
     va_list ap;
     va_start(ap, format);
     int n = vsnprintf(s->text, sizeof(s->text), format, ap);

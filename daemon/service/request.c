@@ -260,6 +260,7 @@ int request_check_options(
     if (q->priority < -100 || q->priority > 100)
         return refuse(s, REFUSAL_INVALID_FIELD, "priority is %d; give -100 to 100", q->priority);
     ret->engine.priority = q->priority;
+    ret->engine.queue_ms = q->queue_timeout_ms;
     if (take_sampling(q->sampling, x, ret, s) < 0 || take_stopping(q->stopping, x, ret, s) < 0)
         return -1;
     return take_output(q->output, ret, s);

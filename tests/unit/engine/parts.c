@@ -31,7 +31,7 @@ static void fill(struct sequence *all) {
         all[i] = (struct sequence){.arrival = i,
                 .priority = (int32_t)random_below(5) - 2,
                 .suspect = random_below(10) == 0,
-                .deadline_ns = random_below(100),
+                .due_ns = random_below(100),
                 .waiting_at = HEAP_NONE,
                 .deadline_at = HEAP_NONE};
 }
@@ -69,8 +69,8 @@ static void test_heap_order(void **state) {
     for (; deadlines.n > 0; n--) {
         struct sequence *s = deadlines.items[0];
         heap_remove(&deadlines, s);
-        assert_true(s->deadline_ns >= latest);
-        latest = s->deadline_ns;
+        assert_true(s->due_ns >= latest);
+        latest = s->due_ns;
     }
     assert_int_equal(n, 0);
     heap_done(&waiting);

@@ -1,6 +1,8 @@
 /* plans.c - what the plans say: the test is the rank, answers when it likes, and reads every record. */
 #include "tests/unit/engine/harness.h"
 
+#include "base/clock.h"
+
 static struct engine *engine;
 static struct step_ring *ring;
 static struct null_rank *rank_;
@@ -207,6 +209,70 @@ static void test_order(void **state) {
     harness_unref(&blocker, 1);
 }
 
+/* Tokens that wait are bounded: what would be more is refused, but never a request that nobody waits before. */
+static void test_queue_tokens(void **state) {
+    (void)state;
+    static struct reading r[4];
+    struct engine_stream *unused;
+    struct error e = {0};
+    options.max_num_seqs = 1;
+    options.max_queue_tokens = 100;
+    begin();
+    struct engine_request q = harness_request(prompt, 500, 5, 1);
+    harness_submit(engine, &q, &r[0]); /* alone, so of any length */
+    look();                            /* it has begun: it waits no longer */
+    q.n_prompt = 60;
+    harness_submit(engine, &q, &r[1]);
+    q.n_prompt = 41;
+    assert_int_equal(engine_submit(engine, &q, &unused, &e), -EAGAIN);
+    assert_non_null(strstr(e.text, "60 prompt tokens wait"));
+    uint32_t wait_ms = engine_retry_ms(engine, q.n_prompt);
+    assert_true(wait_ms >= 100 && wait_ms <= 60000);
+    q.n_prompt = 40;
+    harness_submit(engine, &q, &r[2]);
+    engine_cancel(engine, r[1].stream); /* one that leaves unserved makes room, too */
+    harness_read(&r[1], 1, 0);
+    q.n_prompt = 60;
+    harness_submit(engine, &q, &r[3]);
+    engine_abort_all(engine);
+    harness_read(&r[2], 2, 0);
+    struct engine_stats s;
+    do
+        engine_stats(engine, &s);
+    while (s.queue_tokens > 0); /* nothing is counted twice or forgotten */
+    harness_unref(r, 4);
+}
+
+/* One that is not served in time ends by itself, while nothing else moves; one that was served is left alone. */
+static void test_queue_time(void **state) {
+    (void)state;
+    static struct reading r[4];
+    struct engine_timing t;
+    options.max_num_seqs = 1;
+    options.max_queue_ms = 2000;
+    begin();
+    struct engine_request q = harness_request(prompt, 10, 50, 1);
+    harness_submit(engine, &q, &r[0]);
+    look(); /* begun, and never answered */
+    harness_submit(engine, &q, &r[1]);
+    q.queue_ms = 20;
+    harness_submit(engine, &q, &r[2]);
+    q.queue_ms = 100000; /* longer than the server allows: that counts */
+    q.deadline_ns = clock_ns() + 20000000u;
+    harness_submit(engine, &q, &r[3]);
+    harness_read(&r[2], 2, 0);
+    assert_int_equal(r[2].finish, ENGINE_FINISH_QUEUE_TIME);
+    assert_int_equal(r[3].finish, ENGINE_FINISH_DEADLINE);
+    engine_stream_timing(r[3].stream, &t);
+    assert_int_equal(t.first_step_ns, 0);
+    harness_read(
+            &r[1], 1, 0); /* it came after the first, whose time in the queue would be over by now as well */
+    assert_int_equal(r[1].finish, ENGINE_FINISH_QUEUE_TIME);
+    harness_take(&r[0]);
+    assert_int_equal(r[0].finish, ENGINE_RUNNING);
+    harness_unref(r, 4);
+}
+
 /* What a slot is opened with. */
 static void test_open(void **state) {
     (void)state;
@@ -300,6 +366,8 @@ int main(void) {
             cmocka_unit_test_setup_teardown(test_order, setup, teardown),
             cmocka_unit_test_setup_teardown(test_open, setup, teardown),
             cmocka_unit_test_setup_teardown(test_prefill_limit, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_queue_tokens, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_queue_time, setup, teardown),
             cmocka_unit_test_setup_teardown(test_ping, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

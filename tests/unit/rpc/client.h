@@ -25,7 +25,8 @@ struct client_call {
     grpc_metadata_array initial, trailing;
     grpc_status_code status;
     grpc_slice details;
-    char text[1024], code[64], retryable[8]; /* of the status, after client_finish */
+    char text[1024], code[64], retryable[8], retry_after[16],
+            pushback[16]; /* of the status, after client_finish */
 };
 
 struct client_bytes {
@@ -185,6 +186,10 @@ static inline grpc_status_code client_finish(struct client_call *call) {
             client_copy(call->code, sizeof(call->code), m->value);
         if (grpc_slice_str_cmp(m->key, "shardd-retryable") == 0)
             client_copy(call->retryable, sizeof(call->retryable), m->value);
+        if (grpc_slice_str_cmp(m->key, "shardd-retry-after-ms") == 0)
+            client_copy(call->retry_after, sizeof(call->retry_after), m->value);
+        if (grpc_slice_str_cmp(m->key, "grpc-retry-pushback-ms") == 0)
+            client_copy(call->pushback, sizeof(call->pushback), m->value);
     }
     return call->status;
 }

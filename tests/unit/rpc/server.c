@@ -37,6 +37,7 @@ static void echo_on_call(struct rpc_call *c) {
         struct rpc_status s = {.status = RPC_INVALID_ARGUMENT,
                 .code = "no_message",
                 .retryable = true,
+                .retry_after_ms = 1234,
                 .text = "say something"};
         rpc_call_finish(c, &s);
         return;
@@ -183,6 +184,8 @@ static void test_no_message_is_refused_with_trailers(void **state) {
     assert_string_equal(c->text, "say something");
     assert_string_equal(c->code, "no_message");
     assert_string_equal(c->retryable, "true");
+    assert_string_equal(c->retry_after, "1234");
+    assert_string_equal(c->pushback, "1234");
     assert_true(atomic_load(&seen_deadline_ns) > 0);
     client_free(c);
 }

@@ -261,6 +261,11 @@ void engine_stream_timing(const struct engine_stream *s, struct engine_timing *r
     *ret = (struct engine_timing){.first_step_ns = fake_now(), .first_token_ns = fake_now()};
 }
 
+uint32_t engine_retry_ms(struct engine *g, uint32_t n_prompt) {
+    (void)g;
+    return 1000 + n_prompt;
+}
+
 const struct histogram *engine_histogram(const struct engine *g, enum engine_histogram which) {
     (void)g;
     return &fake_histograms[which];

@@ -477,6 +477,7 @@ static void test_ends(void **state) {
             {ENGINE_FINISH_FAULT, GRPC_STATUS_INTERNAL, 0, "worker_fault"},
             {ENGINE_FINISH_CANCELLED, GRPC_STATUS_CANCELLED, 0, "cancelled"},
             {ENGINE_FINISH_SLOW, GRPC_STATUS_RESOURCE_EXHAUSTED, 0, ""},
+            {ENGINE_FINISH_QUEUE_TIME, GRPC_STATUS_UNAVAILABLE, 0, "queue_timeout"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         Shardd__V1__GenerateRequest q = text_request("x");
@@ -497,14 +498,15 @@ static void test_submit_refusals(void **state) {
     static const struct {
         int code;
         grpc_status_code status;
-        const char *word, *retryable;
+        const char *word, *retryable, *retry_after;
     } cases[] = {
-            {-EAGAIN, GRPC_STATUS_RESOURCE_EXHAUSTED, "queue_full", "true"},
-            {-ESHUTDOWN, GRPC_STATUS_UNAVAILABLE, "draining", "true"},
-            {-EEXIST, GRPC_STATUS_ALREADY_EXISTS, "duplicate_request_id", "false"},
-            {-E2BIG, GRPC_STATUS_INVALID_ARGUMENT, "context_too_long", "false"},
-            {-EINVAL, GRPC_STATUS_INVALID_ARGUMENT, "invalid_field", "false"},
-            {-ENOMEM, GRPC_STATUS_INTERNAL, "internal", "true"},
+            {-EAGAIN, GRPC_STATUS_RESOURCE_EXHAUSTED, "queue_full", "true",
+                    "1001"}, /* a prompt of one token */
+            {-ESHUTDOWN, GRPC_STATUS_UNAVAILABLE, "draining", "true", ""},
+            {-EEXIST, GRPC_STATUS_ALREADY_EXISTS, "duplicate_request_id", "false", ""},
+            {-E2BIG, GRPC_STATUS_INVALID_ARGUMENT, "context_too_long", "false", ""},
+            {-EINVAL, GRPC_STATUS_INVALID_ARGUMENT, "invalid_field", "false", ""},
+            {-ENOMEM, GRPC_STATUS_INTERNAL, "internal", "true", ""},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         Shardd__V1__GenerateRequest q = text_request("x");
@@ -513,6 +515,7 @@ static void test_submit_refusals(void **state) {
         assert_int_equal(a->status, cases[i].status);
         assert_string_equal(a->code, cases[i].word);
         assert_string_equal(a->retryable, cases[i].retryable);
+        assert_string_equal(a->retry_after, cases[i].retry_after);
         assert_int_equal(a->n_chunks, 0);
         free(a);
     }

@@ -42,7 +42,7 @@ struct answer {
     char stop_string[300];
     double temperature;
     grpc_status_code status;
-    char sentence[1024], code[64], retryable[8];
+    char sentence[1024], code[64], retryable[8], retry_after[16];
 };
 
 static struct harness *harness;
@@ -197,6 +197,7 @@ static inline struct answer *collect(struct client_call *c) {
     memcpy(a->sentence, c->text, sizeof(a->sentence));
     memcpy(a->code, c->code, sizeof(a->code));
     memcpy(a->retryable, c->retryable, sizeof(a->retryable));
+    memcpy(a->retry_after, c->retry_after, sizeof(a->retry_after));
     client_free(c);
     return a;
 }
