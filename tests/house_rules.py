@@ -56,8 +56,9 @@ PART_ARROWS = {
 }
 # Inside daemon/engine calls go down: a file may include headers of the layers before its own, its own header, state.h
 # (data only) and engine.h (what the outside sees).
-ENGINE_LAYERS = [["heap", "pools", "stream"], ["state"], ["inbox", "poke", "queue", "report", "timing", "wake"],
-                 ["registry"], ["draft", "sequence"], ["flight"], ["recovery", "scheduler"], ["engine", "submit"]]
+ENGINE_LAYERS = [["heap", "lookup", "pools", "round_cost", "stream"], ["speculation"], ["state"],
+                 ["inbox", "poke", "queue", "report", "timing", "wake"], ["registry"],
+                 ["draft", "sequence"], ["flight"], ["recovery", "scheduler"], ["engine", "submit"]]
 ENGINE_LAYER_OF = {name: layer for layer, names in enumerate(ENGINE_LAYERS) for name in names}
 FOLDERS = set(ARROWS) | {"tests"}
 # These run on every kernels library and reach device memory through the contract: they see the inside of none.

@@ -1,4 +1,5 @@
 /* engine.c - the engine thread's loop, and the way in for other threads. */
+#include "daemon/engine/draft.h"
 #include "daemon/engine/flight.h"
 #include "daemon/engine/inbox.h"
 #include "daemon/engine/poke.h"
@@ -142,6 +143,7 @@ static void publish_stats(struct engine *g) {
     g->now.waiting = g->waiting.n;
     g->now.suspects = g->n_suspects;
     g->now.queue_tokens = atomic_load(&g->queue.tokens);
+    draft_publish(g);
     pthread_mutex_lock(&g->registry_lock);
     g->public_state = g->state;
     bool draining = g->draining;
@@ -263,6 +265,7 @@ int engine_create(const struct engine_options *options, struct engine **ret, str
     g->o.step_timeout_ms = options->step_timeout_ms > 0 ? options->step_timeout_ms : DEFAULT_TIMEOUT_MS;
     g->o.slow_reader_ms = options->slow_reader_ms > 0 ? options->slow_reader_ms : DEFAULT_TIMEOUT_MS;
     g->prefill_rows = PREFILL_ROWS_FIRST;
+    speculation_init(&g->speculation);
     g->stats.state = g->now.state = "loading";
     g->stats.max_queue = g->now.max_queue = options->max_queue;
     timing_init(g);

@@ -36,6 +36,23 @@ struct engine_launcher {
     void *user;
 };
 
+enum engine_drafts {
+    ENGINE_DRAFTS_OF_MODEL = 1u << 0,  /* the checkpoint's MTP layer, where the workers run it */
+    ENGINE_DRAFTS_OF_LOOKUP = 1u << 1, /* copies of what the sequence has read and written before */
+};
+#define ENGINE_DRAFTERS 3u
+
+/* A drafter from outside, such as a draft model of its own. Called from the engine thread, for one sequence after the
+ * other while the workers wait: it must not block. */
+struct engine_drafter {
+    /* What will come after the n_tokens tokens (prompt and answer) of this sequence: writes up to `most` ids and
+     * returns how many. They change no token, whatever they are; ids beyond the vocabulary end them. */
+    uint32_t (*propose)(void *user, uint64_t sequence, const uint32_t *tokens, uint32_t n_tokens,
+            uint32_t most, uint32_t *ret_ids);
+    void (*ended)(void *user, uint64_t sequence); /* the sequence is gone; may be NULL */
+    void *user;
+};
+
 struct engine_options {
     uint32_t max_num_seqs;           /* clamped to the workers' slots */
     uint32_t max_num_batched_tokens; /* rows of a step */
@@ -48,8 +65,9 @@ struct engine_options {
     /* CPU: prompt rows of a step are limited so that a step takes about this long; 0 = off */
     uint32_t prefill_target_ms;
     /* Most drafts of a sequence in one step; 0 = no speculation. What the workers do not take (drafts_max of
-     * step_geometry) is not asked of them. */
-    uint32_t speculative_tokens;
+     * step_geometry) is not asked of them. Who may make them: enum engine_drafts, and `drafter` where it is one. */
+    uint32_t speculative_tokens, drafters;
+    struct engine_drafter drafter;
     uint32_t step_timeout_ms; /* a rank without progress for this long is reported as stuck; 0 = 30000 */
     /* A stream whose ring stays full this long ends with ENGINE_FINISH_SLOW; 0 = 30000. */
     uint32_t slow_reader_ms;
@@ -168,6 +186,14 @@ struct engine_stats {
     uint64_t finished_total[ENGINE_FINISHES]; /* requests by how they ended */
     uint64_t step_plan_ns_total; /* time of the engine thread per step, planning and completion handling */
     uint64_t group_epoch, coord_epoch, weight_fingerprint, weight_bytes;
+    uint32_t drafts_max;         /* of a sequence in a step that the workers take */
+    uint64_t draft_rounds_total; /* of one sequence each, with drafts */
+    struct engine_drafter_stats {
+        const char *name;
+        uint32_t most; /* drafts in a round; 0 = it is not there */
+        bool silent;   /* there, but it was not worth its time for a while */
+        uint64_t proposed[DRAFT_MAX], accepted[DRAFT_MAX]; /* by position */
+    } drafters[ENGINE_DRAFTERS];
     bool model_has_mtp; /* the checkpoint has an MTP layer, whether the workers run it or not */
     char devices[RANKS_MAX][96];
 };

@@ -5,6 +5,8 @@
  * only when all ranks agree about them. Nothing here allocates. */
 #include "daemon/engine/flight.h"
 
+#include "daemon/engine/draft.h"
+
 #include "daemon/engine/poke.h"
 #include "daemon/engine/report.h"
 #include "daemon/engine/sequence.h"
@@ -34,6 +36,7 @@ struct flight *flight_begin(struct engine *g, enum step_type type) {
     struct flight *f = flight_at(g, g->n_flights);
     f->step = type == STEP_TYPE_RESET ? 0 : g->step_next;
     f->type = type;
+    f->draft_depth = 0;
     f->n_entries = f->n_samples = f->n_rows = f->n_prompt_rows = f->n_closes = 0;
     step_begin(g->writer, type, step_ring_group_epoch(g->ring), step_ring_coord_epoch(g->ring), f->step);
     return f;
@@ -156,10 +159,13 @@ static void take_outcome(struct engine *g, const struct flight_entry *t, const s
     assert(s->n_tokens - s->n_prompt + 1 + t->n_drafts <= s->samples || s->state == SEQUENCE_ENDING);
     s->planned -= rejected;
     s->samples -= rejected;
+    draft_retired(g, t, o->n_accepted);
     for (uint32_t i = 0; i < o->n_samples && s->state != SEQUENCE_ENDING; i++)
         take_token(g, s, &step_outcome_samples(o)[i]);
     if (o->status != STEP_SAMPLE_OK && s->state != SEQUENCE_ENDING)
         end_without_token(g, s, o->status);
+    if (s->state != SEQUENCE_ENDING)
+        draft_read(g, s, s->n_tokens);
 }
 
 static void retire_plan(struct engine *g, struct flight *f, const struct step_outcome *next) {
@@ -198,6 +204,7 @@ static enum flight_event finish_plan(struct engine *g, struct flight *f,
     g->now.steps_total++;
     g->now.prompt_rows_total += f->n_prompt_rows;
     timing_step(g, f->n_rows);
+    draft_measured(g, f, ret->compute_ns);
     retire_plan(g, f, outcomes);
     return FLIGHT_RETIRED;
 }

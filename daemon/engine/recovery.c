@@ -8,6 +8,7 @@
  * next trial longer. */
 #include "daemon/engine/recovery.h"
 
+#include "daemon/engine/draft.h"
 #include "daemon/engine/flight.h"
 #include "daemon/engine/report.h"
 #include "daemon/engine/sequence.h"
@@ -168,6 +169,7 @@ static void publish(struct engine *g, const struct step_geometry *all) {
             .pages = m->pages,
             .pages_per_slot = m->pages_per_slot,
             .has_mtp = m->has_mtp,
+            .drafts_max = m->drafts_max,
     };
     pthread_mutex_unlock(&g->registry_lock);
     g->now.tp = g->n_ranks;
@@ -181,6 +183,7 @@ static void publish(struct engine *g, const struct step_geometry *all) {
     g->now.coord_epoch = step_ring_coord_epoch(g->ring);
     g->now.weight_fingerprint = m->fingerprint;
     g->now.weight_bytes = m->weight_bytes;
+    g->now.drafts_max = m->drafts_max;
     g->now.model_has_mtp = m->model_has_mtp != 0;
     for (uint32_t i = 0; i < g->n_ranks; i++) {
         memcpy(g->now.devices[i], all[i].device, sizeof(g->now.devices[i]));
@@ -233,6 +236,7 @@ void recovery_ready(struct engine *g, const struct step_geometry *all) {
             sequence_finish(g, g->waiting.items[0], ENGINE_FINISH_FAULT, e.text);
         return;
     }
+    draft_setup(g);
     publish(g, all);
     drop_what_no_longer_fits(g);
     engine_log(g, LOG_LEVEL_NOTICE,

@@ -98,13 +98,15 @@ static void add_open(struct engine *g, struct sequence *s) {
 }
 
 /* Writes the entry; its pages are there already or granted by it. */
-static void add_entry(
-        struct plan *p, struct sequence *s, struct step_entry *t, uint32_t first, uint32_t n_pages) {
+static void add_entry(struct plan *p, struct sequence *s, struct step_entry *t, const struct draft *d,
+        uint32_t first, uint32_t n_pages) {
     struct engine *g = p->g;
     bool sample = (t->flags & STEP_ENTRY_SAMPLE) != 0;
-    uint32_t n_drafts = t->kind == STEP_ENTRY_CONTINUE ? t->n_rows - 1 : 0;
     t->slot = s->slot;
     t->rope_at = t->mask_at = t->drafts_at = STEP_NONE;
+    t->n_draft_next = sample ? d->n_next : 0;
+    if (d->n > 0 && d->drafter != DRAFTER_MODEL)
+        t->drafts_at = step_blob(g->writer, d->ids, d->n * (uint32_t)sizeof(d->ids[0]));
     t->page_first = first;
     t->n_pages = n_pages;
     if (n_pages > 0) {
@@ -123,14 +125,16 @@ static void add_entry(
             .sequence = s,
             .slot = s->slot,
             .top_logprobs = t->top_logprobs,
-            .n_drafts = n_drafts,
+            .n_drafts = d->n,
+            .drafter = d->drafter,
             .sample = sample,
     };
     f->n_rows += t->n_rows;
     f->n_samples += sample;
+    f->draft_depth = t->n_draft_next > f->draft_depth ? t->n_draft_next : f->draft_depth;
     s->in_flight++;
     s->planned += t->n_rows;
-    s->samples += sample ? 1 + n_drafts : 0;
+    s->samples += sample ? 1 + d->n : 0;
     s->drafts_left = t->n_draft_next;
     p->rows_left -= t->n_rows;
     p->entries_left--;
@@ -203,7 +207,8 @@ static void plan_decode(struct plan *p, struct sequence *s) {
             (room = reader_room(p, s)) == 0)
         return;
     uint32_t most = least(least(room, s->max_tokens - s->samples), 1 + p->drafts_left);
-    struct draft d = draft_continue(g, s, most);
+    struct draft d;
+    draft_continue(g, s, most, &d);
     if (!pools_grant(&g->pools, s->slot, s->planned + 1 + d.n, &first, &n)) {
         d.n = 0;
         if (!pools_grant(&g->pools, s->slot, s->planned + 1, &first, &n)) {
@@ -218,10 +223,10 @@ static void plan_decode(struct plan *p, struct sequence *s) {
             .first_pos = s->planned,
             .ids_at = STEP_NONE,
             .id_after = STEP_NONE,
-            .n_draft_next = d.n_next,
+
     };
     p->drafts_left -= d.n;
-    add_entry(p, s, &t, first, n);
+    add_entry(p, s, &t, &d, first, n);
 }
 
 static void plan_decodes(struct plan *p) {
@@ -262,11 +267,14 @@ static bool plan_prompt(struct plan *p, struct sequence *s) {
             .ids_at = step_blob(
                     g->writer, s->tokens + s->planned, (stop - s->planned) * (uint32_t)sizeof(uint32_t)),
             .id_after = stop < s->n_tokens ? s->tokens[stop] : STEP_NONE,
-            .n_draft_next = stop == s->prefill_end ? draft_first(g, s).n_next : 0,
+
     };
     p->prompt_left -= t.n_rows;
     p->f->n_prompt_rows += t.n_rows;
-    add_entry(p, s, &t, first, n_pages);
+    draft_read(g, s, stop);
+    struct draft d;
+    draft_first(g, s, &d);
+    add_entry(p, s, &t, &d, first, n_pages);
     return true;
 }
 
@@ -380,7 +388,10 @@ int scheduler_plan(struct engine *g, uint64_t now) {
         g->n_stalled = 0;
         return 0;
     }
+    if (!draft_round(g))
+        return 0;
     struct plan p = {.g = g, .now = now, .f = flight_begin(g, STEP_TYPE_PLAN)};
+    p.f->waited = g->speculation.synchronous;
     put_back(g);
     take_up_readers(g);
     bool again;

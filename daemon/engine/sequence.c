@@ -13,7 +13,7 @@
 /* One block of memory for everything, taken by the submitting thread: the engine thread allocates nothing a
  * step. */
 struct sequence *sequence_create(
-        const struct engine_request *q, struct engine_stream *stream, uint32_t vocab) {
+        const struct engine_request *q, struct engine_stream *stream, uint32_t vocab, bool lookup) {
     size_t n_tokens = (size_t)q->n_prompt + q->max_tokens;
     size_t words = n_tokens + q->n_stop_ids + 2 * (size_t)q->n_bias;
     struct sequence *s = malloc(sizeof(*s) + words * sizeof(uint32_t));
@@ -47,7 +47,16 @@ struct sequence *sequence_create(
         memcpy(s->bias_ids, q->bias_ids, q->n_bias * sizeof(uint32_t));
         memcpy(s->bias, q->bias, q->n_bias * sizeof(float));
     }
+    drafting_init(&s->drafting);
+    if (lookup && lookup_init(&s->lookup, q->n_prompt, q->max_tokens) < 0)
+        return sequence_free(s);
     return s;
+}
+
+struct sequence *sequence_free(struct sequence *s) {
+    lookup_done(&s->lookup);
+    free(s);
+    return NULL;
 }
 
 static void not_set_back(struct engine *g, struct sequence *s) {
@@ -122,7 +131,9 @@ static void drop(struct engine *g, struct sequence *s) {
     sequence_cleared(g, s);
     s->stream->sequence = NULL;
     engine_stream_unref(s->stream);
-    free(s);
+    if (g->o.drafter.ended != NULL)
+        g->o.drafter.ended(g->o.drafter.user, s->number);
+    sequence_free(s);
 }
 
 void sequence_finish(struct engine *g, struct sequence *s, enum engine_finish finish, const char *error) {

@@ -3,9 +3,11 @@
 
 #include "daemon/engine/state.h"
 
-/* One block of memory, the caller's until it is registered and the engine's after that. NULL: no memory. */
+/* One block of memory (two with the index of lookup), the caller's until it is registered and the engine's after that.
+ * NULL: no memory. */
 struct sequence *sequence_create(
-        const struct engine_request *request, struct engine_stream *stream, uint32_t vocab);
+        const struct engine_request *request, struct engine_stream *stream, uint32_t vocab, bool lookup);
+struct sequence *sequence_free(struct sequence *s);                       /* one that was not registered */
 void sequence_admit(struct engine *g, struct sequence *s, uint32_t slot); /* from waiting to running */
 void sequence_to_waiting(struct engine *g, struct sequence *s);           /* gives slot and pages back */
 /* Tells the stream, and lets go of the sequence as soon as no step names it. s may be gone afterwards. Nothing

@@ -7,6 +7,7 @@
  * Calls go down and results come up; an arrow is "may include" (tests/house_rules.py holds every file to it):
  *
  *     engine (the loop, the way in) --> recovery, scheduler --> flight --> sequence --> registry --> inbox, wake
+ *     flight, scheduler, recovery --> draft --> speculation --> lookup, round_cost
  *     all of them --> poke, queue, report, timing, wake; heap, pools, stream; state
  *
  *   STATE_LOADING --RESET answered--> STATE_SERVING --group lost--> STATE_RECOVERING --RESET answered-->
@@ -24,6 +25,7 @@
 #include "daemon/engine/engine.h"
 #include "daemon/engine/heap.h"
 #include "daemon/engine/pools.h"
+#include "daemon/engine/speculation.h"
 #include "daemon/engine/stream.h"
 #include "proto/step/control.h"
 #include "proto/step/ring.h"
@@ -76,8 +78,10 @@ struct sequence {
     /* Rows in committed steps, counted from position 0, and tokens sampled in them (the next sample_index). While a
      * step with drafts is in flight both count as if all of them were accepted; its completion puts them right. */
     uint32_t planned, samples;
-    uint32_t prefill_end;     /* rows below it come from the host */
-    uint32_t drafts_left;     /* by its last planned step in the slot */
+    uint32_t prefill_end; /* rows below it come from the host */
+    uint32_t drafts_left; /* by its last planned step in the slot */
+    struct lookup lookup;
+    struct drafting drafting;
     uint32_t computed_before; /* rows below it are a replay */
     bool counted;             /* in prompt_tokens_total */
     uint64_t stalled_since_ns;
@@ -86,16 +90,21 @@ struct sequence {
     bool set_back;          /* gave its slot up because its reader stalled: waits for it, behind all others */
 };
 
+_Static_assert(DRAFTERS == ENGINE_DRAFTERS, "each has its counters");
+
 struct flight_entry {
     struct sequence *sequence;
     uint32_t slot, top_logprobs;
     uint32_t n_drafts; /* rows beside the first of a CONTINUE */
+    enum drafter drafter;
     bool sample;
 };
 struct flight { /* one record that not every rank has answered yet */
     uint64_t step;
     enum step_type type;
     uint32_t n_entries, n_samples, n_rows, n_prompt_rows, n_closes;
+    uint32_t draft_depth; /* the most drafts that it leaves in a slot */
+    bool waited;          /* it was planned when every token of the step before was known */
     struct flight_entry entries[SEQS_MAX];
     uint32_t closes[SEQS_MAX];
 };
@@ -130,7 +139,7 @@ struct engine {
     bool draining;
     enum engine_state public_state;
     struct limits {
-        uint32_t max_model_len, vocab_size, pages, pages_per_slot, has_mtp;
+        uint32_t max_model_len, vocab_size, pages, pages_per_slot, has_mtp, drafts_max;
     } limits;
 
     struct queue {
@@ -170,6 +179,10 @@ struct engine {
     uint32_t n_set_back;
     struct engine_poke pokes[POKES_MAX];
     uint32_t n_pokes;
+    struct speculation speculation;
+    struct draft_stream draft_streams[SEQS_MAX]; /* draft_round()'s own */
+    bool drafter_silent[DRAFTERS];
+    uint64_t retired_ns;                            /* when the last plan did */
     struct engine_stats now;                        /* counters, copied to stats */
     uint64_t turn_ns;                               /* when this turn of the loop began */
     struct histogram histograms[ENGINE_HISTOGRAMS]; /* read by any thread */

@@ -100,7 +100,9 @@ int engine_submit(
     if (r < 0)
         return r;
     struct engine_stream *s = stream_create(q);
-    struct sequence *sequence = s == NULL ? NULL : sequence_create(q, s, limits.vocab_size);
+    bool lookup = limits.drafts_max > 0 && g->o.speculative_tokens > 0 &&
+                  (g->o.drafters & ENGINE_DRAFTS_OF_LOOKUP) != 0;
+    struct sequence *sequence = s == NULL ? NULL : sequence_create(q, s, limits.vocab_size, lookup);
     if (sequence == NULL) {
         free(s);
         return error_set(e, -EAGAIN, "no memory for another request: try again later");
@@ -110,7 +112,7 @@ int engine_submit(
     sequence->due_ns = earlier(sequence->deadline_ns, sequence->start_by_ns);
     r = registry_add(g, s, e);
     if (r < 0) {
-        free(sequence);
+        sequence_free(sequence);
         free(s);
         return r;
     }

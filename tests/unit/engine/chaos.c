@@ -47,6 +47,7 @@ static struct engine *start(struct harness_group *group, const struct null_rank_
     struct engine_options o = harness_engine_options();
     o.max_num_batched_tokens = 96;
     o.speculative_tokens = r->drafts_max;
+    o.drafters = ENGINE_DRAFTS_OF_MODEL | ENGINE_DRAFTS_OF_LOOKUP;
     struct engine *g = harness_engine(&o);
     harness_group_start(group, g, r, 1);
     assert_int_equal(engine_wait_ready(g, LONG_NS), 0);
