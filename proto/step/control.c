@@ -5,6 +5,8 @@
  * with a message we refuse are closed here, so a malformed message leaks nothing. */
 #include "proto/step/control.h"
 
+#include "base/fds.h"
+
 #include <errno.h>
 #include <poll.h>
 #include <stddef.h>
@@ -24,11 +26,7 @@ struct wire {
 };
 #define WIRE_HEAD offsetof(struct wire, text)
 _Static_assert(offsetof(struct wire, text) == 48, "no padding");
-
-union fd_space {
-    struct cmsghdr align;
-    char bytes[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))];
-};
+_Static_assert(CONTROL_FDS_MAX == FDS_MAX, "what is beside a message fits in its room");
 
 int control_pair(int ret_fds[2], struct error *e) {
     int fds[2];
@@ -61,18 +59,9 @@ int control_send(int fd, const struct control_message *m, struct error *e) {
     };
     memcpy(w.text, m->text, w.text_bytes);
     struct iovec iov = {.iov_base = &w, .iov_len = WIRE_HEAD + w.text_bytes};
-    union fd_space space;
+    union fds_space space;
     struct msghdr h = {.msg_iov = &iov, .msg_iovlen = 1};
-    if (m->n_fds > 0) {
-        memset(&space, 0, sizeof(space));
-        h.msg_control = &space;
-        h.msg_controllen = CMSG_SPACE(m->n_fds * sizeof(int));
-        struct cmsghdr *c = CMSG_FIRSTHDR(&h);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(m->n_fds * sizeof(int));
-        memcpy(CMSG_DATA(c), m->fds, m->n_fds * sizeof(int));
-    }
+    fds_attach(&h, &space, m->fds, m->n_fds);
     ssize_t n;
     do
         n = sendmsg(fd, &h, MSG_NOSIGNAL);
@@ -82,26 +71,6 @@ int control_send(int fd, const struct control_message *m, struct error *e) {
         return error_set(e, code, "cannot send on the control socket: %s", strerror(errno));
     }
     return 0;
-}
-
-/* Collects every descriptor of a message, so that all of them can be closed; more than fit are closed at
- * once. */
-static void take_fds(struct msghdr *h, int *fds, uint32_t *ret_n) {
-    uint32_t n = 0;
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c != NULL; c = CMSG_NXTHDR(h, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS || c->cmsg_len < CMSG_LEN(0))
-            continue;
-        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < count; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
-            if (n < CONTROL_FDS_MAX)
-                fds[n++] = fd;
-            else
-                close(fd);
-        }
-    }
-    *ret_n = n;
 }
 
 static int check_wire(const struct wire *w, size_t bytes, int flags, uint32_t n_fds, struct error *e) {
@@ -147,7 +116,7 @@ static ssize_t receive(int fd, bool block, struct msghdr *h) {
 
 int control_receive(int fd, bool block, struct control_message *ret, struct error *e) {
     struct wire w;
-    union fd_space space;
+    union fds_space space;
     struct iovec iov = {.iov_base = &w, .iov_len = sizeof(w)};
     struct msghdr h = {
             .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &space, .msg_controllen = sizeof(space)};
@@ -157,7 +126,7 @@ int control_receive(int fd, bool block, struct control_message *ret, struct erro
         return error_set(e, code, "cannot read the control socket: %s", strerror(errno));
     }
     struct control_message m = {0};
-    take_fds(&h, m.fds, &m.n_fds);
+    m.n_fds = fds_take(&h, m.fds, CONTROL_FDS_MAX);
     if (n == 0 && m.n_fds == 0) /* an empty record cannot be told from the end; nobody of ours sends one */
         return error_set(e, -EPIPE, "the other end of the control socket is closed");
     int r = check_wire(&w, (size_t)n, h.msg_flags, m.n_fds, e);
