@@ -1,10 +1,9 @@
-/* comm.c - the group of ranks that share a model: how they meet, and how each reaches the others' inboxes.
+/* comm.c - the group of ranks that share a model: how they meet, and what they exchange.
  *
  * Called by tp/ at the start of a rank, and by the collective operations of product.c and head.c.
  * A rank is a thread or a process of this host, with a device of its own or one that it shares. They meet in the region
- * that tp/ maps into all of them: each says where its inbox is, opens the others', and says whether it could. An inbox
- * is memory of the rank's device, reached by peer access (a process opens it by CUDA IPC); where one rank cannot reach
- * another, all take inboxes in the region instead, in memory of the host. What is sent is exchange.h's. */
+ * that tp/ maps into all of them, in stages: what a rank says is in its seat there, and all go on together. Where
+ * inboxes lie is comm_inbox.c's, which of the ways works comm_ways.c's, what is sent exchange.h's. */
 #include "kernels/cuda/comm_internal.h"
 
 #include "base/clock.h"
@@ -23,23 +22,23 @@
 /* Of a wait for a rank in a step: longer than whoever watches the group has patience. */
 #define DEADLINE_SECONDS 30u
 
-static size_t staged_at(void) {
-    return align64(sizeof(struct region));
-}
 size_t k_comm_region_bytes(const struct k_shape *shape, uint32_t rows_max) {
     (void)rows_max; /* longer sums go in pieces */
-    return shape->tp == 1 ? 0 : staged_at() + shape->tp * EXCHANGE_INBOX(shape->tp);
+    return shape->tp == 1 ? 0 : COMM_STAGED_AT + shape->tp * EXCHANGE_INBOX(shape->tp);
 }
 
 /* --- meeting --- */
 
-/* Until *word of every rank is `least` or more. */
-static int wait_for(const struct k_comm *m, const atomic_uint *first_word, uint32_t least, struct error *e) {
+/* What a rank has come to: at a stage, or in a round where stage is STAGES. */
+static uint32_t come_to(const struct seat *s, enum stage stage) {
+    return atomic_load(stage < STAGES ? &s->answers[stage] : &s->round);
+}
+/* Until every rank has come to `least` there, or beyond it. */
+static int wait_for(const struct k_comm *m, enum stage stage, uint32_t least, struct error *e) {
     const uint64_t begin = clock_ns();
     const struct timespec pause = {.tv_nsec = MEET_PAUSE_NS};
     for (uint32_t r = 0; r < m->tp; r++)
-        while (atomic_load((const atomic_uint *)((const uint8_t *)first_word + r * sizeof(struct seat))) <
-                least) {
+        while (come_to(&m->region->seats[r], stage) < least) {
             if (atomic_load(&m->region->aborted))
                 return error_set(
                         e, -ECANCELED, "rank %u: the group was stopped while its ranks met", m->rank);
@@ -50,19 +49,16 @@ static int wait_for(const struct k_comm *m, const atomic_uint *first_word, uint3
         }
     return 0;
 }
-static int wait_for_all(const struct k_comm *m, enum stage stage, struct error *e) {
-    return wait_for(m, &m->region->seats[0].answers[stage], ANSWER_YES, e);
-}
 int comm_wait_round(struct k_comm *m, struct error *e) {
     atomic_store(&m->region->seats[m->rank].round, ++m->round);
-    return wait_for(m, &m->region->seats[0].round, m->round, e);
+    return wait_for(m, STAGES, m->round, e);
 }
 int comm_ask_all(struct k_comm *m, enum stage stage, bool yes, const char *why, struct error *e) {
     struct seat *own = &m->region->seats[m->rank];
     if (!yes)
         snprintf(own->why, sizeof own->why, "%s", why);
     atomic_store(&own->answers[stage], yes ? ANSWER_YES : ANSWER_NO);
-    const int rc = wait_for_all(m, stage, e);
+    const int rc = wait_for(m, stage, ANSWER_YES, e);
     for (uint32_t r = 0; r < m->tp && rc == 0; r++)
         if (atomic_load(&m->region->seats[r].answers[stage]) == ANSWER_NO) {
             error_set(e, -EIO, "%s", m->region->seats[r].why);
@@ -71,18 +67,6 @@ int comm_ask_all(struct k_comm *m, enum stage stage, bool yes, const char *why, 
     return rc < 0 ? rc : 1;
 }
 
-/* The first bytes of the region are the device's too: as many as it reads. */
-static int pin_region(struct k_comm *m, size_t bytes, struct error *e) {
-    if (m->pinned)
-        cudaHostUnregister(m->region);
-    const cudaError_t r =
-            cudaHostRegister(m->region, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
-    m->pinned = r == cudaSuccess ? bytes : 0;
-    cudaGetLastError();
-    if (r != cudaSuccess && r != cudaErrorHostMemoryAlreadyRegistered) /* by another rank of this process */
-        return cuda_failed(m->context, r, "cudaHostRegister", __FILE__, __LINE__, e);
-    return 0;
-}
 static void take_seat(struct k_comm *m, const struct k_shape *shape) {
     struct seat *own = &m->region->seats[m->rank];
     own->pid = getpid();
@@ -91,92 +75,14 @@ static void take_seat(struct k_comm *m, const struct k_shape *shape) {
     own->vocab_rows = shape->vocab_rows;
     atomic_store(&own->answers[STAGE_SEATED], ANSWER_YES);
 }
-/* Whether this device can reach those of all others. */
-static bool reaches_all(const struct k_comm *m, char why[WHY_MAX]) {
-    const int device = m->context->device;
-    for (uint32_t r = 0; r < m->tp; r++) {
-        const int other = m->region->seats[r].device;
-        int can = 1;
-        if (other != device && cudaDeviceCanAccessPeer(&can, device, other) != cudaSuccess)
-            can = 0;
-        cudaGetLastError();
-        if (can)
-            continue;
-        snprintf(why, WHY_MAX,
-                "device %d cannot reach device %d, neither by NVLink nor by PCIe: see nvidia-smi topo -p2p w",
-                device, other);
-        return false;
-    }
-    return true;
-}
-/* This rank's, and the way to it for ranks of other processes. */
-static bool make_inbox(struct k_comm *m, char why[WHY_MAX]) {
-    struct seat *own = &m->region->seats[m->rank];
-    own->d_inbox = m->d_inbox = k_alloc(m->context, EXCHANGE_INBOX(m->tp));
-    if (m->d_inbox && cudaIpcGetMemHandle(&own->handle, m->d_inbox) != cudaSuccess)
-        memset(&own->handle, 0, sizeof own->handle); /* who needs it finds that it opens nothing */
-    cudaGetLastError();
-    if (!m->d_inbox)
-        snprintf(why, WHY_MAX, "no memory for an inbox of %llu bytes on device %d",
-                (unsigned long long)EXCHANGE_INBOX(m->tp), m->context->device);
-    return m->d_inbox != NULL;
-}
-static bool open_inbox(struct k_comm *m, uint32_t rank, char why[WHY_MAX]) {
-    const struct seat *other = &m->region->seats[rank];
-    cudaError_t r = cudaSuccess;
-    m->view.inbox[rank] = other->d_inbox;
-    if (other->pid != getpid()) {
-        r = cudaIpcOpenMemHandle(&m->opened[rank], other->handle, cudaIpcMemLazyEnablePeerAccess);
-        m->view.inbox[rank] = m->opened[rank];
-    } else if (other->device != m->context->device) {
-        r = cudaDeviceEnablePeerAccess(other->device, 0);
-    }
-    cudaGetLastError();
-    if (r == cudaSuccess || r == cudaErrorPeerAccessAlreadyEnabled)
-        return true;
-    m->opened[rank] = NULL;
-    snprintf(why, WHY_MAX,
-            "device %d may not open memory of device %d (%s): ranks in containers need one IPC namespace",
-            m->context->device, other->device, cudaGetErrorString(r));
-    return false;
-}
-static bool open_inboxes(struct k_comm *m, char why[WHY_MAX]) {
-    m->view.inbox[m->rank] = m->d_inbox;
-    for (uint32_t r = 0; r < m->tp; r++)
-        if (r != m->rank && !open_inbox(m, r, why))
-            return false;
-    return true;
-}
-/* Inboxes in memory of the devices: 1, 0 and why there are none in *e, or negative. */
-static int reach_devices(struct k_comm *m, struct error *e) {
-    char why[WHY_MAX] = "it was asked for";
-    const bool can = m->context->all_reduce != K_ALL_REDUCE_STAGED && reaches_all(m, why);
-    int all = comm_ask_all(m, STAGE_REACHED, can, why, e);
-    if (all == 1)
-        all = comm_ask_all(m, STAGE_MADE, make_inbox(m, why), why, e);
-    if (all == 1)
-        all = comm_ask_all(m, STAGE_OPENED, open_inboxes(m, why), why, e);
-    return all;
-}
-int comm_stage(struct k_comm *m, struct error *e) {
-    void *d_region;
-    int r = pin_region(m, staged_at() + m->tp * EXCHANGE_INBOX(m->tp), e);
-    if (r < 0)
-        return r;
-    CUDA_TRY(m->context, cudaHostGetDevicePointer(&d_region, m->region, 0), e);
-    for (uint32_t i = 0; i < m->tp; i++)
-        m->view.inbox[i] = (uint8_t *)d_region + staged_at() + i * EXCHANGE_INBOX(m->tp);
-    m->view.aborted = (const uint32_t *)((uint8_t *)d_region + offsetof(struct region, aborted));
-    return 0;
-}
 static int find_others(struct k_comm *m, struct error *e) {
     void *d_region;
-    int all = wait_for_all(m, STAGE_SEATED, e);
+    int all = wait_for(m, STAGE_SEATED, ANSWER_YES, e);
     if (all < 0)
         return all;
     CUDA_TRY(m->context, cudaHostGetDevicePointer(&d_region, m->region, 0), e);
     m->view.aborted = (const uint32_t *)((uint8_t *)d_region + offsetof(struct region, aborted));
-    all = reach_devices(m, e);
+    all = comm_reach_devices(m, e);
     return all < 0 ? all : comm_try_ways(m, all == 1, all == 1 ? "" : e->text, e);
 }
 
@@ -208,7 +114,7 @@ static int join(struct k_comm *m, const struct k_shape *shape, struct error *e) 
     int r = context_enter(c, e);
     if (r < 0)
         return r;
-    r = pin_region(m, sizeof(struct region), e);
+    r = comm_pin_region(m, sizeof(struct region), e);
     if (r < 0)
         return r;
     m->view.d_epochs = k_alloc(c, EPOCHS_BYTES);
@@ -269,11 +175,8 @@ const char *k_comm_describe(const struct k_comm *m) {
 struct k_comm *k_comm_free(struct k_comm *m) {
     if (m && m->region && context_enter(m->context, NULL) == 0) {
         comm_ways_done(m);
-        for (uint32_t r = 0; r < m->tp; r++)
-            if (m->opened[r])
-                cudaIpcCloseMemHandle(m->opened[r]);
-        k_free(m->context, m->d_inbox);
-        k_free(m->context, m->view.d_epochs);
+        k_free(m->context, m->view.d_epochs); /* waits for the device, which unmapping does not */
+        comm_leave_devices(m);
         if (m->pinned)
             cudaHostUnregister(m->region);
     }

@@ -1,10 +1,13 @@
-/* comm_internal.h - the group of ranks behind comm.h: between comm.c, where ranks meet and exchange, and comm_ways.c,
- * which tries the ways in which they can. */
+/* comm_internal.h - the group of ranks behind comm.h: between comm.c, where ranks meet and exchange, comm_inbox.c,
+ * which makes inboxes and opens the others', and comm_ways.c, which tries the ways in which they can be used. */
 #pragma once
 
 #include "kernels/cuda/comm.h"
+#include "kernels/cuda/comm_pass.h"
 #include "kernels/cuda/exchange.h"
 #include "kernels/cuda/nccl.h"
+#include "kernels/cuda/vmm.h"
+#include "kernels/shared/pool_layout.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -12,12 +15,14 @@
 
 /* How far a rank is with meeting the others; each answers at every stage, in this order. */
 enum stage {
-    STAGE_SEATED,  /* the rest of its seat is there */
-    STAGE_REACHED, /* its device can reach all others, or not */
-    STAGE_MADE,    /* its inbox is there */
-    STAGE_OPENED,  /* it reaches all inboxes, or not */
-    STAGE_TRIED,   /* what it was sent through them was right, or not */
-    STAGE_STAGED,  /* the same through memory of the host */
+    STAGE_SEATED,   /* the rest of its seat is there */
+    STAGE_REACHED,  /* its device can reach all others, or not */
+    STAGE_MADE,     /* its inbox is there, and has a descriptor, or not */
+    STAGE_OPENED,   /* it reaches all inboxes by their descriptors, or not */
+    STAGE_MADE_IPC, /* the same by CUDA IPC */
+    STAGE_OPENED_IPC,
+    STAGE_TRIED,  /* what it was sent through them was right, or not */
+    STAGE_STAGED, /* the same through memory of the host */
     STAGE_LIBRARY,
     STAGE_ID, /* rank 0 has made it */
     STAGE_JOINED,
@@ -36,7 +41,8 @@ struct seat {
     atomic_uint round; /* of comm_wait_round() */
     pid_t pid;
     int device;
-    void *d_inbox; /* for ranks of the same process */
+    void *d_inbox;               /* for ranks of the same process */
+    struct pass_address address; /* where it takes descriptors of inboxes */
     cudaIpcMemHandle_t handle;
     uint32_t vocab_first, vocab_rows;
     char why[WHY_MAX]; /* of its last NO */
@@ -49,6 +55,18 @@ struct region {
     struct seat seats[RANKS_MAX];
 };
 
+/* Where inboxes in memory of the host begin in it. */
+#define COMM_STAGED_AT align64(sizeof(struct region))
+
+/* How ranks of other processes reach an inbox; without one of these it lies in memory of the host. */
+enum inbox_way { INBOX_NONE, INBOX_DESCRIPTORS, INBOX_IPC };
+struct inboxes {
+    enum inbox_way way;
+    struct vmm_memory own, others[RANKS_MAX]; /* descriptors' */
+    void *d_own, *d_others[RANKS_MAX];        /* CUDA IPC's */
+    char why_ipc[WHY_MAX];                    /* why not by descriptors */
+};
+
 struct k_comm {
     struct k_context *context;
     struct region *region; /* NULL at tp 1 */
@@ -57,8 +75,7 @@ struct k_comm {
     bool met;
     uint32_t round;
     float eps;
-    void *d_inbox;
-    void *opened[RANKS_MAX]; /* by CUDA IPC */
+    struct inboxes inboxes;
     struct exchange_view view;
     uint32_t vocab_first[RANKS_MAX], vocab_rows[RANKS_MAX], vocab_most;
 
@@ -68,7 +85,7 @@ struct k_comm {
     pthread_t watch;     /* aborts it when the group is stopped, and the group when it fails */
     bool watching;
     atomic_bool watch_ends;
-    char text[600]; /* k_comm_describe() */
+    char text[1000]; /* k_comm_describe() */
 };
 
 #define COMM_LARGE_LEAST (1u << 18) /* floats that are exchanged faster in chunks than in words */
@@ -81,11 +98,18 @@ int comm_ask_all(struct k_comm *m, enum stage stage, bool yes, const char *why, 
 /* Waits for the others to be here, too. Ranks of one process may share a device: what one does there that waits for the
  * whole device (it loads a kernel, or frees memory) must not come while another's kernel waits for it. */
 int comm_wait_round(struct k_comm *m, struct error *e);
-/* Inboxes in memory of the host from now on. */
-int comm_stage(struct k_comm *m, struct error *e);
 /* Queues x += the sum over ranks of part, in pieces. `floats` of a sum decide which way it goes. */
 bool comm_queue_sum(struct k_stream *s, struct k_comm *m, const struct k_plan *d_plan, const float *part,
         float *x, uint32_t rows, uint32_t columns);
+
+/* comm_inbox.c: inboxes in memory of the devices, of all ranks together. 1; 0 and why not in *e; negative. */
+int comm_reach_devices(struct k_comm *m, struct error *e);
+/* Lets go of them; nothing runs that uses them. */
+void comm_leave_devices(struct k_comm *m);
+/* Inboxes in memory of the host from now on. */
+int comm_stage(struct k_comm *m, struct error *e);
+/* The first bytes of the region are the device's too: as many as it reads. */
+int comm_pin_region(struct k_comm *m, size_t bytes, struct error *e);
 
 /* comm_ways.c: tries them, and decides which sums go which way; all ranks together. device: every rank has opened
  * everybody's inbox in memory of the devices; otherwise why not. */

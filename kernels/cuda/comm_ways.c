@@ -334,9 +334,15 @@ int comm_try_ways(struct k_comm *m, bool device, const char *why_not, struct err
     rc = measure(m, &own, &nccl, e);
     if (rc < 0)
         return rc;
-    say(m, device ? "ranks write into each other's memory" : "ranks meet in memory of the host", &own);
-    if (!device)
-        snprintf(m->text + strlen(m->text), sizeof m->text - strlen(m->text), " (%s)", why.text);
+    const bool ipc = device && m->inboxes.way == INBOX_IPC;
+    say(m,
+            ipc      ? "ranks write into each other's memory, by CUDA IPC"
+            : device ? "ranks write into each other's memory"
+                     : "ranks meet in memory of the host",
+            &own);
+    if (!device || ipc)
+        snprintf(m->text + strlen(m->text), sizeof m->text - strlen(m->text), " (%s)",
+                ipc ? m->inboxes.why_ipc : why.text);
     if (m->nccl)
         snprintf(m->text + strlen(m->text), sizeof m->text - strlen(m->text), "; ");
     if (m->nccl)

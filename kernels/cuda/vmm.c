@@ -77,8 +77,8 @@ static CUmemAllocationProp properties(const struct k_context *c) {
 }
 
 static int set_access(const struct k_context *c, const struct driver *d, const struct vmm_memory *m,
-        enum vmm_access access, struct error *e) {
-    const CUmemAccessDesc how = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = c->device},
+        int device, enum vmm_access access, struct error *e) {
+    const CUmemAccessDesc how = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device},
             .flags = access == VMM_READ ? CU_MEM_ACCESS_FLAGS_PROT_READ : CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     const CUresult r = d->set_access((CUdeviceptr)m->d_p, m->bytes, &how, 1);
     return r == CUDA_SUCCESS ? 0 : failed(c, d, r, "cuMemSetAccess", e);
@@ -109,7 +109,7 @@ static int map(const struct k_context *c, const struct driver *d, CUmemGenericAl
         return failed(c, d, r, "cuMemMap", e);
     }
     *ret = (struct vmm_memory){.d_p = (void *)at, .bytes = bytes};
-    const int failure = set_access(c, d, ret, access, e);
+    const int failure = set_access(c, d, ret, c->device, access, e);
     if (failure < 0)
         vmm_close(c, ret);
     return failure;
@@ -161,7 +161,13 @@ int vmm_set_access(
         const struct k_context *c, const struct vmm_memory *m, enum vmm_access access, struct error *e) {
     struct driver d;
     int r = driver_find(c, &d, e);
-    return r < 0 ? r : set_access(c, &d, m, access, e);
+    return r < 0 ? r : set_access(c, &d, m, c->device, access, e);
+}
+
+int vmm_allow(const struct k_context *c, const struct vmm_memory *m, int device, struct error *e) {
+    struct driver d;
+    int r = driver_find(c, &d, e);
+    return r < 0 ? r : set_access(c, &d, m, device, VMM_WRITE, e);
 }
 
 void vmm_close(const struct k_context *c, struct vmm_memory *m) {

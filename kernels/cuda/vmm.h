@@ -2,7 +2,7 @@
  * that has a file descriptor. The memory lives as long as anybody has it mapped or holds a descriptor of it, also when
  * the process that made it is gone.
  *
- * Called by kept.c. The driver is asked for its entry points, so that nothing is linked with it. */
+ * Called by kept.c and comm_inbox.c. The driver is asked for its entry points, so that nothing is linked with it. */
 #pragma once
 
 #include "kernels/kernels.h"
@@ -24,4 +24,6 @@ int vmm_open(const struct k_context *c, size_t bytes, int fd, enum vmm_access ac
 /* Once nothing runs that does otherwise. */
 int vmm_set_access(
         const struct k_context *c, const struct vmm_memory *m, enum vmm_access access, struct error *e);
+/* Another device of this process may write there too; the two reach each other. */
+int vmm_allow(const struct k_context *c, const struct vmm_memory *m, int device, struct error *e);
 void vmm_close(const struct k_context *c, struct vmm_memory *m); /* NULL memory ok; *m is {0} afterwards */

@@ -18,9 +18,14 @@
 static bool whole(size_t bytes) {
     return bytes && bytes % GRANULARITY == 0;
 }
-/* A handle is a descriptor plus 1. */
+/* A handle is a descriptor plus 1, and a bit of those that were imported. */
+#define IMPORTED (UINT64_C(1) << 32)
 static int fd_of(CUmemGenericAllocationHandle handle) {
-    return (int)handle - 1;
+    return (int)(handle & (IMPORTED - 1)) - 1;
+}
+/* How memory of another process is mapped: where devices only seem to reach each other's, what is written gets lost. */
+static int kind_of_mapping(bool of_another) {
+    return of_another && emu_setting("CUDA_EMU_PEERS", 1) == 2 ? MAP_PRIVATE : MAP_SHARED;
 }
 
 static CUresult get_error_string(CUresult r, const char **ret) {
@@ -73,7 +78,7 @@ static CUresult import_fd(CUmemGenericAllocationHandle *ret, void *os_handle, CU
     int fd;
     const CUresult r = copy_fd((int)(uintptr_t)os_handle, &fd);
     if (r == CUDA_SUCCESS)
-        *ret = (CUmemGenericAllocationHandle)fd + 1;
+        *ret = ((CUmemGenericAllocationHandle)fd + 1) | IMPORTED;
     return r;
 }
 
@@ -92,7 +97,8 @@ static CUresult map(CUdeviceptr at, size_t bytes, size_t offset, CUmemGenericAll
         return CUDA_ERROR_INVALID_VALUE;
     if (bytes > emu_bytes_free())
         return CUDA_ERROR_OUT_OF_MEMORY;
-    if (mmap((void *)at, bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, fd_of(handle), 0) == MAP_FAILED)
+    if (mmap((void *)at, bytes, PROT_NONE, kind_of_mapping(handle & IMPORTED) | MAP_FIXED, fd_of(handle),
+                0) == MAP_FAILED)
         return CUDA_ERROR_INVALID_VALUE;
     emu_mapped((uint8_t *)at, bytes);
     return CUDA_SUCCESS;
@@ -131,14 +137,14 @@ extern "C" cudaError_t cudaIpcOpenMemHandle(void **ret, cudaIpcMemHandle_t handl
     ipc_handle h;
     char path[64];
     memcpy(&h, &handle, sizeof h);
-    if (!emu_setting("CUDA_EMU_PEERS", 1) || h.pid == getpid() || h.page_bytes == 0)
+    if (!emu_setting("CUDA_EMU_PEERS", 1) || !emu_setting("CUDA_EMU_IPC", 1) || h.pid == getpid() ||
+            h.page_bytes == 0)
         return cudaErrorNotSupported;
     snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)h.pid, h.fd);
     const int fd = open(path, O_RDWR | O_CLOEXEC);
     uint8_t *at = fd < 0 ? NULL : emu_addresses(h.page_bytes);
-    const int kind =
-            emu_setting("CUDA_EMU_PEERS", 1) == 2 ? MAP_PRIVATE : MAP_SHARED; /* 2: writes do not arrive */
-    const bool mapped = at && mmap(at, h.page_bytes, PROT_NONE, kind | MAP_FIXED, fd, 0) != MAP_FAILED;
+    const bool mapped =
+            at && mmap(at, h.page_bytes, PROT_NONE, kind_of_mapping(true) | MAP_FIXED, fd, 0) != MAP_FAILED;
     if (fd >= 0)
         close(fd);
     if (!mapped)

@@ -13,7 +13,8 @@ extern "C" {
 void emu_seed(uint64_t seed);
 /* The machine, by the environment of the process: CUDA_EMU_DEVICES=N (2; 0 = the driver shows none), CUDA_EMU_DRIVER=N
  * (13000: what CUDA it can do; 0 = there is none), CUDA_EMU_CAPABILITY=N (86; no code is there for 80),
- * CUDA_EMU_BYTES=N of memory (8 GiB), CUDA_EMU_SHARED=0: none that another process can map,
+ * CUDA_EMU_BYTES=N of memory (8 GiB), CUDA_EMU_SHARED=0: none that another process can map
+ * by a descriptor, CUDA_EMU_IPC=0: nor by CUDA IPC, as between containers;
  * CUDA_EMU_PEERS=0: devices do not reach each other's, 2: they seem to, and what they write there gets lost;
  * CUDA_EMU_BUS=N (1: PCI bus of device 0; device 1 is on the next), CUDA_EMU_NO_NCCL=1: there is no NCCL. Where
  * CUDA_EMU_HANG names a file, devices stand still while it is there. */

@@ -479,51 +479,59 @@ struct sums { /* a group of ranks that add */
     rank_fn rank;
     uint32_t tp;
     enum k_all_reduce way;
-    const char *machine, *value;
+    const char *machine;
     void *region;
 };
 static int rank_of_sums(void *sums, uint32_t rank) {
     const struct sums *g = sums;
-    if (g->machine)
-        setenv(g->machine, g->value, 1);
+    char words[128], *rest = words;
+    snprintf(words, sizeof words, "%s", g->machine ? g->machine : "");
+    for (char *word; (word = strsep(&rest, " "));) {
+        char *value = strchr(word, '=');
+        if (value)
+            *value = '\0', setenv(word, value + 1, 1);
+    }
     return g->rank(g->tp, rank, g->way, g->region);
 }
-/* `machine`: a word of the environment that tells an emulated machine what it is, or NULL. */
-static void ranks_run(
-        rank_fn rank, uint32_t tp, enum k_all_reduce way, const char *machine, const char *value) {
+/* `machine`: words of the environment that tell an emulated machine what it is, or NULL. */
+static void ranks_run(rank_fn rank, uint32_t tp, enum k_all_reduce way, const char *machine) {
     const struct k_shape shape = {.tp = tp, .hidden_size = SUM_COLUMNS, .vocab_size = 64};
     const size_t bytes = k_comm_region_bytes(&shape, 1024);
-    struct sums g = {rank, tp, way, machine, value, shared_memory(bytes)};
+    struct sums g = {rank, tp, way, machine, shared_memory(bytes)};
     int codes[RANKS_MAX];
     processes_run(tp, rank_of_sums, &g, codes);
     for (uint32_t r = 0; r < tp; r++)
         assert_int_not_equal(codes[r], SUMS_WRONG);
     munmap(g.region, bytes);
 }
-static void sums_by(uint32_t tp, enum k_all_reduce way, const char *machine, const char *value) {
-    ranks_run(sums_rank, tp, way, machine, value);
+static void sums_by(uint32_t tp, enum k_all_reduce way, const char *machine) {
+    ranks_run(sums_rank, tp, way, machine);
 }
 static void test_sums_by_every_way(void **state) {
     (void)state;
     for (uint32_t tp = 2; tp <= 4; tp *= 2) {
-        sums_by(tp, K_ALL_REDUCE_AUTO, NULL, NULL);
-        sums_by(tp, K_ALL_REDUCE_NCCL, NULL, NULL);
-        sums_by(tp, K_ALL_REDUCE_ONESHOT, NULL, NULL);
-        sums_by(tp, K_ALL_REDUCE_STAGED, NULL, NULL);
+        sums_by(tp, K_ALL_REDUCE_AUTO, NULL);
+        sums_by(tp, K_ALL_REDUCE_NCCL, NULL);
+        sums_by(tp, K_ALL_REDUCE_ONESHOT, NULL);
+        sums_by(tp, K_ALL_REDUCE_STAGED, NULL);
     }
 }
 static void test_who_stops_a_group_ends_its_sums(void **state) {
     (void)state;
-    ranks_run(stopped_rank, 2, K_ALL_REDUCE_AUTO, NULL, NULL);
-    ranks_run(stopped_rank, 2, K_ALL_REDUCE_NCCL, NULL, NULL);
+    ranks_run(stopped_rank, 2, K_ALL_REDUCE_AUTO, NULL);
+    ranks_run(stopped_rank, 2, K_ALL_REDUCE_NCCL, NULL);
 }
-/* Where devices do not reach each other, or only seem to, and where there is no NCCL. */
+/* Where devices do not reach each other, or only seem to, where processes share memory in no way or by CUDA IPC only,
+ * and where there is no NCCL. */
 static void test_ranks_find_a_way_that_works(void **state) {
     (void)state;
-    sums_by(2, K_ALL_REDUCE_AUTO, "CUDA_EMU_PEERS", "0");
-    sums_by(2, K_ALL_REDUCE_ONESHOT, "CUDA_EMU_PEERS", "0");
-    sums_by(2, K_ALL_REDUCE_AUTO, "CUDA_EMU_PEERS", "2");
-    sums_by(2, K_ALL_REDUCE_NCCL, "CUDA_EMU_NO_NCCL", "1");
+    sums_by(2, K_ALL_REDUCE_AUTO, "CUDA_EMU_PEERS=0");
+    sums_by(2, K_ALL_REDUCE_ONESHOT, "CUDA_EMU_PEERS=0");
+    sums_by(2, K_ALL_REDUCE_AUTO, "CUDA_EMU_PEERS=2");
+    sums_by(4, K_ALL_REDUCE_AUTO, "CUDA_EMU_SHARED=0");
+    sums_by(2, K_ALL_REDUCE_AUTO, "CUDA_EMU_SHARED=0 CUDA_EMU_PEERS=2");
+    sums_by(2, K_ALL_REDUCE_AUTO, "CUDA_EMU_SHARED=0 CUDA_EMU_IPC=0");
+    sums_by(2, K_ALL_REDUCE_NCCL, "CUDA_EMU_NO_NCCL=1");
 }
 
 /* Two processes, more rows than an area holds, so that the sum goes in pieces. */
