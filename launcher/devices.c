@@ -1,13 +1,15 @@
 /* devices.c - see devices.h. */
 #include "launcher/devices.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
-#define WORD_MAX 64u
+#define WORD_MAX     64u
+#define DEVICES_SEEN 64u /* as many as the worker tells of */
 
 static const json_t *device_at(const json_t *probe, size_t i) {
     return json_array_get(json_object_get(probe, "devices"), i);
@@ -25,6 +27,67 @@ static const char *text_of(const json_t *o, const char *key) {
 static const char *why_not(const json_t *device) {
     const char *why = text_of(device, "reason");
     return *why ? why : "shardd-worker-cuda does not say why";
+}
+
+/* --- NVLink --- */
+
+static bool names(const json_t *list, uint32_t index) {
+    for (size_t i = 0; i < json_array_size(list); i++)
+        if (json_integer_value(json_array_get(list, i)) == (json_int_t)index)
+            return true;
+    return false;
+}
+/* Does a bridge, or a switch, lead from one to the other? */
+static bool linked(const json_t *probe, uint32_t a, uint32_t b) {
+    return a != b && names(json_object_get(device_at(probe, a), "nvlinks"), b) &&
+           names(json_object_get(device_at(probe, b), "nvlinks"), a);
+}
+static uint32_t partners(const json_t *probe, const uint32_t *pool, uint32_t n, uint32_t device) {
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < n; i++)
+        found += linked(probe, device, pool[i]);
+    return found;
+}
+/* Of pool[n], the one with the fewest partners there, but some; with: that is a partner of *with. n: none. */
+static uint32_t loneliest(const json_t *probe, const uint32_t *pool, uint32_t n, const uint32_t *with) {
+    uint32_t best = n, fewest = UINT32_MAX;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t found = partners(probe, pool, n, pool[i]);
+        if (found == 0 || found >= fewest || (with && !linked(probe, *with, pool[i])))
+            continue;
+        best = i;
+        fewest = found;
+    }
+    return best;
+}
+static uint32_t take(uint32_t *pool, uint32_t *n, uint32_t i) {
+    const uint32_t taken = pool[i];
+    memmove(&pool[i], &pool[i + 1], (--*n - i) * sizeof(*pool));
+    return taken;
+}
+/* at[ranks] of pool[n], which is ascending: ranks 0 and 1, 2 and 3, and so on are linked as far as that can be, since
+ * they add to each other first; then the others in their order. Who has the fewest to be paired with comes first: it
+ * loses its partner to nobody. */
+static void pairs_first(const json_t *probe, const uint32_t *pool, uint32_t n, uint32_t *at, uint32_t ranks) {
+    uint32_t left[DEVICES_SEEN], done = 0;
+    memcpy(left, pool, n * sizeof(*pool));
+    while (done + 2 <= ranks) {
+        const uint32_t i = loneliest(probe, left, n, NULL);
+        if (i == n)
+            break;
+        const uint32_t k = loneliest(probe, left, n, &left[i]), first = i < k ? i : k;
+        assert(k < n);
+        at[done++] = take(left, &n, first);
+        at[done++] = take(left, &n, (i < k ? k : i) - 1);
+    }
+    while (done < ranks)
+        at[done++] = take(left, &n, 0);
+}
+static uint32_t pairs_linked(const json_t *probe, const struct devices *d) {
+    uint32_t n = 0;
+    for (uint32_t r = 0; r + 1 < d->n; r += 2)
+        n += linked(probe, d->at[r], d->at[r + 1]);
+    return n;
 }
 
 /* --- the list --- */
@@ -109,15 +172,19 @@ static int too_few(const json_t *probe, uint32_t n, uint32_t found, struct error
             n, n, found, shown, left, broken);
 }
 
-/* The first that can be used, then what there is besides. */
+/* The first that can be used, in pairs where NVLink leads from one to another, then what there is besides. */
 static uint32_t choose_usable(const json_t *probe, struct devices *d) {
-    uint32_t n = 0, found = 0;
-    for (int pass = 0; pass < 2; pass++) {
-        for (size_t i = 0; i < devices_found(probe) && n < d->n; i++)
-            if (usable(device_at(probe, i)) == (pass == 0))
-                d->at[n++] = (uint32_t)i;
-        found = pass == 0 ? n : found;
-    }
+    const size_t shown = devices_found(probe) < DEVICES_SEEN ? devices_found(probe) : DEVICES_SEEN;
+    uint32_t pool[DEVICES_SEEN], n = 0, found;
+    for (uint32_t i = 0; i < shown; i++)
+        if (usable(device_at(probe, i)))
+            pool[n++] = i;
+    found = n < d->n ? n : d->n;
+    pairs_first(probe, pool, n, d->at, found);
+    n = found;
+    for (uint32_t i = 0; i < shown && n < d->n; i++)
+        if (!usable(device_at(probe, i)))
+            d->at[n++] = i;
     for (; n < d->n; n++)
         d->at[n] = n;
     return found;
@@ -137,6 +204,23 @@ int devices_choose(const json_t *probe, const char *list, uint32_t n, struct dev
 }
 
 /* --- what was chosen --- */
+
+static bool each_once(const struct devices *d) {
+    for (uint32_t r = 0; r < d->n; r++)
+        if (devices_sharers(d, d->at[r]) > 1 || d->at[r] >= DEVICES_SEEN)
+            return false;
+    return true;
+}
+bool devices_better(const json_t *probe, const struct devices *d, struct devices *ret) {
+    uint32_t pool[RANKS_MAX], n = 0;
+    for (uint32_t i = 0; i < DEVICES_SEEN && each_once(d); i++)
+        for (uint32_t r = 0; r < d->n; r++)
+            if (d->at[r] == i)
+                pool[n++] = i;
+    *ret = (struct devices){.n = n};
+    pairs_first(probe, pool, n, ret->at, n);
+    return pairs_linked(probe, ret) > pairs_linked(probe, d);
+}
 
 uint32_t devices_sharers(const struct devices *d, uint32_t gpu) {
     uint32_t n = 0;

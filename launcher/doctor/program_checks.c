@@ -153,6 +153,17 @@ static bool reaches(const struct checkup *c, uint32_t device, uint32_t other) {
     return found_it;
 }
 
+/* Are GPUs that NVLink connects siblings? */
+static void check_order(struct checkup *c) {
+    struct devices better;
+    char order[DEVICES_TEXT];
+    if (!devices_better(c->cuda_probe, &c->ranks, &better))
+        return;
+    found(&c->findings, WHERE, "programs.order", FOUND_WARNING,
+            "ranks 0 and 1, 2 and 3 and so on add to each other first, and NVLink is between other GPUs");
+    advise(&c->findings, "Take --devices %s, or leave --devices out.", devices_text(&better, order));
+}
+
 /* Do the GPUs of all ranks reach each other's memory? */
 static void check_peers(struct checkup *c) {
     char pairs[256] = "";
@@ -202,6 +213,7 @@ static void check_cuda(struct checkup *c) {
     for (uint32_t i = 0; i < n && i < NVML_GPUS_MAX; i++)
         check_device(c, i);
     check_peers(c);
+    check_order(c);
 }
 
 void check_programs(struct checkup *c) {

@@ -127,6 +127,13 @@ void gpu_tell(const struct gpu *g) {
         if (first)
             tell_holders(at, d);
     }
+    struct devices better;
+    char order[DEVICES_TEXT];
+    if (devices_better(g->probe, &g->ranks, &better))
+        log_warning(
+                "ranks 0 and 1, 2 and 3 and so on add to each other first, and NVLink is between other GPUs: "
+                "--devices %s would be faster",
+                devices_text(&better, order));
     if (shared)
         log_warning(
                 "several ranks share a GPU, as --devices says: this is for tests, one rank would be faster");

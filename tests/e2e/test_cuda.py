@@ -57,6 +57,15 @@ def test_probe_names_who_holds_a_gpu():
     assert holder["pid"] == os.getpid() and holder["name"].startswith("py") and holder["bytes"] == 39500000000
 
 
+def test_probe_tells_where_nvlink_leads():
+    """NVML's two cards at the places of the emulated ones, and only one of them."""
+    for words, bus, expected in (("two,adjacent", 101, [[1], [0]]), ("two", 101, [[], []])):
+        done = subprocess.run([WORKER, "--probe"], capture_output=True, text=True, timeout=60, check=False,
+                              env={**os.environ, "LD_LIBRARY_PATH": os.path.join(os.path.dirname(BIN), "fakes"),
+                                   "FAKE_NVML": words, "CUDA_EMU_BUS": str(bus)})
+        assert [device["nvlinks"] for device in json.loads(done.stdout)["devices"]] == expected
+
+
 def test_serve_tells_which_gpus_and_who_else_uses_them(installed):
     """Before it finds that nothing is left there for the model."""
     environment = {**settings({"BYTES": 300 << 20, "BUS": 101}), "FAKE_NVML": "held", "FAKE_NVML_PID": str(os.getpid()),

@@ -14,7 +14,7 @@ GB = 10**9
 
 
 def device(index=0, **more):
-    return {"index": index, "name": "NVIDIA RTX A6000", "place": ("00000000:65:00.0", "00000000:B3:00.0")[index],
+    return {"index": index, "name": "NVIDIA RTX A6000", "place": "00000000:%s:00.0" % ("65", "B3", "C1", "C2")[index],
             "compute_capability": "8.6", "units": 84, "memory_total": 48 * GB, "memory_free": 47 * GB, "usable": True,
             "reason": "", **more}
 
@@ -206,6 +206,10 @@ def test_two_gpus(tmp_path):
     two.worker(probe(device(0, peers=[1]), device(1, peers=[])))
     peers, = found(two.report("-tp", "2", cards="two"), "programs.peers")
     assert peers["level"] == "warning" and "0 and 1" in peers["text"]
+    two.worker(probe(*(device(i, peers=[0, 1, 2, 3], nvlinks=[(i + 2) % 4]) for i in range(4))))
+    assert not found(two.report("--devices", "0,2,1,3"), "programs.order")
+    order, = found(two.report("--devices", "0,1,2,3"), "programs.order")
+    assert order["level"] == "warning" and "--devices 0,2,1,3" in order["advice"]
 
 
 def test_a_model_that_fits(tmp_path, model):

@@ -4,6 +4,7 @@
  * changes one thing; several are separated by commas:
  *   mismatch, denied, unloaded   nvmlInit refuses: versions differ, no permission, no kernel module
  *   none, two, crowd             no card, two with NVLink between them, a count of 4 billion
+ *   adjacent                     the second card is on the bus after the first one's
  *   lost                         the last card cannot be opened
  *   ecc-off, ecc-errors, no-ecc  ECC off and on after a reboot, with uncorrected errors, not supported
  *   hot, braked, capped          reasons of the clocks
@@ -78,7 +79,11 @@ static int words(char *to, unsigned size, const char *text) {
 static void place(struct pci *pci, unsigned card) {
     memset(pci, has("silly") ? 0xFF : 0, sizeof(*pci));
     if (!has("silly"))
-        memcpy(pci->bus_id, card ? "00000000:B3:00.0" : "00000000:65:00.0", 17);
+        memcpy(pci->bus_id,
+                !card             ? "00000000:65:00.0"
+                : has("adjacent") ? "00000000:66:00.0"
+                                  : "00000000:B3:00.0",
+                17);
 }
 
 /* A handle is the card's number, and one: it is not NULL. */

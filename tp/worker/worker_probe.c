@@ -61,17 +61,45 @@ static json_t *holders_json(const struct nvml_gpu *g) {
     return list;
 }
 
+/* --- NVLink --- */
+
+static bool links_to_switch(const struct nvml_gpu *g) {
+    for (uint32_t i = 0; i < g->n_links; i++)
+        if (g->links[i].active && g->links[i].to_switch)
+            return true;
+    return false;
+}
+static bool links_to(const struct nvml *n, const struct nvml_gpu *g, const struct nvml_gpu *other) {
+    for (uint32_t i = 0; i < g->n_links; i++)
+        if (g->links[i].active && g->links[i].peer >= 0 && &n->gpus[g->links[i].peer] == other)
+            return true;
+    return links_to_switch(g) && links_to_switch(other);
+}
+/* Bit i: NVLink leads to device i. */
+static uint64_t nvlinks_of(
+        const struct nvml *nvml, const struct k_device *devices, uint32_t n, uint32_t device) {
+    const struct nvml_gpu *g = gpu_at(nvml, devices[device].place);
+    uint64_t set = 0;
+    for (uint32_t i = 0; g && i < n; i++) {
+        const struct nvml_gpu *other = gpu_at(nvml, devices[i].place);
+        if (i != device && other && other != g && links_to(nvml, g, other))
+            set |= UINT64_C(1) << i;
+    }
+    return set;
+}
+
 /* --- the answer --- */
 
-static json_t *peers_json(uint64_t peers) {
+static json_t *indices_json(uint64_t set) {
     json_t *list = json_array();
-    for (uint32_t i = 0; i < 64; i++)
-        if (peers >> i & 1)
+    for (uint32_t i = 0; i < DEVICES_MAX; i++)
+        if (set >> i & 1)
             json_array_append_new(list, json_integer(i));
     return list;
 }
 
-static json_t *device_json(uint32_t index, const struct k_device *d, const struct nvml_gpu *gpu) {
+static json_t *device_json(
+        uint32_t index, const struct k_device *d, const struct nvml_gpu *gpu, uint64_t nvlinks) {
     json_t *o = json_object();
     json_object_set_new(o, "index", json_integer(index));
     json_object_set_new(o, "name", text(d->name));
@@ -81,7 +109,8 @@ static json_t *device_json(uint32_t index, const struct k_device *d, const struc
     json_object_set_new(o, "units", json_integer(d->units));
     json_object_set_new(o, "memory_total", json_integer((json_int_t)d->memory_total));
     json_object_set_new(o, "memory_free", json_integer((json_int_t)d->memory_free));
-    json_object_set_new(o, "peers", peers_json(d->peers));
+    json_object_set_new(o, "peers", indices_json(d->peers));
+    json_object_set_new(o, "nvlinks", indices_json(nvlinks));
     json_object_set_new(o, "holders", holders_json(gpu));
     json_object_set_new(o, "usable", json_boolean(d->refused.code == 0));
     json_object_set_new(o, "reason", text(d->refused.text));
@@ -110,7 +139,8 @@ int worker_probe(void) {
     if (n && strcmp(p.kind, "cuda") == 0)
         nvml_look(NULL, &nvml);
     for (uint32_t i = 0; i < n; i++)
-        json_array_append_new(list, device_json(i, &devices[i], gpu_at(&nvml, devices[i].place)));
+        json_array_append_new(list, device_json(i, &devices[i], gpu_at(&nvml, devices[i].place),
+                                            nvlinks_of(&nvml, devices, n, i)));
     nvml_done(&nvml);
     json_object_set_new(o, "kind", text(p.kind));
     json_object_set_new(o, "version", text(SHARDD_VERSION));

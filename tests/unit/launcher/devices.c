@@ -72,6 +72,69 @@ static void test_those_that_are_named(void **state) {
     refuses(FOUR, "0", 2, -EINVAL, "names 1 GPU and --tensor-parallel-size is 2");
 }
 
+/* A machine of n cards that NVLink connects as `bridges` says: pairs of digits, "02 13"; '!': the last pair one way. */
+static json_t *machine(uint32_t n, const char *bridges) {
+    json_t *devices = json_array();
+    for (uint32_t i = 0; i < n; i++) {
+        json_t *d = json_pack("{s:b, s:[]}", "usable", 1, "nvlinks");
+        for (const char *at = bridges; at[0] && at[1]; at += 2 + (at[2] == ' ')) {
+            const uint32_t a = (uint32_t)(at[0] - '0'), b = (uint32_t)(at[1] - '0');
+            if (a == i || (b == i && at[2] != '!'))
+                json_array_append_new(json_object_get(d, "nvlinks"), json_integer(a == i ? b : a));
+            at += at[2] == '!';
+        }
+        json_array_append_new(devices, d);
+    }
+    return json_pack("{s:o}", "devices", devices);
+}
+static void pairs(uint32_t n_cards, const char *bridges, uint32_t ranks, const char *expected) {
+    json_t *probe = machine(n_cards, bridges);
+    struct devices d, better;
+    struct error e;
+    char text[DEVICES_TEXT];
+    assert_int_equal(devices_choose(probe, NULL, ranks, &d, &e), 0);
+    assert_string_equal(devices_text(&d, text), expected);
+    assert_false(devices_better(probe, &d, &better));
+    json_decref(probe);
+}
+static void test_bridged_pairs_are_siblings(void **state) {
+    (void)state;
+    pairs(4, "", 4, "0,1,2,3");
+    pairs(4, "02 13", 4, "0,2,1,3");
+    pairs(4, "02 13", 2, "0,2");
+    pairs(4, "23", 2, "2,3");
+    pairs(4, "23", 1, "0");
+    pairs(4, "12", 4, "1,2,0,3");
+    pairs(3, "12", 2, "1,2");
+    pairs(8, "07 16 25 34", 8, "0,7,1,6,2,5,3,4");
+    pairs(8, "46 57", 4, "4,6,5,7");
+    pairs(8, "46", 4, "4,6,0,1");
+    pairs(4, "01 02 03 12 13 23", 4, "0,1,2,3"); /* a switch */
+    pairs(4, "01 02 13", 4, "0,2,1,3");          /* 0 and 1 have others, too */
+    pairs(4, "02!", 4, "0,1,2,3");               /* what cannot be */
+}
+static void prefers(uint32_t n_cards, const char *bridges, const char *list, const char *better) {
+    json_t *probe = machine(n_cards, bridges);
+    struct devices d, found;
+    struct error e;
+    char text[DEVICES_TEXT];
+    assert_int_equal(devices_choose(probe, list, devices_named(list), &d, &e), 0);
+    assert_string_equal(devices_text(&d, text), list); /* as somebody wants it */
+    assert_int_equal(devices_better(probe, &d, &found), better != NULL);
+    if (better)
+        assert_string_equal(devices_text(&found, text), better);
+    json_decref(probe);
+}
+static void test_an_order_that_is_given_stays(void **state) {
+    (void)state;
+    prefers(4, "02 13", "0,1,2,3", "0,2,1,3");
+    prefers(4, "02 13", "3,1,0,2", NULL);
+    prefers(4, "02 13", "0,1", NULL); /* these two have none */
+    prefers(4, "", "3,2,1,0", NULL);
+    prefers(4, "02 13", "0,0,2,2", NULL);
+    prefers(8, "07 16", "6,7,0,1", "0,7,1,6");
+}
+
 static void test_memory_of_the_least(void **state) {
     (void)state;
     json_t *probe = probe_of(FOUR);
@@ -104,6 +167,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_the_first_that_can_be_used),
             cmocka_unit_test(test_those_that_are_named),
+            cmocka_unit_test(test_bridged_pairs_are_siblings),
+            cmocka_unit_test(test_an_order_that_is_given_stays),
             cmocka_unit_test(test_memory_of_the_least),
             cmocka_unit_test(test_a_probe_that_says_anything),
     };
