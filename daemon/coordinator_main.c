@@ -272,6 +272,8 @@ static int start_engine(struct coordinator *c, struct error *e) {
             .max_queue_tokens = o->max_queue_tokens,
             .max_queue_ms = o->max_queue_ms,
             .prefill_target_ms = o->prefill_target_ms,
+            .speculative_tokens = o->speculative_tokens,
+            .drafters = o->drafters,
             .step_timeout_ms = o->step_timeout_ms,
             .slow_reader_ms = o->slow_reader_ms,
             .launcher = {.fn = on_engine_message, .user = c},

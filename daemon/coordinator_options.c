@@ -2,6 +2,8 @@
  * serve`. */
 #include "daemon/coordinator_options.h"
 
+#include "daemon/engine/engine.h"
+
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/sizes.h"
@@ -22,6 +24,7 @@ enum {
     OPTION_METRICS,
     OPTION_SEED,
     OPTION_LOG,
+    OPTION_SPECULATION,
     OPTION_CONTROL,
     OPTION_HELP,
     OPTION_VERSION,
@@ -54,6 +57,8 @@ static const struct number {
                 "a rank without progress for this long is stuck"},
         {"slow-reader-ms", TARGET(slow_reader_ms), 1, HOUR_MS, 20000,
                 "a client that does not read for this long is cut off"},
+        {"speculative-tokens", TARGET(speculative_tokens), 0, DRAFT_MAX, DRAFT_MAX,
+                "most drafts of a sequence in one step; 0 = none"},
         {"prefill-target-ms", TARGET(prefill_target_ms), 0, HOUR_MS, 500,
                 "prompt rows of a step are limited to take this long; 0 = off"},
 #undef TARGET
@@ -68,7 +73,8 @@ static void print_help(void) {
            "  --listen ADDRESS         127.0.0.1:PORT, [::1]:PORT or unix:/path, without a launcher\n"
            "  --metrics-listen ADDRESS serve /metrics and /healthz over HTTP\n"
            "  --seed N                 of requests that bring none; 0 = drawn for each\n"
-           "  --log-level LEVEL        error, warning, notice, info or debug\n");
+           "  --log-level LEVEL        error, warning, notice, info or debug\n"
+           "  --speculation HOW        who makes drafts: auto, mtp, lookup or off\n");
     for (size_t i = 0; i < N_NUMBERS; i++)
         printf("  --%-22s %s (%u)\n", numbers[i].name, numbers[i].help, numbers[i].preset);
 }
@@ -92,6 +98,21 @@ static int take_text(const char **list, size_t max, size_t *n, const char *text,
         return error_set(e, -E2BIG, "'%s' is one too many: at most %zu", text, max);
     list[(*n)++] = text;
     return 0;
+}
+
+static int take_speculation(struct coordinator_options *o, const char *text, struct error *e) {
+    static const struct {
+        const char *name;
+        uint32_t drafters;
+    } ways[] = {{"auto", ENGINE_DRAFTS_OF_MODEL | ENGINE_DRAFTS_OF_LOOKUP}, {"mtp", ENGINE_DRAFTS_OF_MODEL},
+            {"lookup", ENGINE_DRAFTS_OF_LOOKUP}, {"off", 0}};
+    for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+        if (strcmp(text, ways[i].name) == 0) {
+            o->drafters = ways[i].drafters;
+            return 0;
+        }
+    }
+    return error_set(e, -EINVAL, "--speculation %s: give auto, mtp, lookup or off", text);
 }
 
 static int take(struct coordinator_options *o, int option, const char *text, struct error *e) {
@@ -122,6 +143,8 @@ static int take(struct coordinator_options *o, int option, const char *text, str
         return o->log_level < 0 ? error_set(e, -EINVAL,
                                           "--log-level %s: give error, warning, notice, info or debug", text)
                                 : 0;
+    case OPTION_SPECULATION:
+        return take_speculation(o, text, e);
     case OPTION_HELP:
         print_help();
         return 1;
@@ -135,8 +158,10 @@ static int take(struct coordinator_options *o, int option, const char *text, str
     }
 }
 
+#define FIXED_OPTIONS 10 /* before numbers[] */
+
 int coordinator_options_parse(int argc, char **argv, struct coordinator_options *ret, struct error *e) {
-    struct option table[9 + N_NUMBERS + 1] = {
+    struct option table[FIXED_OPTIONS + N_NUMBERS + 1] = {
             {"model", required_argument, NULL, OPTION_MODEL},
             {"served-model-name", required_argument, NULL, OPTION_NAME},
             {"listen", required_argument, NULL, OPTION_LISTEN},
@@ -144,13 +169,17 @@ int coordinator_options_parse(int argc, char **argv, struct coordinator_options 
             {"seed", required_argument, NULL, OPTION_SEED},
             {"log-level", required_argument, NULL, OPTION_LOG},
             {"control-fd", required_argument, NULL, OPTION_CONTROL},
+            {"speculation", required_argument, NULL, OPTION_SPECULATION},
             {"help", no_argument, NULL, OPTION_HELP},
             {"version", no_argument, NULL, OPTION_VERSION},
     };
-    struct coordinator_options o = {.control_fd = -1, .log_level = LOG_LEVEL_INFO};
+    struct coordinator_options o = {.control_fd = -1,
+            .log_level = LOG_LEVEL_INFO,
+            .drafters = ENGINE_DRAFTS_OF_MODEL | ENGINE_DRAFTS_OF_LOOKUP};
     ret->control_fd = -1;
     for (size_t i = 0; i < N_NUMBERS; i++) {
-        table[9 + i] = (struct option){numbers[i].name, required_argument, NULL, OPTION_NUMBER + (int)i};
+        table[FIXED_OPTIONS + i] =
+                (struct option){numbers[i].name, required_argument, NULL, OPTION_NUMBER + (int)i};
         *(uint32_t *)((char *)&o + numbers[i].target) = numbers[i].preset;
     }
     opterr = 0;

@@ -15,7 +15,8 @@ struct coordinator_options {
     int control_fd;             /* -1 = no launcher */
     uint32_t max_num_seqs, max_num_batched_tokens, max_model_len, max_queue, max_queue_tokens, max_queue_ms;
     uint32_t grpc_threads, shutdown_grace_ms, step_timeout_ms, slow_reader_ms, prefill_target_ms;
-    uint32_t connections_max;
+    uint32_t connections_max, speculative_tokens;
+    uint32_t drafters; /* enum engine_drafts */
     uint64_t seed;
     int log_level;
 };

@@ -48,6 +48,7 @@ static const char *const usage =
         "A worker that computes nothing: for tests and for measuring the coordinator.\n"
         "  --slots S --pages P --max-model-len L --rows R --vocab-size V   what it claims to have\n"
         "  --id-first I --id-count C   sampled ids lie in [I, I+C)\n"
+        "  --drafts-max D --draft-odds P --has-mtp 0|1   drafts that it takes and makes, right in P of 100 cases\n"
         "  --step-us D --row-ns D      time of a step, and of each of its rows\n"
         "  --die-at-step N --hang-at-step N --fault-at-step N --lie-at-step N\n"
         "  --fault-epochs K            the four above only in group epochs up to K (default 1)\n"
@@ -92,6 +93,9 @@ enum null_option {
     OPTION_VOCAB,
     OPTION_ID_FIRST,
     OPTION_ID_COUNT,
+    OPTION_DRAFTS_MAX,
+    OPTION_DRAFT_ODDS,
+    OPTION_HAS_MTP,
     OPTION_STEP_US,
     OPTION_ROW_NS,
     OPTION_DIE,
@@ -113,6 +117,9 @@ static const struct option options[] = {
         {"vocab-size", required_argument, NULL, OPTION_VOCAB},
         {"id-first", required_argument, NULL, OPTION_ID_FIRST},
         {"id-count", required_argument, NULL, OPTION_ID_COUNT},
+        {"drafts-max", required_argument, NULL, OPTION_DRAFTS_MAX},
+        {"draft-odds", required_argument, NULL, OPTION_DRAFT_ODDS},
+        {"has-mtp", required_argument, NULL, OPTION_HAS_MTP},
         {"step-us", required_argument, NULL, OPTION_STEP_US},
         {"row-ns", required_argument, NULL, OPTION_ROW_NS},
         {"die-at-step", required_argument, NULL, OPTION_DIE},
@@ -155,6 +162,15 @@ static void set_option(struct worker *w, int option, uint64_t v) {
         break;
     case OPTION_ID_COUNT:
         o->id_count = small;
+        break;
+    case OPTION_DRAFTS_MAX:
+        o->drafts_max = small;
+        break;
+    case OPTION_DRAFT_ODDS:
+        o->draft_odds = small;
+        break;
+    case OPTION_HAS_MTP:
+        o->has_mtp = o->model_has_mtp = small;
         break;
     case OPTION_STEP_US:
         o->step_ns = v * 1000;

@@ -84,6 +84,26 @@ static uint64_t uptime_ms(const struct service *s) {
     return (clock_ns() - s->start_ns) / CLOCK_MS;
 }
 
+/* Those that are there. */
+static size_t fill_drafters(const struct engine_stats *stats, Shardd__V1__DrafterInfo *all) {
+    size_t n = 0;
+    for (uint32_t k = 0; k < ENGINE_DRAFTERS; k++) {
+        const struct engine_drafter_stats *d = &stats->drafters[k];
+        if (d->most == 0)
+            continue;
+        all[n] = (Shardd__V1__DrafterInfo)SHARDD__V1__DRAFTER_INFO__INIT;
+        all[n].name = message_string(d->name);
+        all[n].drafts_max = d->most;
+        all[n].silent = d->silent;
+        for (uint32_t i = 0; i < DRAFT_MAX; i++) {
+            all[n].drafts_proposed += d->proposed[i];
+            all[n].drafts_accepted += d->accepted[i];
+        }
+        n++;
+    }
+    return n;
+}
+
 static void answer_server_info(struct rpc_call *c) {
     struct service *s = rpc_call_user(c);
     struct engine_stats stats;
@@ -110,6 +130,11 @@ static void answer_server_info(struct rpc_call *c) {
     answer.steps_total = stats.steps_total;
     answer.group_epoch = stats.group_epoch;
     answer.coord_epoch = stats.coord_epoch;
+    Shardd__V1__DrafterInfo drafters[ENGINE_DRAFTERS], *list[ENGINE_DRAFTERS];
+    answer.n_drafters = fill_drafters(&stats, drafters);
+    for (size_t i = 0; i < answer.n_drafters; i++)
+        list[i] = &drafters[i];
+    answer.drafters = list;
     answer.state = message_string(service_state(s, rpc_call_server(c), &stats));
     message_reply(c, &answer.base);
 }

@@ -81,6 +81,43 @@ static void add_engine(struct exposition *x, const struct engine_stats *e, struc
     ADD_LINES(x, lines);
 }
 
+/* --- speculation --- */
+
+static void add_positions(
+        struct exposition *x, const struct engine_drafter_stats *d, const uint64_t *counts) {
+    for (uint32_t i = 0; i < d->most; i++) {
+        char position[16];
+        snprintf(position, sizeof(position), "%u", i);
+        struct exposition_labels labels = {{{"drafter", d->name}, {"position", position}}};
+        exposition_sample(x, &labels, (double)counts[i]);
+    }
+}
+
+/* Of the drafters that are there. */
+static void add_drafts(struct exposition *x, const struct engine_stats *e) {
+    uint32_t most = 0;
+    for (uint32_t k = 0; k < ENGINE_DRAFTERS; k++)
+        most += e->drafters[k].most;
+    if (most == 0)
+        return;
+    exposition_family(x, "shardd_draft_rounds_total", "counter", "Steps of a sequence that verified drafts.");
+    exposition_sample(x, NULL, (double)e->draft_rounds_total);
+    exposition_family(x, "shardd_drafts_proposed_total", "counter",
+            "Drafts verified, by drafter and position after the last token.");
+    for (uint32_t k = 0; k < ENGINE_DRAFTERS; k++)
+        add_positions(x, &e->drafters[k], e->drafters[k].proposed);
+    exposition_family(x, "shardd_drafts_accepted_total", "counter", "Those of them that became tokens.");
+    for (uint32_t k = 0; k < ENGINE_DRAFTERS; k++)
+        add_positions(x, &e->drafters[k], e->drafters[k].accepted);
+    exposition_family(x, "shardd_drafter_silent", "gauge",
+            "1 while a drafter has not been worth its time for a while: so few of its drafts are accepted.");
+    for (uint32_t k = 0; k < ENGINE_DRAFTERS; k++) {
+        struct exposition_labels labels = {{{"drafter", e->drafters[k].name}}};
+        if (e->drafters[k].most > 0)
+            exposition_sample(x, &labels, e->drafters[k].silent);
+    }
+}
+
 /* By what ended it, in our words and in vLLM's. */
 static const struct {
     const char *ours, *vllm;
@@ -189,6 +226,34 @@ static void add_vllm_endings(
     }
 }
 
+/* Summed over the drafters. */
+static void add_vllm_drafts(
+        struct exposition *x, const struct engine_stats *e, const struct exposition_labels *base) {
+    uint64_t proposed = 0, accepted = 0, at[DRAFT_MAX] = {0};
+    for (uint32_t k = 0; k < ENGINE_DRAFTERS; k++) {
+        for (uint32_t i = 0; i < DRAFT_MAX; i++) {
+            proposed += e->drafters[k].proposed[i];
+            at[i] += e->drafters[k].accepted[i];
+            accepted += e->drafters[k].accepted[i];
+        }
+    }
+    exposition_family(x, "vllm:spec_decode_num_drafts_total", "counter", "Steps that verified drafts.");
+    exposition_sample(x, base, (double)e->draft_rounds_total);
+    exposition_family(x, "vllm:spec_decode_num_draft_tokens_total", "counter", "Drafts verified.");
+    exposition_sample(x, base, (double)proposed);
+    exposition_family(x, "vllm:spec_decode_num_accepted_tokens_total", "counter", "Drafts accepted.");
+    exposition_sample(x, base, (double)accepted);
+    exposition_family(x, "vllm:spec_decode_num_accepted_tokens_per_pos_total", "counter",
+            "Drafts accepted, by position after the last token.");
+    for (uint32_t i = 0; i < DRAFT_MAX && i < e->drafts_max; i++) {
+        char position[16];
+        struct exposition_labels labels = *base;
+        snprintf(position, sizeof(position), "%u", i);
+        labels.of[2] = (struct exposition_label){"position", position};
+        exposition_sample(x, &labels, (double)at[i]);
+    }
+}
+
 static void add_vllm(struct exposition *x, const struct service *s, const struct engine_stats *e) {
     const struct exposition_labels labels = {{{"model_name", s->options.model->names[0]}, {"engine", "0"}}};
     const struct line lines[] = {
@@ -207,6 +272,8 @@ static void add_vllm(struct exposition *x, const struct service *s, const struct
         exposition_sample(x, &labels, lines[i].value);
     }
     add_vllm_endings(x, e, &labels);
+    if (e->drafts_max > 0)
+        add_vllm_drafts(x, e, &labels);
     for (size_t i = 0; i < sizeof(vllm_histograms) / sizeof(vllm_histograms[0]); i++) {
         exposition_family(x, vllm_histograms[i].name, "histogram", vllm_histograms[i].help);
         exposition_histogram(x, &labels, engine_histogram(s->options.engine, vllm_histograms[i].which),
@@ -227,6 +294,7 @@ int metrics_text(const struct service *s, struct rpc_server *server, struct byte
     add_requests(&x, s, &e);
     add_engine(&x, &e, server);
     add_endings(&x, &e);
+    add_drafts(&x, &e);
     add_histograms(&x, s->options.engine);
     add_vllm(&x, s, &e);
     *ret = x.text;

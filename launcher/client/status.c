@@ -84,6 +84,14 @@ static void print_model(const Shardd__V1__GetModelInfoResponse *m) {
         printf("%-18s none that is known: chat is refused, text and token ids work\n", "chat template");
 }
 
+static void print_drafter(const Shardd__V1__DrafterInfo *d) {
+    char name[64];
+    snprintf(name, sizeof(name), "drafts of %.*s", (int)d->name.len, (const char *)d->name.data);
+    printf("%-18s up to %u a step, %llu of %llu accepted%s\n", name, d->drafts_max,
+            (unsigned long long)d->drafts_accepted, (unsigned long long)d->drafts_proposed,
+            d->silent ? ", not worth their time now" : "");
+}
+
 static void print_server(const Shardd__V1__GetServerInfoResponse *s) {
     print_uptime(s->uptime_ms);
     print_text("version", s->version);
@@ -99,6 +107,8 @@ static void print_server(const Shardd__V1__GetServerInfoResponse *s) {
     printf("%-18s %llu requests, %llu prompt and %llu generated tokens, %llu steps\n", "so far",
             (unsigned long long)s->requests_total, (unsigned long long)s->prompt_tokens_total,
             (unsigned long long)s->generated_tokens_total, (unsigned long long)s->steps_total);
+    for (size_t i = 0; i < s->n_drafters; i++)
+        print_drafter(s->drafters[i]);
     printf("%-18s group %llu, coordinator %llu\n", "starts", (unsigned long long)s->group_epoch,
             (unsigned long long)s->coord_epoch);
 }
@@ -123,6 +133,20 @@ static void put(json_t *o, const char *name, uint64_t value) {
     json_object_set_new(o, name, json_integer((json_int_t)value));
 }
 
+static json_t *json_of_drafters(Shardd__V1__DrafterInfo *const *all, size_t n) {
+    json_t *list = json_array();
+    for (size_t i = 0; i < n; i++) {
+        json_t *o = json_object();
+        json_object_set_new(o, "name", json_of_bytes(all[i]->name));
+        put(o, "drafts_max", all[i]->drafts_max);
+        put(o, "drafts_proposed", all[i]->drafts_proposed);
+        put(o, "drafts_accepted", all[i]->drafts_accepted);
+        json_object_set_new(o, "silent", json_boolean(all[i]->silent));
+        json_array_append_new(list, o);
+    }
+    return list;
+}
+
 static json_t *json_of_server(const Shardd__V1__GetServerInfoResponse *s) {
     json_t *o = json_object();
     json_object_set_new(o, "version", json_of_bytes(s->version));
@@ -143,6 +167,7 @@ static json_t *json_of_server(const Shardd__V1__GetServerInfoResponse *s) {
     put(o, "steps_total", s->steps_total);
     put(o, "group_epoch", s->group_epoch);
     put(o, "coord_epoch", s->coord_epoch);
+    json_object_set_new(o, "drafters", json_of_drafters(s->drafters, s->n_drafters));
     return o;
 }
 

@@ -1,0 +1,63 @@
+"""Speculation as a user sees it: tokens as without it, and what the service says of its drafters. On null workers."""
+import json
+import socket
+import urllib.request
+
+import pytest
+
+from shardd_client import Server, make_request, shardd
+
+WORKER = "--drafts-max 7 --draft-odds 80 --has-mtp 1 --step-us 2000 --id-first 1000 --id-count %d"
+LENGTHS = [1, 2, 17, 150]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def run_all(running):
+    with running.client() as client:
+        answers = [client.generate(make_request(ids=list(range(5, 5 + n)), max_tokens=n, seed=n)) for n in LENGTHS]
+        return [answer.ids for answer in answers], client.call("GetServerInfo")
+
+
+def answers_without(model, ids):
+    with Server(model, "--device", "null", "--speculation", "off", env={"SHARDD_NULL_ARGS": WORKER % ids}) as running:
+        expected, info = run_all(running)
+    assert [len(e) for e in expected] == LENGTHS
+    assert not info.drafters
+    return expected
+
+
+@pytest.mark.parametrize("how,ids,names", [("auto", 5000, ["mtp", "lookup"]), ("mtp", 5000, ["mtp"]),
+                                           ("lookup", 2, ["lookup"])])
+def test_same_tokens(model, how, ids, names):
+    port = free_port()
+    with Server(model, "--device", "null", "--speculation", how, "--metrics-listen", "127.0.0.1:%d" % port,
+                env={"SHARDD_NULL_ARGS": WORKER % ids}) as running:
+        ids_now, info = run_all(running)
+        status = shardd("status", "--server", running.address, "--json")
+        text = shardd("status", "--server", running.address).stdout
+        metrics = urllib.request.urlopen("http://127.0.0.1:%d/metrics" % port).read().decode()
+    assert ids_now == answers_without(model, ids)
+    assert [d.name for d in info.drafters] == names
+    assert all(d.drafts_max == 7 and d.drafts_accepted <= d.drafts_proposed for d in info.drafters)
+    drafters = json.loads(status.stdout)["server"]["drafters"]
+    assert [d["name"] for d in drafters] == names
+    proposed = sum(d["drafts_proposed"] for d in drafters)
+    assert proposed > 0
+    for name in names:
+        assert "drafts of %s" % name in text
+        assert 'shardd_drafts_proposed_total{drafter="%s",position="6"}' % name in metrics
+        assert 'shardd_drafter_silent{drafter="%s"} 0' % name in metrics
+    assert "\nvllm:spec_decode_num_draft_tokens_total{" in metrics
+
+
+def test_fewer_drafts(model):
+    """The least of what is asked for and what the workers take."""
+    for flags, most in ((["--speculative-tokens", "3"], 3), (["--speculative-tokens", "0"], None)):
+        with Server(model, "--device", "null", *flags, env={"SHARDD_NULL_ARGS": WORKER % 5000}) as running:
+            with running.client() as client:
+                assert {d.drafts_max for d in client.call("GetServerInfo").drafters} == ({most} if most else set())
