@@ -46,7 +46,7 @@ struct worker {
 static const char *const usage =
         "shardd-worker-null --ranks LIST --tensor-parallel-size N --control-fd FD [options]\n"
         "A worker that computes nothing: for tests and for measuring the coordinator.\n"
-        "  --slots S --pages P --max-model-len L --rows R --vocab-size V   what it claims to have\n"
+        "  --slots S --pages P --slot-units U --max-model-len L --rows R --vocab-size V   what it claims to have\n"
         "  --id-first I --id-count C   sampled ids lie in [I, I+C)\n"
         "  --drafts-max D --draft-odds P --has-mtp 0|1   drafts that it takes and makes, right in P of 100 cases\n"
         "  --step-us D --row-ns D      time of a step, and of each of its rows\n"
@@ -88,6 +88,7 @@ enum null_option {
     OPTION_CONTROL_FD,
     OPTION_SLOTS,
     OPTION_PAGES,
+    OPTION_UNITS,
     OPTION_MAX_MODEL_LEN,
     OPTION_ROWS,
     OPTION_VOCAB,
@@ -112,6 +113,7 @@ static const struct option options[] = {
         {"control-fd", required_argument, NULL, OPTION_CONTROL_FD},
         {"slots", required_argument, NULL, OPTION_SLOTS},
         {"pages", required_argument, NULL, OPTION_PAGES},
+        {"slot-units", required_argument, NULL, OPTION_UNITS},
         {"max-model-len", required_argument, NULL, OPTION_MAX_MODEL_LEN},
         {"rows", required_argument, NULL, OPTION_ROWS},
         {"vocab-size", required_argument, NULL, OPTION_VOCAB},
@@ -132,42 +134,44 @@ static const struct option options[] = {
         {NULL, 0, NULL, 0},
 };
 
-static void set_option(struct worker *w, int option, uint64_t v) {
-    struct null_rank_options *o = &w->options;
-    uint32_t small = (uint32_t)v;
+/* The number of 32 bits that the option sets; NULL: it is none. */
+static uint32_t *small_number(struct null_rank_options *o, int option) {
     switch (option) {
     case OPTION_TP:
-        o->tp = small;
-        break;
+        return &o->tp;
+    case OPTION_SLOTS:
+        return &o->slots;
+    case OPTION_PAGES:
+        return &o->pages;
+    case OPTION_UNITS:
+        return &o->slot_units;
+    case OPTION_MAX_MODEL_LEN:
+        return &o->max_model_len;
+    case OPTION_ROWS:
+        return &o->rows_max;
+    case OPTION_VOCAB:
+        return &o->vocab_size;
+    case OPTION_ID_FIRST:
+        return &o->id_first;
+    case OPTION_ID_COUNT:
+        return &o->id_count;
+    case OPTION_DRAFTS_MAX:
+        return &o->drafts_max;
+    case OPTION_DRAFT_ODDS:
+        return &o->draft_odds;
+    default:
+        return NULL;
+    }
+}
+
+static void set_option(struct worker *w, int option, uint64_t v) {
+    struct null_rank_options *o = &w->options;
+    uint32_t *small = small_number(o, option);
+    if (small != NULL)
+        *small = (uint32_t)v;
+    switch (option) {
     case OPTION_CONTROL_FD:
         w->control_fd = (int)v;
-        break;
-    case OPTION_SLOTS:
-        o->slots = small;
-        break;
-    case OPTION_PAGES:
-        o->pages = small;
-        break;
-    case OPTION_MAX_MODEL_LEN:
-        o->max_model_len = small;
-        break;
-    case OPTION_ROWS:
-        o->rows_max = small;
-        break;
-    case OPTION_VOCAB:
-        o->vocab_size = small;
-        break;
-    case OPTION_ID_FIRST:
-        o->id_first = small;
-        break;
-    case OPTION_ID_COUNT:
-        o->id_count = small;
-        break;
-    case OPTION_DRAFTS_MAX:
-        o->drafts_max = small;
-        break;
-    case OPTION_DRAFT_ODDS:
-        o->draft_odds = small;
         break;
     case OPTION_HAS_MTP:
         o->has_mtp = o->model_has_mtp = small;

@@ -137,7 +137,10 @@ static void end_late_and_slow(struct engine *g, uint64_t now) {
 }
 
 static void publish_stats(struct engine *g) {
-    g->now.pages_free = g->pools.n_free_pages;
+    g->now.pages_free = pools_available(&g->pools);
+    g->now.pages_cached = g->now.pages_free - g->pools.n_free_pages;
+    g->now.snapshots = g->prefix.n_kept;
+    g->now.snapshot_evictions_total = g->evictions_before + g->prefix.evictions;
     g->now.slots_free = g->pools.n_free_slots;
     g->now.running = g->n_running;
     g->now.waiting = g->waiting.n;
@@ -320,6 +323,7 @@ struct engine *engine_free(struct engine *g) {
         control_close_fds(&g->controls[i]);
     step_ring_free(g->ring);
     pools_done(&g->pools);
+    prefix_done(&g->prefix);
     heap_done(&g->waiting);
     heap_done(&g->deadlines);
     free(g->buckets);

@@ -71,6 +71,7 @@ struct engine_options {
     uint32_t step_timeout_ms; /* a rank without progress for this long is reported as stuck; 0 = 30000 */
     /* A stream whose ring stays full this long ends with ENGINE_FINISH_SLOW; 0 = 30000. */
     uint32_t slow_reader_ms;
+    bool prefix_cache;               /* as far as the workers have host units for snapshots */
     struct engine_launcher launcher; /* where CONTROL_STUCK and CONTROL_FAULT go */
     /* One line for the log (level: enum log_level of base/log.h), from the engine thread; NULL = nobody
      * listens. */
@@ -112,6 +113,12 @@ struct engine_request { /* arrays are copied by submit */
     bool logprobs;
     uint32_t top_logprobs;
     int32_t priority;
+    /* Only requests of the same salt share a prefix; up to CACHE_SALT_BYTES_MAX bytes. */
+    const void *cache_salt;
+    uint32_t n_cache_salt;
+    /* Hints where others may go on from: tokens of the prompt that many share (a system message and tools), and up to
+     * the end of its last message; 0 = not known. */
+    uint32_t shared_end, turn_end;
     uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 = none */
     uint32_t queue_ms;    /* as max_queue_ms, of this request; the shorter one counts; 0 = none */
     char request_id[REQUEST_ID_BYTES_MAX + 1]; /* "" = none */
@@ -171,15 +178,19 @@ struct engine_timing {
     uint64_t received_ns, first_step_ns, first_token_ns; /* CLOCK_MONOTONIC; 0 = not yet */
 };
 void engine_stream_timing(const struct engine_stream *s, struct engine_timing *ret);
-struct engine_stream *engine_stream_unref(struct engine_stream *s); /* caller's reference; NULL ok */
+uint32_t engine_stream_cached_tokens(const struct engine_stream *s); /* of the prompt, not computed again */
+struct engine_stream *engine_stream_unref(struct engine_stream *s);  /* caller's reference; NULL ok */
 /* A snapshot for GetServerInfo and /metrics; any thread. */
 struct engine_stats {
     const char *state; /* "loading" "serving" "recovering" "draining" "failed" (other weights came back) */
     uint32_t tp, max_num_seqs, max_num_batched_tokens, max_model_len, max_queue, vocab_size;
     uint32_t pages_total, pages_free, running, waiting;
+    uint32_t pages_cached;             /* of pages_free: kept by the prefix cache until somebody needs them */
+    uint32_t snapshots, snapshots_max; /* of the prefix cache */
     uint32_t suspects; /* were being computed at a group's death and have not run alone since */
     uint32_t slots_total, slots_free; /* of the workers; a slot is free once its CLOSE was completed */
     uint64_t requests_total, prompt_tokens_total, generated_tokens_total, steps_total, preemptions_total;
+    uint64_t prefix_hits_total, cached_tokens_total, snapshots_total, snapshot_evictions_total;
     uint64_t replays_total, dropped_records_total, step_errors_total;
     uint64_t queue_tokens;                    /* prompt tokens of requests that have had no step yet */
     uint64_t prompt_rows_total;               /* prompt tokens computed; again when a sequence is replayed */

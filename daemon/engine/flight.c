@@ -9,6 +9,7 @@
 
 #include "daemon/engine/poke.h"
 #include "daemon/engine/report.h"
+#include "daemon/engine/reuse.h"
 #include "daemon/engine/sequence.h"
 #include "daemon/engine/timing.h"
 
@@ -56,6 +57,8 @@ int flight_commit(struct engine *g, struct flight *f, uint64_t now) {
         memcpy(f->closes, g->pools.to_close, f->n_closes * sizeof(f->closes[0]));
         g->pools.n_to_close = 0;
     }
+    if (f->type == STEP_TYPE_PLAN)
+        pools_kept(&g->pools);
     if (g->n_flights == 0)
         watch_restart(g, now);
     g->n_flights++;
@@ -109,6 +112,7 @@ static void end_without_token(struct engine *g, struct sequence *s, uint32_t sta
     const char *text = "a logit is not a finite number: the weights or this sequence's cache are damaged";
     engine_log(g, LOG_LEVEL_ERROR, "request \"%s\", token %u: %s", s->stream->request_id,
             s->n_tokens - s->n_prompt, text);
+    reuse_distrust(g, s);
     sequence_finish(g, s, ENGINE_FINISH_FAULT, text);
 }
 
@@ -162,6 +166,7 @@ static void take_outcome(struct engine *g, const struct flight_entry *t, const s
     draft_retired(g, t, o->n_accepted);
     for (uint32_t i = 0; i < o->n_samples && s->state != SEQUENCE_ENDING; i++)
         take_token(g, s, &step_outcome_samples(o)[i]);
+    s->answered &= o->status == STEP_SAMPLE_OK; /* or nobody should go on from here */
     if (o->status != STEP_SAMPLE_OK && s->state != SEQUENCE_ENDING)
         end_without_token(g, s, o->status);
     if (s->state != SEQUENCE_ENDING)

@@ -11,6 +11,7 @@
 #include "daemon/engine/draft.h"
 #include "daemon/engine/flight.h"
 #include "daemon/engine/report.h"
+#include "daemon/engine/reuse.h"
 #include "daemon/engine/sequence.h"
 #include "daemon/engine/wake.h"
 
@@ -65,6 +66,8 @@ void recovery_lost(struct engine *g, const struct death *death) {
     for (uint32_t i = 0; i < n; i++)
         survive(g, g->running[i], g->running[i] == quarantine, death->from_outside);
     pools_done(&g->pools);
+    g->evictions_before += g->prefix.evictions;
+    prefix_done(&g->prefix);
     flight_forget(g);
     wake_set_ring(g, NULL);
     if (g->state == STATE_SERVING)
@@ -149,6 +152,7 @@ static struct step_geometry merge(const struct engine *g, const struct step_geom
         m.pages_per_slot = least(m.pages_per_slot, all[i].pages_per_slot);
         m.rows_max = least(m.rows_max, all[i].rows_max);
         m.entries_max = least(m.entries_max, all[i].entries_max);
+        m.slot_units = least(m.slot_units, all[i].slot_units);
         m.drafts_max = least(m.drafts_max, all[i].drafts_max);
         m.max_model_len = least(m.max_model_len, all[i].max_model_len);
         m.weight_bytes += all[i].weight_bytes;
@@ -223,6 +227,8 @@ void recovery_ready(struct engine *g, const struct step_geometry *all) {
         g->geometry = merge(g, all);
         g->geometry_known = true;
         r = pools_init(&g->pools, &g->geometry);
+        if (r == 0)
+            r = reuse_begin(g);
         if (r < 0)
             error_set(&e, r, "no memory for the bookkeeping of %u slots and %u pages", g->geometry.slots,
                     g->geometry.pages);
@@ -240,8 +246,8 @@ void recovery_ready(struct engine *g, const struct step_geometry *all) {
     publish(g, all);
     drop_what_no_longer_fits(g);
     engine_log(g, LOG_LEVEL_NOTICE,
-            "the rank group of epoch %llu is ready: %u ranks, %u slots, %u pages, %u to replay",
+            "the rank group of epoch %llu is ready: %u ranks, %u slots, %u pages, %u units for prefixes, %u to replay",
             (unsigned long long)g->now.group_epoch, g->n_ranks, g->geometry.slots, g->geometry.pages,
-            g->waiting.n);
+            g->prefix.n_units, g->waiting.n);
     engine_enter(g, STATE_SERVING);
 }

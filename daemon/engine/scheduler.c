@@ -20,6 +20,7 @@
 #include "daemon/engine/draft.h"
 #include "daemon/engine/flight.h"
 #include "daemon/engine/queue.h"
+#include "daemon/engine/reuse.h"
 #include "daemon/engine/sequence.h"
 #include "daemon/engine/timing.h"
 
@@ -91,7 +92,7 @@ static void add_open(struct engine *g, struct sequence *s) {
         o.suppress_at = step_blob(g->writer, s->stop_ids, s->n_stop_ids * (uint32_t)sizeof(uint32_t));
     }
     step_add_open(g->writer, &o);
-    step_add_memory(g->writer, STEP_MEMORY_ZERO_SLOT, s->slot, 0);
+    reuse_open(g, s);
     s->opened = true;
     timing_begun(g, s);
     queue_begun(g, s, g->turn_ns);
@@ -110,7 +111,7 @@ static void add_entry(struct plan *p, struct sequence *s, struct step_entry *t, 
     t->page_first = first;
     t->n_pages = n_pages;
     if (n_pages > 0) {
-        const uint32_t *table = g->pools.page_tables + (size_t)s->slot * g->pools.pages_per_slot;
+        const uint32_t *table = pools_table(&g->pools, s->slot);
         t->pages_at = step_blob(g->writer, table + first, n_pages * (uint32_t)sizeof(uint32_t));
     }
     if (sample && s->logprobs) {
@@ -190,7 +191,7 @@ static void set_one_back(struct plan *p) {
 /* Sees to it that `pages` will be free: those that are on their way count, then others are put back for it. */
 static void make_room(struct engine *g, uint32_t pages) {
     for (;;) {
-        uint32_t coming = g->pools.n_free_pages;
+        uint32_t coming = pools_available(&g->pools) + pools_coming(&g->pools);
         for (uint32_t i = 0; i < g->n_running; i++) {
             if (!serving(g->running[i]))
                 coming += g->pools.table_len[g->running[i]->slot];
@@ -209,13 +210,15 @@ static void plan_decode(struct plan *p, struct sequence *s) {
     uint32_t most = least(least(room, s->max_tokens - s->samples), 1 + p->drafts_left);
     struct draft d;
     draft_continue(g, s, most, &d);
-    if (!pools_grant(&g->pools, s->slot, s->planned + 1 + d.n, &first, &n)) {
+    enum reuse_room pages = reuse_grant(g, s, s->planned + 1 + d.n, &first, &n);
+    if (pages == ROOM_NONE && d.n > 0) {
         d.n = 0;
-        if (!pools_grant(&g->pools, s->slot, s->planned + 1, &first, &n)) {
-            make_room(g, 1);
-            return;
-        }
+        pages = reuse_grant(g, s, s->planned + 1, &first, &n);
     }
+    if (pages == ROOM_NONE)
+        make_room(g, 1);
+    if (pages != ROOM_READY)
+        return;
     struct step_entry t = {
             .kind = STEP_ENTRY_CONTINUE,
             .flags = STEP_ENTRY_SAMPLE,
@@ -223,7 +226,6 @@ static void plan_decode(struct plan *p, struct sequence *s) {
             .first_pos = s->planned,
             .ids_at = STEP_NONE,
             .id_after = STEP_NONE,
-
     };
     p->drafts_left -= d.n;
     add_entry(p, s, &t, &d, first, n);
@@ -248,16 +250,15 @@ static bool plan_prompt(struct plan *p, struct sequence *s) {
         return false;
     /* Rows of an entry are all given or all generated. */
     uint32_t end = s->planned < s->n_prompt ? s->n_prompt : s->prefill_end;
-    uint32_t stop = s->planned + least(room, end - s->planned);
-    if (stop < end && stop - stop % GDN_BLOCK > s->planned)
-        stop -= stop % GDN_BLOCK; /* a cut at a block boundary costs the least */
+    uint32_t stop = reuse_stop(s, s->planned + least(room, end - s->planned));
     if (stop == s->prefill_end && reader_room(p, s) == 0)
         return false;
     /* All pages of what is known are taken with the first chunk: a prompt never waits half way. */
-    if (!pools_grant(&g->pools, s->slot, s->prefill_end, &first, &n_pages))
+    if (reuse_grant(g, s, s->prefill_end, &first, &n_pages) != ROOM_READY)
         return false;
     if (!s->opened)
         add_open(g, s);
+    reuse_mark(g, s);
     struct step_entry t = {
             .kind = STEP_ENTRY_PROMPT,
             .flags = (stop == s->prefill_end ? STEP_ENTRY_SAMPLE : 0u) |
@@ -286,14 +287,12 @@ static struct sequence *admit(struct plan *p) {
     struct sequence *s = g->waiting.items[0];
     if (s->set_back)
         return NULL;
-    uint32_t pages = pools_pages_for(&g->pools, s->n_tokens);
+    struct prefix_hit hit;
     /* Some pages are left to those that generate, or the newcomer would soon be put back again. */
-    if (g->pools.n_free_pages < pages + (g->n_running + 15) / 16)
+    if (g->pools.n_free_slots == 0 || !reuse_fits(g, s, (g->n_running + 15) / 16, &hit))
         return NULL;
-    uint32_t slot = pools_take_slot(&g->pools);
-    if (slot == 0)
-        return NULL;
-    sequence_admit(g, s, slot);
+    sequence_admit(g, s, pools_take_slot(&g->pools));
+    reuse_admitted(g, s, &hit);
     return s;
 }
 
@@ -321,16 +320,19 @@ static void begin_quarantine(struct engine *g) {
         return;
     uint32_t pages = pools_pages_for(&g->pools, s->n_tokens);
     uint32_t slot = 0;
-    if (g->pools.n_free_pages >= pages && g->n_running < least(g->o.max_num_seqs, SEQS_MAX))
+    struct prefix_hit hit;
+    bool fits = reuse_fits(g, s, 0, &hit);
+    if (fits && g->n_running < least(g->o.max_num_seqs, SEQS_MAX))
         slot = pools_take_slot(&g->pools);
     if (slot == 0) {
-        if (g->pools.n_free_pages < pages)
+        if (!fits)
             make_room(g, pages);
-        else if (g->pools.n_to_close == 0)
+        else if (g->pools.n_to_close + g->pools.n_to_keep == 0)
             preempt_youngest(g);
         return;
     }
     sequence_admit(g, s, slot);
+    reuse_admitted(g, s, &hit);
     s->trial_end = s->samples + TRIAL_TOKENS(s->deaths);
     g->quarantine = s;
 }
@@ -384,7 +386,7 @@ static void prepare(struct plan *p) {
 int scheduler_plan(struct engine *g, uint64_t now) {
     if (g->n_plans >= PLANS_IN_FLIGHT || g->n_flights >= FLIGHTS_MAX)
         return 0;
-    if (g->n_running == 0 && g->waiting.n == 0 && g->pools.n_to_close == 0) {
+    if (g->n_running == 0 && g->waiting.n == 0 && g->pools.n_to_close + g->pools.n_to_keep == 0) {
         g->n_stalled = 0;
         return 0;
     }
@@ -394,7 +396,7 @@ int scheduler_plan(struct engine *g, uint64_t now) {
     p.f->waited = g->speculation.synchronous;
     put_back(g);
     take_up_readers(g);
-    bool again;
+    bool again, kept = reuse_keep_ended(g);
     do {
         prepare(&p);
         again = false;
@@ -406,7 +408,7 @@ int scheduler_plan(struct engine *g, uint64_t now) {
     } while (p.f->n_entries == 0 && (again || put_back(g)));
     for (uint32_t i = 0; i < g->pools.n_to_close; i++)
         step_add_close(g->writer, g->pools.to_close[i]);
-    if (p.f->n_entries == 0 && g->pools.n_to_close == 0)
+    if (p.f->n_entries == 0 && g->pools.n_to_close == 0 && !kept)
         return 0;
     int r = flight_commit(g, p.f, now);
     return r < 0 ? r : 1;

@@ -4,6 +4,7 @@
 #include "daemon/engine/poke.h"
 #include "daemon/engine/queue.h"
 #include "daemon/engine/registry.h"
+#include "daemon/engine/reuse.h"
 #include "daemon/engine/timing.h"
 
 #include <assert.h>
@@ -15,7 +16,8 @@
 struct sequence *sequence_create(
         const struct engine_request *q, struct engine_stream *stream, uint32_t vocab, bool lookup) {
     size_t n_tokens = (size_t)q->n_prompt + q->max_tokens;
-    size_t words = n_tokens + q->n_stop_ids + 2 * (size_t)q->n_bias;
+    size_t salt_words = q->n_cache_salt > 0 ? PAGE_TOKENS : 0;
+    size_t words = n_tokens + q->n_stop_ids + 2 * (size_t)q->n_bias + salt_words;
     struct sequence *s = malloc(sizeof(*s) + words * sizeof(uint32_t));
     if (s == NULL)
         return NULL;
@@ -31,6 +33,9 @@ struct sequence *sequence_create(
             .n_bias = q->n_bias,
             .top_logprobs = q->logprobs ? q->top_logprobs : 0,
             .logprobs = q->logprobs,
+            .shared_end = q->shared_end,
+            .turn_end = q->turn_end,
+            .restore = PREFIX_NONE,
             .waiting_at = HEAP_NONE,
             .deadline_at = HEAP_NONE,
     };
@@ -38,6 +43,12 @@ struct sequence *sequence_create(
     s->stop_ids = s->tokens + n_tokens;
     s->bias_ids = s->stop_ids + q->n_stop_ids;
     s->bias = (float *)(void *)(s->bias_ids + q->n_bias);
+    if (salt_words > 0) { /* told from no salt, and from one that only begins like it, by its length */
+        s->salt = s->bias_ids + 2 * (size_t)q->n_bias;
+        memset(s->salt, 0, salt_words * sizeof(uint32_t));
+        s->salt[0] = q->n_cache_salt;
+        memcpy(s->salt + 1, q->cache_salt, q->n_cache_salt);
+    }
     memcpy(s->tokens, q->prompt_ids, q->n_prompt * sizeof(uint32_t));
     for (uint32_t i = 0; i < q->n_stop_ids; i++) {
         if (q->stop_ids[i] < vocab) /* others can never be sampled */
@@ -81,21 +92,21 @@ void sequence_admit(struct engine *g, struct sequence *s, uint32_t slot) {
     g->running[at] = s;
 }
 
-static void leave_running(struct engine *g, struct sequence *s) {
+static void leave_running(struct engine *g, struct sequence *s, bool ended) {
     uint32_t at = 0;
     while (g->running[at] != s)
         at++;
     assert(at < g->n_running);
     g->n_running--;
     memmove(&g->running[at], &g->running[at + 1], (g->n_running - at) * sizeof(g->running[0]));
-    pools_release(&g->pools, s->slot, s->opened);
+    reuse_leave(g, s, ended);
     s->slot = 0;
 }
 
 void sequence_to_waiting(struct engine *g, struct sequence *s) {
     assert(s->in_flight == 0);
     sequence_enter(s, SEQUENCE_WAITING);
-    leave_running(g, s);
+    leave_running(g, s, /* ended= */ false);
     heap_push(&g->waiting, s);
 }
 
@@ -127,7 +138,7 @@ static void drop(struct engine *g, struct sequence *s) {
     heap_remove(&g->waiting, s);
     not_set_back(g, s);
     if (s->slot != 0)
-        leave_running(g, s);
+        leave_running(g, s, s->answered);
     sequence_cleared(g, s);
     s->stream->sequence = NULL;
     engine_stream_unref(s->stream);
@@ -142,6 +153,7 @@ void sequence_finish(struct engine *g, struct sequence *s, enum engine_finish fi
         heap_remove(&g->deadlines, s);
         queue_left(g, s);
         registry_remove(g, s->stream);
+        s->answered = finish == ENGINE_FINISH_STOP_ID || finish == ENGINE_FINISH_LENGTH;
         timing_ended(g, s, finish, s->n_tokens - s->n_prompt - s->unseen);
         stream_end(s->stream, finish, error);
         poke_later(g, &s->stream->poke);
@@ -168,6 +180,7 @@ void sequence_uprooted(struct engine *g, struct sequence *s) {
     s->in_flight = 0;
     s->opened = false;
     s->slot = 0;
+    reuse_forget(s);
     if (s->planned > s->computed_before)
         s->computed_before = s->planned;
     s->planned = 0;

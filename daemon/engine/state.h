@@ -8,7 +8,8 @@
  *
  *     engine (the loop, the way in) --> recovery, scheduler --> flight --> sequence --> registry --> inbox, wake
  *     flight, scheduler, recovery --> draft --> speculation --> lookup, round_cost
- *     all of them --> poke, queue, report, timing, wake; heap, pools, stream; state
+ *     sequence, flight, recovery, scheduler --> reuse (what a sequence takes from the prefix cache and leaves there)
+ *     all of them --> poke, queue, report, timing, wake; heap, stream, prefix --> pools; state
  *
  *   STATE_LOADING --RESET answered--> STATE_SERVING --group lost--> STATE_RECOVERING --RESET answered-->
  *   STATE_SERVING; from LOADING and RECOVERING --other weights--> STATE_FAILED, which stays
@@ -25,6 +26,7 @@
 #include "daemon/engine/engine.h"
 #include "daemon/engine/heap.h"
 #include "daemon/engine/pools.h"
+#include "daemon/engine/prefix.h"
 #include "daemon/engine/speculation.h"
 #include "daemon/engine/stream.h"
 #include "proto/step/control.h"
@@ -38,6 +40,7 @@
 #define STREAM_RESERVE   1u /* ring places that only the replay of a suspect may use */
 #define CONTROLS_MAX     16u
 #define POKES_MAX        64u
+#define MARKS_MAX        3u
 #define REGISTRY_BUCKETS 32768u
 
 _Static_assert(STREAM_RING_TOKENS > PLANS_IN_FLIGHT * (1 + DRAFT_MAX) + STREAM_RESERVE,
@@ -65,10 +68,13 @@ struct sequence {
     bool logprobs;
     uint32_t *tokens, *bias_ids, *stop_ids; /* in the same block of memory; tokens: [n_prompt + max_tokens] */
     float *bias;
+    uint32_t *salt;                   /* [PAGE_TOKENS] in the same block; NULL = none */
+    uint32_t shared_end, turn_end;    /* of engine_request */
     uint32_t waiting_at, deadline_at; /* places in the heaps; HEAP_NONE = not in it */
     enum sequence_state state;        /* changed by sequence_enter() only */
     uint32_t slot;                    /* 0 = none; not 0 = in g->running */
     bool opened;                      /* OPEN was sent */
+    bool answered;                    /* ended by a stop id or its length: its answer is whole */
     bool blamed;        /* a rank was computing its rows when the group died; during recovery_lost() only */
     bool suspect;       /* was blamed, and has not been seen to live alone since */
     bool killed_alone;  /* while it was the quarantine, by a signal that may have come from anywhere */
@@ -85,9 +91,14 @@ struct sequence {
     uint32_t computed_before; /* rows below it are a replay */
     bool counted;             /* in prompt_tokens_total */
     uint64_t stalled_since_ns;
-    uint64_t last_token_ns; /* when its last token came */
-    uint32_t unseen;        /* tokens that were generated after the stop string */
-    bool set_back;          /* gave its slot up because its reader stalled: waits for it, behind all others */
+    /* The prefix cache (reuse.h); while it has a slot. */
+    struct prefix_path path;
+    uint32_t restore;                   /* the snapshot that its OPEN is followed by; PREFIX_NONE */
+    uint32_t kept_at;                   /* rows of the last snapshot that it took or came from */
+    uint32_t n_marks, marks[MARKS_MAX]; /* rows after which one is wanted, ascending */
+    uint64_t last_token_ns;             /* when its last token came */
+    uint32_t unseen;                    /* tokens that were generated after the stop string */
+    bool set_back; /* gave its slot up because its reader stalled: waits for it, behind all others */
 };
 
 _Static_assert(DRAFTERS == ENGINE_DRAFTERS, "each has its counters");
@@ -166,6 +177,7 @@ struct engine {
     uint64_t watched_ns; /* when the ranks were last looked at */
     uint64_t last_record_ns;
     struct pools pools;
+    struct prefix prefix;          /* n_units 0: off, or the workers have no host units */
     struct step_geometry geometry; /* the least of all ranks; fingerprint 0 until the first RESET */
     bool geometry_known;
     struct heap waiting, deadlines;
@@ -179,6 +191,7 @@ struct engine {
     uint32_t n_set_back;
     struct engine_poke pokes[POKES_MAX];
     uint32_t n_pokes;
+    uint64_t evictions_before; /* of the prefix caches of groups that are gone */
     struct speculation speculation;
     struct draft_stream draft_streams[SEQS_MAX]; /* draft_round()'s own */
     bool drafter_silent[DRAFTERS];

@@ -105,6 +105,10 @@ const char *engine_stream_error(const struct engine_stream *s) {
     return atomic_load_explicit(&s->finish, memory_order_acquire) == ENGINE_RUNNING ? "" : s->error;
 }
 
+uint32_t engine_stream_cached_tokens(const struct engine_stream *s) {
+    return atomic_load_explicit(&s->cached_tokens, memory_order_relaxed);
+}
+
 void engine_stream_timing(const struct engine_stream *s, struct engine_timing *ret) {
     ret->received_ns = atomic_load_explicit(&s->received_ns, memory_order_relaxed);
     ret->first_step_ns = atomic_load_explicit(&s->first_step_ns, memory_order_relaxed);

@@ -29,6 +29,7 @@ struct engine_stream {
     char request_id[REQUEST_ID_BYTES_MAX + 1], caller[ENGINE_CALLER_BYTES];
     char error[ERROR_TEXT_MAX]; /* written before finish */
     _Atomic uint64_t received_ns, first_step_ns, first_token_ns;
+    _Atomic uint32_t cached_tokens;     /* of the prompt */
     _Atomic uint32_t finish;            /* enum engine_finish; nothing is pushed after it */
     _Alignas(64) _Atomic uint64_t tail; /* engine: tokens pushed since the start */
     _Alignas(64) _Atomic uint64_t head; /* reader: tokens taken since the start */

@@ -52,6 +52,9 @@ static int check_lengths(const struct engine_request *q, const struct limits *l,
                 e, -EINVAL, "%u stop ids, at most %u are possible", q->n_stop_ids, STEP_SUPPRESS_MAX);
     if (q->top_logprobs > TOP_LOGPROBS_MAX || (q->top_logprobs > 0 && !q->logprobs))
         return error_set(e, -EINVAL, "top_logprobs is at most %u and needs logprobs", TOP_LOGPROBS_MAX);
+    if (q->n_cache_salt > CACHE_SALT_BYTES_MAX)
+        return error_set(e, -EINVAL, "a cache salt of %u bytes, at most %u are possible", q->n_cache_salt,
+                CACHE_SALT_BYTES_MAX);
     uint32_t total;
     if (__builtin_add_overflow(q->n_prompt, q->max_tokens, &total) || total > l->max_model_len)
         return error_set(e, -E2BIG,

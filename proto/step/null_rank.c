@@ -19,8 +19,15 @@ struct null_slot {
     uint32_t last_id;                     /* STEP_NONE = nothing sampled since the last rows */
     uint32_t min_tokens, n_suppress;
     uint32_t suppress[STEP_SUPPRESS_MAX];
-    uint64_t seed, hash;
-    uint32_t *pages; /* [pages_per_slot]; 0 = not granted */
+    uint64_t seed, hash; /* hash: of every (position, id) that the state stands for */
+    bool restored;       /* and its pages have not been compared with the state yet */
+    uint32_t *pages;     /* [pages_per_slot]; 0 = not granted */
+};
+
+struct null_unit { /* a host unit with a slot's snapshot */
+    bool filled, damaged;
+    uint32_t length;
+    uint64_t hash;
 };
 
 struct null_rank {
@@ -28,7 +35,9 @@ struct null_rank {
     uint32_t pages_per_slot;
     struct null_slot *slots; /* [slots + 1] */
     uint32_t *page_tables;   /* [slots + 1][pages_per_slot] */
-    uint32_t *page_owner;    /* [pages + 1] slot; 0 = free */
+    uint32_t *page_users;    /* [pages + 1] open slots that have it in their table */
+    uint32_t *page_ids;      /* [pages + 1][PAGE_TOKENS] the ids whose rows were written there */
+    struct null_unit *units; /* [slot_units] */
     uint8_t *body;           /* [STEP_COMPLETION_MAX] outcomes */
     uint32_t body_bytes, n_outcomes;
     uint64_t checksum, last_step;
@@ -48,9 +57,9 @@ int null_rank_create(const struct null_rank_options *options, struct null_rank *
         return error_set(e, -EINVAL, "rank %u of %u: 1 to %u ranks are possible", o->rank, o->tp, RANKS_MAX);
     if (o->slots == 0 || o->slots > SEQS_MAX || o->pages == 0 || o->max_model_len == 0 ||
             o->max_model_len > CONTEXT_MAX || o->rows_max == 0 || o->rows_max > STEP_ROWS_MAX ||
-            o->drafts_max > DRAFT_MAX)
-        return error_set(
-                e, -EINVAL, "slots, pages, max-model-len or rows is 0 or over its limit, or drafts are");
+            o->drafts_max > DRAFT_MAX || o->slot_units > NULL_UNITS_MAX)
+        return error_set(e, -EINVAL,
+                "slots, pages, max-model-len or rows is 0 or over its limit, or drafts or units are");
     if (o->vocab_size == 0 || o->id_count > o->vocab_size || o->id_first > o->vocab_size - o->id_count)
         return error_set(e, -EINVAL, "sampled ids from %u, %u of them, do not fit a vocabulary of %u",
                 o->id_first, o->id_count, o->vocab_size);
@@ -61,9 +70,12 @@ int null_rank_create(const struct null_rank_options *options, struct null_rank *
     n->pages_per_slot = (o->max_model_len + PAGE_TOKENS - 1) / PAGE_TOKENS;
     n->slots = calloc(o->slots + 1, sizeof(*n->slots));
     n->page_tables = calloc((size_t)(o->slots + 1) * n->pages_per_slot, sizeof(*n->page_tables));
-    n->page_owner = calloc((size_t)o->pages + 1, sizeof(*n->page_owner));
+    n->page_users = calloc((size_t)o->pages + 1, sizeof(*n->page_users));
+    n->page_ids = calloc((size_t)o->pages + 1, PAGE_TOKENS * sizeof(*n->page_ids));
+    n->units = calloc((size_t)o->slot_units + 1, sizeof(*n->units));
     n->body = calloc(1, STEP_COMPLETION_MAX);
-    if (n->slots == NULL || n->page_tables == NULL || n->page_owner == NULL || n->body == NULL) {
+    if (n->slots == NULL || n->page_tables == NULL || n->page_users == NULL || n->page_ids == NULL ||
+            n->units == NULL || n->body == NULL) {
         null_rank_free(n);
         return error_set(
                 e, -ENOMEM, "no memory for a null rank of %u slots and %u pages", o->slots, o->pages);
@@ -79,7 +91,9 @@ struct null_rank *null_rank_free(struct null_rank *n) {
         return NULL;
     free(n->slots);
     free(n->page_tables);
-    free(n->page_owner);
+    free(n->page_users);
+    free(n->page_ids);
+    free(n->units);
     free(n->body);
     free(n);
     return NULL;
@@ -106,7 +120,7 @@ static void empty_slot(struct null_rank *n, struct null_slot *s) {
     uint32_t *pages = s->pages;
     for (uint32_t i = 0; i < n->pages_per_slot; i++) {
         if (pages[i] != 0)
-            n->page_owner[pages[i]] = 0;
+            n->page_users[pages[i]]--;
         pages[i] = 0;
     }
     *s = (struct null_slot){.pages = pages};
@@ -149,47 +163,109 @@ static int open_slots(struct null_rank *n, const struct step_plan *p, struct err
     return 0;
 }
 
-static int run_memory(struct null_rank *n, const struct step_plan *p, struct error *e) {
-    for (uint32_t i = 0; i < p->n_memory; i++) {
-        const struct step_memory *m = &p->memory[i];
-        struct null_slot *a = NULL, *b = NULL;
-        int r = 0;
-        switch (m->kind) {
-        case STEP_MEMORY_ZERO_SLOT:
-            r = open_slot_of(n, m->a, "zero slot", &a, e);
-            if (r == 0) {
-                a->length = a->outputs = 0;
-                a->hash = 0;
-                a->last_id = STEP_NONE;
-                a->generated = a->damaged = false;
-                a->n_drafts = 0;
-            }
-            break;
-        case STEP_MEMORY_COPY_SLOT:
-            r = open_slot_of(n, m->a, "copy slot", &a, e);
-            if (r == 0)
-                r = open_slot_of(n, m->b, "copy slot", &b, e);
-            if (r == 0) {
-                b->length = a->length;
-                b->outputs = a->outputs;
-                b->hash = a->hash;
-                b->last_id = a->last_id;
-                b->generated = a->generated;
-                b->damaged = a->damaged;
-                b->n_drafts = 0;
-            }
-            break;
-        case STEP_MEMORY_COPY_PAGE:
-            if (m->a > n->o.pages || m->b > n->o.pages)
-                r = error_set(e, -EINVAL, "copy page %u to %u: this rank has %u", m->a, m->b, n->o.pages);
-            break;
-        default:
-            r = error_set(e, -EINVAL, "memory operation %u needs host units, this rank has none", m->kind);
-        }
-        if (r < 0)
-            return r;
-    }
+static uint32_t *ids_of_page(const struct null_rank *n, uint32_t page) {
+    return n->page_ids + (size_t)page * PAGE_TOKENS;
+}
+
+static void zero_slot(struct null_slot *s) {
+    s->length = s->outputs = s->n_drafts = 0;
+    s->hash = 0;
+    s->last_id = STEP_NONE;
+    s->generated = s->damaged = s->restored = false;
+}
+
+static int copy_slot(struct null_rank *n, const struct step_memory *m, struct error *e) {
+    struct null_slot *a = NULL, *b = NULL;
+    int r = open_slot_of(n, m->a, "copy slot", &a, e);
+    if (r == 0)
+        r = open_slot_of(n, m->b, "copy slot", &b, e);
+    if (r < 0)
+        return r;
+    b->length = a->length;
+    b->outputs = a->outputs;
+    b->hash = a->hash;
+    b->last_id = a->last_id;
+    b->generated = a->generated;
+    b->damaged = a->damaged;
+    b->restored = true;
+    b->n_drafts = 0;
     return 0;
+}
+
+/* What is copied over may be nobody's: a page is granted after it was filled. */
+static int copy_page(struct null_rank *n, const struct step_memory *m, struct error *e) {
+    if (m->a == 0 || m->b == 0 || m->a > n->o.pages || m->b > n->o.pages)
+        return error_set(e, -EINVAL, "copy page %u to %u: this rank has %u", m->a, m->b, n->o.pages);
+    if (n->page_users[m->b] > 0)
+        return error_set(
+                e, -EINVAL, "copy page %u to %u: %u slots use that one", m->a, m->b, n->page_users[m->b]);
+    memmove(ids_of_page(n, m->b), ids_of_page(n, m->a), PAGE_TOKENS * sizeof(uint32_t));
+    return 0;
+}
+
+static int check_unit(const struct null_rank *n, uint32_t unit, struct error *e) {
+    if (unit >= n->o.slot_units)
+        return error_set(e, -EINVAL, "slot unit %u does not exist, this rank has %u", unit, n->o.slot_units);
+    return 0;
+}
+
+static int snapshot_slot(struct null_rank *n, const struct step_memory *m, struct error *e) {
+    struct null_slot *s = NULL;
+    int r = open_slot_of(n, m->a, "snapshot", &s, e);
+    if (r == 0)
+        r = check_unit(n, m->b, e);
+    if (r == 0)
+        n->units[m->b] = (struct null_unit){
+                .filled = true, .damaged = s->damaged, .length = s->length, .hash = s->hash};
+    return r;
+}
+
+/* What was generated before the snapshot is prompt to the sequence that goes on from it. */
+static int restore_slot(struct null_rank *n, const struct step_memory *m, struct error *e) {
+    struct null_slot *s = NULL;
+    int r = check_unit(n, m->a, e);
+    if (r == 0)
+        r = open_slot_of(n, m->b, "restore", &s, e);
+    if (r < 0)
+        return r;
+    const struct null_unit *u = &n->units[m->a];
+    if (!u->filled)
+        return error_set(e, -EINVAL, "restore: slot unit %u holds no snapshot", m->a);
+    zero_slot(s);
+    s->length = u->length;
+    s->hash = u->hash;
+    s->damaged = u->damaged;
+    s->restored = true;
+    return 0;
+}
+
+static int run_memory_op(struct null_rank *n, const struct step_memory *m, struct error *e) {
+    struct null_slot *s = NULL;
+    int r;
+    switch (m->kind) {
+    case STEP_MEMORY_ZERO_SLOT:
+        r = open_slot_of(n, m->a, "zero slot", &s, e);
+        if (r == 0)
+            zero_slot(s);
+        return r;
+    case STEP_MEMORY_COPY_SLOT:
+        return copy_slot(n, m, e);
+    case STEP_MEMORY_COPY_PAGE:
+        return copy_page(n, m, e);
+    case STEP_MEMORY_SNAPSHOT_SLOT:
+        return snapshot_slot(n, m, e);
+    case STEP_MEMORY_RESTORE_SLOT:
+        return restore_slot(n, m, e);
+    default:
+        return error_set(e, -EINVAL, "memory operation %u needs page units, this rank has none", m->kind);
+    }
+}
+
+static int run_memory(struct null_rank *n, const struct step_plan *p, struct error *e) {
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && i < p->n_memory; i++)
+        r = run_memory_op(n, &p->memory[i], e);
+    return r;
 }
 
 static int grant(
@@ -203,14 +279,11 @@ static int grant(
     for (uint32_t i = 0; i < t->n_pages; i++) {
         if (pages[i] > n->o.pages)
             return error_set(e, -EINVAL, "slot %u: page %u, this rank has %u", t->slot, pages[i], n->o.pages);
-        if (n->page_owner[pages[i]] != 0)
-            return error_set(e, -EINVAL, "slot %u: page %u belongs to slot %u", t->slot, pages[i],
-                    n->page_owner[pages[i]]);
         if (s->pages[t->page_first + i] != 0)
             return error_set(
                     e, -EINVAL, "slot %u: entry %u of its page table is taken", t->slot, t->page_first + i);
         s->pages[t->page_first + i] = pages[i];
-        n->page_owner[pages[i]] = t->slot;
+        n->page_users[pages[i]]++;
     }
     return 0;
 }
@@ -223,6 +296,22 @@ static void take_id(const struct null_rank *n, struct null_slot *s, uint32_t id)
     s->length++;
 }
 
+/* Whether the pages hold the very ids that a restored state stands for. */
+static int compare_pages(const struct null_rank *n, struct null_slot *s, uint32_t slot, struct error *e) {
+    uint64_t hash = 0;
+    for (uint32_t i = 0; i < s->length; i++) {
+        uint32_t page = s->pages[i / PAGE_TOKENS];
+        if (page == 0)
+            return error_set(e, -EINVAL, "slot %u: no page for position %u of its state", slot, i);
+        hash = mix(hash ^ ((uint64_t)i << 32 | ids_of_page(n, page)[i % PAGE_TOKENS]));
+    }
+    if (hash != s->hash)
+        return error_set(e, -EINVAL, "slot %u: its pages do not hold the %u ids that its state stands for",
+                slot, s->length);
+    s->restored = false;
+    return 0;
+}
+
 static int feed(struct null_rank *n, struct null_slot *s, uint32_t slot, uint32_t id, struct error *e) {
     if (id >= n->o.vocab_size)
         return error_set(e, -EINVAL, "slot %u: id %u, the vocabulary has %u", slot, id, n->o.vocab_size);
@@ -230,6 +319,11 @@ static int feed(struct null_rank *n, struct null_slot *s, uint32_t slot, uint32_
         return error_set(e, -EINVAL, "slot %u: position %u is past the longest sequence", slot, s->length);
     if (s->pages[s->length / PAGE_TOKENS] == 0)
         return error_set(e, -EINVAL, "slot %u: no page for position %u", slot, s->length);
+    uint32_t page = s->pages[s->length / PAGE_TOKENS];
+    if (n->page_users[page] != 1)
+        return error_set(e, -EINVAL, "slot %u: position %u would be written into page %u, which %u slots use",
+                slot, s->length, page, n->page_users[page]);
+    ids_of_page(n, page)[s->length % PAGE_TOKENS] = id;
     take_id(n, s, id);
     return 0;
 }
@@ -373,6 +467,8 @@ static int run_entry(
     int r = open_slot_of(n, t->slot, "entry", &s, e);
     if (r == 0)
         r = grant(n, p, t, e);
+    if (r == 0 && s->restored)
+        r = compare_pages(n, s, t->slot, e);
     if (r < 0)
         return r;
     if (prompt) {
@@ -435,6 +531,7 @@ static int answer_reset(struct null_rank *n, struct step_ring *r) {
             .slots = n->o.slots,
             .pages = n->o.pages,
             .pages_per_slot = n->pages_per_slot,
+            .slot_units = n->o.slot_units,
             .rows_max = n->o.rows_max,
             .entries_max = n->o.slots,
             .vocab_size = n->o.vocab_size,
@@ -447,6 +544,7 @@ static int answer_reset(struct null_rank *n, struct step_ring *r) {
     snprintf(g.device, sizeof(g.device), "null rank %u, computes nothing", n->o.rank);
     for (uint32_t i = 1; i <= n->o.slots; i++)
         empty_slot(n, &n->slots[i]);
+    memset(n->units, 0, ((size_t)n->o.slot_units + 1) * sizeof(n->units[0]));
     n->last_step = n->plans = 0;
     n->reset_seen = true;
     return complete(r, &c, &g, sizeof(g));

@@ -1,20 +1,23 @@
 /* null_rank.h - a rank that follows the step protocol to the letter and computes nothing.
  *
- * It is strict where a real worker can afford not to be: positions must be contiguous, every row needs a
- * granted page that no other open slot holds, sample indices must count what was generated. So it is the
- * protocol's checker as well as the null worker. What it "samples" is a hash of the seed, the sample index
- * and every (position, id) the slot has seen: a replay gives equal tokens exactly when it is a faithful one.
- * It takes drafts, too: those that are what it would sample are accepted, so drafts change no token.
- * Used by shardd-worker-null, by tests and by benchmarks. One thread at a time. */
+ * It is strict where a real worker can afford not to be: positions must be contiguous, every row needs a granted page
+ * that it alone writes to, sample indices must count what was generated. A page remembers the ids whose rows were
+ * written there and a host unit what its snapshot stands for, so that a sequence that goes on from a state and pages
+ * which do not belong together is a fault. So it is the protocol's checker as well as the null worker. What it
+ * "samples" is a hash of the seed, the sample index and every (position, id) the slot has seen: a replay gives equal
+ * tokens exactly when it is a faithful one. It takes drafts, too: those that are what it would sample are accepted, so
+ * drafts change no token. Used by shardd-worker-null, by tests and by benchmarks. One thread at a time. */
 #pragma once
 
 #include "proto/step/ring.h"
 
 struct null_rank;
 
+#define NULL_UNITS_MAX 65536u
 struct null_rank_options {
     uint32_t rank, tp;
     uint32_t slots, pages, max_model_len, rows_max, vocab_size;
+    uint32_t slot_units; /* host units for snapshots; up to NULL_UNITS_MAX */
     uint32_t id_first,
             id_count; /* sampled ids lie in [id_first, id_first + id_count); id_count 0 = the vocabulary */
     uint32_t has_mtp, model_has_mtp; /* as in struct step_geometry */

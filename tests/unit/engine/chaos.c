@@ -1,6 +1,6 @@
 /* chaos.c - requests come, go, are cancelled and stopped while pages run out and groups die, all at random
- * from a fixed seed: whatever a stream says is what the request says on an idle machine without speculation, and
- * nothing is left behind. */
+ * from a fixed seed: whatever a stream says is what the request says on an idle machine without speculation and without
+ * a prefix cache, and nothing is left behind. */
 #include "tests/unit/engine/harness.h"
 
 #include <stdio.h>
@@ -10,10 +10,13 @@
 #define TURNS 600u /* events in a run */
 #define STOPS 24u  /* stop ids of every third request */
 
-static uint32_t prompt[1024], stop_ids[STOPS];
+#define TURN2 24u /* kinds from here on are the next turn of others */
+
+static uint32_t stop_ids[STOPS];
 /* Of what the vocabulary gives, and of three ids, which repeat themselves: drafts can be copied. */
 enum alphabet { ALL_IDS, THREE_IDS, ALPHABETS };
 static struct reading expected_all[ALPHABETS][KINDS], *expected;
+static struct prompt { uint32_t n, ids[512]; } prompts_all[ALPHABETS][KINDS], *prompts;
 
 struct client {
     struct reading reading;
@@ -25,6 +28,7 @@ struct client {
 static uint64_t random_state;
 static bool groups_die;                  /* in this run */
 static uint64_t drafts[ENGINE_DRAFTERS]; /* first ones, in all runs */
+static uint64_t hits;                    /* of the prefix cache, in all runs */
 static uint32_t random_below(uint32_t n) {
     random_state ^= random_state << 13;
     random_state ^= random_state >> 7;
@@ -33,10 +37,15 @@ static uint32_t random_below(uint32_t n) {
 }
 
 static struct engine_request request(uint32_t kind) {
-    struct engine_request q = harness_request(prompt + kind, 1 + kind * 7, 5 + kind * 4, kind);
+    const struct prompt *p = &prompts[kind];
+    struct engine_request q = harness_request(p->ids, p->n, 5 + kind * 4, kind);
     q.priority = (int32_t)(kind % 3);
     q.logprobs = kind % 2 == 0;
     q.top_logprobs = kind % 2 == 0 ? kind % 5 : 0;
+    q.cache_salt = "somebody's";
+    q.n_cache_salt = kind % 5 == 0 ? 4 + kind % 2 : 0;
+    q.turn_end = p->n > 5 ? p->n - 5 : 0;
+    q.shared_end = 70;
     if (kind % 3 == 0) {
         q.stop_ids = stop_ids;
         q.n_stop_ids = STOPS;
@@ -45,11 +54,31 @@ static struct engine_request request(uint32_t kind) {
     return q;
 }
 
-/* With as many drafts as the ranks take. */
+/* Prompts that have a beginning in common, up to half of them, in two families; and next turns: the prompt and the
+ * answer of another, and some more. */
+static void make_prompt(uint32_t kind) {
+    struct prompt *p = &prompts[kind];
+    uint32_t at = 0;
+    p->n = 1 + kind * 7;
+    if (kind >= TURN2) {
+        const struct prompt *before = &prompts[kind - 16];
+        const struct reading *answer = &expected[kind - 16];
+        at = before->n + answer->n;
+        memcpy(p->ids, before->ids, before->n * sizeof(p->ids[0]));
+        memcpy(p->ids + before->n, answer->ids, answer->n * sizeof(p->ids[0]));
+        p->n = at + 1 + kind * 7 % 50;
+    }
+    assert_true(p->n <= 512);
+    for (; at < p->n; at++)
+        p->ids[at] = (at * 7919 + (at < p->n / 2 ? kind % 2 : kind) * 13) % 1000;
+}
+
+/* With as many drafts as the ranks take, and a prefix cache where they have units for it. */
 static struct engine *start(struct harness_group *group, const struct null_rank_options *r) {
     struct engine_options o = harness_engine_options();
     o.max_num_batched_tokens = 96;
     o.speculative_tokens = r->drafts_max;
+    o.prefix_cache = true;
     o.drafters = ENGINE_DRAFTS_OF_MODEL | ENGINE_DRAFTS_OF_LOOKUP;
     struct engine *g = harness_engine(&o);
     harness_group_start(group, g, r, 1);
@@ -61,6 +90,7 @@ static void set_alphabet(struct null_rank_options *r, enum alphabet a) {
     r->id_first = a == THREE_IDS ? 1 : 0;
     r->id_count = a == THREE_IDS ? 3 : 0;
     expected = expected_all[a];
+    prompts = prompts_all[a];
 }
 
 static void fill_expected(enum alphabet a) {
@@ -70,6 +100,7 @@ static void fill_expected(enum alphabet a) {
     struct engine *g = start(&group, &r);
     uint32_t stopped = 0;
     for (uint32_t i = 0; i < KINDS; i++) {
+        make_prompt(i);
         struct engine_request q = request(i);
         harness_submit(g, &q, &expected[i]);
         harness_read(&expected[i], 1, 0);
@@ -84,8 +115,6 @@ static void fill_expected(enum alphabet a) {
 
 static int group_setup(void **state) {
     (void)state;
-    for (uint32_t i = 0; i < 1024; i++)
-        prompt[i] = (i * 7919 + 13) % 1000;
     for (uint32_t i = 0; i < STOPS; i++)
         stop_ids[i] = i * 37;
     for (enum alphabet a = ALL_IDS; a < ALPHABETS; a++)
@@ -140,6 +169,7 @@ struct run {
     uint32_t deaths; /* of groups */
     uint32_t odds;   /* in 100 that a draft of the model is right; 0 = no speculation */
     enum alphabet alphabet;
+    uint32_t units; /* for snapshots; 0 = no prefix cache */
 };
 
 static void run(const struct run *c) {
@@ -153,6 +183,7 @@ static void run(const struct run *c) {
     r.has_mtp = c->odds > 0;
     r.drafts_max = c->odds > 0 ? 1 + (uint32_t)(c->seed % DRAFT_MAX) : 0;
     r.draft_odds = c->odds;
+    r.slot_units = c->units;
     r.claimed_ns = 1000000000u; /* so that drafts are worth it, and the wait for tokens, too */
     set_alphabet(&r, c->alphabet);
     random_state = c->seed;
@@ -186,6 +217,8 @@ static void run(const struct run *c) {
     harness_expect_quiet(g, &s);
     assert_int_equal(s.step_errors_total, 0);
     assert_int_equal(s.group_epoch, epoch);
+    assert_true(s.snapshots <= c->units);
+    hits += s.prefix_hits_total;
     for (uint32_t k = 0; k < ENGINE_DRAFTERS; k++) {
         drafts[k] += s.drafters[k].proposed[0];
         for (uint32_t i = 0; i < DRAFT_MAX; i++)
@@ -255,12 +288,30 @@ static void test_drafts(void **state) {
         assert_true(drafts[k] > 100);
 }
 
+/* All of it with a prefix cache, of one unit to more than are ever kept, with drafts and without. The ranks compare
+ * what a slot is restored from with the pages that it gets, and refuse what is written into a page of others. */
+static void test_prefix_cache(void **state) {
+    (void)state;
+    const uint32_t odds[] = {0, 85, 0, 40}, units[] = {300, 1, 13, 2, 5};
+    for (uint64_t seed = 1; seed <= 10; seed++) {
+        for (uint32_t kind = 0; kind < 3; kind++) {
+            struct run c = kinds_of_run[kind](seed);
+            c.odds = odds[seed % 4];
+            c.alphabet = seed % 3 == 0 ? THREE_IDS : ALL_IDS;
+            c.units = units[seed % 5];
+            run(&c);
+        }
+    }
+    assert_true(hits > 100); /* or nothing is tested */
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_plain),
             cmocka_unit_test(test_pressure),
             cmocka_unit_test(test_deaths),
             cmocka_unit_test(test_drafts),
+            cmocka_unit_test(test_prefix_cache),
     };
     return cmocka_run_group_tests(tests, group_setup, NULL);
 }

@@ -105,17 +105,17 @@ static void test_pools(void **state) {
         }
     }
     assert_false(pools_grant(&p, c, 1, &first, &n));
-    pools_release(&p, a, /* opened= */ true);
+    pools_release(&p, a, /* opened= */ true, POOLS_NO_UNIT);
     assert_int_equal(p.n_free_pages, 5);
     assert_int_equal(p.n_free_slots, 0); /* not before its CLOSE is completed */
     assert_int_equal(p.n_to_close, 1);
     assert_int_equal(p.to_close[0], a);
     assert_true(pools_grant(&p, c, 1, &first, &n));
-    pools_release(&p, c, /* opened= */ false);
+    pools_release(&p, c, /* opened= */ false, POOLS_NO_UNIT);
     assert_int_equal(p.n_free_slots, 1);
     pools_slot_closed(&p, a);
     assert_int_equal(p.n_free_slots, 2);
-    pools_release(&p, b, true);
+    pools_release(&p, b, true, POOLS_NO_UNIT);
     assert_int_equal(p.n_free_pages, 10);
     assert_int_equal(pools_pages_for(&p, 64), 1);
     p.n_mtp = 1; /* its entry of the last row lies one further */

@@ -1,0 +1,221 @@
+/* reuse.c - see reuse.h. */
+#include "daemon/engine/reuse.h"
+
+#include "base/clock.h"
+#include "base/hash.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <sys/random.h>
+
+#define SNAPSHOT_EVERY 4096u       /* tokens of a long prompt */
+#define SNAPSHOT_GAP   PAGE_TOKENS /* rows that a snapshot has to save, to be worth its unit and its step */
+
+static const uint32_t no_salt[PAGE_TOKENS];
+
+static const uint32_t *salt_of(const struct sequence *s) {
+    return s->salt != NULL ? s->salt : no_salt;
+}
+
+static uint32_t least(uint32_t a, uint32_t b) {
+    return a < b ? a : b;
+}
+
+/* The first step that not every rank has completed; one that is being planned counts. */
+static uint64_t oldest_step(const struct engine *g) {
+    return g->n_flights > 0 ? g->flights[g->flight_first].step : g->step_next;
+}
+
+int reuse_begin(struct engine *g) {
+    uint64_t seed;
+    if (!g->o.prefix_cache)
+        return 0;
+    if (getrandom(&seed, sizeof(seed), 0) != (ssize_t)sizeof(seed))
+        seed = splitmix64(clock_ns()); /* worse only against who makes ids that collide */
+    int r = prefix_init(&g->prefix, &g->geometry, seed);
+    g->now.snapshots_max = g->prefix.n_units;
+    return r;
+}
+
+static bool caches(const struct engine *g) {
+    return g->prefix.n_units > 0;
+}
+
+/* --- coming --- */
+
+bool reuse_fits(const struct engine *g, const struct sequence *s, uint32_t spare, struct prefix_hit *ret) {
+    uint32_t pages = pools_pages_for(&g->pools, s->n_tokens) + spare;
+    uint32_t available = pools_available(&g->pools);
+    *ret = (struct prefix_hit){.snapshot = PREFIX_NONE};
+    /* A suspect is tried with what it computes itself. */
+    if (!caches(g) || s->suspect)
+        return pages <= available;
+    *ret = prefix_find(&g->prefix, salt_of(s), s->tokens, s->n_prompt, least(s->n_prompt, s->n_tokens - 1));
+    if (pages - ret->n_pages + prefix_idle_pages(&g->prefix, &g->pools, ret) <= available)
+        return true;
+    /* The page to copy is one more than without the cache, which does not keep anybody out. */
+    *ret = (struct prefix_hit){.snapshot = PREFIX_NONE};
+    return pages <= available;
+}
+
+static void add_mark(struct sequence *s, uint32_t at, uint32_t last) {
+    uint32_t before = s->n_marks > 0 ? s->marks[s->n_marks - 1] : s->kept_at;
+    if (at >= before + SNAPSHOT_GAP && (at == last || at + SNAPSHOT_GAP <= last))
+        s->marks[s->n_marks++] = at;
+}
+
+/* At least one row is left after the last, so that an equal prompt can go on from it, too; a boundary of a block costs
+ * least. */
+static void set_marks(struct sequence *s, const struct prefix_hit *hit) {
+    uint32_t last = (s->n_prompt - 1) / GDN_BLOCK * GDN_BLOCK;
+    if (s->turn_end > 0 && s->turn_end < s->n_prompt && s->n_prompt - s->turn_end <= PAGE_TOKENS)
+        last = s->turn_end;
+    uint32_t a = s->shared_end, b = hit->matched;
+    if (b < a + SNAPSHOT_GAP && a < b + SNAPSHOT_GAP && a > s->kept_at)
+        b = 0; /* as good as the other, which somebody knew */
+    s->n_marks = 0;
+    add_mark(s, least(a, b), last);
+    add_mark(s, a > b ? a : b, last);
+    if (s->n_marks == 0 || s->marks[s->n_marks - 1] < last)
+        add_mark(s, last, last);
+}
+
+void reuse_admitted(struct engine *g, struct sequence *s, const struct prefix_hit *hit) {
+    s->planned = s->kept_at = hit->length;
+    s->restore = hit->snapshot;
+    if (!caches(g) || s->suspect)
+        return;
+    prefix_enter(&g->prefix, &g->pools, s->slot, salt_of(s), hit, &s->path);
+    set_marks(s, hit);
+    g->now.prefix_hits_total += hit->snapshot != PREFIX_NONE;
+    if (s->n_tokens == s->n_prompt)
+        atomic_store_explicit(&s->stream->cached_tokens, hit->length, memory_order_relaxed);
+}
+
+/* --- pages --- */
+
+/* The pages of what others have computed twice, where the nodes have those that nobody uses. */
+static bool settle(struct engine *g) {
+    bool any = false;
+    for (uint32_t i = 0; i < g->n_running; i++) {
+        const struct sequence *s = g->running[i];
+        any |= prefix_settle(&g->prefix, &g->pools, s->slot, &s->path);
+    }
+    return any;
+}
+
+static enum reuse_room make_free(struct engine *g, uint32_t pages) {
+    if (pages > pools_available(&g->pools))
+        return ROOM_NONE;
+    while (g->pools.n_free_pages < pages)
+        if (!prefix_evict(&g->prefix, &g->pools, oldest_step(g)) && !settle(g))
+            return ROOM_SOON;
+    return ROOM_READY;
+}
+
+enum reuse_room reuse_grant(
+        struct engine *g, struct sequence *s, uint32_t rows, uint32_t *ret_first, uint32_t *ret_n) {
+    enum reuse_room room = make_free(g, pools_lacks(&g->pools, s->slot, rows));
+    if (room != ROOM_READY)
+        return room;
+    pools_grant(&g->pools, s->slot, rows, ret_first, ret_n);
+    if (!s->opened) { /* what came from the cache as well */
+        *ret_first = 0;
+        *ret_n = g->pools.table_len[s->slot];
+    }
+    return room;
+}
+
+/* --- in the plan --- */
+
+void reuse_open(struct engine *g, struct sequence *s) {
+    if (s->restore == PREFIX_NONE) {
+        step_add_memory(g->writer, STEP_MEMORY_ZERO_SLOT, s->slot, 0);
+        return;
+    }
+    struct prefix_snapshot *from = &g->prefix.snapshots[s->restore];
+    step_add_memory(g->writer, STEP_MEMORY_RESTORE_SLOT, s->restore, s->slot);
+    if (from->page != 0)
+        step_add_memory(g->writer, STEP_MEMORY_COPY_PAGE, from->page,
+                pools_table(&g->pools, s->slot)[s->path.n_pages]);
+    from->step = g->step_next;
+    prefix_unpin(&g->prefix, &g->pools, s->restore);
+    s->restore = PREFIX_NONE;
+    if (s->n_tokens == s->n_prompt)
+        g->now.cached_tokens_total += s->planned;
+}
+
+/* The first position above `at` where a snapshot is wanted; 0 = none. */
+static uint32_t next_mark(const struct sequence *s, uint32_t at) {
+    uint32_t next = 0;
+    for (uint32_t i = s->n_marks; i > 0 && s->marks[i - 1] > at; i--)
+        next = s->marks[i - 1];
+    uint32_t every = (at / SNAPSHOT_EVERY + 1) * SNAPSHOT_EVERY;
+    return next > 0 ? least(next, every) : 0;
+}
+
+uint32_t reuse_stop(const struct sequence *s, uint32_t stop) {
+    uint32_t mark = next_mark(s, s->planned);
+    if (mark > 0 && stop >= mark)
+        return mark;
+    if (stop < s->prefill_end && stop != s->n_prompt && stop - stop % GDN_BLOCK > s->planned)
+        stop -= stop % GDN_BLOCK; /* a cut at a block boundary costs the least */
+    return stop;
+}
+
+/* A unit for the state after `length` rows, all of known tokens. */
+static uint32_t keep(struct engine *g, struct sequence *s, uint32_t length) {
+    prefix_extend(&g->prefix, &g->pools, s->slot, s->tokens, length / PAGE_TOKENS, &s->path);
+    uint32_t unit = prefix_keep(&g->prefix, &g->pools, s->slot, s->tokens, length, &s->path, oldest_step(g));
+    g->now.snapshots_total += unit != PREFIX_NONE;
+    return unit;
+}
+
+void reuse_mark(struct engine *g, struct sequence *s) {
+    if (s->path.node == 0 || s->planned == 0 || s->planned <= s->kept_at ||
+            next_mark(s, s->planned - 1) != s->planned)
+        return;
+    s->kept_at = s->planned;
+    uint32_t unit = keep(g, s, s->planned);
+    if (unit == PREFIX_NONE)
+        return;
+    step_add_memory(g->writer, STEP_MEMORY_SNAPSHOT_SLOT, s->slot, unit);
+    g->prefix.snapshots[unit].step = g->step_next;
+}
+
+bool reuse_keep_ended(struct engine *g) {
+    for (uint32_t i = 0; i < g->pools.n_to_keep; i++) {
+        const struct pools_kept *k = &g->pools.to_keep[i];
+        step_add_memory(g->writer, STEP_MEMORY_SNAPSHOT_SLOT, k->slot, k->unit);
+        g->prefix.snapshots[k->unit].step = g->step_next;
+    }
+    return g->pools.n_to_keep > 0;
+}
+
+/* --- going --- */
+
+void reuse_leave(struct engine *g, struct sequence *s, bool ended) {
+    uint32_t unit = POOLS_NO_UNIT;
+    if (s->restore != PREFIX_NONE)
+        prefix_unpin(&g->prefix, &g->pools, s->restore);
+    /* A row of the last token may have been computed before its end was known. One of a draft that was accepted after
+     * that is of a token that nobody knows. */
+    if (ended && s->opened && s->path.node != 0 && s->planned >= s->kept_at + SNAPSHOT_GAP &&
+            s->planned <= s->n_tokens)
+        unit = keep(g, s, s->planned);
+    pools_release(&g->pools, s->slot, s->opened, unit);
+    if (s->path.node != 0)
+        prefix_leave(&g->prefix, &g->pools, &s->path);
+    reuse_forget(s);
+}
+
+void reuse_forget(struct sequence *s) {
+    s->path = (struct prefix_path){0};
+    s->restore = PREFIX_NONE;
+    s->n_marks = 0;
+}
+
+void reuse_distrust(struct engine *g, const struct sequence *s) {
+    if (s->path.node != 0)
+        prefix_hide(&g->prefix, &s->path);
+}
