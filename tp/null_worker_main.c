@@ -174,7 +174,7 @@ static void set_option(struct worker *w, int option, uint64_t v) {
         w->control_fd = (int)v;
         break;
     case OPTION_HAS_MTP:
-        o->has_mtp = o->model_has_mtp = small;
+        o->has_mtp = o->model_has_mtp = (uint32_t)v;
         break;
     case OPTION_STEP_US:
         o->step_ns = v * 1000;
