@@ -17,7 +17,7 @@ void emu_seed(uint64_t seed);
  * by a descriptor, CUDA_EMU_IPC=0: nor by CUDA IPC, as between containers;
  * CUDA_EMU_PEERS=0: devices do not reach each other's, 2: they seem to, and what they write there gets lost;
  * CUDA_EMU_BUS=N (1: PCI bus of device 0; device 1 is on the next), CUDA_EMU_NO_NCCL=1: there is no NCCL. Where
- * CUDA_EMU_HANG names a file, devices stand still while it is there. */
+ * CUDA_EMU_HANG names a file with a number, devices do so many works more and then stand still while it is there. */
 
 /* Kernels and copies that ran so far. */
 uint64_t emu_works(void);

@@ -65,6 +65,7 @@ static struct {
     bool open;
     uint32_t running; /* works of all threads of the host */
     uint64_t works;
+    uint64_t hang_at; /* so many works; 0: no file of CUDA_EMU_HANG was there when somebody looked */
     cudaError_t fault;
     std::string fault_text;
 } emu;
@@ -429,8 +430,16 @@ extern "C" cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     return s->capture ? fails(cudaErrorStreamCaptureUnsupported) : run_until(s, s->queued);
 }
 static bool hangs() {
-    const char *file = getenv("CUDA_EMU_HANG");
-    return file && access(file, F_OK) == 0;
+    const char *name = getenv("CUDA_EMU_HANG");
+    FILE *file = name ? fopen(name, "re") : nullptr;
+    unsigned more;
+    if (!file || fscanf(file, "%u", &more) != 1)
+        emu.hang_at = 0;
+    else if (emu.hang_at == 0)
+        emu.hang_at = emu.works + more;
+    if (file)
+        fclose(file);
+    return emu.hang_at > 0 && emu.works >= emu.hang_at;
 }
 /* Whoever asks finds the device a work further. */
 static cudaError_t ask(emu_stream *s, uint64_t number) {

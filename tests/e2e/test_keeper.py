@@ -65,8 +65,8 @@ def test_a_killed_worker_finds_its_weights(gpu):
                 server.kill("--comm-fd")
                 killed = True
         assert ids == record["reply_ids"][:NEW_TOKENS]
-        log = server.log_text()
-        assert "kept for a restart" in log and log.count(FOUND) == 1 and "serving again" in log
+        server.wait_log("serving again")
+        assert "kept for a restart" in server.log_text() and server.log_text().count(FOUND) == 1
 
         server.kill("--keeper")
         server.wait_log("keeper of rank 0 was killed by SIGKILL")

@@ -250,7 +250,7 @@ static void test_cancel_and_deadline_close_the_call(void **state) {
     assert_int_equal(client_finish(c), GRPC_STATUS_CANCELLED);
     client_free(c);
     wait_for_close(1);
-    c = client_call(&f->client, "/t/Hold", "x", 1, 50);
+    c = client_call(&f->client, "/t/Hold", "x", 1, 1000); /* the server must have seen it by then */
     assert_int_equal(client_finish(c), GRPC_STATUS_DEADLINE_EXCEEDED);
     client_free(c);
     wait_for_close(2);

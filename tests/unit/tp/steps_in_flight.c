@@ -5,6 +5,7 @@
 #define RECORDS      24u
 #define RECORD_BYTES 4096u
 #define BODY_BYTES   4096u
+#define WAIT_NS      60000000000u /* a wait that does not end by itself */
 
 struct answer {
     struct step_completion completion;
@@ -172,7 +173,7 @@ static void one_at_a_time(void) {
 
 static void collect(struct worker *w, uint32_t i) {
     struct step_answer a;
-    assert_int_equal(step_exec_collect(w->exec, 1000000000u, &a), 0);
+    assert_int_equal(step_exec_collect(w->exec, WAIT_NS, &a), 0);
     keep(&a, &got[i]);
     if (memcmp(&got[i].completion, &expected[i].completion, sizeof(got[i].completion)) != 0 ||
             memcmp(got[i].body, expected[i].body, BODY_BYTES) != 0)
@@ -231,7 +232,7 @@ static void a_fault_answers_all_in_flight(void **state) {
     for (uint32_t i = 2; i < 5; i++) {
         if (i == 4)
             step_exec_submit(w.exec, records[4], bytes_of[4]);
-        assert_int_equal(step_exec_collect(w.exec, 1000000000u, &a), 0);
+        assert_int_equal(step_exec_collect(w.exec, WAIT_NS, &a), 0);
         assert_int_equal(a.completion.status, STEP_STATUS_FAULT);
         assert_int_equal(a.completion.step, i);
         assert_non_null(memmem(a.body, a.body_bytes, "suppressed ids", 14));
@@ -261,7 +262,7 @@ static void the_place_is_what_has_run(void **state) {
     assert_true(step_exec_place(w.exec, &at, &layer));
     assert_int_equal(at, 2);
     for (uint32_t i = 0; i < 2; i++)
-        assert_int_equal(step_exec_collect(w.exec, 1000000000u, &a), 0);
+        assert_int_equal(step_exec_collect(w.exec, WAIT_NS, &a), 0);
     assert_false(step_exec_place(w.exec, &at, &layer));
     worker_close(&w);
     worker_open(&w, false);
