@@ -371,6 +371,7 @@ enum k_entry_flags {
     K_ENTRY_LOGITS = 1u << 1, /* copy the last row's raw logits to the logits buffer (tests, offline use) */
     K_ENTRY_LOGITS_ALL = 1u << 2, /* ... of every row */
     K_ENTRY_GENERATED = 1u << 3,  /* PROMPT: the ids were generated before (a replay): they count as output */
+    K_ENTRY_DRAFT = 1u << 4,      /* made by k_draft_begin(): a row of the MTP layer, which samples a draft */
 };
 
 /* One entry of the plan, in device memory. Rows of an entry are consecutive. Entries are in plan order. */
@@ -378,7 +379,7 @@ struct k_entry {
     uint32_t slot;
     uint32_t kind; /* enum k_entry_kind */
     uint32_t flags;
-    uint32_t n_rows;    /* PROMPT: >= 1; CONTINUE: 1 + drafts (kernels/cpu takes none) */
+    uint32_t n_rows;    /* PROMPT: >= 1; CONTINUE: 1 + drafts, of which the pool takes drafts_max */
     uint32_t row_begin; /* first row in the batch */
     uint32_t first_pos; /* PROMPT: KV index of the first row; ignored for CONTINUE */
     uint32_t ids_at;    /* PROMPT: index of its first id in ids[] */
@@ -388,7 +389,7 @@ struct k_entry {
     uint32_t top_logprobs;
     /* CONTINUE: index of n_rows - 1 drafts in ids[]; UINT32_MAX = those that lie in the slot. */
     uint32_t drafts_at;
-    uint32_t n_draft_next; /* drafts of this step's own making that are left in the slot; 0 = none */
+    uint32_t n_draft_next; /* drafts that k_draft_take() leaves in the slot; 0 = none */
     /* With K_ENTRY_SAMPLE: index of its first result (of 1, or one per row with drafts) and of its outcome. */
     uint32_t sample_at, outcome_at;
 };
@@ -438,8 +439,8 @@ struct k_sampling { /* a slot's parameters; every field is valid (validated by t
 
 enum k_memory_kind {
     K_MEM_ZERO_SLOT, /* a: slot; state zero, length 0 */
-    K_MEM_COPY_SLOT, /* a -> b: state, length, counts; not page table, sampling parameters or sample index */
-    K_MEM_COPY_PAGE, /* a -> b: all layers */
+    K_MEM_COPY_SLOT, /* a -> b: state, length, drafts, counts; not page table, sampling parameters or sample index */
+    K_MEM_COPY_PAGE,     /* a -> b: all layers */
     K_MEM_SNAPSHOT_SLOT, /* slot a -> slot unit b: state, length, MTP hidden, which ids were seen */
     K_MEM_RESTORE_SLOT,  /* slot unit a -> slot b; the ids seen count as prompt of the slot's sequence */
     K_MEM_PAGE_OUT,      /* page a -> page unit b */
@@ -462,8 +463,9 @@ void k_memory(struct k_stream *s, struct k_pool *p, const struct k_memory_op *op
 
 /* --- the operations of a step --- */
 
-/* Derives per-row ids, positions, slot and sequence from the entries; CONTINUE rows take id and position from the
- * slot. Counts PROMPT ids for the repetition penalty. Must be first. */
+/* Derives per-row ids, positions, slot and sequence from the entries; CONTINUE rows take position and ids from the
+ * slot, drafts from there or from the plan; more than the slot has are a fault (-EINVAL). Counts PROMPT ids for the
+ * repetition penalty. Must be first. */
 void k_begin_step(struct k_stream *s, struct k_pool *p, struct k_batch *b);
 
 /* x[R][H] = table[id][H] (full table). */
@@ -512,16 +514,17 @@ void k_reduce_residual(struct k_stream *s, struct k_comm *m, const struct k_batc
 void k_project_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b,
         const struct k_linear *w, const float *in, float *part, float *x);
 
-/* y[R][H] = norm(x). For the final norm; also keeps the last row of each entry as the slot's MTP hidden. */
+/* y[R][H] = norm(x). For the final norm. keep: the last row of each entry becomes the slot's MTP hidden; with drafts
+ * k_head_sample() corrects it. */
 void k_final_norm(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const float *x,
-        const float *norm, float eps, float *y);
+        const float *norm, float eps, float *y, bool keep);
 
 struct k_result;
 struct k_outcome;
 
-/* MTP input: y[R][2H] = [norm_e(E[x_{t+1}]) ; norm_h(h_t)] where x_{t+1} of a row is the next row's id, or the
- * entry's id_after for its last row (UINT32_MAX: the id in results just sampled for that entry, id 0 where it did not
- * sample). hidden is post-final-norm. */
+/* MTP input: y[R][2H] = [norm_e(E[x_{t+1}]) ; norm_h(h_t)] where x_{t+1} is the id in results just sampled for the row.
+ * A row that was not sampled has the next row's id, or the entry's id_after where it is the last (UINT32_MAX: id 0); a
+ * PROMPT's last row has its id_after where that is known. hidden is post-final-norm. */
 void k_mtp_input(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_table *table,
         const float *hidden, const float *norm_embedding, const float *norm_hidden, float eps,
         const struct k_result *results, float *y);
@@ -563,7 +566,9 @@ struct k_outcome {
  * fixed point. Every rank ends with the same results[].
  * A logit that bias or penalties take out of the range of fp32 stays at its end (+-FLT_MAX), so only suppressing takes
  * an id out of the distribution, and a token is always one of it.
- * The sample index of row i is the slot's plus i. outcomes NULL: nobody asks what became of the samples (MTP head).
+ * Row i of a CONTINUE takes the drafts before it as given: its sample index is the slot's plus i, and they count.
+ * outcomes NULL: nobody asks what became of the samples (MTP head). Otherwise the slot's MTP hidden of an entry with
+ * drafts becomes that of the last accepted row.
  * logits, if not NULL: [logits_rows_max][vocab_rows] raw local logits of the rows that asked, in row order. */
 void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,
         const struct k_linear *head, const float *hidden, struct k_result *results,
@@ -571,9 +576,28 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
 
 /* Commits the step to the slots: length += rows of a PROMPT, 1 + n_accepted of a CONTINUE; where the entry sampled, the
  * last id, the token counts and sample index += n_samples (results and outcomes are NULL when no entry samples).
- * Always the last operation of a step. */
+ * The slot has no drafts now. Always the last operation of a step, but for drafts. */
 void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results,
         const struct k_outcome *outcomes);
+
+/* --- drafts of the MTP layer, behind k_end_step() ---
+ *
+ * They have a batch of their own, which nobody uploads: a row for each entry of the step that has n_draft_next, sampled
+ * with the parameters, counts and noise that the slot's next samples will have, so that a draft is accepted as often as
+ * the two distributions allow, at any temperature. No result of the model depends on a draft. The operations of a step
+ * run over that batch:
+ *
+ *   k_draft_begin                                               the MTP layer has run over the step's rows already
+ *   k_head_sample, k_draft_take                                 the first draft
+ *   k_mtp_input, k_project, the layer (kv_shift 1), k_final_norm, k_head_sample, k_draft_take        each one more
+ *
+ * Where a draft's position has no page, those after it are made without what is before them. */
+
+/* Makes d of what became of b; d_hidden[row][H] = hidden[R][H], the MTP layer's, of each entry's last accepted row. */
+void k_draft_begin(struct k_stream *s, struct k_pool *p, const struct k_batch *b,
+        const struct k_outcome *outcomes, const float *hidden, struct k_batch *d, float *d_hidden);
+/* The samples of d are the next drafts of their slots, as far as n_draft_next goes; its rows move on by one. */
+void k_draft_take(struct k_stream *s, struct k_pool *p, struct k_batch *d, const struct k_result *results);
 
 /* Scratch that the operations above need for rows_max rows; asked once, handed over once. */
 size_t k_workspace_bytes(const struct k_shape *shape, uint32_t rows_max, uint32_t samples_max);

@@ -91,20 +91,36 @@ struct step_args {
     const struct k_outcome *outcomes;
 };
 
+/* Drafts of the plan lie in the slot from now on, as those that its last step left. */
+static void place_drafts(
+        struct k_stream *s, const struct k_batch *b, const struct k_entry *entry, struct slot *slot) {
+    const uint32_t n = entry->n_rows - 1;
+    if (entry->drafts_at != UINT32_MAX) {
+        memcpy(slot->drafts, b->ids + entry->drafts_at, n * sizeof *slot->drafts);
+    } else if (n > slot->n_drafts) {
+        struct error fault;
+        refuse_drafts(entry->slot, n, slot->n_drafts, &fault);
+        stream_refused(s, &fault);
+    }
+}
 static void begin_entry(struct k_stream *s, struct k_pool *p, struct k_batch *b, uint32_t e) {
     const struct k_entry *entry = &b->entries[e];
-    const struct slot *slot = &p->slots[entry->slot];
+    struct slot *slot = &p->slots[entry->slot];
     const bool prompt = entry->kind == K_ENTRY_PROMPT;
+    if (entry->n_rows > 1 && !prompt)
+        place_drafts(s, b, entry, slot);
     uint16_t *counts = p->counts + (uint64_t)entry->slot * p->shape.vocab_size;
     for (uint32_t i = 0; i < entry->n_rows; i++) {
         const uint32_t row = entry->row_begin + i;
-        uint32_t id = prompt ? b->ids[entry->ids_at + i] : slot->last_id;
+        uint32_t id = prompt ? b->ids[entry->ids_at + i] : i ? slot->drafts[i - 1] : slot->last_id;
         uint32_t pos = (prompt ? entry->first_pos : slot->length) + i;
         if (id >= p->shape.vocab_size) {
             struct error fault;
             refuse_id(entry->slot, id, p->shape.vocab_size, &fault);
             stream_refused(s, &fault);
             id = 0;
+            if (i > 0 && !prompt)
+                slot->drafts[i - 1] = id;
         }
         if (prompt)
             counts[id] = count_once_more(counts[id], entry->flags & K_ENTRY_GENERATED);
@@ -119,7 +135,8 @@ static void begin_entry(struct k_stream *s, struct k_pool *p, struct k_batch *b,
 static void run_begin(struct k_stream *s, const void *args) {
     const struct step_args *a = args;
     struct error fault;
-    if (bounds_check(&a->bounds, &a->b->plan, a->b->entries, a->p->slots, &fault) < 0) {
+    if (bounds_check(&a->bounds, &a->b->plan, a->b->entries, a->p->slots, &fault) < 0 ||
+            drafts_check(&a->b->plan, a->b->entries, a->p->options.drafts_max, &fault) < 0) {
         stream_refused(s, &fault);
         a->b->plan = (struct k_plan){0};
     }
@@ -131,6 +148,15 @@ void k_begin_step(struct k_stream *s, struct k_pool *p, struct k_batch *b) {
     stream_submit(s, run_begin, &a, sizeof a);
 }
 
+/* Accepted drafts were sampled, too; what could not be sampled counts as the id 0 that the slot goes on with. */
+static void commit_samples(
+        struct k_pool *p, uint32_t slot, const struct k_outcome *outcome, const struct k_result *results) {
+    uint16_t *counts = p->counts + (uint64_t)slot * p->shape.vocab_size;
+    for (uint32_t i = 0; i <= outcome->n_accepted; i++)
+        counts[results[i].id] = count_once_more(counts[results[i].id], /* generated= */ true);
+    p->slots[slot].last_id = results[outcome->n_accepted].id;
+    p->slots[slot].sample_index += outcome->n_samples;
+}
 static void run_end(struct k_stream *s, const void *args) {
     const struct step_args *a = args;
     (void)s;
@@ -138,16 +164,14 @@ static void run_end(struct k_stream *s, const void *args) {
         const struct k_entry *entry = &a->b->entries[e];
         struct slot *slot = &a->p->slots[entry->slot];
         const uint32_t pos = a->b->row_pos[entry->row_begin];
-        slot->length = pos + entry->n_rows;
+        const bool sampled = entry->flags & K_ENTRY_SAMPLE && a->results;
+        const struct k_outcome *outcome = sampled ? &a->outcomes[entry->outcome_at] : NULL;
+        slot->length = pos + entry_accepted_row(entry, outcome) + 1;
         slot->folded = slot_folded(pos, entry_certain_rows(entry));
-        slot->pending = 0;
-        if (!(entry->flags & K_ENTRY_SAMPLE) || !a->results)
-            continue;
-        slot->last_id = a->results[entry->sample_at].id;
-        slot->pending = 1;
-        slot->sample_index += a->outcomes[entry->outcome_at].n_samples;
-        uint16_t *count = &a->p->counts[(uint64_t)entry->slot * a->p->shape.vocab_size + slot->last_id];
-        *count = count_once_more(*count, /* generated= */ true);
+        slot->pending = sampled;
+        slot->n_drafts = 0;
+        if (sampled)
+            commit_samples(a->p, entry->slot, outcome, a->results + entry->sample_at);
     }
 }
 void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results,
@@ -179,21 +203,22 @@ struct final_args {
     const struct k_batch *b;
     const float *x, *norm;
     float *y, eps;
+    bool keep;
 };
 static void run_final_norm(struct k_stream *s, const void *args) {
     const struct final_args *a = args;
     const uint32_t h = a->p->shape.hidden_size;
     for (uint32_t r = 0; r < a->b->plan.n_rows; r++)
         stream_isa(s)->norm_row(a->x + (uint64_t)r * h, a->norm, a->eps, h, a->y + (uint64_t)r * h);
-    for (uint32_t e = 0; e < a->b->plan.n_entries; e++) {
+    for (uint32_t e = 0; e < a->b->plan.n_entries && a->keep; e++) {
         const struct k_entry *entry = &a->b->entries[e];
         memcpy(a->p->hidden + (uint64_t)entry->slot * h,
                 a->y + (uint64_t)(entry->row_begin + entry->n_rows - 1) * h, h * sizeof(float));
     }
 }
 void k_final_norm(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const float *x,
-        const float *norm, float eps, float *y) {
-    struct final_args a = {p, b, x, norm, y, eps};
+        const float *norm, float eps, float *y, bool keep) {
+    struct final_args a = {p, b, x, norm, y, eps, keep};
     stream_submit(s, run_final_norm, &a, sizeof a);
 }
 
@@ -207,11 +232,13 @@ struct mtp_args {
 };
 static uint32_t next_id(const struct mtp_args *a, uint32_t row) {
     const struct k_entry *entry = &a->b->entries[a->b->row_entry[row]];
-    if (row + 1 < entry->row_begin + entry->n_rows)
-        return a->b->row_id[row + 1];
-    if (entry->id_after != UINT32_MAX)
+    const uint32_t i = row - entry->row_begin, from = entry_sampled_from(entry);
+    const bool last = i + 1 == entry->n_rows;
+    if (last && entry->id_after != UINT32_MAX)
         return entry->id_after;
-    return entry->flags & K_ENTRY_SAMPLE && a->results ? a->results[entry->sample_at].id : 0;
+    if (entry_samples(entry) > 0 && i >= from && a->results)
+        return a->results[entry->sample_at + i - from].id;
+    return last ? 0 : a->b->row_id[row + 1];
 }
 static void run_mtp_input(struct k_stream *s, const void *args) {
     const struct mtp_args *a = args;

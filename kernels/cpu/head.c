@@ -40,15 +40,16 @@ static void collect_rows(struct head_chunk *c) {
     c->n = c->n_samples = 0;
     for (; c->next_entry < b->plan.n_entries; c->next_entry++, c->next_row = 0) {
         const struct k_entry *e = &b->entries[c->next_entry];
-        if (!(e->flags & K_ENTRY_LOGITS_ALL) && c->next_row + 1 < e->n_rows)
-            c->next_row = e->n_rows - 1;
+        const uint32_t sampled_from = e->n_rows - (entry_samples(e) ? entry_samples(e) : 1);
+        if (!(e->flags & K_ENTRY_LOGITS_ALL) && c->next_row < sampled_from)
+            c->next_row = sampled_from;
         if (!(e->flags & (K_ENTRY_LOGITS_ALL | K_ENTRY_LOGITS | K_ENTRY_SAMPLE)))
             continue;
         for (; c->next_row < e->n_rows; c->next_row++) {
             if (c->n == HEAD_ROWS)
                 return;
             const bool last = c->next_row + 1 == e->n_rows;
-            if (last && e->flags & K_ENTRY_SAMPLE)
+            if (e->flags & K_ENTRY_SAMPLE && c->next_row >= sampled_from)
                 c->sample_row[c->n_samples++] = c->n;
             c->asked[c->n] = e->flags & K_ENTRY_LOGITS_ALL || (last && e->flags & K_ENTRY_LOGITS);
             c->rows[c->n++] = e->row_begin + c->next_row;
@@ -56,22 +57,30 @@ static void collect_rows(struct head_chunk *c) {
     }
 }
 
+/* The row of the batch, and the entry, of sample i of this round. */
+static uint32_t sample_row_of(const struct head_chunk *c, uint32_t i) {
+    return c->rows[c->sample_row[c->first_sample + i]];
+}
 static const struct k_entry *sample_entry(const struct head_chunk *c, uint32_t i) {
-    const struct k_batch *b = c->a->b;
-    return &b->entries[b->row_entry[c->rows[c->sample_row[c->first_sample + i]]]];
+    return &c->a->b->entries[c->a->b->row_entry[sample_row_of(c, i)]];
 }
 
 /* Sample i of this round, from one contiguous row of logits. */
 static void sample_one(const struct head_chunk *c, uint32_t i, const float *raw, float *work) {
     const struct k_pool *p = c->a->p;
     const struct k_entry *e = sample_entry(c, i);
+    const struct slot *slot = &p->slots[e->slot];
+    const uint32_t position = entry_sample_position(e, c->a->b->row_pos[sample_row_of(c, i)]),
+                   n_drafts = entry_drafts_before(e, position, slot->length);
     const struct sample_task t = {.isa = c->isa,
-            .sampling = &p->slots[e->slot].sampling,
+            .sampling = &slot->sampling,
             .counts = p->counts + (uint64_t)e->slot * p->shape.vocab_size,
+            .drafts = slot->drafts,
+            .n_drafts = n_drafts,
             .vocab = p->shape.vocab_size,
-            .sample_index = p->slots[e->slot].sample_index,
+            .sample_index = slot->sample_index + n_drafts,
             .top_logprobs = e->top_logprobs,
-            .position = c->a->b->row_pos[c->rows[c->sample_row[c->first_sample + i]]]};
+            .position = position};
     sample_row(&t, raw, work, &c->results[i]);
 }
 static void sample_alone(void *arg, uint32_t i) {
@@ -94,8 +103,11 @@ static void sample_shared(void *arg, uint32_t task) {
 }
 
 static void take_results(const struct head_chunk *c) {
-    for (uint32_t i = 0; i < c->n_round; i++)
-        c->a->results[sample_entry(c, i)->sample_at] = c->results[i];
+    for (uint32_t i = 0; i < c->n_round; i++) {
+        const struct k_entry *e = sample_entry(c, i);
+        const uint32_t row = sample_row_of(c, i) - e->row_begin;
+        c->a->results[e->sample_at + row - entry_sampled_from(e)] = c->results[i];
+    }
 }
 
 static bool exchange_round(struct k_stream *s, struct head_chunk *c) {
@@ -139,14 +151,17 @@ static bool sample_chunk(struct k_stream *s, struct head_chunk *c) {
     return true;
 }
 
-/* One sample an entry: there are no drafts here. */
 static void write_outcomes(const struct head_args *a) {
+    const uint64_t n = a->p->shape.hidden_size;
     for (uint32_t i = 0; i < a->b->plan.n_entries; i++) {
         const struct k_entry *e = &a->b->entries[i];
         if (!(e->flags & K_ENTRY_SAMPLE))
             continue;
-        const uint32_t status = a->results[e->sample_at].status;
-        a->outcomes[e->outcome_at] = (struct k_outcome){.status = status, .n_samples = status == K_RESULT_OK};
+        struct k_outcome *o = &a->outcomes[e->outcome_at];
+        *o = outcome_of(e, a->results + e->sample_at, a->p->slots[e->slot].drafts);
+        if (entry_accepted_row(e, o) + 1 < e->n_rows)
+            memcpy(a->p->hidden + e->slot * n, a->hidden + (e->row_begin + entry_accepted_row(e, o)) * n,
+                    n * sizeof(float));
     }
 }
 

@@ -12,6 +12,7 @@
 #include "kernels/shared/check.h"
 #include "kernels/shared/constants.h"
 #include "kernels/shared/counts.h"
+#include "kernels/shared/drafts.h"
 #include "kernels/shared/noise.h"
 #include "kernels/shared/numbers.h"
 #include "kernels/shared/pool_layout.h"

@@ -176,7 +176,7 @@ static uint16_t *slot_counts(const struct k_pool *p, uint32_t slot) {
 static void zero_slot(struct k_pool *p, uint32_t slot) {
     p->slots[slot].length = 0;
     p->slots[slot].folded = 0;
-    p->slots[slot].pending = 0;
+    p->slots[slot].pending = p->slots[slot].n_drafts = 0;
     memset(slot_gdn(p, slot), 0, p->layout.gdn_slot_floats * sizeof(float));
     memset(slot_hidden(p, slot), 0, p->shape.hidden_size * sizeof(float));
 }
@@ -184,10 +184,7 @@ static void zero_slot(struct k_pool *p, uint32_t slot) {
 static void copy_slot(struct k_pool *p, uint32_t from, uint32_t to) {
     if (from == to)
         return;
-    p->slots[to].length = p->slots[from].length;
-    p->slots[to].folded = p->slots[from].folded;
-    p->slots[to].last_id = p->slots[from].last_id;
-    p->slots[to].pending = p->slots[from].pending;
+    memcpy(&p->slots[to], &p->slots[from], offsetof(struct slot, open)); /* as far as it is of the state */
     memcpy(slot_gdn(p, to), slot_gdn(p, from), p->layout.gdn_slot_floats * sizeof(float));
     memcpy(slot_hidden(p, to), slot_hidden(p, from), p->shape.hidden_size * sizeof(float));
     memcpy(slot_counts(p, to), slot_counts(p, from), p->shape.vocab_size * sizeof(uint16_t));
@@ -217,7 +214,7 @@ static void restore_slot(struct k_pool *p, uint32_t unit, uint32_t slot) {
     memcpy(&header, from, sizeof header);
     p->slots[slot].length = header.length;
     p->slots[slot].folded = header.folded;
-    p->slots[slot].pending = 0;
+    p->slots[slot].pending = p->slots[slot].n_drafts = 0;
     memcpy(slot_hidden(p, slot), from + l->unit_hidden_at, p->shape.hidden_size * sizeof(float));
     for (uint32_t id = 0; id < p->shape.vocab_size; id++)
         if (seen[id / 8] >> id % 8 & 1)

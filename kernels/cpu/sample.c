@@ -44,21 +44,39 @@ static void find_top(const float *x, uint32_t n_x, uint32_t n, struct k_result *
 
 /* --- changes to logits --- */
 
-static void penalise(const struct k_sampling *p, const uint16_t *counts, uint32_t n, float *x) {
+static float penalised(const struct k_sampling *p, float x, uint16_t count) {
+    return count ? count_penalise(x, count, p->repetition_penalty, p->presence_penalty, p->frequency_penalty)
+                 : x;
+}
+static uint32_t times_drafted(const struct sample_task *t, uint32_t id) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < t->n_drafts; i++)
+        n += t->drafts[i] == id;
+    return n;
+}
+/* As if the drafts had been counted; the counts are the other rows', too. */
+static void penalise(const struct sample_task *t, float *x) {
+    const struct k_sampling *p = t->sampling;
+    float drafted[DRAFT_MAX];
     if (!sampling_penalises(p))
         return;
-    for (uint32_t id = 0; id < n; id++) {
-        if (counts[id])
-            x[id] = count_penalise(
-                    x[id], counts[id], p->repetition_penalty, p->presence_penalty, p->frequency_penalty);
+    for (uint32_t i = 0; i < t->n_drafts; i++) {
+        uint16_t count = t->counts[t->drafts[i]];
+        for (uint32_t n = times_drafted(t, t->drafts[i]); n > 0; n--)
+            count = count_once_more(count, /* generated= */ true);
+        drafted[i] = penalised(p, x[t->drafts[i]], count);
     }
+    for (uint32_t id = 0; id < t->vocab; id++)
+        x[id] = penalised(p, x[id], t->counts[id]);
+    for (uint32_t i = 0; i < t->n_drafts; i++)
+        x[t->drafts[i]] = drafted[i];
 }
 static void change_logits(const struct sample_task *t, float *x) {
     const struct k_sampling *p = t->sampling;
     for (uint32_t i = 0; i < p->n_bias; i++)
         if (p->bias_ids[i] < t->vocab)
             x[p->bias_ids[i]] = logit_bounded(x[p->bias_ids[i]] + p->bias[i]);
-    penalise(p, t->counts, t->vocab, x);
+    penalise(t, x);
     const uint32_t n_suppress = sampling_suppresses(p, t->sample_index) ? p->n_suppress : 0;
     for (uint32_t i = 0; i < n_suppress; i++)
         if (p->suppress[i] < t->vocab)

@@ -91,6 +91,17 @@ void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, c
     CUDA_QUEUED(s, queue_end(s->stream, &a, b->bounds.entries));
 }
 
+/* No pool of this library has room for drafts, so nobody gets here. */
+void k_draft_begin(struct k_stream *s, struct k_pool *p, const struct k_batch *b,
+        const struct k_outcome *outcomes, const float *hidden, struct k_batch *d, float *d_hidden) {
+    (void)p, (void)b, (void)outcomes, (void)hidden, (void)d, (void)d_hidden;
+    stream_fault(s, -ENOTSUP, "this library makes no drafts");
+}
+void k_draft_take(struct k_stream *s, struct k_pool *p, struct k_batch *d, const struct k_result *results) {
+    (void)p, (void)d, (void)results;
+    stream_fault(s, -ENOTSUP, "this library makes no drafts");
+}
+
 /* --- rows of embeddings and norms --- */
 
 static struct table_view table_view_of(const struct k_table *t) {
@@ -102,8 +113,8 @@ void k_embed(struct k_stream *s, const struct k_batch *b, const struct k_table *
     CUDA_QUEUED(s, queue_embed(s->stream, &a, b->bounds.rows));
 }
 void k_final_norm(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const float *x,
-        const float *norm, float eps, float *y) {
-    const struct final_args a = {b->view, p->view, x, norm, y, eps};
+        const float *norm, float eps, float *y, bool keep) {
+    const struct final_args a = {b->view, p->view, x, norm, y, eps, keep};
     CUDA_QUEUED(s, queue_final_norm(s->stream, &a, b->bounds.rows));
 }
 void k_mtp_input(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_table *table,

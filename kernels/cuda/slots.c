@@ -77,7 +77,7 @@ void k_slot_grant(struct k_stream *s, struct k_pool *p, uint32_t slot, uint32_t 
 /* --- memory operations --- */
 
 static void zero_slot(struct k_stream *s, const struct pool_view *v, uint32_t slot) {
-    clear(s, v->d_slots + slot, offsetof(struct slot, last_id)); /* length, folded, pending */
+    clear(s, v->d_slots + slot, offsetof(struct slot, last_id)); /* length, folded, pending, n_drafts */
     clear(s, slot_gdn(v, slot), v->layout.gdn_slot_floats * sizeof(float));
     clear(s, slot_hidden(v, slot), v->shape.hidden_size * sizeof(float));
 }
@@ -85,7 +85,7 @@ static void copy_slot(struct k_stream *s, const struct pool_view *v, uint32_t fr
     if (from == to)
         return;
     copy(s, v->d_slots + to, v->d_slots + from,
-            offsetof(struct slot, open)); /* length, folded, pending, last_id */
+            offsetof(struct slot, open)); /* as far as it is of the state */
     copy(s, slot_gdn(v, to), slot_gdn(v, from), v->layout.gdn_slot_floats * sizeof(float));
     copy(s, slot_hidden(v, to), slot_hidden(v, from), v->shape.hidden_size * sizeof(float));
     copy(s, slot_counts(v, to), slot_counts(v, from), v->shape.vocab_size * sizeof(uint16_t));

@@ -54,7 +54,7 @@ __global__ void restore_kernel(const struct unit_args a, uint32_t n_words) {
         const struct pool_unit_header *header = (const struct pool_unit_header *)a.unit;
         a.p.d_slots[a.slot].length = header->length;
         a.p.d_slots[a.slot].folded = header->folded;
-        a.p.d_slots[a.slot].pending = 0;
+        a.p.d_slots[a.slot].pending = a.p.d_slots[a.slot].n_drafts = 0;
     }
 }
 cudaError_t queue_restore(cudaStream_t s, const struct unit_args *a) {

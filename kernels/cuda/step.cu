@@ -17,6 +17,7 @@
 #include "kernels/cuda/step.h"
 #include "kernels/shared/bounds.h"
 #include "kernels/shared/counts.h"
+#include "kernels/shared/drafts.h"
 
 #define BEGIN_THREADS 256u
 #define END_THREADS   64u
@@ -217,7 +218,7 @@ __global__ void __launch_bounds__(NORM_THREADS) final_norm_kernel(const struct f
     const struct k_entry *d_e = a.b.d_entries + a.b.d_row_entry[row];
     float *d_y = a.d_y + (uint64_t)row * n, *d_hidden = a.p.d_hidden + (uint64_t)d_e->slot * n;
     const bool last = row == d_e->row_begin + d_e->n_rows - 1;
-    norm_row(a.d_x + (uint64_t)row * n, a.d_norm, a.eps, n, d_y, last ? d_hidden : NULL);
+    norm_row(a.d_x + (uint64_t)row * n, a.d_norm, a.eps, n, d_y, last && a.keep ? d_hidden : NULL);
 }
 cudaError_t queue_final_norm(cudaStream_t s, const struct final_args *a, uint32_t rows_bound) {
     return K_LAUNCH(final_norm_kernel, dim3(blocks_for(rows_bound, 1)), NORM_THREADS,

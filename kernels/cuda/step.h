@@ -44,6 +44,7 @@ struct final_args {
     struct pool_view p;
     const float *d_x, *d_norm; /* [rows][H], [H] */
     float *d_y, eps;
+    bool keep; /* as the slots' hidden rows */
 };
 cudaError_t queue_final_norm(cudaStream_t s, const struct final_args *a, uint32_t rows_bound);
 

@@ -30,6 +30,9 @@ int refuse_depth(uint64_t positions, uint32_t bound, struct error *e) {
     return error_set(e, -EINVAL, "a step as deep as %llu positions; it was bounded to %u",
             (unsigned long long)positions, bound);
 }
+int refuse_drafts(uint32_t slot, uint32_t asked, uint32_t left, struct error *e) {
+    return error_set(e, -EINVAL, "slot %u: %u drafts, of which its last step left %u", slot, asked, left);
+}
 int refuse_id(uint32_t slot, uint32_t id, uint32_t vocabulary, struct error *e) {
     return error_set(e, -EINVAL, "slot %u: token id %u is not in the vocabulary of %u", slot, id, vocabulary);
 }
@@ -44,6 +47,17 @@ int bounds_check(const struct k_bounds *bounds, const struct k_plan *plan, const
         deepest = depth > deepest ? depth : deepest;
     }
     return deepest > bounds->context ? refuse_depth(deepest, bounds->context, e) : 0;
+}
+
+int drafts_check(
+        const struct k_plan *plan, const struct k_entry *entries, uint32_t drafts_max, struct error *e) {
+    for (uint32_t i = 0; i < plan->n_entries; i++) {
+        const struct k_entry *t = &entries[i];
+        if (t->kind == K_ENTRY_CONTINUE && t->n_rows > 1 + drafts_max)
+            return error_set(
+                    e, -EINVAL, "slot %u: %u drafts; the pool takes %u", t->slot, t->n_rows - 1, drafts_max);
+    }
+    return 0;
 }
 
 int sampling_check(uint32_t slot, const struct k_sampling *sampling, struct error *e) {

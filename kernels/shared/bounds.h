@@ -37,10 +37,14 @@ int plan_check(const struct k_plan *plan, uint32_t n_ids, uint32_t n_rope, uint3
 /* Whether a plan is within its bounds. slots: NULL, or those whose lengths CONTINUE entries start from. */
 int bounds_check(const struct k_bounds *bounds, const struct k_plan *plan, const struct k_entry *entries,
         const struct slot *slots, struct error *e);
-/* What bounds_check() says, and the ids that no vocabulary has. */
+/* Whether each entry carries no more drafts than the pool takes. */
+int drafts_check(
+        const struct k_plan *plan, const struct k_entry *entries, uint32_t drafts_max, struct error *e);
+/* What bounds_check() says, drafts that nobody left, and the ids that no vocabulary has. */
 int refuse_rows(
         uint32_t n_entries, uint32_t n_rows, uint32_t entries_bound, uint32_t rows_bound, struct error *e);
 int refuse_depth(uint64_t positions, uint32_t bound, struct error *e);
+int refuse_drafts(uint32_t slot, uint32_t asked, uint32_t left, struct error *e);
 int refuse_id(uint32_t slot, uint32_t id, uint32_t vocabulary, struct error *e);
 
 /* Whether a slot has room for the biases and suppressed ids. */

@@ -152,7 +152,7 @@ static int make_final_norm(struct case_run *r, struct error *e) {
     return 0;
 }
 static void queue_final_norm(struct case_run *r) {
-    k_final_norm(r->s, r->p, r->b, r->d_in, r->d_norm, EPS, r->out);
+    k_final_norm(r->s, r->p, r->b, r->d_in, r->d_norm, EPS, r->out, /* keep= */ true);
 }
 static uint64_t bytes_final_norm(const struct case_run *r) {
     return 4ull * r->size.rows * 2 * r->size.columns;

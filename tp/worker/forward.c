@@ -87,14 +87,15 @@ static void queue_mtp(const struct rank *r, const struct forward_hooks *hooks) {
             w->mtp_norm_hidden, eps, r->results, r->mtp_in);
     k_project(r->stream, r->batch, r->mtp_in, w->mtp_fc, r->x);
     queue_layer(r, &w->mtp, layer, 1, &no_hooks);
-    k_final_norm(r->stream, r->pool, r->batch, r->x, w->mtp_norm, eps, r->hidden);
+    k_final_norm(r->stream, r->pool, r->batch, r->x, w->mtp_norm, eps, r->hidden, /* keep= */ false);
     k_head_sample(r->stream, r->pool, r->comm, r->batch, w->head, r->hidden, r->mtp_results, NULL,
             r->mtp_logits, r->logits_rows);
 }
 
 static void queue_head(const struct rank *r, const struct forward_hooks *hooks) {
     mark(hooks, r->config.n_layers + 1, FORWARD_HEAD);
-    k_final_norm(r->stream, r->pool, r->batch, r->x, r->weights.final_norm, r->config.rms_eps, r->hidden);
+    k_final_norm(r->stream, r->pool, r->batch, r->x, r->weights.final_norm, r->config.rms_eps, r->hidden,
+            /* keep= */ true);
     k_head_sample(r->stream, r->pool, r->comm, r->batch, r->weights.head, r->hidden, r->results, r->outcomes,
             r->logits, r->logits_rows);
     if (r->weights.has_mtp)

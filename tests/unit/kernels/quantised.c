@@ -378,7 +378,8 @@ static void norm_rows(const float *x, const float *norm, uint32_t rows, uint32_t
     assert_true(world_open(&w, &shape, &pool_1, NULL, 1, NULL));
     rows_only(&w, rows);
     float *to = room(&w, (size_t)rows * columns);
-    k_final_norm(w.s, w.p, w.b, dev(&w, x, (size_t)rows * columns), dev(&w, norm, columns), 1e-6f, to);
+    k_final_norm(w.s, w.p, w.b, dev(&w, x, (size_t)rows * columns), dev(&w, norm, columns), 1e-6f, to,
+            /* keep= */ true);
     fetch(&w, y, to, (size_t)rows * columns * sizeof *y);
     world_close(&w);
 }

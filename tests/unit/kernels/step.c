@@ -109,7 +109,7 @@ static void test_embed_final_norm_and_mtp_input(void **state) {
     static const uint32_t ids[N] = {10, 11, 20, 21, 30}, next[N] = {11, 60, 21, 77, 0};
     for (uint32_t r = 0; r < N; r++)
         assert_same_floats(x + r * H, table + ids[r] * H, H, "embed");
-    k_final_norm(w.s, w.p, w.b, d_x, d_norm, 1e-6f, d_y);
+    k_final_norm(w.s, w.p, w.b, d_x, d_norm, 1e-6f, d_y, /* keep= */ true);
     k_mtp_input(w.s, w.p, w.b, embedding, d_y, d_other, d_norm, 1e-6f, dev_bytes(&w, results, sizeof results),
             d_out);
     const float *y = host(&w, d_y, N * H), *out = host(&w, d_out, N * 2 * H);

@@ -77,7 +77,7 @@ static void test_final_norm_keeps_the_last_row_of_each_entry(void **state) {
     step_prompt(&w, 1, 0, 2, 10);
     step_prompt(&w, 2, 0, 2, 20);
     step_begin_now(&w);
-    k_final_norm(w.s, w.p, w.b, x, norm, 1e-6f, y);
+    k_final_norm(w.s, w.p, w.b, x, norm, 1e-6f, y, /* keep= */ true);
     assert_same_floats(w.p->hidden + 1 * H, y + 1 * H, H, "hidden of slot 1");
     assert_same_floats(w.p->hidden + 2 * H, y + 3 * H, H, "hidden of slot 2");
     free(x), free(norm), free(y);

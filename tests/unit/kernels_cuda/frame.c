@@ -276,7 +276,7 @@ static void run_step(struct half *h, const struct step *t, bool sampled) {
     k->k_batch_upload(h->s, h->b, &t->plan, t->entries, t->ids, t->n_ids, t->rope, t->n_rope);
     k->k_begin_step(h->s, h->p, h->b);
     k->k_embed(h->s, h->b, h->table, h->x);
-    k->k_final_norm(h->s, h->p, h->b, h->x, h->norm, 1e-6f, h->y);
+    k->k_final_norm(h->s, h->p, h->b, h->x, h->norm, 1e-6f, h->y, /* keep= */ true);
     k->k_mtp_input(h->s, h->p, h->b, h->table, h->y, h->norm, h->norm, 1e-6f, results, h->mtp);
     k->k_end_step(h->s, h->p, h->b, results, outcomes);
     OK(k->k_stream_wait(h->s, 0, e));
