@@ -313,7 +313,7 @@ def test_a_device_that_hangs_is_noticed_where_it_is(installed, machine_with_gpu,
     with Server(MODEL, *FLAGS, "--libexec-dir", installed["with"], "--step-timeout", "30s",
                 env={**machine_with_gpu, "CUDA_EMU_HANG": str(hang)}) as server, server.client() as client:
         with ThreadPoolExecutor(1) as pool:
-            hang.write_text("60")  # works of the request: in one of the four layers
+            hang.write_text("12")  # works of the first step: in one of its layers
             answer = pool.submit(client.generate, make_request(ids=record["prompt_ids"], max_tokens=NEW_TOKENS),
                                  timeout=300 * PATIENCE)
             end = time.monotonic() + 60 * PATIENCE
