@@ -21,12 +21,17 @@ void lookup_done(struct lookup *l) {
     *l = (struct lookup){0};
 }
 
-/* Where the place after the n tokens that end before `end` is kept. */
-static uint32_t *entry_of(const struct lookup *l, const uint32_t *tokens, uint32_t end, uint32_t n) {
-    uint64_t h = n;
-    for (uint32_t i = 1; i <= n; i++)
-        h = (h ^ tokens[end - i]) * 0x9e3779b97f4a7c15ull;
-    return &l->table[(h >> 32) & l->mask];
+/* Where the places after the last 2, 3 and 4 tokens before `end` are kept: fills ret[LOOKUP_GRAM_MIN] and on; returns
+ * the most tokens of which there is one. */
+static uint32_t find_entries(
+        const struct lookup *l, const uint32_t *tokens, uint32_t end, uint32_t *ret[LOOKUP_GRAM_MAX + 1]) {
+    uint32_t most = end < LOOKUP_GRAM_MAX ? end : LOOKUP_GRAM_MAX;
+    uint64_t h = 0x2545f4914f6cdd1dull;
+    for (uint32_t n = 1; n <= most; n++) {
+        h = (h ^ tokens[end - n]) * 0x9e3779b97f4a7c15ull;
+        ret[n] = &l->table[(h >> 32) & l->mask];
+    }
+    return most;
 }
 
 /* How many tokens before a and before b are the same. */
@@ -39,9 +44,10 @@ static uint32_t same_before(const uint32_t *tokens, uint32_t a, uint32_t b) {
 
 /* The place whose last tokens are those before `end`: the newest for the most tokens in a row, if it is better than the
  * match there is. The index does not know the tokens before `end` yet, so it is another place. */
-static void find(struct lookup *l, const uint32_t *tokens, uint32_t end) {
-    for (uint32_t n = LOOKUP_GRAM_MAX; n >= LOOKUP_GRAM_MIN && n > l->length; n--) {
-        uint32_t at = end >= n ? *entry_of(l, tokens, end, n) : 0;
+static void find(
+        struct lookup *l, const uint32_t *tokens, uint32_t end, uint32_t *const *entries, uint32_t most) {
+    for (uint32_t n = most; n >= LOOKUP_GRAM_MIN && n > l->length; n--) {
+        uint32_t at = *entries[n];
         uint32_t length = at > 0 ? same_before(tokens, at, end) : 0;
         if (length >= n) { /* a hash alone says nothing */
             l->at = at;
@@ -52,7 +58,8 @@ static void find(struct lookup *l, const uint32_t *tokens, uint32_t end) {
 }
 
 struct lookup_score lookup_read(struct lookup *l, const uint32_t *tokens) {
-    uint32_t end = l->read + 1;
+    uint32_t end = l->read + 1, *entries[LOOKUP_GRAM_MAX + 1];
+    uint32_t most = find_entries(l, tokens, end, entries);
     struct lookup_score score = {.expected = l->at > 0, .length = l->length};
     score.right = score.expected && tokens[l->at] == tokens[l->read];
     if (score.right) {
@@ -61,10 +68,9 @@ struct lookup_score lookup_read(struct lookup *l, const uint32_t *tokens) {
     } else {
         l->at = l->length = 0;
     }
-    if (l->length < LOOKUP_GRAM_MAX)
-        find(l, tokens, end);
-    for (uint32_t n = LOOKUP_GRAM_MIN; n <= LOOKUP_GRAM_MAX && n <= end; n++)
-        *entry_of(l, tokens, end, n) = end;
+    find(l, tokens, end, entries, most);
+    for (uint32_t n = LOOKUP_GRAM_MIN; n <= most; n++)
+        *entries[n] = end;
     l->read = end;
     return score;
 }
