@@ -31,6 +31,7 @@
 #define TOP_LOGPROBS_MAX       20u
 #define REQUEST_ID_BYTES_MAX   128u
 #define CACHE_SALT_BYTES_MAX   128u
+#define ANSWERS_MAX            16u /* of one request */
 #define NEW_TOKENS_MAX         1048576u
 #define RESTARTS_MAX           100u   /* upper bound of --max-restarts */
 #define LIVE_REQUESTS_MAX      16384u /* running + waiting, upper bound of --max-queue */

@@ -123,6 +123,7 @@ struct engine_request { /* arrays are copied by submit */
     uint32_t queue_ms;    /* as max_queue_ms, of this request; the shorter one counts; 0 = none */
     char request_id[REQUEST_ID_BYTES_MAX + 1]; /* "" = none */
     char caller[ENGINE_CALLER_BYTES];          /* whose id it is: others may use the same one */
+    bool sibling; /* another answer of the request of this id: the caller has submitted one, which may have ended */
     struct engine_poke poke;
     void *user; /* for the caller: engine_stream_user() */
 };
@@ -163,7 +164,8 @@ uint32_t engine_retry_ms(struct engine *g, uint32_t n_prompt);
 void engine_cancel(struct engine *g, struct engine_stream *s);
 /* The gRPC worker found a stop string after n_tokens tokens: the rest is not wanted. */
 void engine_finish(struct engine *g, struct engine_stream *s, uint32_t n_tokens);
-/* Cancels the caller's request of this id with ENGINE_FINISH_ABORTED; returns whether it was found. Any thread. */
+/* Cancels the caller's request of this id, all its answers, with ENGINE_FINISH_ABORTED; returns whether it was found.
+ * Any thread. */
 bool engine_abort(struct engine *g, const char *caller, const char *request_id);
 uint32_t engine_abort_all(struct engine *g);
 

@@ -18,9 +18,9 @@ static uint32_t bucket_of(const char *id) {
     return (uint32_t)((h ^ h >> 32) % REGISTRY_BUCKETS);
 }
 
-/* An id belongs to its caller: the same id of another one is another request. */
-static struct engine_stream *find(struct engine *g, const char *caller, const char *id) {
-    struct engine_stream *s = g->buckets[bucket_of(id)];
+/* The next stream of this id in a bucket's list that begins with s. An id belongs to its caller: the same id of another
+ * one is another request. */
+static struct engine_stream *next_of(struct engine_stream *s, const char *caller, const char *id) {
     while (s != NULL && (strcmp(s->request_id, id) != 0 || strcmp(s->caller, caller) != 0))
         s = s->hash_next;
     return s;
@@ -35,7 +35,8 @@ int registry_add(struct engine *g, struct engine_stream *s, struct error *e) {
     else if (g->n_live >= most || g->n_live >= LIVE_REQUESTS_MAX)
         r = error_set(e, -EAGAIN, "%u requests are running or waiting, which is the limit: try again later",
                 g->n_live);
-    else if (s->request_id[0] != 0 && find(g, s->caller, s->request_id) != NULL)
+    else if (s->request_id[0] != 0 && !s->sibling &&
+             next_of(g->buckets[bucket_of(s->request_id)], s->caller, s->request_id) != NULL)
         r = error_set(e, -EEXIST, "a request with the id \"%s\" is running: use another id", s->request_id);
     else
         r = queue_enter(g, s->sequence, e);
@@ -81,13 +82,17 @@ void registry_remove(struct engine *g, struct engine_stream *s) {
 
 bool engine_abort(struct engine *g, const char *caller, const char *request_id) {
     pthread_mutex_lock(&g->registry_lock);
-    struct engine_stream *s = request_id[0] != 0 ? find(g, caller, request_id) : NULL;
-    if (s != NULL)
+    struct engine_stream *s = request_id[0] != 0 ? g->buckets[bucket_of(request_id)] : NULL;
+    bool found = false;
+    while ((s = next_of(s, caller, request_id)) != NULL) {
         inbox_post(g, s, EVENT_ABORT);
+        found = true;
+        s = s->hash_next;
+    }
     pthread_mutex_unlock(&g->registry_lock);
-    if (s != NULL)
+    if (found)
         engine_wake(g);
-    return s != NULL;
+    return found;
 }
 
 uint32_t engine_abort_all(struct engine *g) {

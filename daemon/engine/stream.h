@@ -23,7 +23,7 @@ struct engine_stream {
     _Atomic uint32_t finish_tokens;   /* of EVENT_FINISH */
     struct sequence *sequence;        /* engine thread; NULL once it is gone */
     struct engine_stream *hash_next, *list_next, *list_prev; /* registry; under its lock */
-    bool registered;
+    bool registered, sibling;
     struct engine_poke poke;
     void *user;
     char request_id[REQUEST_ID_BYTES_MAX + 1], caller[ENGINE_CALLER_BYTES];

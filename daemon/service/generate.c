@@ -1,13 +1,11 @@
 /* generate.c - Generate: a checked request into the engine, tokens out as chunks.
  *
- * One struct generation per stream, used by the call's worker only. The engine pokes the worker; what waits
- * in the stream's ring then goes out as one message. Text goes through three filters, each of which may hold
- * back what is not certain yet: whole characters (detokenizer), reasoning and tool calls (output parser), and
- * stop strings in what the parser calls the answer. */
+ * A call has a struct answers with a struct generation for each answer, used by the call's worker only. The engine
+ * pokes the worker; what waits in the ring of an answer then goes out as one message, and answers take turns. Text goes
+ * through three filters, each of which may hold back what is not certain yet: whole characters (detokenizer), reasoning
+ * and tool calls (output parser), and stop strings in what the parser calls the answer. */
+#include "daemon/service/answers.h"
 #include "daemon/service/chunk.h"
-
-#include "base/clock.h"
-#include "daemon/service/generation.h"
 #include "daemon/service/message.h"
 #include "daemon/service/methods.h"
 #include "daemon/service/refusal.h"
@@ -70,8 +68,8 @@ static void report_sampling(const struct plan *p, Shardd__V1__SamplingParams *re
 #undef REPORT
 }
 
-static void send_started(struct rpc_call *c, struct generation *g, const Shardd__V1__GenerateRequest *q,
-        const struct plan *p) {
+static void send_started(
+        struct rpc_call *c, struct answers *a, const Shardd__V1__GenerateRequest *q, const struct plan *p) {
     const struct service *s = rpc_call_user(c);
     Shardd__V1__GenerateChunk chunk = SHARDD__V1__GENERATE_CHUNK__INIT;
     Shardd__V1__GenerateStarted started = SHARDD__V1__GENERATE_STARTED__INIT;
@@ -91,28 +89,27 @@ static void send_started(struct rpc_call *c, struct generation *g, const Shardd_
         started.prompt_token_ids = p->prompt.ids;
     }
     chunk.started = &started;
-    g->next_index = 1;
+    a->next_index = 1;
     message_send(c, &chunk.base);
 }
 
 static int start(
         struct rpc_call *c, const Shardd__V1__GenerateRequest *q, struct plan *p, struct rpc_status *status) {
     struct service *s = rpc_call_user(c);
-    struct generation *g = NULL;
+    struct answers *a = NULL;
     struct error e = {0};
-    if (generation_new(p, &g) < 0)
+    if (answers_new(p, &a) < 0)
         return refuse(status, REFUSAL_INTERNAL, "no memory for a stream");
-    g->received_ns = clock_ns();
     p->engine.deadline_ns = rpc_call_deadline_ns(c);
     rpc_call_caller(c, p->engine.caller, sizeof(p->engine.caller));
     p->engine.poke = (struct engine_poke){.fn = rpc_worker_poke, .user = rpc_call_worker(c)};
-    int r = engine_submit(s->options.engine, &p->engine, &g->stream, &e);
+    int r = answers_submit(a, s->options.engine, p, &e);
     if (r < 0) {
-        generation_free(g);
+        answers_free(a);
         return refuse_submit(s->options.engine, &p->engine, r, &e, status);
     }
-    rpc_call_set_state(c, g);
-    send_started(c, g, q, p);
+    rpc_call_set_state(c, a);
+    send_started(c, a, q, p);
     return 0;
 }
 
@@ -137,21 +134,6 @@ void generate_on_call(struct rpc_call *c) {
 }
 
 /* --- the stream --- */
-
-static double since_ms(uint64_t from_ns, uint64_t to_ns) {
-    return to_ns > from_ns ? (double)(to_ns - from_ns) / 1e6 : 0;
-}
-
-static void fill_usage(const struct generation *g, Shardd__V1__Usage *u) {
-    struct engine_timing t = {0};
-    engine_stream_timing(g->stream, &t);
-    u->prompt_tokens = g->prompt_tokens;
-    u->completion_tokens = (uint32_t)g->n_tokens;
-    u->reasoning_tokens = g->reasoning_tokens;
-    u->queue_ms = since_ms(g->received_ns, t.first_step_ns);
-    u->first_token_ms = since_ms(g->received_ns, t.first_token_ns);
-    u->total_ms = since_ms(g->received_ns, clock_ns());
-}
 
 static int finish_reason(const struct generation *g, enum engine_finish finish) {
     if (g->stop_index < 0 && finish == ENGINE_FINISH_LENGTH)
@@ -212,15 +194,17 @@ static bool ends_badly(
     }
 }
 
-static void number_chunk(struct generation *g, struct chunk *chunk) {
-    chunk->message.index = g->next_index++;
+static void number_chunk(struct answers *a, struct generation *g, struct chunk *chunk) {
+    chunk->message.index = a->next_index++;
+    chunk->message.answer = g->answer;
     chunk->message.first_token_index = g->n_sent;
     chunk->message.n_tokens = (uint32_t)(g->n_tokens - g->n_sent);
     g->n_sent = g->n_tokens;
 }
 
-static void finish_stream(
-        struct rpc_call *c, struct generation *g, struct chunk *chunk, enum engine_finish finish) {
+/* An answer's last chunk, and with the last answer's the stream's end. */
+static void finish_answer(struct rpc_call *c, struct answers *a, struct generation *g, struct chunk *chunk,
+        enum engine_finish finish) {
     Shardd__V1__Finish f = SHARDD__V1__FINISH__INIT;
     Shardd__V1__Usage u = SHARDD__V1__USAGE__INIT;
     f.reason = finish_reason(g, finish);
@@ -231,31 +215,53 @@ static void finish_stream(
         f._stop_token_id_case = SHARDD__V1__FINISH___STOP_TOKEN_ID_STOP_TOKEN_ID;
         f.stop_token_id = g->last_id;
     }
-    fill_usage(g, &u);
+    answers_done(a, g, &u);
     f.usage = &u;
     chunk->message.finish = &f;
-    number_chunk(g, chunk);
-    message_reply(c, &chunk->message.base);
+    a->ended = a->n_done == a->n;
+    if (a->ended && a->n > 1)
+        chunk->message.total = &a->sum;
+    number_chunk(a, g, chunk);
+    if (a->ended)
+        message_reply(c, &chunk->message.base);
+    else
+        message_send(c, &chunk->message.base);
     chunk->message.finish = NULL; /* it was on this stack */
 }
 
-static void end_stream(
-        struct rpc_call *c, struct generation *g, struct chunk *chunk, enum engine_finish finish) {
-    struct service *s = rpc_call_user(c);
+/* What the call ends with, whatever the other answers were at. */
+static void give_up(struct rpc_call *c, struct answers *a) {
+    const struct service *s = rpc_call_user(c);
+    a->ended = true;
+    answers_cancel(a, s->options.engine);
+}
+
+static void end_answer(struct rpc_call *c, struct answers *a, struct generation *g, struct chunk *chunk,
+        enum engine_finish finish) {
+    const struct service *s = rpc_call_user(c);
     struct rpc_status status;
+    g->done = true;
     if (g->stop_index >= 0 && finish == ENGINE_RUNNING)
         engine_finish(s->options.engine, g->stream, (uint32_t)g->n_tokens);
-    g->ended = true;
     if (finish == ENGINE_FINISH_SLOW && g->stop_index < 0) {
+        give_up(c, a);
         rpc_call_cancel(c, RPC_RESOURCE_EXHAUSTED, "the reader is too slow: read the stream as it comes");
         return;
     }
+    /* An Abort may have come when some answers were not submitted yet. */
+    if (finish == ENGINE_FINISH_ABORTED && !a->aborted) {
+        a->aborted = true;
+        answers_cancel(a, s->options.engine);
+    }
+    if (finish == ENGINE_FINISH_CANCELLED && a->aborted)
+        finish = ENGINE_FINISH_ABORTED;
     if (!ends_badly(c, g, finish, &status)) {
-        finish_stream(c, g, chunk, finish);
+        finish_answer(c, a, g, chunk, finish);
         return;
     }
+    give_up(c, a);
     if (chunk_has_content(chunk)) { /* nothing that was generated is lost */
-        number_chunk(g, chunk);
+        number_chunk(a, g, chunk);
         message_prepare(c, &chunk->message.base);
     }
     method_refuse(c, &status);
@@ -281,11 +287,9 @@ static int take_tokens(
     return generation_end(g, /* end_of_turn= */ finish == ENGINE_FINISH_STOP_ID && g->stop_index < 0, chunk);
 }
 
-void generate_on_wake(struct rpc_call *c) {
+/* All that one answer has to say now, as one message at most. */
+static void speak(struct rpc_call *c, struct answers *a, struct generation *g) {
     struct service *s = rpc_call_user(c);
-    struct generation *g = rpc_call_state(c);
-    if (!g || g->ended || !rpc_call_can_send(c))
-        return;
     struct arena arena;
     struct chunk chunk;
     enum engine_finish finish = ENGINE_RUNNING;
@@ -295,27 +299,37 @@ void generate_on_wake(struct rpc_call *c) {
     if (take_tokens(s, g, &chunk, &finish) < 0) {
         struct rpc_status status;
         refuse(&status, REFUSAL_INTERNAL, "no memory for the answer; send the request again");
-        g->ended = true;
-        engine_cancel(s->options.engine, g->stream);
+        give_up(c, a);
         method_refuse(c, &status);
     } else if (finish != ENGINE_RUNNING || g->stop_index >= 0) {
-        end_stream(c, g, &chunk, finish);
+        end_answer(c, a, g, &chunk, finish);
     } else if (chunk_has_content(&chunk) || (g->skip_text && g->n_tokens > g->n_sent)) {
-        number_chunk(g, &chunk);
+        number_chunk(a, g, &chunk);
         message_send(c, &chunk.message.base);
         atomic_fetch_add(&s->chunks_total, 1);
     }
     arena_done(&arena);
 }
 
+/* A message that was sent ends the round; when it is through there is another one. */
+void generate_on_wake(struct rpc_call *c) {
+    struct answers *a = rpc_call_state(c);
+    for (uint32_t i = 0; a && i < a->n && !a->ended && rpc_call_can_send(c); i++) {
+        struct generation *g = a->of[a->turn];
+        a->turn = (a->turn + 1) % a->n;
+        if (!g->done)
+            speak(c, a, g);
+    }
+}
+
 void generate_on_close(struct rpc_call *c) {
     struct service *s = rpc_call_user(c);
-    struct generation *g = rpc_call_state(c);
-    if (!g)
+    struct answers *a = rpc_call_state(c);
+    if (!a)
         return;
-    if (!g->ended) { /* the client cancelled, hung up or its deadline passed */
-        engine_cancel(s->options.engine, g->stream);
+    if (!a->ended) { /* the client cancelled, hung up or its deadline passed */
+        answers_cancel(a, s->options.engine);
         atomic_fetch_add(&s->cancelled_total, 1);
     }
-    generation_free(g);
+    answers_free(a);
 }

@@ -1,4 +1,4 @@
-/* generation.h - the state of one stream: tokens in, deltas out. Knows nothing of gRPC. */
+/* generation.h - the state of one answer: tokens in, deltas out. Knows nothing of gRPC. */
 #pragma once
 
 #include "daemon/service/chunk.h"
@@ -27,11 +27,11 @@ struct generation {
 
     char *text; /* of the token at hand */
     size_t text_n, text_size;
-    uint64_t next_index, n_tokens, n_sent; /* of chunks; tokens taken; tokens that chunks account for */
+    uint64_t n_tokens, n_sent; /* tokens taken; tokens that chunks account for */
     uint32_t prompt_tokens, reasoning_tokens, last_id;
-    int stop_index; /* of the stop string that was found, or -1 */
-    bool ended;     /* a status was given, or the call was cancelled */
-    uint64_t received_ns;
+    int stop_index;  /* of the stop string that was found, or -1 */
+    uint32_t answer; /* which of the call's answers */
+    bool done;       /* its last token was taken and its end is known */
 };
 
 int generation_new(

@@ -261,6 +261,9 @@ int request_check_options(
         return refuse(s, REFUSAL_INVALID_FIELD, "priority is %d; give -100 to 100", q->priority);
     ret->engine.priority = q->priority;
     ret->engine.queue_ms = q->queue_timeout_ms;
+    if (q->n > ANSWERS_MAX)
+        return refuse(s, REFUSAL_INVALID_FIELD, "n is %u; give 1 to %u answers", q->n, ANSWERS_MAX);
+    ret->n_answers = q->n > 0 ? q->n : 1;
     if (take_sampling(q->sampling, x, ret, s) < 0 || take_stopping(q->stopping, x, ret, s) < 0)
         return -1;
     return take_output(q->output, ret, s);

@@ -23,6 +23,7 @@ struct plan {
     uint32_t stop_ids[STOP_IDS_MAX + MODEL_STOP_IDS_MAX];
     uint32_t bias_ids[LOGIT_BIAS_MAX];
     float bias[LOGIT_BIAS_MAX];
+    uint32_t n_answers;
     const ProtobufCBinaryData *stop_strings; /* in the request */
     size_t n_stop_strings;
     bool include_stop, stop_in_reasoning;

@@ -186,6 +186,26 @@ static void test_cancel_finish_abort(void **state) {
         engine_cancel(engine, r[i].stream);
         engine_finish(engine, r[i].stream, 0);
     }
+    struct reading both[2]; /* two answers of one request have one id, and are aborted together */
+    harness_submit(engine, &twin, &both[0]);
+    twin.sibling = true;
+    harness_submit(engine, &twin, &both[1]);
+    engine_cancel(engine, both[0].stream);
+    harness_read(both, 1, 0);
+    twin.sibling = false;
+    assert_int_equal(engine_submit(engine, &twin, &unused, NULL), -EEXIST); /* one of them runs */
+    twin.sibling = true;
+    struct reading third;
+    harness_submit(engine, &twin, &third);
+    assert_true(engine_abort(engine, "", "request-2"));
+    harness_read(&both[1], 1, 0);
+    harness_read(&third, 1, 0);
+    assert_int_equal(both[1].finish, ENGINE_FINISH_ABORTED);
+    assert_int_equal(third.finish, ENGINE_FINISH_ABORTED);
+    harness_unref(both, 2);
+    harness_unref(&third, 1);
+    twin.sibling = false;
+
     struct reading again; /* and the id is free */
     twin.max_tokens = 2;
     harness_submit(engine, &twin, &again);

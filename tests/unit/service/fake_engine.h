@@ -40,8 +40,11 @@ static uint32_t fake_script[FAKE_TOKENS_MAX];
 static _Atomic uint32_t fake_script_n;
 static _Atomic uint32_t fake_piece = 1; /* tokens of a stream per step */
 static _Atomic int fake_finish = ENGINE_FINISH_LENGTH;
-static _Atomic int fake_submit_code; /* what engine_submit returns */
-static _Atomic bool fake_hold;       /* no tokens while set */
+static _Atomic int fake_submit_code;   /* what engine_submit returns */
+static _Atomic uint32_t fake_takes;    /* ... after it took so many */
+static _Atomic uint64_t fake_seeds[8]; /* of the last requests, by their order modulo 8 */
+static _Atomic uint32_t fake_submits;
+static _Atomic bool fake_hold; /* no tokens while set */
 static _Atomic uint32_t fake_step_us = 200;
 static _Atomic uint32_t fake_cancels, fake_finishes, fake_finish_tokens;
 static const char *_Atomic fake_state = "serving";
@@ -162,7 +165,7 @@ static inline void fake_script_set(const uint32_t *ids, uint32_t n, enum engine_
 
 int engine_submit(
         struct engine *g, const struct engine_request *request, struct engine_stream **ret, struct error *e) {
-    if (atomic_load(&fake_submit_code) < 0)
+    if (atomic_load(&fake_submit_code) < 0 && atomic_load(&fake_submits) >= atomic_load(&fake_takes))
         return error_set(
                 e, atomic_load(&fake_submit_code), "the fake engine says %d", atomic_load(&fake_submit_code));
     struct engine_stream *s = calloc(1, sizeof(*s));
@@ -171,11 +174,12 @@ int engine_submit(
     pthread_mutex_init(&s->mutex, NULL);
     s->refs = 2;
     s->request = *request;
+    atomic_store(&fake_seeds[atomic_fetch_add(&fake_submits, 1) % 8], request->sampling.seed);
     atomic_fetch_add(&fake_live, 1);
     int r = 0;
     pthread_mutex_lock(&g->mutex);
     for (uint32_t i = 0; i < g->n; i++)
-        if (strcmp(g->streams[i]->request.request_id, request->request_id) == 0)
+        if (!request->sibling && strcmp(g->streams[i]->request.request_id, request->request_id) == 0)
             r = error_set(e, -EEXIST, "request '%s' is running", request->request_id);
     if (g->draining)
         r = error_set(e, -ESHUTDOWN, "shutting down");

@@ -54,6 +54,8 @@ static inline int harness_up(void **state) {
     int fd;
     (void)state;
     atomic_store(&fake_submit_code, 0);
+    atomic_store(&fake_takes, 0);
+    atomic_store(&fake_submits, 0);
     atomic_store(&fake_hold, false);
     atomic_store(&fake_piece, 1);
     atomic_store(&fake_cancels, 0);
