@@ -1,9 +1,10 @@
 /* round_cost.c - see round_cost.h. */
 #include "daemon/engine/round_cost.h"
 
-#define EXACT   16u  /* rows up to which each number has its own bucket */
-#define MEMORY  10u  /* a measurement counts one in so many; the first ones are averaged */
-#define OUTLIER 3.0f /* more than so many times what was expected is cut: the machine did something else */
+#define EXACT       16u  /* rows up to which each number has its own bucket */
+#define MEMORY      10u  /* a measurement counts one in so many; the first ones are averaged */
+#define OUTLIER     3.0f /* more than so many times what was expected is cut: the machine did something else */
+#define KEPT_ROUNDS 32768u /* without a measurement, after which those before are forgotten */
 /* A row above what was measured is taken to cost so much of the cost that is known, or of a row's part in it. */
 #define SLOPE_UNKNOWN 0.02f
 #define PART_UNKNOWN  0.25f
@@ -20,19 +21,33 @@ static void toward(float *mean, float value, uint32_t n) {
     *mean += (value - *mean) / (float)(n < MEMORY ? n : MEMORY);
 }
 
+/* Looks at one bucket a round: contexts have grown since, and what looked dear once may be cheap. */
+static void forget_old(struct round_cost *c, uint64_t round) {
+    uint32_t b = (uint32_t)(round % ROUND_COST_BUCKETS);
+    if (c->last[b] + KEPT_ROUNDS < round) {
+        c->measured &= ~(1ull << b);
+        c->plain &= ~(1ull << b);
+    }
+}
+
 void round_cost_measured(struct round_cost *c, uint64_t round, uint32_t rows, uint32_t depth, float ns) {
     uint32_t b = bucket_of(rows);
     uint64_t bit = 1ull << b;
+    forget_old(c, round);
+    if ((c->begun & bit) == 0) {
+        c->begun |= bit;
+        return;
+    }
+    c->last[b] = round;
     float expected = c->ns[b] + (float)depth * c->draft_ns;
     if ((c->measured & bit) != 0 && ns > OUTLIER * expected)
         ns = OUTLIER * expected;
-    if (depth > 0 &&
-            (c->plain & bit) != 0) { /* what it takes without drafts is known better from those without */
+    if (depth > 0 && (c->plain & bit) != 0) { /* what rows take is known better from steps without drafts */
         float each = (ns - c->ns[b]) / (float)depth;
         toward(&c->draft_ns, each > 0 ? each : 0, MEMORY);
         return;
     }
-    if (depth == 0 && (c->plain & bit) == 0)
+    if ((c->measured & bit) == 0 || (depth == 0 && (c->plain & bit) == 0))
         c->n[b] = 0; /* it was estimated until now */
     ns -= (float)depth * c->draft_ns;
     c->n[b] += c->n[b] < MEMORY;
@@ -41,7 +56,7 @@ void round_cost_measured(struct round_cost *c, uint64_t round, uint32_t rows, ui
     c->measured |= bit;
     if (depth == 0) {
         c->plain |= bit;
-        c->last[b] = round;
+        c->last_plain[b] = round;
     }
 }
 
@@ -69,5 +84,5 @@ float round_cost_of(const struct round_cost *c, uint32_t rows, uint32_t depth) {
 
 bool round_cost_known(const struct round_cost *c, uint32_t rows, uint64_t round) {
     uint32_t b = bucket_of(rows);
-    return (c->plain >> b & 1) != 0 && c->last[b] >= round;
+    return (c->plain >> b & 1) != 0 && c->last_plain[b] >= round;
 }

@@ -96,7 +96,7 @@ float speculation_odds(const struct speculation *x, enum drafter drafter) {
 
 static void fill_table(const struct speculation *x, struct odds_table *t) {
     for (uint32_t k = 0; k < DRAFTERS; k++)
-        for (uint32_t i = 0; i < x->most[k]; i++)
+        for (uint32_t i = 0; i < DRAFT_MAX && x->most[k] > 0; i++)
             t->chance[k][i] = chance_of_all(x, (enum drafter)k, i);
 }
 
