@@ -9,7 +9,7 @@
 
 struct activity {
     uint64_t since_ns; /* when the counts below were read; 0 = nothing has been looked at */
-    uint64_t prompt_rows, generated, steps, preemptions;
+    uint64_t prompt_rows, generated, steps, preemptions, proposed, accepted;
 };
 
 /* Whether there is a line to log: a period is over in which steps were made. text holds it then. */

@@ -574,7 +574,9 @@ static int answer_plan(struct null_rank *n, struct step_ring *r, const struct st
     if (faults && n->plans == n->o.lie_at_step)
         c.checksum ^= 1;
     c.n_outcomes = n->o.rank == 0 ? n->n_outcomes : 0;
-    c.compute_ns = n->o.claimed_ns > 0 ? n->o.claimed_ns : clock_ns() - start;
+    c.compute_ns = clock_ns() - start;
+    if (n->o.claimed_ns > 0)
+        c.compute_ns = n->o.claimed_ns + p->n_rows * n->o.claimed_row_ns;
     return complete(r, &c, n->body, n->o.rank == 0 ? n->body_bytes : 0);
 }
 

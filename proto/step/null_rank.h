@@ -28,7 +28,8 @@ struct null_rank_options {
     uint32_t damaged_id; /* a sequence that has read it gets STEP_SAMPLE_NOT_FINITE from then on; 0 = none */
     uint64_t fingerprint;
     uint64_t step_ns, row_ns; /* each plan takes step_ns + rows * row_ns */
-    uint64_t claimed_ns;      /* not 0: each plan is said to have taken this, whatever it took */
+    /* claimed_ns not 0: each plan is said to have taken claimed_ns + rows * claimed_row_ns, whatever it took. */
+    uint64_t claimed_ns, claimed_row_ns;
     /* Faults, at the PLAN of this number since RESET (pings, which come as time passes, do not count) and in group
      * epochs up to fault_epochs (0 = never): */
     uint64_t die_at_step, hang_at_step, fault_at_step, lie_at_step;

@@ -240,6 +240,45 @@ static void test_few_pages(void **state) {
     assert_true(sum(w.s.drafters[0].accepted) > 0);
 }
 
+static void count_silence(void *user, int level, const char *text) {
+    uint32_t *lines = user;
+    (void)level;
+    lines[0] += strstr(text, "drafts of mtp are not worth their time now") != NULL;
+    lines[1] += strstr(text, "drafts of") != NULL;
+}
+
+/* Drafts that are hardly ever right, on a machine where rows cost: the drafter falls silent and that is said once. */
+static void test_silence(void **state) {
+    (void)state;
+    static struct reading r;
+    uint32_t lines[2] = {0};
+    struct engine_options o = harness_engine_options();
+    struct null_rank_options n = harness_rank_options();
+    struct engine_request q = harness_request(prompt, 20, 950, 3);
+    struct world w;
+    o.speculative_tokens = DRAFT_MAX;
+    o.drafters = ENGINE_DRAFTS_OF_MODEL;
+    o.log = count_silence;
+    o.log_user = lines;
+    n.has_mtp = n.draft_odds = 1;
+    n.drafts_max = 3;
+    n.claimed_ns = STEP_NS;
+    n.claimed_row_ns = STEP_NS / 4;
+    w.g = harness_engine(&o);
+    harness_group_start(&w.group, w.g, &n, 1);
+    assert_int_equal(engine_wait_ready(w.g, LONG_NS), 0);
+    run_one(&w, &q, &r);
+    engine_stats(w.g, &w.s);
+    assert_true(w.s.drafters[0].silent);
+    run_one(&w, &q, &r);
+    stop(&w);
+    assert_true(w.s.drafters[0].silent);
+    assert_int_equal(lines[0], 1);
+    assert_int_equal(lines[1], 1);
+    assert_true(sum(w.s.drafters[0].proposed) < w.s.generated_tokens_total / 5);
+    assert_true(w.s.drafters[0].proposed[0] > 10); /* it is tried now and then */
+}
+
 static int setup(void **state) {
     (void)state;
     for (uint32_t i = 0; i < 1024; i++)
@@ -256,6 +295,7 @@ int main(void) {
             cmocka_unit_test(test_min_tokens),
             cmocka_unit_test(test_full_ring),
             cmocka_unit_test(test_few_pages),
+            cmocka_unit_test(test_silence),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -80,9 +80,11 @@ static void test_activity(void **state) {
     s.steps_total = 21;
     s.generated_tokens_total = 50; /* behind a stop string */
     s.preemptions_total = 2;
+    s.drafters[0].proposed[0] = s.drafters[1].proposed[2] = 20;
+    s.drafters[0].accepted[0] = 14;
     assert_true(activity_line(&a, &s, 130 * second, line, sizeof(line)));
     assert_string_equal(line, "prompts 0.0 tokens/s, answers 0.0 tokens/s, 3 running, 2 waiting, 25 % of KV "
-                              "pages in use, 2 put back");
+                              "pages in use, 35 % of drafts accepted, 2 put back");
     s.steps_total = 22;
     s.preemptions_total = 3;
     assert_true(activity_line(&a, &s, 140 * second, line, 20)); /* cut, and no further */
