@@ -343,6 +343,99 @@ static void test_prefill_limit(void **state) {
     harness_unref(&r, 1);
 }
 
+static void speculate(uint32_t drafters) {
+    options.speculative_tokens = rank_options.drafts_max = 4;
+    options.drafters = drafters;
+    rank_options.has_mtp = 1;
+    rank_options.drafts_right = 4;
+    rank_options.claimed_ns = 1000000000; /* rows cost nothing */
+    rank_options.id_count = drafters == ENGINE_DRAFTS_OF_LOOKUP ? 1 : 0;
+}
+
+/* Answers until a plan has drafts. */
+static struct step_plan look_for_drafts(void) {
+    for (;;) {
+        struct step_plan p = look();
+        if (p.n_entries > 0 && p.entries[0].kind == STEP_ENTRY_CONTINUE && p.entries[0].n_rows > 1)
+            return p;
+        answer();
+    }
+}
+
+/* Drafts of the model stay on the device: the step after them is planned while they are verified, with pages for all of
+ * them. */
+static void test_drafts_overlap(void **state) {
+    (void)state;
+    struct reading r;
+    speculate(ENGINE_DRAFTS_OF_MODEL);
+    begin();
+    struct engine_request q = harness_request(prompt, 60, 200, 1);
+    harness_submit(engine, &q, &r);
+    struct step_plan p = look_for_drafts();
+    uint32_t rows = p.entries[0].n_rows, first = p.entries[0].first_pos;
+    assert_int_equal(p.entries[0].drafts_at, STEP_NONE);
+    assert_true(p.entries[0].n_draft_next > 0);
+    leave();
+    p = look(); /* nothing was answered: it counts on all of them */
+    assert_int_equal(p.n_entries, 1);
+    assert_int_equal(p.entries[0].first_pos, first + rows);
+    assert_true(p.entries[0].n_rows > 1 && p.entries[0].drafts_at == STEP_NONE);
+    harness_unref(&r, 1);
+}
+
+/* Copies are in the plan, and it is made when every token before it is known. */
+static void test_copies_wait(void **state) {
+    (void)state;
+    struct reading r;
+    const void *record;
+    uint32_t bytes;
+    speculate(ENGINE_DRAFTS_OF_LOOKUP);
+    begin();
+    struct engine_request q = harness_request(prompt, 10, 200, 1);
+    harness_submit(engine, &q, &r);
+    struct step_plan p = look_for_drafts();
+    assert_int_equal(p.entries[0].n_draft_next, 0);
+    const uint32_t *drafts = (const uint32_t *)(const void *)(p.blob + p.entries[0].drafts_at);
+    for (uint32_t i = 0; i + 1 < p.entries[0].n_rows; i++)
+        assert_int_equal(drafts[i], 0); /* all there ever is */
+    leave();
+    nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    assert_int_equal(step_ring_next(ring, &record, &bytes), -EAGAIN);
+    harness_unref(&r, 1);
+}
+
+/* More accepted drafts than there were, or an id that is none, is a rank that cannot be trusted. */
+static void test_wrong_outcomes(void **state) {
+    const uint32_t wrong[][2] = {{5, 0}, {1, 1000}};
+    for (uint32_t i = 0; i < 2; i++) {
+        static struct reading r;
+        struct {
+            struct step_outcome o;
+            struct step_sample samples[6];
+        } body = {.o = {.slot = 1, .n_samples = wrong[i][0] + 1, .n_accepted = wrong[i][0]}};
+        setup(state);
+        speculate(ENGINE_DRAFTS_OF_MODEL);
+        begin();
+        struct engine_request q = harness_request(prompt, 60, 200, 1);
+        harness_submit(engine, &q, &r);
+        struct step_plan p = look_for_drafts();
+        body.o.slot = p.entries[0].slot;
+        body.samples[1].id = wrong[i][1];
+        struct step_completion c = {.type = STEP_TYPE_PLAN, .step = p.header->step, .n_outcomes = 1};
+        c.checksum = step_checksum(STEP_CHECKSUM_SEED, &body.o, body.samples);
+        assert_int_equal(step_ring_complete(ring, &c, &body,
+                                 (uint32_t)(sizeof(body.o) + body.o.n_samples * sizeof(body.samples[0]))),
+                0);
+        struct control_message m = harness_wait_message(0);
+        assert_int_equal(m.kind, CONTROL_STUCK);
+        assert_non_null(strstr(m.text, "an outcome that the plan did not ask for"));
+        engine_cancel(engine, r.stream);
+        harness_read(&r, 1, 0);
+        harness_unref(&r, 1);
+        teardown(state);
+    }
+}
+
 /* When nothing is to do the ranks are asked each second whether they live. */
 static void test_ping(void **state) {
     (void)state;
@@ -368,6 +461,9 @@ int main(void) {
             cmocka_unit_test_setup_teardown(test_prefill_limit, setup, teardown),
             cmocka_unit_test_setup_teardown(test_queue_tokens, setup, teardown),
             cmocka_unit_test_setup_teardown(test_queue_time, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_drafts_overlap, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_copies_wait, setup, teardown),
+            cmocka_unit_test(test_wrong_outcomes),
             cmocka_unit_test_setup_teardown(test_ping, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
