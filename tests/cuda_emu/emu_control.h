@@ -1,6 +1,7 @@
 /* emu_control.h - what a test may tell the CUDA emulation (emu.h). C. */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -17,10 +18,15 @@ void emu_seed(uint64_t seed);
  * by a descriptor, CUDA_EMU_IPC=0: nor by CUDA IPC, as between containers;
  * CUDA_EMU_PEERS=0: devices do not reach each other's, 2: they seem to, and what they write there gets lost;
  * CUDA_EMU_BUS=N (1: PCI bus of device 0; device 1 is on the next), CUDA_EMU_NO_NCCL=1: there is no NCCL. Where
- * CUDA_EMU_HANG names a file with a number, devices do so many works more and then stand still while it is there. */
+ * CUDA_EMU_HANG names a file with a number, devices do so many works more and then stand still while it is there. Where
+ * CUDA_EMU_FAULT names one, the first process to find it loses its device, and with CUDA_EMU_NCCL_FAULT its NCCL: the
+ * file is gone then. */
 
 /* Kernels and copies that ran so far. */
 uint64_t emu_works(void);
+
+/* For the emulation itself: whether a file that the environment names is there, which is gone then. */
+bool emu_breaks(const char *name);
 
 #ifdef __cplusplus
 }

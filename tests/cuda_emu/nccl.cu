@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "kernels/cuda/launch.cuh"
+#include "tests/cuda_emu/emu_control.h"
 
 #include <cerrno>
 #include <cstdio>
@@ -119,7 +120,7 @@ int nccl_gather(
     return queue(n, s, d_from, d_to, count, 1, e);
 }
 bool nccl_failed(struct nccl *) {
-    return false;
+    return emu_breaks("CUDA_EMU_NCCL_FAULT");
 }
 void nccl_abort(struct nccl *n) {
     n->ended = 1;

@@ -126,6 +126,10 @@ uint64_t emu_setting(const char *name, uint64_t preset) {
     const char *text = getenv(name);
     return text ? strtoull(text, NULL, 10) : preset;
 }
+extern "C" bool emu_breaks(const char *name) {
+    const char *file = getenv(name);
+    return file && unlink(file) == 0;
+}
 extern "C" cudaError_t cudaDriverGetVersion(int *ret) {
     *ret = (int)emu_setting("CUDA_EMU_DRIVER", CUDA);
     return cudaSuccess;
@@ -383,6 +387,8 @@ static cudaError_t run_one(emu_stream *s) {
     emu.works++;
     if (emu.fault != cudaSuccess)
         return emu.fault;
+    if (emu_breaks("CUDA_EMU_FAULT"))
+        return fault_of(cudaErrorIllegalAddress, "an illegal memory access was encountered");
     if (emu.running++ == 0)
         open_memory();
     emu.lock.unlock();

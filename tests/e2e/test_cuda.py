@@ -307,6 +307,31 @@ def test_a_lost_rank_costs_nobody_a_request(installed, machine_with_gpu, little,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("what, flags, says", [
+    ("FAULT", [], "illegal memory access"),
+    ("NCCL_FAULT", ["--all-reduce", "nccl"], "NCCL"),
+])
+def test_a_failed_device_or_library_costs_nobody_a_request(installed, machine_with_gpu, little, tmp_path, what, flags,
+                                                           says):
+    """One of two ranks, while sums of both are on the way. The other one ends, too, both are started again, the streams
+    go on with the tokens that would have come, and the log has the reason."""
+    requests = [make_request(ids=[1 + i, 2, 3], max_tokens=8, temperature=0.8, seed=i) for i in range(2)]
+    broken = tmp_path / "broken"
+    with Server(little, *FLAGS, "--libexec-dir", installed["with"], "--step-timeout", "60s", "-tp", "2", *flags,
+                env={**machine_with_gpu, **settings({what: broken})}) as server, server.client() as client:
+        with ThreadPoolExecutor(2) as pool:
+            undisturbed = [answer.ids for answer in pool.map(client.generate, requests)]
+            streams = [client.chunks(request) for request in requests]
+            begun = [[next(s), next(s)] for s in streams]
+            ranks = ranks_of(server)
+            broken.touch()
+            found = list(pool.map(lambda i: Answer([*begun[i], *streams[i]]).ids, range(2)))
+        assert found == undisturbed and not broken.exists()
+        assert len(ranks) == 2 and len(ranks_of(server)) == 2 and not set(ranks) & set(ranks_of(server))
+        assert says in server.log_text().split("ready", 1)[1], server.log_text()
+
+
+@pytest.mark.slow
 def test_a_device_that_hangs_is_noticed_where_it_is(installed, machine_with_gpu, tmp_path):
     """The device's own marks say where; the group is restarted, and the answer is the one that would have come."""
     record, hang = some_records(1)[0], tmp_path / "hang"
