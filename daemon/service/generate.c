@@ -78,6 +78,8 @@ static void send_started(
     if (q->sampling) { /* as it came */
         sampling.n_logit_bias = q->sampling->n_logit_bias;
         sampling.logit_bias = q->sampling->logit_bias;
+        sampling.n_banned_token_ids = q->sampling->n_banned_token_ids;
+        sampling.banned_token_ids = q->sampling->banned_token_ids;
     }
     started.request_id = message_string(p->engine.request_id);
     started.model = q->model.len ? q->model : message_string(s->options.model->names[0]);

@@ -6,6 +6,7 @@
 #include "daemon/service/refusal.h"
 
 #include <errno.h>
+#include <float.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,11 @@ typedef Shardd__V1__GenerateRequest Request;
 typedef Shardd__V1__SamplingParams Sampling;
 typedef Shardd__V1__StoppingParams Stopping;
 typedef Shardd__V1__OutputOptions Output;
+
+/* A logit with this bias is at the end of fp32's range: its probability is 0 at any temperature, and no other
+ * changes. A repetition penalty multiplies it, so one that is nearly 0 would bring it back. */
+#define BANNED                (-FLT_MAX)
+#define BANNING_PENALTY_LEAST 1e-30f
 
 #define NAME_SHOWN_MAX 100u /* bytes of an unknown model's name that the refusal quotes */
 
@@ -111,6 +117,7 @@ static int take_seed(const Sampling *p, uint64_t fallback, uint64_t *ret, struct
 struct bias {
     uint32_t id;
     float value;
+    bool banned;
 };
 
 static int compare_bias(const void *a, const void *b) {
@@ -118,32 +125,58 @@ static int compare_bias(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-static int take_bias(const Sampling *p, uint32_t vocab_size, struct plan *plan, struct rpc_status *s) {
-    struct bias list[LOGIT_BIAS_MAX];
-    if (p->n_logit_bias > LOGIT_BIAS_MAX)
-        return refuse(s, REFUSAL_INVALID_FIELD, "sampling.logit_bias has %zu entries; give at most %u",
-                p->n_logit_bias, LOGIT_BIAS_MAX);
+/* Both lists, as they came. */
+static int collect_biases(const Sampling *p, uint32_t vocab_size, struct bias *list, struct rpc_status *s) {
+    size_t n = 0;
     for (size_t i = 0; i < p->n_logit_bias; i++) {
-        list[i] = (struct bias){p->logit_bias[i]->key, p->logit_bias[i]->value};
+        list[n++] = (struct bias){.id = p->logit_bias[i]->key, .value = p->logit_bias[i]->value};
+        if (!(p->logit_bias[i]->value >= -100 && p->logit_bias[i]->value <= 100))
+            return refuse(s, REFUSAL_INVALID_FIELD, "sampling.logit_bias of token %u is %g; give -100 to 100",
+                    p->logit_bias[i]->key, (double)p->logit_bias[i]->value);
+    }
+    for (size_t i = 0; i < p->n_banned_token_ids; i++)
+        list[n++] = (struct bias){.id = p->banned_token_ids[i], .value = BANNED, .banned = true};
+    for (size_t i = 0; i < n; i++)
         if (list[i].id >= vocab_size)
             return refuse(s, REFUSAL_INVALID_FIELD,
-                    "sampling.logit_bias names token %u; the ids of this model go from 0 to %u", list[i].id,
-                    vocab_size - 1);
-        if (!(list[i].value >= -100 && list[i].value <= 100))
-            return refuse(s, REFUSAL_INVALID_FIELD, "sampling.logit_bias of token %u is %g; give -100 to 100",
-                    list[i].id, (double)list[i].value);
-    }
-    qsort(list, p->n_logit_bias, sizeof(list[0]), compare_bias);
-    for (size_t i = 0; i < p->n_logit_bias; i++) {
-        if (i > 0 && list[i].id == list[i - 1].id)
-            return refuse(s, REFUSAL_CONFLICT, "sampling.logit_bias names token %u twice; give one value",
+                    "sampling.%s names token %u; the ids of this model go from 0 to %u",
+                    list[i].banned ? "banned_token_ids" : "logit_bias", list[i].id, vocab_size - 1);
+    return 0;
+}
+
+static int take_biases(const Sampling *p, uint32_t vocab_size, struct plan *plan, struct rpc_status *s) {
+    struct bias list[LOGIT_BIAS_MAX];
+    size_t all = p->n_logit_bias + p->n_banned_token_ids;
+    uint32_t n = 0, n_banned = 0;
+    if (all > LOGIT_BIAS_MAX)
+        return refuse(s, REFUSAL_INVALID_FIELD,
+                "sampling.logit_bias has %zu entries and sampling.banned_token_ids %zu; give at most %u together",
+                p->n_logit_bias, p->n_banned_token_ids, LOGIT_BIAS_MAX);
+    if (collect_biases(p, vocab_size, list, s) < 0)
+        return -1;
+    qsort(list, all, sizeof(list[0]), compare_bias);
+    for (size_t i = 0; i < all; i++) {
+        bool again = i > 0 && list[i].id == list[i - 1].id;
+        if (again && list[i].banned && list[i - 1].banned)
+            continue;
+        if (again)
+            return refuse(s, REFUSAL_CONFLICT, "sampling.logit_bias%s token %u twice; give one value",
+                    list[i].banned != list[i - 1].banned ? " and banned_token_ids name" : " names",
                     list[i].id);
-        plan->bias_ids[i] = list[i].id;
-        plan->bias[i] = list[i].value;
+        plan->bias_ids[n] = list[i].id;
+        plan->bias[n++] = list[i].value;
+        n_banned += list[i].banned;
     }
+    if (n_banned == vocab_size)
+        return refuse(s, REFUSAL_INVALID_FIELD, "sampling.banned_token_ids leaves no token; name fewer");
+    if (n_banned > 0 && plan->engine.sampling.repetition_penalty < BANNING_PENALTY_LEAST)
+        return refuse(s, REFUSAL_CONFLICT,
+                "sampling.repetition_penalty is %g, which would bring back what banned_token_ids names; give at "
+                "least %g",
+                (double)plan->engine.sampling.repetition_penalty, (double)BANNING_PENALTY_LEAST);
     plan->engine.bias_ids = plan->bias_ids;
     plan->engine.bias = plan->bias;
-    plan->engine.n_bias = (uint32_t)p->n_logit_bias;
+    plan->engine.n_bias = n;
     return 0;
 }
 
@@ -162,7 +195,7 @@ static int take_sampling(
         return 0;
     if (p->_top_k_case)
         e->top_k = p->top_k;
-    return take_ranges(p, e, s) < 0 ? -1 : take_bias(p, x->vocab_size, plan, s);
+    return take_ranges(p, e, s) < 0 ? -1 : take_biases(p, x->vocab_size, plan, s);
 }
 
 /* --- stopping --- */

@@ -108,6 +108,30 @@ def test_logit_bias_forces_and_forbids(client):
     assert client.generate(request).ids != [free]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1e-6, 0.9, 100.0])
+def test_banned_ids_never_come_and_change_nothing_else(client, temperature):
+    request = make_request(text="Banned", max_tokens=24, temperature=temperature, seed=5)
+    request.stopping.ignore_eos = True
+    request.sampling.top_k, request.sampling.top_p = 0, 1.0
+    free = client.generate(request).ids
+    request.sampling.banned_token_ids.extend(sorted(set(range(200)) - set(free)))
+    assert client.generate(request).ids == free  # what does not come is not missed: equal noise, equal tokens
+    request.sampling.banned_token_ids[:] = sorted(set(free))
+    request.sampling.repetition_penalty = 0.5
+    answer = client.generate(request)
+    assert len(answer.ids) == 24 and not set(answer.ids) & set(free)
+    assert list(answer.started.sampling.banned_token_ids) == sorted(set(free))
+
+
+def test_the_second_choice_comes_where_the_first_is_banned(client):
+    request = make_request(text="Second best", max_tokens=1)
+    request.output.logprobs, request.output.top_logprobs = True, 2
+    first, second = client.generate(request).logprobs[0].top
+    request.sampling.banned_token_ids.append(first.token_id)
+    answer = client.generate(request)
+    assert answer.ids == [second.token_id] and answer.logprobs[0].logprob == second.logprob
+
+
 def test_stop_string_is_cut_and_reported(client):
     whole = make_request(text="Stop here", max_tokens=40)
     whole.stopping.ignore_eos = True

@@ -16,6 +16,16 @@ def server(model):
         yield running
 
 
+@pytest.mark.parametrize("target,least,most", [("1ms", 20, 1000000), ("0", 1, 12)])
+def test_prompts_are_read_in_steps_of_the_target(model, target, least, most):
+    """A row takes 100 us: 1 ms is fewer rows than the least that is taken, and without a target a step is full."""
+    with Server(model, "--device", "null", "--prefill-target", target,
+                env={"SHARDD_NULL_ARGS": "--row-ns 100000"}) as running, running.client() as connected:
+        connected.generate(ids=[5] * 1500, max_tokens=1)
+        connected.wait_idle()
+        assert least <= connected.call("GetServerInfo").steps_total <= most
+
+
 def endless(**more):
     request = make_request(ids=[5] * 10, max_tokens=1500, **more)
     request.stopping.ignore_eos = True

@@ -209,6 +209,47 @@ static void test_order(void **state) {
     harness_unref(&blocker, 1);
 }
 
+/* While a prompt of 100,003 tokens is read, everybody who generates has a row in every step. */
+static void test_long_prompt_stops_nobody(void **state) {
+    (void)state;
+    enum { LONG = 100003, OTHERS = 5 };
+    static struct reading r[OTHERS + 1];
+    static uint32_t ids[LONG];
+    uint32_t steps = 0, read = 0;
+    for (uint32_t i = 0; i < LONG; i++)
+        ids[i] = i % 1000;
+    options.max_num_batched_tokens = 512;
+    rank_options.max_model_len = LONG + 100;
+    rank_options.pages = LONG / PAGE_TOKENS + 200;
+    begin();
+    for (uint32_t i = 0; i < OTHERS; i++) {
+        struct engine_request q = harness_request(prompt, 7, 1000, i);
+        harness_submit(engine, &q, &r[i]);
+    }
+    for (struct step_plan p = look(); p.n_entries < OTHERS || p.n_rows > OTHERS; p = look())
+        answer(); /* until all of them generate */
+    struct engine_request q = harness_request(ids, LONG, 1, 9);
+    harness_submit(engine, &q, &r[OTHERS]);
+    while (read < LONG) {
+        struct step_plan p = look();
+        uint32_t generating = 0, rows = 0;
+        for (uint32_t i = 0; i < p.n_entries; i++) {
+            generating += p.entries[i].kind == STEP_ENTRY_CONTINUE;
+            rows += p.entries[i].kind == STEP_ENTRY_PROMPT ? p.entries[i].n_rows : 0;
+        }
+        answer();
+        assert_int_equal(generating, OTHERS);
+        assert_in_range(rows, 0, 512 - OTHERS);
+        for (uint32_t i = 0; i < OTHERS; i++)
+            harness_take(&r[i]);
+        read += rows;
+        steps += rows > 0;
+    }
+    assert_in_range(steps, LONG / 507, LONG / 496 + 1); /* chunks end at block boundaries */
+    engine_abort_all(engine);
+    harness_unref(r, OTHERS + 1);
+}
+
 /* Tokens that wait are bounded: what would be more is refused, but never a request that nobody waits before. */
 static void test_queue_tokens(void **state) {
     (void)state;
@@ -459,6 +500,7 @@ int main(void) {
             cmocka_unit_test_setup_teardown(test_order, setup, teardown),
             cmocka_unit_test_setup_teardown(test_open, setup, teardown),
             cmocka_unit_test_setup_teardown(test_prefill_limit, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_long_prompt_stops_nobody, setup, teardown),
             cmocka_unit_test_setup_teardown(test_queue_tokens, setup, teardown),
             cmocka_unit_test_setup_teardown(test_queue_time, setup, teardown),
             cmocka_unit_test_setup_teardown(test_drafts_overlap, setup, teardown),

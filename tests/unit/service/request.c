@@ -4,6 +4,7 @@
 #include "daemon/service/message.h"
 #include "tests/unit/service/test_model.h"
 
+#include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -240,6 +241,75 @@ static void test_defaults(void **state) {
     free(p);
 }
 
+/* Banned ids are biases that no logit comes up from; both lists share their room, and never an id. */
+static void test_banned_ids(void **state) {
+    (void)state;
+    static const struct {
+        size_t n_bias, n_banned;
+        uint32_t first; /* banned are first, first + 1 ... */
+        float penalty;
+        const char *word, *sentence;
+    } cases[] = {
+            {0, 1, 7, 1, NULL, NULL},
+            {LOGIT_BIAS_MAX - 5, 5, LOGIT_BIAS_MAX, 1, NULL, NULL},
+            {LOGIT_BIAS_MAX - 5, 6, LOGIT_BIAS_MAX, 1, "invalid_field",
+                    "sampling.logit_bias has 1019 entries and sampling.banned_token_ids 6; give at most 1024 together"},
+            {3, 1, 2, 1, "conflicting_fields", "sampling.logit_bias and banned_token_ids name token 2 twice"},
+            {0, 2, VOCAB - 1, 1, "invalid_field", "sampling.banned_token_ids names token"},
+            {0, 1, 7, 1e-30f, NULL, NULL},
+            {0, 1, 7, 9e-31f, "conflicting_fields", "repetition_penalty"},
+    };
+    struct draft *d = malloc(sizeof(*d));
+    struct plan *p = malloc(sizeof(*p));
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        uint32_t banned[8];
+        struct rpc_status s = {0};
+        draft_init(d);
+        for (uint32_t k = 0; k < cases[i].n_banned; k++)
+            banned[k] = cases[i].first + k;
+        d->sampling.n_logit_bias = cases[i].n_bias;
+        d->sampling.n_banned_token_ids = cases[i].n_banned;
+        d->sampling.banned_token_ids = banned;
+        REPETITION(cases[i].penalty);
+        assert_int_equal(check(d, p, &s), cases[i].word ? -1 : 0);
+        if (cases[i].word) {
+            assert_string_equal(s.code, cases[i].word);
+            assert_non_null(strstr(s.text, cases[i].sentence));
+            continue;
+        }
+        assert_int_equal(p->engine.n_bias, cases[i].n_bias + cases[i].n_banned);
+        for (uint32_t k = 0; k < cases[i].n_banned; k++) {
+            assert_int_equal(p->engine.bias_ids[cases[i].n_bias + k], banned[k]);
+            assert_true(p->engine.bias[cases[i].n_bias + k] == -FLT_MAX);
+        }
+        plan_done(p);
+    }
+    free(d);
+    free(p);
+}
+
+/* The same id twice is one ban; without any token left there is nothing to say. */
+static void test_banned_twice_and_all(void **state) {
+    (void)state;
+    struct draft *d = malloc(sizeof(*d));
+    struct plan *p = malloc(sizeof(*p));
+    uint32_t banned[] = {5, 1, 5, 5};
+    struct rpc_status s = {0};
+    memset(p, 0, sizeof(*p));
+    draft_init(d);
+    d->sampling.n_banned_token_ids = 4;
+    d->sampling.banned_token_ids = banned;
+    assert_int_equal(check(d, p, &s), 0);
+    assert_int_equal(p->engine.n_bias, 2);
+    plan_done(p);
+    struct request_context few = {.model = model, .max_model_len = LENGTH, .vocab_size = 2};
+    banned[0] = banned[2] = banned[3] = 0;
+    assert_int_equal(request_check_options(&d->request, &few, p, &s), -1);
+    assert_non_null(strstr(s.text, "leaves no token"));
+    free(d);
+    free(p);
+}
+
 static void test_what_the_engine_gets(void **state) {
     (void)state;
     struct draft *d = malloc(sizeof(*d));
@@ -322,6 +392,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_table),
             cmocka_unit_test(test_defaults),
+            cmocka_unit_test(test_banned_ids),
+            cmocka_unit_test(test_banned_twice_and_all),
             cmocka_unit_test(test_what_the_engine_gets),
             cmocka_unit_test(test_control_tokens_in_text),
     };
