@@ -5,8 +5,8 @@
 
 #include "base/log.h"
 
-#define READ_MAX                                                                                             \
-    4096u /* tokens that an index reads at once: a long prompt that came from a cache takes turns */
+/* Tokens that an index reads at once: a long prompt that came from a cache takes turns. */
+#define READ_MAX      4096u
 #define SILENT_ROUNDS 512u /* a drafter that was not chosen for so many is said to be silent */
 #define WAIT_MAX_NS   1e6f /* more than this between two rounds was not the wait for tokens */
 #define WAIT_MEMORY   16.0f
@@ -18,19 +18,34 @@ static uint32_t least(uint32_t a, uint32_t b) {
     return a < b ? a : b;
 }
 
+static bool any_drafter(const struct engine *g) {
+    bool any = false;
+    for (uint32_t k = 0; k < DRAFTERS; k++)
+        any |= g->speculation.most[k] > 0;
+    return any;
+}
+
+static void tell_setup(struct engine *g) {
+    const uint32_t *most = g->speculation.most;
+    bool asked = g->o.speculative_tokens > 0 && (g->o.drafters != 0 || g->o.drafter.propose != NULL);
+    if (any_drafter(g))
+        engine_log(g, LOG_LEVEL_NOTICE, "speculation: up to %u drafts by mtp, %u by lookup%s",
+                most[DRAFTER_MODEL], most[DRAFTER_LOOKUP],
+                most[DRAFTER_EXTERNAL] > 0 ? ", and an external drafter" : "");
+    else if (asked && g->geometry.drafts_max == 0)
+        engine_log(g, LOG_LEVEL_NOTICE, "no speculation: the workers take no drafts");
+    else if (asked)
+        engine_log(g, LOG_LEVEL_WARNING,
+                "no speculation: the workers run no MTP layer, and nobody else may make drafts");
+}
+
 void draft_setup(struct engine *g) {
     uint32_t most = least(g->o.speculative_tokens, g->geometry.drafts_max);
     bool model = (g->o.drafters & ENGINE_DRAFTS_OF_MODEL) != 0 && g->geometry.has_mtp != 0;
     g->speculation.most[DRAFTER_MODEL] = model ? most : 0;
     g->speculation.most[DRAFTER_LOOKUP] = (g->o.drafters & ENGINE_DRAFTS_OF_LOOKUP) != 0 ? most : 0;
     g->speculation.most[DRAFTER_EXTERNAL] = g->o.drafter.propose != NULL ? most : 0;
-}
-
-static bool any_drafter(const struct engine *g) {
-    bool any = false;
-    for (uint32_t k = 0; k < DRAFTERS; k++)
-        any |= g->speculation.most[k] > 0;
-    return any;
+    tell_setup(g);
 }
 
 /* --- the choice --- */
