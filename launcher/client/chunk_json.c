@@ -119,6 +119,18 @@ static json_t *json_of_logprobs(const Shardd__V1__TokenLogprobs *l) {
     return o;
 }
 
+static json_t *json_of_usage(const Shardd__V1__Usage *usage) {
+    json_t *u = json_object();
+    put_count(u, "prompt_tokens", usage->prompt_tokens);
+    put_count(u, "completion_tokens", usage->completion_tokens);
+    put_count(u, "reasoning_tokens", usage->reasoning_tokens);
+    put_count(u, "cached_tokens", usage->cached_tokens);
+    put_number(u, "queue_ms", usage->queue_ms);
+    put_number(u, "first_token_ms", usage->first_token_ms);
+    put_number(u, "total_ms", usage->total_ms);
+    return u;
+}
+
 static json_t *json_of_finish(const Shardd__V1__Finish *f) {
     static const char *const reasons[] = {"unspecified", "stop", "length", "tool_calls", "aborted"};
     json_t *o = json_object();
@@ -128,17 +140,8 @@ static json_t *json_of_finish(const Shardd__V1__Finish *f) {
         put_count(o, "stop_token_id", f->stop_token_id);
     if (f->_stop_string_case)
         json_object_set_new(o, "stop_string", json_of_bytes(f->stop_string));
-    if (f->usage) {
-        json_t *u = json_object();
-        put_count(u, "prompt_tokens", f->usage->prompt_tokens);
-        put_count(u, "completion_tokens", f->usage->completion_tokens);
-        put_count(u, "reasoning_tokens", f->usage->reasoning_tokens);
-        put_count(u, "cached_tokens", f->usage->cached_tokens);
-        put_number(u, "queue_ms", f->usage->queue_ms);
-        put_number(u, "first_token_ms", f->usage->first_token_ms);
-        put_number(u, "total_ms", f->usage->total_ms);
-        json_object_set_new(o, "usage", u);
-    }
+    if (f->usage)
+        json_object_set_new(o, "usage", json_of_usage(f->usage));
     return o;
 }
 
@@ -147,6 +150,7 @@ bool chunk_print_json(FILE *out, const Shardd__V1__GenerateChunk *chunk) {
     put_count(o, "index", chunk->index);
     put_count(o, "first_token_index", chunk->first_token_index);
     put_count(o, "n_tokens", chunk->n_tokens);
+    put_count(o, "answer", chunk->answer);
     if (chunk->started)
         json_object_set_new(o, "started", json_of_started(chunk->started));
     if (chunk->n_deltas) {
@@ -165,6 +169,8 @@ bool chunk_print_json(FILE *out, const Shardd__V1__GenerateChunk *chunk) {
     }
     if (chunk->finish)
         json_object_set_new(o, "finish", json_of_finish(chunk->finish));
+    if (chunk->total)
+        json_object_set_new(o, "total", json_of_usage(chunk->total));
     bool written = json_dumpf(o, out, JSON_COMPACT) == 0 && fputc('\n', out) != EOF;
     json_decref(o);
     return written;

@@ -212,6 +212,8 @@ static void read_status(const struct client_call *k, struct client_status *ret) 
             copy_slice(m->value, ret->word, sizeof(ret->word));
         else if (grpc_slice_str_cmp(m->key, "shardd-retryable") == 0)
             copy_slice(m->value, ret->retryable, sizeof(ret->retryable));
+        else if (grpc_slice_str_cmp(m->key, "shardd-retry-after-ms") == 0)
+            copy_slice(m->value, ret->wait_ms, sizeof(ret->wait_ms));
     }
     ret->interrupted = interrupt_seen() && k->code == GRPC_STATUS_CANCELLED;
     bool silent = !k->answered && k->trailers.count == 0;
@@ -357,7 +359,10 @@ int client_report(const struct client *c, const struct client_status *status) {
     const char *more = hint(status);
     fprintf(stderr, "shardd: %s: %s%s%s%s\n", client_status_name(status->code), status->message,
             status->word[0] ? " [" : "", status->word, status->word[0] ? "]" : "");
-    if (more)
+    double wait_s = strtod(status->wait_ms, NULL) / 1e3;
+    if (wait_s > 0)
+        fprintf(stderr, "Hint: try again in about %.1f s.\n", wait_s);
+    else if (more)
         fprintf(stderr, "Hint: %s.\n", more);
     return EXIT_FAILED;
 }

@@ -24,6 +24,7 @@ struct client_status {
     char message[1024]; /* the service's sentence */
     char word[64];      /* trailer shardd-code: "context_too_long" */
     char retryable[8];  /* trailer shardd-retryable: "true", "false", "" */
+    char wait_ms[16];   /* trailer shardd-retry-after-ms: "1500", "" */
 };
 
 /* One message of the answer; false cancels the call. */

@@ -23,7 +23,7 @@ struct builder {
     Shardd__V1__SamplingParams__LogitBiasEntry *bias;
     Shardd__V1__SamplingParams__LogitBiasEntry **bias_list;
     ProtobufCBinaryData *stop;
-    uint32_t *stop_ids;
+    uint32_t *stop_ids, *banned_ids;
 };
 
 static ProtobufCBinaryData bytes_of(const char *text) {
@@ -39,6 +39,7 @@ static void builder_done(struct builder *b) {
     free(b->bias_list);
     free(b->stop);
     free(b->stop_ids);
+    free(b->banned_ids);
 }
 
 static int parse_id(const char *option, const char *text, char end_mark, uint32_t *ret, const char **ret_rest,
@@ -109,6 +110,16 @@ static int add_bias(struct builder *b, const struct options *o, struct error *e)
     return 0;
 }
 
+static int take_ids(const char *option, const struct option_value *v, uint32_t **ret, struct error *e) {
+    *ret = calloc(v->n_texts + 1, sizeof(**ret));
+    if (!*ret)
+        return error_set(e, -ENOMEM, "no memory for the request");
+    int rc = 0;
+    for (size_t i = 0; i < v->n_texts && rc == 0; i++)
+        rc = parse_id(option, v->texts[i], '\0', &(*ret)[i], NULL, e);
+    return rc;
+}
+
 static int add_sampling(struct builder *b, const struct options *o, struct error *e) {
     Shardd__V1__SamplingParams *s = &b->sampling;
     shardd__v1__sampling_params__init(s);
@@ -127,7 +138,10 @@ static int add_sampling(struct builder *b, const struct options *o, struct error
         s->seed = options_number(o, OPT_SEED);
         s->_seed_case = SHARDD__V1__SAMPLING_PARAMS___SEED_SEED;
     }
-    return add_bias(b, o, e);
+    s->n_banned_token_ids = o->values[OPT_BANNED_TOKEN_ID].n_texts;
+    int rc = take_ids("--banned-token-id", &o->values[OPT_BANNED_TOKEN_ID], &b->banned_ids, e);
+    s->banned_token_ids = b->banned_ids;
+    return rc < 0 ? rc : add_bias(b, o, e);
 }
 
 static int add_stopping(struct builder *b, const struct options *o, struct error *e) {
@@ -143,16 +157,13 @@ static int add_stopping(struct builder *b, const struct options *o, struct error
     s->ignore_eos = options_number(o, OPT_IGNORE_EOS) != 0;
     s->stop_in_reasoning = options_number(o, OPT_STOP_IN_REASONING) != 0;
     b->stop = calloc(stop->n_texts + 1, sizeof(*b->stop));
-    b->stop_ids = calloc(ids->n_texts + 1, sizeof(*b->stop_ids));
-    if (!b->stop || !b->stop_ids)
+    if (!b->stop)
         return error_set(e, -ENOMEM, "no memory for the request");
     for (size_t i = 0; i < stop->n_texts; i++)
         b->stop[i] = bytes_of(stop->texts[i]);
-    for (size_t i = 0; i < ids->n_texts; i++) {
-        int rc = parse_id("--stop-token-id", ids->texts[i], '\0', &b->stop_ids[i], NULL, e);
-        if (rc < 0)
-            return rc;
-    }
+    int rc = take_ids("--stop-token-id", ids, &b->stop_ids, e);
+    if (rc < 0)
+        return rc;
     s->stop = b->stop;
     s->n_stop = stop->n_texts;
     s->stop_token_ids = b->stop_ids;
@@ -229,6 +240,8 @@ int request_pack(const struct options *o, const struct request_input *input, uin
     shardd__v1__generate_request__init(&b.request);
     b.request.model = bytes_of(options_text(o, OPT_MODEL_NAME));
     b.request.request_id = bytes_of(options_text(o, OPT_REQUEST_ID));
+    b.request.n = (uint32_t)options_number(o, OPT_ANSWERS);
+    b.request.queue_timeout_ms = (uint32_t)options_number(o, OPT_QUEUE_TIMEOUT);
     int rc = add_sampling(&b, o, e);
     if (rc == 0)
         rc = add_stopping(&b, o, e);

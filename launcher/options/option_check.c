@@ -56,6 +56,8 @@ static int check_asks(const struct options *o, struct error *e) {
     if (o->verb == VERB_GENERATE && !options_given(o, OPT_CHAT) && options_given(o, OPT_THINKING))
         return error_set(
                 e, -EINVAL, "--thinking needs --chat: a plain prompt has no template to ask for reasoning");
+    if (options_number(o, OPT_ANSWERS) > 1 && !options_given(o, OPT_JSON))
+        return error_set(e, -EINVAL, "--answers shows several answers with --json only; add it");
     if (options_given(o, OPT_LOGPROBS) && !options_given(o, OPT_JSON))
         return error_set(e, -EINVAL, "--logprobs needs --json: plain output has no place for them");
     return check_service_settings(o, e);

@@ -1,8 +1,10 @@
 """Several answers of one request: each is what a request of its own would have got, and they live and end together."""
+import json
+
 import grpc
 import pytest
 
-from shardd_client import Answer, Refused, make_request, pb
+from shardd_client import Answer, Refused, make_request, pb, shardd
 
 
 def split(chunks):
@@ -77,3 +79,17 @@ def test_too_many(client):
     with pytest.raises(Refused) as refused:
         client.generate(text="x", n=17)
     assert refused.value.code == grpc.StatusCode.INVALID_ARGUMENT and "16" in refused.value.sentence
+
+
+def test_the_command_shows_all(server, client):
+    done = shardd("generate", "--server", server.address, "--json", "--answers", "3", "--seed", "11",
+                  "-t", "0.9", "-n", "9", "Many ways")
+    chunks = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {chunk["answer"] for chunk in chunks if "finish" in chunk} == {0, 1, 2}
+    last = chunks[-1]["total"]
+    assert last["completion_tokens"] == sum(chunk["n_tokens"] for chunk in chunks)
+    for i in range(3):
+        text = "".join(d["text"] for chunk in chunks if chunk["answer"] == i for d in chunk.get("deltas", []))
+        assert text == client.generate(text="Many ways", temperature=0.9, seed=11 + i, max_tokens=9).text
+    refused = shardd("generate", "--server", server.address, "--answers", "3", "x")
+    assert refused.returncode == 2 and "--json" in refused.stderr

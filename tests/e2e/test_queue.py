@@ -5,7 +5,7 @@ import time
 import grpc
 import pytest
 
-from shardd_client import Client, Refused, Server, make_request
+from shardd_client import Client, Refused, Server, make_request, shardd
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +109,9 @@ def test_priorities_hold(server, client, busy):
     for thread in threads:
         thread.join()
     assert "".join(done) == "ecadbf"
+
+
+def test_the_command_says_when_to_try_again(server, client, busy):
+    done = shardd("generate", "--server", server.address, "--queue-timeout", "50ms", "x")
+    assert done.returncode == 1 and "[queue_timeout]" in done.stderr, done.stderr
+    assert "Hint: try again in about " in done.stderr

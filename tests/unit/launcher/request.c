@@ -58,7 +58,13 @@ static void test_every_flag_arrives(void **state) {
             "--frequency-penalty", "2", "--seed", "18446744073709551615", "--logit-bias", "7=-1.5",
             "--logit-bias", "8=2", "--max-tokens", "9", "--min-tokens", "3", "--stop", "END", "--stop",
             "\n\n", "--stop-token-id", "11", "--ignore-eos", "--stop-in-reasoning", "--json", "--logprobs",
-            "4", "--token-ids", "--parse-special", "--request-id", "id-1", "--model-name", "m", "hi");
+            "4", "--token-ids", "--parse-special", "--request-id", "id-1", "--model-name", "m", "--answers",
+            "3", "--queue-timeout", "1.5s", "--banned-token-id", "21", "--banned-token-id", "22", "hi");
+    assert_int_equal(r->n, 3);
+    assert_int_equal(r->queue_timeout_ms, 1500);
+    assert_int_equal(r->sampling->n_banned_token_ids, 2);
+    assert_int_equal(r->sampling->banned_token_ids[0], 21);
+    assert_int_equal(r->sampling->banned_token_ids[1], 22);
     assert_int_equal(r->sampling->_temperature_case, 1);
     assert_true(r->sampling->temperature == 0);
     assert_int_equal(r->sampling->top_k, 5);
