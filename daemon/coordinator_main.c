@@ -274,6 +274,7 @@ static int start_engine(struct coordinator *c, struct error *e) {
             .prefill_target_ms = o->prefill_target_ms,
             .speculative_tokens = o->speculative_tokens,
             .drafters = o->drafters,
+            .prefix_cache = o->prefix_cache,
             .step_timeout_ms = o->step_timeout_ms,
             .slow_reader_ms = o->slow_reader_ms,
             .launcher = {.fn = on_engine_message, .user = c},

@@ -25,6 +25,7 @@ enum {
     OPTION_SEED,
     OPTION_LOG,
     OPTION_SPECULATION,
+    OPTION_PREFIX_CACHE,
     OPTION_CONTROL,
     OPTION_HELP,
     OPTION_VERSION,
@@ -74,7 +75,8 @@ static void print_help(void) {
            "  --metrics-listen ADDRESS serve /metrics and /healthz over HTTP\n"
            "  --seed N                 of requests that bring none; 0 = drawn for each\n"
            "  --log-level LEVEL        error, warning, notice, info or debug\n"
-           "  --speculation HOW        who makes drafts: auto, mtp, lookup or off\n");
+           "  --speculation HOW        who makes drafts: auto, mtp, lookup or off\n"
+           "  --prefix-cache on|off    what prompts begin with is kept (on)\n");
     for (size_t i = 0; i < N_NUMBERS; i++)
         printf("  --%-22s %s (%u)\n", numbers[i].name, numbers[i].help, numbers[i].preset);
 }
@@ -145,6 +147,11 @@ static int take(struct coordinator_options *o, int option, const char *text, str
                                 : 0;
     case OPTION_SPECULATION:
         return take_speculation(o, text, e);
+    case OPTION_PREFIX_CACHE:
+        o->prefix_cache = strcmp(text, "on") == 0;
+        return o->prefix_cache || strcmp(text, "off") == 0
+                       ? 0
+                       : error_set(e, -EINVAL, "--prefix-cache %s: give on or off", text);
     case OPTION_HELP:
         print_help();
         return 1;
@@ -158,7 +165,7 @@ static int take(struct coordinator_options *o, int option, const char *text, str
     }
 }
 
-#define FIXED_OPTIONS 10 /* before numbers[] */
+#define FIXED_OPTIONS 11 /* before numbers[] */
 
 int coordinator_options_parse(int argc, char **argv, struct coordinator_options *ret, struct error *e) {
     struct option table[FIXED_OPTIONS + N_NUMBERS + 1] = {
@@ -170,10 +177,12 @@ int coordinator_options_parse(int argc, char **argv, struct coordinator_options 
             {"log-level", required_argument, NULL, OPTION_LOG},
             {"control-fd", required_argument, NULL, OPTION_CONTROL},
             {"speculation", required_argument, NULL, OPTION_SPECULATION},
+            {"prefix-cache", required_argument, NULL, OPTION_PREFIX_CACHE},
             {"help", no_argument, NULL, OPTION_HELP},
             {"version", no_argument, NULL, OPTION_VERSION},
     };
     struct coordinator_options o = {.control_fd = -1,
+            .prefix_cache = true,
             .log_level = LOG_LEVEL_INFO,
             .drafters = ENGINE_DRAFTS_OF_MODEL | ENGINE_DRAFTS_OF_LOOKUP};
     ret->control_fd = -1;

@@ -17,6 +17,7 @@ struct coordinator_options {
     uint32_t grpc_threads, shutdown_grace_ms, step_timeout_ms, slow_reader_ms, prefill_target_ms;
     uint32_t connections_max, speculative_tokens;
     uint32_t drafters; /* enum engine_drafts */
+    bool prefix_cache;
     uint64_t seed;
     int log_level;
 };

@@ -66,12 +66,15 @@ void answers_done(struct answers *a, struct generation *g, Shardd__V1__Usage *re
     ret->prompt_tokens = g->prompt_tokens;
     ret->completion_tokens = (uint32_t)g->n_tokens;
     ret->reasoning_tokens = g->reasoning_tokens;
+    ret->cached_tokens = engine_stream_cached_tokens(g->stream);
     ret->queue_ms = since_ms(a->received_ns, t.first_step_ns);
     ret->first_token_ms = since_ms(a->received_ns, t.first_token_ns);
     ret->total_ms = since_ms(a->received_ns, clock_ns());
     a->sum.prompt_tokens = ret->prompt_tokens;
     a->sum.completion_tokens += ret->completion_tokens;
     a->sum.reasoning_tokens += ret->reasoning_tokens;
+    if (first || ret->cached_tokens < a->sum.cached_tokens) /* what none of them computed */
+        a->sum.cached_tokens = ret->cached_tokens;
     a->sum.queue_ms = sooner(a->sum.queue_ms, ret->queue_ms, first);
     a->sum.first_token_ms = sooner(a->sum.first_token_ms, ret->first_token_ms, first);
     a->sum.total_ms = ret->total_ms;

@@ -85,6 +85,16 @@ static uint64_t uptime_ms(const struct service *s) {
 }
 
 /* Those that are there. */
+static void fill_prefix_cache(const struct engine_stats *stats, Shardd__V1__PrefixCacheInfo *ret) {
+    *ret = (Shardd__V1__PrefixCacheInfo)SHARDD__V1__PREFIX_CACHE_INFO__INIT;
+    ret->states = stats->snapshots;
+    ret->states_max = stats->snapshots_max;
+    ret->kv_pages = stats->pages_cached;
+    ret->hits = stats->prefix_hits_total;
+    ret->cached_tokens = stats->cached_tokens_total;
+    ret->evictions = stats->snapshot_evictions_total;
+}
+
 static size_t fill_drafters(const struct engine_stats *stats, Shardd__V1__DrafterInfo *all) {
     size_t n = 0;
     for (uint32_t k = 0; k < ENGINE_DRAFTERS; k++) {
@@ -130,6 +140,9 @@ static void answer_server_info(struct rpc_call *c) {
     answer.steps_total = stats.steps_total;
     answer.group_epoch = stats.group_epoch;
     answer.coord_epoch = stats.coord_epoch;
+    Shardd__V1__PrefixCacheInfo cache;
+    fill_prefix_cache(&stats, &cache);
+    answer.prefix_cache = stats.snapshots_max > 0 ? &cache : NULL;
     Shardd__V1__DrafterInfo drafters[ENGINE_DRAFTERS], *list[ENGINE_DRAFTERS];
     answer.n_drafters = fill_drafters(&stats, drafters);
     for (size_t i = 0; i < answer.n_drafters; i++)

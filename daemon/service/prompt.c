@@ -44,6 +44,17 @@ int prompt_from_text(const struct model *m, ProtobufCBinaryData text, bool parse
     return 0;
 }
 
+/* A message begins with the control token that the first begins with, which no text can give. */
+static void find_messages(struct prompt *p) {
+    for (size_t i = 1; i < p->n; i++) {
+        if (p->ids[i] != p->ids[0])
+            continue;
+        p->turn_end = (uint32_t)i;
+        if (p->shared_end == 0)
+            p->shared_end = p->turn_end;
+    }
+}
+
 static int render(const struct model *m, const Shardd__V1__ChatInput *chat, const struct conversation *c,
         uint32_t length, struct prompt *p, struct rpc_status *s) {
     struct error e = {0};
@@ -61,6 +72,7 @@ static int render(const struct model *m, const Shardd__V1__ChatInput *chat, cons
         chat_rendered_done(&text);
         return refuse_encoding(r, length, &e, s);
     }
+    find_messages(p);
     p->chat = true;
     p->thinking_open = text.thinking_open;
     p->rendered = text.text;

@@ -12,9 +12,11 @@ struct prompt {
     uint32_t *ids; /* malloc'ed */
     size_t n;
     bool chat;
-    bool thinking_open; /* chat: the prompt ends inside a think block */
-    json_t *tools;      /* chat: array or NULL; a reference */
-    char *rendered;     /* chat: the text of the template, malloc'ed */
+    bool thinking_open;  /* chat: the prompt ends inside a think block */
+    json_t *tools;       /* chat: array or NULL; a reference */
+    uint32_t shared_end; /* chat: tokens of the first message; 0 = there is no other */
+    uint32_t turn_end;   /* chat: tokens of all messages, before what begins the answer; 0 = as shared_end */
+    char *rendered;      /* chat: the text of the template, malloc'ed */
     size_t rendered_bytes;
 };
 

@@ -293,6 +293,13 @@ int request_check_options(
     if (q->priority < -100 || q->priority > 100)
         return refuse(s, REFUSAL_INVALID_FIELD, "priority is %d; give -100 to 100", q->priority);
     ret->engine.priority = q->priority;
+    if (q->cache_salt.len > CACHE_SALT_BYTES_MAX)
+        return refuse(s, REFUSAL_INVALID_FIELD, "cache_salt has %zu bytes; give at most %u",
+                q->cache_salt.len, CACHE_SALT_BYTES_MAX);
+    if (message_check_utf8(q->cache_salt, "cache_salt", s) < 0)
+        return -1;
+    ret->engine.cache_salt = q->cache_salt.data;
+    ret->engine.n_cache_salt = (uint32_t)q->cache_salt.len;
     ret->engine.queue_ms = q->queue_timeout_ms;
     if (q->n > ANSWERS_MAX)
         return refuse(s, REFUSAL_INVALID_FIELD, "n is %u; give 1 to %u answers", q->n, ANSWERS_MAX);
@@ -353,6 +360,8 @@ int request_check(const Request *q, const struct request_context *x, struct plan
     }
     ret->engine.prompt_ids = ret->prompt.ids;
     ret->engine.n_prompt = (uint32_t)ret->prompt.n;
+    ret->engine.shared_end = ret->prompt.shared_end;
+    ret->engine.turn_end = ret->prompt.turn_end;
     return 0;
 }
 

@@ -5,8 +5,9 @@
  * nothing. One caller at a time per context. */
 #include "kernels/cpu/internal.h"
 
+#include "base/host_memory.h"
+
 #include <errno.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,21 +125,6 @@ void k_host_free(struct k_context *c, void *p) {
     k_free(c, p);
 }
 
-static bool read_number(const char *path, const char *key, uint64_t *ret) {
-    char line[256];
-    bool found = false;
-    FILE *f = fopen(path, "re");
-    if (!f)
-        return false;
-    while (!found && fgets(line, sizeof line, f)) {
-        size_t n = strlen(key);
-        if (strncmp(line, key, n) == 0)
-            found = sscanf(line + n, "%" SCNu64, ret) == 1;
-    }
-    fclose(f);
-    return found;
-}
-
 uint32_t k_step_rows(void) {
     return 512;
 }
@@ -147,16 +133,7 @@ bool k_memory_shared(const struct k_context *c) {
     return true;
 }
 
-/* What the machine has left, or the control group if that is less. */
 uint64_t k_memory_free(const struct k_context *c) {
-    uint64_t kib = 0, limit, used;
     (void)c;
-    read_number("/proc/meminfo", "MemAvailable:", &kib);
-    uint64_t bytes = kib * 1024;
-    if (read_number("/sys/fs/cgroup/memory.max", "", &limit) &&
-            read_number("/sys/fs/cgroup/memory.current", "", &used)) {
-        uint64_t left = limit > used ? limit - used : 0;
-        bytes = left < bytes ? left : bytes;
-    }
-    return bytes;
+    return host_memory_free();
 }

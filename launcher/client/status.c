@@ -92,6 +92,12 @@ static void print_drafter(const Shardd__V1__DrafterInfo *d) {
             d->silent ? ", not worth their time now" : "");
 }
 
+static void print_prefix_cache(const Shardd__V1__PrefixCacheInfo *p) {
+    printf("%-18s %u of %u states, %u pages; %llu hits, %llu tokens not computed again\n", "prefix cache",
+            p->states, p->states_max, p->kv_pages, (unsigned long long)p->hits,
+            (unsigned long long)p->cached_tokens);
+}
+
 static void print_server(const Shardd__V1__GetServerInfoResponse *s) {
     print_uptime(s->uptime_ms);
     print_text("version", s->version);
@@ -107,6 +113,8 @@ static void print_server(const Shardd__V1__GetServerInfoResponse *s) {
     printf("%-18s %llu requests, %llu prompt and %llu generated tokens, %llu steps\n", "so far",
             (unsigned long long)s->requests_total, (unsigned long long)s->prompt_tokens_total,
             (unsigned long long)s->generated_tokens_total, (unsigned long long)s->steps_total);
+    if (s->prefix_cache)
+        print_prefix_cache(s->prefix_cache);
     for (size_t i = 0; i < s->n_drafters; i++)
         print_drafter(s->drafters[i]);
     printf("%-18s group %llu, coordinator %llu\n", "starts", (unsigned long long)s->group_epoch,
@@ -147,6 +155,17 @@ static json_t *json_of_drafters(Shardd__V1__DrafterInfo *const *all, size_t n) {
     return list;
 }
 
+static json_t *json_of_prefix_cache(const Shardd__V1__PrefixCacheInfo *p) {
+    json_t *o = json_object();
+    put(o, "states", p->states);
+    put(o, "states_max", p->states_max);
+    put(o, "kv_pages", p->kv_pages);
+    put(o, "hits", p->hits);
+    put(o, "cached_tokens", p->cached_tokens);
+    put(o, "evictions", p->evictions);
+    return o;
+}
+
 static json_t *json_of_server(const Shardd__V1__GetServerInfoResponse *s) {
     json_t *o = json_object();
     json_object_set_new(o, "version", json_of_bytes(s->version));
@@ -167,6 +186,8 @@ static json_t *json_of_server(const Shardd__V1__GetServerInfoResponse *s) {
     put(o, "steps_total", s->steps_total);
     put(o, "group_epoch", s->group_epoch);
     put(o, "coord_epoch", s->coord_epoch);
+    if (s->prefix_cache)
+        json_object_set_new(o, "prefix_cache", json_of_prefix_cache(s->prefix_cache));
     json_object_set_new(o, "drafters", json_of_drafters(s->drafters, s->n_drafters));
     return o;
 }

@@ -7,6 +7,7 @@
 #include "tp/load/fingerprint.h"
 #include "tp/worker/forward.h"
 #include "tp/worker/meeting.h"
+#include "tp/worker/prefix_units.h"
 #include "tp/worker/rank_keep.h"
 
 #include <errno.h>
@@ -308,6 +309,10 @@ static int decide_budget(
     pool.pages_per_slot = (uint32_t)all[2];
     if (rc == 0 && less)
         budget_lessen(s, &q, &pool, (uint32_t)all[3], first, &r->budget);
+    if (rc == 0) {
+        const uint64_t taken = q.weight_bytes + q.scratch_bytes + q.reserve_bytes + r->budget.pool_bytes;
+        prefix_units_choose(r, memory > taken ? memory - taken : 0);
+    }
     return rc;
 }
 

@@ -52,8 +52,11 @@ struct rank_options {
     double kv_cache_fraction; /* 0 = RANK_POOL_FRACTION_DEFAULT */
     uint64_t memory_bytes;    /* what this rank may use; 0 = what is free, a tp'th where ranks share memory */
     uint32_t pages;           /* of the KV cache, with max_num_seqs slots; 0 = as memory allows */
-    uint32_t slot_units, page_units;
-    bool dummy; /* --load-format dummy: only config.json is read */
+    uint32_t slot_units, page_units; /* exactly so many host units */
+    bool prefix_cache;               /* with slot_units 0: as many as prefix_units.h chooses */
+    uint64_t prefix_bytes;           /* of the host for them; 0 = by fraction */
+    double prefix_fraction;          /* of what is free there; 0 = chosen */
+    bool dummy;                      /* --load-format dummy: only config.json is read */
     /* What dummy linears, and the dummy head, are quantised like (dummy_form.h); NULL = as config.json says. */
     const struct quant_matrix *dummy_quant, *dummy_head_quant;
     enum rank_packed packed;

@@ -41,7 +41,9 @@ const char worker_help[] =
         "  --kv-cache-dtype auto|bf16|fp32|int8   auto: fp32 when the checkpoint is fp32, else bf16\n"
         "  --kv-cache-memory SIZE       of each rank for KV pages and states, such as 8GiB or 500MB, or a part of the\n"
         "                               free memory, such as 0.5; 0 = half of it\n"
-        "  --slot-units N, --page-units N   host memory units for swapped states and pages (default 0)\n"
+        "  --prefix-cache on|off        host memory for the states after prefixes of prompts (default off)\n"
+        "  --prefix-cache-memory SIZE   of each rank for them, or a part of what is free; 0: an eighth, at most 4GiB\n"
+        "  --slot-units N, --page-units N   host memory units for states and pages, exactly so many (default 0)\n"
         "\n"
         "ranks\n"
         "  --tensor-parallel-size N     ranks of the group: 1, 2, 4 or 8\n"
@@ -80,6 +82,8 @@ enum flag {
     FLAG_MAX_NUM_BATCHED_TOKENS,
     FLAG_KV_CACHE_DTYPE,
     FLAG_KV_CACHE_MEMORY,
+    FLAG_PREFIX_CACHE,
+    FLAG_PREFIX_CACHE_MEMORY,
     FLAG_SLOT_UNITS,
     FLAG_PAGE_UNITS,
     FLAG_LOAD_FORMAT,
@@ -119,6 +123,8 @@ static const struct option flags[] = {
         {"max-num-batched-tokens", required_argument, NULL, FLAG_MAX_NUM_BATCHED_TOKENS},
         {"kv-cache-dtype", required_argument, NULL, FLAG_KV_CACHE_DTYPE},
         {"kv-cache-memory", required_argument, NULL, FLAG_KV_CACHE_MEMORY},
+        {"prefix-cache", required_argument, NULL, FLAG_PREFIX_CACHE},
+        {"prefix-cache-memory", required_argument, NULL, FLAG_PREFIX_CACHE_MEMORY},
         {"slot-units", required_argument, NULL, FLAG_SLOT_UNITS},
         {"page-units", required_argument, NULL, FLAG_PAGE_UNITS},
         {"load-format", required_argument, NULL, FLAG_LOAD_FORMAT},
@@ -220,9 +226,16 @@ static int parse_kv_dtype(const char *text, enum rank_kv_dtype *ret, struct erro
 }
 
 /* 0 leaves the choice to the rank. */
-static int parse_kv_memory(const char *text, struct rank_options *o, struct error *e) {
-    int r = size_or_part_parse(text, UINT64_MAX, &o->kv_cache_bytes, &o->kv_cache_fraction, e);
-    return r < 0 ? error_prefix(e, r, "--%s", name_of(FLAG_KV_CACHE_MEMORY)) : 0;
+static int parse_memory(int flag, const char *text, uint64_t *ret_bytes, double *ret_part, struct error *e) {
+    int r = size_or_part_parse(text, UINT64_MAX, ret_bytes, ret_part, e);
+    return r < 0 ? error_prefix(e, r, "--%s", name_of(flag)) : 0;
+}
+
+static int parse_prefix_cache(const char *text, bool *ret, struct error *e) {
+    *ret = strcmp(text, "on") == 0;
+    if (!*ret && strcmp(text, "off") != 0)
+        return error_set(e, -EINVAL, "--prefix-cache '%s': on or off is expected", text);
+    return 0;
 }
 
 static int parse_plan(const char *text, struct rank_options *o, struct error *e) {
@@ -317,7 +330,11 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
     case FLAG_KV_CACHE_DTYPE:
         return parse_kv_dtype(text, &r->kv_dtype, e);
     case FLAG_KV_CACHE_MEMORY:
-        return parse_kv_memory(text, r, e);
+        return parse_memory(flag, text, &r->kv_cache_bytes, &r->kv_cache_fraction, e);
+    case FLAG_PREFIX_CACHE:
+        return parse_prefix_cache(text, &r->prefix_cache, e);
+    case FLAG_PREFIX_CACHE_MEMORY:
+        return parse_memory(flag, text, &r->prefix_bytes, &r->prefix_fraction, e);
     case FLAG_SLOT_UNITS:
         return parse_u32(flag, text, 0, 65536, &r->slot_units, e);
     case FLAG_PAGE_UNITS:

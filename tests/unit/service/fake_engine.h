@@ -260,6 +260,10 @@ const char *engine_stream_error(const struct engine_stream *s) {
     return "the fake engine failed";
 }
 
+uint32_t engine_stream_cached_tokens(const struct engine_stream *s) {
+    return s->prompt_n / 2;
+}
+
 void engine_stream_timing(const struct engine_stream *s, struct engine_timing *ret) {
     (void)s;
     *ret = (struct engine_timing){.first_step_ns = fake_now(), .first_token_ns = fake_now()};

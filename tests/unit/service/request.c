@@ -328,6 +328,7 @@ static void test_what_the_engine_gets(void **state) {
     d->ids[0] = 77;
     d->request.request_id = message_string("mine");
     d->request.priority = -5;
+    d->request.cache_salt = message_string("a salt");
     MAX_TOKENS(7);
     d->stopping.min_tokens = 3;
     d->output.logprobs = true;
@@ -343,6 +344,8 @@ static void test_what_the_engine_gets(void **state) {
     assert_int_equal(p->engine.stop_ids[0], 77);
     assert_string_equal(p->engine.request_id, "mine");
     assert_int_equal(p->engine.priority, -5);
+    assert_int_equal(p->engine.n_cache_salt, 6);
+    assert_memory_equal(p->engine.cache_salt, "a salt", 6);
     assert_int_equal(p->engine.max_tokens, 7);
     assert_int_equal(p->engine.min_tokens, 3);
     assert_true(p->engine.logprobs);

@@ -1,0 +1,132 @@
+"""The prefix cache over real workers: conversations of several turns say the same with it and without, to the bit of
+their log probabilities, and compute only what is new."""
+import json
+import socket
+import urllib.request
+
+import pytest
+
+from shardd_client import Refused, Server, make_request, shardd
+
+# A turn of ids: how many are new, and how many the answer may have.
+TURNS = [(150, 70), (17, 65), (64, 1), (1, 130), (95, 66)]
+SAYS = ["Tell me of ships, slowly, and of harbours, and of the weather that both of them wait for. ",
+        "And then, and after that, and in the end? ", "Why would anybody do that, when the tide is out? ",
+        "One word, and not a long one, please. "]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def sampled(request, turn):
+    """Every other turn with what depends on which tokens were seen, and how often."""
+    request.sampling.temperature = 0.7
+    request.output.logprobs = True
+    request.output.top_logprobs = 2
+    request.stopping.ignore_eos = True
+    if turn % 2:
+        request.sampling.repetition_penalty = 1.3
+        request.sampling.presence_penalty = 0.5
+        request.sampling.frequency_penalty = 0.25
+    return request
+
+
+def said(answer):
+    return answer.ids, [(p.logprob, [(t.token_id, t.logprob) for t in p.top]) for p in answer.logprobs]
+
+
+def talk_in_ids(client, salt=""):
+    """Each turn is the one before, its answer and something new. Returns what was said and what came from the cache."""
+    prompt, answers, cached, rows = [], [], [], []
+    for turn, (new, most) in enumerate(TURNS):
+        prompt += [(7 * i + 13 * turn) % 250 for i in range(new)]
+        answer = client.generate(sampled(make_request(ids=prompt, max_tokens=most, seed=turn, cache_salt=salt), turn))
+        answers.append(said(answer))
+        cached.append(answer.finish.usage.cached_tokens)
+        rows.append(len(prompt))
+        prompt += answer.ids
+    return answers, cached, rows
+
+
+def talk_in_messages(client):
+    """A chat whose client sends what it was told, and no reasoning."""
+    messages, answers, cached = [("system", "You are a harbour pilot. " * 6)], [], []
+    for turn, text in enumerate(SAYS):
+        messages.append(("user", text * 2))
+        answer = client.generate(sampled(make_request(chat=messages, max_tokens=40, seed=turn), turn))
+        answers.append(said(answer))
+        cached.append((answer.finish.usage.cached_tokens, answer.started.prompt_tokens))
+        messages.append(("assistant", "Well, %d." % turn))
+    return answers, cached
+
+
+@pytest.mark.parametrize("tp", ["1", "2"])
+def test_same_answers(model, tp):
+    flags = ("--tensor-parallel-size", tp, "--max-model-len", "1500", "--max-num-seqs", "4", "--prefix-cache-memory",
+             "64MiB")
+    port = free_port()
+    with Server(model, *flags, "--prefix-cache", "off") as plain:
+        with plain.client() as client:
+            expected, none, _ = talk_in_ids(client)
+            expected_chat, none_in_chat = talk_in_messages(client)
+            assert not client.call("GetServerInfo").HasField("prefix_cache")
+    with Server(model, *flags, "--metrics-listen", "127.0.0.1:%d" % port) as running:
+        assert "states of prefixes" in running.log_text()
+        with running.client() as client:
+            answers, cached, rows = talk_in_ids(client)
+            again, cached_again, _ = talk_in_ids(client)
+            salted, cached_salted, _ = talk_in_ids(client, salt="mine")
+            chat, cached_in_chat = talk_in_messages(client)
+            client.wait_idle()
+            info = client.call("GetServerInfo").prefix_cache
+        status = json.loads(shardd("status", "--server", running.address, "--json").stdout)["server"]["prefix_cache"]
+        text = shardd("status", "--server", running.address).stdout
+        metrics = urllib.request.urlopen("http://127.0.0.1:%d/metrics" % port).read().decode()
+    assert answers == again == salted == expected and chat == expected_chat
+    assert set(none) == {0} and {c for c, _ in none_in_chat} == {0}
+
+    # A turn goes on from the end of the answer before it, whose last token was never a row.
+    assert cached == cached_salted == [0] + [n + most - 1 for n, (_, most) in zip(rows, TURNS)][:-1]
+    # The second time nothing but the last rows of a prompt is computed, if its end was kept.
+    assert all(b >= a for a, b in zip(cached, cached_again)) and cached_again[0] >= rows[0] - 16
+
+    # In a chat it goes on from the end of the last message that both prompts have.
+    assert cached_in_chat[0][0] == 0
+    behind = {before - hit for (hit, _), (_, before) in zip(cached_in_chat[1:], cached_in_chat)}
+    assert len(behind) == 1 and behind < set(range(1, 40))  # what begins an answer
+
+    total = sum(cached) + sum(cached_again) + sum(cached_salted) + sum(c for c, _ in cached_in_chat)
+    assert info.cached_tokens == status["cached_tokens"] == total
+    assert info.hits == status["hits"] == 4 + 5 + 4 + 3
+    assert "prefix cache" in text
+    assert "\nshardd_prefix_cached_tokens_total %d\n" % total in metrics
+    assert "\nshardd_prefix_states %d\n" % info.states in metrics
+
+
+def test_salts_are_checked(model):
+    with Server(model, "--device", "null") as running:
+        with running.client() as client:
+            client.generate(make_request(ids=[1, 2, 3], cache_salt="x" * 128))
+            with pytest.raises(Refused) as refused:
+                client.generate(make_request(ids=[1, 2, 3], cache_salt="x" * 129))
+    assert refused.value.word == "invalid_field" and "cache_salt" in refused.value.sentence
+
+
+def test_workers_die(model):
+    """The states end with the workers; the requests do not. The one that was computed when they died is tried alone and
+    leaves nothing; those after it do."""
+    lengths = (5, 30, 6, 7)
+    worker = "--slot-units 20 --die-at-step 12 --id-first 1000 --id-count 5000"
+    with Server(model, "--device", "null", "--prefix-cache", "off", env={"SHARDD_NULL_ARGS": "--id-first 1000 "
+                                                                        "--id-count 5000"}) as plain:
+        with plain.client() as client:
+            expected = [client.generate(make_request(ids=list(range(200)), max_tokens=n)).ids for n in lengths]
+    with Server(model, "--device", "null", env={"SHARDD_NULL_ARGS": worker}) as running:
+        with running.client() as client:
+            answers = [client.generate(make_request(ids=list(range(200)), max_tokens=n)) for n in lengths]
+            assert client.call("GetServerInfo").group_epoch == 2
+    assert [a.ids for a in answers] == expected
+    assert [a.finish.usage.cached_tokens for a in answers] == [0, 192, 0, 192]
