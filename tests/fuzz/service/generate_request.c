@@ -4,6 +4,7 @@
 #include "daemon/service/message.h"
 #include "daemon/service/request.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,9 +27,13 @@ static void check_plan(const struct plan *p) {
     CHECK(p->engine.sampling.top_p > 0 && p->engine.sampling.top_p <= 1);
     CHECK(isfinite(p->engine.sampling.presence_penalty) && isfinite(p->engine.sampling.frequency_penalty));
     CHECK(p->engine.n_bias <= LOGIT_BIAS_MAX && p->engine.n_stop_ids <= STOP_IDS_MAX + MODEL_STOP_IDS_MAX);
-    for (uint32_t i = 0; i < p->engine.n_bias; i++)
-        CHECK(p->bias_ids[i] < VOCAB && fabsf(p->bias[i]) <= 100 &&
-                (i == 0 || p->bias_ids[i] > p->bias_ids[i - 1]));
+    for (uint32_t i = 0; i < p->engine.n_bias; i++) {
+        bool banned = p->bias[i] == -FLT_MAX;
+        CHECK(p->bias_ids[i] < VOCAB && (banned || fabsf(p->bias[i]) <= 100));
+        CHECK(i == 0 || p->bias_ids[i] > p->bias_ids[i - 1]);
+        CHECK(!banned || p->engine.sampling.repetition_penalty >= 1e-30f);
+    }
+    CHECK(p->n_answers >= 1 && p->n_answers <= ANSWERS_MAX);
     for (uint32_t i = 0; i < p->engine.n_stop_ids; i++)
         CHECK(p->stop_ids[i] < VOCAB);
     CHECK(p->n_stop_strings <= STOP_STRINGS_MAX && p->engine.max_tokens <= NEW_TOKENS_MAX);
