@@ -43,7 +43,8 @@ struct world {
     struct engine_stats s;
 };
 
-static void start(struct world *w, enum source source, uint32_t odds, uint32_t pages, struct oracle *oracle) {
+static void start_with_rows(struct world *w, enum source source, uint32_t odds, uint32_t pages, uint32_t rows,
+        struct oracle *oracle) {
     struct engine_options o = harness_engine_options();
     struct null_rank_options r = harness_rank_options();
     o.speculative_tokens = source != NOBODY ? DRAFT_MAX : 0;
@@ -54,11 +55,16 @@ static void start(struct world *w, enum source source, uint32_t odds, uint32_t p
     r.has_mtp = 1;
     r.draft_odds = odds;
     r.pages = pages;
+    r.rows_max = rows;
     r.claimed_ns = STEP_NS;
     r.id_count = source == LOOKUP || odds == 0 ? 2 : 0; /* an answer of two ids repeats itself all the time */
     w->g = harness_engine(&o);
     harness_group_start(&w->group, w->g, &r, 1);
     assert_int_equal(engine_wait_ready(w->g, LONG_NS), 0);
+}
+
+static void start(struct world *w, enum source source, uint32_t odds, uint32_t pages, struct oracle *oracle) {
+    start_with_rows(w, source, odds, pages, 512, oracle);
 }
 
 static void stop(struct world *w) {
@@ -240,6 +246,29 @@ static void test_few_pages(void **state) {
     assert_true(sum(w.s.drafters[0].accepted) > 0);
 }
 
+/* Steps of hardly more rows than there are sequences, which the rank refuses to pass: nobody's own row waits for
+ * drafts, and prompts go on. */
+static void test_few_rows(void **state) {
+    (void)state;
+    static struct reading expected, all[8];
+    struct engine_request q = harness_request(prompt, 20, TOKENS, 3);
+    plain_tokens(100, &q, &expected);
+    for (uint32_t n = 1; n <= 8; n += 3) {
+        struct world w;
+        start_with_rows(&w, MODEL, 100, 256, 5, NULL);
+        for (uint32_t i = 0; i < n; i++)
+            harness_submit(w.g, &q, &all[i]);
+        harness_read(all, n, 0);
+        for (uint32_t i = 0; i < n; i++) {
+            assert_int_equal(all[i].n, TOKENS);
+            assert_memory_equal(all[i].ids, expected.ids, TOKENS * sizeof(expected.ids[0]));
+        }
+        harness_unref(all, n);
+        stop(&w);
+        assert_true(n > 1 || sum(w.s.drafters[0].accepted) > 0);
+    }
+}
+
 static void count_silence(void *user, int level, const char *text) {
     uint32_t *lines = user;
     (void)level;
@@ -295,6 +324,7 @@ int main(void) {
             cmocka_unit_test(test_min_tokens),
             cmocka_unit_test(test_full_ring),
             cmocka_unit_test(test_few_pages),
+            cmocka_unit_test(test_few_rows),
             cmocka_unit_test(test_silence),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
