@@ -88,6 +88,7 @@ static void take_submitted(struct engine *g, struct sequence *s) {
     if (s->due_ns > 0)
         heap_push(&g->deadlines, s);
     sequence_enter(s, SEQUENCE_WAITING);
+    queue_hold(g, s);
     heap_push(&g->waiting, s);
 }
 

@@ -123,7 +123,10 @@ struct engine_request { /* arrays are copied by submit */
     uint32_t queue_ms;    /* as max_queue_ms, of this request; the shorter one counts; 0 = none */
     char request_id[REQUEST_ID_BYTES_MAX + 1]; /* "" = none */
     char caller[ENGINE_CALLER_BYTES];          /* whose id it is: others may use the same one */
-    bool sibling; /* another answer of the request of this id: the caller has submitted one, which may have ended */
+    /* Another answer of the request that this stream is the first of (it may have ended), NULL = none. It may have the
+     * same id, has no limit of its time in the queue but the first one's, and where there is a prefix cache a longer
+     * prompt waits until the first one has spoken, so that it comes from there. */
+    struct engine_stream *lead;
     struct engine_poke poke;
     void *user; /* for the caller: engine_stream_user() */
 };

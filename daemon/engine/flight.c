@@ -89,6 +89,7 @@ static bool is_stop_id(const struct sequence *s, uint32_t id, uint32_t index) {
 static void take_token(struct engine *g, struct sequence *s, const struct step_sample *sample) {
     uint32_t index = s->n_tokens - s->n_prompt;
     timing_token(g, s);
+    g->look_at_held |= index == 0;
     s->tokens[s->n_tokens++] = sample->id;
     g->now.generated_tokens_total++;
     if (!s->counted) {

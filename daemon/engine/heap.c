@@ -32,7 +32,8 @@ static bool before(const struct heap *h, const struct sequence *a, const struct 
         return a->due_ns < b->due_ns;
     if (a->suspect != b->suspect)
         return a->suspect;
-    return a->set_back != b->set_back ? b->set_back : sequence_before(a, b);
+    bool a_last = a->set_back || a->held, b_last = b->set_back || b->held;
+    return a_last != b_last ? b_last : sequence_before(a, b);
 }
 
 static void put(struct heap *h, uint32_t at, struct sequence *s) {

@@ -11,7 +11,7 @@ struct sequence;
 struct heap {
     struct sequence **items; /* [capacity] */
     uint32_t n, capacity;
-    bool by_deadline; /* else suspects first, those set back last, then priority (higher first), then arrival */
+    bool by_deadline; /* else suspects first, those set back or held last, then priority (higher first), then arrival */
 };
 
 int heap_init(struct heap *h, uint32_t capacity, bool by_deadline);

@@ -57,6 +57,40 @@ uint64_t queue_start_by(const struct engine_options *o, uint64_t received_ns, ui
     return ms > 0 ? received_ns + (uint64_t)ms * MS_NS : 0;
 }
 
+/* The lead may have ended, and its sequence be gone. */
+static bool lead_reads(const struct sequence *s) {
+    const struct sequence *lead = s->lead != NULL ? s->lead->sequence : NULL;
+    return lead != NULL && lead->state != SEQUENCE_ENDING && lead->n_tokens == lead->n_prompt;
+}
+
+void queue_hold(struct engine *g, struct sequence *s) {
+    if (g->prefix.n_units > 0 && s->n_prompt > PAGE_TOKENS && lead_reads(s)) {
+        s->held = true;
+        g->n_held++;
+    }
+}
+
+void queue_unhold(struct engine *g, struct sequence *s) {
+    g->n_held -= s->held;
+    s->held = false;
+}
+
+void queue_release(struct engine *g) {
+    bool look = g->n_held > 0 && g->look_at_held;
+    g->look_at_held = false;
+    for (uint32_t i = 0; look && g->n_held > 0 && i < g->waiting.n;) {
+        struct sequence *s = g->waiting.items[i];
+        if (s->held && !lead_reads(s)) {
+            heap_remove(&g->waiting, s);
+            queue_unhold(g, s);
+            heap_push(&g->waiting, s);
+            i = 0; /* the heap is another */
+        } else {
+            i++;
+        }
+    }
+}
+
 enum engine_finish queue_lateness(const struct sequence *s, uint64_t now_ns) {
     return s->deadline_ns > 0 && s->deadline_ns <= now_ns ? ENGINE_FINISH_DEADLINE : ENGINE_FINISH_QUEUE_TIME;
 }

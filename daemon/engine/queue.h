@@ -14,5 +14,10 @@ void queue_begun(struct engine *g, struct sequence *s, uint64_t now_ns);
 void queue_left(struct engine *g, struct sequence *s); /* it ended; nothing when it had begun */
 /* When a request has to have had its first step; 0 = it may wait for ever. queue_ms: its own limit, 0 = none. */
 uint64_t queue_start_by(const struct engine_options *o, uint64_t received_ns, uint32_t queue_ms);
+/* Called when s enters the queue: one whose prompt its lead is still reading is held behind all others. */
+void queue_hold(struct engine *g, struct sequence *s);
+/* Those whose lead has spoken, or is gone, wait like others from now on. */
+void queue_release(struct engine *g);
+void queue_unhold(struct engine *g, struct sequence *s); /* not while it is in the heap */
 /* By what a sequence in the heap of deadlines ends whose time has come. */
 enum engine_finish queue_lateness(const struct sequence *s, uint64_t now_ns);

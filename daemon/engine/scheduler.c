@@ -174,7 +174,8 @@ static void take_up_readers(struct engine *g) {
 static void set_one_back(struct plan *p) {
     struct engine *g = p->g;
     uint32_t most = least(least(g->o.max_num_seqs, SEQS_MAX), g->pools.n_slots);
-    if (g->waiting.n == 0 || g->waiting.items[0]->set_back || g->n_running < most)
+    if (g->waiting.n == 0 || g->waiting.items[0]->set_back || g->waiting.items[0]->held ||
+            g->n_running < most)
         return;
     for (uint32_t i = 0; i < g->n_running; i++)
         if (g->running[i]->state == SEQUENCE_PREEMPTING)
@@ -285,7 +286,7 @@ static struct sequence *admit(struct plan *p) {
     if (g->waiting.n == 0 || g->n_running >= least(g->o.max_num_seqs, SEQS_MAX))
         return NULL;
     struct sequence *s = g->waiting.items[0];
-    if (s->set_back)
+    if (s->set_back || s->held)
         return NULL;
     struct prefix_hit hit;
     /* Some pages are left to those that generate, or the newcomer would soon be put back again. */
@@ -396,6 +397,7 @@ int scheduler_plan(struct engine *g, uint64_t now) {
     p.f->waited = g->speculation.synchronous;
     put_back(g);
     take_up_readers(g);
+    queue_release(g);
     bool again, kept = reuse_keep_ended(g);
     do {
         prepare(&p);

@@ -137,11 +137,14 @@ static void drop(struct engine *g, struct sequence *s) {
     assert(s->in_flight == 0 && s->state == SEQUENCE_ENDING);
     heap_remove(&g->waiting, s);
     not_set_back(g, s);
+    queue_unhold(g, s);
+    g->look_at_held = true;
     if (s->slot != 0)
         leave_running(g, s, s->answered);
     sequence_cleared(g, s);
     s->stream->sequence = NULL;
     engine_stream_unref(s->stream);
+    engine_stream_unref(s->lead);
     if (g->o.drafter.ended != NULL)
         g->o.drafter.ended(g->o.drafter.user, s->number);
     sequence_free(s);

@@ -98,6 +98,8 @@ struct sequence {
     uint32_t n_marks, marks[MARKS_MAX]; /* rows after which one is wanted, ascending */
     uint64_t last_token_ns;             /* when its last token came */
     uint32_t unseen;                    /* tokens that were generated after the stop string */
+    struct engine_stream *lead;         /* the first answer of its request, or NULL; a reference */
+    bool held;                          /* waits until its lead has read the prompt, behind all others */
     bool set_back; /* gave its slot up because its reader stalled: waits for it, behind all others */
 };
 
@@ -188,7 +190,8 @@ struct engine {
     struct sequence *quarantine; /* the suspect that runs alone */
     uint32_t prefill_rows;       /* limit of prompt rows a step */
     uint32_t n_stalled;          /* sequences held back by a full ring in the last plan */
-    uint32_t n_set_back;
+    uint32_t n_set_back, n_held;
+    bool look_at_held; /* a first token has come, or a sequence is gone: a lead may be among them */
     struct engine_poke pokes[POKES_MAX];
     uint32_t n_pokes;
     uint64_t evictions_before; /* of the prefix caches of groups that are gone */

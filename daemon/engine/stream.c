@@ -22,7 +22,7 @@ struct engine_stream *stream_create(const struct engine_request *request) {
     s->refs = 2;                                        /* the engine's and the caller's */
     s->poke = request->poke;
     s->user = request->user;
-    s->sibling = request->sibling;
+    s->sibling = request->lead != NULL;
     s->received_ns = clock_ns();
     memcpy(s->request_id, request->request_id, sizeof(s->request_id));
     s->request_id[REQUEST_ID_BYTES_MAX] = 0;

@@ -111,10 +111,15 @@ int engine_submit(
         return error_set(e, -EAGAIN, "no memory for another request: try again later");
     }
     s->sequence = sequence;
-    sequence->start_by_ns = queue_start_by(&g->o, s->received_ns, q->queue_ms);
+    sequence->lead = q->lead;
+    if (q->lead != NULL)
+        stream_ref(q->lead);
+    else
+        sequence->start_by_ns = queue_start_by(&g->o, s->received_ns, q->queue_ms);
     sequence->due_ns = earlier(sequence->deadline_ns, sequence->start_by_ns);
     r = registry_add(g, s, e);
     if (r < 0) {
+        engine_stream_unref(q->lead);
         sequence_free(sequence);
         free(s);
         return r;

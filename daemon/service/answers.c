@@ -42,7 +42,7 @@ int answers_submit(struct answers *a, struct engine *engine, struct plan *p, str
     int r = 0;
     for (uint32_t i = 0; i < a->n && r == 0; i++) {
         p->engine.sampling.seed = seed + i;
-        p->engine.sibling = i > 0;
+        p->engine.lead = i > 0 ? a->of[0]->stream : NULL;
         r = engine_submit(engine, &p->engine, &a->of[i]->stream, e);
     }
     p->engine.sampling.seed = seed;

@@ -93,3 +93,11 @@ def test_the_command_shows_all(server, client):
         assert text == client.generate(text="Many ways", temperature=0.9, seed=11 + i, max_tokens=9).text
     refused = shardd("generate", "--server", server.address, "--answers", "3", "x")
     assert refused.returncode == 2 and "--json" in refused.stderr
+
+
+def test_the_prompt_is_read_once(client):
+    request = make_request(ids=[7 + i % 90 for i in range(1000)], temperature=1.0, seed=3, max_tokens=4, n=4)
+    answers, total = split(client.chunks(request))
+    assert [answer.finish.usage.cached_tokens > 900 for answer in answers] == [False, True, True, True]
+    assert total.prompt_tokens == 1000 and total.cached_tokens == 0
+    client.wait_idle()

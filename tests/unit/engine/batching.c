@@ -188,13 +188,13 @@ static void test_cancel_finish_abort(void **state) {
     }
     struct reading both[2]; /* two answers of one request have one id, and are aborted together */
     harness_submit(engine, &twin, &both[0]);
-    twin.sibling = true;
+    twin.lead = both[0].stream;
     harness_submit(engine, &twin, &both[1]);
     engine_cancel(engine, both[0].stream);
     harness_read(both, 1, 0);
-    twin.sibling = false;
+    twin.lead = NULL;
     assert_int_equal(engine_submit(engine, &twin, &unused, NULL), -EEXIST); /* one of them runs */
-    twin.sibling = true;
+    twin.lead = both[0].stream;
     struct reading third;
     harness_submit(engine, &twin, &third);
     assert_true(engine_abort(engine, "", "request-2"));
@@ -204,7 +204,7 @@ static void test_cancel_finish_abort(void **state) {
     assert_int_equal(third.finish, ENGINE_FINISH_ABORTED);
     harness_unref(both, 2);
     harness_unref(&third, 1);
-    twin.sibling = false;
+    twin.lead = NULL;
 
     struct reading again; /* and the id is free */
     twin.max_tokens = 2;

@@ -139,10 +139,12 @@ static void end_client(struct client *c) {
     c->active = false;
 }
 
-static void act(struct engine *g, struct client *c) {
+/* Some follow another one, whoever that is: they are held until it has spoken or is gone. */
+static void act(struct engine *g, struct client *c, const struct client *other) {
     if (!c->active) {
         c->kind = random_below(KINDS);
         struct engine_request q = request(c->kind);
+        q.lead = other->active && random_below(3) == 0 ? other->reading.stream : NULL;
         harness_submit(g, &q, &c->reading);
         c->active = true;
         c->asked = ENGINE_RUNNING;
@@ -192,7 +194,7 @@ static void run(const struct run *c) {
     struct engine *g = start(&groups[0], &r);
     uint32_t epoch = 1;
     for (uint32_t turn = 1; turn <= TURNS; turn++) {
-        act(g, &clients[random_below(LIVE)]);
+        act(g, &clients[random_below(LIVE)], &clients[random_below(LIVE)]);
         if (random_below(8) == 0)
             nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
         if (c->deaths > 0 && turn % (TURNS / (c->deaths + 1)) == 0 && epoch <= c->deaths) {

@@ -209,6 +209,49 @@ static void test_order(void **state) {
     harness_unref(&blocker, 1);
 }
 
+/* The first answer reads the prompt, the others of the request wait for it and go on from there; whoever else waits is
+ * served meanwhile. When the first answer ends in between they read it themselves. */
+static void test_answers_share_a_prompt(void **state) {
+    (void)state;
+    static struct reading r[4];
+    options.max_num_batched_tokens = 100;
+    options.prefix_cache = true;
+    rank_options.slot_units = 8;
+    for (int cancelled = 0; cancelled < 2; cancelled++) {
+        begin();
+        struct engine_request q = harness_request(prompt, 300, 3, 1),
+                              other = harness_request(prompt + 500, 5, 2, 1);
+        harness_submit(engine, &q, &r[0]);
+        look(); /* it has begun */
+        q.lead = r[0].stream;
+        harness_submit(engine, &q, &r[1]);
+        harness_submit(engine, &q, &r[2]);
+        harness_submit(engine, &other, &r[3]);
+        uint32_t opened = 1, rows = 0;
+        for (int i = 0; i < 40 && (r[1].finish == ENGINE_RUNNING || r[2].finish == ENGINE_RUNNING); i++) {
+            struct step_plan p = look();
+            for (uint32_t k = 0; k < p.n_entries; k++)
+                rows += p.entries[k].kind == STEP_ENTRY_PROMPT ? p.entries[k].n_rows : 0;
+            opened += i > 0 ? p.n_opens : 0;
+            answer();
+            if (i == 0 && cancelled)
+                engine_cancel(engine, r[0].stream);
+            for (uint32_t k = 0; k < 4; k++)
+                harness_take(&r[k]);
+            assert_true(cancelled || opened <= 2 || r[0].n > 0); /* the other one was opened */
+        }
+        assert_int_equal(r[1].finish, ENGINE_FINISH_LENGTH);
+        assert_int_equal(r[2].finish, ENGINE_FINISH_LENGTH);
+        assert_int_equal(r[3].finish, ENGINE_FINISH_LENGTH);
+        assert_memory_equal(r[1].ids, r[2].ids, 3 * sizeof(uint32_t));
+        if (!cancelled) /* all but the end of the prompt, once */
+            assert_in_range(rows, 300 + 5 + 2, 300 + 5 + 2 * PAGE_TOKENS);
+        harness_unref(r, 4);
+        if (cancelled == 0)
+            teardown(state);
+    }
+}
+
 /* While a prompt of 100,003 tokens is read, everybody who generates has a row in every step. */
 static void test_long_prompt_stops_nobody(void **state) {
     (void)state;
@@ -500,6 +543,7 @@ int main(void) {
             cmocka_unit_test_setup_teardown(test_order, setup, teardown),
             cmocka_unit_test_setup_teardown(test_open, setup, teardown),
             cmocka_unit_test_setup_teardown(test_prefill_limit, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_answers_share_a_prompt, setup, teardown),
             cmocka_unit_test_setup_teardown(test_long_prompt_stops_nobody, setup, teardown),
             cmocka_unit_test_setup_teardown(test_queue_tokens, setup, teardown),
             cmocka_unit_test_setup_teardown(test_queue_time, setup, teardown),

@@ -179,7 +179,7 @@ int engine_submit(
     int r = 0;
     pthread_mutex_lock(&g->mutex);
     for (uint32_t i = 0; i < g->n; i++)
-        if (!request->sibling && strcmp(g->streams[i]->request.request_id, request->request_id) == 0)
+        if (!request->lead && strcmp(g->streams[i]->request.request_id, request->request_id) == 0)
             r = error_set(e, -EEXIST, "request '%s' is running", request->request_id);
     if (g->draining)
         r = error_set(e, -ESHUTDOWN, "shutting down");
