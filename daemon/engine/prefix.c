@@ -12,6 +12,7 @@
 
 int prefix_init(struct prefix *x, const struct step_geometry *g, uint64_t seed) {
     *x = (struct prefix){.seed = seed,
+            .changes = x->changes + 1,
             .n_units = g->slot_units < PREFIX_UNITS_MAX ? g->slot_units : PREFIX_UNITS_MAX,
             .free_unit = PREFIX_NONE,
             .oldest = PREFIX_NONE,
@@ -44,7 +45,7 @@ void prefix_done(struct prefix *x) {
     free(x->nodes);
     free(x->snapshots);
     free(x->buckets);
-    *x = (struct prefix){0};
+    *x = (struct prefix){.changes = x->changes + 1};
 }
 
 /* --- nodes --- */
@@ -73,6 +74,7 @@ static uint32_t make_child(struct prefix *x, struct pools *p, uint32_t parent, c
     uint32_t n = x->free_node;
     assert(n != 0);
     struct prefix_node *at = &x->nodes[n];
+    x->changes++;
     x->free_node = at->next;
     *at = (struct prefix_node){.hash = hash,
             .parent = parent,
@@ -102,6 +104,7 @@ static void prune(struct prefix *x, struct pools *p, uint32_t n) {
         if (at->refs > 0 || at->n_children > 0 || at->snapshots != PREFIX_NONE)
             return;
         uint32_t parent = at->parent;
+        x->changes++;
         if (!at->hidden)
             unlink_node(x, n);
         if (at->page != 0)
@@ -159,6 +162,7 @@ static void give_up(struct prefix *x, struct pools *p, uint32_t u) {
     x->free_unit = u;
     x->n_kept--;
     x->evictions++;
+    x->changes++;
     prune(x, p, s->node);
 }
 
@@ -235,6 +239,7 @@ uint32_t prefix_keep(struct prefix *x, struct pools *p, uint32_t slot, const uin
         pools_hold(p, s->page);
     link_youngest(x, u);
     x->n_kept++;
+    x->changes++;
     return u;
 }
 
@@ -364,6 +369,7 @@ void prefix_leave(struct prefix *x, struct pools *p, struct prefix_path *path) {
 }
 
 void prefix_hide(struct prefix *x, const struct prefix_path *path) {
+    x->changes++;
     for (uint32_t n = path->node; n != 0 && x->nodes[n].page != 0; n = x->nodes[n].parent) {
         if (x->nodes[n].hidden)
             continue;

@@ -46,6 +46,7 @@ struct prefix {
     uint32_t n_nodes, n_units, mask, free_node, free_unit, oldest, youngest;
     uint32_t n_kept; /* snapshots */
     uint64_t seed, evictions;
+    uint64_t changes; /* of what can be found; goes on counting over prefix_init() and prefix_done() */
 };
 
 struct prefix_path { /* of a sequence; node 0: it has none */

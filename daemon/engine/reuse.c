@@ -43,15 +43,26 @@ static bool caches(const struct engine *g) {
 
 /* --- coming --- */
 
-bool reuse_fits(const struct engine *g, const struct sequence *s, uint32_t spare, struct prefix_hit *ret) {
+/* What the cache has for s. Looked up once for each change there: one that waits is asked about in every step. */
+static void find(const struct engine *g, struct sequence *s) {
+    const struct prefix *x = &g->prefix;
+    if (s->found_changes == x->changes)
+        return;
+    s->found = prefix_find(x, salt_of(s), s->tokens, s->n_prompt, least(s->n_prompt, s->n_tokens - 1));
+    s->found_changes = x->changes;
+}
+
+bool reuse_fits(const struct engine *g, struct sequence *s, uint32_t spare, struct prefix_hit *ret) {
     uint32_t pages = pools_pages_for(&g->pools, s->n_tokens) + spare;
     uint32_t available = pools_available(&g->pools);
     *ret = (struct prefix_hit){.snapshot = PREFIX_NONE};
     /* A suspect is tried with what it computes itself. */
     if (!caches(g) || s->suspect)
         return pages <= available;
-    *ret = prefix_find(&g->prefix, salt_of(s), s->tokens, s->n_prompt, least(s->n_prompt, s->n_tokens - 1));
-    if (pages - ret->n_pages + prefix_idle_pages(&g->prefix, &g->pools, ret) <= available)
+    find(g, s);
+    *ret = s->found;
+    if (pages - ret->n_pages <= available &&
+            pages - ret->n_pages + prefix_idle_pages(&g->prefix, &g->pools, ret) <= available)
         return true;
     /* The page to copy is one more than without the cache, which does not keep anybody out. */
     *ret = (struct prefix_hit){.snapshot = PREFIX_NONE};
@@ -213,6 +224,7 @@ void reuse_forget(struct sequence *s) {
     s->path = (struct prefix_path){0};
     s->restore = PREFIX_NONE;
     s->n_marks = 0;
+    s->found_changes = 0; /* it may know more tokens now */
 }
 
 void reuse_distrust(struct engine *g, const struct sequence *s) {

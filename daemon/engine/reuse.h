@@ -17,7 +17,7 @@
 int reuse_begin(struct engine *g);
 
 /* Whether there are pages for all known tokens of s and `spare` more, and what it would take from the cache. */
-bool reuse_fits(const struct engine *g, const struct sequence *s, uint32_t spare, struct prefix_hit *ret);
+bool reuse_fits(const struct engine *g, struct sequence *s, uint32_t spare, struct prefix_hit *ret);
 /* After sequence_admit(), with what reuse_fits() said. */
 void reuse_admitted(struct engine *g, struct sequence *s, const struct prefix_hit *hit);
 
@@ -41,7 +41,7 @@ void reuse_mark(struct engine *g, struct sequence *s);
 void reuse_leave(struct engine *g, struct sequence *s, bool ended);
 /* Snapshots of slots that are closed next: at the beginning of a plan. Whether there were any. */
 bool reuse_keep_ended(struct engine *g);
-/* The group is gone: s has nothing there. */
+/* s has nothing there any more: it left, or the group is gone. */
 void reuse_forget(struct sequence *s);
 /* What s has computed is not to be trusted. */
 void reuse_distrust(struct engine *g, const struct sequence *s);

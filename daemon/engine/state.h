@@ -91,6 +91,8 @@ struct sequence {
     uint32_t computed_before; /* rows below it are a replay */
     bool counted;             /* in prompt_tokens_total */
     uint64_t stalled_since_ns;
+    struct prefix_hit found; /* in the prefix cache when this many changes had been made there */
+    uint64_t found_changes;
     /* The prefix cache (reuse.h); while it has a slot. */
     struct prefix_path path;
     uint32_t restore;                   /* the snapshot that its OPEN is followed by; PREFIX_NONE */

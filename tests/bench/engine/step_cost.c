@@ -1,9 +1,10 @@
 /* step_cost.c - what a step costs the engine thread: planning it and handling its completion, in us.
  *
  * The rank is a null rank on a thread of this process; a reader thread takes the tokens of all streams.
- * Printed for several numbers of sequences that decode, without speculation and with it, as the median and the least of
- * some rounds: the machine may be shared, and the time is wall-clock time of the engine thread. Aim: under 50 us at 64
- * sequences.
+ * Printed for several numbers of sequences that decode, without speculation and with it, and with a prefix cache that
+ * gives each of them a beginning, takes its end, and always has to give something up for that; as the median and the
+ * least of some rounds: the machine may be shared, and the time is wall-clock time of the engine thread. Aim: under 50
+ * us at 64 sequences.
  *
  *   bench-engine-step_cost [rounds] */
 #include "daemon/engine/engine.h"
@@ -18,6 +19,8 @@
 #include <unistd.h>
 
 #define TOKENS     400u
+#define PROMPT     16u
+#define BEGINNING  512u /* of prompts, where there is a prefix cache */
 #define ROUNDS_MAX 101
 
 static _Atomic bool stop;
@@ -62,15 +65,15 @@ static int by_size(const void *a, const void *b) {
 }
 
 /* us per step of one round; negative = it failed. */
-static double round_of(struct engine *g, uint32_t n) {
-    uint32_t prompt[16];
+static double round_of(struct engine *g, uint32_t n, uint32_t n_prompt) {
+    uint32_t prompt[BEGINNING + PROMPT];
     struct engine_stats before, after;
-    for (uint32_t i = 0; i < 16; i++)
+    for (uint32_t i = 0; i < n_prompt; i++)
         prompt[i] = i;
     engine_stats(g, &before);
     for (uint32_t i = 0; i < n; i++) {
         struct engine_request q = {.prompt_ids = prompt,
-                .n_prompt = 16,
+                .n_prompt = n_prompt,
                 .sampling = {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .seed = i},
                 .max_tokens = TOKENS};
         if (engine_submit(g, &q, &streams[i], NULL) < 0)
@@ -85,12 +88,12 @@ static double round_of(struct engine *g, uint32_t n) {
            (double)(after.steps_total - before.steps_total);
 }
 
-static int measure(struct engine *g, uint32_t n, int rounds) {
+static int measure(struct engine *g, uint32_t n, uint32_t n_prompt, int rounds) {
     double us[ROUNDS_MAX];
     struct engine_stats before, after;
     engine_stats(g, &before);
     for (int i = 0; i < rounds; i++) {
-        us[i] = round_of(g, n);
+        us[i] = round_of(g, n, n_prompt);
         if (us[i] < 0)
             return 1;
     }
@@ -107,6 +110,7 @@ struct set_up {
     const char *title;
     uint32_t drafters; /* enum engine_drafts */
     uint32_t id_count; /* few: answers repeat themselves, there is always a copy to propose */
+    uint32_t units;    /* for the prefix cache; 0 = there is none */
 };
 
 /* One engine with its rank, and all numbers of sequences. */
@@ -116,10 +120,12 @@ static int run(const struct set_up *s, int rounds) {
             .max_num_batched_tokens = STEP_ROWS_MAX,
             .max_queue = 1024,
             .speculative_tokens = DRAFT_MAX,
-            .drafters = s->drafters};
+            .drafters = s->drafters,
+            .prefix_cache = true};
     const struct null_rank_options r = {.tp = 1,
             .slots = SEQS_MAX,
             .pages = 16384,
+            .slot_units = s->units,
             .max_model_len = 1024,
             .rows_max = STEP_ROWS_MAX,
             .vocab_size = 248320,
@@ -147,7 +153,7 @@ static int run(const struct set_up *s, int rounds) {
         return 1;
     printf("%s\n", s->title);
     for (unsigned i = 0; i < sizeof(counts) / sizeof(counts[0]) && !failed; i++)
-        failed = measure(g, counts[i], rounds);
+        failed = measure(g, counts[i], PROMPT + (s->units > 0 ? BEGINNING : 0), rounds);
     engine_free(g);
     atomic_store(&stop, true);
     pthread_join(thread, NULL);
@@ -159,10 +165,12 @@ static int run(const struct set_up *s, int rounds) {
 
 int main(int argc, char **argv) {
     const struct set_up set_ups[] = {
-            {"without speculation", 0, 0},
-            {"drafts of the model, 70 of 100 right", ENGINE_DRAFTS_OF_MODEL, 0},
-            {"copies, one of three ids right", ENGINE_DRAFTS_OF_LOOKUP, 3},
-            {"both", ENGINE_DRAFTS_OF_MODEL | ENGINE_DRAFTS_OF_LOOKUP, 3},
+            {"without speculation", 0, 0, 0},
+            {"drafts of the model, 70 of 100 right", ENGINE_DRAFTS_OF_MODEL, 0, 0},
+            {"copies, one of three ids right", ENGINE_DRAFTS_OF_LOOKUP, 3, 0},
+            {"both", ENGINE_DRAFTS_OF_MODEL | ENGINE_DRAFTS_OF_LOOKUP, 3, 0},
+            {"a prefix cache", 0, 0, 64},
+            {"all of it", ENGINE_DRAFTS_OF_MODEL | ENGINE_DRAFTS_OF_LOOKUP, 3, 64},
     };
     long rounds = argc > 1 ? strtol(argv[1], NULL, 10) : 9;
     int failed = 0;
