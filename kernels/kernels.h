@@ -133,6 +133,8 @@ uint64_t k_memory_free(const struct k_context *c);         /* bytes that k_alloc
 bool k_memory_shared(const struct k_context *c);
 /* Rows of a step with which a prompt is read about as fast as with more: the default of who is not told. */
 uint32_t k_step_rows(void);
+/* Most drafts of a CONTINUE that this library has been taught: of k_pool_options. */
+uint32_t k_drafts_max(void);
 /* Do operations run behind the back of who queues them (a device), so that only k_mark() tells where they are? */
 bool k_runs_behind(const struct k_context *c);
 
@@ -338,7 +340,7 @@ struct k_pool_cost {
     uint64_t slot_unit_bytes; /* of the host; in fixed_bytes as well where that is the same memory */
 };
 void k_pool_cost(const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret);
-/* -ENOTSUP where this library takes no drafts, or not so many. */
+/* -ENOTSUP where drafts_max is more than k_drafts_max(). */
 int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct k_pool_options *options,
         struct k_pool **ret, struct error *e);
 struct k_pool *k_pool_free(struct k_pool *p);

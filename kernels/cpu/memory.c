@@ -128,6 +128,9 @@ void k_host_free(struct k_context *c, void *p) {
 uint32_t k_step_rows(void) {
     return 512;
 }
+uint32_t k_drafts_max(void) {
+    return DRAFT_MAX;
+}
 bool k_memory_shared(const struct k_context *c) {
     (void)c;
     return true;

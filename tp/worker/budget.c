@@ -116,6 +116,7 @@ int budget_make(
             .slot_units = q->slot_units,
             .page_units = q->page_units,
             .kv_dtype = q->kv_dtype,
+            .drafts_max = q->drafts_max,
     };
     struct k_pool_cost cost;
     uint64_t least = budget_pool_bytes(shape, o, &cost), taken = 0;

@@ -13,11 +13,16 @@ static const uint32_t short_contexts[] = FORWARD_CONTEXTS;
 /* Of a graph on a device, at most: the estimate for the budget. */
 #define LAYER_NODES 11u
 #define OTHER_NODES 48u
+#define DRAFT_NODES 32u /* of both graphs that make drafts, beside the MTP layer's */
 #define NODE_BYTES  2048u
+
+/* What follows the step where its entries ask for drafts: the first of each entry, then one more each time. */
+enum draft_part { DRAFT_FIRST, DRAFT_NEXT, DRAFT_PARTS };
 
 struct bucket {
     struct k_bounds bounds;
-    struct k_graph **graphs; /* [n_graphs] */
+    struct k_graph **graphs;             /* [n_graphs] */
+    struct k_graph *drafts[DRAFT_PARTS]; /* where drafts are made; else NULL */
 };
 enum place { PLACE_STEP, PLACE_LAYER, PLACE_WORDS };
 struct forward {
@@ -43,31 +48,32 @@ static void tap(const struct rank *r, const struct forward_hooks *hooks, uint32_
         k_download(r->stream, hooks->hidden + index * floats, r->x, floats * sizeof(float));
 }
 
-static void queue_mixer(const struct rank *r, const struct weights_layer *w, uint32_t kv_shift) {
+static void queue_mixer(
+        const struct rank *r, const struct k_batch *b, const struct weights_layer *w, uint32_t kv_shift) {
     if (w->attention) {
         const struct k_attention_weights aw = {.q_norm = w->q_norm, .k_norm = w->k_norm};
-        k_attention_step(r->stream, r->pool, r->batch, w->index, kv_shift, &aw, r->in, r->mid);
+        k_attention_step(r->stream, r->pool, b, w->index, kv_shift, &aw, r->in, r->mid);
     } else {
         const struct k_gdn_weights gw = {
                 .conv = w->conv, .a_log = w->a_log, .dt_bias = w->dt_bias, .norm = w->gdn_norm};
-        k_gdn_step(r->stream, r->pool, r->batch, w->index, &gw, r->in, r->mid);
+        k_gdn_step(r->stream, r->pool, b, w->index, &gw, r->in, r->mid);
     }
 }
 
 /* x += mixer(norm(x)); x += mlp(norm(x)) */
-static void queue_layer(const struct rank *r, const struct weights_layer *w, uint32_t layer,
-        uint32_t kv_shift, const struct forward_hooks *hooks) {
+static void queue_layer(const struct rank *r, const struct k_batch *b, const struct weights_layer *w,
+        uint32_t layer, uint32_t kv_shift, const struct forward_hooks *hooks) {
     float eps = r->config.rms_eps;
     mark(hooks, layer, FORWARD_MIXER_IN);
-    k_norm_project(r->stream, r->batch, r->x, w->input_norm, eps, w->mixer_in, r->in);
+    k_norm_project(r->stream, b, r->x, w->input_norm, eps, w->mixer_in, r->in);
     mark(hooks, layer, FORWARD_MIXER);
-    queue_mixer(r, w, kv_shift);
+    queue_mixer(r, b, w, kv_shift);
     mark(hooks, layer, FORWARD_MIXER_OUT);
-    k_project_residual(r->stream, r->comm, r->batch, w->mixer_out, r->mid, r->part, r->x);
+    k_project_residual(r->stream, r->comm, b, w->mixer_out, r->mid, r->part, r->x);
     mark(hooks, layer, FORWARD_GATE_UP);
-    k_norm_gate_up(r->stream, r->batch, r->x, w->post_norm, eps, w->gate_up, r->mid);
+    k_norm_gate_up(r->stream, b, r->x, w->post_norm, eps, w->gate_up, r->mid);
     mark(hooks, layer, FORWARD_DOWN);
-    k_project_residual(r->stream, r->comm, r->batch, w->down, r->mid, r->part, r->x);
+    k_project_residual(r->stream, r->comm, b, w->down, r->mid, r->part, r->x);
 }
 
 static void queue_embedding(const struct rank *r, const struct forward_hooks *hooks) {
@@ -76,20 +82,29 @@ static void queue_embedding(const struct rank *r, const struct forward_hooks *ho
     k_embed(r->stream, r->batch, r->weights.embedding, r->x);
 }
 
-/* The MTP layer's logits for the token after next. The residual stream is free by now and is used again; so
- * is hidden, once mtp_in has been made from it. */
-static void queue_mtp(const struct rank *r, const struct forward_hooks *hooks) {
+/* The MTP layer over a batch, from hidden rows and sampled ids to hidden rows in the same place. The residual stream is
+ * free by now and is used again; so is hidden, once mtp_in has been made from it. */
+static void queue_mtp(const struct rank *r, const struct k_batch *b, float *hidden,
+        const struct k_result *results, const struct forward_hooks *hooks) {
     const struct weights *w = &r->weights;
     float eps = r->config.rms_eps;
     uint32_t layer = r->config.n_layers + 1;
     mark(hooks, layer, FORWARD_MTP);
-    k_mtp_input(r->stream, r->pool, r->batch, w->embedding, r->hidden, w->mtp_norm_embedding,
-            w->mtp_norm_hidden, eps, r->results, r->mtp_in);
-    k_project(r->stream, r->batch, r->mtp_in, w->mtp_fc, r->x);
-    queue_layer(r, &w->mtp, layer, 1, &no_hooks);
-    k_final_norm(r->stream, r->pool, r->batch, r->x, w->mtp_norm, eps, r->hidden, /* keep= */ false);
-    k_head_sample(r->stream, r->pool, r->comm, r->batch, w->head, r->hidden, r->mtp_results, NULL,
-            r->mtp_logits, r->logits_rows);
+    k_mtp_input(r->stream, r->pool, b, w->embedding, hidden, w->mtp_norm_embedding, w->mtp_norm_hidden, eps,
+            results, r->mtp_in);
+    k_project(r->stream, b, r->mtp_in, w->mtp_fc, r->x);
+    queue_layer(r, b, &w->mtp, layer, 1, &no_hooks);
+    k_final_norm(r->stream, r->pool, b, r->x, w->mtp_norm, eps, hidden, /* keep= */ false);
+}
+
+static void queue_draft(const struct rank *r, enum draft_part part) {
+    if (part == DRAFT_FIRST)
+        k_draft_begin(r->stream, r->pool, r->batch, r->outcomes, r->hidden, r->draft_batch, r->draft_hidden);
+    else
+        queue_mtp(r, r->draft_batch, r->draft_hidden, r->draft_results, &no_hooks);
+    k_head_sample(r->stream, r->pool, r->comm, r->draft_batch, r->weights.head, r->draft_hidden,
+            r->draft_results, NULL, NULL, 0);
+    k_draft_take(r->stream, r->pool, r->draft_batch, r->draft_results);
 }
 
 static void queue_head(const struct rank *r, const struct forward_hooks *hooks) {
@@ -99,7 +114,10 @@ static void queue_head(const struct rank *r, const struct forward_hooks *hooks) 
     k_head_sample(r->stream, r->pool, r->comm, r->batch, r->weights.head, r->hidden, r->results, r->outcomes,
             r->logits, r->logits_rows);
     if (r->weights.has_mtp)
-        queue_mtp(r, hooks);
+        queue_mtp(r, r->batch, r->hidden, r->results, hooks);
+    if (r->weights.has_mtp && r->logits_rows > 0) /* for the token after next; for who looks at them */
+        k_head_sample(r->stream, r->pool, r->comm, r->batch, r->weights.head, r->hidden, r->mtp_results, NULL,
+                r->mtp_logits, r->logits_rows);
     k_end_step(r->stream, r->pool, r->batch, r->results, r->outcomes);
 }
 
@@ -112,11 +130,33 @@ static void queue_part(
     if (part == 0)
         queue_embedding(r, hooks);
     else if (part < f->n_parts - 1)
-        queue_layer(r, &r->weights.layers[part - 1], part, 0, hooks);
+        queue_layer(r, r->batch, &r->weights.layers[part - 1], part, 0, hooks);
     else
         queue_head(r, hooks);
     if (part < f->n_parts - 1)
         tap(r, hooks, part);
+}
+
+/* What all that is queued from now on has at most. Entries of the MTP layer that drafts make lie behind the step. */
+static void bound(const struct rank *r, const struct k_bounds *b) {
+    const uint32_t longest = r->budget.pool.pages_per_slot * PAGE_TOKENS, behind = b->context + r->drafts_max;
+    const struct k_bounds drafts = {b->entries, b->entries, behind < longest ? behind : longest};
+    k_batch_bounds(r->batch, b);
+    if (r->draft_batch)
+        k_batch_bounds(r->draft_batch, &drafts);
+}
+
+static int capture_drafts(struct forward *f, struct bucket *b, struct error *e) {
+    struct k_stream *s = f->rank->stream;
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && f->rank->draft_batch && i < DRAFT_PARTS; i++) {
+        r = k_capture_begin(s, e);
+        if (r < 0)
+            break;
+        queue_draft(f->rank, (enum draft_part)i);
+        r = k_capture_end(s, &b->drafts[i], e);
+    }
+    return r;
 }
 
 static int capture(struct forward *f, struct bucket *b, struct error *e) {
@@ -125,7 +165,7 @@ static int capture(struct forward *f, struct bucket *b, struct error *e) {
     b->graphs = calloc(f->n_graphs, sizeof(b->graphs[0]));
     if (!b->graphs)
         return error_set(e, -ENOMEM, "out of memory for %u graphs", f->n_graphs);
-    k_batch_bounds(f->rank->batch, &b->bounds);
+    bound(f->rank, &b->bounds);
     for (uint32_t i = 0; i < f->n_graphs; i++) {
         int r = k_capture_begin(s, e);
         if (r < 0)
@@ -136,7 +176,7 @@ static int capture(struct forward *f, struct bucket *b, struct error *e) {
         if (r < 0)
             return r;
     }
-    return 0;
+    return capture_drafts(f, b, e);
 }
 
 /* The contexts of the rank's buckets, ascending; the last is as much as a slot has pages for. */
@@ -214,6 +254,8 @@ struct forward *forward_free(struct forward *f) {
     for (uint32_t b = 0; b < f->n_buckets; b++) {
         for (uint32_t i = 0; f->buckets[b].graphs && i < f->n_graphs; i++)
             k_graph_free(f->buckets[b].graphs[i]);
+        for (uint32_t i = 0; i < DRAFT_PARTS; i++)
+            k_graph_free(f->buckets[b].drafts[i]);
         free(f->buckets[b].graphs);
     }
     if (f->place)
@@ -238,7 +280,7 @@ struct k_bounds forward_bound(struct forward *f, const struct k_bounds *step) {
         }
         bounds = &f->chosen->bounds;
     }
-    k_batch_bounds(f->rank->batch, bounds);
+    bound(f->rank, bounds);
     f->rows = bounds->rows;
     return *bounds;
 }
@@ -249,7 +291,18 @@ static void mark_step(const struct forward *f, uint32_t step) {
     k_mark(f->rank->stream, &f->place[PLACE_STEP], step);
 }
 
-void forward_queue(struct forward *f, uint32_t step, const struct forward_hooks *hooks) {
+static void queue_drafts(struct forward *f, uint32_t n) {
+    const struct rank *r = f->rank;
+    for (uint32_t i = 0; r->draft_batch && i < n; i++) {
+        const enum draft_part part = i == 0 ? DRAFT_FIRST : DRAFT_NEXT;
+        if (f->chosen)
+            k_graph_launch(r->stream, f->chosen->drafts[part]);
+        else
+            queue_draft(r, part);
+    }
+}
+
+void forward_queue(struct forward *f, uint32_t step, uint32_t drafts, const struct forward_hooks *hooks) {
     if (!hooks)
         hooks = &no_hooks;
     if (f->place)
@@ -260,6 +313,7 @@ void forward_queue(struct forward *f, uint32_t step, const struct forward_hooks 
     }
     for (uint32_t i = 0; !f->chosen && i < f->n_parts; i++)
         queue_part(f, i, f->rows, hooks);
+    queue_drafts(f, drafts);
 }
 
 bool forward_place(const struct forward *f, uint32_t *ret_step, uint32_t *ret_layer) {
@@ -270,8 +324,9 @@ bool forward_place(const struct forward *f, uint32_t *ret_step, uint32_t *ret_la
     return true;
 }
 
-uint64_t forward_graphs_estimate(uint32_t n_layers, uint32_t rows_max) {
-    const uint64_t nodes = (uint64_t)n_layers * LAYER_NODES + OTHER_NODES;
+uint64_t forward_graphs_estimate(uint32_t n_layers, uint32_t rows_max, bool drafts) {
+    const uint64_t nodes =
+            (uint64_t)n_layers * LAYER_NODES + OTHER_NODES + (drafts ? LAYER_NODES + DRAFT_NODES : 0);
     return row_buckets(rows_max) * CONTEXTS_MAX * nodes * NODE_BYTES;
 }
 

@@ -9,6 +9,9 @@
  * the rank is. Where they run behind (a GPU), the step is one graph, since each launch costs, and the device itself
  * writes where it is into pinned memory: forward_place().
  *
+ * Where the MTP layer makes drafts, a bucket has two graphs more, which follow the step: one for the first draft of
+ * each entry, one for each after it, launched as often as the plan asks.
+ *
  * All buckets are captured at the start. On a GPU that is some 40 graphs of 340 to 700 nodes, a second or so; and a
  * graph that is made later would have to take device memory while others are served. */
 #pragma once
@@ -53,13 +56,14 @@ struct forward *forward_free(struct forward *f);
 /* Called before a step's plan is uploaded: chooses the smallest bucket that holds the step, or its own bounds when
  * eager, bounds the batch by it and returns it. The step must be one that the rank can do. */
 struct k_bounds forward_bound(struct forward *f, const struct k_bounds *step);
-/* Queues the whole step, k_begin_step to k_end_step, as it was bounded last. step: for forward_place(). */
-void forward_queue(struct forward *f, uint32_t step, const struct forward_hooks *hooks);
+/* Queues the whole step, k_begin_step to k_end_step, as it was bounded last, and the making of so many drafts: the most
+ * that an entry asks for. step: for forward_place(). */
+void forward_queue(struct forward *f, uint32_t step, uint32_t drafts, const struct forward_hooks *hooks);
 /* Which step's operations run now or ran last, as forward_queue() got it, and at or behind which layer. False where
  * they run when they are queued, so that the hooks tell. Any thread. */
 bool forward_place(const struct forward *f, uint32_t *ret_step, uint32_t *ret_layer);
-/* Device memory that the graphs of a rank may take, for its budget. */
-uint64_t forward_graphs_estimate(uint32_t n_layers, uint32_t rows_max);
+/* Device memory that the graphs of a rank may take, for its budget; drafts: it makes some. */
+uint64_t forward_graphs_estimate(uint32_t n_layers, uint32_t rows_max, bool drafts);
 /* Of the graphs that the last step replayed; 0 when eager. */
 uint32_t forward_graph_nodes(const struct forward *f);
 /* Device memory that the graphs take, as far as it shows. */

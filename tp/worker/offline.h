@@ -41,13 +41,15 @@ struct offline_sequence {
     const uint32_t *suppress; /* [sampling.n_suppress] */
     bool logprobs;
     uint32_t top_logprobs;
-    bool keep; /* leave the slot open (offline_reset closes it) */
+    uint32_t drafts; /* of the rank's own making in each step, at most; no token depends on it */
+    bool keep;       /* leave the slot open (offline_reset closes it) */
 
     /* results; the caller's memory */
     struct step_sample *samples; /* [max_tokens] */
     float *logits,
             *mtp_logits; /* [n_prompt + max_tokens][V] by position, or NULL; need rank_options.logits_rows */
     uint32_t n_tokens;   /* samples filled */
+    uint32_t n_drafted, n_accepted;
     uint32_t slot;
 };
 

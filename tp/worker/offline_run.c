@@ -12,6 +12,7 @@ struct live { /* a sequence of the run */
     uint32_t at;     /* prompt tokens executed */
     uint32_t chunks; /* prompt chunks executed */
     uint32_t pages;  /* granted */
+    uint32_t drafts; /* that its last step left in the slot */
     /* of the step being built */
     uint32_t rows, first_pos;
     bool samples;
@@ -49,6 +50,12 @@ static uint32_t chunk_rows(const struct run *r, const struct live *l) {
     if (s->n_chunks)
         rows = least(rows, s->chunks[l->chunks % s->n_chunks]);
     return least(rows, r->rows_left);
+}
+
+/* Rows that the next token takes: as many drafts as there are, and no more tokens than are wanted. */
+static uint32_t continue_rows(const struct run *r, const struct live *l) {
+    const uint32_t wanted = l->sequence->max_tokens - l->sequence->n_tokens;
+    return least(least(1 + l->drafts, wanted), r->rows_left);
 }
 
 static void add_open(struct run *r, struct live *l) {
@@ -93,7 +100,7 @@ static int add_entry(struct run *r, struct live *l, struct error *e) {
     bool prompt = l->at < s->n_prompt;
     struct step_entry t = {.slot = s->slot,
             .kind = prompt ? STEP_ENTRY_PROMPT : STEP_ENTRY_CONTINUE,
-            .n_rows = prompt ? chunk_rows(r, l) : least(1, r->rows_left),
+            .n_rows = prompt ? chunk_rows(r, l) : continue_rows(r, l),
             .ids_at = STEP_NONE,
             .id_after = STEP_NONE,
             .rope_at = STEP_NONE,
@@ -115,7 +122,9 @@ static int add_entry(struct run *r, struct live *l, struct error *e) {
     if (l->samples) {
         t.flags |= STEP_ENTRY_SAMPLE | (s->logprobs ? STEP_ENTRY_LOGPROB : 0);
         t.top_logprobs = s->logprobs ? s->top_logprobs : 0;
+        t.n_draft_next = s->drafts;
     }
+    l->drafts = t.n_draft_next;
     int rc = add_grant(r, l, &t, e);
     if (rc < 0)
         return rc;
@@ -174,6 +183,18 @@ static void finish(struct run *r, struct live *l) {
         r->closes[r->n_closes++] = l->sequence->slot;
 }
 
+/* The tokens of an outcome, of which those behind a stop are none; true where there was one. */
+static bool take_tokens(struct offline_sequence *s, const struct step_outcome *outcome) {
+    const struct step_sample *samples = step_outcome_samples(outcome);
+    s->n_accepted += outcome->n_accepted;
+    for (uint32_t i = 0; i < outcome->n_samples; i++) {
+        s->samples[s->n_tokens++] = samples[i];
+        if (s->stop_id != STEP_NONE && samples[i].id == s->stop_id)
+            return true;
+    }
+    return false;
+}
+
 /* Takes in what the step did, in the order in which its entries were written. */
 static int apply_step(struct run *r, struct error *e) {
     const struct step_outcome *outcome = offline_answer(r->offline, 0)->body;
@@ -185,9 +206,10 @@ static int apply_step(struct run *r, struct error *e) {
             if (l->rows == 0 || (l->at < s->n_prompt) != prompts)
                 continue;
             keep_logits(r, l, row);
-            row += l->rows;
+            const uint32_t rows = l->rows;
+            row += rows;
             if (prompts) {
-                l->at += l->rows;
+                l->at += rows;
                 l->chunks++;
             }
             l->rows = 0;
@@ -198,10 +220,9 @@ static int apply_step(struct run *r, struct error *e) {
                             outcome->status == STEP_SAMPLE_NO_TOKEN
                                     ? "every id is suppressed"
                                     : "a logit is not a finite number; the weights are damaged");
-                s->samples[s->n_tokens] = *step_outcome_samples(outcome);
+                stop = take_tokens(s, outcome);
                 outcome = step_outcome_next(outcome);
-                stop = s->samples[s->n_tokens].id == s->stop_id && s->stop_id != STEP_NONE;
-                s->n_tokens++;
+                s->n_drafted += prompts ? 0 : rows - 1;
             }
             if (stop || (l->at == s->n_prompt && s->n_tokens == s->max_tokens))
                 finish(r, l);
@@ -245,6 +266,9 @@ static int check(const struct run *r, const struct offline_sequence *s, uint32_t
         return error_set(e, -EINVAL,
                 "sequence %u: %u tokens of prompt and %u to generate pass max_model_len %u", i, s->n_prompt,
                 s->max_tokens, r->geometry->max_model_len);
+    if (s->drafts > (r->geometry->has_mtp ? r->geometry->drafts_max : 0))
+        return error_set(e, -EINVAL, "sequence %u: %u drafts are asked for, the ranks make %u", i, s->drafts,
+                r->geometry->has_mtp ? r->geometry->drafts_max : 0);
     for (uint32_t k = 0; k < s->n_chunks; k++)
         if (s->chunks[k] == 0)
             return error_set(e, -EINVAL, "sequence %u: chunk %u has no rows", i, k);
@@ -270,7 +294,7 @@ static int prepare(struct run *r, struct offline_sequence *sequences, struct err
             return rc;
         r->live[i].sequence = s;
         s->slot = i + 1;
-        s->n_tokens = 0;
+        s->n_tokens = s->n_drafted = s->n_accepted = 0;
         if (s->logits || s->mtp_logits)
             want = STEP_EXEC_LOGITS_ALL;
     }

@@ -30,6 +30,8 @@ static int check_options(const struct rank_options *o, struct error *e) {
     if (rows_of(o) > STEP_ROWS_MAX)
         return error_set(
                 e, -EDOM, "--max-num-batched-tokens %u is too many: at most %u", rows_of(o), STEP_ROWS_MAX);
+    if (o->drafts_max > DRAFT_MAX)
+        return error_set(e, -EDOM, "--drafts-max %u is too many: at most %u", o->drafts_max, DRAFT_MAX);
     if (!(o->kv_cache_fraction >= 0 && o->kv_cache_fraction <= 1))
         return error_set(e, -EDOM, "--kv-cache-memory as a fraction must lie between 0 and 1");
     return 0;
@@ -79,13 +81,14 @@ struct buffer { /* one device buffer to come: where its pointer goes and how lar
     void **at;
     uint64_t bytes;
 };
-#define RANK_BUFFERS 11
+#define RANK_BUFFERS 13
 
 static void list_buffers(struct rank *r, struct buffer b[RANK_BUFFERS]) {
     const struct k_shape *s = &r->shard.shape;
     uint64_t rows = r->rows_max, h = s->hidden_size, width_in, width_mid;
     uint64_t logits = (uint64_t)r->logits_rows * s->vocab_rows * sizeof(float);
-    uint64_t results = (uint64_t)r->entries_max * sizeof(struct k_result);
+    uint64_t results = (uint64_t)r->samples_max * sizeof(struct k_result);
+    uint64_t drafting = rank_makes_drafts(r) ? r->entries_max : 0;
     bool mtp = r->options.mtp;
     widths(s, &width_in, &width_mid);
     b[0] = (struct buffer){(void **)&r->x, rows * h * sizeof(float)};
@@ -98,8 +101,10 @@ static void list_buffers(struct rank *r, struct buffer b[RANK_BUFFERS]) {
     b[7] = (struct buffer){(void **)&r->mtp_logits, mtp ? logits : 0};
     b[8] = (struct buffer){
             (void **)&r->outcomes, (uint64_t)r->entries_max * sizeof(struct k_outcome) + results};
-    b[9] = (struct buffer){(void **)&r->mtp_results, mtp ? results : 0};
-    b[10] = (struct buffer){&r->workspace, k_workspace_bytes(s, r->rows_max, r->entries_max)};
+    b[9] = (struct buffer){(void **)&r->mtp_results, mtp && r->logits_rows ? results : 0};
+    b[10] = (struct buffer){(void **)&r->draft_hidden, drafting * h * sizeof(float)};
+    b[11] = (struct buffer){(void **)&r->draft_results, drafting * sizeof(struct k_result)};
+    b[12] = (struct buffer){&r->workspace, k_workspace_bytes(s, r->rows_max, r->samples_max)};
 }
 
 static int allocate_buffers(struct rank *r, struct error *e) {
@@ -115,7 +120,7 @@ static int allocate_buffers(struct rank *r, struct error *e) {
                     (unsigned long long)b[i].bytes);
     }
     r->results = (struct k_result *)(void *)(r->outcomes + r->entries_max);
-    k_stream_set_workspace(r->stream, r->workspace, b[10].bytes);
+    k_stream_set_workspace(r->stream, r->workspace, b[RANK_BUFFERS - 1].bytes);
     return 0;
 }
 
@@ -200,7 +205,7 @@ static void request_device(const struct rank *r, struct budget_request *q) {
     q->reserve_bytes =
             RANK_DEVICE_RESERVE + r->config.n_layers * RANK_LAYER_LINEARS * RANK_DEVICE_ALLOCATION_LOST;
     if (!r->options.eager)
-        q->reserve_bytes += forward_graphs_estimate(r->config.n_layers, r->rows_max);
+        q->reserve_bytes += forward_graphs_estimate(r->config.n_layers, r->rows_max, rank_makes_drafts(r));
     if (!q->fraction_asked)
         q->pool_fraction = RANK_DEVICE_POOL_FRACTION_DEFAULT;
 }
@@ -222,6 +227,7 @@ static int request_budget(struct rank *r, const struct weights_options *wo, uint
             .extra_positions = o->mtp ? 1 : 0,
             .slot_units = o->slot_units,
             .page_units = o->page_units,
+            .drafts_max = r->drafts_max,
             .kv_dtype = K_BF16,
             .kept = r->keeping || r->found,
     };
@@ -321,6 +327,10 @@ static void size_rank(struct rank *r, const struct rank_options *o) {
     r->rows_max = rows_of(o);
     r->entries_max = slots_of(o);
     r->logits_rows = o->logits_rows;
+    r->drafts_max = o->drafts_max < k_drafts_max() ? o->drafts_max : k_drafts_max();
+    const uint64_t samples = (uint64_t)r->entries_max * (1 + r->drafts_max);
+    r->samples_max = samples < r->rows_max ? (uint32_t)samples : r->rows_max;
+    r->samples_max = r->samples_max > r->entries_max ? r->samples_max : r->entries_max;
 }
 
 /* What a rank has cost so far belongs to this part of its start. */
@@ -339,6 +349,8 @@ static int allocate(struct rank *r, const struct rank_options *o, struct error *
         rc = k_pool_create(r->context, &r->shard.shape, &r->budget.pool, &r->pool, e);
     if (rc == 0)
         rc = k_batch_create(r->context, r->entries_max, r->rows_max, &r->batch, e);
+    if (rc == 0 && rank_makes_drafts(r))
+        rc = k_batch_create(r->context, r->entries_max, r->entries_max, &r->draft_batch, e);
     if (rc == 0)
         rc = k_comm_create(
                 r->context, &r->shard.shape, r->rows_max, region, o->comm_bytes - before, &r->comm, e);
@@ -451,7 +463,11 @@ static int plan(struct rank *r, const struct rank_options *o, struct rank_plan *
     rc = request_sized(r, &wo, p->memory_bytes, &q, e);
     if (rc < 0)
         return rc;
-    struct k_pool_options least = {.slots = 1, .pages = 1, .pages_per_slot = 1, .kv_dtype = q.kv_dtype},
+    struct k_pool_options least = {.slots = 1,
+                                  .pages = 1,
+                                  .pages_per_slot = 1,
+                                  .kv_dtype = q.kv_dtype,
+                                  .drafts_max = q.drafts_max},
                           wanted = least;
     wanted.slots = q.max_num_seqs;
     wanted.pages_per_slot = (q.max_model_len + q.extra_positions + PAGE_TOKENS - 1) / PAGE_TOKENS;
@@ -510,6 +526,7 @@ struct rank *rank_free(struct rank *r) {
         k_stream_free(r->stream); /* first: its last operations may still name the others */
         k_comm_free(r->comm);
         k_batch_free(r->batch);
+        k_batch_free(r->draft_batch);
         k_pool_free(r->pool);
         if (r->shard.shape.tp) {
             list_buffers(r, b);

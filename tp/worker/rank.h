@@ -67,6 +67,7 @@ struct rank_options {
     enum k_all_reduce all_reduce;   /* --all-reduce */
     uint64_t seed;
     bool mtp;                 /* load the MTP layer (if the checkpoint has it) and run it in every step */
+    uint32_t drafts_max;      /* of a CONTINUE, up to DRAFT_MAX; what the library does not take is left out */
     bool eager;               /* queue each operation instead of replaying graphs */
     bool deferred;            /* k_context_options.deferred (tests) */
     uint32_t logits_rows;     /* rows whose raw logits can be kept (tests, offline use); 0 = none */
@@ -98,7 +99,8 @@ struct rank {
     struct packed *packed; /* NULL = none is used */
     struct weights weights;
     struct budget budget;
-    uint32_t rows_max, entries_max, logits_rows;
+    uint32_t rows_max, entries_max, logits_rows, drafts_max;
+    uint32_t samples_max; /* of a step: one per entry, and one for each draft */
     uint64_t fingerprint;
     char weights_from[ERROR_TEXT_MAX + 64]; /* the packed file used, or why the one there is not */
     struct keep keep;                       /* what its keeper gets; fd -1: nothing, or it has it */
@@ -111,6 +113,7 @@ struct rank {
     struct k_pool *pool;
     struct k_comm *comm;
     struct k_batch *batch;
+    struct k_batch *draft_batch; /* of the MTP layer where it makes drafts; NULL = it makes none */
     void *workspace;
 
     /* activations, [rows_max][...] fp32 */
@@ -122,10 +125,16 @@ struct rank {
     float *mtp_in; /* [2H], with MTP */
     float *logits; /* [logits_rows][vocab_rows] or NULL */
     float *mtp_logits;
-    struct k_result *results;     /* [entries_max] */
-    struct k_result *mtp_results; /* [entries_max], with MTP */
-    struct k_outcome *outcomes;   /* [entries_max], results behind them: both go down at once */
+    float *draft_hidden;            /* [entries_max][H] of the MTP layer, where it makes drafts */
+    struct k_result *results;       /* [samples_max] */
+    struct k_result *mtp_results;   /* [samples_max], with MTP logits */
+    struct k_result *draft_results; /* [entries_max], where drafts are made */
+    struct k_outcome *outcomes;     /* [entries_max], results behind them: both go down at once */
 };
+/* Can an entry ask for drafts of the rank's own making? */
+static inline bool rank_makes_drafts(const struct rank *r) {
+    return r->options.mtp && r->drafts_max > 0;
+}
 
 /* Bytes that all ranks of a group share. Depends on the configuration, tp and max_num_batched_tokens only, so
  * every rank computes the same number before any of them has loaded. 0 for tp == 1. */

@@ -21,10 +21,11 @@ struct host_set {
     uint32_t *ids;              /* [rows_max] */
     uint32_t *rope;             /* [3 * rows_max] */
     struct k_outcome *outcomes; /* [entries_max] */
-    struct k_result *results;   /* [entries_max], behind them in the same memory, as on the device */
+    struct k_result *results;   /* [samples_max], behind them in the same memory, as on the device */
+    uint32_t *lives;            /* [entries_max] of the entries' slots: struct slot_state */
     float *logits, *mtp_logits; /* [logits_rows][vocab_rows] or NULL */
     struct k_event *done;       /* the stream has passed all of it */
-    uint8_t *body;              /* [entries_max] outcomes with a sample each */
+    uint8_t *body;              /* [entries_max] outcomes, with [samples_max] samples among them */
     char text[STEP_FAULT_TEXT_MAX];
     struct step_completion completion; /* of the answer to come */
     bool queued;                       /* on the device; otherwise it can be answered when its turn comes */
@@ -61,15 +62,18 @@ static int allocate_set(const struct rank *r, struct host_set *h, struct error *
     h->entries = k_host_alloc(r->context, r->entries_max * sizeof(h->entries[0]));
     h->ids = k_host_alloc(r->context, r->rows_max * sizeof(h->ids[0]));
     h->rope = k_host_alloc(r->context, 3 * (size_t)r->rows_max * sizeof(h->rope[0]));
-    h->outcomes = k_host_alloc(r->context, r->entries_max * (sizeof(h->outcomes[0]) + sizeof(h->results[0])));
+    h->outcomes = k_host_alloc(
+            r->context, r->entries_max * sizeof(h->outcomes[0]) + r->samples_max * sizeof(h->results[0]));
     if (h->outcomes)
         h->results = (struct k_result *)(void *)(h->outcomes + r->entries_max);
-    h->body = calloc(r->entries_max, sizeof(struct step_outcome) + sizeof(struct step_sample));
+    h->lives = calloc(r->entries_max, sizeof(h->lives[0]));
+    h->body = calloc(1, r->entries_max * sizeof(struct step_outcome) +
+                                (size_t)r->samples_max * sizeof(struct step_sample));
     if (logits)
         h->logits = k_host_alloc(r->context, logits);
     if (logits && r->weights.has_mtp)
         h->mtp_logits = k_host_alloc(r->context, logits);
-    if (!h->plan || !h->entries || !h->ids || !h->rope || !h->outcomes || !h->body ||
+    if (!h->plan || !h->entries || !h->ids || !h->rope || !h->outcomes || !h->body || !h->lives ||
             (logits && !h->logits) || (logits && r->weights.has_mtp && !h->mtp_logits))
         return error_set(e, -ENOMEM, "out of memory for the plans of %u rows", r->rows_max);
     return k_event_create(r->context, &h->done, e);
@@ -91,6 +95,7 @@ static void free_set(struct k_context *c, struct host_set *h) {
         if (pinned[i])
             k_host_free(c, pinned[i]);
     free(h->body);
+    free(h->lives);
     k_event_free(h->done);
 }
 
@@ -110,6 +115,7 @@ static void fill_geometry(const struct rank *r, struct step_geometry *g) {
             .max_model_len = r->budget.max_model_len,
             .has_mtp = r->weights.has_mtp,
             .model_has_mtp = rank_model_has_mtp(r),
+            .drafts_max = r->drafts_max,
             .fingerprint = r->fingerprint,
             .weight_bytes = r->weights.bytes,
             .pool_bytes = r->budget.pool_bytes,
@@ -134,6 +140,7 @@ int step_exec_create(struct rank *r, struct step_exec **ret, struct error *e) {
             .vocab_size = x->geometry.vocab_size,
             .max_model_len = x->geometry.max_model_len,
             .drafts_max = x->geometry.drafts_max,
+            .makes_drafts = rank_makes_drafts(r),
             .extra_positions = r->weights.has_mtp ? 1 : 0,
     };
     int rc = step_state_init(&limits, &x->state, e);
@@ -319,13 +326,17 @@ static void queue_plan(struct step_exec *x, struct host_set *h, const struct ste
     uint32_t n_ids, n_rope;
     *h->plan = translate(x, h, p, &n_ids, &n_rope);
     struct k_bounds bounds = {.rows = h->plan->n_rows, .entries = h->plan->n_entries};
+    uint32_t drafts = 0;
     for (uint32_t i = 0; i < p->n_entries; i++) { /* lengths are those after the step already */
-        uint32_t length = x->state.slots[p->entries[i].slot].length;
-        bounds.context = length > bounds.context ? length : bounds.context;
+        const struct step_entry *t = &p->entries[i];
+        const struct slot_state *slot = &x->state.slots[t->slot];
+        bounds.context = slot->length > bounds.context ? slot->length : bounds.context;
+        drafts = t->n_draft_next > drafts ? t->n_draft_next : drafts;
+        h->lives[i] = slot->life;
     }
     forward_bound(x->forward, &bounds);
     k_batch_upload(r->stream, r->batch, h->plan, h->entries, h->ids, n_ids, h->rope, n_rope);
-    forward_queue(x->forward, (uint32_t)p->header->step, &x->hooks);
+    forward_queue(x->forward, (uint32_t)p->header->step, drafts, &x->hooks);
     if (h->plan->n_outcomes) /* at once: each copy costs the host some us */
         k_download(r->stream, h->outcomes, r->outcomes,
                 r->entries_max * sizeof(h->outcomes[0]) + h->plan->n_samples * sizeof(h->results[0]));
@@ -420,6 +431,16 @@ uint32_t step_exec_in_flight(const struct step_exec *x) {
     return x->in_flight;
 }
 
+/* How long the slots are now that it is known which drafts were accepted. */
+static void settle_lengths(struct step_exec *x, const struct host_set *h) {
+    for (uint32_t i = 0; i < h->plan->n_entries; i++) {
+        const struct k_entry *t = &h->entries[i];
+        if (t->kind == K_ENTRY_CONTINUE && t->n_rows > 1 && t->flags & K_ENTRY_SAMPLE)
+            step_state_accepted(
+                    &x->state, t->slot, h->lives[i], t->n_rows - 1, h->outcomes[t->outcome_at].n_accepted);
+    }
+}
+
 /* What became of the entries that sampled, as the body of an answer; returns its bytes. */
 static uint32_t write_outcomes(struct host_set *h, uint64_t *ret_checksum) {
     uint8_t *at = h->body;
@@ -463,13 +484,14 @@ static int wait_for(struct step_exec *x, const struct host_set *h, uint64_t time
     return r;
 }
 
-static void answer_ok(const struct step_exec *x, struct host_set *h, struct step_answer *a) {
+static void answer_ok(struct step_exec *x, struct host_set *h, struct step_answer *a) {
     struct step_completion *c = &a->completion;
     if (c->type == STEP_TYPE_RESET) {
         a->body = &x->geometry;
         a->body_bytes = sizeof(x->geometry);
     } else if (c->type == STEP_TYPE_PLAN) {
         uint32_t bytes = write_outcomes(h, &c->checksum);
+        settle_lengths(x, h);
         if (c->rank == 0) {
             c->n_outcomes = h->plan->n_outcomes;
             a->body = h->body;

@@ -30,13 +30,23 @@ void step_state_done(struct step_state *s) {
 }
 
 void step_state_reset(struct step_state *s) {
-    memset(s->slots, 0, (s->limits.slots + 1u) * sizeof(s->slots[0]));
+    for (uint32_t i = 0; i <= s->limits.slots; i++)
+        s->slots[i] = (struct slot_state){.life = s->slots[i].life + 1};
     memset(s->units, 0, (s->limits.slot_units + 1u) * sizeof(s->units[0]));
 }
 
 void step_state_commit(struct step_state *s) {
     memcpy(s->slots, s->next, (s->limits.slots + 1u) * sizeof(s->slots[0]));
     memcpy(s->units, s->units_next, (s->limits.slot_units + 1u) * sizeof(s->units[0]));
+}
+
+void step_state_accepted(
+        struct step_state *s, uint32_t slot, uint32_t life, uint32_t n_drafts, uint32_t n_accepted) {
+    struct slot_state *of = &s->slots[slot];
+    if (of->life != life)
+        return;
+    of->least += n_accepted;
+    of->length -= n_drafts - n_accepted;
 }
 
 uint32_t step_blob_u32(const struct step_plan *p, uint32_t at, uint32_t i) {
@@ -68,7 +78,7 @@ static int check_closes(struct step_state *s, const struct step_plan *p, struct 
         int r = check_open_slot(s, p->closes[i], "close", i, e);
         if (r < 0)
             return r;
-        s->next[p->closes[i]] = (struct slot_state){0};
+        s->next[p->closes[i]] = (struct slot_state){.life = s->next[p->closes[i]].life + 1};
     }
     return 0;
 }
@@ -89,7 +99,7 @@ static int check_opens(struct step_state *s, const struct step_plan *p, struct e
             if (step_blob_u32(p, o->suppress_at, k) >= s->limits.vocab_size)
                 return error_set(e, -EINVAL, "open %u: suppressed id %u is not below the vocabulary's %u", i,
                         step_blob_u32(p, o->suppress_at, k), s->limits.vocab_size);
-        s->next[o->slot] = (struct slot_state){.open = true};
+        s->next[o->slot] = (struct slot_state){.open = true, .life = s->next[o->slot].life + 1};
     }
     return 0;
 }
@@ -109,6 +119,15 @@ static int check_unit(uint32_t unit, uint32_t n, const char *kind, uint32_t i, s
     return 0;
 }
 
+/* What a slot holds comes from elsewhere. */
+static void set_length(struct slot_state *slot, uint32_t least, uint32_t length, bool sampled) {
+    slot->least = least;
+    slot->length = length;
+    slot->sampled = sampled;
+    slot->n_drafts = 0;
+    slot->life++;
+}
+
 static int check_restore(struct step_state *s, const struct step_memory *m, uint32_t i, struct error *e) {
     int r = check_unit(m->a, s->limits.slot_units, "slot", i, e);
     if (r < 0)
@@ -118,9 +137,8 @@ static int check_restore(struct step_state *s, const struct step_memory *m, uint
         return r;
     if (!s->units_next[m->a].filled)
         return error_set(e, -EINVAL, "memory %u: slot unit %u holds no snapshot", i, m->a);
-    s->next[m->b].length = s->units_next[m->a].length;
-    s->next[m->b].sampled =
-            false; /* a snapshot is of positions; an id sampled after them is not part of it */
+    /* a snapshot is of positions; an id sampled after them is not part of it */
+    set_length(&s->next[m->b], s->units_next[m->a].least, s->units_next[m->a].length, /* sampled= */ false);
     return 0;
 }
 
@@ -129,19 +147,15 @@ static int check_memory_op(struct step_state *s, const struct step_memory *m, ui
     switch (m->kind) {
     case STEP_MEMORY_ZERO_SLOT:
         r = check_open_slot(s, m->a, "memory", i, e);
-        if (r == 0) {
-            s->next[m->a].length = 0;
-            s->next[m->a].sampled = false;
-        }
+        if (r == 0)
+            set_length(&s->next[m->a], 0, 0, /* sampled= */ false);
         return r;
     case STEP_MEMORY_COPY_SLOT:
         r = check_open_slot(s, m->a, "memory", i, e);
         if (r == 0)
             r = check_open_slot(s, m->b, "memory", i, e);
-        if (r == 0) {
-            s->next[m->b].length = s->next[m->a].length;
-            s->next[m->b].sampled = s->next[m->a].sampled;
-        }
+        if (r == 0 && m->a != m->b)
+            set_length(&s->next[m->b], s->next[m->a].least, s->next[m->a].length, s->next[m->a].sampled);
         return r;
     case STEP_MEMORY_COPY_PAGE:
         r = check_page(s, m->a, "memory", i, e);
@@ -151,7 +165,8 @@ static int check_memory_op(struct step_state *s, const struct step_memory *m, ui
         if (r == 0)
             r = check_unit(m->b, s->limits.slot_units, "slot", i, e);
         if (r == 0)
-            s->units_next[m->b] = (struct unit_state){.length = s->next[m->a].length, .filled = true};
+            s->units_next[m->b] = (struct unit_state){
+                    .least = s->next[m->a].least, .length = s->next[m->a].length, .filled = true};
         return r;
     case STEP_MEMORY_RESTORE_SLOT:
         return check_restore(s, m, i, e);
@@ -190,7 +205,7 @@ static int check_grant(struct step_state *s, const struct step_plan *p, const st
 static int check_prompt(const struct step_state *s, const struct step_plan *p, const struct step_entry *t,
         uint32_t i, struct error *e) {
     const struct slot_state *slot = &s->next[t->slot];
-    if (t->first_pos != slot->length)
+    if (t->first_pos < slot->least || t->first_pos > slot->length)
         return error_set(e, -EINVAL, "entry %u: starts at position %u, but slot %u holds %u tokens", i,
                 t->first_pos, t->slot, slot->length);
     for (uint32_t k = 0; k < t->n_rows; k++)
@@ -203,6 +218,37 @@ static int check_prompt(const struct step_state *s, const struct step_plan *p, c
     return 0;
 }
 
+static int check_continue(const struct step_state *s, const struct step_plan *p, const struct step_entry *t,
+        uint32_t i, struct error *e) {
+    const struct slot_state *slot = &s->next[t->slot];
+    const uint32_t n_drafts = t->n_rows - 1;
+    if (n_drafts > s->limits.drafts_max)
+        return error_set(e, -EINVAL, "entry %u: %u drafts, this rank takes at most %u", i, n_drafts,
+                s->limits.drafts_max);
+    if (!slot->sampled || slot->length == 0)
+        return error_set(e, -EINVAL, "entry %u: slot %u has no sampled id to continue from", i, t->slot);
+    if (t->drafts_at == STEP_NONE && n_drafts > slot->n_drafts)
+        return error_set(e, -EINVAL, "entry %u: %u drafts, of which the last step of slot %u left %u", i,
+                n_drafts, t->slot, slot->n_drafts);
+    for (uint32_t k = 0; t->drafts_at != STEP_NONE && k < n_drafts; k++)
+        if (step_blob_u32(p, t->drafts_at, k) >= s->limits.vocab_size)
+            return error_set(e, -EINVAL, "entry %u: draft %u is id %u, not below the vocabulary's %u", i, k,
+                    step_blob_u32(p, t->drafts_at, k), s->limits.vocab_size);
+    return 0;
+}
+
+/* What the slot holds after the entry, as far as it is known. */
+static void advance(struct slot_state *slot, const struct step_entry *t) {
+    if (t->kind == STEP_ENTRY_PROMPT && slot->least < slot->length) {
+        slot->length = slot->least = t->first_pos;
+        slot->life++; /* what was in flight is known, then */
+    }
+    slot->least += t->kind == STEP_ENTRY_PROMPT ? t->n_rows : 1;
+    slot->length += t->n_rows;
+    slot->sampled = (t->flags & STEP_ENTRY_SAMPLE) != 0;
+    slot->n_drafts = t->n_draft_next;
+}
+
 static int check_entry(struct step_state *s, const struct step_plan *p, uint32_t i, struct error *e) {
     const struct step_entry *t = &p->entries[i];
     int r = check_open_slot(s, t->slot, "entry", i, e);
@@ -211,16 +257,11 @@ static int check_entry(struct step_state *s, const struct step_plan *p, uint32_t
     if (r < 0)
         return r;
     struct slot_state *slot = &s->next[t->slot];
-    if (t->kind == STEP_ENTRY_PROMPT)
-        r = check_prompt(s, p, t, i, e);
-    else if (t->n_rows - 1 > s->limits.drafts_max)
-        r = error_set(e, -EINVAL, "entry %u: %u drafts, this rank takes at most %u", i, t->n_rows - 1,
-                s->limits.drafts_max);
-    else if (!slot->sampled || slot->length == 0)
-        r = error_set(e, -EINVAL, "entry %u: slot %u has no sampled id to continue from", i, t->slot);
-    if (r == 0 && t->n_draft_next > s->limits.drafts_max)
+    r = t->kind == STEP_ENTRY_PROMPT ? check_prompt(s, p, t, i, e) : check_continue(s, p, t, i, e);
+    const uint32_t makes = s->limits.makes_drafts ? s->limits.drafts_max : 0;
+    if (r == 0 && t->n_draft_next > makes)
         r = error_set(e, -EINVAL, "entry %u: asks for %u drafts, this rank makes at most %u", i,
-                t->n_draft_next, s->limits.drafts_max);
+                t->n_draft_next, makes);
     if (r < 0)
         return r;
     for (uint32_t k = 0; t->rope_at != STEP_NONE && k < 3 * t->n_rows; k++)
@@ -234,8 +275,7 @@ static int check_entry(struct step_state *s, const struct step_plan *p, uint32_t
     if ((positions + PAGE_TOKENS - 1) / PAGE_TOKENS > slot->granted)
         return error_set(e, -EINVAL, "entry %u: slot %u needs %u pages for %u positions and was granted %u",
                 i, t->slot, (positions + PAGE_TOKENS - 1) / PAGE_TOKENS, positions, slot->granted);
-    slot->length += t->n_rows;
-    slot->sampled = (t->flags & STEP_ENTRY_SAMPLE) != 0;
+    advance(slot, t);
     return 0;
 }
 

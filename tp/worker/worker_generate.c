@@ -20,6 +20,8 @@ static void print_result(const struct offline_sequence *s, double seconds) {
     for (uint32_t i = 0; i < s->n_tokens; i++)
         printf("%6u  id %8u  logprob %.6f\n", i, s->samples[i].id, (double)s->samples[i].logprob);
     fprintf(stderr, "%u prompt tokens and %u generated in %.2f s\n", s->n_prompt, s->n_tokens, seconds);
+    if (s->drafts > 0)
+        fprintf(stderr, "%u tokens guessed, %u accepted\n", s->n_drafted, s->n_accepted);
 }
 
 static int run(struct offline *o, const struct worker_options *options, struct error *e) {
@@ -28,7 +30,8 @@ static int run(struct offline *o, const struct worker_options *options, struct e
             .max_tokens = options->max_tokens,
             .stop_id = STEP_NONE,
             .sampling = offline_greedy(),
-            .logprobs = true};
+            .logprobs = true,
+            .drafts = offline_geometry(o)->has_mtp ? offline_geometry(o)->drafts_max : 0};
     s.sampling.temperature = options->temperature;
     s.sampling.top_k = options->top_k;
     s.sampling.top_p = options->top_p;

@@ -44,6 +44,10 @@ const char worker_help[] =
         "  --prefix-cache on|off        host memory for the states after prefixes of prompts (default off)\n"
         "  --prefix-cache-memory SIZE   of each rank for them, or a part of what is free; 0: an eighth, at most 4GiB\n"
         "  --slot-units N, --page-units N   host memory units for states and pages, exactly so many (default 0)\n"
+        "  --drafts-max N               tokens of a sequence that a step may guess and verify, up to 15 (default 0):\n"
+        "                               each makes the state of a sequence some percent larger\n"
+        "  --mtp on|off                 load the model's MTP layer and run it in every step, so that it can make\n"
+        "                               those guesses (default off)\n"
         "\n"
         "ranks\n"
         "  --tensor-parallel-size N     ranks of the group: 1, 2, 4 or 8\n"
@@ -86,6 +90,8 @@ enum flag {
     FLAG_PREFIX_CACHE_MEMORY,
     FLAG_SLOT_UNITS,
     FLAG_PAGE_UNITS,
+    FLAG_DRAFTS_MAX,
+    FLAG_MTP,
     FLAG_LOAD_FORMAT,
     FLAG_PACKED_CACHE,
     FLAG_VERIFY_WEIGHTS,
@@ -127,6 +133,8 @@ static const struct option flags[] = {
         {"prefix-cache-memory", required_argument, NULL, FLAG_PREFIX_CACHE_MEMORY},
         {"slot-units", required_argument, NULL, FLAG_SLOT_UNITS},
         {"page-units", required_argument, NULL, FLAG_PAGE_UNITS},
+        {"drafts-max", required_argument, NULL, FLAG_DRAFTS_MAX},
+        {"mtp", required_argument, NULL, FLAG_MTP},
         {"load-format", required_argument, NULL, FLAG_LOAD_FORMAT},
         {"packed-cache", required_argument, NULL, FLAG_PACKED_CACHE},
         {"verify-weights", no_argument, NULL, FLAG_VERIFY_WEIGHTS},
@@ -291,6 +299,13 @@ static int parse_bind(const char *text, enum cores_bind *ret, struct error *e) {
     return error_set(e, -EINVAL, "--numa-bind '%s': node, core or off is expected", text);
 }
 
+static int parse_switch(int flag, const char *text, bool *ret, struct error *e) {
+    *ret = strcmp(text, "on") == 0;
+    if (!*ret && strcmp(text, "off") != 0)
+        return error_set(e, -EINVAL, "--%s '%s': on or off is expected", name_of(flag), text);
+    return 0;
+}
+
 static int parse_numerics(const char *text, bool *ret_fast, struct error *e) {
     *ret_fast = strcmp(text, "fast") == 0;
     if (!*ret_fast && strcmp(text, "exact") != 0)
@@ -339,6 +354,10 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
         return parse_u32(flag, text, 0, 65536, &r->slot_units, e);
     case FLAG_PAGE_UNITS:
         return parse_u32(flag, text, 0, 1u << 24, &r->page_units, e);
+    case FLAG_DRAFTS_MAX:
+        return parse_u32(flag, text, 0, DRAFT_MAX, &r->drafts_max, e);
+    case FLAG_MTP:
+        return parse_switch(flag, text, &r->mtp, e);
     case FLAG_LOAD_FORMAT:
         return parse_load_format(text, r, e);
     case FLAG_PACKED_CACHE:
