@@ -239,13 +239,6 @@ static int parse_memory(int flag, const char *text, uint64_t *ret_bytes, double 
     return r < 0 ? error_prefix(e, r, "--%s", name_of(flag)) : 0;
 }
 
-static int parse_prefix_cache(const char *text, bool *ret, struct error *e) {
-    *ret = strcmp(text, "on") == 0;
-    if (!*ret && strcmp(text, "off") != 0)
-        return error_set(e, -EINVAL, "--prefix-cache '%s': on or off is expected", text);
-    return 0;
-}
-
 static int parse_plan(const char *text, struct rank_options *o, struct error *e) {
     int r = size_parse(text, 1, UINT64_MAX, &o->memory_bytes, e);
     return r < 0 ? error_prefix(e, r, "--%s", name_of(FLAG_PLAN)) : 0;
@@ -347,7 +340,7 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
     case FLAG_KV_CACHE_MEMORY:
         return parse_memory(flag, text, &r->kv_cache_bytes, &r->kv_cache_fraction, e);
     case FLAG_PREFIX_CACHE:
-        return parse_prefix_cache(text, &r->prefix_cache, e);
+        return parse_switch(flag, text, &r->prefix_cache, e);
     case FLAG_PREFIX_CACHE_MEMORY:
         return parse_memory(flag, text, &r->prefix_bytes, &r->prefix_fraction, e);
     case FLAG_SLOT_UNITS:
