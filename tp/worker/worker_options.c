@@ -42,7 +42,7 @@ const char worker_help[] =
         "  --kv-cache-memory SIZE       of each rank for KV pages and states, such as 8GiB or 500MB, or a part of the\n"
         "                               free memory, such as 0.5; 0 = half of it\n"
         "  --prefix-cache on|off        host memory for the states after prefixes of prompts (default off)\n"
-        "  --prefix-cache-memory SIZE   of each rank for them, or a part of what is free; 0: an eighth, at most 4GiB\n"
+        "  --prefix-cache-memory SIZE   of each rank for them, or a part of what is free; 0: chosen for you\n"
         "  --slot-units N, --page-units N   host memory units for states and pages, exactly so many (default 0)\n"
         "  --drafts-max N               tokens of a sequence that a step may guess and verify, up to 15 (default 0):\n"
         "                               each makes the state of a sequence some percent larger\n"

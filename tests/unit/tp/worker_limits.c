@@ -311,6 +311,37 @@ static void rank_refuses_too_little_memory(void **state) {
     assert_non_null(strstr(e.text, "does not fit"));
 }
 
+/* Host memory for states of prefixes: none, some for each sequence, as many as fit into what is asked for, and no more
+ * than there is. */
+static void states_of_prefixes(void **state) {
+    (void)state;
+    char path[512];
+    struct error e = {0};
+    model_path(path, sizeof(path), "small", NULL);
+    struct k_pool_cost cost;
+    const struct {
+        bool on;
+        uint64_t bytes, units; /* bytes: in units */
+        double fraction;
+        uint32_t exactly;
+    } cases[] = {{false, 0, 0, 0, 0}, {false, 9, 0, 0, 3}, {true, 0, 32, 0, 0}, {true, 9, 9, 0, 0},
+            {true, 9, 5, 0, 5}, {true, 1ull << 40, 4096, 0, 0}, {true, 0, 4096, 0.9, 0}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct rank *rank = NULL;
+        struct rank_options options = test_options(path, 1);
+        options.prefix_cache = cases[i].on;
+        options.prefix_fraction = cases[i].fraction;
+        options.slot_units = cases[i].exactly;
+        if (i > 0)
+            options.prefix_bytes = cases[i].bytes * cost.slot_unit_bytes;
+        must(rank_create(&options, &rank, &e), &e);
+        k_pool_cost(&rank->shard.shape, &rank->budget.pool, &cost);
+        assert_int_equal(rank->budget.pool.slot_units, cases[i].exactly ? cases[i].exactly : cases[i].units);
+        assert_true(!strstr(rank->budget.text, "states of prefixes") == (!cases[i].on || cases[i].exactly));
+        rank_free(rank);
+    }
+}
+
 /* rank_plan() says what rank_create() then does: with exactly as much as it calls the least a rank starts, with a byte
  * less it does not. */
 static void a_plan_is_what_a_rank_does(void **state) {
@@ -476,6 +507,7 @@ int main(void) {
             cmocka_unit_test(budget_that_is_asked_too_small),
             cmocka_unit_test(budget_that_does_not_fit),
             cmocka_unit_test(rank_refuses_too_little_memory),
+            cmocka_unit_test(states_of_prefixes),
             cmocka_unit_test(a_plan_is_what_a_rank_does),
             cmocka_unit_test(kv_dtype_follows_the_checkpoint),
             cmocka_unit_test(int8_pages_are_codes_and_scales),
