@@ -4,10 +4,12 @@
 #include "base/clock.h"
 #include "daemon/engine/inbox.h"
 #include "daemon/engine/pools.h"
+#include "daemon/engine/queue.h"
 #include "daemon/engine/state.h"
 #include "daemon/engine/stream.h"
 #include "daemon/engine/wake.h"
 
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -311,6 +313,48 @@ static void test_wakes(void **state) {
     engine_free(g);
 }
 
+/* How long to wait, by what left the queue: every number is given, no clock is asked. */
+static void test_retry_hint(void **state) {
+    (void)state;
+    struct engine *g = aligned_alloc(64, (sizeof(*g) + 63) & ~(size_t)63);
+    assert_non_null(g);
+    memset(g, 0, sizeof(*g));
+    g->o.max_queue_tokens = 1000;
+    assert_int_equal(engine_retry_ms(g, 100), 1000); /* nothing is known */
+    struct engine_request q = {0};
+    struct engine_stream *stream = stream_create(&q);
+    struct sequence s[12];
+    atomic_store(&stream->received_ns, 1000000000); /* all came then */
+    for (uint32_t i = 0; i < 12; i++)
+        s[i] = (struct sequence){.stream = stream, .n_prompt = i == 0 ? 5000 : 80, .deadline_at = HEAP_NONE};
+    assert_int_equal(queue_enter(g, &s[0], NULL), 0); /* alone it may be of any length */
+    assert_int_equal(queue_enter(g, &s[1], NULL), -EAGAIN);
+    queue_left(g, &s[0]);
+    for (uint32_t i = 1; i < 12; i++)
+        assert_int_equal(queue_enter(g, &s[i], NULL), 0); /* 880 in all */
+    s[0].n_prompt = 121;
+    assert_int_equal(queue_enter(g, &s[0], NULL), -EAGAIN);
+    queue_begun(g, &s[1], 3000000000); /* two seconds after it came */
+    assert_int_equal(engine_retry_ms(g, 1), 2000);
+    queue_begun(g, &s[1], 9000000000); /* it had begun */
+    assert_int_equal(engine_retry_ms(g, 1), 2000);
+    queue_begun(g, &s[2], 3400000000); /* 0.4 s after the one before: an eighth of the average */
+    assert_int_equal(engine_retry_ms(g, 1), 1800);
+    assert_int_equal(engine_retry_ms(g, 280 + 160), 3600); /* 720 wait: two of 80 have to begin */
+    assert_int_equal(engine_retry_ms(g, 100000), 60000);   /* and no longer than this */
+    for (uint32_t i = 3; i < 12; i++)
+        queue_begun(g, &s[i], 3400000000 + i); /* all at once */
+    for (uint32_t i = 0; i < 40; i++) {
+        assert_int_equal(queue_enter(g, &s[1], NULL), 0);
+        queue_begun(g, &s[1], 3500000000 + i);
+    }
+    assert_int_equal(engine_retry_ms(g, 1), 100); /* nor shorter than this */
+    assert_int_equal(atomic_load(&g->queue.tokens), 0);
+    engine_stream_unref(stream);
+    engine_stream_unref(stream);
+    free(g);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_heap_order),
@@ -319,6 +363,7 @@ int main(void) {
             cmocka_unit_test(test_stream_full),
             cmocka_unit_test(test_inbox),
             cmocka_unit_test(test_inbox_order),
+            cmocka_unit_test(test_retry_hint),
             cmocka_unit_test(test_wakes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
