@@ -5,7 +5,9 @@
 #define RECORDS      24u
 #define RECORD_BYTES 4096u
 #define BODY_BYTES   4096u
-#define WAIT_NS      60000000000u /* a wait that does not end by itself */
+#define DRAFTS                                                                                               \
+    3u /* that slot 2 makes and verifies in each step; the host does not know its length meanwhile */
+#define WAIT_NS 60000000000u /* a wait that does not end by itself */
 
 struct answer {
     struct step_completion completion;
@@ -29,6 +31,7 @@ static void worker_open(struct worker *w, bool deferred) {
     model_path(path, sizeof(path), "small", NULL);
     options.deferred = deferred;
     options.mtp = true;
+    options.drafts_max = DRAFTS;
     must(rank_create(&options, &w->rank, &e), &e);
     must(step_exec_create(w->rank, &w->exec, &e), &e);
 }
@@ -73,6 +76,10 @@ static void open_slot(uint32_t slot) {
     step_add_open(writer, &o);
 }
 
+static uint32_t drafts_of(uint32_t slot) {
+    return slot == 2 ? DRAFTS : 0;
+}
+
 static void add_prompt(uint32_t slot, uint32_t first, uint32_t n, bool sample) {
     uint32_t ids[64], page = slot;
     struct step_entry t = {.slot = slot,
@@ -85,7 +92,8 @@ static void add_prompt(uint32_t slot, uint32_t first, uint32_t n, bool sample) {
             .mask_at = STEP_NONE,
             .drafts_at = STEP_NONE,
             .top_logprobs = sample ? slot : 0,
-            .n_pages = first == 0};
+            .n_pages = first == 0,
+            .n_draft_next = sample ? drafts_of(slot) : 0};
     for (uint32_t i = 0; i < n; i++)
         ids[i] = (slot * 97 + (first + i) * 31) % 500;
     t.ids_at = step_blob(writer, ids, n * 4);
@@ -98,7 +106,8 @@ static void add_continue(uint32_t slot) {
     struct step_entry t = {.slot = slot,
             .kind = STEP_ENTRY_CONTINUE,
             .flags = STEP_ENTRY_SAMPLE | STEP_ENTRY_LOGPROB,
-            .n_rows = 1,
+            .n_rows = 1 + drafts_of(slot),
+            .n_draft_next = drafts_of(slot),
             .ids_at = STEP_NONE,
             .id_after = STEP_NONE,
             .rope_at = STEP_NONE,
