@@ -260,6 +260,25 @@ static void name_peers(struct nvml *n, char (*peers)[NVML_LINKS_MAX][32]) {
                     n->gpus[i].links[l].peer = (int)k;
 }
 
+const struct nvml_gpu *nvml_gpu_at(const struct nvml *n, const char *place) {
+    for (uint32_t i = 0; i < n->n_gpus; i++)
+        if (*place && strcasecmp(n->gpus[i].place, place) == 0)
+            return &n->gpus[i];
+    return NULL;
+}
+static bool behind_switch(const struct nvml_gpu *g) {
+    for (uint32_t i = 0; i < g->n_links; i++)
+        if (g->links[i].active && g->links[i].to_switch)
+            return true;
+    return false;
+}
+bool nvml_linked(const struct nvml *n, const struct nvml_gpu *a, const struct nvml_gpu *b) {
+    for (uint32_t i = 0; i < a->n_links && a != b; i++)
+        if (a->links[i].active && a->links[i].peer >= 0 && &n->gpus[a->links[i].peer] == b)
+            return true;
+    return a != b && behind_switch(a) && behind_switch(b);
+}
+
 static void look_at_gpus(void *library, struct nvml *n) {
     unsigned count = 0;
     n->count_status = ASK(library, ask_count, "nvmlDeviceGetCount_v2", &count);

@@ -124,6 +124,11 @@ struct nvml {
 void nvml_look(const char *library, struct nvml *ret);
 void nvml_done(struct nvml *n);
 
+/* The GPU at a place, of any case; NULL = none. */
+const struct nvml_gpu *nvml_gpu_at(const struct nvml *n, const char *place);
+/* Does NVLink lead from one to the other, by a bridge or by a switch that both are behind? */
+bool nvml_linked(const struct nvml *n, const struct nvml_gpu *a, const struct nvml_gpu *b);
+
 /* "is not supported on this card", the second half of a sentence. */
 const char *nvml_status_text(int status);
 

@@ -71,6 +71,7 @@ static void take_seat(struct k_comm *m, const struct k_shape *shape) {
     struct seat *own = &m->region->seats[m->rank];
     own->pid = getpid();
     own->device = m->context->device;
+    k_device_place((uint32_t)own->device, own->place, sizeof own->place);
     own->vocab_first = shape->vocab_first;
     own->vocab_rows = shape->vocab_rows;
     atomic_store(&own->answers[STAGE_SEATED], ANSWER_YES);

@@ -20,7 +20,9 @@
 
 /* Whether this device can reach those of all others. */
 static bool reaches_all(const struct k_comm *m, char why[WHY_MAX]) {
+    struct seat *own = &m->region->seats[m->rank];
     const int device = m->context->device;
+    bool all = true;
     for (uint32_t r = 0; r < m->tp; r++) {
         const int other = m->region->seats[r].device;
         int can = 1;
@@ -29,12 +31,13 @@ static bool reaches_all(const struct k_comm *m, char why[WHY_MAX]) {
         cudaGetLastError();
         if (can)
             continue;
+        atomic_fetch_or(&own->unreached, 1u << r);
+        all = false;
         snprintf(why, WHY_MAX,
                 "device %d cannot reach device %d, neither by NVLink nor by PCIe: see nvidia-smi topo -p2p w",
                 device, other);
-        return false;
     }
-    return true;
+    return all;
 }
 static bool same_process(const struct seat *other) {
     return other->pid == getpid();
@@ -133,7 +136,7 @@ static bool open_by_ipc(struct k_comm *m, uint32_t rank, char why[WHY_MAX]) {
         return true;
     *d_other = NULL;
     snprintf(why, WHY_MAX,
-            "device %d may not open memory of device %d (%s): ranks in containers need one IPC namespace",
+            "device %d may not open memory of device %d (%s): ranks need one user, and in containers one IPC namespace",
             m->context->device, other->device, cudaGetErrorString(r));
     return false;
 }

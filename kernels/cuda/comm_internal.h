@@ -32,7 +32,7 @@ enum stage {
     STAGE_CHOSEN,   /* rank 0 has */
     STAGES
 };
-#define WHY_MAX 200u
+#define WHY_MAX 300u
 enum answer { ANSWER_NONE, ANSWER_YES, ANSWER_NO };
 
 /* What a rank tells the others before it can be reached. */
@@ -41,6 +41,10 @@ struct seat {
     atomic_uint round; /* of comm_wait_round() */
     pid_t pid;
     int device;
+    char place[32];              /* of the device */
+    atomic_uint unreached;       /* bit r: CUDA says that this device does not reach rank r's */
+    atomic_uint lost;            /* bit r: what rank r wrote was not found here */
+    atomic_uint mb_s[RANKS_MAX]; /* of a copy to rank r's inbox; 0 = not measured */
     void *d_inbox;               /* for ranks of the same process */
     struct pass_address address; /* where it takes descriptors of inboxes */
     cudaIpcMemHandle_t handle;
@@ -85,7 +89,7 @@ struct k_comm {
     pthread_t watch;     /* aborts it when the group is stopped, and the group when it fails */
     bool watching;
     atomic_bool watch_ends;
-    char text[1000]; /* k_comm_describe() */
+    char text[1800]; /* k_comm_describe() */
 };
 
 #define COMM_LARGE_LEAST (1u << 18) /* floats that are exchanged faster in chunks than in words */
@@ -114,5 +118,11 @@ int comm_pin_region(struct k_comm *m, size_t bytes, struct error *e);
 /* comm_ways.c: tries them, and decides which sums go which way; all ranks together. device: every rank has opened
  * everybody's inbox in memory of the devices; otherwise why not. */
 int comm_try_ways(struct k_comm *m, bool device, const char *why_not, struct error *e);
+/* comm_pairs.c: how fast each rank's copies to every other one's inbox are, one after another; all ranks together. The
+ * inboxes lie in memory of the devices, and nothing is exchanged meanwhile. */
+int comm_measure_pairs(struct k_comm *m, struct error *e);
+/* What lies between ranks, how fast it is, and what is wrong with it: a line, or "". After it is known. */
+void comm_say_pairs(const struct k_comm *m, char *text, size_t size);
+
 /* Ends NCCL, where it was started. */
 void comm_ways_done(struct k_comm *m);

@@ -19,6 +19,8 @@
 #define JOIN_SECONDS  60u
 #define WATCH_NS      20000000
 
+#define PAIRS_TEXT 1200u
+
 #define TRIAL_ROUNDS  4u /* both parities, again */
 #define TRIAL_COLUMNS 1020u
 #define SPEED_COLUMNS 5120u
@@ -69,6 +71,19 @@ static int send_pattern(struct k_comm *m, struct trial *t, uint32_t round, struc
     k_upload(t->s, t->d_x, t->x, sizeof t->x);
     return k_stream_wait(t->s, 0, e); /* part is read when this returns */
 }
+/* What a rank wrote is not here. */
+static int lost(struct k_comm *m, uint32_t rank, struct error *e) {
+    atomic_fetch_or(&m->region->seats[m->rank].lost, 1u << rank);
+    return error_set(e, -EIO, "device %d did not find what device %d wrote", m->context->device,
+            m->region->seats[rank].device);
+}
+/* A wait in vain is for somebody's words, too. */
+static void look_who_was_late(struct k_comm *m, const struct trial *t) {
+    const struct device_fault *f = t->s ? t->s->found.told : NULL;
+    struct seat *own = &m->region->seats[m->rank];
+    if (f && f->kind == DEVICE_FAULT_EXCHANGE && f->a == EXCHANGE_LATE && f->c < m->tp)
+        atomic_fetch_or(&own->lost, 1u << f->c);
+}
 /* What everybody has sent, side by side. */
 static int try_words(struct k_comm *m, struct trial *t, uint32_t round, struct error *e) {
     struct exchange_gather_args a = {.view = m->view,
@@ -88,8 +103,7 @@ static int try_words(struct k_comm *m, struct trial *t, uint32_t round, struct e
     const int rc = k_stream_wait(t->s, 0, e);
     for (uint32_t i = 0; i < m->tp * TRIAL_COLUMNS && rc == 0; i++)
         if (t->x[i] != pattern(i / TRIAL_COLUMNS, round, i % TRIAL_COLUMNS))
-            return error_set(e, -EIO, "device %d did not find what device %d wrote", m->context->device,
-                    m->region->seats[i / TRIAL_COLUMNS].device);
+            return lost(m, i / TRIAL_COLUMNS, e);
     return rc;
 }
 static int check_sum(struct k_comm *m, struct trial *t, uint32_t round, struct error *e) {
@@ -138,18 +152,18 @@ static int try_rounds(struct k_comm *m, try_fn first, try_fn second, struct erro
         rc = rc || !second ? rc : send_pattern(m, t, round, e);
         rc = rc || !second ? rc : second(m, t, round, e);
     }
+    if (rc)
+        look_who_was_late(m, t);
     trial_end(m, t);
     free(t);
     m->view.deadline_ns = deadline_ns;
     return rc;
 }
 /* Of the inboxes as they are: 1, 0 and why not in *e, or negative. */
-static int try_inboxes(struct k_comm *m, enum stage stage, const char *cause, struct error *e) {
+static int try_inboxes(struct k_comm *m, enum stage stage, struct error *e) {
     struct error found = {0};
-    char why[WHY_MAX];
     const int rc = try_rounds(m, try_words, try_large, &found);
-    snprintf(why, sizeof why, "%.110s%s", found.text, cause);
-    const int all = comm_ask_all(m, stage, rc == 0, why, e);
+    const int all = comm_ask_all(m, stage, rc == 0, found.text, e);
     if (all != 0)
         return all;
     CUDA_TRY(m->context, cudaMemsetAsync(m->view.d_epochs, 0, EPOCHS_BYTES, m->context->stream), e);
@@ -301,21 +315,28 @@ static int choose(struct k_comm *m, const struct speed *own, const struct speed 
         comm_ways_done(m);
     return 0;
 }
+static void tell_pairs(struct k_comm *m) {
+    char text[PAIRS_TEXT];
+    comm_say_pairs(m, text, sizeof text);
+    if (text[0])
+        snprintf(m->text + strlen(m->text), sizeof m->text - strlen(m->text), "; %s", text);
+}
 /* The inboxes that work: *device says where they lie, *e why not in memory of the devices. */
 static int find_inboxes(struct k_comm *m, bool *device, struct error *why, struct error *e) {
-    int all = !*device ? 0
-                       : try_inboxes(m, STAGE_TRIED,
-                                 ": an IOMMU or PCIe ACS may stand between them (iommu=pt, ACS off)", why);
+    char pairs[PAIRS_TEXT];
+    int all = *device ? try_inboxes(m, STAGE_TRIED, why) : 0;
     *device = all == 1;
     if (all < 0) {
         *e = *why;
         return all;
     }
-    if (!*device && m->context->all_reduce == K_ALL_REDUCE_ONESHOT)
-        return error_set(e, -ENOTSUP, "--all-reduce oneshot cannot be: %s", why->text);
+    if (!*device && m->context->all_reduce == K_ALL_REDUCE_ONESHOT) {
+        comm_say_pairs(m, pairs, sizeof pairs);
+        return error_set(e, -ENOTSUP, "--all-reduce oneshot cannot be: %s; %s", why->text, pairs);
+    }
     all = *device ? 1 : comm_stage(m, e);
     if (all == 0)
-        all = try_inboxes(m, STAGE_STAGED, "", e);
+        all = try_inboxes(m, STAGE_STAGED, e);
     return all == 0 ? error_set(e, -EIO, "ranks do not reach each other through memory of the host") : all;
 }
 int comm_try_ways(struct k_comm *m, bool device, const char *why_not, struct error *e) {
@@ -332,6 +353,7 @@ int comm_try_ways(struct k_comm *m, bool device, const char *why_not, struct err
         return error_prefix(e, rc < 0 ? rc : -ENOTSUP, "--all-reduce nccl");
     }
     rc = measure(m, &own, &nccl, e);
+    rc = rc < 0 || !device ? rc : comm_measure_pairs(m, e);
     if (rc < 0)
         return rc;
     const bool ipc = device && m->inboxes.way == INBOX_IPC;
@@ -354,5 +376,7 @@ int comm_try_ways(struct k_comm *m, bool device, const char *why_not, struct err
                 !m->nccl        ? "nothing"
                 : m->nccl_least ? "prompts"
                                 : "all");
+    if (rc == 0 && m->rank == 0)
+        tell_pairs(m);
     return rc;
 }

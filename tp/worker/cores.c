@@ -1,6 +1,8 @@
 /* cores.c - see cores.h. */
 #include "tp/worker/cores.h"
 
+#include "base/sysfs.h"
+
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -8,14 +10,6 @@
 #include <string.h>
 
 #define LINE_MAX_BYTES 4096 /* of a list of cores: "0-31,64-95" */
-
-static bool first_line(const char *path, char *line, size_t size) {
-    FILE *f = fopen(path, "re");
-    bool read = f && fgets(line, (int)size, f);
-    if (f)
-        fclose(f);
-    return read;
-}
 
 /* "0-3,8,10-11\n" into a set; false where it is something else. */
 static bool parse_list(const char *text, cpu_set_t *ret) {
@@ -40,15 +34,9 @@ static bool parse_list(const char *text, cpu_set_t *ret) {
     }
 }
 
-/* A line of a device's folder; the kernel writes its domain with four digits where they are enough. */
 static bool device_line(const char *root, const char *place, const char *name, char *line, size_t size) {
-    unsigned domain, bus, device, function;
     char path[PATH_MAX];
-    if (sscanf(place, "%x:%x:%x.%x", &domain, &bus, &device, &function) != 4)
-        return false;
-    snprintf(path, sizeof(path), "%s/sys/bus/pci/devices/%04x:%02x:%02x.%x/%s", root, domain, bus, device,
-            function, name);
-    return first_line(path, line, size);
+    return sysfs_pci_path(root, place, name, path, sizeof(path)) && sysfs_line(path, line, size);
 }
 
 bool cores_near(
@@ -74,7 +62,7 @@ static bool first_thread(const char *root, const cpu_set_t *set, int cpu) {
     char path[PATH_MAX], line[LINE_MAX_BYTES];
     cpu_set_t threads;
     snprintf(path, sizeof(path), "%s/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", root, cpu);
-    if (!first_line(path, line, sizeof(line)) || !parse_list(line, &threads))
+    if (!sysfs_line(path, line, sizeof(line)) || !parse_list(line, &threads))
         return true;
     for (int i = 0; i < cpu; i++)
         if (CPU_ISSET(i, &threads) && CPU_ISSET(i, set))

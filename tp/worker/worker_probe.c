@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <unistd.h>
 
 #define DEVICES_MAX 64u
@@ -24,13 +23,6 @@ static json_t *version(uint32_t major, uint32_t minor) {
 }
 
 /* --- who else uses a GPU --- */
-
-static const struct nvml_gpu *gpu_at(const struct nvml *n, const char *place) {
-    for (uint32_t i = 0; i < n->n_gpus; i++)
-        if (*place && strcasecmp(n->gpus[i].place, place) == 0)
-            return &n->gpus[i];
-    return NULL;
-}
 
 static void process_name(uint32_t pid, char *name, size_t bytes) {
     char path[64];
@@ -63,26 +55,14 @@ static json_t *holders_json(const struct nvml_gpu *g) {
 
 /* --- NVLink --- */
 
-static bool links_to_switch(const struct nvml_gpu *g) {
-    for (uint32_t i = 0; i < g->n_links; i++)
-        if (g->links[i].active && g->links[i].to_switch)
-            return true;
-    return false;
-}
-static bool links_to(const struct nvml *n, const struct nvml_gpu *g, const struct nvml_gpu *other) {
-    for (uint32_t i = 0; i < g->n_links; i++)
-        if (g->links[i].active && g->links[i].peer >= 0 && &n->gpus[g->links[i].peer] == other)
-            return true;
-    return links_to_switch(g) && links_to_switch(other);
-}
 /* Bit i: NVLink leads to device i. */
 static uint64_t nvlinks_of(
         const struct nvml *nvml, const struct k_device *devices, uint32_t n, uint32_t device) {
-    const struct nvml_gpu *g = gpu_at(nvml, devices[device].place);
+    const struct nvml_gpu *g = nvml_gpu_at(nvml, devices[device].place);
     uint64_t set = 0;
     for (uint32_t i = 0; g && i < n; i++) {
-        const struct nvml_gpu *other = gpu_at(nvml, devices[i].place);
-        if (i != device && other && other != g && links_to(nvml, g, other))
+        const struct nvml_gpu *other = nvml_gpu_at(nvml, devices[i].place);
+        if (other && nvml_linked(nvml, g, other))
             set |= UINT64_C(1) << i;
     }
     return set;
@@ -139,7 +119,7 @@ int worker_probe(void) {
     if (n && strcmp(p.kind, "cuda") == 0)
         nvml_look(NULL, &nvml);
     for (uint32_t i = 0; i < n; i++)
-        json_array_append_new(list, device_json(i, &devices[i], gpu_at(&nvml, devices[i].place),
+        json_array_append_new(list, device_json(i, &devices[i], nvml_gpu_at(&nvml, devices[i].place),
                                             nvlinks_of(&nvml, devices, n, i)));
     nvml_done(&nvml);
     json_object_set_new(o, "kind", text(p.kind));

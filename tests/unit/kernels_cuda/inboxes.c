@@ -125,8 +125,9 @@ static void test_a_peer_that_does_not_come_is_named(void **state) {
 
 struct group {
     uint32_t tp;
-    const char *shared, *ipc; /* of the machine: "1" or "0" */
-    const char *says;         /* of the way that is taken */
+    const char *peers, *shared, *ipc; /* of the machine (emu_control.h) */
+    const char *says;                 /* of the way that is taken */
+    const char *pairs;                /* says rank 0 of what lies between them */
     struct k_shape shape;
     size_t bytes;
     void *region;
@@ -143,6 +144,7 @@ static bool maps_device_memory(void) {
 }
 static int group_rank(void *group, uint32_t rank) {
     const struct group *g = group;
+    setenv("CUDA_EMU_PEERS", g->peers, 1);
     setenv("CUDA_EMU_SHARED", g->shared, 1);
     setenv("CUDA_EMU_IPC", g->ipc, 1);
     const struct library k = opened_library();
@@ -158,9 +160,11 @@ static int group_rank(void *group, uint32_t rank) {
     const uint32_t before = open_fds();
     if (k.k_comm_create(c, &shape, 4, g->region, g->bytes, &m, &e) < 0 || k.k_comm_meet(m, &e) < 0)
         return 2;
-    const bool maps = maps_device_memory(), on_devices = *g->shared == '1' || *g->ipc == '1',
-               held = open_fds() != before && *g->shared == '1'; /* what is mapped needs no descriptor */
-    if (!strstr(k.k_comm_describe(m), g->says)) {
+    const bool maps = maps_device_memory(),
+               on_devices = *g->peers == '1' && (*g->shared == '1' || *g->ipc == '1'),
+               held = open_fds() != before && on_devices &&
+                      *g->shared == '1'; /* what is mapped needs no descriptor */
+    if (!strstr(k.k_comm_describe(m), g->says) || (rank == 0 && !strstr(k.k_comm_describe(m), g->pairs))) {
         print_message("'%s' does not say '%s'\n", k.k_comm_describe(m), g->says);
         return 3;
     }
@@ -173,11 +177,14 @@ static int group_rank(void *group, uint32_t rank) {
     k.k_context_free(c);
     return left;
 }
-static void group_meets(uint32_t tp, const char *shared, const char *ipc, const char *says) {
+static void group_meets(uint32_t tp, const char *peers, const char *shared, const char *ipc, const char *says,
+        const char *pairs) {
     struct group g = {.tp = tp,
+            .peers = peers,
             .shared = shared,
             .ipc = ipc,
             .says = says,
+            .pairs = pairs,
             .shape = {.tp = tp, .hidden_size = 64, .vocab_size = 64, .vocab_rows = 64 / tp}};
     g.bytes = opened_library().k_comm_region_bytes(&g.shape, 4);
     g.region = shared_memory(g.bytes);
@@ -186,12 +193,17 @@ static void group_meets(uint32_t tp, const char *shared, const char *ipc, const 
 }
 static void test_nothing_is_left_of_a_group(void **state) {
     (void)state;
-    group_meets(2, "1", "1", "ranks write into each other's memory");
-    group_meets(4, "1", "1", "ranks write into each other's memory");
-    group_meets(2, "0", "1", "by CUDA IPC (device 0: cuMemCreate: operation not supported)");
-    group_meets(2, "0", "0",
+    group_meets(2, "1", "1", "1", "ranks write into each other's memory", " 0-1");
+    group_meets(4, "1", "1", "1", "ranks write into each other's memory", " 2-3");
+    group_meets(2, "1", "0", "1", "by CUDA IPC (device 0: cuMemCreate: operation not supported)", " 0-1");
+    group_meets(2, "1", "0", "0",
             "ranks meet in memory of the host (by descriptors: device 0: cuMemCreate: operation not supported; by CUDA "
-            "IPC: device 0 may not open memory of device 1");
+            "IPC: device 0 may not open memory of device 1",
+            " 0-1");
+    group_meets(2, "2", "1", "1", "ranks meet in memory of the host (rank 0 waited in vain for rank 1",
+            "; what is written gets lost: 0-1 (");
+    group_meets(2, "0", "1", "1", "ranks meet in memory of the host (device 0 cannot reach device 1",
+            "; out of reach: 0-1 (");
 }
 
 int main(void) {
