@@ -277,6 +277,25 @@ def test_ranks_of_one_process_and_of_one_gpu(installed, machine_with_gpu, little
     assert found[0] == found[1] == found[2] and len(found[0][1]) == 3
 
 
+@pytest.mark.slow
+def test_prefixes_on_an_emulated_gpu(little, installed, machine_with_gpu):
+    """A prompt, its next turn, and another that leaves it half way: the same bits as without a prefix cache."""
+    found = []
+    for flags in ([], ["--prefix-cache", "off"]):
+        with Server(little, *FLAGS, "--libexec-dir", installed["with"], "--step-timeout", "60s", *flags,
+                    env=machine_with_gpu) as server, server.client() as client:
+            prompt, said, cached = [(7 * i) % 500 for i in range(83)], [], []
+            for suffix in ([], [5, 6, 7], [9]):
+                request = make_request(ids=prompt + suffix, max_tokens=3)
+                request.output.logprobs = True
+                answer = client.generate(request, timeout=300 * PATIENCE)
+                said.append((answer.ids, [token.logprob for token in answer.logprobs]))
+                cached.append(answer.finish.usage.cached_tokens)
+            found.append(said)
+            assert cached == ([0, 0, 0] if flags else [0, 80, 80])
+    assert found[0] == found[1]
+
+
 def ranks_of(server):
     """Pids of the ranks; keepers of weights are the same program."""
     found = []
