@@ -58,7 +58,7 @@ static const struct number {
                 "a rank without progress for this long is stuck"},
         {"slow-reader-ms", TARGET(slow_reader_ms), 1, HOUR_MS, 20000,
                 "a client that does not read for this long is cut off"},
-        {"speculative-tokens", TARGET(speculative_tokens), 0, DRAFT_MAX, DRAFT_MAX,
+        {"speculative-tokens", TARGET(speculative_tokens), 0, DRAFT_MAX, 0,
                 "most drafts of a sequence in one step; 0 = none"},
         {"prefill-target-ms", TARGET(prefill_target_ms), 0, HOUR_MS, 500,
                 "prompt rows of a step are limited to take this long; 0 = off"},

@@ -5,7 +5,8 @@
 #include <errno.h>
 #include <string.h>
 
-#define GIVEN_MAX (OPTION_PLACE_MAX + 48u)
+#define GIVEN_MAX                (OPTION_PLACE_MAX + 48u)
+#define SPECULATIVE_TOKENS_ASKED "7"
 
 struct conflict {
     unsigned verbs;
@@ -96,7 +97,18 @@ static int check_devices(struct options *o, struct error *e) {
     return rc;
 }
 
+/* Who asks for a drafter wants drafts. */
+static int check_speculation(struct options *o, struct error *e) {
+    bool asked = options_given(o, OPT_SPECULATION) && strcmp(options_text(o, OPT_SPECULATION), "off") != 0;
+    if (!asked || options_given(o, OPT_SPECULATIVE_TOKENS))
+        return 0;
+    return options_replace(o, OPT_SPECULATIVE_TOKENS, SPECULATIVE_TOKENS_ASKED, e);
+}
+
 static int check_serve(struct options *o, struct error *e) {
+    int rc = check_speculation(o, e);
+    if (rc < 0)
+        return rc;
     uint64_t tp = options_number(o, OPT_TENSOR_PARALLEL_SIZE),
              hosted = options_number(o, OPT_RANKS_PER_PROCESS);
     char a[GIVEN_MAX], b[GIVEN_MAX];

@@ -57,7 +57,7 @@ def test_same_tokens(model, how, ids, names):
 
 def test_fewer_drafts(model):
     """The least of what is asked for and what the workers take."""
-    for flags, most in ((["--speculative-tokens", "3"], 3), (["--speculative-tokens", "0"], None)):
+    for flags, most in ((["--speculative-tokens", "3"], 3), ([], None), (["--speculation", "auto"], 7)):
         with Server(model, "--device", "null", *flags, env={"SHARDD_NULL_ARGS": WORKER % 5000}) as running:
             with running.client() as client:
                 assert {d.drafts_max for d in client.call("GetServerInfo").drafters} == ({most} if most else set())

@@ -268,6 +268,27 @@ static void test_one_of_two_limits_follows_the_other(void **state) {
     options_done(&o);
 }
 
+/* Who names a drafter wants drafts; who says how many, gets as many. */
+static void test_speculation(void **state) {
+    (void)state;
+    struct options o;
+    struct error e;
+    assert_int_equal(LOAD(&o, VERB_SERVE, no_environment, &e, "--port", "0"), 0);
+    assert_int_equal(options_number(&o, OPT_SPECULATIVE_TOKENS), 0);
+    options_done(&o);
+    assert_int_equal(LOAD(&o, VERB_SERVE, no_environment, &e, "--speculation", "lookup"), 0);
+    assert_int_equal(options_number(&o, OPT_SPECULATIVE_TOKENS), 7);
+    options_done(&o);
+    assert_int_equal(LOAD(&o, VERB_SERVE, no_environment, &e, "--speculation", "off"), 0);
+    assert_int_equal(options_number(&o, OPT_SPECULATIVE_TOKENS), 0);
+    options_done(&o);
+    assert_int_equal(
+            LOAD(&o, VERB_SERVE, no_environment, &e, "--speculation", "mtp", "--speculative-tokens", "2"), 0);
+    assert_int_equal(options_number(&o, OPT_SPECULATIVE_TOKENS), 2);
+    options_done(&o);
+    REFUSED(VERB_SERVE, "--speculative-tokens", "16", "--speculative-tokens", "16");
+}
+
 /* --devices says how many ranks there are and that GPUs serve, where nobody else does. */
 static void test_devices(void **state) {
     (void)state;
@@ -462,6 +483,7 @@ int main(void) {
             cmocka_unit_test(test_refused_flags),
             cmocka_unit_test(test_contradictions),
             cmocka_unit_test(test_one_of_two_limits_follows_the_other),
+            cmocka_unit_test(test_speculation),
             cmocka_unit_test(test_devices),
             cmocka_unit_test(test_refused_files),
             cmocka_unit_test(test_zero_bytes_in_a_file),
