@@ -1,11 +1,12 @@
 """Speculation as a user sees it: tokens as without it, and what the service says of its drafters. On null workers."""
 import json
+import os
 import socket
 import urllib.request
 
 import pytest
 
-from shardd_client import Server, make_request, shardd
+from shardd_client import ROOT, Answer, Server, make_request, shardd
 
 WORKER = "--drafts-max 7 --draft-odds 80 --has-mtp 1 --step-us 2000 --id-first 1000 --id-count %d"
 LENGTHS = [1, 2, 17, 150]
@@ -61,3 +62,38 @@ def test_fewer_drafts(model):
         with Server(model, "--device", "null", *flags, env={"SHARDD_NULL_ARGS": WORKER % 5000}) as running:
             with running.client() as client:
                 assert {d.drafts_max for d in client.call("GetServerInfo").drafters} == ({most} if most else set())
+
+
+BUNDLED = os.path.join(ROOT, "models/shardd-tiny")
+TEXT = "The quick brown fox jumps over the lazy dog. def add(a, b):\n    return a + b\n\n"
+
+
+def answers_of(tp, *flags):
+    """Greedy and sampled answers with their logprobs, alone and together, and how many drafts were made for them."""
+    requests = []
+    for copies in (1, 3, 5):
+        for temperature in (0.0, 0.9):
+            request = make_request(text=TEXT * copies, max_tokens=90, temperature=temperature, seed=11)
+            request.output.logprobs = True
+            request.stopping.ignore_eos = True
+            requests.append(request)
+    with Server(BUNDLED, "--device", "cpu", "--tensor-parallel-size", str(tp), "--max-model-len", "1024",
+                *flags) as running:
+        with running.client() as client:
+            alone = [client.generate(request) for request in requests]
+            streams = [client.stream(request) for request in requests]
+            together = [Answer(stream) for stream in streams]
+            drafters = client.call("GetServerInfo").drafters
+    said = [[(a.ids, [p.logprob for p in a.logprobs]) for a in answers] for answers in (alone, together)]
+    assert said[0] == said[1]
+    return said[0], sum(d.drafts_proposed for d in drafters)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_model_says_the_same(tp):
+    expected, none = answers_of(tp)
+    assert none == 0
+    for how in ("auto", "lookup"):
+        said, drafts = answers_of(tp, "--speculation", how)
+        assert said == expected
+        assert drafts > 0 or how == "lookup"  # which waits for tokens, so that it depends on the machine if it pays
