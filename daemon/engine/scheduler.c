@@ -212,7 +212,7 @@ static void plan_decode(struct plan *p, struct sequence *s) {
     struct draft d;
     draft_continue(g, s, most, &d);
     enum reuse_room pages = reuse_grant(g, s, s->planned + 1 + d.n, &first, &n);
-    if (pages == ROOM_NONE && d.n > 0) {
+    if (pages != ROOM_READY && d.n > 0) { /* nobody waits for the sake of drafts */
         d.n = 0;
         pages = reuse_grant(g, s, s->planned + 1, &first, &n);
     }
@@ -269,7 +269,6 @@ static bool plan_prompt(struct plan *p, struct sequence *s) {
             .ids_at = step_blob(
                     g->writer, s->tokens + s->planned, (stop - s->planned) * (uint32_t)sizeof(uint32_t)),
             .id_after = stop < s->n_tokens ? s->tokens[stop] : STEP_NONE,
-
     };
     p->prompt_left -= t.n_rows;
     p->f->n_prompt_rows += t.n_rows;
