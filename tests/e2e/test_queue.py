@@ -5,7 +5,7 @@ import time
 import grpc
 import pytest
 
-from shardd_client import Client, Refused, Server, make_request, shardd
+from shardd_client import PATIENCE, Client, Refused, Server, make_request, shardd
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,9 @@ def test_time_in_the_queue(client, busy):
 
 def test_time_in_the_queue_is_over_with_the_first_step(client):
     client.wait_idle()
-    request = make_request(ids=[1], max_tokens=150, queue_timeout_ms=1000)  # 1.5 s in all
+    request = make_request(ids=[1], max_tokens=150 * PATIENCE, queue_timeout_ms=1000 * PATIENCE)  # half as long again
     request.stopping.ignore_eos = True
-    assert client.generate(request).n_tokens == 150
+    assert client.generate(request).n_tokens == 150 * PATIENCE
 
 
 def test_deadline_in_the_queue(client, busy):
