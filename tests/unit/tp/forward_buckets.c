@@ -4,6 +4,12 @@
 
 #include "tp/worker/forward.h"
 
+#ifdef __SANITIZE_ADDRESS__ /* of long contexts, the buckets of the fewest and the most rows: attention takes minutes */
+#define LONG_CONTEXTS_OF_ALL 0
+#else
+#define LONG_CONTEXTS_OF_ALL 1
+#endif
+
 enum { ROWS = 37, CONTEXT = 70000, SLOTS = 3, DEEP = 1, SHORT = 2, MASTER = 3 };
 
 struct setup {
@@ -156,6 +162,8 @@ static void every_bucket_gives_the_bits_of_eager(void **state) {
     k_memory(s.r->stream, s.r->pool, &(struct k_memory_op){K_MEM_COPY_SLOT, DEEP, MASTER}, 1);
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
         for (size_t k = 0; k < sizeof(contexts) / sizeof(contexts[0]); k++) {
+            if (!LONG_CONTEXTS_OF_ALL && k > 1 && rows[i] != 1 && rows[i] != ROWS)
+                continue;
             const struct k_bounds b = {rows[i], rows[i] < SLOTS ? rows[i] : SLOTS, contexts[k]};
             uint32_t least = i ? rows[i - 1] + 1 : 1;
             compare(&s, rows[i], k + 1 < sizeof(contexts) / sizeof(contexts[0]) ? contexts[k] : CONTEXT, &b);

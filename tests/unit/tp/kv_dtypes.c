@@ -4,8 +4,8 @@
 #include "eval_prompts.h"
 
 #ifdef __SANITIZE_ADDRESS__ /* many times slower */
-#define STRIDE      48u
-#define LONG_TOKENS 512u
+#define STRIDE      192u
+#define LONG_TOKENS 257u
 #else
 #define STRIDE      6u
 #define LONG_TOKENS 4000u
