@@ -1,7 +1,9 @@
 """Speculation as a user sees it: tokens as without it, and what the service says of its drafters. On null workers."""
 import json
 import os
+import signal
 import socket
+import time
 import urllib.request
 
 import pytest
@@ -97,3 +99,25 @@ def test_a_model_says_the_same(tp):
         said, drafts = answers_of(tp, "--speculation", how)
         assert said == expected
         assert drafts > 0 or how == "lookup"  # which waits for tokens, so that it depends on the machine if it pays
+
+
+def test_a_death():
+    """Workers that are killed between drafts: their streams go on with the tokens that would have come."""
+    requests = [make_request(text=TEXT * 4, max_tokens=800, temperature=t, seed=3) for t in (0.0, 0.9)]
+    for request in requests:
+        request.stopping.ignore_eos = True
+    said = []
+    for flags in ([], ["--speculation", "auto"]):
+        with Server(BUNDLED, "--device", "cpu", "--tensor-parallel-size", "2", "--max-model-len", "2048",
+                    *flags) as running:
+            with running.client() as client:
+                streams = [client.stream(request) for request in requests]
+                first = [[next(stream) for _ in range(3)] for stream in streams]
+                if flags:
+                    workers = [pid for pid, name in running.children().items() if name == "shardd-worker-cpu"]
+                    os.kill(workers[-1], signal.SIGKILL)
+                said.append([Answer(head + list(rest)).ids for head, rest in zip(first, streams)])
+                while client.call("GetServerInfo").group_epoch < (2 if flags else 1):
+                    time.sleep(0.02)
+    assert said[0] == said[1]
+    assert [len(ids) for ids in said[0]] == [800, 800]
