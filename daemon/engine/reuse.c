@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <string.h>
 #include <sys/random.h>
 
 #define SNAPSHOT_EVERY 4096u       /* tokens of a long prompt */
@@ -67,6 +68,29 @@ bool reuse_fits(const struct engine *g, struct sequence *s, uint32_t spare, stru
     /* The page to copy is one more than without the cache, which does not keep anybody out. */
     *ret = (struct prefix_hit){.snapshot = PREFIX_NONE};
     return pages <= available;
+}
+
+/* Whether r will leave a state after rows that s begins with, too. */
+static bool leaves_for(const struct sequence *r, const struct sequence *s, uint32_t least_rows) {
+    uint32_t most = least(s->n_prompt, s->n_tokens - 1);
+    for (uint32_t i = 0; i < r->n_marks; i++) {
+        uint32_t mark = r->marks[i];
+        if (mark > r->kept_at && mark >= r->planned && mark >= least_rows && mark <= most &&
+                memcmp(r->tokens, s->tokens, mark * sizeof(s->tokens[0])) == 0)
+            return true;
+    }
+    return false;
+}
+
+bool reuse_is_coming(const struct engine *g, const struct sequence *s, const struct prefix_hit *hit) {
+    for (uint32_t i = 0; caches(g) && !s->suspect && i < g->n_running; i++) {
+        const struct sequence *r = g->running[i];
+        if (r->state == SEQUENCE_RUNNING && sequence_before(r, s) &&
+                leaves_for(r, s, hit->length + SNAPSHOT_GAP) &&
+                memcmp(salt_of(r), salt_of(s), sizeof(no_salt)) == 0)
+            return true;
+    }
+    return false;
 }
 
 static void add_mark(struct sequence *s, uint32_t at, uint32_t last) {

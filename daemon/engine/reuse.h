@@ -18,6 +18,9 @@ int reuse_begin(struct engine *g);
 
 /* Whether there are pages for all known tokens of s and `spare` more, and what it would take from the cache. */
 bool reuse_fits(const struct engine *g, struct sequence *s, uint32_t spare, struct prefix_hit *ret);
+/* Whether one that is served before s is about to leave a state that s could go on from, further on than `hit`: then s
+ * has less to compute if it is admitted after that, and nothing would have been computed of it meanwhile. */
+bool reuse_is_coming(const struct engine *g, const struct sequence *s, const struct prefix_hit *hit);
 /* After sequence_admit(), with what reuse_fits() said. */
 void reuse_admitted(struct engine *g, struct sequence *s, const struct prefix_hit *hit);
 

@@ -289,7 +289,8 @@ static struct sequence *admit(struct plan *p) {
         return NULL;
     struct prefix_hit hit;
     /* Some pages are left to those that generate, or the newcomer would soon be put back again. */
-    if (g->pools.n_free_slots == 0 || !reuse_fits(g, s, (g->n_running + 15) / 16, &hit))
+    if (g->pools.n_free_slots == 0 || !reuse_fits(g, s, (g->n_running + 15) / 16, &hit) ||
+            reuse_is_coming(g, s, &hit))
         return NULL;
     sequence_admit(g, s, pools_take_slot(&g->pools));
     reuse_admitted(g, s, &hit);

@@ -251,6 +251,33 @@ static void test_many(void **state) {
     close_world(&w);
 }
 
+/* Many that come at once: what they have in common is computed by the first, and the others wait for its state. */
+static void test_at_once(void **state) {
+    (void)state;
+    const struct {
+        uint32_t common, shared_end, rows; /* rows: of each that is not the first */
+    } cases[] = {{500, 0, 500 - 496}, {300, 300, 200}};
+    for (uint32_t k = 0; k < 2; k++) {
+        struct null_rank_options r = with_units(64);
+        struct world w;
+        struct engine_stats s;
+        static struct reading all[8];
+        open_world(&w, &r);
+        for (uint32_t i = 0; i < 8; i++) {
+            fill(0, cases[k].common, 1);
+            fill(cases[k].common, 500, 2 + i);
+            struct engine_request q = harness_request(ids, 500, 3, i);
+            q.shared_end = cases[k].shared_end;
+            harness_submit(w.cached, &q, &all[i]);
+        }
+        harness_read(all, 8, 0);
+        harness_unref(all, 8);
+        harness_expect_quiet(w.cached, &s);
+        assert_int_equal(s.prompt_rows_total, 500 + 7 * cases[k].rows);
+        close_world(&w);
+    }
+}
+
 /* What a sequence left whose logits were no numbers is not gone on from. */
 static void test_damaged(void **state) {
     (void)state;
@@ -302,6 +329,7 @@ int main(void) {
             cmocka_unit_test(test_salts),
             cmocka_unit_test(test_all_pages),
             cmocka_unit_test(test_many),
+            cmocka_unit_test(test_at_once),
             cmocka_unit_test(test_damaged),
             cmocka_unit_test(test_long_prompt),
     };
