@@ -85,8 +85,9 @@ static void place_block(const struct gdn_job *j, const struct k_entry *e, const 
         uint32_t v, uint32_t base, uint32_t n, struct gdn_task *t) {
     const struct k_shape *h = &j->a->p->shape;
     const uint32_t pos = j->a->b->row_pos[e->row_begin], k = v / (h->gdn_v_heads / h->gdn_k_heads);
-    for (uint32_t i = 0; i < n; i++) {
-        gdn_place(&j->a->p->layout, h, g, v, base + i, t, i);
+    const uint32_t ring = j->a->p->layout.ring_rows;
+    for (uint32_t i = 0, at = base % ring; i < n; i++, at = at + 1 == ring ? 0 : at + 1) {
+        gdn_place(h, g, v, k, at, t, i);
         if (base + i >= pos)
             t->k[i] = j->mixed + (e->row_begin + (uint64_t)(base + i - pos)) * j->channels +
                       (uint64_t)(h->gdn_k_heads + k) * h->gdn_k_dim;

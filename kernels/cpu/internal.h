@@ -253,10 +253,10 @@ struct k_pool {
     uint8_t *slot_units, *page_units;
 };
 struct gdn_view pool_gdn(const struct k_pool *p, uint32_t slot, uint32_t layer);
-/* Row i of a block is that of position `pos` in the slot's ring: of value head v, in its task. */
-static inline void gdn_place(const struct pool_layout *l, const struct k_shape *h, const struct gdn_view *g,
-        uint32_t v, uint32_t pos, struct gdn_task *t, uint32_t i) {
-    const uint64_t at = pos % l->ring_rows, k = v / (h->gdn_v_heads / h->gdn_k_heads);
+/* Row i of a block is row `at` of the slot's ring, a position modulo its rows: for the task of value head v, whose key
+ * head is k. */
+static inline void gdn_place(const struct k_shape *h, const struct gdn_view *g, uint32_t v, uint32_t k,
+        uint64_t at, struct gdn_task *t, uint32_t i) {
     t->k[i] = g->k + (at * h->gdn_k_heads + k) * h->gdn_k_dim;
     t->delta[i] = g->delta + (at * h->gdn_v_heads + v) * h->gdn_v_dim;
     t->decay[i] = g->decay + at * h->gdn_v_heads + v;

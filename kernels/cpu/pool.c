@@ -294,7 +294,8 @@ int k_pool_read_gdn(
             const uint32_t n = length - at < GDN_BLOCK ? length - at : GDN_BLOCK;
             struct gdn_task t = {.dk = h->gdn_k_dim, .dv = h->gdn_v_dim};
             for (uint32_t i = 0; i < n; i++)
-                gdn_place(&p->layout, h, &g, v, at + i, &t, i);
+                gdn_place(h, &g, v, v / (h->gdn_v_heads / h->gdn_k_heads), (at + i) % p->layout.ring_rows, &t,
+                        i);
             stream_isa(s)->gdn_fold(&t, n, state + v * head);
         }
     }
