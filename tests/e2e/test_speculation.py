@@ -91,6 +91,7 @@ def answers_of(tp, *flags):
     return said[0], sum(d.drafts_proposed for d in drafters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tp", [1, 2])
 def test_a_model_says_the_same(tp):
     expected, none = answers_of(tp)
@@ -101,6 +102,7 @@ def test_a_model_says_the_same(tp):
         assert drafts > 0 or how == "lookup"  # which waits for tokens, so that it depends on the machine if it pays
 
 
+@pytest.mark.slow
 def test_a_death():
     """Workers that are killed between drafts: their streams go on with the tokens that would have come."""
     requests = [make_request(text=TEXT * 4, max_tokens=800, temperature=t, seed=3) for t in (0.0, 0.9)]
