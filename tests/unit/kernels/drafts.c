@@ -221,6 +221,7 @@ struct way {
     uint32_t least, most; /* drafts */
     uint32_t right;       /* so many, at most, are those that will be sampled */
     bool own;             /* those that the drafter leaves in the slot */
+    bool moved; /* slots are copied away and back between rounds, and snapshots of them restored elsewhere */
 };
 
 static void take(struct told *t, const struct k_outcome *o, const struct k_result *results) {
@@ -254,6 +255,24 @@ static void prompts_run(struct model *m, const struct way *way, struct told *got
         take(&got[i], &outcomes[i], &results[i]);
 }
 
+/* A slot is what it was after a copy and back, and a snapshot of it has the same state, wherever the rings begin and
+ * whatever is folded. */
+static void move_slots(struct model *m) {
+    const uint32_t spare = SEQUENCES + 1;
+    struct world *w = &m->w;
+    float state[2][STATE], window[2][WINDOW];
+    for (uint32_t slot = 1; slot <= SEQUENCES; slot++) {
+        const struct k_memory_op ops[] = {{K_MEM_SNAPSHOT_SLOT, slot, 0}, {K_MEM_COPY_SLOT, slot, spare},
+                {K_MEM_ZERO_SLOT, slot, 0}, {K_MEM_COPY_SLOT, spare, slot}, {K_MEM_ZERO_SLOT, spare, 0},
+                {K_MEM_RESTORE_SLOT, 0, spare}};
+        k_memory(w->s, w->p, ops, sizeof ops / sizeof *ops);
+        OK(k_pool_read_gdn(w->s, w->p, slot, 0, state[0], window[0]));
+        OK(k_pool_read_gdn(w->s, w->p, spare, 0, state[1], window[1]));
+        assert_same_floats(state[1], state[0], STATE, "a snapshot's state");
+        assert_same_floats(window[1], window[0], WINDOW, "a snapshot's window");
+    }
+}
+
 /* One round of all sequences that want tokens; returns how many of them do. *accepted counts drafts. */
 static uint32_t round_run(struct model *m, const struct way *way, struct rng *r, const struct told *plain,
         struct told *got, uint32_t *accepted) {
@@ -281,6 +300,8 @@ static uint32_t round_run(struct model *m, const struct way *way, struct rng *r,
         take(&got[of[k]], &outcomes[k], &results[w->entries[k].sample_at]);
         *accepted += outcomes[k].n_accepted;
     }
+    if (way->moved)
+        move_slots(m);
     return n;
 }
 
@@ -374,6 +395,11 @@ static void test_any_drafts(void **state) {
     NEEDS_DRAFTS();
     lives_are_the_same(ways, 4, /* some= */ true);
 }
+static void test_slots_that_move(void **state) {
+    static const struct way way = {.drafts_max = 9, .least = 3, .most = 9, .right = 9, .moved = true};
+    NEEDS_DRAFTS();
+    lives_are_the_same(&way, 1, /* some= */ true);
+}
 /* The drafter's weights are made up, so that it is right by chance. */
 static void test_drafts_in_the_slot(void **state) {
     static const struct way ways[] = {{.drafts_max = 1, .least = 1, .most = 1, .own = true},
@@ -393,6 +419,7 @@ int main(void) {
             cmocka_unit_test(test_right_drafts),
             cmocka_unit_test(test_wrong_drafts),
             cmocka_unit_test(test_any_drafts),
+            cmocka_unit_test(test_slots_that_move),
             cmocka_unit_test(test_drafts_in_the_slot),
     };
     return cmocka_run_group_tests(tests, find_out, NULL);

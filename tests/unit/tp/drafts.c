@@ -28,11 +28,16 @@ static uint32_t read_prompts(struct record *records) {
     return n;
 }
 
-static struct offline *start(uint32_t tp, uint32_t drafts_max, bool mtp, bool eager) {
+/* Sequences end where slots have no room left, so that drafts of the last tokens have nowhere to go. */
+static struct offline *start(
+        const struct record *records, uint32_t tp, uint32_t drafts_max, bool mtp, bool eager) {
     struct rank_options options = test_options(MODEL, tp);
     struct offline *o = NULL;
     struct error e = {0};
-    options.max_model_len = TOKENS_MAX;
+    options.max_model_len = 0;
+    for (uint32_t i = 0; i < SEQUENCES; i++)
+        if (records[i].n_prompt + NEW_TOKENS > options.max_model_len)
+            options.max_model_len = records[i].n_prompt + NEW_TOKENS;
     options.mtp = mtp;
     options.drafts_max = drafts_max;
     options.eager = eager;
@@ -82,12 +87,12 @@ static void drafts_change_no_token(void **state) {
     static const float temperatures[] = {0, 0.9f};
     (void)state;
     assert_int_equal(read_prompts(records), SEQUENCES);
-    struct offline *o = start(1, 0, /* mtp= */ false, /* eager= */ true);
+    struct offline *o = start(records, 1, 0, /* mtp= */ false, /* eager= */ true);
     for (uint32_t t = 0; t < 2; t++)
         run(o, records, temperatures[t], 0, &plain[t]);
     offline_free(o);
     for (uint32_t tp = 1; tp <= 2; tp++) {
-        o = start(tp, DRAFT_MAX, /* mtp= */ true, /* eager= */ tp == 2);
+        o = start(records, tp, DRAFT_MAX, /* mtp= */ true, /* eager= */ tp == 2);
         for (uint32_t i = 0; i < sizeof(drafts) / sizeof(drafts[0]); i++) {
             for (uint32_t t = 0; t < 2; t++) {
                 uint32_t drafted = 0, accepted = 0;
