@@ -30,10 +30,6 @@ int prefix_init(struct prefix *x, const struct step_geometry *g, uint64_t seed) 
         prefix_done(x);
         return -ENOMEM;
     }
-    for (uint32_t i = x->n_nodes; i > 0; i--) {
-        x->nodes[i].next = x->free_node;
-        x->free_node = i;
-    }
     for (uint32_t i = x->n_units; i > 0; i--) {
         x->snapshots[i - 1].sibling = x->free_unit;
         x->free_unit = i - 1;
@@ -72,10 +68,13 @@ static uint32_t find_child(const struct prefix *x, uint32_t parent, const uint32
 static uint32_t make_child(struct prefix *x, struct pools *p, uint32_t parent, const uint32_t *ids,
         uint64_t hash, uint32_t page) {
     uint32_t n = x->free_node;
-    assert(n != 0);
+    assert(n != 0 || x->n_touched < x->n_nodes);
+    if (n == 0)
+        n = ++x->n_touched;
+    else
+        x->free_node = x->nodes[n].next;
     struct prefix_node *at = &x->nodes[n];
     x->changes++;
-    x->free_node = at->next;
     *at = (struct prefix_node){.hash = hash,
             .parent = parent,
             .page = page,

@@ -44,7 +44,8 @@ struct prefix {
     struct prefix_snapshot *snapshots; /* [n_units] */
     uint32_t *buckets;                 /* [mask + 1] nodes */
     uint32_t n_nodes, n_units, mask, free_node, free_unit, oldest, youngest;
-    uint32_t n_kept; /* snapshots */
+    uint32_t n_touched; /* nodes; those after them were never used, and their memory neither */
+    uint32_t n_kept;    /* snapshots */
     uint64_t seed, evictions;
     uint64_t changes; /* of what can be found; goes on counting over prefix_init() and prefix_done() */
 };

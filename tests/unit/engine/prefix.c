@@ -44,7 +44,7 @@ static bool alive[NODES + 1];
 
 static void count_nodes(void) {
     for (uint32_t i = 1; i <= cache.n_nodes; i++)
-        alive[i] = true;
+        alive[i] = i <= cache.n_touched;
     for (uint32_t n = cache.free_node; n != 0; n = cache.nodes[n].next) {
         assert_true(alive[n]);
         alive[n] = false;
