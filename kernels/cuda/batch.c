@@ -2,6 +2,7 @@
  *
  * Called by tp/: created once, uploaded into at each step; not part of a graph, as what is copied depends on the plan.
  * What an upload finds wrong is a fault of the stream, and the step is then empty: a plan without rows. */
+#include "kernels/cuda/gdn.h"
 #include "kernels/cuda/internal.h"
 #include "kernels/cuda/step.h"
 #include "kernels/shared/bounds.h"
@@ -82,8 +83,11 @@ void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *
 /* --- begin and end --- */
 
 void k_begin_step(struct k_stream *s, struct k_pool *p, struct k_batch *b) {
-    const struct begin_args a = {b->view, p->view, b->bounds, s->found};
-    CUDA_QUEUED(s, queue_begin(s->stream, &a));
+    const struct begin_args a = {b->view, p->view, b->bounds, p->options.drafts_max, s->found};
+    const struct fold_args fold = {p->view, b->view, ring_of(p->view.layout.ring_rows)};
+    if (CUDA_QUEUED(s, queue_begin(s->stream, &a)) && p->options.drafts_max > 0 &&
+            p->view.shape.n_gdn_layers > 0)
+        CUDA_QUEUED(s, queue_gdn_fold(s->stream, &fold, b->bounds.entries));
 }
 void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results,
         const struct k_outcome *outcomes) {
@@ -91,15 +95,23 @@ void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, c
     CUDA_QUEUED(s, queue_end(s->stream, &a, b->bounds.entries));
 }
 
-/* No pool of this library has room for drafts, so nobody gets here. */
 void k_draft_begin(struct k_stream *s, struct k_pool *p, const struct k_batch *b,
         const struct k_outcome *outcomes, const float *hidden, struct k_batch *d, float *d_hidden) {
-    (void)p, (void)b, (void)outcomes, (void)hidden, (void)d, (void)d_hidden;
-    stream_fault(s, -ENOTSUP, "this library makes no drafts");
+    const struct draft_args a = {.p = p->view,
+            .b = b->view,
+            .d = d->view,
+            .d_outcomes = outcomes,
+            .d_hidden = hidden,
+            .d_draft_hidden = d_hidden,
+            .drafts_max = d->bounds.entries < d->bounds.rows ? d->bounds.entries : d->bounds.rows};
+    if (a.drafts_max > 0)
+        CUDA_QUEUED(s, queue_draft_begin(s->stream, &a));
 }
 void k_draft_take(struct k_stream *s, struct k_pool *p, struct k_batch *d, const struct k_result *results) {
-    (void)p, (void)d, (void)results;
-    stream_fault(s, -ENOTSUP, "this library makes no drafts");
+    const struct draft_args a = {
+            .p = p->view, .d = d->view, .d_results = results, .drafts_max = d->bounds.rows};
+    if (a.drafts_max > 0)
+        CUDA_QUEUED(s, queue_draft_take(s->stream, &a));
 }
 
 /* --- rows of embeddings and norms --- */

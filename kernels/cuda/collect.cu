@@ -8,6 +8,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/select.cuh"
+#include "kernels/shared/drafts.h"
 
 #define COPIED 10u /* elements of a thread that are loaded before the first is stored */
 
@@ -20,16 +21,28 @@ struct collect_shared {
 static __device__ __forceinline__ uint32_t rows_asked(const struct k_entry &e) {
     return e.flags & K_ENTRY_LOGITS_ALL ? e.n_rows : e.flags & K_ENTRY_LOGITS ? 1 : 0;
 }
-/* Row j of those that are wanted of an entry: first the `asked` ones that find room in the logits buffer, from row
- * `logits_at` of it on. */
-static __device__ struct head_row wanted_row(
-        const struct k_entry &e, uint32_t entry, uint32_t j, uint32_t asked, uint32_t logits_at) {
-    const uint32_t in = j < asked && e.flags & K_ENTRY_LOGITS_ALL ? j : e.n_rows - 1;
+/* Rows of an entry that are wanted. asked: those whose logits find room, the first ones, or the last alone. */
+static __device__ __forceinline__ uint32_t rows_wanted(const struct k_entry &e, uint32_t asked) {
+    const uint32_t sampled = entry_samples(&e);
+    if (!(e.flags & K_ENTRY_LOGITS_ALL))
+        return sampled > asked ? sampled : asked;
+    return asked + (sampled < e.n_rows - asked ? sampled : e.n_rows - asked);
+}
+/* Row j of the `wanted` ones of an entry. logits_at: of the first of them whose logits are asked for. */
+static __device__ struct head_row wanted_row(const struct collect_args &a, const struct k_entry &e,
+        uint32_t entry, uint32_t j, uint32_t wanted, uint32_t asked, uint32_t logits_at) {
+    const bool all = e.flags & K_ENTRY_LOGITS_ALL;
+    const uint32_t in = all && j < asked ? j : e.n_rows - (wanted - j),
+                   unsampled = e.n_rows - entry_samples(&e);
     struct head_row r;
     r.row = e.row_begin + in;
     r.entry = entry;
-    r.sampled = e.flags & K_ENTRY_SAMPLE && in == e.n_rows - 1;
-    r.logits_at = j < asked ? logits_at + j : UINT32_MAX;
+    r.sampled = in >= unsampled;
+    r.sample = r.sampled ? in - unsampled : 0;
+    r.position = entry_sample_position(&e, a.d_row_pos[r.row]);
+    r.n_drafts = entry_drafts_before(&e, r.position, a.d_slots[e.slot].length);
+    r.logits_at = all ? (in < asked ? logits_at + in : UINT32_MAX)
+                      : (asked && in == e.n_rows - 1 ? logits_at : UINT32_MAX);
     return r;
 }
 
@@ -47,13 +60,12 @@ static __device__ uint64_t find_row(
         const uint64_t logits_at = asked_before + block_before(asked, &shared->block, &total),
                        room = logits_at < a.logits_rows_max ? a.logits_rows_max - logits_at : 0;
         asked_before += total;
-        const bool last_asked = asked > 0 && asked <= room;
         asked = asked < room ? asked : (uint32_t)room;
-        const uint32_t rows = asked + (e.flags & K_ENTRY_SAMPLE && !last_asked);
+        const uint32_t rows = rows_wanted(e, asked);
         const uint64_t at = rows_before + block_before(rows, &shared->block, &total);
         rows_before += total;
         if (at <= wanted && wanted < at + rows) {
-            shared->row = wanted_row(e, i, (uint32_t)(wanted - at), asked, (uint32_t)logits_at);
+            shared->row = wanted_row(a, e, i, (uint32_t)(wanted - at), rows, asked, (uint32_t)logits_at);
             shared->found = 1;
         }
     }

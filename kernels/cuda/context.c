@@ -210,6 +210,15 @@ static void stream_hear(struct k_stream *s) {
     case DEVICE_FAULT_ROWS:
         refuse_rows((uint32_t)f->a, (uint32_t)f->b, (uint32_t)f->c, (uint32_t)f->d, &e);
         break;
+    case DEVICE_FAULT_DRAFTS:
+        drafts_check(&(struct k_plan){.n_entries = 1},
+                &(struct k_entry){
+                        .slot = (uint32_t)f->a, .kind = K_ENTRY_CONTINUE, .n_rows = 1 + (uint32_t)f->b},
+                (uint32_t)f->c, &e);
+        break;
+    case DEVICE_FAULT_LEFT:
+        refuse_drafts((uint32_t)f->a, (uint32_t)f->b, (uint32_t)f->c, &e);
+        break;
     case DEVICE_FAULT_EXCHANGE:
         if (f->a == EXCHANGE_ABORTED)
             error_set(&e, -ECANCELED, "the group of ranks was stopped while rank %u took part in a step",

@@ -30,6 +30,10 @@ void k_gdn_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, u
             .rows_most = GDN_LONG};
     if (rows == 0 || entries == 0)
         return;
+    if (p->options.drafts_max > 0) {
+        a.rows = ring_of(p->view.layout.ring_rows);
+        a.window = ring_of(p->view.layout.window_rows);
+    }
     if (rows > GDN_LONG) {
         float *d_scratch = stream_scratch(s, gdn_scratch_bytes(h, rows));
         if (!d_scratch)

@@ -5,8 +5,8 @@
  *                    convolution and gates, L2 norms, then S0 once, from memory through a ring of each warp's own 32
  *                    columns, times q and k of all rows; then Delta and o row by row with the block's earlier Deltas in
  *                    registers; the gated norm. A group that begins a GDN block folds the block before into S0 as it
- *                    streams by, and writes it. An entry of one row goes another way, where heads are of the size that
- *                    it is made for (gdn_row.cuh).
+ *                    streams by, and writes it, or, behind a draft, does not, and the groups after it fold again. An
+ *                    entry of one row goes another way, where heads are of the size that it is made for (gdn_row.cuh).
  *   gdn_row_kernel   the same grid, of a step that has one row: nothing but that way, so that its code is short.
  *
  * Bytes of a row of the 27B model (Hv 48, dk = dv = 128): S0 3.1 MB, rings of k and Delta 0.5 MB, window 0.2 MB, in and
@@ -27,11 +27,13 @@
  * many slots as keep them there. */
 #define SLOTS_FEW_BLOCKS  8u
 #define SLOTS_MANY_BLOCKS 4u
+#define SLOTS_MANY_DRAFTS 3u /* with drafts a block has more besides */
 
 /* What a block has in shared memory. */
 struct rows_shared {
-    float *ring; /* [warp with columns][SLOTS][CHUNK][32] S0 on its way */
-    float *k;    /* [C][pitch] of the GDN block's rows before this group; at a fold, times their fade */
+    float *ring;   /* [warp with columns][SLOTS][CHUNK][32] S0 on its way */
+    float *k;      /* [C][pitch] of the GDN block's rows before this group */
+    float *fold_k; /* [C][pitch] at a fold, the block's before times their fade; without drafts it is k */
     float *row_k, *row_q;      /* [GROUP][pitch] of this group; row_q is o afterwards */
     float *kk, *qk;            /* [GROUP][C] e^(G_i - G_j) times the dot products of row i with k_j */
     float *decay;              /* [C] G of the GDN block */
@@ -47,17 +49,20 @@ static __host__ __device__ __forceinline__ uint32_t pitch_of(const struct k_shap
 static __host__ __device__ __forceinline__ uint32_t column_threads(uint32_t dv) {
     return (dv + WARP_COLUMN - 1) / WARP_COLUMN * WARP_COLUMN;
 }
-static __host__ __device__ __forceinline__ uint32_t shared_floats(const struct k_shape &h, uint32_t slots) {
-    return column_threads(h.gdn_v_dim) * CHUNK * slots + (GDN_BLOCK + 2 * GROUP) * pitch_of(h) +
-           2 * GROUP * GDN_BLOCK + 2 * GDN_BLOCK + 3 * GROUP + 4;
+static __host__ __device__ __forceinline__ uint32_t shared_floats(
+        const struct k_shape &h, uint32_t slots, bool drafts) {
+    return column_threads(h.gdn_v_dim) * CHUNK * slots +
+           ((drafts ? 2 : 1) * GDN_BLOCK + 2 * GROUP) * pitch_of(h) + 2 * GROUP * GDN_BLOCK + 2 * GDN_BLOCK +
+           3 * GROUP + 4;
 }
-template <uint32_t SLOTS>
+template <uint32_t SLOTS, bool DRAFTS>
 static __device__ __forceinline__ struct rows_shared lay_out_shared(const struct k_shape &h) {
     struct rows_shared m;
     m.pitch = pitch_of(h);
     m.ring = (float *)dynamic_shared();
     m.k = m.ring + column_threads(h.gdn_v_dim) * CHUNK * SLOTS;
-    m.row_k = m.k + GDN_BLOCK * m.pitch;
+    m.fold_k = DRAFTS ? m.k + GDN_BLOCK * m.pitch : m.k;
+    m.row_k = m.fold_k + GDN_BLOCK * m.pitch;
     m.row_q = m.row_k + GROUP * m.pitch;
     m.kk = m.row_q + GROUP * m.pitch;
     m.qk = m.kk + GROUP * GDN_BLOCK;
@@ -80,6 +85,10 @@ struct head {
 struct group {
     uint32_t row, n, first;
     bool fold;
+    /* DRAFTS: where the ring has its GDN block, and the one before; whether that one is folded for this step alone,
+     * since a draft completed it */
+    uint32_t ring, ring_before;
+    bool passing;
 };
 
 /* --- S0 on its way --- */
@@ -117,22 +126,22 @@ struct four {
     float s[4];
     uint32_t k, n; /* n: that are there */
 };
-/* Folded, and written, where a GDN block begins. */
+/* Folded, and written where the slot keeps it, where a GDN block begins. */
 static __device__ __forceinline__ void fold_four(
-        const struct head &h, const struct rows_shared &m, const float *delta, struct four &f) {
+        const struct head &h, const struct rows_shared &m, const float *delta, bool keeps, struct four &f) {
     const float e_g = m.fade[GDN_BLOCK];
 #pragma unroll
     for (uint32_t e = 0; e < 4; e++)
         f.s[e] = e_g * f.s[e];
 #pragma unroll
     for (uint32_t j = 0; j < GDN_BLOCK; j++) {
-        const float4 w = *(const float4 *)(m.k + j * m.pitch + f.k);
+        const float4 w = *(const float4 *)(m.fold_k + j * m.pitch + f.k);
         f.s[0] = fmaf(w.x, delta[j], f.s[0]);
         f.s[1] = fmaf(w.y, delta[j], f.s[1]);
         f.s[2] = fmaf(w.z, delta[j], f.s[2]);
         f.s[3] = fmaf(w.w, delta[j], f.s[3]);
     }
-    if (h.column < h.dv)
+    if (keeps && h.column < h.dv)
 #pragma unroll
         for (uint32_t e = 0; e < 4; e++)
             if (e < f.n)
@@ -161,7 +170,7 @@ static __device__ __forceinline__ void add_all(
 /* One chunk of them, from k on. WHOLE: all of its rows are there. */
 template <uint32_t ROWS, bool WIDE, bool FOLD, bool WHOLE>
 static __device__ __forceinline__ void chunk_times(const struct head &h, const struct rows_shared &m,
-        const float *delta, const float *slot, uint32_t k, float *k_s, float *q_s) {
+        const float *delta, bool keeps, const float *slot, uint32_t k, float *k_s, float *q_s) {
     [[maybe_unused]] constexpr uint32_t together = WHOLE ? CHUNK / 4 : 1; /* more would take registers */
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll together
@@ -178,7 +187,7 @@ static __device__ __forceinline__ void chunk_times(const struct head &h, const s
             else
                 f.s[e] = e < f.n && h.column < h.dv ? h.d_s0[(f.k + e) * h.dv + h.column] : 0.0f;
         if (FOLD)
-            fold_four(h, m, delta, f);
+            fold_four(h, m, delta, keeps, f);
         if (WHOLE || f.n >= 4)
             add_all<ROWS, true>(m, f, k_s, q_s);
         else
@@ -187,8 +196,8 @@ static __device__ __forceinline__ void chunk_times(const struct head &h, const s
 }
 /* k_s[r], q_s[r] += S0^T k, S0^T q of this column, rows r < ROWS; rows that are not there give what nobody uses. */
 template <uint32_t ROWS, uint32_t SLOTS, bool WIDE, bool FOLD>
-static __device__ __forceinline__ void state_times(
-        const struct head &h, const struct rows_shared &m, const float *delta, float *k_s, float *q_s) {
+static __device__ __forceinline__ void state_times(const struct head &h, const struct rows_shared &m,
+        const float *delta, bool keeps, float *k_s, float *q_s) {
     const uint32_t chunks = (h.dk + CHUNK - 1) / CHUNK;
 #pragma unroll 1
     for (uint32_t chunk = 0, slot = 0; chunk < chunks; chunk++, slot = slot + 1 == SLOTS ? 0 : slot + 1) {
@@ -199,9 +208,9 @@ static __device__ __forceinline__ void state_times(
             __syncwarp();
         }
         if (ROWS == 1 && WIDE && !FOLD && k + CHUNK <= h.dk)
-            chunk_times<ROWS, WIDE, FOLD, ROWS == 1 && WIDE && !FOLD>(h, m, delta, ring, k, k_s, q_s);
+            chunk_times<ROWS, WIDE, FOLD, ROWS == 1 && WIDE && !FOLD>(h, m, delta, keeps, ring, k, k_s, q_s);
         else
-            chunk_times<ROWS, WIDE, FOLD, false>(h, m, delta, ring, k, k_s, q_s);
+            chunk_times<ROWS, WIDE, FOLD, false>(h, m, delta, keeps, ring, k, k_s, q_s);
         if (WIDE) {
             __syncwarp();
             chunk_fetch(h, ring, chunk + SLOTS, chunks);
@@ -211,7 +220,7 @@ static __device__ __forceinline__ void state_times(
 
 /* --- before it: convolution, norms, gates, dot products --- */
 
-/* e^(G_15 - G_j) k_j of the block before, in place. */
+/* e^(G_15 - G_j) k_j of the block before. */
 static __device__ void fold_prepare(const struct head &h, const struct rows_shared &m) {
     const float last = m.decay[GDN_BLOCK - 1];
     if (threadIdx.x <= GDN_BLOCK)
@@ -219,10 +228,11 @@ static __device__ void fold_prepare(const struct head &h, const struct rows_shar
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < GDN_BLOCK * h.dk; i += blockDim.x) {
         const uint32_t j = i / h.dk, k = i % h.dk;
-        m.k[j * m.pitch + k] = m.fade[j] * m.k[j * m.pitch + k];
+        m.fold_k[j * m.pitch + k] = m.fade[j] * m.k[j * m.pitch + k];
     }
 }
 /* q and k of the group's rows, not normalised yet, and their gates. */
+template <bool DRAFTS>
 static __device__ void rows_mix(const struct gdn_args &a, const struct gdn_sequence &q, const struct head &h,
         const struct rows_shared &m, const struct group &g) {
     const struct k_shape &shape = a.pool.shape;
@@ -232,7 +242,7 @@ static __device__ void rows_mix(const struct gdn_args &a, const struct gdn_seque
                        channel = (is_k ? shape.gdn_k_heads + h.key : h.key) * h.dk + at;
         float *to = (is_k ? m.row_k : m.row_q) + at;
         struct conv_channel<CONV_KERNEL_MAX> c;
-        conv_begin(c, a, q, g.row, channel);
+        conv_begin<DRAFTS>(c, a, q, g.row, channel);
 #pragma unroll 1
         for (uint32_t r = 0; r < g.n; r++)
             to[r * m.pitch] =
@@ -244,6 +254,7 @@ static __device__ void rows_mix(const struct gdn_args &a, const struct gdn_seque
         m.beta[r] = beta_of(a, q, g.row + r, h.v);
     }
 }
+template <bool DRAFTS>
 static __device__ void rows_normalise(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct head &h, const struct rows_shared &m, const struct group &g) {
     const uint32_t halves = blockDim.x / CHAINS, half = threadIdx.x / CHAINS, vectors = 2 * g.n;
@@ -256,7 +267,7 @@ static __device__ void rows_normalise(const struct gdn_args &a, const struct gdn
         for (uint32_t r = 0; r < g.n; r++) {
             const uint32_t i = g.first + r;
             m.decay[i] = i == 0 ? m.gate[r] : m.decay[i - 1] + m.gate[r];
-            q.d_decay[(uint64_t)i * a.pool.shape.gdn_v_heads + h.v] = m.decay[i];
+            q.d_decay[(uint64_t)ring_row<DRAFTS>(q, g.ring, i) * a.pool.shape.gdn_v_heads + h.v] = m.decay[i];
         }
     }
 }
@@ -329,23 +340,41 @@ static __device__ __forceinline__ void column_gates(
         z[r] = r < g.n && h.column < h.dv ? d_z[(uint64_t)r * q.width] : 0.0f;
 }
 
+/* This column's Delta of rows i < n of the GDN block that the ring has from row `ring` on; 0 of the others. */
+template <bool DRAFTS>
+static __device__ __forceinline__ void column_deltas(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct head &h, uint32_t ring, uint32_t n, float *delta) {
+#pragma unroll
+    for (uint32_t j = 0; j < GDN_BLOCK; j++)
+        delta[j] = j < n && h.column < h.dv
+                           ? q.d_delta[((uint64_t)ring_row<DRAFTS>(q, ring, j) * a.pool.shape.gdn_v_heads +
+                                               h.v) *
+                                               h.dv +
+                                       h.column]
+                           : 0.0f;
+}
+
 /* From S0 on: the group's rows are convolved and normalised. v: of this column. */
-template <uint32_t ROWS, uint32_t SLOTS, bool WIDE>
+template <uint32_t ROWS, uint32_t SLOTS, bool WIDE, bool DRAFTS>
 static __device__ __forceinline__ void group_finish(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct head &h, const struct rows_shared &m, const struct group &g, const float *v,
         float *delta) {
     float k_s[ROWS] = {}, q_s[ROWS] = {}, z[ROWS];
     column_gates<ROWS>(q, h, g, z);
+    if (DRAFTS && g.passing && g.first > 0) /* folded again for each group */
+        column_deltas<DRAFTS>(a, q, h, g.ring_before, GDN_BLOCK, delta);
     if (h.column - threadIdx.x % 32 < h.dv) {
         if (g.fold)
-            state_times<ROWS, SLOTS, WIDE, true>(h, m, delta, k_s, q_s);
+            state_times<ROWS, SLOTS, WIDE, true>(h, m, delta, !DRAFTS || !g.passing, k_s, q_s);
         else
-            state_times<ROWS, SLOTS, WIDE, false>(h, m, delta, k_s, q_s);
+            state_times<ROWS, SLOTS, WIDE, false>(h, m, delta, /* keeps= */ false, k_s, q_s);
     }
+    if (DRAFTS && g.passing && g.first > 0)
+        column_deltas<DRAFTS>(a, q, h, g.ring, g.first, delta);
     __syncthreads(); /* all have used row_q, and the dot products are there */
     if (h.column < h.dv) {
         const uint64_t stride = (uint64_t)a.pool.shape.gdn_v_heads * h.dv;
-        float *d_delta = q.d_delta + g.first * stride + h.v * h.dv + h.column;
+        float *d_delta = q.d_delta + (DRAFTS ? 0 : g.first * stride) + h.v * h.dv + h.column;
 #pragma unroll
         for (uint32_t r = 0; r < ROWS; r++) {
             if (r < g.n) {
@@ -356,7 +385,7 @@ static __device__ __forceinline__ void group_finish(const struct gdn_args &a, co
 #pragma unroll
                 for (uint32_t j = 1; j < GDN_BLOCK; j++)
                     d = j == i ? delta[j] : d;
-                d_delta[r * stride] = d;
+                d_delta[(DRAFTS ? ring_row<DRAFTS>(q, g.ring, i) : r) * stride] = d;
             }
         }
     }
@@ -365,6 +394,7 @@ static __device__ __forceinline__ void group_finish(const struct gdn_args &a, co
 }
 
 /* This column's v of the group after the convolution. */
+template <bool DRAFTS>
 static __device__ __forceinline__ void column_mix(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct head &h, const struct group &g, float *v) {
     const struct k_shape &shape = a.pool.shape;
@@ -373,7 +403,7 @@ static __device__ __forceinline__ void column_mix(const struct gdn_args &a, cons
     if (h.column >= h.dv)
         return;
     const float *d_v = q.d_in + (uint64_t)g.row * q.width + channel;
-    conv_begin(c, a, q, g.row, channel);
+    conv_begin<DRAFTS>(c, a, q, g.row, channel);
 #pragma unroll
     for (uint32_t r = 0; r < GROUP; r++)
         if (r < g.n)
@@ -382,83 +412,114 @@ static __device__ __forceinline__ void column_mix(const struct gdn_args &a, cons
 
 /* --- at the end --- */
 
-/* The entry's rows of the last GDN block into the ring of k, and the window. */
+/* The group's k into the ring, of an entry with drafts: nobody reads those rows in this step. */
+static __device__ void commit_drafts(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct head &h, const struct rows_shared &m, const struct group &g) {
+    if (h.v % h.group != 0)
+        return;
+    for (uint32_t i = threadIdx.x; i < g.n * h.dk; i += blockDim.x) {
+        const uint32_t r = i / h.dk, k = i % h.dk;
+        q.d_k[((uint64_t)ring_row<true>(q, g.ring, g.first + r) * a.pool.shape.gdn_k_heads + h.key) * h.dk +
+                k] = m.row_k[r * m.pitch + k];
+    }
+}
+/* The entry's rows of the last GDN block into the ring of k, where commit_drafts() has not put them, and the window. */
+template <bool DRAFTS>
 static __device__ void commit(const struct gdn_args &a, const struct gdn_sequence &q, const struct head &h,
-        const struct rows_shared &m) {
+        const struct rows_shared &m, uint32_t ring) {
     const struct k_shape &shape = a.pool.shape;
     const uint32_t end = q.pos + q.n_rows, block = (end - 1) / GDN_BLOCK,
                    from = block == q.pos / GDN_BLOCK ? q.pos % GDN_BLOCK : 0,
-                   n = end - block * GDN_BLOCK - from;
+                   n = DRAFTS && q.n_certain < q.n_rows ? 0 : end - block * GDN_BLOCK - from;
     if (h.column < h.dv)
-        window_keep(q, shape.conv_kernel, 2 * shape.gdn_k_heads * h.dk + h.v * h.dv + h.column);
+        window_keep<DRAFTS>(q, shape.conv_kernel, 2 * shape.gdn_k_heads * h.dk + h.v * h.dv + h.column);
     if (!*m.last)
         return;
     for (uint32_t i = threadIdx.x; i < n * h.dk; i += blockDim.x) {
         const uint32_t j = from + i / h.dk, k = i % h.dk;
-        q.d_k[((uint64_t)j * shape.gdn_k_heads + h.key) * h.dk + k] = m.k[j * m.pitch + k];
+        q.d_k[((uint64_t)ring_row<DRAFTS>(q, ring, j) * shape.gdn_k_heads + h.key) * h.dk + k] =
+                m.k[j * m.pitch + k];
     }
     for (uint32_t i = threadIdx.x; i < 2 * h.dk; i += blockDim.x)
-        window_keep(
+        window_keep<DRAFTS>(
                 q, shape.conv_kernel, (i < h.dk ? h.key * h.dk : (shape.gdn_k_heads + h.key - 1) * h.dk) + i);
 }
 
 /* --- an entry of several rows --- */
 
 /* The GDN block's earlier rows: k into shared memory (a group of copies), G, and this column's Delta. */
+template <bool DRAFTS>
 static __device__ __forceinline__ void block_fetch(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct head &h, const struct rows_shared &m, float *delta) {
     const struct k_shape &shape = a.pool.shape;
-    const uint32_t first = q.pos % GDN_BLOCK, n = first == 0 && q.pos > 0 ? GDN_BLOCK : first;
+    const uint32_t first = q.pos % GDN_BLOCK, n = !DRAFTS && first == 0 && q.pos > 0 ? GDN_BLOCK : first;
     for (uint32_t j = threadIdx.x / 32; j < n; j += blockDim.x / 32)
-        copy_row(m.k + j * m.pitch, q.d_k + ((uint64_t)j * shape.gdn_k_heads + h.key) * h.dk, h.dk,
+        copy_row(m.k + j * m.pitch,
+                q.d_k + ((uint64_t)ring_row<DRAFTS>(q, q.ring, j) * shape.gdn_k_heads + h.key) * h.dk, h.dk,
                 h.dk % 4 == 0, threadIdx.x % 32, 32);
     copy_commit();
     if (threadIdx.x < n)
-        m.decay[threadIdx.x] = q.d_decay[(uint64_t)threadIdx.x * shape.gdn_v_heads + h.v];
-#pragma unroll
-    for (uint32_t j = 0; j < GDN_BLOCK; j++)
-        delta[j] = j < n && h.column < h.dv
-                           ? q.d_delta[((uint64_t)j * shape.gdn_v_heads + h.v) * h.dv + h.column]
-                           : 0.0f;
+        m.decay[threadIdx.x] =
+                q.d_decay[(uint64_t)ring_row<DRAFTS>(q, q.ring, threadIdx.x) * shape.gdn_v_heads + h.v];
+    column_deltas<DRAFTS>(a, q, h, q.ring, n, delta);
+}
+/* The group that begins at row g.row. */
+template <bool DRAFTS>
+static __device__ __forceinline__ void group_begin(const struct gdn_sequence &q, struct group &g) {
+    const uint32_t pos = q.pos + g.row, left = q.n_rows - g.row;
+    g.first = pos % GDN_BLOCK;
+    g.n = left < GDN_BLOCK - g.first ? left : GDN_BLOCK - g.first;
+    g.n = g.n < GROUP ? g.n : GROUP;
+    g.fold = g.first == 0 && pos > 0;
+    if (!DRAFTS)
+        return;
+    const bool behind = pos / GDN_BLOCK != q.pos / GDN_BLOCK;
+    if (g.first == 0 && g.row > 0) {
+        g.ring_before = g.ring;
+        g.ring = around(g.ring, GDN_BLOCK, q.ring_rows);
+    }
+    g.passing = behind && q.n_certain < q.n_rows;
+    g.fold = g.passing || (g.first == 0 && behind);
 }
 
 /* All rows of an entry for one value head. */
-template <uint32_t SLOTS, bool WIDE>
+template <uint32_t SLOTS, bool WIDE, bool DRAFTS>
 static __device__ __forceinline__ void entry_rows(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct head &h, const struct rows_shared &m) {
     float delta[GDN_BLOCK], v[GROUP];
-    block_fetch(a, q, h, m, delta);
-    for (struct group g = {0, 0, 0, false}; g.row < q.n_rows; g.row += g.n) {
-        const uint32_t pos = q.pos + g.row, left = q.n_rows - g.row;
-        g.first = pos % GDN_BLOCK;
-        g.n = left < GDN_BLOCK - g.first ? left : GDN_BLOCK - g.first;
-        g.n = g.n < GROUP ? g.n : GROUP;
-        g.fold = g.first == 0 && pos > 0;
+    struct group g = {};
+    if (DRAFTS)
+        g.ring = q.ring;
+    block_fetch<DRAFTS>(a, q, h, m, delta);
+    for (; g.row < q.n_rows; g.row += g.n) {
+        group_begin<DRAFTS>(q, g);
         state_begin<SLOTS, WIDE>(h, m);
         if (g.row == 0)
             copy_wait<(WIDE ? SLOTS : 0)>(); /* the earlier rows of k; S0 may still be on its way */
-        if (g.fold) {
+        if (g.fold && (!DRAFTS || g.first == 0)) {
             __syncthreads();
             fold_prepare(h, m);
         }
-        rows_mix(a, q, h, m, g);
-        column_mix(a, q, h, g, v);
+        rows_mix<DRAFTS>(a, q, h, m, g);
+        column_mix<DRAFTS>(a, q, h, g, v);
         __syncthreads();
-        rows_normalise(a, q, h, m, g);
+        rows_normalise<DRAFTS>(a, q, h, m, g);
         __syncthreads();
         if (g.row + g.n == q.n_rows && threadIdx.x == 0)
             *m.last = is_last(a, q, h.key, h.group, arrive(a, q, h.key, h.group));
         rows_dots(h, m, g);
         if (g.n == 1)
-            group_finish<1, SLOTS, WIDE>(a, q, h, m, g, v, delta);
+            group_finish<1, SLOTS, WIDE, DRAFTS>(a, q, h, m, g, v, delta);
         else
-            group_finish<GROUP, SLOTS, WIDE>(a, q, h, m, g, v, delta);
+            group_finish<GROUP, SLOTS, WIDE, DRAFTS>(a, q, h, m, g, v, delta);
+        if (DRAFTS && q.n_certain < q.n_rows)
+            commit_drafts(a, q, h, m, g);
         for (uint32_t i = threadIdx.x; i < g.n * h.dk; i += blockDim.x)
             m.k[(g.first + i / h.dk) * m.pitch + i % h.dk] = m.row_k[i / h.dk * m.pitch + i % h.dk];
         copy_wait<0>(); /* only empty groups are left */
         __syncthreads();
     }
-    commit(a, q, h, m);
+    commit<DRAFTS>(a, q, h, m, g.ring);
 }
 
 /* --- the kernels --- */
@@ -469,9 +530,10 @@ static __device__ __forceinline__ struct row_head row_head_of_block() {
 /* How an entry of one row goes beside others: as many warps as its kernel has. */
 template <uint32_t SLOTS> struct row_blocks { typedef struct few_blocks type; };
 template <> struct row_blocks<SLOTS_MANY_BLOCKS> { typedef struct many_blocks type; };
+template <> struct row_blocks<SLOTS_MANY_DRAFTS> { typedef struct many_blocks type; };
 
-template <uint32_t SLOTS, bool WIDE>
-__global__ void __launch_bounds__(256, (SLOTS == SLOTS_MANY_BLOCKS ? 2 : 1))
+template <uint32_t SLOTS, bool WIDE, bool DRAFTS>
+__global__ void __launch_bounds__(256, (SLOTS == SLOTS_MANY_BLOCKS || SLOTS == SLOTS_MANY_DRAFTS ? 2 : 1))
         gdn_rows_kernel(const struct gdn_args a) {
     const struct k_shape &shape = a.pool.shape;
     const uint32_t n_entries = a.batch.d_plan->n_entries;
@@ -483,64 +545,75 @@ __global__ void __launch_bounds__(256, (SLOTS == SLOTS_MANY_BLOCKS ? 2 : 1))
     if (WIDE && e.n_rows == 1 && gdn_has_row(&shape)) {
         typedef typename row_blocks<SLOTS>::type blocks;
         struct row_asked<blocks> x = {};
-        const struct gdn_sequence q = sequence_of(a, e);
+        const struct gdn_sequence q = sequence_of<DRAFTS>(a, e);
         ask_weights<blocks>(x, a, r, q.channels);
-        row_entry<blocks>(x, a, q, r);
+        row_entry<blocks, DRAFTS>(x, a, q, r);
         return;
     }
-    const struct gdn_sequence q = sequence_of(a, e);
+    const struct gdn_sequence q = sequence_of<DRAFTS>(a, e);
     const struct head h = {r.v, r.key, r.group, shape.gdn_k_dim, shape.gdn_v_dim, threadIdx.x,
             q.d_s0 + (uint64_t)r.v * shape.gdn_k_dim * shape.gdn_v_dim};
-    entry_rows<SLOTS, WIDE>(a, q, h, lay_out_shared<SLOTS>(shape));
+    entry_rows<SLOTS, WIDE, DRAFTS>(a, q, h, lay_out_shared<SLOTS, DRAFTS>(shape));
 }
-__global__ void __launch_bounds__(256, 1) gdn_row_kernel(const struct gdn_args a) {
+template <bool DRAFTS> __global__ void __launch_bounds__(256, 1) gdn_row_kernel(const struct gdn_args a) {
     const uint32_t n_entries = a.batch.d_plan->n_entries;
-    const struct gdn_sequence q = sequence_of(a, 0);
+    const struct gdn_sequence q = sequence_of<DRAFTS>(a, 0);
     struct row_head h = row_head_of_block();
     struct row_asked<few_blocks> x = {};
     ask_weights<few_blocks>(x, a, h, q.channels);
     if (n_entries > 0) {
-        row_entry<few_blocks>(x, a, q, h);
+        row_entry<few_blocks, DRAFTS>(x, a, q, h);
         if (a.codes.d_codes)
             row_round<few_blocks>(a, h.v);
     }
 }
 
-template <uint32_t SLOTS, bool WIDE>
+template <uint32_t SLOTS, bool WIDE, bool DRAFTS>
 static cudaError_t launch(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound) {
     const struct k_shape &h = a->pool.shape;
     const uint32_t threads = h.gdn_v_dim > 128 || SLOTS == SLOTS_FEW_BLOCKS ? 256 : 128;
-    const size_t bytes = shared_floats(h, SLOTS) * sizeof(float),
+    const size_t bytes = shared_floats(h, SLOTS, DRAFTS) * sizeof(float),
                  of_row = WIDE && gdn_has_row(&h)
                                   ? sizeof(struct row_shared<typename row_blocks<SLOTS>::type>)
                                   : 0;
-    return K_LAUNCH((gdn_rows_kernel<SLOTS, WIDE>),
+    return K_LAUNCH((gdn_rows_kernel<SLOTS, WIDE, DRAFTS>),
             dim3(h.gdn_v_heads / h.gdn_k_heads, h.gdn_k_heads, entries_bound), threads,
             bytes > of_row ? bytes : of_row, s, *a);
 }
 bool gdn_can_round(const struct k_shape *h, uint32_t rows_bound, const struct device_size *d) {
     return rows_bound == 1 && gdn_has_row(h) && h->gdn_v_heads <= d->sms;
 }
-cudaError_t queue_gdn_rows(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
+template <bool DRAFTS, uint32_t SLOTS_MANY>
+static cudaError_t queue_rows(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
         uint32_t rows_bound, const struct device_size *d) {
     const struct k_shape &h = a->pool.shape;
     if (gdn_can_round(&h, rows_bound, d))
-        return K_LAUNCH(gdn_row_kernel, dim3(h.gdn_v_heads / h.gdn_k_heads, h.gdn_k_heads), 256,
+        return K_LAUNCH(gdn_row_kernel<DRAFTS>, dim3(h.gdn_v_heads / h.gdn_k_heads, h.gdn_k_heads), 256,
                 sizeof(struct row_shared<few_blocks>), s, *a);
     if (h.gdn_v_dim % 4)
-        return launch<1, false>(s, a, entries_bound);
+        return launch<1, false, DRAFTS>(s, a, entries_bound);
     if (h.gdn_v_dim <= 128 && (uint64_t)h.gdn_v_heads * entries_bound <= d->sms)
-        return launch<SLOTS_FEW_BLOCKS, true>(s, a, entries_bound);
-    return launch<SLOTS_MANY_BLOCKS, true>(s, a, entries_bound);
+        return launch<SLOTS_FEW_BLOCKS, true, DRAFTS>(s, a, entries_bound);
+    return launch<SLOTS_MANY, true, DRAFTS>(s, a, entries_bound);
+}
+cudaError_t queue_gdn_rows(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
+        uint32_t rows_bound, const struct device_size *d) {
+    if (a->rows.rows)
+        return queue_rows<true, SLOTS_MANY_DRAFTS>(s, a, entries_bound, rows_bound, d);
+    return queue_rows<false, SLOTS_MANY_BLOCKS>(s, a, entries_bound, rows_bound, d);
+}
+template <bool DRAFTS, uint32_t SLOTS_MANY> static cudaError_t prepare(int shared_of_block) {
+    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    cudaError_t r = cudaFuncSetAttribute(gdn_rows_kernel<1, false, DRAFTS>, most, shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(gdn_rows_kernel<SLOTS_FEW_BLOCKS, true, DRAFTS>, most, shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(gdn_rows_kernel<SLOTS_MANY, true, DRAFTS>, most, shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(gdn_row_kernel<DRAFTS>, most, shared_of_block);
+    return r;
 }
 cudaError_t gdn_prepare(uint32_t shared_of_block) {
-    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    cudaError_t r = cudaFuncSetAttribute(gdn_rows_kernel<1, false>, most, (int)shared_of_block);
-    if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(gdn_rows_kernel<SLOTS_FEW_BLOCKS, true>, most, (int)shared_of_block);
-    if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(gdn_rows_kernel<SLOTS_MANY_BLOCKS, true>, most, (int)shared_of_block);
-    if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(gdn_row_kernel, most, (int)shared_of_block);
-    return r;
+    const cudaError_t r = prepare<false, SLOTS_MANY_BLOCKS>((int)shared_of_block);
+    return r == cudaSuccess ? prepare<true, SLOTS_MANY_DRAFTS>((int)shared_of_block) : r;
 }

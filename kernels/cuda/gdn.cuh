@@ -1,10 +1,16 @@
 /* gdn.cuh - what the kernels of a Gated DeltaNet mixer share: where an entry's state and rows lie, the convolution, dot
- * products and gates, each in the one order of kernels/cpu/isa (body_math.h, body_rows.h). */
+ * products and gates, each in the one order of kernels/cpu/isa (body_math.h, body_rows.h).
+ *
+ * DRAFTS: the pool takes drafts. Then a position lies at its place modulo the rows of the ring and of the window, and
+ * S0 is the state before the first row's GDN block, since the step began with its fold (gdn_fold.cu). Without, that
+ * block's rows are the ring's first ones, the window is oldest first, and an entry at the beginning of a block folds
+ * the one before: what a model without a drafter does is not longer by what drafts need. */
 #pragma once
 
 #include "kernels/cuda/gdn.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/shared/constants.h"
+#include "kernels/shared/drafts.h"
 #include "kernels/shared/elementary.h"
 
 #define ALL_LANES 0xffffffffu
@@ -13,23 +19,27 @@
 /* One entry of the plan: its rows, and its slot's state in this layer (struct pool_layout). */
 struct gdn_sequence {
     float *d_s0;                           /* [Hv][dk][dv] */
-    float *d_k;                            /* [C][Hk][dk] */
-    float *d_delta;                        /* [C][Hv][dv] */
-    float *d_decay;                        /* [C][Hv] */
-    float *d_window;                       /* [W-1][channels], oldest first */
+    float *d_k;                            /* [rows][Hk][dk] */
+    float *d_delta;                        /* [rows][Hv][dv] */
+    float *d_decay;                        /* [rows][Hv] */
+    float *d_window;                       /* [window rows][channels] */
     const float *d_in;                     /* [n_rows][width] qkv | z | b | a */
     float *d_out;                          /* [n_rows][Hv][dv] */
     uint32_t slot, n_rows, row_begin, pos; /* pos: of its first row */
     uint32_t channels, width;
+    /* DRAFTS: row of the ring that has the first position of pos's GDN block, of the window that has the oldest
+     * position in it; how many both have; rows that will be accepted whatever is sampled */
+    uint32_t ring, window, ring_rows, window_rows, n_certain;
 };
 /* What its entry says of it. */
 struct gdn_entry {
-    uint32_t slot, n_rows, row_begin;
+    uint32_t slot, n_rows, row_begin, n_certain;
 };
 static __device__ __forceinline__ struct gdn_entry entry_of(const struct gdn_args &a, uint32_t entry) {
     const struct k_entry &e = a.batch.d_entries[entry];
-    return {e.slot, e.n_rows, e.row_begin};
+    return {e.slot, e.n_rows, e.row_begin, entry_certain_rows(&e)};
 }
+template <bool DRAFTS>
 static __device__ __forceinline__ struct gdn_sequence sequence_of(
         const struct gdn_args &a, const struct gdn_entry &e) {
     const struct k_shape &h = a.pool.shape;
@@ -49,37 +59,66 @@ static __device__ __forceinline__ struct gdn_sequence sequence_of(
     q.d_window = d_state + l.conv_at;
     q.d_in = a.d_in + (uint64_t)q.row_begin * q.width;
     q.d_out = a.d_out + (uint64_t)q.row_begin * h.gdn_v_heads * h.gdn_v_dim;
+    if (DRAFTS) {
+        q.ring = ring_at(a.rows, q.pos / GDN_BLOCK * GDN_BLOCK);
+        q.window = ring_at(a.window, q.pos + a.window.rows - (h.conv_kernel - 1));
+        q.ring_rows = a.rows.rows;
+        q.window_rows = a.window.rows;
+        q.n_certain = e.n_certain;
+    }
     return q;
 }
+template <bool DRAFTS>
 static __device__ __forceinline__ struct gdn_sequence sequence_of(const struct gdn_args &a, uint32_t entry) {
-    return sequence_of(a, entry_of(a, entry));
+    return sequence_of<DRAFTS>(a, entry_of(a, entry));
+}
+/* Row `place` of those that begin at row `first` of a ring of so many. */
+static __device__ __forceinline__ uint32_t around(uint32_t first, uint32_t place, uint32_t rows) {
+    const uint32_t at = first + place;
+    return at >= rows ? at - rows : at;
+}
+/* The ring's row for position i of the GDN block whose first one lies at row `ring`. */
+template <bool DRAFTS>
+static __device__ __forceinline__ uint32_t ring_row(const struct gdn_sequence &q, uint32_t ring, uint32_t i) {
+    return DRAFTS ? around(ring, i, q.ring_rows) : i;
 }
 
 /* A channel of row i of the entry before convolution; negative i lie in the slot's window. */
+template <bool DRAFTS>
 static __device__ __forceinline__ float pre_conv(
         const struct gdn_sequence &q, uint32_t n_taps, int32_t i, uint32_t channel) {
-    return i < 0 ? q.d_window[(n_taps - 1 + i) * q.channels + channel]
+    const uint32_t place = n_taps - 1 + i;
+    return i < 0 ? q.d_window[(DRAFTS ? around(q.window, place, q.window_rows) : place) * q.channels +
+                              channel]
                  : q.d_in[(uint64_t)i * q.width + channel];
 }
-/* The window's last rows of one channel, once the entry is through; ascending: a row moves down onto one already
- * read. */
+/* One channel of what the window keeps, once the entry is through: the last rows that are certain, and all drafts.
+ * Without drafts ascending: a row moves down onto one already read. */
+template <bool DRAFTS>
 static __device__ __forceinline__ void window_keep(
         const struct gdn_sequence &q, uint32_t n_taps, uint32_t channel) {
-    for (uint32_t i = 0; i + 1 < n_taps; i++)
-        q.d_window[(uint64_t)i * q.channels + channel] =
-                pre_conv(q, n_taps, (int32_t)(q.n_rows + i + 1) - (int32_t)n_taps, channel);
+    if (DRAFTS) {
+        uint32_t i = q.n_certain >= n_taps ? q.n_certain - (n_taps - 1) : 0;
+        for (uint32_t at = (q.window + n_taps - 1 + i) % q.window_rows; i < q.n_rows;
+                i++, at = around(at, 1, q.window_rows))
+            q.d_window[(uint64_t)at * q.channels + channel] = q.d_in[(uint64_t)i * q.width + channel];
+    } else {
+        for (uint32_t i = 0; i + 1 < n_taps; i++)
+            q.d_window[(uint64_t)i * q.channels + channel] =
+                    pre_conv<DRAFTS>(q, n_taps, (int32_t)(q.n_rows + i + 1) - (int32_t)n_taps, channel);
+    }
 }
 
 /* The convolution of one channel over rows that follow each other: up to MAX taps and values, newest last in both. */
 template <uint32_t MAX> struct conv_channel { float tap[MAX], x[MAX]; };
-template <uint32_t MAX>
+template <bool DRAFTS, uint32_t MAX>
 static __device__ __forceinline__ void conv_begin(struct conv_channel<MAX> &c, const struct gdn_args &a,
         const struct gdn_sequence &q, uint32_t row, uint32_t channel) {
     const uint32_t n_taps = a.pool.shape.conv_kernel, none = MAX - n_taps;
 #pragma unroll
     for (uint32_t t = 0; t < MAX; t++) {
         c.tap[t] = t >= none ? load_read_only(a.w.conv + ((t - none) * q.channels + channel)) : 0.0f;
-        c.x[t] = t > none ? pre_conv(q, n_taps, (int32_t)(row + t) - (int32_t)MAX, channel) : 0.0f;
+        c.x[t] = t > none ? pre_conv<DRAFTS>(q, n_taps, (int32_t)(row + t) - (int32_t)MAX, channel) : 0.0f;
     }
 }
 /* The next row, whose value before the convolution is x. */

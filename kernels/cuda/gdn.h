@@ -24,6 +24,20 @@ K_INLINE bool gdn_has_row(const struct k_shape *h) {
     return h->gdn_k_dim == GDN_ROW_DIM && h->gdn_v_dim == GDN_ROW_DIM && h->conv_kernel == GDN_ROW_TAPS;
 }
 
+/* x % rows in three instructions: x below 2^27, rows 2 to 31. */
+struct ring {
+    uint32_t rows, inverse;
+};
+K_INLINE struct ring ring_of(uint32_t rows) {
+    struct ring r;
+    r.rows = rows;
+    r.inverse = (uint32_t)((UINT64_C(1) << 32) / rows + 1);
+    return r;
+}
+K_INLINE uint32_t ring_at(struct ring r, uint32_t x) {
+    return x - (uint32_t)((uint64_t)x * r.inverse >> 32) * r.rows;
+}
+
 /* What gdn_blocks.cu keeps between its kernels, of blocks of long entries: block n of the entry whose rows begin at r
  * is GDN_BLOCKS_OF(r) + n. Positions i, j are counted in the block; what is not there is 0. */
 struct gdn_scratch {
@@ -39,7 +53,8 @@ struct gdn_args {
     const float *d_in;
     float *d_out;
     uint32_t layer;
-    uint32_t rows_most; /* of an entry for gdn.cu; above it gdn_blocks.cu takes it */
+    struct ring rows, window; /* of a slot; rows 0: its pool takes no drafts */
+    uint32_t rows_most;       /* of an entry for gdn.cu; above it gdn_blocks.cu takes it */
     struct gdn_scratch scratch;
     struct activations codes; /* of one row: d_out for the product after it; d_codes NULL = not wanted */
 };
@@ -53,6 +68,15 @@ cudaError_t queue_gdn_rows(cudaStream_t s, const struct gdn_args *a, uint32_t en
 cudaError_t gdn_blocks_prepare(uint32_t shared_of_block);
 cudaError_t queue_gdn_blocks(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
         uint32_t rows_bound, const struct device_size *d);
+
+/* What a step of a pool that takes drafts begins with: in all layers, S0 takes the GDN block that the slot's accepted
+ * rows have completed, if there is one. */
+struct fold_args {
+    struct pool_view pool;
+    struct batch_view batch;
+    struct ring rows;
+};
+cudaError_t queue_gdn_fold(cudaStream_t s, const struct fold_args *a, uint32_t entries_bound);
 
 #ifdef __cplusplus
 }

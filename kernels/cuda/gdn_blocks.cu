@@ -68,13 +68,13 @@ static uint32_t mix_shared_floats(const struct k_shape &h) {
 }
 
 /* One channel of the block's rows: position i to to[i * stride]. All rows are asked for before the first is used. */
-template <uint32_t MAX>
+template <bool DRAFTS, uint32_t MAX>
 static __device__ __forceinline__ void mix_channel(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct block &b, uint32_t channel, float *to, uint32_t stride) {
     const float *d_x = q.d_in + (uint64_t)b.row * q.width + channel;
     struct conv_channel<MAX> c;
     float x[C];
-    conv_begin(c, a, q, b.row, channel);
+    conv_begin<DRAFTS>(c, a, q, b.row, channel);
 #pragma unroll
     for (uint32_t r = 0; r < C; r++, d_x += q.width)
         x[r] = r < b.n ? *d_x : 0.0f;
@@ -84,7 +84,7 @@ static __device__ __forceinline__ void mix_channel(const struct gdn_args &a, con
             *to = conv_next(c, a.pool.shape.conv_kernel, x[r]);
 }
 /* All channels of a key head: q, k and v of its value heads. */
-template <uint32_t MAX>
+template <bool DRAFTS, uint32_t MAX>
 static __device__ __forceinline__ void mix_channels(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct mix_shared &m, const struct block &b, uint32_t key) {
     const struct k_shape &h = a.pool.shape;
@@ -94,11 +94,11 @@ static __device__ __forceinline__ void mix_channels(const struct gdn_args &a, co
     for (uint32_t i = threadIdx.x; i < 2 * dk + n_v; i += MIX) {
         if (i < 2 * dk) {
             const uint32_t is_k = i >= dk, at = i - is_k * dk;
-            mix_channel<MAX>(a, q, b, (is_k * h.gdn_k_heads + key) * dk + at,
+            mix_channel<DRAFTS, MAX>(a, q, b, (is_k * h.gdn_k_heads + key) * dk + at,
                     (is_k ? m.k : m.q) + b.first * m.pitch + at, m.pitch);
         } else {
             const uint32_t at = key * n_v + i - 2 * dk;
-            mix_channel<MAX>(
+            mix_channel<DRAFTS, MAX>(
                     a, q, b, 2 * h.gdn_k_heads * dk + at, q.d_out + (uint64_t)b.row * stride + at, stride);
         }
     }
@@ -164,36 +164,40 @@ static __device__ void mix_gates(const struct gdn_args &a, const struct gdn_sequ
     }
 }
 /* G, from g of all positions. */
+template <bool DRAFTS>
 static __device__ void mix_decays(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct mix_shared &m, const struct block &b, uint32_t key) {
     const uint32_t heads = a.pool.shape.gdn_v_heads, n = heads / a.pool.shape.gdn_k_heads;
     for (uint32_t i = threadIdx.x; i < n; i += MIX) {
         float *d_g = a.scratch.d_gates + ((uint64_t)b.at * heads + key * n + i) * 2 * C;
-        float g = b.first > 0 ? q.d_decay[(uint64_t)(b.first - 1) * heads + key * n + i] : 0.0f;
+        const float *d_decay = q.d_decay + key * n + i; /* of the entry's first block; others begin with 0 */
+        float g = b.first > 0 ? d_decay[(uint64_t)ring_row<DRAFTS>(q, q.ring, b.first - 1) * heads] : 0.0f;
         for (uint32_t p = 0; p < C; p++) {
             if (p >= b.first)
                 g = p == 0 ? m.g[p * n + i] : g + m.g[p * n + i];
-            const float before = p < b.first ? q.d_decay[(uint64_t)p * heads + key * n + i] : g;
+            const float before = p < b.first ? d_decay[(uint64_t)ring_row<DRAFTS>(q, q.ring, p) * heads] : g;
             d_g[p] = p < b.first + b.n ? before : 0.0f;
         }
     }
 }
 /* One block of one key head. */
+template <bool DRAFTS>
 static __device__ void mix_block(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct mix_shared &m, const struct block &b, uint32_t key) {
     const struct k_shape &h = a.pool.shape;
     const uint32_t dk = h.gdn_k_dim;
     for (uint32_t j = 0; j < b.first; j++)
-        copy_row(m.k + j * m.pitch, q.d_k + ((uint64_t)j * h.gdn_k_heads + key) * dk, dk, false, threadIdx.x,
-                MIX);
+        copy_row(m.k + j * m.pitch,
+                q.d_k + ((uint64_t)ring_row<DRAFTS>(q, q.ring, j) * h.gdn_k_heads + key) * dk, dk, false,
+                threadIdx.x, MIX);
     if (h.conv_kernel <= 4)
-        mix_channels<4>(a, q, m, b, key);
+        mix_channels<DRAFTS, 4>(a, q, m, b, key);
     else
-        mix_channels<CONV_KERNEL_MAX>(a, q, m, b, key);
+        mix_channels<DRAFTS, CONV_KERNEL_MAX>(a, q, m, b, key);
     mix_gates(a, q, m, b, key);
     __syncthreads();
     mix_normalise(a, m, b);
-    mix_decays(a, q, m, b, key);
+    mix_decays<DRAFTS>(a, q, m, b, key);
     __syncthreads();
     mix_dots(a, m, b, key);
     float *d_x = a.scratch.d_x + ((uint64_t)b.at * h.gdn_k_heads + key) * dk * 2 * C;
@@ -204,7 +208,7 @@ static __device__ void mix_block(const struct gdn_args &a, const struct gdn_sequ
     }
     __syncthreads();
 }
-__global__ void __launch_bounds__(MIX, 3) gdn_mix_kernel(const struct gdn_args a) {
+template <bool DRAFTS> __global__ void __launch_bounds__(MIX, 3) gdn_mix_kernel(const struct gdn_args a) {
     const uint32_t n_rows = a.batch.d_plan->n_rows;
     struct mix_shared m;
     m.pitch = a.pool.shape.gdn_k_dim | 1;
@@ -220,8 +224,8 @@ __global__ void __launch_bounds__(MIX, 3) gdn_mix_kernel(const struct gdn_args a
         }
         for (uint32_t votes = __ballot_sync(ALL_LANES, begins) & 0xffffu; votes; votes &= votes - 1) {
             const uint32_t at = first + (uint32_t)__ffs((int)votes) - 1;
-            const struct gdn_sequence q = sequence_of(a, a.batch.d_row_entry[at]);
-            mix_block(a, q, m, block_of(q, at - q.row_begin), blockIdx.y);
+            const struct gdn_sequence q = sequence_of<DRAFTS>(a, a.batch.d_row_entry[at]);
+            mix_block<DRAFTS>(a, q, m, block_of(q, at - q.row_begin), blockIdx.y);
         }
     }
 }
@@ -353,6 +357,7 @@ static __device__ void walk_deltas(
 }
 /* o of the block's rows; a warp has rows w, w + WARPS, ... */
 #define WARPS (WALK / 32)
+template <bool DRAFTS>
 static __device__ void walk_out(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct walk_head &h, const struct walk_shared &m, const struct block &b) {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = h.column + lane;
@@ -378,7 +383,8 @@ static __device__ void walk_out(const struct gdn_args &a, const struct gdn_seque
             continue;
         q.d_out[r * stride + h.v * h.dv + column] = o[n];
         if (r + C >= q.n_rows)
-            q.d_delta[i * stride + h.v * h.dv + column] = m.delta[i * COLUMNS + lane];
+            q.d_delta[(DRAFTS ? ring_at(a.rows, q.pos + r) : i) * stride + h.v * h.dv + column] =
+                    m.delta[i * COLUMNS + lane];
     }
 }
 /* s = e^G_15 s + sum_j (e^(G_15 - G_j) k_j) Delta_j; a thread 4 columns of every 16th k, two of them at a time, both
@@ -431,22 +437,10 @@ static __device__ void walk_fold(const struct walk_shared &m, const struct stage
     }
 }
 
-/* S0, and what the slot has of the block before the first row: Deltas, and where that block is whole, all of it, in the
- * stage that is not fetched yet, to be folded. */
-static __device__ void walk_begin(const struct gdn_args &a, const struct gdn_sequence &q,
+/* The block before the first row, whole, into S0; g: the stage that is not fetched yet, for its k. */
+static __device__ void walk_before(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct walk_head &h, const struct walk_shared &m, const struct stage &g) {
     const struct k_shape &shape = a.pool.shape;
-    const uint32_t first = q.pos % C, lane = threadIdx.x % 32, column = h.column + lane;
-    const bool whole = first == 0 && q.pos > 0;
-    for (uint32_t k = threadIdx.x / 32; k < h.dk; k += WALK / 32)
-        m.s[k * COLUMNS + lane] = column < h.dv ? h.d_s0[(uint64_t)k * h.dv + column] : 0.0f;
-    for (uint32_t j = threadIdx.x / 32; j < C; j += WALK / 32)
-        m.delta[j * COLUMNS + lane] =
-                (whole || j < first) && column < h.dv
-                        ? q.d_delta[((uint64_t)j * shape.gdn_v_heads + h.v) * h.dv + column]
-                        : 0.0f;
-    if (!whole)
-        return;
     for (uint32_t i = threadIdx.x; i < C * h.dk; i += WALK) {
         const uint32_t j = i / h.dk, k = i % h.dk;
         g.x[k * X_PITCH + C + j] = q.d_k[((uint64_t)j * shape.gdn_k_heads + h.key) * h.dk + k];
@@ -461,6 +455,25 @@ static __device__ void walk_begin(const struct gdn_args &a, const struct gdn_seq
     walk_fold(m, g, h.dk);
     __syncthreads();
 }
+/* S0, and the Deltas that the slot has of the first row's block, or, where that begins with it, of the one before. */
+template <bool DRAFTS>
+static __device__ void walk_begin(const struct gdn_args &a, const struct gdn_sequence &q,
+        const struct walk_head &h, const struct walk_shared &m, const struct stage &g) {
+    const struct k_shape &shape = a.pool.shape;
+    const uint32_t first = q.pos % C, lane = threadIdx.x % 32, column = h.column + lane;
+    const bool whole = !DRAFTS && first == 0 && q.pos > 0;
+    for (uint32_t k = threadIdx.x / 32; k < h.dk; k += WALK / 32)
+        m.s[k * COLUMNS + lane] = column < h.dv ? h.d_s0[(uint64_t)k * h.dv + column] : 0.0f;
+    for (uint32_t j = threadIdx.x / 32; j < C; j += WALK / 32)
+        m.delta[j * COLUMNS + lane] =
+                (whole || j < first) && column < h.dv
+                        ? q.d_delta[((uint64_t)ring_row<DRAFTS>(q, q.ring, j) * shape.gdn_v_heads + h.v) *
+                                            h.dv +
+                                    column]
+                        : 0.0f;
+    if (whole)
+        walk_before(a, q, h, m, g);
+}
 static __device__ void walk_end(const struct walk_head &h, const struct walk_shared &m) {
     const uint32_t lane = threadIdx.x % 32, column = h.column + lane;
     if (column < h.dv)
@@ -468,12 +481,12 @@ static __device__ void walk_end(const struct walk_head &h, const struct walk_sha
             h.d_s0[(uint64_t)k * h.dv + column] = m.s[k * COLUMNS + lane];
 }
 
-template <uint32_t STAGES>
+template <uint32_t STAGES, bool DRAFTS>
 static __device__ __forceinline__ void walk(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct walk_head &h, const struct walk_shared &m, float *stages) {
     struct block b = block_of(q, 0);
-    walk_begin(a, q, h, m, stage_at(stages, h.dk));
-    bool folded = q.pos > 0 && b.first == 0;
+    walk_begin<DRAFTS>(a, q, h, m, stage_at(stages, h.dk));
+    bool folded = !DRAFTS && q.pos > 0 && b.first == 0;
     const bool multiplies = threadIdx.x < PRODUCTS;
     if (!multiplies)
         stage_fetch(a, q, h, b, stage_at(stages, h.dk));
@@ -496,7 +509,7 @@ static __device__ __forceinline__ void walk(const struct gdn_args &a, const stru
         if (threadIdx.x < 32)
             walk_deltas(m, g, b);
         __syncthreads();
-        walk_out(a, q, h, m, b);
+        walk_out<DRAFTS>(a, q, h, m, b);
         if (!more)
             break;
         walk_fold(m, g, h.dk);
@@ -512,7 +525,7 @@ static __device__ __forceinline__ void walk(const struct gdn_args &a, const stru
     if (folded)
         walk_end(h, m);
 }
-template <uint32_t STAGES>
+template <uint32_t STAGES, bool DRAFTS>
 __global__ void __launch_bounds__(WALK, 2) gdn_walk_kernel(const struct gdn_args a) {
     const struct k_shape &shape = a.pool.shape;
     const uint32_t dk = shape.gdn_k_dim, v = blockIdx.y, n_entries = a.batch.d_plan->n_entries;
@@ -522,10 +535,10 @@ __global__ void __launch_bounds__(WALK, 2) gdn_walk_kernel(const struct gdn_args
         const uint32_t entry = long_entry(a, n);
         if (entry >= n_entries)
             return;
-        const struct gdn_sequence q = sequence_of(a, entry);
+        const struct gdn_sequence q = sequence_of<DRAFTS>(a, entry);
         const struct walk_head h = {v, v / (shape.gdn_v_heads / shape.gdn_k_heads), dk, shape.gdn_v_dim,
                 blockIdx.z * COLUMNS, q.d_s0 + (uint64_t)v * dk * shape.gdn_v_dim};
-        walk<STAGES>(a, q, h, m, shared + walk_floats(dk));
+        walk<STAGES, DRAFTS>(a, q, h, m, shared + walk_floats(dk));
         __syncthreads();
     }
 }
@@ -569,32 +582,34 @@ __global__ void __launch_bounds__(NORM_HEADS * 32) gdn_norm_kernel(const struct 
 }
 
 /* The last rows of a long entry into the rings of k and G, and the window. */
+template <bool DRAFTS>
 static __device__ void keep(const struct gdn_args &a, const struct gdn_sequence &q, uint32_t key) {
     const struct k_shape &h = a.pool.shape;
     const uint32_t dk = h.gdn_k_dim, per_key = h.gdn_v_heads / h.gdn_k_heads, n_v = per_key * h.gdn_v_dim;
     for (uint32_t t = 0; t < C; t++) {
-        const uint32_t row = q.n_rows - C + t, i = (q.pos + row) % C, at = block_of(q, row).at;
+        const uint32_t row = q.n_rows - C + t, i = (q.pos + row) % C, at = block_of(q, row).at,
+                       to = DRAFTS ? ring_at(a.rows, q.pos + row) : i;
         const float *d_x = a.scratch.d_x + ((uint64_t)at * h.gdn_k_heads + key) * dk * 2 * C + C + i;
         for (uint32_t k = threadIdx.x; k < dk; k += blockDim.x)
-            q.d_k[((uint64_t)i * h.gdn_k_heads + key) * dk + k] = d_x[k * 2 * C];
+            q.d_k[((uint64_t)to * h.gdn_k_heads + key) * dk + k] = d_x[k * 2 * C];
         for (uint32_t v = key * per_key + threadIdx.x; v < (key + 1) * per_key; v += blockDim.x)
-            q.d_decay[(uint64_t)i * h.gdn_v_heads + v] =
+            q.d_decay[(uint64_t)to * h.gdn_v_heads + v] =
                     a.scratch.d_gates[((uint64_t)at * h.gdn_v_heads + v) * 2 * C + i];
     }
     for (uint32_t c = threadIdx.x; c < dk; c += blockDim.x) {
-        window_keep(q, h.conv_kernel, key * dk + c);
-        window_keep(q, h.conv_kernel, (h.gdn_k_heads + key) * dk + c);
+        window_keep<DRAFTS>(q, h.conv_kernel, key * dk + c);
+        window_keep<DRAFTS>(q, h.conv_kernel, (h.gdn_k_heads + key) * dk + c);
     }
     for (uint32_t c = threadIdx.x; c < n_v; c += blockDim.x)
-        window_keep(q, h.conv_kernel, 2 * h.gdn_k_heads * dk + key * n_v + c);
+        window_keep<DRAFTS>(q, h.conv_kernel, 2 * h.gdn_k_heads * dk + key * n_v + c);
 }
-__global__ void gdn_keep_kernel(const struct gdn_args a) {
+template <bool DRAFTS> __global__ void gdn_keep_kernel(const struct gdn_args a) {
     const uint32_t n_entries = a.batch.d_plan->n_entries;
     for (uint32_t n = blockIdx.x;; n += gridDim.x) {
         const uint32_t entry = long_entry(a, n);
         if (entry >= n_entries)
             return;
-        keep(a, sequence_of(a, entry), blockIdx.y);
+        keep<DRAFTS>(a, sequence_of<DRAFTS>(a, entry), blockIdx.y);
     }
 }
 
@@ -609,13 +624,14 @@ template <uint32_t STAGES> static uint32_t walk_bytes(const struct k_shape &h) {
 }
 #define WALK_RESERVED 1024u /* shared memory that every block of an SM takes besides */
 /* Two blocks on an SM hide each other's latencies; where there is room for it, the next block's arrival as well. */
+template <bool DRAFTS>
 static cudaError_t queue_walk(
         cudaStream_t s, const struct gdn_args *a, uint32_t longs, const struct device_size *d) {
     const struct k_shape &h = a->pool.shape;
     const dim3 grid(longs, h.gdn_v_heads, (h.gdn_v_dim + COLUMNS - 1) / COLUMNS);
     if (2 * (walk_bytes<2>(h) + WALK_RESERVED) <= d->shared_of_sm)
-        return K_LAUNCH(gdn_walk_kernel<2>, grid, WALK, walk_bytes<2>(h), s, *a);
-    return K_LAUNCH(gdn_walk_kernel<1>, grid, WALK, walk_bytes<1>(h), s, *a);
+        return K_LAUNCH((gdn_walk_kernel<2, DRAFTS>), grid, WALK, walk_bytes<2>(h), s, *a);
+    return K_LAUNCH((gdn_walk_kernel<1, DRAFTS>), grid, WALK, walk_bytes<1>(h), s, *a);
 }
 static cudaError_t queue_norm(cudaStream_t s, const struct gdn_args *a, uint32_t rows) {
     const struct k_shape &h = a->pool.shape;
@@ -624,26 +640,38 @@ static cudaError_t queue_norm(cudaStream_t s, const struct gdn_args *a, uint32_t
         return K_LAUNCH(gdn_norm_kernel<8>, grid, NORM_HEADS * 32, 0, s, *a);
     return K_LAUNCH(gdn_norm_kernel<GDN_DIM_MAX / CHAINS>, grid, NORM_HEADS * 32, 0, s, *a);
 }
-cudaError_t queue_gdn_blocks(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
+template <bool DRAFTS>
+static cudaError_t queue_blocks(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
         uint32_t rows_bound, const struct device_size *d) {
     const struct k_shape &h = a->pool.shape;
     const uint32_t longs = at_most(rows_bound / (GDN_LONG + 1), at_most(entries_bound, d->sms));
-    cudaError_t r = K_LAUNCH(gdn_mix_kernel, dim3(at_most((rows_bound + C - 1) / C, d->sms), h.gdn_k_heads),
-            MIX, mix_shared_floats(h) * sizeof(float), s, *a);
+    cudaError_t r =
+            K_LAUNCH(gdn_mix_kernel<DRAFTS>, dim3(at_most((rows_bound + C - 1) / C, d->sms), h.gdn_k_heads),
+                    MIX, mix_shared_floats(h) * sizeof(float), s, *a);
     if (r == cudaSuccess)
-        r = queue_walk(s, a, longs, d);
+        r = queue_walk<DRAFTS>(s, a, longs, d);
     if (r == cudaSuccess)
         r = queue_norm(s, a, at_most(rows_bound, 4 * d->sms));
     if (r == cudaSuccess)
-        r = K_LAUNCH(gdn_keep_kernel, dim3(longs, h.gdn_k_heads), 128, 0, s, *a);
+        r = K_LAUNCH(gdn_keep_kernel<DRAFTS>, dim3(longs, h.gdn_k_heads), 128, 0, s, *a);
+    return r;
+}
+cudaError_t queue_gdn_blocks(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
+        uint32_t rows_bound, const struct device_size *d) {
+    if (a->rows.rows)
+        return queue_blocks<true>(s, a, entries_bound, rows_bound, d);
+    return queue_blocks<false>(s, a, entries_bound, rows_bound, d);
+}
+template <bool DRAFTS> static cudaError_t prepare(int shared_of_block) {
+    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    cudaError_t r = cudaFuncSetAttribute(gdn_walk_kernel<1, DRAFTS>, most, shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(gdn_walk_kernel<2, DRAFTS>, most, shared_of_block);
+    if (r == cudaSuccess)
+        r = cudaFuncSetAttribute(gdn_mix_kernel<DRAFTS>, most, shared_of_block);
     return r;
 }
 cudaError_t gdn_blocks_prepare(uint32_t shared_of_block) {
-    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    cudaError_t r = cudaFuncSetAttribute(gdn_walk_kernel<1>, most, (int)shared_of_block);
-    if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(gdn_walk_kernel<2>, most, (int)shared_of_block);
-    if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(gdn_mix_kernel, most, (int)shared_of_block);
-    return r;
+    const cudaError_t r = prepare<false>((int)shared_of_block);
+    return r == cudaSuccess ? prepare<true>((int)shared_of_block) : r;
 }

@@ -5,7 +5,7 @@
  * convolutions and gates; each warp normalises q and k for itself; S0 from memory through a ring of each warp's own 32
  * columns, times q and k; beside it the dot products with the block's earlier keys, by 4 more warps where an SM has one
  * block; then Delta and o, and the gated norm. A row that begins a GDN block folds the block before into S0 as it
- * passes through the ring, and writes it.
+ * passes through the ring, and writes it, unless the step began with that (DRAFTS).
  *
  * In a decoded token this code comes once a layer, out of L2 if not out of memory, since the weights of a layer have
  * passed: a row takes as long as its instructions. So sizes are constants, what a loop can do is a loop, what one row
@@ -74,12 +74,13 @@ static __device__ __forceinline__ void channel_taps(
     for (uint32_t t = 0; t < TAPS; t++)
         c.tap[t] = a.w.conv[t * channels + at];
 }
+template <bool DRAFTS>
 static __device__ __forceinline__ void channel_values(struct channel &c, const struct gdn_sequence &q) {
     c.x[TAPS - 1] = q.d_in[c.at];
     const float *d_x = q.d_window + c.at;
 #pragma unroll
-    for (uint32_t t = 0; t + 1 < TAPS; t++, d_x += q.channels)
-        c.x[t] = *d_x;
+    for (uint32_t t = 0; t + 1 < TAPS; t++, d_x += DRAFTS ? 0 : q.channels)
+        c.x[t] = d_x[DRAFTS ? around(q.window, t, q.window_rows) * q.channels : 0];
 }
 static __device__ __forceinline__ float channel_mix(const struct channel &c) {
     float sum = 0.0f;
@@ -88,9 +89,12 @@ static __device__ __forceinline__ float channel_mix(const struct channel &c) {
         sum = fmaf(c.tap[t], c.x[t], sum);
     return f32_silu(sum);
 }
+template <bool DRAFTS>
 static __device__ __forceinline__ void channel_keep(const struct channel &c, const struct gdn_sequence &q) {
+    if (DRAFTS)
+        q.d_window[around(q.window, TAPS - 1, q.window_rows) * q.channels + c.at] = c.x[TAPS - 1];
 #pragma unroll
-    for (uint32_t t = 1; t < TAPS; t++)
+    for (uint32_t t = 1; t < TAPS && !DRAFTS; t++)
         q.d_window[(t - 1) * q.channels + c.at] = c.x[t];
 }
 
@@ -118,27 +122,27 @@ static __device__ __forceinline__ void row_state_begin(struct row_shared<B> &m, 
     row_chunk_fetch<B>(to, d_from);
 }
 /* The earlier rows of Delta, each warp its own columns, and of k, each warp those that it multiplies. */
-template <class B>
+template <class B, bool DRAFTS>
 static __device__ __forceinline__ void row_rings_fetch(struct row_shared<B> &m, const struct gdn_args &a,
         const struct gdn_sequence &q, const struct row_head &h) {
     const struct k_shape &shape = a.pool.shape;
     const uint32_t n = h.fold ? GDN_BLOCK : h.first, lane = threadIdx.x % 32;
     if (warp_of() < COLUMN_WARPS) {
         const uint32_t j = lane / 8, column = warp_of() * 32 + lane % 8 * 4, row = shape.gdn_v_heads * DIM;
-        const float *d_from = q.d_delta + (j * row + h.v * DIM + column);
+        const float *d_from = q.d_delta + ((DRAFTS ? 0 : j * row) + h.v * DIM + column);
         float *to = &m.delta[j][column];
 #pragma unroll 1
-        for (uint32_t i = j; i < n; i += 4, to += 4 * DIM, d_from += 4 * row)
-            copy_16(to, d_from);
+        for (uint32_t i = j; i < n; i += 4, to += 4 * DIM, d_from += DRAFTS ? 0 : 4 * row)
+            copy_16(to, d_from + (DRAFTS ? ring_row<true>(q, q.ring, i) * row : 0));
     }
     if (dots_warp<B>() < COLUMN_WARPS) {
         const uint32_t j = dots_warp<B>(), row = shape.gdn_k_heads * DIM;
-        const float *d_from = q.d_k + (j * row + h.key * DIM + lane * 4);
+        const float *d_from = q.d_k + ((DRAFTS ? 0 : j * row) + h.key * DIM + lane * 4);
         float *to = &m.k[j][lane * 4];
 #pragma unroll 1
         for (uint32_t i = j; i < n;
-                i += COLUMN_WARPS, to += COLUMN_WARPS * K_PITCH, d_from += COLUMN_WARPS * row)
-            copy_16(to, d_from);
+                i += COLUMN_WARPS, to += COLUMN_WARPS * K_PITCH, d_from += DRAFTS ? 0 : COLUMN_WARPS * row)
+            copy_16(to, d_from + (DRAFTS ? ring_row<true>(q, q.ring, i) * row : 0));
     }
     copy_commit();
 }
@@ -191,13 +195,13 @@ struct dots {
     uint32_t j;
     float decay, before; /* G of row j and of the row before */
 };
-template <class B>
+template <class B, bool DRAFTS>
 static __device__ __forceinline__ void row_dots_fetch(
         struct dots &d, const struct gdn_args &a, const struct gdn_sequence &q, const struct row_head &h) {
     const uint32_t lane = threadIdx.x % 32, heads = a.pool.shape.gdn_v_heads;
     d.j = dots_warp<B>() + COLUMN_WARPS * (lane / 4 % 2 * 2 + lane / CHAINS);
-    d.decay = d.j < h.first ? q.d_decay[d.j * heads + h.v] : 0.0f;
-    d.before = h.first > 0 ? q.d_decay[(h.first - 1) * heads + h.v] : 0.0f;
+    d.decay = d.j < h.first ? q.d_decay[ring_row<DRAFTS>(q, q.ring, d.j) * heads + h.v] : 0.0f;
+    d.before = h.first > 0 ? q.d_decay[ring_row<DRAFTS>(q, q.ring, h.first - 1) * heads + h.v] : 0.0f;
 }
 /* Half a warp takes two keys. Their four sums are added up together, in the order of chains_sum(): of a key, lanes
  * with bit 3 keep q . k_j and those without k . k_j; of the two keys, lanes with bit 2 keep the second. */
@@ -225,7 +229,7 @@ static __device__ __forceinline__ float dots_sum(
     return sum + __shfl_xor_sync(ALL_LANES, sum, 1);
 }
 /* The dot products with the earlier keys and its own; G of the row. */
-template <class B>
+template <class B, bool DRAFTS>
 static __device__ __forceinline__ void row_dots(struct row_shared<B> &m, const struct dots &d,
         const struct gdn_args &a, const struct gdn_sequence &q, const struct row_head &h) {
     const uint32_t lane = threadIdx.x % 32;
@@ -239,7 +243,7 @@ static __device__ __forceinline__ void row_dots(struct row_shared<B> &m, const s
         m.own_qk = e * sum;
     if (lane == 1 && dots_warp<B>() == 0) {
         m.e_g = e;
-        q.d_decay[h.first * a.pool.shape.gdn_v_heads + h.v] = g;
+        q.d_decay[ring_row<DRAFTS>(q, q.ring, h.first) * a.pool.shape.gdn_v_heads + h.v] = g;
     }
 }
 
@@ -373,7 +377,7 @@ static __device__ __forceinline__ void ask_weights(
     __syncwarp();
 }
 /* What depends on it, S0 and the rings last: all else is used before them. */
-template <class B>
+template <class B, bool DRAFTS>
 static __device__ __forceinline__ void ask_inputs(struct row_asked<B> &x, struct row_shared<B> &m,
         const struct gdn_args &a, const struct gdn_sequence &q, const struct row_head &h, const float *d_s0) {
     const uint32_t heads = a.pool.shape.gdn_v_heads;
@@ -382,17 +386,17 @@ static __device__ __forceinline__ void ask_inputs(struct row_asked<B> &x, struct
     x.b = d_b[h.v];
 #pragma unroll
     for (uint32_t n = 0; n < x.QK; n++)
-        channel_values(x.qk[n], q);
+        channel_values<DRAFTS>(x.qk[n], q);
     if (has_column<B>())
-        channel_values(x.value, q);
+        channel_values<DRAFTS>(x.value, q);
     if (has_gate<B>())
         x.z = d_z[h.v * DIM + threadIdx.x % DIM];
     __syncwarp();
     if (has_column<B>())
         row_state_begin<B>(m, d_s0);
-    row_rings_fetch<B>(m, a, q, h);
+    row_rings_fetch<B, DRAFTS>(m, a, q, h);
     if (dots_warp<B>() < COLUMN_WARPS)
-        row_dots_fetch<B>(x.dots, a, q, h);
+        row_dots_fetch<B, DRAFTS>(x.dots, a, q, h);
     __syncwarp();
 }
 /* q, k and the head's gates, for all; returns v of this thread's column. */
@@ -418,20 +422,20 @@ static __device__ __forceinline__ float row_out(
     return o * scale * norm * m.z[threadIdx.x];
 }
 /* What the value heads of a key head share, by the last of them. */
-template <class B>
+template <class B, bool DRAFTS>
 static __device__ __forceinline__ void row_commit(const struct row_shared<B> &m, const struct row_asked<B> &x,
         const struct gdn_args &a, const struct gdn_sequence &q, const struct row_head &h) {
-    float *d_k = q.d_k + (h.first * a.pool.shape.gdn_k_heads + h.key) * DIM;
+    float *d_k = q.d_k + (ring_row<DRAFTS>(q, q.ring, h.first) * a.pool.shape.gdn_k_heads + h.key) * DIM;
 #pragma unroll
     for (uint32_t n = 0; n < x.QK; n++) {
-        channel_keep(x.qk[n], q);
+        channel_keep<DRAFTS>(x.qk[n], q);
         if (element<B>(n) >= DIM)
             d_k[element<B>(n) - DIM] = m.own[0][1][threadIdx.x % DIM];
     }
 }
 
 /* The entry's row, for one value head. x: its weights are asked for. */
-template <class B>
+template <class B, bool DRAFTS>
 static __device__ __forceinline__ void row_entry(
         struct row_asked<B> &x, const struct gdn_args &a, const struct gdn_sequence &q, struct row_head &h) {
     const uint32_t heads = a.pool.shape.gdn_v_heads;
@@ -439,27 +443,28 @@ static __device__ __forceinline__ void row_entry(
     float *d_s0 = q.d_s0 + h.v * DIM * DIM, k_s = 0.0f, q_s = 0.0f, o = 0.0f;
     uint32_t before = 0;
     h.first = q.pos % GDN_BLOCK;
-    h.fold = h.first == 0 && q.pos > 0;
-    ask_inputs<B>(x, m, a, q, h, d_s0);
+    h.fold = !DRAFTS && h.first == 0 && q.pos > 0;
+    ask_inputs<B, DRAFTS>(x, m, a, q, h, d_s0);
     const float v = row_mix<B>(m, x);
-    if (h.fold)
+    if (!DRAFTS && h.fold)
         row_fold_prepare<B>(q.d_decay + h.v, heads);
     if (leads<B>())
         before = arrive(a, q, h.key, h.group);
     normalise<B>(m);
     if (has_column<B>())
-        row_state_times<B>(m, d_s0, h.fold, &k_s, &q_s);
+        row_state_times<B>(m, d_s0, !DRAFTS && h.fold, &k_s, &q_s);
     if (dots_warp<B>() < COLUMN_WARPS) {
         copy_wait<0>();
         __syncwarp();
-        row_dots<B>(m, x.dots, a, q, h);
+        row_dots<B, DRAFTS>(m, x.dots, a, q, h);
     }
     if (has_gate<B>())
         m.z[threadIdx.x % DIM] = f32_silu(x.z);
     __syncthreads();
     const uint64_t out = (uint64_t)h.v * DIM + threadIdx.x;
     if (has_column<B>()) {
-        o = row_delta<B>(m, h, k_s, q_s, v, q.d_delta + ((uint64_t)h.first * heads * DIM + out));
+        o = row_delta<B>(m, h, k_s, q_s, v,
+                q.d_delta + ((uint64_t)ring_row<DRAFTS>(q, q.ring, h.first) * heads * DIM + out));
         m.o[threadIdx.x] = o;
     }
     if (leads<B>())
@@ -469,10 +474,10 @@ static __device__ __forceinline__ void row_entry(
         const float y = row_out<B>(m, o, x.norm, a.pool.shape.rms_eps);
         q.d_out[out] = y;
         m.z[threadIdx.x] = y; /* for row_round() */
-        channel_keep(x.value, q);
+        channel_keep<DRAFTS>(x.value, q);
     }
     if (m.last)
-        row_commit<B>(m, x, a, q, h);
+        row_commit<B, DRAFTS>(m, x, a, q, h);
 }
 /* What a step's only row_entry() has put out, as INT8: a head is a run of the product after it. By all of the block. */
 template <class B> static __device__ __forceinline__ void row_round(const struct gdn_args &a, uint32_t v) {

@@ -95,7 +95,8 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
         const struct k_linear *head, const float *hidden, struct k_result *results,
         struct k_outcome *outcomes, float *logits, uint32_t logits_rows_max) {
     const struct k_shape *h = &p->view.shape;
-    const uint64_t room = logits ? logits_rows_max : 0, wanted = b->bounds.entries + room,
+    const uint64_t room = logits ? logits_rows_max : 0, drafts = p->options.drafts_max,
+                   wanted = b->bounds.entries * (1 + drafts) + room,
                    rows = wanted < b->bounds.rows ? wanted : b->bounds.rows;
     uint64_t at[PARTS_OF_SCRATCH];
     uint8_t *d_scratch = stream_scratch(s, head_scratch(h, at));
@@ -106,6 +107,8 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
             .d_local = (float *)(d_scratch + at[LOCAL]),
             .collect = {.d_plan = b->view.d_plan,
                     .d_entries = b->view.d_entries,
+                    .d_row_pos = b->view.d_row_pos,
+                    .d_slots = p->view.d_slots,
                     .d_hidden = hidden,
                     .hidden_size = h->hidden_size,
                     .logits_rows_max = (uint32_t)room,
@@ -117,7 +120,6 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
     r.sample = (struct sample_args){.p = p->view,
             .segment = k_vocab_segment(h->vocab_size),
             .d_entries = b->view.d_entries,
-            .d_row_pos = b->view.d_row_pos,
             .d_round = r.collect.d_round,
             .d_rows = r.collect.d_rows,
             .d_states = r.collect.d_states,
@@ -129,12 +131,16 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
             .d_raw = (float *)(d_scratch + at[RAW]),
             .d_changed = (float *)(d_scratch + at[CHANGED]),
             .d_results = results,
-            .d_outcomes = outcomes,
+            .d_outcomes = drafts ? NULL : outcomes, /* which one sample cannot tell */
             .d_logits = logits};
     for (; r.collect.first < rows; r.collect.first += HEAD_ROWS) {
         const uint64_t left = rows - r.collect.first;
         if (!queue_round(s, &r, left < HEAD_ROWS ? (uint32_t)left : HEAD_ROWS))
             return;
+    }
+    if (drafts && outcomes && b->bounds.entries > 0) {
+        const struct outcome_args o = {b->view.d_plan, b->view.d_entries, p->view, hidden, results, outcomes};
+        CUDA_QUEUED(s, queue_outcomes(s->stream, &o, b->bounds.entries));
     }
 }
 

@@ -55,8 +55,6 @@ static int upload_frequencies(struct k_pool *p, struct error *e) {
 int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct k_pool_options *options,
         struct k_pool **ret, struct error *e) {
     int r = pool_check(shape, options, e);
-    if (r == 0 && options->drafts_max > k_drafts_max())
-        r = error_set(e, -ENOTSUP, "this library takes no drafts");
     if (r < 0)
         return r;
     struct k_pool *p = calloc(1, sizeof *p);

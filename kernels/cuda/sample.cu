@@ -24,6 +24,7 @@
 #include "kernels/cuda/select.cuh"
 #include "kernels/shared/constants.h"
 #include "kernels/shared/counts.h"
+#include "kernels/shared/drafts.h"
 #include "kernels/shared/noise.h"
 
 #include <stddef.h>
@@ -54,6 +55,7 @@ struct sample {
     const struct slot *slot;
     struct sample_state *state;
     struct sample_part *parts; /* [gridDim.x] */
+    uint32_t index, result;    /* its sample index; its place in d_results */
     const float *d_raw, *d_v;  /* logits; after changes */
     uint32_t vocab, segment;
     uint32_t own_first, own_rows; /* of the vocabulary, in this rank: the logits that it gives away */
@@ -65,13 +67,14 @@ static __device__ __forceinline__ struct sample sample_of(const struct sample_ar
     s.slot = a.p.d_slots + s.entry->slot;
     s.state = a.d_states + i;
     s.parts = a.d_parts + i * VOCAB_SEGMENTS;
+    s.index = s.slot->sample_index + s.row->n_drafts;
+    s.result = s.entry->sample_at + s.row->sample;
     s.vocab = a.p.shape.vocab_size;
     s.segment = a.segment;
     s.own_first = a.p.shape.tp > 1 ? a.p.shape.vocab_first : 0;
     s.own_rows = a.p.shape.tp > 1 ? a.p.shape.vocab_rows : s.vocab;
     s.d_raw = a.d_raw + (uint64_t)i * s.vocab;
-    s.d_v = sampling_changes(&s.slot->sampling, s.slot->sample_index) ? a.d_changed + (uint64_t)i * s.vocab
-                                                                      : s.d_raw;
+    s.d_v = sampling_changes(&s.slot->sampling, s.index) ? a.d_changed + (uint64_t)i * s.vocab : s.d_raw;
     return s;
 }
 static __device__ __forceinline__ uint32_t segment_first(const struct sample &s, uint32_t segment) {
@@ -110,19 +113,19 @@ static __device__ void write_outcome(
 }
 /* A whole block: the result with nothing in it but the status. */
 static __device__ void write_nothing(
-        const struct sample_args &a, const struct k_entry *e, enum k_result_status status) {
-    uint32_t *d_words = (uint32_t *)(a.d_results + e->sample_at);
+        const struct sample_args &a, const struct sample &s, enum k_result_status status) {
+    uint32_t *d_words = (uint32_t *)(a.d_results + s.result);
     for (uint32_t i = threadIdx.x; i < sizeof(struct k_result) / 4; i += BLOCK_THREADS)
         d_words[i] = 0;
     __syncthreads();
     if (threadIdx.x != 0)
         return;
-    a.d_results[e->sample_at].status = status;
-    write_outcome(a, e, status);
+    a.d_results[s.result].status = status;
+    write_outcome(a, s.entry, status);
 }
 /* One thread. */
 static __device__ void write_token(const struct sample_args &a, const struct sample &s, uint32_t id) {
-    struct k_result *d_r = a.d_results + s.entry->sample_at;
+    struct k_result *d_r = a.d_results + s.result;
     d_r->id = id;
     if (s.entry->top_logprobs != UINT32_MAX)
         d_r->logprob = s.d_raw[id] - s.state->lse;
@@ -130,6 +133,12 @@ static __device__ void write_token(const struct sample_args &a, const struct sam
 
 /* --- scan --- */
 
+/* The count of an id at this sample, which the drafts before it are part of. */
+static __device__ __forceinline__ uint16_t count_at(const struct sample &s, uint32_t id, uint16_t count) {
+    for (uint32_t i = 0; i < s.row->n_drafts; i++)
+        count = s.slot->drafts[i] == id ? count_once_more(count, /* generated= */ true) : count;
+    return count;
+}
 /* Bias, penalties, suppressed ids of one segment. An id is one thread's throughout, so lists keep their order. */
 static __device__ void change_segment(
         const struct sample_args &a, const struct sample &s, uint32_t first, uint32_t n) {
@@ -140,7 +149,7 @@ static __device__ void change_segment(
                    *d_suppress = a.p.d_suppress + slot * SUPPRESS_MAX;
     const float *d_bias = a.p.d_bias + slot * LOGIT_BIAS_MAX;
     const uint16_t *d_counts = a.p.d_counts + slot * s.vocab + first;
-    const uint32_t n_suppress = sampling_suppresses(p, s.slot->sample_index) ? p->n_suppress : 0;
+    const uint32_t n_suppress = sampling_suppresses(p, s.index) ? p->n_suppress : 0;
     for (uint32_t k = threadIdx.x; k < n; k += BLOCK_THREADS)
         d_v[k] = s.d_raw[first + k];
     for (uint32_t i = 0; i < p->n_bias; i++) {
@@ -148,10 +157,12 @@ static __device__ void change_segment(
         if (k < n && k % BLOCK_THREADS == threadIdx.x)
             d_v[k] = logit_bounded(d_v[k] + d_bias[i]);
     }
-    for (uint32_t k = threadIdx.x; k < n && sampling_penalises(p); k += BLOCK_THREADS)
-        if (d_counts[k])
+    for (uint32_t k = threadIdx.x; k < n && sampling_penalises(p); k += BLOCK_THREADS) {
+        const uint16_t count = count_at(s, first + k, d_counts[k]);
+        if (count)
             d_v[k] = count_penalise(
-                    d_v[k], d_counts[k], p->repetition_penalty, p->presence_penalty, p->frequency_penalty);
+                    d_v[k], count, p->repetition_penalty, p->presence_penalty, p->frequency_penalty);
+    }
     for (uint32_t i = 0; i < n_suppress; i++) {
         const uint32_t k = d_suppress[i] - first;
         if (k < n && k % BLOCK_THREADS == threadIdx.x)
@@ -228,7 +239,7 @@ static __device__ void scan_end(const struct sample_args &a, const struct sample
     const enum k_result_status status = raw_best == NOT_FINITE      ? K_RESULT_NOT_FINITE
                                         : best >> 32 < LOWEST_ORDER ? K_RESULT_NO_TOKEN
                                                                     : K_RESULT_OK;
-    write_nothing(a, s.entry, status);
+    write_nothing(a, s, status);
     if (status != K_RESULT_OK)
         return;
     const float top = logit_of(best);
@@ -356,9 +367,8 @@ static __device__ __forceinline__ uint64_t noisy_key(
         return 0;
     return key_of(x + gumbel_noise(id, noise), id);
 }
-static __device__ __forceinline__ struct gumbel_key noise_of(
-        const struct sample_args &a, const struct sample &s) {
-    return gumbel_key_of(s.slot->sampling.seed, s.slot->sample_index, a.d_row_pos[s.row->row]);
+static __device__ __forceinline__ struct gumbel_key noise_of(const struct sample &s) {
+    return gumbel_key_of(s.slot->sampling.seed, s.index, s.row->position);
 }
 
 /* All that is left when the candidates are known; certain: the highest key of ids that stay in any case. */
@@ -369,7 +379,7 @@ static __device__ void choose(const struct sample_args &a, const struct sample &
     const bool whole = d->whole || d->n_list > SAMPLE_LIST;
     const struct candidates c = {
             s.d_v, whole ? NULL : d_list, whole ? s.vocab : d->n_list, d->top, p->temperature};
-    const struct gumbel_key noise = noise_of(a, s);
+    const struct gumbel_key noise = noise_of(s);
     struct cut cut = {LOWEST_ORDER, UINT32_MAX};
     uint64_t best = certain;
     if (d->left & LEFT_TOP_K)
@@ -437,7 +447,7 @@ static __device__ void list_top(const struct sample_args &a, const struct sample
     const uint32_t n = whole ? s.vocab : s.state->n_top_list, asked = s.entry->top_logprobs < TOP_LOGPROBS_MAX
                                                                               ? s.entry->top_logprobs
                                                                               : TOP_LOGPROBS_MAX;
-    struct k_result *d_r = a.d_results + s.entry->sample_at;
+    struct k_result *d_r = a.d_results + s.result;
     const float lse = s.state->lse;
     uint64_t last = UINT64_MAX;
     uint32_t found = 0;
@@ -461,11 +471,11 @@ static __device__ void list_top(const struct sample_args &a, const struct sample
 }
 
 /* This thread's part of what is left for the token; returns its highest with noise. */
-static __device__ uint64_t weigh_segment(const struct sample_args &a, const struct sample &s, uint32_t first,
-        uint32_t n, uint32_t left, uint32_t *d_list, struct block_bins *bins) {
+static __device__ uint64_t weigh_segment(const struct sample &s, uint32_t first, uint32_t n, uint32_t left,
+        uint32_t *d_list, struct block_bins *bins) {
     const struct k_sampling *p = &s.slot->sampling;
     const float top = s.state->top, low = s.state->low;
-    const struct gumbel_key noise = noise_of(a, s);
+    const struct gumbel_key noise = noise_of(s);
     uint64_t best = 0;
     for (uint32_t k = threadIdx.x; k < n; k += BLOCK_THREADS) {
         const float x = scaled(s.d_v[first + k], top, p->temperature);
@@ -483,8 +493,8 @@ static __device__ uint64_t weigh_segment(const struct sample_args &a, const stru
     return best;
 }
 /* This block's part of the token. */
-static __device__ void weigh_token(const struct sample_args &a, const struct sample &s, uint32_t left,
-        uint32_t *d_list, uint64_t *d_masses, struct pass_shared *shared) {
+static __device__ void weigh_token(const struct sample &s, uint32_t left, uint32_t *d_list,
+        uint64_t *d_masses, struct pass_shared *shared) {
     struct block_bins *bins = &shared->bins;
     uint64_t best = 0;
     __syncthreads();
@@ -493,7 +503,7 @@ static __device__ void weigh_token(const struct sample_args &a, const struct sam
     __syncthreads();
     for (uint32_t segment = blockIdx.x; segment < VOCAB_SEGMENTS; segment += gridDim.x) {
         const uint32_t first = segment_first(s, segment), n = segment_first(s, segment + 1) - first;
-        best = higher(best, weigh_segment(a, s, first, n, left, d_list, bins));
+        best = higher(best, weigh_segment(s, first, n, left, d_list, bins));
     }
     best = block_max(best, &shared->block); /* and all masses are there */
     if (threadIdx.x == 0)
@@ -548,7 +558,7 @@ static __device__ void weigh_end(const struct sample_args &a, const struct sampl
     } else {
         const uint64_t best = left & LEFT_NOISE ? best_of_parts(s, shared) : 0;
         if (threadIdx.x == 0) /* a greedy one is known; its logprob is not */
-            write_token(a, s, left & LEFT_NOISE ? id_of(best) : a.d_results[s.entry->sample_at].id);
+            write_token(a, s, left & LEFT_NOISE ? id_of(best) : a.d_results[s.result].id);
     }
 }
 
@@ -572,7 +582,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) weigh_kernel(const stru
                 append(d_lists[0], &s.state->n_top_list, first + k);
     }
     if (left & (LEFT_NOISE | LEFT_TOP_P) || (left & LEFT_TOP_K && !s.state->whole))
-        weigh_token(a, s, left, d_lists[1], a.d_masses + (uint64_t)i * MASS_BINS, shared);
+        weigh_token(s, left, d_lists[1], a.d_masses + (uint64_t)i * MASS_BINS, shared);
     if (block_is_last(&s.state->arrived[PASS_WEIGH], gridDim.x, &shared->block))
         weigh_end(a, s, left, d_lists, shared);
 }
@@ -586,7 +596,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) gather_kernel(const str
         return;
     const struct sample s = sample_of(a, i);
     const struct k_sampling *p = &s.slot->sampling;
-    const struct gumbel_key noise = noise_of(a, s);
+    const struct gumbel_key noise = noise_of(s);
     const float top = s.state->top;
     const uint32_t bin_of_cut = s.state->bin;
     uint32_t *d_list = a.d_lists + (uint64_t)i * 2 * SAMPLE_LIST + SAMPLE_LIST;
@@ -609,6 +619,27 @@ __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) gather_kernel(const str
         return;
     best = best_of_parts(s, shared);
     choose(a, s, d_list, shared, best);
+}
+
+/* --- outcomes --- */
+
+/* A block an entry, every thread for itself: there is little to look at. */
+__global__ void __launch_bounds__(BLOCK_THREADS) outcomes_kernel(const struct outcome_args a) {
+    const uint32_t i = blockIdx.x, n = a.p.shape.hidden_size;
+    if (i >= a.d_plan->n_entries || !(a.d_entries[i].flags & K_ENTRY_SAMPLE))
+        return;
+    const struct k_entry e = a.d_entries[i];
+    const struct k_outcome o = outcome_of(&e, a.d_results + e.sample_at, a.p.d_slots[e.slot].drafts);
+    const uint32_t row = entry_accepted_row(&e, &o);
+    if (threadIdx.x == 0)
+        a.d_outcomes[e.outcome_at] = o;
+    if (row + 1 == e.n_rows)
+        return;
+    for (uint32_t k = threadIdx.x; k < n; k += BLOCK_THREADS)
+        a.p.d_hidden[(uint64_t)e.slot * n + k] = a.d_hidden[((uint64_t)e.row_begin + row) * n + k];
+}
+cudaError_t queue_outcomes(cudaStream_t s, const struct outcome_args *a, uint32_t entries_bound) {
+    return K_LAUNCH(outcomes_kernel, dim3(entries_bound), BLOCK_THREADS, 0, s, *a);
 }
 
 /* --- launching --- */

@@ -22,6 +22,8 @@ extern "C" {
 struct head_row {
     uint32_t row, entry; /* of the batch */
     uint32_t sampled;
+    /* Of a sample: which one of its entry's it is; the drafts that it takes as given, and the position of its noise. */
+    uint32_t sample, n_drafts, position;
     uint32_t logits_at; /* row of the logits buffer; UINT32_MAX: nobody asked */
 };
 
@@ -56,6 +58,8 @@ struct sample_part {
 struct collect_args {
     const struct k_plan *d_plan;
     const struct k_entry *d_entries;
+    const uint32_t *d_row_pos;
+    const struct slot *d_slots;
     const float *d_hidden; /* [rows of the batch][hidden_size] */
     uint32_t hidden_size;
     uint32_t first;           /* of all rows that are wanted, the round's first */
@@ -73,7 +77,6 @@ struct sample_args {
     struct pool_view p;
     uint32_t segment; /* ids of a segment of the vocabulary */
     const struct k_entry *d_entries;
-    const uint32_t *d_row_pos;
     const struct k_plan *d_round;
     const struct head_row *d_rows;
     struct sample_state *d_states; /* [HEAD_ROWS] */
@@ -85,11 +88,23 @@ struct sample_args {
     const float *d_raw;            /* [HEAD_ROWS][V] */
     float *d_changed;              /* [HEAD_ROWS][V], of samples with bias, penalties or suppressed ids */
     struct k_result *d_results;
-    struct k_outcome *d_outcomes; /* NULL: nobody asks */
+    struct k_outcome *d_outcomes; /* NULL: nobody asks, or queue_outcomes() gives them */
     float *d_logits;              /* NULL, or [logits_rows_max][vocab_rows of this rank] */
 };
 /* Results, outcomes and logits of the round's rows. */
 cudaError_t queue_samples(cudaStream_t s, const struct sample_args *a, uint32_t rows_bound);
+
+struct outcome_args {
+    const struct k_plan *d_plan;
+    const struct k_entry *d_entries;
+    struct pool_view p;
+    const float *d_hidden; /* [rows of the batch][hidden_size] */
+    const struct k_result *d_results;
+    struct k_outcome *d_outcomes;
+};
+/* Of a pool that takes drafts: what became of all entries, after all rounds; the hidden row behind which a slot goes
+ * on. */
+cudaError_t queue_outcomes(cudaStream_t s, const struct outcome_args *a, uint32_t entries_bound);
 
 #ifdef __cplusplus
 }

@@ -156,35 +156,42 @@ void k_memory(struct k_stream *s, struct k_pool *p, const struct k_memory_op *op
 
 /* --- looking in --- */
 
-/* S after the block's first n rows: the rule of a fold (kernels/cpu/isa/body_gdn.h), of one value head. */
+/* S after n rows of the block that begins at position `first`: the rule of a fold (kernels/cpu/isa/body_gdn.h), of one
+ * value head. */
 static void fold(const struct k_shape *h, const struct pool_layout *l, const float *gdn, uint32_t head,
-        uint32_t n, float *state) {
+        uint32_t first, uint32_t n, float *state) {
     const uint32_t dk = h->gdn_k_dim, dv = h->gdn_v_dim, k_head = head / (h->gdn_v_heads / h->gdn_k_heads);
-    const float *decay = gdn + l->decay_at + head, last = decay[(n - 1) * h->gdn_v_heads];
+    uint32_t row[GDN_BLOCK];
+    for (uint32_t j = 0; j < n; j++)
+        row[j] = (first + j) % l->ring_rows;
+    const float *decay = gdn + l->decay_at + head, last = decay[row[n - 1] * h->gdn_v_heads];
     for (uint32_t k = 0; k < dk; k++) {
         for (uint32_t c = 0; c < dv; c++) {
             float x = f32_exp(last) * state[k * dv + c];
             for (uint32_t j = 0; j < n; j++) {
-                const float fade = f32_exp(last - decay[j * h->gdn_v_heads]);
-                const float kj = gdn[l->k_at + (j * h->gdn_k_heads + k_head) * dk + k];
-                x = fmaf(fade * kj, gdn[l->delta_at + (j * h->gdn_v_heads + head) * dv + c], x);
+                const float fade = f32_exp(last - decay[row[j] * h->gdn_v_heads]);
+                const float kj = gdn[l->k_at + (row[j] * h->gdn_k_heads + k_head) * dk + k];
+                x = fmaf(fade * kj, gdn[l->delta_at + (row[j] * h->gdn_v_heads + head) * dv + c], x);
             }
             state[k * dv + c] = x;
         }
     }
 }
-static void unpack_gdn(
-        const struct pool_view *v, const float *gdn, uint32_t length, float *state, float *conv) {
+static void unpack_gdn(const struct pool_view *v, bool drafts, const float *gdn, const struct slot *slot,
+        float *state, float *conv) {
     const struct k_shape *h = &v->shape;
     const struct pool_layout *l = &v->layout;
     const uint64_t head = (uint64_t)h->gdn_k_dim * h->gdn_v_dim;
-    const uint32_t ring = length ? (length - 1) % GDN_BLOCK + 1 : 0, window = h->conv_kernel - 1;
+    const uint32_t length = slot->length, window = h->conv_kernel - 1;
     memcpy(state, gdn + l->s0_at, h->gdn_v_heads * head * sizeof *state);
-    for (uint32_t i = 0; ring && i < h->gdn_v_heads; i++)
-        fold(h, l, gdn, i, ring, state + i * head);
+    for (uint32_t i = 0; i < h->gdn_v_heads; i++)
+        for (uint32_t at = slot->folded; at < length; at += GDN_BLOCK)
+            fold(h, l, gdn, i, at, length - at < GDN_BLOCK ? length - at : GDN_BLOCK, state + i * head);
     for (uint32_t c = 0; c < gdn_channels(h); c++)
-        for (uint32_t j = 0; j < window; j++)
-            conv[(uint64_t)c * window + j] = gdn[l->conv_at + (uint64_t)j * gdn_channels(h) + c];
+        for (uint32_t j = 0; j < window; j++) { /* without drafts it lies there oldest first: gdn.cuh */
+            const uint64_t row = drafts ? (length + l->window_rows - window + j) % l->window_rows : j;
+            conv[(uint64_t)c * window + j] = gdn[l->conv_at + row * gdn_channels(h) + c];
+        }
 }
 
 int k_pool_read_gdn(
@@ -199,7 +206,7 @@ int k_pool_read_gdn(
     k_download(s, &record, v->d_slots + slot, sizeof record);
     int r = k_stream_wait(s, 0, NULL);
     if (r == 0)
-        unpack_gdn(v, gdn, record.length, state, conv);
+        unpack_gdn(v, p->options.drafts_max > 0, gdn, &record, state, conv);
     free(gdn);
     return r;
 }

@@ -53,6 +53,7 @@ static __device__ void count_once_more_of(
 struct begin_shared {
     struct k_plan plan;
     unsigned long long too_deep; /* 0: nothing is */
+    uint32_t too_many; /* the first entry with more drafts than the pool takes; UINT32_MAX: there is none */
 };
 
 /* Whether the plan is within its bounds, the same in every thread; otherwise it is a fault, and empty. */
@@ -72,14 +73,20 @@ static __device__ bool plan_within(const struct begin_args &a, struct begin_shar
         const struct k_entry *d_e = a.b.d_entries + i;
         const uint64_t depth = entry_depth(d_e, a.p.d_slots[d_e->slot].length);
         deepest = depth > deepest ? depth : deepest;
+        if (d_e->kind == K_ENTRY_CONTINUE && d_e->n_rows > 1 + a.drafts_max)
+            atomicMin(&shared->too_many, i);
     }
     if (deepest > a.bounds.context)
         atomicMax(&shared->too_deep, deepest);
     __syncthreads();
-    if (shared->too_deep == 0)
+    if (shared->too_deep == 0 && shared->too_many == UINT32_MAX)
         return true;
     if (first) {
-        fault_tell(a.fault, DEVICE_FAULT_DEPTH, shared->too_deep, a.bounds.context, 0, 0);
+        const struct k_entry *d_e = a.b.d_entries + shared->too_many;
+        if (shared->too_deep)
+            fault_tell(a.fault, DEVICE_FAULT_DEPTH, shared->too_deep, a.bounds.context, 0, 0);
+        else
+            fault_tell(a.fault, DEVICE_FAULT_DRAFTS, d_e->slot, d_e->n_rows - 1, a.drafts_max, 0);
         *a.b.d_plan = {};
     }
     return false;
@@ -99,18 +106,33 @@ static __device__ uint32_t entry_of_row(const struct batch_view &b, uint32_t n_e
     return first;
 }
 
+/* The id of row i of an entry. */
+static __device__ __forceinline__ uint32_t id_of_row(
+        const struct begin_args &a, const struct k_entry &entry, const struct slot *d_slot, uint32_t i) {
+    if (entry.kind == K_ENTRY_PROMPT)
+        return a.b.d_ids[entry.ids_at + i];
+    if (i == 0)
+        return d_slot->last_id;
+    if (entry.drafts_at != UINT32_MAX)
+        return a.b.d_ids[entry.drafts_at + i - 1];
+    if (i > d_slot->n_drafts)
+        fault_tell(a.fault, DEVICE_FAULT_LEFT, entry.slot, entry.n_rows - 1, d_slot->n_drafts, 0);
+    return d_slot->drafts[i - 1];
+}
 static __device__ void begin_row(const struct begin_args &a, uint32_t row, uint32_t e) {
     const struct k_entry entry = a.b.d_entries[e];
-    const struct slot *d_slot = a.p.d_slots + entry.slot;
+    struct slot *d_slot = a.p.d_slots + entry.slot;
     const bool prompt = entry.kind == K_ENTRY_PROMPT;
     const uint32_t i = row - entry.row_begin, pos = (prompt ? entry.first_pos : d_slot->length) + i;
-    uint32_t id = prompt ? a.b.d_ids[entry.ids_at + i] : d_slot->last_id;
+    uint32_t id = id_of_row(a, entry, d_slot, i);
     if (id >= a.p.shape.vocab_size) {
         fault_tell(a.fault, DEVICE_FAULT_ID, id, a.p.shape.vocab_size, entry.slot, 0);
         id = 0;
     }
     if (prompt)
         count_once_more_of(a.p, entry.slot, id, entry.flags & K_ENTRY_GENERATED);
+    else if (i > 0)
+        d_slot->drafts[i - 1] = id;
     a.b.d_row_id[row] = id;
     a.b.d_row_pos[row] = pos;
     a.b.d_row_entry[row] = e;
@@ -125,6 +147,7 @@ __global__ void __launch_bounds__(BEGIN_THREADS) begin_kernel(const struct begin
     if (threadIdx.x == 0) {
         shared->plan = *a.b.d_plan; /* once for all of the block: it may be emptied now */
         shared->too_deep = 0;
+        shared->too_many = UINT32_MAX;
     }
     __syncthreads();
     if (!plan_within(a, shared) || row >= shared->plan.n_rows || shared->plan.n_entries == 0)
@@ -146,15 +169,20 @@ __global__ void __launch_bounds__(END_THREADS) end_kernel(const struct end_args 
     struct slot *d_slot = a.p.d_slots + entry.slot;
     const bool sampled = entry.flags & K_ENTRY_SAMPLE && a.d_results;
     const uint32_t pos = a.b.d_row_pos[entry.row_begin];
-    d_slot->length = pos + entry.n_rows;
+    struct k_outcome outcome = {};
+    if (sampled)
+        outcome = a.d_outcomes[entry.outcome_at];
+    d_slot->length = pos + entry_accepted_row(&entry, &outcome) + 1;
     d_slot->folded = slot_folded(pos, entry_certain_rows(&entry));
     d_slot->pending = sampled;
+    d_slot->n_drafts = 0;
     if (!sampled)
         return;
-    const uint32_t id = a.d_results[entry.sample_at].id;
-    d_slot->last_id = id;
-    d_slot->sample_index += a.d_outcomes[entry.outcome_at].n_samples;
-    count_once_more_of(a.p, entry.slot, id, /* generated= */ true);
+    const struct k_result *d_results = a.d_results + entry.sample_at;
+    d_slot->last_id = d_results[outcome.n_accepted].id;
+    d_slot->sample_index += outcome.n_samples;
+    for (uint32_t i = 0; i <= outcome.n_accepted; i++)
+        count_once_more_of(a.p, entry.slot, d_results[i].id, /* generated= */ true);
 }
 cudaError_t queue_end(cudaStream_t s, const struct end_args *a, uint32_t entries_bound) {
     return K_LAUNCH(end_kernel, dim3(blocks_for(entries_bound, END_THREADS)), END_THREADS, 0, s, *a);
@@ -228,11 +256,13 @@ cudaError_t queue_final_norm(cudaStream_t s, const struct final_args *a, uint32_
 /* The id after a row's. */
 static __device__ uint32_t next_id(const struct mtp_args &a, uint32_t row) {
     const struct k_entry entry = a.b.d_entries[a.b.d_row_entry[row]];
-    uint32_t id = entry.id_after;
-    if (row + 1 < entry.row_begin + entry.n_rows)
-        return a.b.d_row_id[row + 1];
-    if (id == UINT32_MAX)
-        id = entry.flags & K_ENTRY_SAMPLE && a.d_results ? a.d_results[entry.sample_at].id : 0;
+    const uint32_t i = row - entry.row_begin, from = entry_sampled_from(&entry);
+    const bool last = i + 1 == entry.n_rows;
+    uint32_t id = last ? 0 : a.b.d_row_id[row + (last ? 0 : 1)];
+    if (last && entry.id_after != UINT32_MAX)
+        id = entry.id_after;
+    else if (entry_samples(&entry) > 0 && i >= from && a.d_results)
+        id = a.d_results[entry.sample_at + i - from].id;
     if (id < a.p.shape.vocab_size)
         return id;
     if (threadIdx.x == 0)

@@ -20,6 +20,7 @@ struct begin_args {
     struct batch_view b;
     struct pool_view p;
     struct k_bounds bounds;
+    uint32_t drafts_max; /* of the pool */
     struct fault_view fault;
 };
 cudaError_t queue_begin(cudaStream_t s, const struct begin_args *a);
@@ -31,6 +32,19 @@ struct end_args {
     const struct k_outcome *d_outcomes;
 };
 cudaError_t queue_end(cudaStream_t s, const struct end_args *a, uint32_t entries_bound);
+
+/* The batch in which the MTP layer makes drafts: draft.cu. */
+struct draft_args {
+    struct pool_view p;
+    struct batch_view b, d; /* the step's, and the drafts' */
+    const struct k_outcome *d_outcomes;
+    const struct k_result *d_results; /* of d */
+    const float *d_hidden;            /* [rows of b][H] */
+    float *d_draft_hidden;            /* [rows of d][H] */
+    uint32_t drafts_max;              /* rows of d at most */
+};
+cudaError_t queue_draft_begin(cudaStream_t s, const struct draft_args *a);
+cudaError_t queue_draft_take(cudaStream_t s, const struct draft_args *a);
 
 struct embed_args {
     struct batch_view b;

@@ -13,6 +13,8 @@ enum device_fault_kind {
     DEVICE_FAULT_ID,       /* a: token id, b: vocabulary, c: slot */
     DEVICE_FAULT_DEPTH,    /* a: positions, b: bound */
     DEVICE_FAULT_ROWS,     /* a: entries, b: rows, c: bound of entries, d: bound of rows */
+    DEVICE_FAULT_DRAFTS,   /* a: slot, b: drafts of its entry, c: that the pool takes */
+    DEVICE_FAULT_LEFT,     /* a: slot, b: drafts of its entry, c: that its last step left */
     DEVICE_FAULT_EXCHANGE, /* a: 1 aborted, 2 late; b: rank, c: rank waited for, d: epoch */
 };
 struct device_fault {

@@ -5,10 +5,10 @@
 #include "kernels/cpu/internal.h"
 #include "kernels/cuda/views.h"
 
-enum { SLOTS = 5, PAGES = 9, TABLE = 7, UNITS = 3, ROWS = 600, ENTRIES = 5, ROUNDS = 20 };
+enum { SLOTS = 5, PAGES = 9, TABLE = 7, UNITS = 3, ROWS = 600, ENTRIES = 5, SAMPLES = 40, ROUNDS = 20 };
 
 /* Sizes that are no multiples of what a kernel works on at once; an odd vocabulary, so that counts share words. */
-static const struct k_shape shape = {.tp = 1,
+static struct k_shape shape = {.tp = 1,
         .hidden_size = 531,
         .vocab_size = 1091,
         .vocab_rows = 1091,
@@ -25,7 +25,7 @@ static const struct k_shape shape = {.tp = 1,
         .n_gdn_layers = 2,
         .rms_eps = 1e-6f,
         .rope_theta = 1e6};
-static const struct k_pool_options options = {.slots = SLOTS,
+static struct k_pool_options options = {.slots = SLOTS,
         .pages = PAGES,
         .pages_per_slot = TABLE,
         .slot_units = UNITS,
@@ -37,9 +37,9 @@ struct half { /* one library's */
     struct k_context *c;
     struct k_stream *s;
     struct k_pool *p;
-    struct k_batch *b;
+    struct k_batch *b, *drafts;
     struct k_table *table;
-    float *x, *y, *mtp; /* [ROWS][H], the same, [ROWS][2H] */
+    float *x, *y, *mtp, *d_hidden; /* [ROWS][H], the same, [ROWS][2H], [ENTRIES][H] */
     struct k_result *results;
     struct k_outcome *outcomes;
     float *norm;
@@ -55,11 +55,13 @@ static void half_open(struct half *h, struct library k) {
     OK(k.k_stream_create(h->c, &h->s, e));
     OK(k.k_pool_create(h->c, &shape, &options, &h->p, e));
     OK(k.k_batch_create(h->c, ENTRIES, ROWS, &h->b, e));
+    OK(k.k_batch_create(h->c, ENTRIES, ENTRIES, &h->drafts, e));
     OK(k.k_table_load(h->c, table, K_F32, shape.vocab_size, shape.hidden_size, true, &h->table, e));
     h->x = k.k_alloc(h->c, ROWS * n * sizeof(float));
     h->y = k.k_alloc(h->c, ROWS * n * sizeof(float));
     h->mtp = k.k_alloc(h->c, ROWS * 2 * n * sizeof(float));
-    h->results = k.k_alloc(h->c, ENTRIES * sizeof *h->results);
+    h->d_hidden = k.k_alloc(h->c, ENTRIES * n * sizeof(float));
+    h->results = k.k_alloc(h->c, SAMPLES * sizeof *h->results);
     h->outcomes = k.k_alloc(h->c, ENTRIES * sizeof *h->outcomes);
     h->norm = k.k_alloc(h->c, n * sizeof(float));
     k.k_upload(h->s, h->norm, norm, n * sizeof(float));
@@ -69,12 +71,13 @@ static void half_open(struct half *h, struct library k) {
         free(table); /* kernels/cpu uses it where it lies */
 }
 static void half_close(struct half *h) {
-    void *const blocks[] = {h->x, h->y, h->mtp, h->results, h->outcomes, h->norm};
+    void *const blocks[] = {h->x, h->y, h->mtp, h->d_hidden, h->results, h->outcomes, h->norm};
     void *table = h == &cpu ? (void *)h->table->data : NULL;
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         h->k.k_free(h->c, blocks[i]);
     h->k.k_table_free(h->table);
     h->k.k_batch_free(h->b);
+    h->k.k_batch_free(h->drafts);
     h->k.k_pool_free(h->p);
     h->k.k_stream_free(h->s);
     h->k.k_context_free(h->c);
@@ -85,9 +88,6 @@ static void half_close(struct half *h) {
 
 static const struct pool_view *pool_of_cuda(void) {
     return (const struct pool_view *)cuda.p; /* its first member */
-}
-static const struct batch_view *batch_of_cuda(void) {
-    return (const struct batch_view *)cuda.b;
 }
 static void assert_same(const void *d_got, const void *want, size_t bytes, const char *what) {
     uint8_t *got = malloc(bytes + 1);
@@ -135,13 +135,21 @@ static void assert_same_pools(void) {
     assert_memory_equal(v->slot_units, cpu.p->slot_units, UNITS * l->slot_unit_bytes);
     assert_memory_equal(v->page_units, cpu.p->page_units, UNITS * l->page_unit_bytes);
 }
+static void assert_same_batch(const struct k_batch *d_b, const struct k_batch *b, uint32_t rows) {
+    const struct batch_view *v = (const struct batch_view *)d_b; /* its first member */
+    assert_same(v->d_plan, &b->plan, sizeof b->plan, "plan");
+    assert_same(v->d_entries, b->entries, b->plan.n_entries * sizeof *b->entries, "entries");
+    assert_same(v->d_row_id, b->row_id, rows * 4, "ids");
+    assert_same(v->d_row_pos, b->row_pos, rows * 4, "positions");
+    assert_same(v->d_row_entry, b->row_entry, rows * 4, "entries of rows");
+    assert_same(v->d_row_rope, b->row_rope, rows * 12, "rope positions");
+}
 static void assert_same_batches(uint32_t rows) {
-    const struct batch_view *v = batch_of_cuda();
-    assert_same(v->d_plan, &cpu.b->plan, sizeof cpu.b->plan, "plan");
-    assert_same(v->d_row_id, cpu.b->row_id, rows * 4, "ids");
-    assert_same(v->d_row_pos, cpu.b->row_pos, rows * 4, "positions");
-    assert_same(v->d_row_entry, cpu.b->row_entry, rows * 4, "entries");
-    assert_same(v->d_row_rope, cpu.b->row_rope, rows * 12, "rope positions");
+    const uint32_t drafts = options.drafts_max ? cpu.drafts->plan.n_rows : 0;
+    assert_same_batch(cuda.b, cpu.b, rows);
+    if (options.drafts_max)
+        assert_same_batch(cuda.drafts, cpu.drafts, drafts);
+    assert_same(cuda.d_hidden, cpu.d_hidden, drafts * shape.hidden_size * 4, "hidden rows of drafts");
     assert_same(cuda.x, cpu.x, rows * shape.hidden_size * 4, "embeddings");
     assert_same(cuda.y, cpu.y, rows * shape.hidden_size * 4, "final norm");
     assert_same(cuda.mtp, cpu.mtp, rows * 2 * shape.hidden_size * 4, "MTP input");
@@ -230,10 +238,20 @@ struct step {
     struct k_plan plan;
     struct k_entry entries[ENTRIES];
     uint32_t ids[ROWS], rope[3 * ROWS], n_ids, n_rope;
-    struct k_result results[ENTRIES];
+    struct k_result results[SAMPLES];
     struct k_outcome outcomes[ENTRIES];
 };
 
+/* An entry that goes on with drafts, of the plan or those that lie in its slot, and what is said of them. */
+static void entry_speculates(struct rng *r, struct step *t, struct k_entry *e) {
+    const uint32_t n = rng_u32(r) % (options.drafts_max + 1);
+    e->n_rows = 1 + n;
+    if (n > cpu.p->slots[e->slot].n_drafts || rng_u32(r) % 2) {
+        e->drafts_at = t->n_ids;
+        for (uint32_t i = 0; i < n; i++)
+            t->ids[t->n_ids++] = rng_u32(r) % shape.vocab_size;
+    }
+}
 /* Up to one entry a slot; few different ids, so that many rows of an entry have one. */
 static struct step random_step(struct rng *r) {
     struct step t = {0};
@@ -254,13 +272,19 @@ static struct step random_step(struct rng *r) {
         if (rng_u32(r) % 4 == 0)
             continue;
         e.n_rows = e.kind == K_ENTRY_CONTINUE ? 1 : 1 + rng_u32(r) % (rng_u32(r) % 2 ? 4 : ROWS / ENTRIES);
+        if (e.kind == K_ENTRY_CONTINUE && options.drafts_max)
+            entry_speculates(r, &t, &e);
         for (uint32_t i = 0; e.kind == K_ENTRY_PROMPT && i < e.n_rows; i++)
             t.ids[t.n_ids++] = base + rng_u32(r) % ids;
         for (uint32_t i = 0; e.rope_at != UINT32_MAX && i < 3 * e.n_rows; i++)
             t.rope[t.n_rope++] = rng_u32(r);
         if (e.flags & K_ENTRY_SAMPLE) {
-            t.results[t.plan.n_samples++].id = rng_u32(r) % shape.vocab_size;
-            t.outcomes[t.plan.n_outcomes++].n_samples = rng_u32(r) % 2;
+            const uint32_t n = e.kind == K_ENTRY_CONTINUE ? e.n_rows : 1, accepted = rng_u32(r) % n;
+            for (uint32_t i = 0; i < n; i++)
+                t.results[t.plan.n_samples++].id = rng_u32(r) % shape.vocab_size;
+            t.outcomes[t.plan.n_outcomes++] =
+                    (struct k_outcome){.n_samples = accepted + rng_u32(r) % 2, .n_accepted = accepted};
+            e.n_draft_next = options.drafts_max ? rng_u32(r) % (options.drafts_max + 1) : 0;
         }
         t.entries[t.plan.n_entries++] = e;
         t.plan.n_rows += e.n_rows;
@@ -279,6 +303,11 @@ static void run_step(struct half *h, const struct step *t, bool sampled) {
     k->k_final_norm(h->s, h->p, h->b, h->x, h->norm, 1e-6f, h->y, /* keep= */ true);
     k->k_mtp_input(h->s, h->p, h->b, h->table, h->y, h->norm, h->norm, 1e-6f, results, h->mtp);
     k->k_end_step(h->s, h->p, h->b, results, outcomes);
+    if (options.drafts_max && sampled) {
+        k->k_draft_begin(h->s, h->p, h->b, h->outcomes, h->y, h->drafts, h->d_hidden);
+        k->k_draft_take(h->s, h->p, h->drafts, h->results);
+        k->k_draft_take(h->s, h->p, h->drafts, h->results + ENTRIES);
+    }
     OK(k->k_stream_wait(h->s, 0, e));
 }
 static void step(struct rng *r) {
@@ -309,8 +338,7 @@ static void assert_same_reading(void) {
         free(state[i]), free(conv[i]);
 }
 
-static void test_random_lives(void **state) {
-    (void)state;
+static void random_lives(void) {
     for (uint64_t seed = 0; seed < 3; seed++) {
         struct rng r = {seed};
         half_open(&cpu, linked_library());
@@ -339,11 +367,27 @@ static void test_random_lives(void **state) {
     }
 }
 
+static void test_random_lives(void **state) {
+    (void)state;
+    random_lives();
+}
+/* Without Gated DeltaNet: which operation folds a block that drafts completed is the library's choice. */
+static void test_random_lives_with_drafts(void **state) {
+    const uint32_t layers = shape.n_gdn_layers;
+    (void)state;
+    options.drafts_max = 5;
+    shape.n_gdn_layers = 0;
+    random_lives();
+    options.drafts_max = 0;
+    shape.n_gdn_layers = layers;
+}
+
 /* What kernels find, in the words of the CPU. */
 static void test_faults_say_the_same(void **state) {
     (void)state;
-    for (uint32_t i = 0; i < 5; i++) {
+    for (uint32_t i = 0; i < 7; i++) {
         struct error said[2] = {{0}, {0}};
+        options.drafts_max = i == 6; /* 5: more drafts than the pool takes; 6: than the slot has */
         half_open(&cpu, linked_library());
         half_open(&cuda, opened_library());
         for (uint32_t side = 0; side < 2; side++) {
@@ -352,6 +396,8 @@ static void test_faults_say_the_same(void **state) {
             const uint32_t ids[2] = {1, i == 0 ? shape.vocab_size : 2};
             struct k_result results[1] = {{.id = i == 2 ? UINT32_MAX : 0}};
             const struct k_entry e = {.slot = 3,
+                    .kind = i > 4 ? K_ENTRY_CONTINUE : K_ENTRY_PROMPT,
+                    .drafts_at = UINT32_MAX,
                     .n_rows = 2,
                     .first_pos = i == 3 ? UINT32_MAX : 40,
                     .id_after = i == 1 ? shape.vocab_size + 5 : UINT32_MAX,
@@ -371,11 +417,13 @@ static void test_faults_say_the_same(void **state) {
         half_close(&cpu);
         half_close(&cuda);
     }
+    options.drafts_max = 0;
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_random_lives),
+            cmocka_unit_test(test_random_lives_with_drafts),
             cmocka_unit_test(test_faults_say_the_same),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,6 @@
 /* Gated DeltaNet mixers of the CUDA library against those of the CPU library, to the bit: random shapes, entries of one
  * row and of hundreds side by side, slots zeroed and copied between steps, bounds that choose one kernel or the other,
- * and steps that are a graph's. */
+ * drafts of which some are accepted, and steps that are a graph's. */
 #include "tests/unit/kernels_cuda/sides.h"
 
 enum { SLOTS = 4, ROWS = 420 };
@@ -17,6 +17,8 @@ struct half { /* one library's */
     void *workspace;
     struct k_gdn_weights w;
     float *d_in, *d_out;
+    struct k_result *d_results;   /* [ROWS] of zeros */
+    struct k_outcome *d_outcomes; /* [SLOTS] */
 };
 static struct half cpu, cuda;
 static struct library libraries[2];
@@ -24,7 +26,7 @@ static size_t compared;
 
 struct problem {
     struct k_shape shape;
-    uint32_t channels, width, out;
+    uint32_t channels, width, out, drafts_max;
     uint32_t length[SLOTS + 1];
 };
 
@@ -39,7 +41,8 @@ static float *upload(struct half *h, uint64_t seed, size_t n, float scale) {
 static void half_open(struct half *h, struct library k, const struct problem *p, uint64_t seed) {
     const struct k_context_options o = {.threads = 2};
     const struct k_shape *shape = &p->shape;
-    const struct k_pool_options pool = {.slots = SLOTS, .pages = 1, .pages_per_slot = 1, .kv_dtype = K_F32};
+    const struct k_pool_options pool = {
+            .slots = SLOTS, .pages = 1, .pages_per_slot = 1, .kv_dtype = K_F32, .drafts_max = p->drafts_max};
     const struct k_sampling greedy_one = {.top_p = 1, .repetition_penalty = 1};
     *h = (struct half){.k = k};
     OK(k.k_context_create(&o, &h->c, e));
@@ -55,6 +58,9 @@ static void half_open(struct half *h, struct library k, const struct problem *p,
             upload(h, seed + 3, shape->gdn_v_dim, 1)};
     h->d_in = upload(h, 0, (size_t)ROWS * p->width, 1);
     h->d_out = upload(h, 0, (size_t)(ROWS + 1) * p->out, 1);
+    h->d_results = k.k_alloc(h->c, ROWS * sizeof *h->d_results);
+    h->d_outcomes = k.k_alloc(h->c, SLOTS * sizeof *h->d_outcomes);
+    assert_true(h->d_results && h->d_outcomes);
     for (uint32_t slot = 1; slot <= SLOTS; slot++) {
         k.k_slot_open(h->s, h->p, slot, &greedy_one);
         k.k_memory(h->s, h->p, &(struct k_memory_op){K_MEM_ZERO_SLOT, slot, 0}, 1);
@@ -66,24 +72,27 @@ static void half_close(struct half *h) {
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         h->k.k_free(h->c, (void *)blocks[i]);
     h->k.k_free(h->c, h->workspace);
+    h->k.k_free(h->c, h->d_results);
+    h->k.k_free(h->c, h->d_outcomes);
     h->k.k_batch_free(h->b);
     h->k.k_pool_free(h->p);
     h->k.k_stream_free(h->s);
     h->k.k_context_free(h->c);
 }
-static void problem_open(struct problem *p, const struct shape_case *c, uint64_t seed) {
-    *p = (struct problem){.shape = {.tp = 1,
-                                  .hidden_size = 16,
-                                  .vocab_size = 100,
-                                  .vocab_rows = 100,
-                                  .gdn_k_heads = c->hk,
-                                  .gdn_v_heads = c->hv,
-                                  .gdn_k_dim = c->dk,
-                                  .gdn_v_dim = c->dv,
-                                  .conv_kernel = c->conv,
-                                  .n_gdn_layers = 2,
-                                  .rms_eps = 1e-6f,
-                                  .rope_theta = 1e4}};
+static void problem_open(struct problem *p, const struct shape_case *c, uint32_t drafts_max, uint64_t seed) {
+    *p = (struct problem){.drafts_max = drafts_max,
+            .shape = {.tp = 1,
+                    .hidden_size = 16,
+                    .vocab_size = 100,
+                    .vocab_rows = 100,
+                    .gdn_k_heads = c->hk,
+                    .gdn_v_heads = c->hv,
+                    .gdn_k_dim = c->dk,
+                    .gdn_v_dim = c->dv,
+                    .conv_kernel = c->conv,
+                    .n_gdn_layers = 2,
+                    .rms_eps = 1e-6f,
+                    .rope_theta = 1e4}};
     p->channels = 2 * c->hk * c->dk + c->hv * c->dv;
     p->out = c->hv * c->dv;
     p->width = p->channels + p->out + 2 * c->hv;
@@ -97,7 +106,25 @@ struct step {
     struct k_plan plan;
     struct k_entry entries[SLOTS];
     uint32_t ids[ROWS];
+    struct k_outcome outcomes[SLOTS];
 };
+/* The last entry goes on from its slot, with as many drafts as its rows and the pool allow; some are accepted. */
+static void entry_speculates(struct step *t, struct problem *p, struct rng *r) {
+    const uint32_t at = t->plan.n_entries - 1;
+    struct k_entry *e = &t->entries[at];
+    const uint32_t most = 1 + p->drafts_max, n = e->n_rows < most ? e->n_rows : most;
+    const uint32_t accepted = rng_u32(r) % 2 ? n - 1 : rng_u32(r) % n;
+    p->length[e->slot] -= e->n_rows - (1 + accepted);
+    t->plan.n_rows -= e->n_rows - n;
+    t->plan.n_samples += n;
+    t->plan.n_outcomes = at + 1;
+    t->outcomes[at] = (struct k_outcome){.n_samples = 1 + accepted, .n_accepted = accepted};
+    e->kind = K_ENTRY_CONTINUE;
+    e->flags = K_ENTRY_SAMPLE;
+    e->n_rows = n;
+    e->drafts_at = e->ids_at;
+    e->outcome_at = at;
+}
 /* Each slot takes part with a few rows, many, or none. */
 static void step_make(struct step *t, struct problem *p, struct rng *r, uint32_t rows_most) {
     *t = (struct step){0};
@@ -121,12 +148,14 @@ static void step_make(struct step *t, struct problem *p, struct rng *r, uint32_t
                 .top_logprobs = UINT32_MAX};
         p->length[slot] += n;
         t->plan.n_rows += n;
+        if (p->drafts_max > 0 && kind <= 3)
+            entry_speculates(t, p, r);
     }
 }
 static void queue(struct half *h) {
     h->k.k_begin_step(h->s, h->p, h->b);
     h->k.k_gdn_step(h->s, h->p, h->b, 1, &h->w, h->d_in, h->d_out);
-    h->k.k_end_step(h->s, h->p, h->b, NULL, NULL);
+    h->k.k_end_step(h->s, h->p, h->b, h->d_results, h->d_outcomes);
 }
 /* out[n_rows + 1][..]: the row behind the step's is nobody's. graph: NULL, or what is launched instead. */
 static void run(struct half *h, const struct problem *p, const struct step *t, const struct k_bounds *bounds,
@@ -135,6 +164,7 @@ static void run(struct half *h, const struct problem *p, const struct step *t, c
     memset(out, 0xff, bytes);
     h->k.k_upload(h->s, h->d_out, out, bytes);
     h->k.k_upload(h->s, h->d_in, in, (size_t)t->plan.n_rows * p->width * sizeof *in);
+    h->k.k_upload(h->s, h->d_outcomes, t->outcomes, sizeof t->outcomes);
     h->k.k_batch_bounds(h->b, bounds);
     h->k.k_batch_upload(h->s, h->b, &t->plan, t->entries, t->ids, t->plan.n_rows, NULL, 0);
     if (graph)
@@ -203,12 +233,16 @@ static void steps(struct problem *p, uint64_t seed, uint32_t rounds, uint32_t ro
 
 /* --- tests --- */
 
-static void run_shape(const struct shape_case *c, uint64_t seed, uint32_t rounds, uint32_t rows_most) {
+static void run_drafts(
+        const struct shape_case *c, uint32_t drafts_max, uint64_t seed, uint32_t rounds, uint32_t rows_most) {
     struct problem p;
-    problem_open(&p, c, seed);
+    problem_open(&p, c, drafts_max, seed);
     steps(&p, seed, rounds, rows_most, NULL, NULL);
     half_close(&cpu);
     half_close(&cuda);
+}
+static void run_shape(const struct shape_case *c, uint64_t seed, uint32_t rounds, uint32_t rows_most) {
+    run_drafts(c, 0, seed, rounds, rows_most);
 }
 static void test_models(void **state) {
     static const struct shape_case models[] = {{1, 3, 128, 128, 4}, {2, 2, 128, 128, 4}, {1, 1, 256, 256, 4}};
@@ -246,14 +280,34 @@ static void test_few_rows(void **state) {
     (void)state;
     run_shape(&c, 9, 40, 64);
 }
+/* Pools that take drafts: every number of them; those that end a GDN block, are many blocks' rows behind it, or come to
+ * nothing; prompts and tokens beside them. */
+static void test_drafts(void **state) {
+    static const struct shape_case heads[] = {
+            {1, 2, 128, 128, 4}, {2, 4, 20, 36, 4}, {1, 3, 24, 33, 2}, {1, 1, 8, 16, 8}, {1, 1, 200, 256, 3}};
+    (void)state;
+    for (uint32_t drafts = 1; drafts <= DRAFT_MAX; drafts++) {
+        const uint64_t i = drafts % (sizeof heads / sizeof *heads);
+        run_drafts(&heads[i], drafts, 70 + drafts, 14, i == 4 ? 40 : 64);
+    }
+    run_drafts(&heads[0], 3, 90, 12, 250);
+    run_drafts(&heads[1], 15, 91, 20, 300);
+}
+/* One row a step, of a pool that could take more: the kernel that a token of an answer has to itself. */
+static void test_drafts_that_do_not_come(void **state) {
+    static const struct shape_case heads[] = {{1, 1, 128, 128, 4}, {3, 9, 128, 128, 4}};
+    (void)state;
+    run_drafts(&heads[0], 1, 95, 36, 1);
+    run_drafts(&heads[1], 15, 96, 20, 1);
+    run_drafts(&heads[1], 4, 97, 20, 3);
+}
 /* A graph that was captured for the largest step runs every step. */
-static void test_a_graph_runs_every_step(void **state) {
+static void run_graph(uint32_t drafts_max) {
     const struct shape_case c = {1, 2, 32, 40, 4};
     const struct k_bounds bounds = {ROWS, SLOTS, UINT32_MAX};
     struct problem p;
     struct k_graph *g = NULL;
-    (void)state;
-    problem_open(&p, &c, 3);
+    problem_open(&p, &c, drafts_max, 3);
     OK(cuda.k.k_stream_wait(cuda.s, 0, e));
     cuda.k.k_batch_bounds(cuda.b, &bounds);
     OK(cuda.k.k_capture_begin(cuda.s, e));
@@ -263,6 +317,11 @@ static void test_a_graph_runs_every_step(void **state) {
     cuda.k.k_graph_free(g);
     half_close(&cpu);
     half_close(&cuda);
+}
+static void test_a_graph_runs_every_step(void **state) {
+    (void)state;
+    run_graph(0);
+    run_graph(7);
 }
 
 static int open_libraries(void **state) {
@@ -282,6 +341,8 @@ int main(void) {
             cmocka_unit_test(test_random_shapes),
             cmocka_unit_test(test_single_rows),
             cmocka_unit_test(test_few_rows),
+            cmocka_unit_test(test_drafts),
+            cmocka_unit_test(test_drafts_that_do_not_come),
             cmocka_unit_test(test_a_graph_runs_every_step),
     };
     return cmocka_run_group_tests(tests, open_libraries, say);

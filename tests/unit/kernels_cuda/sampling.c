@@ -1,5 +1,6 @@
 /* Heads and samples of the CUDA library against those of the CPU library, to the bit: tokens, logprobs, lists, states,
- * outcomes and raw logits, over random parameters, vocabularies, equal logits and extremes, for some steps in a row.
+ * outcomes and raw logits, over random parameters, vocabularies, equal logits, extremes and drafts, for some steps in a
+ * row.
  *
  * A head has eight columns, each a family of logits; a hidden row mixes them, or is one of them. */
 #include "tests/unit/kernels_cuda/sides.h"
@@ -75,7 +76,8 @@ static struct fake *head_fake(uint64_t seed, uint32_t vocab, enum extreme extrem
     return f;
 }
 
-static void sampler_open(struct sampler *d, struct library k, uint32_t vocab, const struct fake *f) {
+static void sampler_open(
+        struct sampler *d, struct library k, uint32_t vocab, uint32_t drafts_max, const struct fake *f) {
     const struct k_context_options o = {.threads = 2};
     const struct k_shape shape = {.tp = 1,
             .hidden_size = H,
@@ -83,7 +85,8 @@ static void sampler_open(struct sampler *d, struct library k, uint32_t vocab, co
             .vocab_rows = vocab,
             .rms_eps = 1e-6f,
             .rope_theta = 1e4};
-    const struct k_pool_options options = {.slots = ENTRIES + 1, .pages = 1, .pages_per_slot = 1};
+    const struct k_pool_options options = {
+            .slots = ENTRIES + 1, .pages = 1, .pages_per_slot = 1, .drafts_max = drafts_max};
     const struct k_matrix_view v = {.quant = &f->q, .rows = vocab};
     const struct k_linear_spec spec = {
             .pieces = &v, .n_pieces = 1, .columns = H, .leaves = 8, .name = "head"};
@@ -99,7 +102,7 @@ static void sampler_open(struct sampler *d, struct library k, uint32_t vocab, co
     k.k_stream_set_workspace(d->s, d->workspace, bytes);
     d->d_hidden = k.k_alloc(d->c, ROWS_MAX * H * sizeof(float));
     d->d_logits = k.k_alloc(d->c, (size_t)LOGITS_MAX * vocab * sizeof(float));
-    d->d_results = k.k_alloc(d->c, ENTRIES * sizeof *d->d_results);
+    d->d_results = k.k_alloc(d->c, ROWS_MAX * sizeof *d->d_results);
     d->d_outcomes = k.k_alloc(d->c, ENTRIES * sizeof *d->d_outcomes);
     assert_true(d->workspace && d->d_hidden && d->d_logits && d->d_results && d->d_outcomes);
 }
@@ -171,11 +174,13 @@ struct step {
     uint32_t ids[ROWS_MAX], n_ids;
     float hidden[ROWS_MAX * H];
 };
-static void random_step(struct rng *r, uint32_t n, uint32_t step, uint32_t vocab, struct step *t) {
+static void random_step(
+        struct rng *r, uint32_t n, uint32_t step, uint32_t vocab, uint32_t drafts_max, struct step *t) {
     memset(t, 0, sizeof *t);
     for (uint32_t i = 0; i < n; i++) {
         const bool goes_on = step > 0 && rng_u32(r) % 4;
-        const uint32_t rows = goes_on ? 1 : 1 + rng_u32(r) % 4, flags = rng_u32(r);
+        const uint32_t drafts = goes_on && drafts_max ? rng_u32(r) % (drafts_max + 1) : 0,
+                       rows = goes_on ? 1 + drafts : 1 + rng_u32(r) % 4, flags = rng_u32(r);
         struct k_entry *e = &t->entries[t->plan.n_entries++];
         *e = (struct k_entry){.slot = 1 + i,
                 .kind = goes_on ? K_ENTRY_CONTINUE : K_ENTRY_PROMPT,
@@ -185,16 +190,17 @@ static void random_step(struct rng *r, uint32_t n, uint32_t step, uint32_t vocab
                 .ids_at = t->n_ids,
                 .id_after = UINT32_MAX,
                 .rope_at = UINT32_MAX,
-                .drafts_at = UINT32_MAX,
+                .drafts_at = drafts ? t->n_ids : UINT32_MAX,
                 .top_logprobs = (uint32_t[]){UINT32_MAX, UINT32_MAX, 0, 1, 5, 20}[rng_u32(r) % 6]};
         e->flags = flags % 8 ? K_ENTRY_SAMPLE : 0;
         e->flags |= flags / 8 % 8 == 0 ? K_ENTRY_LOGITS : flags / 8 % 8 == 1 ? K_ENTRY_LOGITS_ALL : 0;
         e->flags |= !goes_on && flags / 64 % 2 ? K_ENTRY_GENERATED : 0;
         if (e->flags & K_ENTRY_SAMPLE) {
-            e->sample_at = t->plan.n_samples++;
+            e->sample_at = t->plan.n_samples;
+            t->plan.n_samples += 1 + drafts;
             e->outcome_at = t->plan.n_outcomes++;
         }
-        for (uint32_t k = 0; k < rows && !goes_on; k++)
+        for (uint32_t k = 0; k < (goes_on ? drafts : rows); k++)
             t->ids[t->n_ids++] = rng_u32(r) % vocab;
         t->plan.n_rows += rows;
     }
@@ -203,7 +209,7 @@ static void random_step(struct rng *r, uint32_t n, uint32_t step, uint32_t vocab
 }
 
 struct answer {
-    struct k_result results[ENTRIES];
+    struct k_result results[ROWS_MAX];
     struct k_outcome outcomes[ENTRIES];
     float *logits; /* [LOGITS_MAX][vocab] */
 };
@@ -237,7 +243,7 @@ static void run_step(struct sampler *d, const struct step *t, uint32_t vocab, bo
 }
 
 static void assert_equal_results(const struct answer *want, const struct answer *got, const char *what) {
-    for (uint32_t i = 0; i < ENTRIES; i++) {
+    for (uint32_t i = 0; i < ROWS_MAX; i++) {
         const struct k_result *w = &want->results[i], *g = &got->results[i];
         if (memcmp(w, g, sizeof *w) != 0)
             fail_msg("%s: sample %u: id %u logprob %.9g top %u (%u %.9g) status %u, expected %u %.9g %u (%u "
@@ -257,6 +263,7 @@ struct setting {
     uint64_t seed;
     const struct k_sampling *sampling; /* NULL: random, each slot's own */
     uint32_t family;                   /* not 0: all logits are of this column */
+    uint32_t drafts_max;
 };
 static void slots_open(struct sampler *d, const struct setting *t) {
     struct rng r = {t->seed * 3 + 1};
@@ -280,14 +287,14 @@ static void compare(const struct setting *t) {
     if (libraries[1].emu_seed)
         libraries[1].emu_seed(t->seed % 4);
     for (uint32_t i = 0; i < 2; i++) {
-        sampler_open(&d[i], libraries[i], t->vocab, f);
+        sampler_open(&d[i], libraries[i], t->vocab, t->drafts_max, f);
         slots_open(&d[i], t);
         a[i].logits = malloc((size_t)LOGITS_MAX * t->vocab * sizeof(float));
     }
     for (uint32_t step = 0; step < t->steps; step++) {
         struct step now;
         char what[96];
-        random_step(&r, t->entries, step, t->vocab, &now);
+        random_step(&r, t->entries, step, t->vocab, t->drafts_max, &now);
         for (uint32_t i = 0; i < now.plan.n_rows * H && t->family; i++)
             now.hidden[i] = i % H == t->family;
         const struct k_bounds bounds = {
@@ -349,6 +356,17 @@ static void test_rounds(void **state) {
     for (uint32_t t = 0; t < 2; t++)
         compare(&(struct setting){.vocab = 130, .entries = ENTRIES, .steps = 1, .seed = 400 + t});
 }
+/* Every row of an entry with drafts is sampled, as if those before it were tokens; of few ids many are. */
+static void test_drafts(void **state) {
+    static const uint32_t vocabs[] = {2, 1, 7, 65, 300}, drafts[] = {3, DRAFT_MAX, 1};
+    (void)state;
+    for (uint32_t t = 0; t < 10; t++)
+        compare(&(struct setting){.vocab = vocabs[t % 5],
+                .entries = 5 + t % 5,
+                .steps = 3,
+                .seed = 700 + t,
+                .drafts_max = drafts[t % 3]});
+}
 static void test_extremes(void **state) {
     (void)state;
     for (uint32_t t = 0; t < 6; t++)
@@ -366,7 +384,7 @@ static void test_a_graph_replays_with_new_contents(void **state) {
     struct k_graph *g = NULL;
     (void)state;
     for (uint32_t i = 0; i < 2; i++) {
-        sampler_open(&d[i], libraries[i], t.vocab, f);
+        sampler_open(&d[i], libraries[i], t.vocab, t.drafts_max, f);
         slots_open(&d[i], &t);
         a[i].logits = malloc((size_t)LOGITS_MAX * t.vocab * sizeof(float));
     }
@@ -376,7 +394,7 @@ static void test_a_graph_replays_with_new_contents(void **state) {
     OK(d[1].k.k_capture_end(d[1].s, &g, e));
     for (uint32_t step = 0; step < 3; step++) {
         struct step now;
-        random_step(&r, 1 + step * step * 4, step, t.vocab, &now);
+        random_step(&r, 1 + step * step * 4, step, t.vocab, t.drafts_max, &now);
         run_step(&d[0], &now, t.vocab, true, true, NULL, &a[0]);
         run_step(&d[1], &now, t.vocab, true, true, g, &a[1]);
         assert_equal_results(&a[0], &a[1], "replayed");
@@ -399,7 +417,7 @@ static void test_a_wrong_head_is_a_fault(void **state) {
         for (uint32_t i = 0; i < 2; i++) {
             struct sampler d;
             f->q.rows = 60;
-            sampler_open(&d, libraries[i], 60, f);
+            sampler_open(&d, libraries[i], 60, 0, f);
             const struct k_matrix_view v = {.quant = &f->q, .rows = 59};
             const struct k_linear_spec spec = {
                     .pieces = &v, .n_pieces = 1, .columns = H, .leaves = 8, .name = "small"};
@@ -426,7 +444,7 @@ static void test_residual(void **state) {
     for (uint32_t t = 0; t < sizeof columns / sizeof *columns; t++) {
         for (uint32_t i = 0; i < 2; i++) {
             const size_t bytes = sizeof got[i];
-            sampler_open(&d[i], libraries[i], 64, f);
+            sampler_open(&d[i], libraries[i], 64, 0, f);
             float *d_x = d[i].k.k_alloc(d[i].c, bytes), *d_part = d[i].k.k_alloc(d[i].c, bytes);
             d[i].k.k_batch_upload(d[i].s, d[i].b, &now.plan, now.entries, now.ids, 8, NULL, 0);
             d[i].k.k_upload(d[i].s, d_x, x, bytes);
@@ -454,6 +472,7 @@ int main(void) {
             cmocka_unit_test(test_a_long_segment),
             cmocka_unit_test(test_rounds),
             cmocka_unit_test(test_extremes),
+            cmocka_unit_test(test_drafts),
             cmocka_unit_test(test_a_graph_replays_with_new_contents),
             cmocka_unit_test(test_a_wrong_head_is_a_fault),
             cmocka_unit_test(test_residual),

@@ -23,7 +23,7 @@
     X(k_pool_create) X(k_pool_free) X(k_slot_open) X(k_slot_close) X(k_slot_grant) X(k_memory) X(k_begin_step) \
     X(k_end_step) X(k_table_load) X(k_table_free) X(k_embed) X(k_final_norm) X(k_mtp_input) X(k_pool_read_gdn) \
     X(k_comm_region_bytes) X(k_comm_create) X(k_comm_meet) X(k_comm_describe) X(k_comm_free) \
-    X(k_head_sample) X(k_reduce_residual) X(k_gdn_step) X(k_attention_step)
+    X(k_draft_begin) X(k_draft_take) X(k_head_sample) X(k_reduce_residual) X(k_gdn_step) X(k_attention_step)
 /* clang-format on */
 #define POINTER(f) __typeof__(&f) f;
 struct library {
