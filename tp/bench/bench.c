@@ -95,6 +95,7 @@ static struct rank_options rank_options_of(const struct bench_options *o) {
     r.max_num_seqs = needs.slots;
     r.max_model_len = needs.tokens;
     r.pages = needs.pages;
+    r.drafts_max = needs.drafts;
     if (r.max_num_batched_tokens && r.max_num_batched_tokens < needs.rows)
         r.max_num_batched_tokens = needs.rows;
     if (!r.kv_cache_bytes && !(r.kv_cache_fraction > 0))

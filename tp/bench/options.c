@@ -16,6 +16,8 @@ const char bench_help[] =
         "  --decode N              tokens to generate (default 128; 0: none)\n"
         "  --depth N,...           tokens that a sequence holds already (default 0)\n"
         "  --batch N,...           sequences that decode together (default 1)\n"
+        "  --drafts N,...          wrong guesses that each step of a sequence verifies, up to 15 (default 0): what a\n"
+        "                          round of 1 + N rows costs\n"
         "  --repeat N              measurements of each test (default 5)\n"
         "  --json FILE             all figures as JSON; -: on stdout, and the table on stderr\n"
         "  --speed-memory SIZE     that the memory's speed is measured over (default 1GiB; 0: not measured)\n"
@@ -26,9 +28,22 @@ const char bench_help[] =
         "--activations, --numerics, --max-num-batched-tokens, --kv-cache-dtype, --kv-cache-memory, --temperature,\n"
         "--top-k, --top-p, --min-p, --seed, --enforce-eager, --log-level as without `bench`.\n";
 
-static const char *const own[] = {"--prompt", "--decode", "--depth", "--batch", "--repeat", "--json",
-        "--speed-memory", "--weights", "--lm-head", "--group-size"};
-enum own_flag { PROMPT, DECODE, DEPTH, BATCH, REPEAT, JSON, SPEED_MEMORY, WEIGHTS, LM_HEAD, GROUP_SIZE, OWN };
+static const char *const own[] = {"--prompt", "--decode", "--depth", "--batch", "--drafts", "--repeat",
+        "--json", "--speed-memory", "--weights", "--lm-head", "--group-size"};
+enum own_flag {
+    PROMPT,
+    DECODE,
+    DEPTH,
+    BATCH,
+    DRAFTS,
+    REPEAT,
+    JSON,
+    SPEED_MEMORY,
+    WEIGHTS,
+    LM_HEAD,
+    GROUP_SIZE,
+    OWN
+};
 
 /* "512,2048" into a list; zeros are left out where they mean none. */
 static int parse_list(const char *flag, const char *text, uint32_t min, uint32_t max, struct bench_list *ret,
@@ -101,6 +116,8 @@ static int set_own(struct bench_options *o, enum own_flag flag, const char *text
         return r;
     case BATCH:
         return parse_list(name, text, 1, SEQS_MAX - 1, &o->batches, e);
+    case DRAFTS:
+        return parse_list(name, text, 0, DRAFT_MAX, &o->drafts, e);
     case DECODE:
         return parse_number(name, text, 0, CONTEXT_MAX, &o->decode, e);
     case REPEAT:
@@ -157,6 +174,7 @@ int bench_options_parse(int argc, char **argv, struct bench_options *ret, struct
     *ret = (struct bench_options){.prompts = {{512}, 1},
             .depths = {{0}, 1},
             .batches = {{1}, 1},
+            .drafts = {{0}, 1},
             .decode = 128,
             .repeat = 5,
             .memory_bytes = 1ull << 30,

@@ -121,7 +121,10 @@ static struct figures figures_of(const struct report *r, const struct bench_test
 
 static void print_test(const struct report *r, const struct bench_test *t, const struct figures *f) {
     char name[32], rate[48];
-    snprintf(name, sizeof(name), "%s %u", t->kind == BENCH_PROMPT ? "prompt" : "decode", t->tokens);
+    if (t->drafts)
+        snprintf(name, sizeof(name), "decode %u+%u", t->tokens, t->drafts);
+    else
+        snprintf(name, sizeof(name), "%s %u", t->kind == BENCH_PROMPT ? "prompt" : "decode", t->tokens);
     fprintf(r->table, "%-13s %7u %5u ", name, t->depth, t->batch);
     if (t->n == 0) {
         fprintf(r->table, "skipped: %s\n", t->skipped);
@@ -178,6 +181,7 @@ void report_test(struct report *r, const struct bench_test *t, json_t *gpu_load)
     put_whole(o, "tokens", t->tokens);
     put_whole(o, "depth", t->depth);
     put_whole(o, "batch", t->batch);
+    put_whole(o, "drafts", t->drafts);
     if (t->n) {
         put_whole(o, "steps", t->steps);
         put_figures(o, t, &f);

@@ -38,9 +38,14 @@ static uint32_t pages_of(uint32_t tokens) {
 
 /* --- what fits --- */
 
+/* Positions that a sequence's pages reach to after `tokens` steps. Rows of drafts need pages, too; and until it is
+ * known that those of a step in flight are wrong, the next one's may lie behind them. */
+static uint32_t reach_of(const struct bench_test *t, uint32_t tokens) {
+    return t->depth + 1 + tokens + (GROUP_IN_FLIGHT + 1) * t->drafts;
+}
 /* A sequence that decodes holds one token more than it generates: it begins with one. */
 static uint32_t length_of(const struct bench_test *t) {
-    return t->depth + t->tokens + (t->kind == BENCH_DECODE ? 1 : 0);
+    return t->kind == BENCH_DECODE ? reach_of(t, t->tokens) : t->depth + t->tokens;
 }
 /* The source's pages are the first slot's as well, where they are whole. */
 static uint64_t test_pages(const struct bench_test *t) {
@@ -59,11 +64,12 @@ static int each_test(
             if (r < 0)
                 return r;
         }
-        for (uint32_t i = 0; i < o->batches.n && o->decode; i++) {
+        for (uint32_t i = 0; i < o->batches.n * o->drafts.n && o->decode; i++) {
             struct bench_test t = {.kind = BENCH_DECODE,
                     .tokens = o->decode,
                     .depth = o->depths.at[d],
-                    .batch = o->batches.at[i]};
+                    .batch = o->batches.at[i / o->drafts.n],
+                    .drafts = o->drafts.at[i % o->drafts.n]};
             int r = visit(user, &t);
             if (r < 0)
                 return r;
@@ -72,12 +78,16 @@ static int each_test(
     return 0;
 }
 
+static uint32_t rows_of(const struct bench_test *t) {
+    return t->batch * (1 + t->drafts);
+}
 static int add_needs(void *user, struct bench_test *t) {
     struct bench_needs *n = user;
     const uint64_t pages = test_pages(t);
+    n->drafts = t->drafts > n->drafts ? t->drafts : n->drafts;
     n->slots = t->batch + 1 > n->slots ? t->batch + 1 : n->slots;
     n->tokens = length_of(t) > n->tokens ? length_of(t) : n->tokens;
-    n->rows = t->batch > n->rows ? t->batch : n->rows;
+    n->rows = rows_of(t) > n->rows ? rows_of(t) : n->rows;
     if (pages > n->pages)
         n->pages = pages > UINT32_MAX ? UINT32_MAX : (uint32_t)pages;
     return 0;
@@ -100,6 +110,11 @@ static bool fits(const struct runner *r, struct bench_test *t) {
     else if (t->batch >= g->slots)
         snprintf(t->skipped, sizeof(t->skipped), "needs %u slots, there is room for %u", t->batch + 1,
                 g->slots);
+    else if (t->drafts > g->drafts_max)
+        snprintf(t->skipped, sizeof(t->skipped), "%u drafts, a step takes %u of a sequence", t->drafts,
+                g->drafts_max);
+    else if (t->kind == BENCH_DECODE && rows_of(t) > g->rows_max)
+        snprintf(t->skipped, sizeof(t->skipped), "%u rows, a step has at most %u", rows_of(t), g->rows_max);
     return !t->skipped[0];
 }
 
@@ -113,7 +128,9 @@ static uint32_t page_of(const struct runner *r, uint32_t slot, uint32_t k) {
     return slot == 1 ? 1 + k - shared : 1 + (slot - 1) * r->stride - shared + k;
 }
 
-static void add_open(struct runner *r, struct step_writer *w, uint32_t slot) {
+#define WRONG_ID 0u /* a draft; suppressed, so that it is never sampled */
+static void add_open(struct runner *r, struct step_writer *w, uint32_t slot, bool drafts) {
+    const uint32_t wrong = WRONG_ID;
     const struct worker_options *o = &r->o->worker;
     struct step_open open = offline_greedy();
     open.slot = slot;
@@ -123,6 +140,11 @@ static void add_open(struct runner *r, struct step_writer *w, uint32_t slot) {
     open.top_p = o->top_p;
     open.min_p = o->min_p;
     open.seed = o->rank.seed + slot;
+    if (drafts) {
+        open.n_suppress = 1;
+        open.suppress_at = step_blob(w, &wrong, sizeof(wrong));
+        open.min_tokens = NEW_TOKENS_MAX;
+    }
     step_add_open(w, &open);
 }
 
@@ -194,7 +216,7 @@ static int deepen_source(struct runner *r, uint32_t depth, struct error *e) {
     struct step_writer *w;
     if (!r->source_open) {
         w = group_plan(r->g);
-        add_open(r, w, r->source);
+        add_open(r, w, r->source, /* drafts= */ false);
         int rc = group_send(r->g, e);
         if (rc < 0)
             return rc;
@@ -229,7 +251,7 @@ static int open_slots(struct runner *r, const struct bench_test *t, struct error
     for (uint32_t i = 1; i <= r->open; i++)
         step_add_close(w, i);
     for (uint32_t i = 1; i <= t->batch; i++) {
-        add_open(r, w, i);
+        add_open(r, w, i, t->drafts > 0);
         if (r->depth)
             step_add_memory(w, STEP_MEMORY_COPY_SLOT, r->source, i);
     }
@@ -268,22 +290,29 @@ static int first_tokens(struct runner *r, const struct bench_test *t, struct err
     return rc == 0 ? take(r, e) : rc;
 }
 
-static void add_continue(struct runner *r, struct step_writer *w, uint32_t slot, uint32_t length) {
+/* The step after i others. */
+static void add_continue(
+        struct runner *r, struct step_writer *w, uint32_t slot, const struct bench_test *test, uint32_t i) {
+    static const uint32_t drafts[DRAFT_MAX]; /* WRONG_ID */
+    const uint32_t granted = pages_of(i ? reach_of(test, i) : test->depth + 1),
+                   n_pages = pages_of(reach_of(test, i + 1)) - granted;
     struct step_entry t = {.slot = slot,
             .kind = STEP_ENTRY_CONTINUE,
             .flags = STEP_ENTRY_SAMPLE,
-            .n_rows = 1,
+            .n_rows = 1 + test->drafts,
             .ids_at = STEP_NONE,
             .id_after = STEP_NONE,
             .rope_at = STEP_NONE,
             .mask_at = STEP_NONE,
-            .drafts_at = STEP_NONE};
-    if (length % PAGE_TOKENS == 0) { /* its row is the first of a page */
-        const uint32_t page = page_of(r, slot, length / PAGE_TOKENS);
-        t.page_first = length / PAGE_TOKENS;
-        t.n_pages = 1;
-        t.pages_at = step_blob(w, &page, 4);
-    }
+            .drafts_at = STEP_NONE,
+            .page_first = granted,
+            .n_pages = n_pages};
+    for (uint32_t k = 0; k < n_pages; k++)
+        r->scratch[k] = page_of(r, slot, granted + k);
+    if (n_pages)
+        t.pages_at = step_blob(w, r->scratch, n_pages * 4);
+    if (test->drafts)
+        t.drafts_at = step_blob(w, drafts, test->drafts * 4);
     step_add_entry(w, &t);
 }
 
@@ -297,7 +326,7 @@ static int measure_decode(
     for (uint32_t i = 0; i < t->tokens && rc == 0; i++) {
         struct step_writer *w = group_plan(r->g);
         for (uint32_t slot = 1; slot <= t->batch; slot++)
-            add_continue(r, w, slot, t->depth + 1 + i);
+            add_continue(r, w, slot, t, i);
         rc = pass(r, e);
     }
     if (rc == 0)

@@ -61,6 +61,7 @@ static void test_flags(void **state) {
     bench_options_done(&o);
     REFUSED("--prompt", "--prompt", "1,x");
     REFUSED("--batch", "--batch", "0");
+    REFUSED("--drafts", "--drafts", "16");
     REFUSED("--repeat", "--repeat", "0");
     REFUSED("--weights", "--weights", "int5");
     REFUSED("nothing", "--prompt", "0", "--decode", "0");
@@ -112,6 +113,7 @@ static struct seen run(char *const words[]) {
     const struct bench_needs needs = bench_needs_of(&o);
     struct rank_options rank = o.worker.rank;
     rank.max_num_seqs = needs.slots;
+    rank.drafts_max = needs.drafts;
     rank.max_num_batched_tokens = 48;
     rank.max_model_len = 300;
     rank.pages = 12;
@@ -176,6 +178,24 @@ static void test_runs(void **state) {
     /* A longer context is more to read. */
     assert_true(number(json_array_get(tests, 10), "bytes_per_step") >
                 number(json_array_get(tests, 2), "bytes_per_step"));
+    report_done(&s.report);
+}
+
+/* Rounds over a page's end; and of more rows than a step has. */
+static void test_drafts(void **state) {
+    char *words[] = {"--prompt", "0", "--decode", "30", "--depth", "50", "--batch", "2,4", "--drafts",
+            "0,3,15", "--repeat", "2", NULL};
+    static const uint32_t drafts[] = {0, 3, 15};
+    (void)state;
+    struct seen s = run(words);
+    const json_t *tests = json_object_get(s.report.root, "tests");
+    assert_int_equal(s.n, 6);
+    for (uint32_t i = 0; i < 5; i++) {
+        expect_test(json_array_get(tests, i), "decode", 30, 50, i < 3 ? 2 : 4);
+        assert_true(number(json_array_get(tests, i), "drafts") == drafts[i % 3]);
+        assert_true(number(json_array_get(tests, i), "steps") == 30);
+    }
+    assert_non_null(strstr(json_string_value(json_object_get(json_array_get(tests, 5), "skipped")), "rows"));
     report_done(&s.report);
 }
 
@@ -250,6 +270,7 @@ int main(void) {
             cmocka_unit_test(test_weights_are_for_dummies),
             cmocka_unit_test(test_bytes_of_a_step),
             cmocka_unit_test(test_runs),
+            cmocka_unit_test(test_drafts),
             cmocka_unit_test(test_what_the_driver_says),
             cmocka_unit_test(test_two_ranks_and_too_little_room),
     };
