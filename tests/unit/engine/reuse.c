@@ -8,7 +8,7 @@
 static uint32_t ids[1024];
 
 struct world {
-    struct engine *cached, *plain; /* the second has no cache */
+    struct engine *cached, *plain; /* the second has no cache, and no speculation */
     struct harness_group of_cached, of_plain;
 };
 
@@ -17,6 +17,8 @@ static void open_world(struct world *w, const struct null_rank_options *r) {
     o.max_num_batched_tokens = 100;
     w->plain = harness_engine(&o);
     o.prefix_cache = true;
+    o.speculative_tokens = r->drafts_max;
+    o.drafters = ENGINE_DRAFTS_OF_MODEL;
     w->cached = harness_engine(&o);
     harness_group_start(&w->of_plain, w->plain, r, 1);
     harness_group_start(&w->of_cached, w->cached, r, 1);
@@ -131,6 +133,44 @@ static void test_turns_that_stop(void **state) {
     }
     assert_true(stopped >= 3);
     close_world(&w);
+}
+
+/* With drafts, all of them right or most: an answer that ends by its length leaves its end. One that ends by a stop id
+ * may not, where drafts after that were accepted; then the next turn goes on from the end of the prompt before. */
+static void test_turns_with_speculation(void **state) {
+    (void)state;
+    uint32_t stop[50];
+    for (uint32_t i = 0; i < 50; i++)
+        stop[i] = i * 20;
+    for (uint32_t odds = 60; odds <= 100; odds += 20) {
+        struct null_rank_options r = with_units(8);
+        struct world w;
+        static struct reading a;
+        struct engine_stats s;
+        r.has_mtp = 1;
+        r.drafts_max = 7;
+        r.draft_odds = odds;
+        r.claimed_ns = 1000000000u; /* so that drafts are worth it */
+        open_world(&w, &r);
+        fill(0, 1024, 3);
+        uint32_t n = 101, least = 0, most = 0;
+        for (uint32_t turn = 0; turn < 5; turn++) {
+            struct engine_request q = harness_request(ids, n, ANSWER, turn);
+            q.stop_ids = stop;
+            q.n_stop_ids = turn % 2 == 0 ? 0 : 50;
+            q.min_tokens = turn % 2 == 0 ? 0 : 30;
+            uint32_t cached = ask(&w, &q, &a);
+            assert_in_range(cached, least, most);
+            memcpy(ids + n, a.ids, a.n * sizeof(ids[0]));
+            most = n + a.n;
+            least = turn % 2 == 0 ? most - 1 : (n - 1) / GDN_BLOCK * GDN_BLOCK;
+            n += a.n + 90;
+        }
+        harness_expect_quiet(w.cached, &s);
+        assert_true(s.drafters[0].accepted[0] > 0);
+        assert_int_equal(s.prefix_hits_total, 4);
+        close_world(&w);
+    }
 }
 
 /* Two go on from where a third was; what they have in common is kept once they showed that they have. */
@@ -325,6 +365,7 @@ int main(void) {
             cmocka_unit_test(test_lengths),
             cmocka_unit_test(test_turns),
             cmocka_unit_test(test_turns_that_stop),
+            cmocka_unit_test(test_turns_with_speculation),
             cmocka_unit_test(test_branches),
             cmocka_unit_test(test_salts),
             cmocka_unit_test(test_all_pages),
