@@ -70,7 +70,7 @@ struct k_device { /* as it is now, for who chooses one or asks why it cannot be 
     uint32_t capability; /* CUDA: 86 = compute capability 8.6; 0 on a CPU */
     uint32_t units;      /* SMs; on a CPU, threads that this process may use */
     uint64_t memory_total, memory_free;
-    struct error refused; /* why no context can be made on it; code 0 = one can */
+    struct error refused; /* why no context can be made; code 0 = one can. Set before: it is not opened */
 };
 struct k_platform {
     const char *kind; /* "cpu" or "cuda" */
@@ -79,7 +79,7 @@ struct k_platform {
     uint32_t n_devices;
 };
 /* What this library finds on this machine; the first `max` devices are described, in the order of
- * k_context_options.device. 0, or why none can be used: then *ret is filled as far as it is known. */
+ * k_context_options.device; opened if `refused` is empty. 0, or why none can be used: *ret then has what is known. */
 int k_devices(struct k_platform *ret, struct k_device *devices, uint32_t max, struct error *e);
 /* k_device.place of one device, which is not opened for it: no context is made, and no thread started there. */
 void k_device_place(uint32_t device, char *ret, size_t size);

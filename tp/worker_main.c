@@ -43,7 +43,7 @@ int main(int argc, char **argv) {
         fputs(worker_help, stdout);
         status = EXIT_SUCCESS;
     } else if (options.probe)
-        status = worker_probe();
+        status = worker_probe(options.probe_list);
     else if (options.keeper)
         status = keeper_run(options.control_fd);
     else if (worker_only_plans(&options))

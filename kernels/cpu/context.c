@@ -108,7 +108,8 @@ int k_devices(struct k_platform *ret, struct k_device *devices, uint32_t max, st
     if (max > 0) {
         devices[0] = (struct k_device){.units = team_threads(c->team),
                 .memory_total = pages * page,
-                .memory_free = k_memory_free(c)};
+                .memory_free = k_memory_free(c),
+                .refused = devices[0].refused};
         snprintf(devices[0].name, sizeof devices[0].name, "%s", c->text);
     }
     k_context_free(c);

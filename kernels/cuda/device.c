@@ -133,11 +133,19 @@ static uint64_t peers_of(int device, uint32_t n_devices) {
     cudaGetLastError();
     return peers;
 }
+/* What can be known of a device that is not opened. */
+static void look_at_properties(int device, struct cudaDeviceProp *ret) {
+    memset(ret, 0, sizeof *ret);
+    cudaGetDeviceProperties(ret, device);
+    cudaGetLastError();
+}
 static void device_describe(int device, uint32_t n_devices, struct k_device *ret) {
     struct cudaDeviceProp p;
     size_t bytes_free = 0, total = 0;
-    *ret = (struct k_device){.peers = peers_of(device, n_devices)};
-    if (device_open(device, &p, &ret->refused) == 0)
+    *ret = (struct k_device){.peers = peers_of(device, n_devices), .refused = ret->refused};
+    if (ret->refused.code)
+        look_at_properties(device, &p);
+    else if (device_open(device, &p, &ret->refused) == 0)
         cudaMemGetInfo(&bytes_free, &total);
     ret->capability = (uint32_t)(p.major * 10 + p.minor);
     ret->units = (uint32_t)p.multiProcessorCount;

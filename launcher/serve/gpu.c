@@ -13,7 +13,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define ASK_MS 60000u /* a driver that sets up eight GPUs takes seconds */
+#define PROBE_MAX 1024u  /* a flag with a list of GPUs */
+#define ASK_MS    60000u /* a driver that sets up eight GPUs takes seconds */
 
 /* --- what the machine shows --- */
 
@@ -70,7 +71,9 @@ int gpu_find(const char *libexec_dir, const char *list, uint32_t n, struct gpu *
         return error_set(e, -ENOENT,
                 "the program shardd-worker-cuda is not installed here: it is built where a CUDA toolkit (nvcc) is, by "
                 "./quickstart build");
-    int rc = ask_program((char *const[]){ret->worker, (char *)"--probe", NULL}, ASK_MS, &ret->probe, e);
+    char probe[PROBE_MAX];
+    snprintf(probe, sizeof(probe), "--probe%s%s", list ? "=" : "", list ? list : "");
+    int rc = ask_program((char *const[]){ret->worker, probe, NULL}, ASK_MS, &ret->probe, e);
     return rc == 0 ? choose(list, n, ret, e) : rc;
 }
 

@@ -46,6 +46,18 @@ def test_probe():
     assert [device["peers"] for device in probe(PEERS=0)["devices"]] == [[], []]
 
 
+@pytest.mark.parametrize("named, opened", [("1", [1]), ("gpu-e0", [0]), ("1,0", [0, 1]), ("7,x", [0, 1]), ("", [0, 1])])
+def test_probe_opens_those_that_are_named(named, opened):
+    """And tells of the others what is known without; a list that names none is wrong, and for others to refuse."""
+    done = subprocess.run([WORKER, "--probe=" + named], capture_output=True, text=True, timeout=60, check=False)
+    found = json.loads(done.stdout)
+    assert found["usable"] and found["reason"] == ""
+    for device in found["devices"]:
+        assert device["usable"] == (device["index"] in opened) and device["uuid"].startswith("GPU-e")
+        assert (device["memory_free"] > 0) == device["usable"] and device["memory_total"] > 0
+        assert device["reason"] == ("" if device["usable"] else "it was not opened: others were asked for")
+
+
 def test_probe_names_who_holds_a_gpu():
     """NVML's card at the emulated one's place, held by this process."""
     found = probe(DEVICES=1)

@@ -19,8 +19,9 @@ int worker_generate(const struct worker_options *options);
 int worker_plan(const struct worker_options *options);
 
 /* --probe: one line of JSON on stdout about this machine and what this build can use of it, documented in
- * docs/cli.md. Exit status: 0, also when the answer is that nothing can be used. */
-int worker_probe(void);
+ * docs/cli.md. list: the GPUs to open, by numbers and UUIDs; NULL, or where it names none that is there: all. Exit
+ * status: 0, also when the answer is that nothing can be used. */
+int worker_probe(const char *list);
 
 #define WORKER_EXIT_USAGE 2 /* a setting is wrong, for this model or at all: starting again does not help */
 /* The exit status for a negative errno: -EDOM is a setting that this model or machine cannot have. */

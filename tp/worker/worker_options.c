@@ -72,7 +72,8 @@ const char worker_help[] =
         "                               object, for `shardd doctor`\n"
         "  --generate-ids ID,ID,...     prints the ids that follow, with their log probabilities\n"
         "  --max-tokens N (16), --temperature X (0), --top-k N, --top-p X, --min-p X\n"
-        "  --probe                      prints what this program finds on this machine as one line of JSON\n";
+        "  --probe[=LIST]               prints what this program finds on this machine as one line of JSON; opens\n"
+        "                               only the GPUs of the list, such as 0,GPU-8c25\n";
 
 enum flag {
     FLAG_MODEL = 256,
@@ -156,7 +157,7 @@ static const struct option flags[] = {
         {"top-k", required_argument, NULL, FLAG_TOP_K},
         {"top-p", required_argument, NULL, FLAG_TOP_P},
         {"min-p", required_argument, NULL, FLAG_MIN_P},
-        {"probe", no_argument, NULL, FLAG_PROBE},
+        {"probe", optional_argument, NULL, FLAG_PROBE},
         {"help", no_argument, NULL, FLAG_HELP},
         {NULL, 0, NULL, 0},
 };
@@ -415,6 +416,7 @@ static int parse_flag(struct worker_options *o, int flag, char *text, struct err
         return parse_float(flag, text, 0, 1, &o->min_p, e);
     case FLAG_PROBE:
         o->probe = true;
+        o->probe_list = text;
         return 0;
     case FLAG_HELP:
         o->help = true;

@@ -20,6 +20,7 @@ struct worker_options {
     bool keeper;                        /* to be one (keeper.h) */
     int log_level;
     bool help, probe;
+    const char *probe_list; /* of the command line: GPUs to open then; NULL = all */
 
     /* --generate-ids */
     uint32_t *prompt; /* malloc'ed; NULL = serve */

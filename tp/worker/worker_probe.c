@@ -4,10 +4,13 @@
 #include "base/nvml.h"
 #include "tp/worker/worker.h"
 
+#include <errno.h>
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 #define DEVICES_MAX 64u
@@ -97,30 +100,68 @@ static json_t *device_json(
     return o;
 }
 
-/* Whether any device can be used; else why the first cannot. */
+/* Whether any device can be used; else why the first that was to be opened cannot. */
 static const char *reason_of(const struct k_device *devices, uint32_t n) {
-    for (uint32_t i = 0; i < n; i++)
+    const char *why = NULL;
+    for (uint32_t i = 0; i < n; i++) {
         if (devices[i].refused.code == 0)
             return "";
-    return n ? devices[0].refused.text : "there is no device";
+        if (!why && devices[i].refused.code != -ECANCELED)
+            why = devices[i].refused.text;
+    }
+    return why ? why : "there is no device";
 }
 
-int worker_probe(void) {
+/* --- which are opened --- */
+
+static void close_all(struct k_device *devices) {
+    for (uint32_t i = 0; i < DEVICES_MAX; i++)
+        error_set(&devices[i].refused, -ECANCELED, "it was not opened: others were asked for");
+}
+/* Those that a list of numbers and beginnings of UUIDs names are to be opened; returns how many. */
+static uint32_t open_named(const char *list, struct k_device *devices, uint32_t n) {
+    uint32_t named = 0;
+    for (const char *at = list; *at; at += strcspn(at, ","), at += *at == ',') {
+        const size_t length = strcspn(at, ",");
+        char *end;
+        const unsigned long number = strtoul(at, &end, 10);
+        const bool is_number = end != at && end == at + length;
+        for (uint32_t i = 0; i < n && length; i++)
+            if (is_number ? number == i : strncasecmp(devices[i].uuid, at, length) == 0) {
+                devices[i].refused = (struct error){0};
+                named++;
+            }
+    }
+    return named;
+}
+static int look(const char *list, struct k_platform *p, struct k_device *devices, struct error *e) {
+    if (!list)
+        return k_devices(p, devices, DEVICES_MAX, e);
+    close_all(devices);
+    int r = k_devices(p, devices, DEVICES_MAX, e); /* their UUIDs */
+    if (r < 0)
+        return r;
+    if (open_named(list, devices, p->n_devices < DEVICES_MAX ? p->n_devices : DEVICES_MAX) == 0)
+        memset(devices, 0, DEVICES_MAX * sizeof(devices[0]));
+    return k_devices(p, devices, DEVICES_MAX, e);
+}
+
+int worker_probe(const char *list) {
     struct k_platform p;
     struct nvml nvml = {0};
     struct error e = {0};
     struct k_device *devices = calloc(DEVICES_MAX, sizeof(devices[0]));
     if (!devices)
         return EXIT_FAILURE;
-    int r = k_devices(&p, devices, DEVICES_MAX, &e);
+    int r = look(list, &p, devices, &e);
     const uint32_t n = r < 0 ? 0 : p.n_devices < DEVICES_MAX ? p.n_devices : DEVICES_MAX;
     const char *reason = r < 0 ? e.text : reason_of(devices, n);
-    json_t *o = json_object(), *list = json_array();
+    json_t *o = json_object(), *found = json_array();
     if (n && strcmp(p.kind, "cuda") == 0)
         nvml_look(NULL, &nvml);
     for (uint32_t i = 0; i < n; i++)
-        json_array_append_new(list, device_json(i, &devices[i], nvml_gpu_at(&nvml, devices[i].place),
-                                            nvlinks_of(&nvml, devices, n, i)));
+        json_array_append_new(found, device_json(i, &devices[i], nvml_gpu_at(&nvml, devices[i].place),
+                                             nvlinks_of(&nvml, devices, n, i)));
     nvml_done(&nvml);
     json_object_set_new(o, "kind", text(p.kind));
     json_object_set_new(o, "version", text(SHARDD_VERSION));
@@ -128,7 +169,7 @@ int worker_probe(void) {
     json_object_set_new(o, "runtime", version(p.runtime / 1000, p.runtime % 1000 / 10));
     json_object_set_new(o, "usable", json_boolean(!reason[0]));
     json_object_set_new(o, "reason", text(reason));
-    json_object_set_new(o, "devices", list);
+    json_object_set_new(o, "devices", found);
     char *line = json_dumps(o, JSON_COMPACT);
     if (line)
         puts(line);

@@ -97,6 +97,12 @@ static void test_devices(void **state) {
     assert_true(d.units > 0);
     assert_true(d.name[0]);
     assert_true(d.memory_free > 0 && d.memory_free <= d.memory_total);
+    struct k_device closed = {.refused = {-ECANCELED, "not asked for"}};
+    OK(k_devices(&p, &closed, 1, e));
+    assert_int_equal(closed.refused.code, -ECANCELED);
+    assert_string_equal(closed.refused.text, "not asked for");
+    assert_string_equal(closed.name, d.name);
+    assert_string_equal(closed.uuid, d.uuid);
 }
 
 int main(void) {
