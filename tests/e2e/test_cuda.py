@@ -392,6 +392,20 @@ def generated(worker, model, *flags):
     return [(int(a), float(b)) for a, b in re.findall(r"id +(\d+) +logprob (-?[\d.]+)", done.stdout)]
 
 
+def test_drafts_on_an_emulated_gpu_change_no_token():
+    """The model's MTP layer guesses, the next step verifies: graphs of both, and tokens of a CPU that does without."""
+    prompt = ["--model", MODEL, "--generate-ids", "5,9,23,77,101,44,3,18,20,5,9,23,77", "--max-tokens", "7",
+              "--max-model-len", "128", "--max-num-batched-tokens", "16", "--max-num-seqs", "2"]
+    done = [subprocess.run([worker, *prompt, *flags], capture_output=True, text=True, timeout=300 * PATIENCE,
+                           check=True)
+            for worker, flags in ((os.path.join(BIN, "shardd-worker-cpu"), []),
+                                  (WORKER, ["--mtp", "on", "--drafts-max", "3"]))]
+    tokens = [re.findall(r"id +(\d+) +logprob", one.stdout) for one in done]
+    assert tokens[1] == tokens[0] and len(tokens[0]) == 7
+    guessed, accepted = map(int, re.search(r"(\d+) tokens guessed, (\d+) accepted", done[1].stderr).groups())
+    assert 0 < accepted <= guessed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config, near", [(("odd",), 1e-3), (("tiny", "--weights", "int4"), 0.03)])
 def test_made_up_models(config, near, tmp_path):
