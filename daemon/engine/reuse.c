@@ -118,13 +118,13 @@ static void set_marks(struct sequence *s, const struct prefix_hit *hit) {
 void reuse_admitted(struct engine *g, struct sequence *s, const struct prefix_hit *hit) {
     s->planned = s->kept_at = hit->length;
     s->restore = hit->snapshot;
+    if (s->n_tokens == s->n_prompt)
+        atomic_store_explicit(&s->stream->cached_tokens, hit->length, memory_order_relaxed);
     if (!caches(g) || s->suspect)
         return;
     prefix_enter(&g->prefix, &g->pools, s->slot, salt_of(s), hit, &s->path);
     set_marks(s, hit);
     g->now.prefix_hits_total += hit->snapshot != PREFIX_NONE;
-    if (s->n_tokens == s->n_prompt)
-        atomic_store_explicit(&s->stream->cached_tokens, hit->length, memory_order_relaxed);
 }
 
 /* --- pages --- */

@@ -279,10 +279,20 @@ static bool plan_prompt(struct plan *p, struct sequence *s) {
     return true;
 }
 
+/* One that was admitted has its pages to come, when steps in flight retire: nobody is admitted to those. */
+static bool awaits_pages(const struct engine *g) {
+    for (uint32_t i = 0; i < g->n_running; i++) {
+        const struct sequence *s = g->running[i];
+        if (serving(s) && !s->opened && s->stalled_since_ns == 0)
+            return true;
+    }
+    return false;
+}
+
 /* The first of those that wait, if it can be admitted now. */
 static struct sequence *admit(struct plan *p) {
     struct engine *g = p->g;
-    if (g->waiting.n == 0 || g->n_running >= least(g->o.max_num_seqs, SEQS_MAX))
+    if (g->waiting.n == 0 || g->n_running >= least(g->o.max_num_seqs, SEQS_MAX) || awaits_pages(g))
         return NULL;
     struct sequence *s = g->waiting.items[0];
     if (s->set_back || s->held)

@@ -327,6 +327,51 @@ static void test_queue_tokens(void **state) {
     harness_unref(r, 4);
 }
 
+/* Serves the rank until sequences 1 to n were opened. Whether each was opened later than those before it. */
+static bool serve_opens(struct reading *r, uint32_t n) {
+    uint64_t last = 0;
+    while (last < n) {
+        struct step_plan p = look();
+        for (uint32_t k = 0; k < p.n_opens; k++) {
+            uint64_t number = p.opens[k].sequence;
+            if (number > last + 1)
+                return false;
+            last = number > last ? number : last; /* or it was put back, and comes again */
+        }
+        answer();
+        for (uint32_t i = 0; i < n; i++)
+            harness_take(&r[i]);
+    }
+    return true;
+}
+
+/* A prompt that was let in to pages which the cache gives up only when steps in flight have retired: whoever generates
+ * may take some of them first, and then it has to wait; but nobody who came after it is let in before. At some of these
+ * lengths two that generate want a page each in just that plan. */
+static void test_nobody_overtakes_one_that_waits_for_pages(void **state) {
+    static struct reading r[5];
+    for (uint32_t first = 52; first <= 60; first++) {
+        for (uint32_t second = first; second <= first + 2; second++) {
+            setup(state);
+            rank_options.pages = 13;
+            rank_options.slot_units = 4;
+            options.prefix_cache = true;
+            options.max_num_batched_tokens = 512;
+            begin();
+            const uint32_t lengths[] = {first, second, 256, 8 * PAGE_TOKENS - 11, 10};
+            const uint32_t answers[] = {90, 90, 70, 1, 1};
+            for (uint32_t i = 0; i < 5; i++) {
+                struct engine_request q = harness_request(prompt + i, lengths[i], answers[i], i);
+                harness_submit(engine, &q, &r[i]);
+            }
+            assert_true(serve_opens(r, 5));
+            engine_abort_all(engine);
+            harness_unref(r, 5);
+            teardown(state);
+        }
+    }
+}
+
 /* One that is not served in time ends by itself, while nothing else moves; one that was served is left alone. */
 static void test_queue_time(void **state) {
     (void)state;
@@ -547,6 +592,7 @@ int main(void) {
             cmocka_unit_test_setup_teardown(test_long_prompt_stops_nobody, setup, teardown),
             cmocka_unit_test_setup_teardown(test_queue_tokens, setup, teardown),
             cmocka_unit_test_setup_teardown(test_queue_time, setup, teardown),
+            cmocka_unit_test(test_nobody_overtakes_one_that_waits_for_pages),
             cmocka_unit_test_setup_teardown(test_drafts_overlap, setup, teardown),
             cmocka_unit_test_setup_teardown(test_copies_wait, setup, teardown),
             cmocka_unit_test(test_wrong_outcomes),
