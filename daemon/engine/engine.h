@@ -125,8 +125,10 @@ struct engine_request { /* arrays are copied by submit */
     char caller[ENGINE_CALLER_BYTES];          /* whose id it is: others may use the same one */
     /* Another answer of the request that this stream is the first of (it may have ended), NULL = none. It may have the
      * same id, has no limit of its time in the queue but the first one's, and where there is a prefix cache a longer
-     * prompt waits until the first one has spoken, so that it comes from there. */
+     * prompt waits until the first one has spoken, so that it comes from there. It is in the queue with its first one,
+     * which has asked for room for n_answers. */
     struct engine_stream *lead;
+    uint32_t n_answers; /* with lead NULL; 0 = 1 */
     struct engine_poke poke;
     void *user; /* for the caller: engine_stream_user() */
 };

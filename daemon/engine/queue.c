@@ -9,12 +9,13 @@
 #define RETRY_MOST_MS  60000u
 #define RETRY_UNKNOWN  1000u /* ms: nothing has left the queue yet */
 
-int queue_enter(struct engine *g, struct sequence *s, struct error *e) {
-    uint64_t waiting = atomic_load(&g->queue.tokens), limit = g->o.max_queue_tokens;
-    if (limit > 0 && waiting > 0 && waiting + s->n_prompt > limit)
+int queue_enter(struct engine *g, struct sequence *s, uint32_t n, struct error *e) {
+    uint64_t waiting = atomic_load(&g->queue.tokens), more = (uint64_t)n * s->n_prompt;
+    uint64_t limit = g->o.max_queue_tokens;
+    if (limit > 0 && waiting > 0 && n > 0 && waiting + more > limit)
         return error_set(e, -EAGAIN,
-                "%llu prompt tokens wait, and with %u more they were over the limit of %llu: try again later",
-                (unsigned long long)waiting, s->n_prompt, (unsigned long long)limit);
+                "%llu prompt tokens wait, and with %llu more they were over the limit of %llu: try again later",
+                (unsigned long long)waiting, (unsigned long long)more, (unsigned long long)limit);
     atomic_fetch_add(&g->queue.tokens, s->n_prompt);
     s->queued = true;
     return 0;

@@ -6,9 +6,9 @@
 
 #include "daemon/engine/state.h"
 
-/* Counts the sequence's prompt among those that wait. -EAGAIN with a sentence when that is over max_queue_tokens; one
- * that nobody waits before is always taken. */
-int queue_enter(struct engine *g, struct sequence *s, struct error *e);
+/* Counts the sequence's prompt among those that wait. -EAGAIN with a sentence when room for n of them is over
+ * max_queue_tokens, n = 0: its request has room; one that nobody waits before is always taken. */
+int queue_enter(struct engine *g, struct sequence *s, uint32_t n, struct error *e);
 /* It has its first step, at now_ns: its time in the queue is no longer limited. Does nothing the second time. */
 void queue_begun(struct engine *g, struct sequence *s, uint64_t now_ns);
 void queue_left(struct engine *g, struct sequence *s); /* it ended; nothing when it had begun */

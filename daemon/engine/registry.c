@@ -26,20 +26,22 @@ static struct engine_stream *next_of(struct engine_stream *s, const char *caller
     return s;
 }
 
-int registry_add(struct engine *g, struct engine_stream *s, struct error *e) {
+int registry_add(struct engine *g, struct engine_stream *s, uint32_t n_answers, struct error *e) {
     int r = 0;
     pthread_mutex_lock(&g->registry_lock);
     uint64_t most = (uint64_t)g->o.max_num_seqs + g->o.max_queue;
     if (g->draining)
         r = error_set(e, -ESHUTDOWN, "the server is shutting down: send the request to another one");
-    else if (g->n_live >= most || g->n_live >= LIVE_REQUESTS_MAX)
-        r = error_set(e, -EAGAIN, "%u requests are running or waiting, which is the limit: try again later",
-                g->n_live);
+    else if (g->n_live >= LIVE_REQUESTS_MAX || (n_answers > 0 && g->n_live + n_answers > most))
+        r = error_set(e, -EAGAIN,
+                "%u requests are running or waiting, and with %u more they were over the limit of %llu: "
+                "try again later",
+                g->n_live, n_answers, (unsigned long long)most);
     else if (s->request_id[0] != 0 && !s->sibling &&
              next_of(g->buckets[bucket_of(s->request_id)], s->caller, s->request_id) != NULL)
         r = error_set(e, -EEXIST, "a request with the id \"%s\" is running: use another id", s->request_id);
     else
-        r = queue_enter(g, s->sequence, e);
+        r = queue_enter(g, s->sequence, n_answers, e);
     if (r == 0) {
         if (s->request_id[0] != 0) {
             uint32_t b = bucket_of(s->request_id);

@@ -100,6 +100,12 @@ int engine_submit(
         r = check_lengths(q, &limits, e);
     if (r == 0)
         r = check_ids(q, &limits, e);
+    const uint32_t n_answers = q->lead != NULL ? 0 : q->n_answers > 1 ? q->n_answers : 1;
+    const uint64_t most = (uint64_t)g->o.max_num_seqs + g->o.max_queue;
+    if (r == 0 && n_answers > most)
+        r = error_set(e, -EINVAL,
+                "n is %u and this server takes %llu requests at a time: ask for fewer answers", n_answers,
+                (unsigned long long)most);
     if (r < 0)
         return r;
     struct engine_stream *s = stream_create(q);
@@ -117,7 +123,7 @@ int engine_submit(
     else
         sequence->start_by_ns = queue_start_by(&g->o, s->received_ns, q->queue_ms);
     sequence->due_ns = earlier(sequence->deadline_ns, sequence->start_by_ns);
-    r = registry_add(g, s, e);
+    r = registry_add(g, s, n_answers, e);
     if (r < 0) {
         engine_stream_unref(q->lead);
         sequence_free(sequence);

@@ -39,6 +39,7 @@ void answers_cancel(struct answers *a, struct engine *engine) {
 int answers_submit(struct answers *a, struct engine *engine, struct plan *p, struct error *e) {
     uint64_t seed = p->engine.sampling.seed;
     a->received_ns = clock_ns();
+    p->engine.n_answers = a->n;
     int r = 0;
     for (uint32_t i = 0; i < a->n && r == 0; i++) {
         p->engine.sampling.seed = seed + i;

@@ -29,7 +29,7 @@ static int refuse_submit(struct engine *engine, const struct engine_request *q, 
                                             : REFUSAL_INTERNAL;
     refuse(s, why, "%s", e->text);
     if (code == -EAGAIN)
-        s->retry_after_ms = engine_retry_ms(engine, q->n_prompt);
+        s->retry_after_ms = engine_retry_ms(engine, q->n_answers * q->n_prompt);
     return -1;
 }
 

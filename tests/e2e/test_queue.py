@@ -27,9 +27,17 @@ def test_prompts_are_read_in_steps_of_the_target(model, target, least, most):
 
 
 def endless(**more):
-    request = make_request(ids=[5] * 10, max_tokens=1500, **more)
+    request = make_request(ids=[5] * 10, max_tokens=3000, **more)
     request.stopping.ignore_eos = True
     return request
+
+
+def until(client, condition):
+    """Polls the server's own account of itself; a minute is for ever."""
+    end = time.monotonic() + 60 * PATIENCE
+    while not condition(client.call("GetServerInfo")):
+        assert time.monotonic() < end, client.call("GetServerInfo")
+        time.sleep(0.01)
 
 
 @pytest.fixture()
@@ -38,8 +46,7 @@ def busy(client):
     client.wait_idle()
     stream = client.stream(endless(request_id="busy"))
     next(stream)
-    while client.call("GetServerInfo").running < 1:
-        time.sleep(0.01)
+    until(client, lambda info: info.running == 1)
     yield stream
     stream.cancel()
     client.wait_idle()
@@ -55,8 +62,7 @@ def refused_by(client, request, timeout=60):
 def test_full(client, busy, how):
     count, length = (2, 150) if how == "tokens" else (6, 1)
     waiting = [client.stream(make_request(ids=[7] * length, max_tokens=2)) for _ in range(count)]
-    while client.call("GetServerInfo").waiting < count:
-        time.sleep(0.01)
+    until(client, lambda info: info.waiting == count)
     refused, trailers = refused_by(client, make_request(ids=[7] * length, max_tokens=2))
     assert (refused.code, refused.word, refused.retryable) == (
         grpc.StatusCode.RESOURCE_EXHAUSTED, "queue_full", "true"), refused
@@ -65,6 +71,19 @@ def test_full(client, busy, how):
     assert trailers["grpc-retry-pushback-ms"] == trailers["shardd-retry-after-ms"]
     client.call("Abort", request_ids=["busy"])
     assert all(sum(chunk.n_tokens for chunk in stream) == 2 for stream in waiting)
+
+
+def test_answers_of_one_request_come_in_together(client, busy):
+    with pytest.raises(Refused) as refused:
+        client.generate(ids=[7], max_tokens=2, n=8)
+    assert refused.value.code == grpc.StatusCode.INVALID_ARGUMENT and "takes 7 requests" in refused.value.sentence
+    many = client.stream(make_request(ids=[7] * 150, max_tokens=2, n=3))  # nobody waits before them
+    until(client, lambda info: info.waiting == 3)
+    refused, _ = refused_by(client, make_request(ids=[7], max_tokens=2, n=4))
+    assert refused.word == "queue_full" and "and with 4 more" in refused.sentence
+    assert client.call("GetServerInfo").waiting == 3  # none of them has begun
+    client.call("Abort", request_ids=["busy"])
+    assert sum(chunk.n_tokens for chunk in many) == 6
 
 
 def test_time_in_the_queue(client, busy):
@@ -84,25 +103,26 @@ def test_time_in_the_queue_is_over_with_the_first_step(client):
 def test_deadline_in_the_queue(client, busy):
     refused, _ = refused_by(client, make_request(ids=[1]), timeout=0.05)
     assert refused.code == grpc.StatusCode.DEADLINE_EXCEEDED
-    while client.call("GetServerInfo").waiting > 0:  # while the place is still taken
-        time.sleep(0.01)
+    until(client, lambda info: info.waiting == 0)  # while the place is still taken
 
 
 def test_priorities_hold(server, client, busy):
-    """Who waits is served by priority, then in the order of arrival; a full queue changes nothing about it."""
+    """Who waits is served by priority, then in the order of arrival; a full queue changes nothing about it. They have
+    the place one after another, each for longer than a reader's thread may be late."""
     done, lock, threads = [], threading.Lock(), []
 
     def one(name, priority):
+        request = make_request(ids=[3] * 4, max_tokens=60, priority=priority)
+        request.stopping.ignore_eos = True
         with Client(server.address) as own:
-            own.generate(make_request(ids=[3] * 4, max_tokens=8, priority=priority))
+            own.generate(request)
         with lock:
             done.append(name)
 
     for i, (name, priority) in enumerate([("a", 0), ("b", -5), ("c", 7), ("d", 0), ("e", 100), ("f", -100)]):
         threads.append(threading.Thread(target=one, args=(name, priority)))
         threads[-1].start()
-        while client.call("GetServerInfo").waiting < i + 1:
-            time.sleep(0.01)
+        until(client, lambda info, n=i + 1: info.waiting == n)
     refused, _ = refused_by(client, make_request(ids=[3], priority=100))
     assert refused.word == "queue_full"
     client.call("Abort", request_ids=["busy"])

@@ -327,13 +327,18 @@ static void test_retry_hint(void **state) {
     atomic_store(&stream->received_ns, 1000000000); /* all came then */
     for (uint32_t i = 0; i < 12; i++)
         s[i] = (struct sequence){.stream = stream, .n_prompt = i == 0 ? 5000 : 80, .deadline_at = HEAP_NONE};
-    assert_int_equal(queue_enter(g, &s[0], NULL), 0); /* alone it may be of any length */
-    assert_int_equal(queue_enter(g, &s[1], NULL), -EAGAIN);
+    assert_int_equal(queue_enter(g, &s[0], 1, NULL), 0); /* alone it may be of any length */
+    assert_int_equal(queue_enter(g, &s[1], 1, NULL), -EAGAIN);
     queue_left(g, &s[0]);
     for (uint32_t i = 1; i < 12; i++)
-        assert_int_equal(queue_enter(g, &s[i], NULL), 0); /* 880 in all */
+        assert_int_equal(queue_enter(g, &s[i], 1, NULL), 0); /* 880 in all */
     s[0].n_prompt = 121;
-    assert_int_equal(queue_enter(g, &s[0], NULL), -EAGAIN);
+    assert_int_equal(queue_enter(g, &s[0], 1, NULL), -EAGAIN);
+    s[0].n_prompt = 41;
+    assert_int_equal(queue_enter(g, &s[0], 3, NULL), -EAGAIN); /* room for three answers of its request */
+    s[0].n_prompt = 121;
+    assert_int_equal(queue_enter(g, &s[0], 0, NULL), 0); /* a request that has it */
+    queue_left(g, &s[0]);
     queue_begun(g, &s[1], 3000000000); /* two seconds after it came */
     assert_int_equal(engine_retry_ms(g, 1), 2000);
     queue_begun(g, &s[1], 9000000000); /* it had begun */
@@ -345,7 +350,7 @@ static void test_retry_hint(void **state) {
     for (uint32_t i = 3; i < 12; i++)
         queue_begun(g, &s[i], 3400000000 + i); /* all at once */
     for (uint32_t i = 0; i < 40; i++) {
-        assert_int_equal(queue_enter(g, &s[1], NULL), 0);
+        assert_int_equal(queue_enter(g, &s[1], 1, NULL), 0);
         queue_begun(g, &s[1], 3500000000 + i);
     }
     assert_int_equal(engine_retry_ms(g, 1), 100); /* nor shorter than this */
