@@ -213,10 +213,10 @@ static void *engine_main(void *arg) {
         send_records(g, now);
         if (flight_watch(g, now, &stuck) == FLIGHT_FAULT)
             recovery_fault(g, &stuck.death, stuck.text);
-        poke_all(g);
         if (g->work_done)
             g->now.step_plan_ns_total += clock_ns() - now;
-        publish_stats(g);
+        publish_stats(g); /* before the pokes: who sees an end may ask at once */
+        poke_all(g);
         now = clock_ns();
         wake_wait(g, idle_ns(g, now));
     }
