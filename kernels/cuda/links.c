@@ -161,18 +161,26 @@ static void say_ways(struct line *l, const struct link_pair *pairs, uint32_t n) 
         }
     }
 }
-static void say_wrongs(struct line *l, const struct link_pair *pairs, uint32_t n) {
-    uint64_t said = 0;
+/* Of pairs with NVLink, or of those without: what PCIe gives is not slow because others have more. */
+static uint32_t best_of(const struct link_pair *pairs, uint32_t n, bool nvlink) {
     uint32_t best_mb_s = 0;
     for (uint32_t i = 0; i < n; i++)
-        best_mb_s = pairs[i].mb_s > best_mb_s ? pairs[i].mb_s : best_mb_s;
+        if ((pairs[i].link.kind == LINK_NVLINK) == nvlink && pairs[i].mb_s > best_mb_s)
+            best_mb_s = pairs[i].mb_s;
+    return best_mb_s;
+}
+static void say_wrongs(struct line *l, const struct link_pair *pairs, uint32_t n) {
+    uint64_t said = 0;
+    const uint32_t best[] = {best_of(pairs, n, false), best_of(pairs, n, true)};
     for (uint32_t i = 0; i < n; i++) {
+        const uint32_t best_mb_s = best[pairs[i].link.kind == LINK_NVLINK];
         const char *wrong = wrong_with(&pairs[i], best_mb_s), *cause = cause_of(&pairs[i]);
         if (!wrong || said >> i & 1)
             continue;
         add(l, "; %s:", wrong);
         for (uint32_t k = i; k < n; k++)
-            if (wrong_with(&pairs[k], best_mb_s) == wrong && cause_of(&pairs[k]) == cause) {
+            if (wrong_with(&pairs[k], best[pairs[k].link.kind == LINK_NVLINK]) == wrong &&
+                    cause_of(&pairs[k]) == cause) {
                 said |= UINT64_C(1) << k;
                 add(l, " %u-%u", pairs[k].a, pairs[k].b);
             }

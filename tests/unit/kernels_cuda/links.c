@@ -148,11 +148,12 @@ static void test_pairs_are_told_by_what_lies_between(void **state) {
                       far = {.kind = LINK_FAR, .nodes = {1, 0}},
                       root_port = {.kind = LINK_ROOT, .nodes = {0, 0}};
     const struct link_pair pairs[] = {{0, 1, bridge, 52300, PAIR_WELL}, {0, 2, far, 9000, PAIR_WELL},
-            {0, 3, root_port, 0, PAIR_WELL}, {2, 3, bridge, 51000, PAIR_WELL}};
+            {0, 3, root_port, 24000, PAIR_WELL}, {2, 3, bridge, 51000, PAIR_WELL}};
     (void)state;
     says(NULL, 0, "");
     says(pairs, 4,
-            "between ranks: NVLink 0-1 (52.3 GB/s) 2-3 (51.0 GB/s), NUMA nodes 0 and 1 0-2 (9.0 GB/s), a PCIe root 0-3"
+            "between ranks: NVLink 0-1 (52.3 GB/s) 2-3 (51.0 GB/s), NUMA nodes 0 and 1 0-2 (9.0 GB/s), "
+            "a PCIe root 0-3 (24.0 GB/s)"
             "; slow: 0-2 (it goes from socket to socket: take GPUs of one NUMA node)");
 }
 static void cause(struct link l, enum pair_state state, const char *wrong, const char *expected) {
