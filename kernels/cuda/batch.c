@@ -86,7 +86,7 @@ void k_begin_step(struct k_stream *s, struct k_pool *p, struct k_batch *b) {
     const struct begin_args a = {b->view, p->view, b->bounds, p->options.drafts_max, s->found};
     const struct fold_args fold = {p->view, b->view, ring_of(p->view.layout.ring_rows)};
     if (CUDA_QUEUED(s, queue_begin(s->stream, &a)) && p->options.drafts_max > 0 &&
-            p->view.shape.n_gdn_layers > 0)
+            p->view.shape.n_gdn_layers > 0 && b->bounds.entries > 0)
         CUDA_QUEUED(s, queue_gdn_fold(s->stream, &fold, b->bounds.entries));
 }
 void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, const struct k_result *results,

@@ -327,7 +327,9 @@ extern "C" cudaError_t cudaHostAlloc(void **ret, size_t bytes, unsigned) {
     guard g(emu.lock);
     if (captures)
         return fails(cudaErrorStreamCaptureUnsupported);
-    *ret = aligned_alloc(256, (bytes + 256) & ~(size_t)255);
+    *ret = bytes > emu_setting("CUDA_EMU_PINNED", UINT64_MAX)
+                   ? NULL /* of one piece, so many bytes can be pinned */
+                   : aligned_alloc(256, (bytes + 256) & ~(size_t)255);
     if (!*ret)
         return fails(cudaErrorMemoryAllocation);
     emu.host[(uint8_t *)*ret] = bytes;

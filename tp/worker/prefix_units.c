@@ -4,6 +4,7 @@
 #include "base/host_memory.h"
 #include "base/sizes.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -11,6 +12,7 @@
 #define MOST_DEFAULT (4ull << 30)
 #define MOST_PINNED  (2ull << 30) /* for a device it is pinned, which is a part of every start */
 #define PER_SEQUENCE 4u           /* by default; more serve only those who come back much later */
+#define KEPT_FREE    4u           /* a part of the room that is left to others, whatever is asked for */
 #define UNITS_MAX    4096u        /* more are not looked through every time that one is to be given up */
 
 static uint64_t least(uint64_t a, uint64_t b) {
@@ -29,6 +31,15 @@ static uint64_t share(const struct rank *r, uint64_t room, uint64_t unit_bytes) 
             least(room / PART_DEFAULT, most), (uint64_t)r->budget.pool.slots * PER_SEQUENCE * unit_bytes);
 }
 
+static void say(struct budget *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void say(struct budget *b, const char *format, ...) {
+    va_list ap;
+    size_t n = strlen(b->text);
+    va_start(ap, format);
+    vsnprintf(b->text + n, sizeof(b->text) - n, format, ap);
+    va_end(ap);
+}
+
 void prefix_units_choose(struct rank *r, uint64_t left) {
     const struct rank_options *o = &r->options;
     struct budget *b = &r->budget;
@@ -38,8 +49,18 @@ void prefix_units_choose(struct rank *r, uint64_t left) {
     k_pool_cost(&r->shard.shape, &b->pool, &cost);
     uint64_t room = k_memory_shared(r->context) ? left : host_memory_free() / o->tp;
     uint64_t bytes = share(r, room, cost.slot_unit_bytes);
-    b->pool.slot_units = (uint32_t)least(least(bytes, room) / cost.slot_unit_bytes, UNITS_MAX);
-    size_t n = strlen(b->text);
-    snprintf(b->text + n, sizeof(b->text) - n, "; %u states of prefixes %s%s", b->pool.slot_units,
-            SIZE_TEXT(b->pool.slot_units * cost.slot_unit_bytes), bytes > room ? ", all that is free" : "");
+    uint64_t most = room - room / KEPT_FREE;
+    b->pool.slot_units = (uint32_t)least(least(bytes, most) / cost.slot_unit_bytes, UNITS_MAX);
+    say(b, "; %u states of prefixes %s%s", b->pool.slot_units,
+            SIZE_TEXT(b->pool.slot_units * cost.slot_unit_bytes),
+            bytes > most ? ", the most that is free" : "");
+}
+
+bool prefix_units_fewer(struct rank *r) {
+    struct budget *b = &r->budget;
+    if (!r->options.prefix_cache || r->options.slot_units > 0 || b->pool.slot_units == 0)
+        return false;
+    b->pool.slot_units /= 2;
+    say(b, ", of which %u at most could be had", b->pool.slot_units);
+    return true;
 }

@@ -340,13 +340,22 @@ static void took(struct rank *r, enum rank_stage stage) {
     r->stage_began_ns = now;
 }
 
+/* States of prefixes are there to save work: a rank starts with fewer, or without. */
+static int create_pool(struct rank *r, struct error *e) {
+    int rc;
+    do {
+        rc = k_pool_create(r->context, &r->shard.shape, &r->budget.pool, &r->pool, e);
+    } while (rc == -ENOMEM && prefix_units_fewer(r));
+    return rc;
+}
+
 /* All memory of a rank but its weights'. */
 static int allocate(struct rank *r, const struct rank_options *o, struct error *e) {
     const size_t before = o->tp > 1 ? meeting_bytes() : 0;
     void *region = o->tp > 1 ? (uint8_t *)o->comm_region + before : NULL;
     int rc = allocate_buffers(r, e);
     if (rc == 0)
-        rc = k_pool_create(r->context, &r->shard.shape, &r->budget.pool, &r->pool, e);
+        rc = create_pool(r, e);
     if (rc == 0)
         rc = k_batch_create(r->context, r->entries_max, r->rows_max, &r->batch, e);
     if (rc == 0 && rank_makes_drafts(r))
