@@ -179,7 +179,9 @@ static void test_one_suspect_at_a_time(void **state) {
     lose(g, 1);
     wait_state(g, "recovering");
     harness_group_stop(&group);
-    r.die_at_step = 1; /* a later one may only close a slot, and is nobody's */
+    /* At 5 nobody was convicted in 1 of 240 runs on a loaded machine. Not found out why: a step that only closes a slot
+     * is nobody's, and one may come there. */
+    r.die_at_step = 1;
     r.fault_epochs = 2;
     harness_group_start(&group, g, &r, 2);
     while (atomic_load(&group.ranks[0].result) == 0) {
