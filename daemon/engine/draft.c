@@ -168,10 +168,13 @@ void draft_retired(struct engine *g, const struct flight_entry *t, uint32_t n_ac
 void draft_measured(struct engine *g, const struct flight *f, uint64_t compute_ns) {
     struct speculation *x = &g->speculation;
     float since = (float)(g->turn_ns - g->retired_ns), ns = (float)compute_ns;
+    const uint32_t depth =
+            g->retired_depth; /* a step is answered before its drafts are made: they delay the next */
     g->retired_ns = g->turn_ns;
+    g->retired_depth = f->draft_depth;
     if (f->n_entries == 0 || f->n_prompt_rows > 0)
         return;
-    speculation_measured(x, f->n_rows, f->draft_depth, ns);
+    speculation_measured(x, f->n_rows, depth, ns);
     if (f->waited && since >= ns && since - ns < WAIT_MAX_NS)
         x->wait_ns += (since - ns - x->wait_ns) / WAIT_MEMORY;
 }

@@ -291,18 +291,7 @@ static void mark_step(const struct forward *f, uint32_t step) {
     k_mark(f->rank->stream, &f->place[PLACE_STEP], step);
 }
 
-static void queue_drafts(struct forward *f, uint32_t n) {
-    const struct rank *r = f->rank;
-    for (uint32_t i = 0; r->draft_batch && i < n; i++) {
-        const enum draft_part part = i == 0 ? DRAFT_FIRST : DRAFT_NEXT;
-        if (f->chosen)
-            k_graph_launch(r->stream, f->chosen->drafts[part]);
-        else
-            queue_draft(r, part);
-    }
-}
-
-void forward_queue(struct forward *f, uint32_t step, uint32_t drafts, const struct forward_hooks *hooks) {
+void forward_queue(struct forward *f, uint32_t step, const struct forward_hooks *hooks) {
     if (!hooks)
         hooks = &no_hooks;
     if (f->place)
@@ -313,7 +302,17 @@ void forward_queue(struct forward *f, uint32_t step, uint32_t drafts, const stru
     }
     for (uint32_t i = 0; !f->chosen && i < f->n_parts; i++)
         queue_part(f, i, f->rows, hooks);
-    queue_drafts(f, drafts);
+}
+
+void forward_draft(struct forward *f, uint32_t n) {
+    const struct rank *r = f->rank;
+    for (uint32_t i = 0; r->draft_batch && i < n; i++) {
+        const enum draft_part part = i == 0 ? DRAFT_FIRST : DRAFT_NEXT;
+        if (f->chosen)
+            k_graph_launch(r->stream, f->chosen->drafts[part]);
+        else
+            queue_draft(r, part);
+    }
 }
 
 bool forward_place(const struct forward *f, uint32_t *ret_step, uint32_t *ret_layer) {

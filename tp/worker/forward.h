@@ -56,9 +56,10 @@ struct forward *forward_free(struct forward *f);
 /* Called before a step's plan is uploaded: chooses the smallest bucket that holds the step, or its own bounds when
  * eager, bounds the batch by it and returns it. The step must be one that the rank can do. */
 struct k_bounds forward_bound(struct forward *f, const struct k_bounds *step);
-/* Queues the whole step, k_begin_step to k_end_step, as it was bounded last, and the making of so many drafts: the most
- * that an entry asks for. step: for forward_place(). */
-void forward_queue(struct forward *f, uint32_t step, uint32_t drafts, const struct forward_hooks *hooks);
+/* Queues the whole step, k_begin_step to k_end_step, as it was bounded last. step: for forward_place(). */
+void forward_queue(struct forward *f, uint32_t step, const struct forward_hooks *hooks);
+/* Queues the making of so many drafts, the most that an entry of that step asks for: before the next one is bounded. */
+void forward_draft(struct forward *f, uint32_t n);
 /* Which step's operations run now or ran last, as forward_queue() got it, and at or behind which layer. False where
  * they run when they are queued, so that the hooks tell. Any thread. */
 bool forward_place(const struct forward *f, uint32_t *ret_step, uint32_t *ret_layer);

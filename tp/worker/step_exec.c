@@ -39,7 +39,8 @@ struct step_exec {
     struct forward_hooks hooks;
     enum step_exec_logits want_logits;
     uint64_t last_step, collected_ns, host_ns;
-    bool ready; /* RESET was seen */
+    uint32_t drafts_owed; /* that the last plan asks for and that are not queued yet */
+    bool ready;           /* RESET was seen */
     bool failed;
     struct error fault;
 
@@ -317,26 +318,32 @@ static void download_logits(const struct step_exec *x, const struct host_set *h)
         k_download(r->stream, h->mtp_logits, r->mtp_logits, bytes);
 }
 
+/* What was asked for behind the plan before: its answer has not waited for it. */
+static void queue_drafts(struct step_exec *x) {
+    forward_draft(x->forward, x->drafts_owed);
+    x->drafts_owed = 0;
+}
+
 /* Queues a whole checked plan. */
 static void queue_plan(struct step_exec *x, struct host_set *h, const struct step_plan *p) {
     struct rank *r = x->rank;
+    queue_drafts(x);
     apply_slots(x, p);
     if (!p->n_entries)
         return;
     uint32_t n_ids, n_rope;
     *h->plan = translate(x, h, p, &n_ids, &n_rope);
     struct k_bounds bounds = {.rows = h->plan->n_rows, .entries = h->plan->n_entries};
-    uint32_t drafts = 0;
     for (uint32_t i = 0; i < p->n_entries; i++) { /* lengths are those after the step already */
         const struct step_entry *t = &p->entries[i];
         const struct slot_state *slot = &x->state.slots[t->slot];
         bounds.context = slot->length > bounds.context ? slot->length : bounds.context;
-        drafts = t->n_draft_next > drafts ? t->n_draft_next : drafts;
+        x->drafts_owed = t->n_draft_next > x->drafts_owed ? t->n_draft_next : x->drafts_owed;
         h->lives[i] = slot->life;
     }
     forward_bound(x->forward, &bounds);
     k_batch_upload(r->stream, r->batch, h->plan, h->entries, h->ids, n_ids, h->rope, n_rope);
-    forward_queue(x->forward, (uint32_t)p->header->step, drafts, &x->hooks);
+    forward_queue(x->forward, (uint32_t)p->header->step, &x->hooks);
     if (h->plan->n_outcomes) /* at once: each copy costs the host some us */
         k_download(r->stream, h->outcomes, r->outcomes,
                 r->entries_max * sizeof(h->outcomes[0]) + h->plan->n_samples * sizeof(h->results[0]));
@@ -368,6 +375,7 @@ static void submit_reset(struct step_exec *x) {
         if (x->state.slots[i].open)
             k_slot_close(r->stream, r->pool, i);
     step_state_reset(&x->state);
+    x->drafts_owed = 0;
     x->ready = true;
 }
 
@@ -391,6 +399,10 @@ static int submit(
     h->queued = p.header->type == STEP_TYPE_PLAN || p.header->type == STEP_TYPE_RESET;
     if (h->queued)
         k_event_record(x->rank->stream, h->done);
+    /* Behind the event, so that nobody waits for them with an answer. Where an operation runs when it is queued, they
+     * are left to the next plan, which may never come. */
+    if (k_runs_behind(x->rank->context))
+        queue_drafts(x);
     return 0;
 }
 

@@ -25,7 +25,8 @@ struct step_answer { /* body belongs to the step_exec; valid until the next subm
     uint32_t body_bytes;
 };
 /* Checks and queues a record; fewer than STEP_EXEC_IN_FLIGHT may be in flight. record is 8-byte aligned and not needed
- * afterwards. On a CPU an operation runs when it is queued, so this returns when the record has been executed. */
+ * afterwards. On a CPU an operation runs when it is queued, so this returns when the record has been executed, but for
+ * the drafts that are to follow it: the next plan makes those. */
 void step_exec_submit(struct step_exec *x, const void *record, uint32_t bytes);
 uint32_t step_exec_in_flight(const struct step_exec *x);
 /* The answer to the oldest record in flight, of which there must be one; a refused one is answered in its place, too.

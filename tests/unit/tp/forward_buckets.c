@@ -123,7 +123,7 @@ static struct k_bounds run(struct setup *s, struct forward *f, const struct step
     struct k_bounds bounds = forward_bound(f, &step->bounds);
     k_batch_upload(
             r->stream, r->batch, &step->plan, step->entries, step->ids, step->entries[0].n_rows, NULL, 0);
-    forward_queue(f, 1, 0, NULL);
+    forward_queue(f, 1, NULL);
     k_download(r->stream, ret->hidden, r->hidden,
             (size_t)step->plan.n_rows * r->config.hidden_size * sizeof(float));
     k_download(r->stream, ret->results, r->results, step->plan.n_samples * sizeof(ret->results[0]));
@@ -185,7 +185,7 @@ static void a_step_beyond_its_bucket_is_a_fault(void **state) {
     forward_bound(s.graphs, &(struct k_bounds){4, 2, 30});
     k_batch_bounds(r->batch, NULL); /* so that the upload sees nothing wrong */
     k_batch_upload(r->stream, r->batch, &step.plan, step.entries, step.ids, 4, NULL, 0);
-    forward_queue(s.graphs, 2, 0, NULL);
+    forward_queue(s.graphs, 2, NULL);
     assert_int_equal(k_stream_wait(r->stream, 0, &e), -EINVAL);
     assert_non_null(strstr(e.text, "2 entries and 5 rows; it was bounded to 3 and 4"));
     stop(&s);

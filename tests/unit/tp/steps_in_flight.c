@@ -279,6 +279,33 @@ static void the_place_is_what_has_run(void **state) {
     worker_close(&w);
 }
 
+static bool made_drafts(const struct worker *w) {
+    return w->rank->draft_results->id != STEP_NONE; /* memory of the host, here */
+}
+
+/* An answer does not wait for the drafts behind its step. A device makes them at once, and where operations run when
+ * they are queued the next plan brings them. */
+static void answers_come_before_drafts(void **state) {
+    (void)state;
+    make_records();
+    for (int deferred = 0; deferred < 2; deferred++) {
+        struct worker w;
+        struct step_answer a;
+        worker_open(&w, deferred);
+        w.rank->draft_results->id = STEP_NONE;
+        for (uint32_t i = 0; i < 2; i++)
+            step_exec_record(w.exec, records[i], bytes_of[i], &a);
+        assert_int_equal(a.completion.n_outcomes, 2);
+        assert_false(made_drafts(&w));
+        if (deferred)
+            assert_int_equal(k_stream_wait(w.rank->stream, 0, NULL), 0);
+        else
+            step_exec_record(w.exec, records[2], bytes_of[2], &a);
+        assert_true(made_drafts(&w));
+        worker_close(&w);
+    }
+}
+
 static int setup(void **state) {
     (void)state;
     writer = aligned_alloc(64, step_writer_bytes());
@@ -296,6 +323,7 @@ int main(void) {
             cmocka_unit_test(two_in_flight_give_the_same_answers),
             cmocka_unit_test(a_fault_answers_all_in_flight),
             cmocka_unit_test(the_place_is_what_has_run),
+            cmocka_unit_test(answers_come_before_drafts),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
