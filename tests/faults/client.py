@@ -34,7 +34,8 @@ class Client:
                                                     pb.GetServerInfoResponse.FromString)
 
     def info(self):
-        return self.server_info(pb.GetServerInfoRequest(), timeout=PATIENCE, wait_for_ready=True)
+        call = self.server_info.future(pb.GetServerInfoRequest(), timeout=PATIENCE, wait_for_ready=True)
+        return call.result(2 * PATIENCE)  # grpcio 1.51 once did not tell the end of a call whose deadline was over
 
     def state(self):
         """"serving", or what else it says; "gone" when the coordinator dies under the question."""
