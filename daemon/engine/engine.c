@@ -93,12 +93,9 @@ static void take_submitted(struct engine *g, struct sequence *s) {
 }
 
 static void take_finish(struct engine *g, struct sequence *s, uint32_t n_tokens) {
-    /* What came after the stop string was never sent and does not count. */
     uint32_t generated = s->n_tokens - s->n_prompt;
-    if (s->state != SEQUENCE_ENDING && generated > n_tokens) {
+    if (s->state != SEQUENCE_ENDING && generated > n_tokens)
         s->unseen = generated - n_tokens;
-        g->now.generated_tokens_total -= s->unseen;
-    }
     sequence_finish(g, s, ENGINE_FINISH_REQUESTED, NULL);
 }
 

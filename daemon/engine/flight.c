@@ -95,6 +95,7 @@ static void take_token(struct engine *g, struct sequence *s, const struct step_s
     if (!s->counted) {
         s->counted = true;
         g->now.prompt_tokens_total += s->n_prompt;
+        g->now.cached_tokens_total += engine_stream_cached_tokens(s->stream);
     }
     if (stream_push(s->stream, sample))
         poke_later(g, &s->stream->poke);

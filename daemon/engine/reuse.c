@@ -176,8 +176,6 @@ void reuse_open(struct engine *g, struct sequence *s) {
     from->step = g->step_next;
     prefix_unpin(&g->prefix, &g->pools, s->restore);
     s->restore = PREFIX_NONE;
-    if (s->n_tokens == s->n_prompt)
-        g->now.cached_tokens_total += s->planned;
 }
 
 /* The first position above `at` where a snapshot is wanted; 0 = none. */

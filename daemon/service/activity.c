@@ -4,8 +4,7 @@
 #include <stdio.h>
 
 static double per_second(uint64_t before, uint64_t now, double seconds) {
-    return now > before ? (double)(now - before) / seconds
-                        : 0; /* tokens behind a stop string are taken back */
+    return (double)(now - before) / seconds;
 }
 
 static void sum_drafts(const struct engine_stats *s, uint64_t *ret_proposed, uint64_t *ret_accepted) {

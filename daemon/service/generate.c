@@ -196,11 +196,12 @@ static bool ends_badly(
     }
 }
 
-static void number_chunk(struct answers *a, struct generation *g, struct chunk *chunk) {
+static void number_chunk(struct service *s, struct answers *a, struct generation *g, struct chunk *chunk) {
     chunk->message.index = a->next_index++;
     chunk->message.answer = g->answer;
     chunk->message.first_token_index = g->n_sent;
     chunk->message.n_tokens = (uint32_t)(g->n_tokens - g->n_sent);
+    atomic_fetch_add(&s->sent_tokens_total, chunk->message.n_tokens);
     g->n_sent = g->n_tokens;
 }
 
@@ -223,7 +224,7 @@ static void finish_answer(struct rpc_call *c, struct answers *a, struct generati
     a->ended = a->n_done == a->n;
     if (a->ended && a->n > 1)
         chunk->message.total = &a->sum;
-    number_chunk(a, g, chunk);
+    number_chunk(rpc_call_user(c), a, g, chunk);
     if (a->ended)
         message_reply(c, &chunk->message.base);
     else
@@ -240,7 +241,7 @@ static void give_up(struct rpc_call *c, struct answers *a) {
 
 static void end_answer(struct rpc_call *c, struct answers *a, struct generation *g, struct chunk *chunk,
         enum engine_finish finish) {
-    const struct service *s = rpc_call_user(c);
+    struct service *s = rpc_call_user(c);
     struct rpc_status status;
     g->done = true;
     if (g->stop_index >= 0 && finish == ENGINE_RUNNING)
@@ -263,7 +264,7 @@ static void end_answer(struct rpc_call *c, struct answers *a, struct generation 
     }
     give_up(c, a);
     if (chunk_has_content(chunk)) { /* nothing that was generated is lost */
-        number_chunk(a, g, chunk);
+        number_chunk(s, a, g, chunk);
         message_prepare(c, &chunk->message.base);
     }
     method_refuse(c, &status);
@@ -306,7 +307,7 @@ static void speak(struct rpc_call *c, struct answers *a, struct generation *g) {
     } else if (finish != ENGINE_RUNNING || g->stop_index >= 0) {
         end_answer(c, a, g, &chunk, finish);
     } else if (chunk_has_content(&chunk) || (g->skip_text && g->n_tokens > g->n_sent)) {
-        number_chunk(a, g, &chunk);
+        number_chunk(s, a, g, &chunk);
         message_send(c, &chunk.message.base);
         atomic_fetch_add(&s->chunks_total, 1);
     }

@@ -136,7 +136,7 @@ static void answer_server_info(struct rpc_call *c) {
     answer.waiting = stats.waiting;
     answer.requests_total = stats.requests_total;
     answer.prompt_tokens_total = stats.prompt_tokens_total;
-    answer.generated_tokens_total = stats.generated_tokens_total;
+    answer.generated_tokens_total = atomic_load(&s->sent_tokens_total);
     answer.steps_total = stats.steps_total;
     answer.group_epoch = stats.group_epoch;
     answer.coord_epoch = stats.coord_epoch;

@@ -46,8 +46,8 @@ static void add_requests(struct exposition *x, const struct service *s, const st
             {"shardd_prompt_tokens_computed_total", "counter",
                     "Prompt tokens that went through the model; again when a sequence is replayed.",
                     (double)e->prompt_rows_total},
-            {"shardd_generated_tokens_total", "counter", "Tokens generated.",
-                    (double)e->generated_tokens_total},
+            {"shardd_generated_tokens_total", "counter", "Tokens of answers, as they are sent.",
+                    (double)atomic_load(&s->sent_tokens_total)},
             {"shardd_chunks_total", "counter", "Messages of tokens sent.",
                     (double)atomic_load(&s->chunks_total)},
     };
@@ -280,8 +280,8 @@ static void add_vllm(struct exposition *x, const struct service *s, const struct
             {"vllm:prefix_cache_hits_total", "counter", "Those of them that were found there.",
                     (double)e->cached_tokens_total},
             {"vllm:prompt_tokens_total", "counter", "Prompt tokens taken.", (double)e->prompt_tokens_total},
-            {"vllm:generation_tokens_total", "counter", "Tokens generated.",
-                    (double)e->generated_tokens_total},
+            {"vllm:generation_tokens_total", "counter", "Tokens of answers, as they are sent.",
+                    (double)atomic_load(&s->sent_tokens_total)},
     };
     for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
         exposition_family(x, lines[i].name, lines[i].kind, lines[i].help);

@@ -23,6 +23,7 @@ struct service {
     _Atomic bool serving; /* what health says; see service_set_health() */
     _Atomic bool served;  /* it has said so at least once */
     _Atomic uint64_t refused_total, cancelled_total, chunks_total;
+    _Atomic uint64_t sent_tokens_total;
 };
 
 void service_init(struct service *s, const struct service_options *options);

@@ -55,8 +55,8 @@ class Refused(Exception):
 
 
 class Watched:
-    """A stream that fails where grpcio does not tell its end: 1.51 once waited for ever for a server that was dead, long
-    after the deadline. cancel() does not end such a wait, so the waiting is done on a thread that nobody waits for."""
+    """A stream that fails where grpcio does not tell its end: 1.51 once waited for ever for a server that was dead,
+    long after the deadline. cancel() does not end such a wait, so the waiting is done on a thread that nobody waits for."""
 
     def __init__(self, call, seconds):
         self.call, self.end = call, time.monotonic() + seconds
@@ -114,7 +114,7 @@ class Client:
         try:
             return call.result(timeout + LATE_SECONDS_MAX)
         except grpc.FutureTimeoutError:
-            raise AssertionError("the client was not told the end of %s, though its deadline is long over" % name) from None
+            raise AssertionError("the client was not told the end of %s, long after its deadline" % name) from None
         except grpc.RpcError as error:
             raise Refused(error) from None
 

@@ -141,6 +141,55 @@ static void test_late_stop(void **state) {
     harness_unref(&second, 1);
 }
 
+/* The reader found a stop string in an earlier token: what was generated behind it stays counted. */
+static void test_a_count_never_falls(void **state) {
+    (void)state;
+    static struct reading r;
+    struct engine_stats s;
+    begin();
+    struct engine_request q = harness_request(prompt, 10, 50, 1);
+    harness_submit(engine, &q, &r);
+    for (int i = 0; i < 3; i++) {
+        look();
+        answer();
+    }
+    harness_read(&r, 1, 3);
+    engine_finish(engine, r.stream, 1);
+    harness_read(&r, 1, 0);
+    engine_stats(engine, &s);
+    assert_int_equal(s.generated_tokens_total, 3);
+    harness_unref(&r, 1);
+}
+
+/* A group that dies before the first token takes the cache with it: the prompt is computed after all, and its tokens
+ * are not counted as found. */
+static void test_found_and_lost(void **state) {
+    (void)state;
+    static struct reading r;
+    struct engine_stats s;
+    options.prefix_cache = true;
+    rank_options.slot_units = 4;
+    begin();
+    struct engine_request q = harness_request(prompt, 200, 1, 1);
+    harness_submit(engine, &q, &r);
+    for (; r.finish == ENGINE_RUNNING; harness_take(&r)) {
+        look();
+        answer();
+    }
+    harness_unref(&r, 1);
+    harness_submit(engine, &q, &r);
+    while (look().n_entries == 0)
+        answer(); /* what the first one leaves, and its slot */
+    assert_int_equal(look().memory[0].kind, STEP_MEMORY_RESTORE_SLOT);
+    struct control_message m = {.kind = CONTROL_GROUP_LOST, .group_epoch = 1, .coord_epoch = 1};
+    assert_int_equal(engine_control(engine, &m), 0);
+    do
+        engine_stats(engine, &s);
+    while (strcmp(s.state, "recovering") != 0);
+    assert_int_equal(s.cached_tokens_total, 0);
+    harness_unref(&r, 1);
+}
+
 /* Decode rows come first and prompts fill the rest of the budget, in chunks that end at block boundaries. */
 static void test_chunked_prefill(void **state) {
     (void)state;
@@ -584,6 +633,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test_setup_teardown(test_overlap, setup, teardown),
             cmocka_unit_test_setup_teardown(test_late_stop, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_a_count_never_falls, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_found_and_lost, setup, teardown),
             cmocka_unit_test_setup_teardown(test_chunked_prefill, setup, teardown),
             cmocka_unit_test_setup_teardown(test_order, setup, teardown),
             cmocka_unit_test_setup_teardown(test_open, setup, teardown),

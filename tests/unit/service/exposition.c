@@ -78,7 +78,6 @@ static void test_activity(void **state) {
             "pages in use");
     assert_false(activity_line(&a, &s, 120 * second, line, sizeof(line))); /* idle */
     s.steps_total = 21;
-    s.generated_tokens_total = 50; /* behind a stop string */
     s.preemptions_total = 2;
     s.drafters[0].proposed[0] = s.drafters[1].proposed[2] = 20;
     s.drafters[0].accepted[0] = 14;

@@ -87,8 +87,10 @@ static void test_stop_string_frees_the_engine(void **state) {
         ids[i] = one[i % n];
     free(one);
     fake_script_set(ids, 2000, ENGINE_FINISH_LENGTH);
+    uint64_t before = atomic_load(&harness->service.sent_tokens_total);
     struct answer *a = generate(&q);
     assert_string_equal(a->text, "a");
+    assert_int_equal(atomic_load(&harness->service.sent_tokens_total) - before, a->n_tokens);
     assert_int_equal(atomic_load(&fake_finishes), 1);
     assert_int_equal(atomic_load(&fake_finish_tokens), a->n_tokens);
     assert_int_equal(atomic_load(&fake_cancels), 0);
