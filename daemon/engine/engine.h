@@ -197,8 +197,7 @@ struct engine_stats {
     uint32_t suspects; /* were being computed at a group's death and have not run alone since */
     uint32_t slots_total, slots_free; /* of the workers; a slot is free once its CLOSE was completed */
     uint64_t requests_total, prompt_tokens_total, steps_total, preemptions_total;
-    uint64_t
-            generated_tokens_total; /* those that nobody saw as well: behind a stop string, of who went away */
+    uint64_t generated_tokens_total; /* also those that nobody saw: behind a stop string */
     uint64_t prefix_hits_total;
     uint64_t cached_tokens_total; /* of prompt_tokens_total: came from the prefix cache */
     uint64_t snapshots_total, snapshot_evictions_total;

@@ -56,7 +56,7 @@ class Refused(Exception):
 
 class Watched:
     """A stream that fails where grpcio does not tell its end: 1.51 once waited for ever for a server that was dead,
-    long after the deadline. cancel() does not end such a wait, so the waiting is done on a thread that nobody waits for."""
+    long after the deadline. cancel() does not end such a wait, so it is done on a thread that nobody waits for."""
 
     def __init__(self, call, seconds):
         self.call, self.end = call, time.monotonic() + seconds
