@@ -54,6 +54,13 @@ def test_a_model(sizes_only, tp):
     assert table.count("decode 5") == 4 and table.count("prompt") == 4
 
 
+def test_rounds_with_drafts(sizes_only):
+    tests = bench_model(sizes_only, "--load-format", "dummy", "--prompt", "0", "--decode", "10", "--drafts", "2,0",
+                        "--acceptance", "0.5", "--mtp", "on")[0]["tests"]
+    assert [t["drafts"] for t in tests] == [0, 2]
+    assert tests[1]["tokens_per_round"] == 2 and tests[1]["speed_up"] > 0
+
+
 def test_forms_of_dummy_weights(sizes_only):
     flags = ("--load-format", "dummy", "--prompt", "0", "--decode", "2")
     as_said = bench_model(sizes_only, *flags)[0]["weights"]["bytes"]

@@ -18,11 +18,11 @@ import itertools, json, sys
 flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 numbers = lambda name, other: [int(n) for n in flags.get(name, other).split(",")]
 told = json.load(open({record!r}))
-sample = {{t["kind"]: t for t in told["tests"]}}
-asked = [("prompt", n, 0, 1) for n in numbers("--prompt", "512") if n]
-asked += [("decode", n, d, b) for n in numbers("--decode", "128") if n
-          for d, b in itertools.product(numbers("--depth", "0"), numbers("--batch", "1"))]
-told["tests"] = [dict(sample[k], tokens=n, depth=d, batch=b) for k, n, d, b in asked]
+sample = {{(t["kind"], t["drafts"] > 0): t for t in told["tests"]}}
+asked = [("prompt", n, 0, 1, 0) for n in numbers("--prompt", "512") if n]
+asked += [("decode", n, *more) for n in numbers("--decode", "128") if n
+          for more in itertools.product(numbers("--depth", "0"), numbers("--batch", "1"), numbers("--drafts", "0"))]
+told["tests"] = [dict(sample[k, g > 0], tokens=n, depth=d, batch=b, drafts=g) for k, n, d, b, g in asked]
 for t in told["tests"]:
     t.setdefault("memory_bytes_per_second", 1e9)
     t.setdefault("part_of_memory", 0.5)
@@ -72,7 +72,8 @@ def build(tmp_path_factory):
     model, record = str(folder / "tiny"), str(folder / "record.json")
     assert shardd("synth", model, "--config", "tiny", "--weights", "int4", "--config-only").returncode == 0
     subprocess.run([os.path.join(BIN, "shardd-worker-cuda-emu"), "bench", "--model", model, "--load-format", "dummy",
-                    "--prompt", "4", "--decode", "2", "--repeat", "1", "--max-num-batched-tokens", "4",
+                    "--prompt", "4", "--decode", "2", "--drafts", "0,1", "--acceptance", "1", "--mtp", "on", "--repeat",
+                    "1", "--max-num-batched-tokens", "4",
                     "--speed-memory", "0", "--json", record], check=True, timeout=300 * PATIENCE)
     os.symlink(os.path.join(BIN, "shardd-checkpoint"), folder / "bin" / "shardd-checkpoint")
     program(folder / "bin" / "shardd-worker-cuda", WORKER.format(python=sys.executable, record=record))
@@ -96,9 +97,13 @@ def test_bench_has_a_row_for_every_aim(build):
     for what in ("decode, 1 at 1k", "decode, 8 at 1k", "decode, 16 at 1k", "decode, 32 at 1k", "decode, 64 at 1k",
                  "decode, 1 at 8k", "decode, 1 at 32k", "prompt of 2k", "prompt of 8k", "a token moves"):
         assert len(re.findall(r"^  %s\b" % what, said, re.M)) == 1, said
-    assert re.findall(r"^(\w+) +ok", said, re.M) == ["decode", "deep", "prompt", "moved"]
+    for batch in (1, 4, 8, 16):
+        assert len(re.findall(r"^  1\+3, %-2d at 1k( +[\d.]+){6}" % batch, said, re.M)) == 1, said
+    parts = ["decode", "deep", "prompt", "drafts", "moved"]
+    assert re.findall(r"^(\w+) +ok", said, re.M) == parts
     told = json.loads((build / "log" / "bench.json").read_text())
-    assert told["parts"] == {"decode": "ok", "deep": "ok", "prompt": "ok", "moved": "ok"}
+    assert told["parts"] == {part: "ok" for part in parts}
+    assert [t["batch"] for t in told["drafts"]] == [1, 4, 8, 16] and told["drafts"][0]["tokens_per_round"] == 2
     assert told["moved_bytes_per_token"] == 2 * (1000 + 50 + 150)
     assert len(told["tokens_per_second"]) == 5 + 2 + 2
 
@@ -107,10 +112,10 @@ def test_bench_has_a_row_for_every_aim(build):
 def test_bench2_compares_with_one_gpu(build):
     status, said = run("bench2", build)
     assert status == 0, said
-    rows = re.findall(r"^  (?:decode, \d+ at 1k|prompt of [28]k) +[\d.]+ +[\d.]+ +1\.00 ", said, re.M)
-    assert len(rows) == 4 + 2 + 3, said
-    assert re.findall(r"^(\w+) +ok", said, re.M) == ["decode", "prompt", "bf16"]
-    assert len(json.loads((build / "log" / "bench2.json").read_text())) == 4 + 2 + 3
+    rows = re.findall(r"^  (?:decode, \d+ at 1k(?:, 1\+3)?|prompt of [28]k) +[\d.]+ +[\d.]+ +1\.00 ", said, re.M)
+    assert len(rows) == 4 + 2 + 8 + 3, said
+    assert re.findall(r"^(\w+) +ok", said, re.M) == ["decode", "prompt", "drafts", "bf16"]
+    assert len(json.loads((build / "log" / "bench2.json").read_text())) == 4 + 2 + 8 + 3
 
 
 @pytest.mark.emulated

@@ -135,12 +135,15 @@ static int wait_completion(struct group *g, uint32_t rank, const struct step_com
 }
 
 /* Samples without a token would mean that the rest measures nothing. */
-static int check_outcomes(const struct step_completion *c, const void *body, struct error *e) {
+static int read_outcomes(
+        struct group *g, const struct step_completion *c, const void *body, struct error *e) {
     const struct step_outcome *o = body;
-    for (uint32_t i = 0; i < c->n_outcomes; i++, o = step_outcome_next(o))
+    for (uint32_t i = 0; i < c->n_outcomes; i++, o = step_outcome_next(o)) {
         if (o->status != STEP_SAMPLE_OK)
             return error_set(
                     e, -EBADMSG, "slot %u: a logit is not a finite number; the weights are damaged", o->slot);
+        g->accepted += o->n_accepted;
+    }
     return 0;
 }
 
@@ -159,7 +162,7 @@ int group_take(struct group *g, uint64_t *ret_compute_ns, struct error *e) {
             checksum = c->checksum;
             if (ret_compute_ns)
                 *ret_compute_ns = c->compute_ns;
-            r = c->type == STEP_TYPE_PLAN ? check_outcomes(c, body, e) : 0;
+            r = c->type == STEP_TYPE_PLAN ? read_outcomes(g, c, body, e) : 0;
         } else if (c->type == STEP_TYPE_PLAN && c->checksum != checksum)
             r = error_set(e, -EIO, "rank %u sampled other ids than rank 0", i);
         step_ring_completion_release(g->ring, i);

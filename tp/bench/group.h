@@ -22,6 +22,7 @@ struct group {
     struct step_geometry geometry; /* what every rank can do */
     uint64_t step;                 /* of the last record */
     uint32_t in_flight;
+    uint64_t accepted; /* drafts in all answers taken since the caller set it */
 };
 
 /* Loads; rank and comm_... of the options are filled in here. group_stop() afterwards, whatever came back. */

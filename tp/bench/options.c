@@ -16,8 +16,11 @@ const char bench_help[] =
         "  --decode N              tokens to generate (default 128; 0: none)\n"
         "  --depth N,...           tokens that a sequence holds already (default 0)\n"
         "  --batch N,...           sequences that decode together (default 1)\n"
-        "  --drafts N,...          wrong guesses that each step of a sequence verifies, up to 15 (default 0): what a\n"
-        "                          round of 1 + N rows costs\n"
+        "  --drafts N,...          guesses that each step of a sequence verifies, up to 15 (default 0): what a\n"
+        "                          round of 1 + N rows costs; with 0 in the list also against a step without\n"
+        "  --acceptance PART       of these guesses, so many are made right (default 0): from 0 to 1, e.g. 0.8\n"
+        "  --mtp on|off            run the MTP layer in every step, and let it make the guesses of each next round\n"
+        "                          (default off)\n"
         "  --repeat N              measurements of each test (default 5)\n"
         "  --json FILE             all figures as JSON; -: on stdout, and the table on stderr\n"
         "  --speed-memory SIZE     that the memory's speed is measured over (default 1GiB; 0: not measured)\n"
@@ -28,14 +31,15 @@ const char bench_help[] =
         "--activations, --numerics, --max-num-batched-tokens, --kv-cache-dtype, --kv-cache-memory, --temperature,\n"
         "--top-k, --top-p, --min-p, --seed, --enforce-eager, --log-level as without `bench`.\n";
 
-static const char *const own[] = {"--prompt", "--decode", "--depth", "--batch", "--drafts", "--repeat",
-        "--json", "--speed-memory", "--weights", "--lm-head", "--group-size"};
+static const char *const own[] = {"--prompt", "--decode", "--depth", "--batch", "--drafts", "--acceptance",
+        "--repeat", "--json", "--speed-memory", "--weights", "--lm-head", "--group-size"};
 enum own_flag {
     PROMPT,
     DECODE,
     DEPTH,
     BATCH,
     DRAFTS,
+    ACCEPTANCE,
     REPEAT,
     JSON,
     SPEED_MEMORY,
@@ -70,6 +74,10 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+static void sort(struct bench_list *l) {
+    qsort(l->at, l->n, sizeof(l->at[0]), ascending);
+}
+
 static void drop_zeros(struct bench_list *l) {
     uint32_t n = 0;
     for (uint32_t i = 0; i < l->n; i++)
@@ -102,6 +110,16 @@ static int parse_number(
     return r < 0 ? error_prefix(e, r, "%s", flag) : 0;
 }
 
+/* "0.8" as 800. */
+static int parse_acceptance(const char *flag, const char *text, uint32_t *ret, struct error *e) {
+    char *end;
+    const double part = strtod(text, &end);
+    if (end == text || *end || !(part >= 0 && part <= 1))
+        return error_set(e, -EINVAL, "%s '%.64s': a number from 0 to 1 is expected", flag, text);
+    *ret = (uint32_t)(1000 * part + 0.5);
+    return 0;
+}
+
 static int set_own(struct bench_options *o, enum own_flag flag, const char *text, struct error *e) {
     const char *name = own[flag];
     int r;
@@ -112,14 +130,18 @@ static int set_own(struct bench_options *o, enum own_flag flag, const char *text
         return r;
     case DEPTH:
         r = parse_list(name, text, 0, CONTEXT_MAX, &o->depths, e);
-        qsort(o->depths.at, o->depths.n, sizeof(o->depths.at[0]), ascending);
+        sort(&o->depths);
         return r;
     case BATCH:
         return parse_list(name, text, 1, SEQS_MAX - 1, &o->batches, e);
     case DRAFTS:
-        return parse_list(name, text, 0, DRAFT_MAX, &o->drafts, e);
+        r = parse_list(name, text, 0, DRAFT_MAX, &o->drafts, e);
+        sort(&o->drafts);
+        return r;
     case DECODE:
         return parse_number(name, text, 0, CONTEXT_MAX, &o->decode, e);
+    case ACCEPTANCE:
+        return parse_acceptance(name, text, &o->acceptance, e);
     case REPEAT:
         return parse_number(name, text, 1, BENCH_REPEAT_MAX, &o->repeat, e);
     case JSON:

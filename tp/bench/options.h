@@ -17,7 +17,8 @@ struct bench_options {
     struct bench_list prompts; /* tokens; no 0 in it */
     struct bench_list depths;  /* tokens that a sequence holds already; ascending */
     struct bench_list batches; /* sequences that decode together */
-    struct bench_list drafts;  /* rows of each beside its first, that a step verifies */
+    struct bench_list drafts;  /* rows of each beside its first, that a step verifies; ascending */
+    uint32_t acceptance;       /* of 1000 drafts, so many are right */
     uint32_t decode;           /* tokens of each; 0 = no decoding */
     uint32_t repeat;
     uint64_t memory_bytes; /* that the memory's speed is measured over; 0 = it is not */

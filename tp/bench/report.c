@@ -85,13 +85,15 @@ void report_begin(struct report *r) {
     json_object_set_new(r->root, "cost", cost_object(&r->cost));
     json_object_set_new(r->root, "gpu", or_null(r->gpu));
     r->gpu = NULL;
+    json_object_set_new(r->root, "mtp", json_boolean(r->group->geometry.has_mtp));
     json_object_set_new(r->root, "tests", json_array());
     fprintf(r->table, "%s: %s of weights, tp %u, %s (%s)\n", o->worker.rank.model_dir,
             SIZE_TEXT((uint64_t)r->cost.weights), r->group->tp, kernels, host);
     bench_gpu_print(r->table, json_object_get(r->root, "gpu"));
-    fprintf(r->table, "%-13s %7s %5s %19s %10s %10s %9s %9s %9s%s\n", "test", "depth", "batch", "tokens/s",
+    fprintf(r->table, "%-13s %7s %5s %19s %10s %10s %9s %9s %9s%s%s\n", "test", "depth", "batch", "tokens/s",
             "ms a step", "MB a token", "GB/s", "of memory", "TFLOP/s",
-            k_runs_behind(rank->context) ? "  host us  nodes" : "");
+            k_runs_behind(rank->context) ? "  host us  nodes" : "",
+            o->drafts.at[o->drafts.n - 1] ? "  a round  of plain  speed-up" : "");
     fflush(r->table);
 }
 
@@ -101,22 +103,35 @@ void report_begin(struct report *r) {
 struct figures {
     double *rates;
     double mean, deviation, step_ms;
-    double flops; /* per second; prompts */
-    double bytes; /* per second; decoding */
+    double flops;              /* per second; prompts */
+    double bytes;              /* per second; decoding */
+    double round;              /* with drafts: tokens of a sequence in one */
+    double of_plain, speed_up; /* 0: no such test without drafts */
 };
 
 static struct figures figures_of(const struct report *r, const struct bench_test *t) {
     struct figures f = {.rates = calloc(t->n + 1u, sizeof(f.rates[0]))};
     for (uint32_t i = 0; i < t->n && f.rates; i++)
-        f.rates[i] = (double)t->tokens * t->batch / t->seconds[i];
+        f.rates[i] = t->n_tokens / t->seconds[i];
     if (!f.rates)
         return f;
     f.mean = statistics_mean(f.rates, t->n);
     f.deviation = statistics_deviation(f.rates, t->n);
     f.step_ms = 1e3 * statistics_mean(t->seconds, t->n) / t->steps;
     f.flops = t->kind == BENCH_PROMPT ? 2 * r->cost.multiply_adds * f.mean : 0;
-    f.bytes = t->kind == BENCH_DECODE ? t->step_bytes * f.mean / t->batch : 0;
+    f.bytes = t->kind == BENCH_DECODE ? t->step_bytes * t->steps * f.mean / t->n_tokens : 0;
+    f.round = t->drafts ? t->n_tokens / ((double)t->batch * t->steps) : 0;
+    if (t->drafts && t->n && r->plain.batch == t->batch && r->plain.depth == t->depth) {
+        f.of_plain = f.step_ms / r->plain.step_ms;
+        f.speed_up = f.mean / r->plain.rate;
+    }
     return f;
+}
+
+static void print_round(const struct report *r, const struct figures *f) {
+    fprintf(r->table, " %8.2f", f->round);
+    if (f->speed_up > 0)
+        fprintf(r->table, " %9.3f %9.2f", f->of_plain, f->speed_up);
 }
 
 static void print_test(const struct report *r, const struct bench_test *t, const struct figures *f) {
@@ -135,13 +150,15 @@ static void print_test(const struct report *r, const struct bench_test *t, const
     if (t->kind == BENCH_PROMPT)
         fprintf(r->table, " %10s %9s %9s %9.3f", "", "", "", f->flops / 1e12);
     else
-        fprintf(r->table, " %10.1f %9.1f", t->step_bytes / t->batch / 1e6, f->bytes / 1e9);
+        fprintf(r->table, " %10.1f %9.1f", t->step_bytes * t->steps / t->n_tokens / 1e6, f->bytes / 1e9);
     if (t->kind == BENCH_DECODE && t->memory_rate > 0)
         fprintf(r->table, " %7.1f %% %9s", 100 * f->bytes / t->memory_rate, "");
     else if (t->kind == BENCH_DECODE)
         fprintf(r->table, " %9s %9s", "", "");
     if (t->behind)
         fprintf(r->table, " %8.1f %6u", t->host_seconds * 1e6, t->graph_nodes);
+    if (t->drafts)
+        print_round(r, f);
     fputc('\n', r->table);
 }
 
@@ -167,8 +184,14 @@ static void put_figures(json_t *o, const struct bench_test *t, const struct figu
         put(o, "flops_per_second", f->flops);
         return;
     }
+    if (t->drafts) {
+        put(o, "acceptance", t->acceptance / 1e3);
+        put(o, "tokens_per_round", f->round);
+        json_object_set_new(o, "round_of_plain", f->speed_up > 0 ? json_real(f->of_plain) : json_null());
+        json_object_set_new(o, "speed_up", f->speed_up > 0 ? json_real(f->speed_up) : json_null());
+    }
     put(o, "bytes_per_step", t->step_bytes);
-    put(o, "bytes_per_token", t->step_bytes / t->batch);
+    put(o, "bytes_per_token", t->step_bytes * t->steps / t->n_tokens);
     put(o, "bytes_per_second", f->bytes);
     if (t->memory_rate > 0)
         put(o, "part_of_memory", f->bytes / t->memory_rate);
@@ -189,6 +212,12 @@ void report_test(struct report *r, const struct bench_test *t, json_t *gpu_load)
     } else {
         json_object_set_new(o, "skipped", json_string(t->skipped));
         json_decref(gpu_load);
+    }
+    if (t->n && t->kind == BENCH_DECODE && !t->drafts) {
+        r->plain.depth = t->depth;
+        r->plain.batch = t->batch;
+        r->plain.step_ms = f.step_ms;
+        r->plain.rate = f.mean;
     }
     json_array_append_new(json_object_get(r->root, "tests"), o);
     print_test(r, t, &f);

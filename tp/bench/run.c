@@ -11,6 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define RIGHT_ID 1u /* which every sample of a slot with drafts is */
+#define WRONG_ID 0u
+#define WHOLE    1000u /* of bench_options.acceptance */
+
 struct runner {
     const struct bench_run *run;
     const struct bench_options *o;
@@ -18,6 +22,7 @@ struct runner {
     uint32_t source; /* its slot; the tests' slots are 1.. */
     uint32_t depth;  /* tokens that the source holds */
     bool source_open;
+    bool mtp;          /* the ranks run the MTP layer */
     uint32_t open;     /* slots of a test that are open: 1..open */
     uint32_t stride;   /* pages of each of them */
     uint32_t copied;   /* of them hold the source's pages already */
@@ -38,18 +43,39 @@ static uint32_t pages_of(uint32_t tokens) {
 
 /* --- what fits --- */
 
-/* Positions that a sequence's pages reach to after `tokens` steps. Rows of drafts need pages, too; and until it is
- * known that those of a step in flight are wrong, the next one's may lie behind them. */
-static uint32_t reach_of(const struct bench_test *t, uint32_t tokens) {
-    return t->depth + 1 + tokens + (GROUP_IN_FLIGHT + 1) * t->drafts;
+/* Drafts of a slot that are right in the first `steps` rounds: the given part of all, each slot at another place of the
+ * pattern. */
+static uint32_t accepted_of(const struct bench_test *t, uint32_t slot, uint32_t steps) {
+    const uint64_t phase = slot * UINT64_C(618) % WHOLE;
+    return (uint32_t)((phase + (uint64_t)steps * t->drafts * t->acceptance) / WHOLE);
 }
-/* A sequence that decodes holds one token more than it generates: it begins with one. */
+
+/* The MTP layer has an entry for the token after the last row, and for those behind the drafts that it makes. */
+static uint32_t positions_behind(const struct bench_test *t) {
+    return t->mtp ? 1 + t->drafts : 0;
+}
+/* Positions that the pages of a sequence of so many tokens reach to. Rows of drafts need pages, too; and until it is
+ * known which of a step in flight are right, the next one's may lie behind all of them. */
+static uint32_t reach_of(const struct bench_test *t, uint32_t length) {
+    return length + (GROUP_IN_FLIGHT + 1) * t->drafts + positions_behind(t);
+}
+/* Tokens of a slot after so many steps. It holds one more than it generates: it begins with one. */
+static uint32_t tokens_of(const struct bench_test *t, uint32_t slot, uint32_t steps) {
+    return t->depth + 1 + steps + accepted_of(t, slot, steps);
+}
+/* Of any slot, the most. */
 static uint32_t length_of(const struct bench_test *t) {
-    return t->kind == BENCH_DECODE ? reach_of(t, t->tokens) : t->depth + t->tokens;
+    const uint64_t right = ((uint64_t)t->tokens * t->drafts * t->acceptance + WHOLE - 1) / WHOLE;
+    return t->kind == BENCH_DECODE ? reach_of(t, t->depth + 1 + t->tokens + (uint32_t)right)
+                                   : reach_of(t, t->depth + t->tokens);
+}
+/* Of a slot that has processed so many tokens in prompts alone. */
+static uint32_t prompt_pages(uint32_t tokens, bool mtp) {
+    return tokens ? pages_of(tokens + mtp) : 0;
 }
 /* The source's pages are the first slot's as well, where they are whole. */
 static uint64_t test_pages(const struct bench_test *t) {
-    return (uint64_t)pages_of(t->depth) + (uint64_t)t->batch * pages_of(length_of(t)) -
+    return (uint64_t)prompt_pages(t->depth, t->mtp) + (uint64_t)t->batch * pages_of(length_of(t)) -
            t->depth / PAGE_TOKENS;
 }
 
@@ -58,8 +84,11 @@ static int each_test(
         const struct bench_options *o, int (*visit)(void *user, struct bench_test *t), void *user) {
     for (uint32_t d = 0; d < o->depths.n; d++) {
         for (uint32_t i = 0; i < o->prompts.n; i++) {
-            struct bench_test t = {
-                    .kind = BENCH_PROMPT, .tokens = o->prompts.at[i], .depth = o->depths.at[d], .batch = 1};
+            struct bench_test t = {.kind = BENCH_PROMPT,
+                    .tokens = o->prompts.at[i],
+                    .depth = o->depths.at[d],
+                    .batch = 1,
+                    .mtp = o->worker.rank.mtp};
             int r = visit(user, &t);
             if (r < 0)
                 return r;
@@ -69,7 +98,9 @@ static int each_test(
                     .tokens = o->decode,
                     .depth = o->depths.at[d],
                     .batch = o->batches.at[i / o->drafts.n],
-                    .drafts = o->drafts.at[i % o->drafts.n]};
+                    .drafts = o->drafts.at[i % o->drafts.n],
+                    .mtp = o->worker.rank.mtp};
+            t.acceptance = t.drafts ? o->acceptance : 0;
             int r = visit(user, &t);
             if (r < 0)
                 return r;
@@ -128,9 +159,11 @@ static uint32_t page_of(const struct runner *r, uint32_t slot, uint32_t k) {
     return slot == 1 ? 1 + k - shared : 1 + (slot - 1) * r->stride - shared + k;
 }
 
-#define WRONG_ID 0u /* a draft; suppressed, so that it is never sampled */
 static void add_open(struct runner *r, struct step_writer *w, uint32_t slot, bool drafts) {
-    const uint32_t wrong = WRONG_ID;
+    const struct {
+        uint32_t id;
+        float bias;
+    } forced = {RIGHT_ID, 1e6f};
     const struct worker_options *o = &r->o->worker;
     struct step_open open = offline_greedy();
     open.slot = slot;
@@ -141,9 +174,8 @@ static void add_open(struct runner *r, struct step_writer *w, uint32_t slot, boo
     open.min_p = o->min_p;
     open.seed = o->rank.seed + slot;
     if (drafts) {
-        open.n_suppress = 1;
-        open.suppress_at = step_blob(w, &wrong, sizeof(wrong));
-        open.min_tokens = NEW_TOKENS_MAX;
+        open.n_bias = 1;
+        open.bias_at = step_blob(w, &forced, sizeof(forced));
     }
     step_add_open(w, &open);
 }
@@ -160,8 +192,8 @@ static void add_prompt(struct runner *r, struct step_writer *w, uint32_t slot, u
             .rope_at = STEP_NONE,
             .mask_at = STEP_NONE,
             .drafts_at = STEP_NONE,
-            .page_first = pages_of(granted)};
-    t.n_pages = pages_of(first_pos + rows) - t.page_first;
+            .page_first = prompt_pages(granted, r->mtp)};
+    t.n_pages = prompt_pages(first_pos + rows, r->mtp) - t.page_first;
     for (uint32_t i = 0; i < t.n_pages; i++)
         r->scratch[i] = page_of(r, slot, t.page_first + i);
     if (t.n_pages)
@@ -266,6 +298,7 @@ static int open_slots(struct runner *r, const struct bench_test *t, struct error
 
 static void begin_measurement(struct runner *r) {
     r->n_host = 0;
+    r->g->accepted = 0;
     r->host_ns = atomic_load(&r->g->ranks[0].host_ns);
 }
 
@@ -293,9 +326,12 @@ static int first_tokens(struct runner *r, const struct bench_test *t, struct err
 /* The step after i others. */
 static void add_continue(
         struct runner *r, struct step_writer *w, uint32_t slot, const struct bench_test *test, uint32_t i) {
-    static const uint32_t drafts[DRAFT_MAX]; /* WRONG_ID */
-    const uint32_t granted = pages_of(i ? reach_of(test, i) : test->depth + 1),
-                   n_pages = pages_of(reach_of(test, i + 1)) - granted;
+    const uint32_t length = tokens_of(test, slot, i), next = tokens_of(test, slot, i + 1),
+                   granted = i ? pages_of(reach_of(test, length)) : prompt_pages(length, r->mtp),
+                   n_pages = pages_of(reach_of(test, next)) - granted;
+    uint32_t drafts[DRAFT_MAX];
+    for (uint32_t k = 0; k < test->drafts; k++)
+        drafts[k] = k < next - length - 1 ? RIGHT_ID : WRONG_ID;
     struct step_entry t = {.slot = slot,
             .kind = STEP_ENTRY_CONTINUE,
             .flags = STEP_ENTRY_SAMPLE,
@@ -306,7 +342,8 @@ static void add_continue(
             .mask_at = STEP_NONE,
             .drafts_at = STEP_NONE,
             .page_first = granted,
-            .n_pages = n_pages};
+            .n_pages = n_pages,
+            .n_draft_next = test->mtp ? test->drafts : 0};
     for (uint32_t k = 0; k < n_pages; k++)
         r->scratch[k] = page_of(r, slot, granted + k);
     if (n_pages)
@@ -314,6 +351,20 @@ static void add_continue(
     if (test->drafts)
         t.drafts_at = step_blob(w, drafts, test->drafts * 4);
     step_add_entry(w, &t);
+}
+
+static uint64_t accepted_of_all(const struct bench_test *t) {
+    uint64_t n = 0;
+    for (uint32_t slot = 1; slot <= t->batch; slot++)
+        n += accepted_of(t, slot, t->tokens);
+    return n;
+}
+static int check_accepted(const struct runner *r, const struct bench_test *t, struct error *e) {
+    const uint64_t n = accepted_of_all(t);
+    if (r->g->accepted == n)
+        return 0;
+    return error_set(e, -EBADMSG, "the ranks accepted %llu drafts, of which %llu were right",
+            (unsigned long long)r->g->accepted, (unsigned long long)n);
 }
 
 static int measure_decode(
@@ -332,7 +383,7 @@ static int measure_decode(
     if (rc == 0)
         rc = take_all(r, e);
     *ret_seconds = (double)(clock_ns() - begin) / 1e9;
-    return rc;
+    return rc == 0 ? check_accepted(r, t, e) : rc;
 }
 
 /* --- tests --- */
@@ -344,9 +395,12 @@ static int run_test(struct runner *r, struct bench_test *t, struct error *e) {
     const uint32_t rows = r->g->geometry.rows_max;
     double unused, before = 0;
     t->steps = prompt ? (t->tokens + rows - 1) / rows : t->tokens;
-    /* The lengths of a sequence's steps are 1 token apart, the new one included. */
-    if (!prompt)
-        t->step_bytes = bench_step_bytes(&r->run->cost, t->batch, t->depth + 1 + (t->tokens + 1) / 2.0);
+    t->n_tokens = (double)t->tokens * t->batch + (double)accepted_of_all(t);
+    /* The lengths of a sequence's steps are as many tokens apart as it gets in each, the new one included. */
+    if (!prompt) {
+        const double each = t->n_tokens / ((double)t->tokens * t->batch);
+        t->step_bytes = bench_step_bytes(&r->run->cost, t->batch, t->depth + 1 + each * (t->tokens + 1) / 2);
+    }
     int rc = measure(r, t, &unused, e); /* warms up: clocks, caches, graphs */
     if (rc == 0 && r->run->memory_rate)
         before = r->run->memory_rate(r->run->user);
@@ -400,14 +454,20 @@ int bench_run_all(const struct bench_run *run, struct error *e) {
             .o = run->options,
             .g = run->group,
             .source = run->group->geometry.slots,
+            .mtp = run->group->geometry.has_mtp != 0,
             .seed = run->options->worker.rank.seed,
             .scratch = calloc(ids > pages ? ids : pages, sizeof(r.scratch[0])),
             .seconds = calloc(run->options->repeat, sizeof(r.seconds[0]))};
     r.steps_max = most_steps(run);
     r.host = calloc(r.steps_max, sizeof(r.host[0]));
     struct visit v = {&r, e};
-    int rc = r.scratch && r.seconds && r.host ? each_test(run->options, visit_test, &v)
-                                              : error_set(e, -ENOMEM, "out of memory for the tests");
+    int rc = 0;
+    if (run->options->worker.rank.mtp && !r.mtp)
+        rc = error_set(e, -EINVAL, "--mtp on: this model has no MTP layer; --mtp off measures without");
+    else if (!r.scratch || !r.seconds || !r.host)
+        rc = error_set(e, -ENOMEM, "out of memory for the tests");
+    if (rc == 0)
+        rc = each_test(run->options, visit_test, &v);
     free(r.scratch);
     free(r.seconds);
     free(r.host);

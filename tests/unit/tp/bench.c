@@ -62,6 +62,8 @@ static void test_flags(void **state) {
     REFUSED("--prompt", "--prompt", "1,x");
     REFUSED("--batch", "--batch", "0");
     REFUSED("--drafts", "--drafts", "16");
+    REFUSED("--acceptance", "--acceptance", "1.01");
+    REFUSED("--acceptance", "--acceptance", "nan");
     REFUSED("--repeat", "--repeat", "0");
     REFUSED("--weights", "--weights", "int5");
     REFUSED("nothing", "--prompt", "0", "--decode", "0");
@@ -152,7 +154,8 @@ static void expect_test(const json_t *o, const char *kind, uint32_t tokens, uint
             json_is_null(json_object_get(o, "host_us")) && json_is_null(json_object_get(o, "graph_nodes")));
     if (strcmp(kind, "decode") != 0)
         return;
-    assert_true(fabs(number(o, "bytes_per_token") * batch - number(o, "bytes_per_step")) < 1e-3);
+    const double round = number(o, "drafts") > 0 ? number(o, "tokens_per_round") : 1;
+    assert_true(fabs(number(o, "bytes_per_token") * batch * round - number(o, "bytes_per_step")) < 1e-3);
     assert_true(fabs(number(o, "part_of_memory") - number(o, "bytes_per_second") / 5e8) < 1e-9);
 }
 
@@ -196,6 +199,37 @@ static void test_drafts(void **state) {
         assert_true(number(json_array_get(tests, i), "steps") == 30);
     }
     assert_non_null(strstr(json_string_value(json_object_get(json_array_get(tests, 5), "skipped")), "rows"));
+    report_done(&s.report);
+}
+
+/* What is right is known beforehand, and the ranks must have accepted as much: over ends of pages and of blocks, with
+ * drafts of the MTP layer made meanwhile, and with two ranks. */
+static void test_acceptance(void **state) {
+    char *one[] = {"--prompt", "0", "--decode", "30", "--depth", "0,64", "--batch", "1,2", "--drafts", "3,0",
+            "--acceptance", "0.8", "--mtp", "on", "--repeat", "2", NULL};
+    char *two[] = {"--prompt", "70", "--decode", "10", "--batch", "3", "--drafts", "15", "--acceptance", "1",
+            "--repeat", "2", "--tensor-parallel-size", "2", "--temperature", "0.7", NULL};
+    (void)state;
+    struct seen s = run(one);
+    const json_t *tests = json_object_get(s.report.root, "tests");
+    assert_true(json_is_true(json_object_get(s.report.root, "mtp")));
+    assert_int_equal(s.n, 8);
+    for (uint32_t i = 0; i < 8; i += 2) {
+        const json_t *plain = json_array_get(tests, i), *t = json_array_get(tests, i + 1);
+        expect_test(t, "decode", 30, i < 4 ? 0 : 64, i % 4 ? 2 : 1);
+        assert_true(number(plain, "drafts") == 0 && number(t, "drafts") == 3);
+        assert_true(number(t, "acceptance") == 0.8);
+        assert_true(fabs(number(t, "tokens_per_round") - 3.4) < 0.04);
+        const double ratio = number(t, "step_ms") / number(plain, "step_ms");
+        assert_true(fabs(number(t, "round_of_plain") / ratio - 1) < 1e-9);
+        assert_null(json_object_get(plain, "speed_up"));
+        assert_true(number(t, "speed_up") > 0);
+    }
+    report_done(&s.report);
+    s = run(two);
+    const json_t *t = json_array_get(json_object_get(s.report.root, "tests"), 1);
+    assert_true(number(t, "tokens_per_round") == 16);
+    assert_true(json_is_null(json_object_get(t, "speed_up"))); /* against which? */
     report_done(&s.report);
 }
 
@@ -271,6 +305,7 @@ int main(void) {
             cmocka_unit_test(test_bytes_of_a_step),
             cmocka_unit_test(test_runs),
             cmocka_unit_test(test_drafts),
+            cmocka_unit_test(test_acceptance),
             cmocka_unit_test(test_what_the_driver_says),
             cmocka_unit_test(test_two_ranks_and_too_little_room),
     };
