@@ -2,13 +2,16 @@
 #include "base/host_memory.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
-static bool read_number(const char *path, const char *key, uint64_t *ret) {
-    char line[256];
+/* The number behind the key that a line begins with; false where there is none. */
+static bool read_number(const char *root, const char *name, const char *key, uint64_t *ret) {
+    char path[PATH_MAX], line[256];
     bool found = false;
+    snprintf(path, sizeof path, "%s%s", root, name);
     FILE *f = fopen(path, "re");
     if (!f)
         return false;
@@ -21,14 +24,21 @@ static bool read_number(const char *path, const char *key, uint64_t *ret) {
     return found;
 }
 
-uint64_t host_memory_free(void) {
-    uint64_t kib = 0, limit, used;
-    read_number("/proc/meminfo", "MemAvailable:", &kib);
-    uint64_t bytes = kib * 1024;
-    if (read_number("/sys/fs/cgroup/memory.max", "", &limit) &&
-            read_number("/sys/fs/cgroup/memory.current", "", &used)) {
-        uint64_t left = limit > used ? limit - used : 0;
-        bytes = left < bytes ? left : bytes;
+void host_memory_group(const char *root, uint64_t *ret_limit, uint64_t *ret_used) {
+    uint64_t cache = 0;
+    if (!read_number(root, "/sys/fs/cgroup/memory.max", "", ret_limit) ||
+            !read_number(root, "/sys/fs/cgroup/memory.current", "", ret_used)) {
+        *ret_limit = *ret_used = 0; /* "max" is no number: no limit */
+        return;
     }
-    return bytes;
+    read_number(root, "/sys/fs/cgroup/memory.stat", "inactive_file ", &cache);
+    *ret_used -= cache < *ret_used ? cache : *ret_used;
+}
+
+uint64_t host_memory_free(const char *root) {
+    uint64_t kib = 0, limit, used;
+    read_number(root, "/proc/meminfo", "MemAvailable:", &kib);
+    host_memory_group(root, &limit, &used);
+    uint64_t bytes = kib * 1024, left = limit > used ? limit - used : 0;
+    return limit > 0 && left < bytes ? left : bytes;
 }

@@ -138,5 +138,5 @@ bool k_memory_shared(const struct k_context *c) {
 
 uint64_t k_memory_free(const struct k_context *c) {
     (void)c;
-    return host_memory_free();
+    return host_memory_free("");
 }

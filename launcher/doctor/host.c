@@ -1,6 +1,7 @@
 /* host.c - see host.h. */
 #include "launcher/doctor/host.h"
 
+#include "base/host_memory.h"
 #include "launcher/pci.h"
 
 #include <ctype.h>
@@ -50,16 +51,6 @@ static bool first_line(const char *path, char *line, size_t size) {
     line[there ? strcspn(line, "\n") : 0] = '\0';
     clean(line);
     return there;
-}
-
-/* A number in hexadecimal ("0x10de") or decimal. */
-static bool first_number(const char *path, uint64_t *ret) {
-    char line[64], *end;
-    if (!first_line(path, line, sizeof(line)))
-        return false;
-    errno = 0;
-    *ret = strtoull(line, &end, 0);
-    return errno == 0 && end != line;
 }
 
 static bool exists(const char *path) {
@@ -204,9 +195,7 @@ static void read_memory(const char *root, struct host *h) {
         }
     if (f)
         fclose(f);
-    if (!first_number(below(root, path, "/sys/fs/cgroup/memory.max"), &h->group_limit) ||
-            !first_number(below(root, path, "/sys/fs/cgroup/memory.current"), &h->group_used))
-        h->group_limit = h->group_used = 0; /* "max" is no number: no limit */
+    host_memory_group(root, &h->group_limit, &h->group_used);
     if (first_line(below(root, path, "/sys/kernel/mm/transparent_hugepage/enabled"), line, sizeof(line))) {
         const char *chosen = strchr(line, '[');
         size_t n = chosen ? strcspn(chosen + 1, "]") : 0;
@@ -263,7 +252,7 @@ void host_process_name(const char *root, uint32_t pid, char *name, size_t size) 
     first_line(below(root, path, "/proc/%u/comm", pid), name, size);
 }
 
-uint64_t host_memory_free(const struct host *h) {
+uint64_t host_memory_left(const struct host *h) {
     uint64_t left = h->group_limit > h->group_used ? h->group_limit - h->group_used : 0;
     return h->group_limit && left < h->memory_available ? left : h->memory_available;
 }

@@ -59,4 +59,4 @@ const struct host_gpu *host_gpu_at(const struct host *h, const char *place);
 /* "python3"; "" where it is not told (another user's process, or one outside of this container). */
 void host_process_name(const char *root, uint32_t pid, char *name, size_t size);
 /* What the machine, or the control group if that is less, has left. */
-uint64_t host_memory_free(const struct host *h);
+uint64_t host_memory_left(const struct host *h);

@@ -31,7 +31,7 @@ static void check_cpu(struct checkup *c) {
 
 static void check_memory(struct checkup *c) {
     const struct host *h = &c->host;
-    const uint64_t left = host_memory_free(h);
+    const uint64_t left = host_memory_left(h);
     const bool grouped = h->group_limit && h->group_limit < h->memory_total,
                little = left < HOST_MEMORY_LEAST;
     char group[96] = "";

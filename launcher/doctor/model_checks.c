@@ -205,7 +205,7 @@ void check_model(struct checkup *c) {
     struct error e = {0};
     if (!q.model)
         return;
-    q.memory_bytes = c->cuda ? gpu_memory(c) : host_memory_free(&c->host) / c->tp;
+    q.memory_bytes = c->cuda ? gpu_memory(c) : host_memory_left(&c->host) / c->tp;
     if (q.memory_bytes == 0)
         q.memory_bytes = MEMORY_UNKNOWN;
     const bool told = q.memory_bytes != MEMORY_UNKNOWN;

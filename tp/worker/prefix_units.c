@@ -47,7 +47,7 @@ void prefix_units_choose(struct rank *r, uint64_t left) {
     if (!o->prefix_cache || b->pool.slot_units > 0) /* none, or exactly so many were asked for */
         return;
     k_pool_cost(&r->shard.shape, &b->pool, &cost);
-    uint64_t room = k_memory_shared(r->context) ? left : host_memory_free() / o->tp;
+    uint64_t room = k_memory_shared(r->context) ? left : host_memory_free("") / o->tp;
     uint64_t bytes = share(r, room, cost.slot_unit_bytes);
     uint64_t most = room - room / KEPT_FREE;
     b->pool.slot_units = (uint32_t)least(least(bytes, most) / cost.slot_unit_bytes, UNITS_MAX);

@@ -2,6 +2,8 @@
  * proc, sys and dev), and values that nobody should believe. */
 #include "launcher/doctor/checkup.h"
 
+#include "base/host_memory.h"
+
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -101,7 +103,7 @@ static void test_machine_is_read(void **state) {
     assert_int_equal(h.threads_total, 2);
     assert_int_equal(h.numa_nodes, 2);
     assert_true(h.memory_total == 64000000ull * 1024 && h.memory_available == 60000000ull * 1024);
-    assert_true(h.group_limit == 0 && host_memory_free(&h) == h.memory_available);
+    assert_true(h.group_limit == 0 && host_memory_left(&h) == h.memory_available);
     assert_true(h.huge_pages == 512 && h.huge_page_bytes == 2u << 20);
     assert_string_equal(h.transparent, "madvise");
     assert_true(h.shm_bytes > 0);
@@ -116,10 +118,18 @@ static void test_a_group_limits_memory(void **state) {
     struct host h;
     put_file("sys/fs/cgroup/memory.max", "5000\n");
     host_look(root, &h);
-    assert_true(h.group_limit == 5000 && host_memory_free(&h) == 4000);
+    assert_true(h.group_limit == 5000 && host_memory_left(&h) == 4000);
+    put_file("sys/fs/cgroup/memory.stat",
+            "anon 100\ninactive_file 300\nactive_file 600\n"); /* cache that goes first */
+    host_look(root, &h);
+    assert_true(h.group_used == 700 && host_memory_left(&h) == 4300);
+    assert_true(host_memory_free(root) == 4300);
+    put_file("sys/fs/cgroup/memory.stat", "inactive_file 3000\n"); /* read later than the sum */
+    assert_true(host_memory_free(root) == 5000);
+    drop_file("sys/fs/cgroup/memory.stat");
     put_file("sys/fs/cgroup/memory.max", "500\n"); /* lowered below what is used */
     host_look(root, &h);
-    assert_true(host_memory_free(&h) == 0);
+    assert_true(host_memory_left(&h) == 0);
     put_file("sys/fs/cgroup/memory.max", "max\n");
 }
 
@@ -145,7 +155,7 @@ static void test_an_empty_machine(void **state) {
     assert_string_equal(h.module, "");
     assert_false(h.nodes[HOST_NODE_CONTROL].present);
     assert_string_equal(h.isa, "plain");
-    assert_true(host_memory_free(&h) == 0);
+    assert_true(host_memory_left(&h) == 0);
 }
 
 /* --- a checkup by hand --- */
