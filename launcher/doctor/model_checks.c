@@ -5,6 +5,7 @@
 #include "base/sizes.h"
 #include "launcher/argv.h"
 #include "launcher/ask.h"
+#include "launcher/pass.h"
 #include "launcher/programs.h"
 
 #include <errno.h>
@@ -61,6 +62,7 @@ static int ask(const struct checkup *c, const struct plan_question *q, json_t **
     argv_add_flag(&a, "--plan", "%" PRIu64, q->memory_bytes);
     for (size_t i = 0; i < sizeof(told) / sizeof(told[0]); i++)
         pass(&a, c->options, told[i]);
+    pass_speculation(&a, c->options);
     int r = a.failed ? error_set(e, -ENOMEM, "no memory for a command line")
                      : ask_program(a.words, PLAN_TIMEOUT_MS, ret, e);
     argv_done(&a);

@@ -100,16 +100,6 @@ static void null_worker(struct argv *a) {
     free(copy);
 }
 
-/* What the workers need for it: places for drafts, and the model's layer where it may make them. */
-static void speculation(struct argv *a, const struct options *o) {
-    const char *who = options_text(o, OPT_SPECULATION);
-    uint64_t most = options_number(o, OPT_SPECULATIVE_TOKENS);
-    if (most == 0 || strcmp(who, "off") == 0)
-        return;
-    argv_add_flag(a, "--drafts-max", "%llu", (unsigned long long)most);
-    argv_add_flag(a, "--mtp", "%s", strcmp(who, "lookup") == 0 ? "off" : "on");
-}
-
 /* --- which worker --- */
 
 /* Whether the model would fit into the memory of the rank that has the least. */
@@ -119,7 +109,7 @@ static int check_fit(const struct serve *s, struct error *e) {
     argv_add_flag(&a, "--plan", "%llu", (unsigned long long)s->gpu.memory_free);
     argv_add_flag(&a, "--model", "%s", s->model);
     pass_settings(&a, s->o, TO_WORKER);
-    speculation(&a, s->o);
+    pass_speculation(&a, s->o);
     int rc = a.failed ? 0 : gpu_fits(a.words, e);
     argv_done(&a);
     return rc;
@@ -209,7 +199,7 @@ static void worker_command(struct serve *s, uint32_t index, uint32_t hosted) {
     argv_add_flag(a, "--model", "%s", s->model);
     argv_add_flag(a, "--threads", "%llu", (unsigned long long)threads_per_rank(s->o));
     pass_settings(a, s->o, TO_WORKER);
-    speculation(a, s->o);
+    pass_speculation(a, s->o);
 }
 
 static void coordinator_command(struct serve *s) {

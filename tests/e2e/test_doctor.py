@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from shardd_client import BIN, shardd
+from shardd_client import BIN, ROOT, shardd
 
 FAKES = os.path.join(os.path.dirname(BIN), "fakes")
 GB = 10**9
@@ -222,6 +222,21 @@ def test_a_model_that_fits(tmp_path, model):
         assert word in needs["text"]
     report = machine.report("--model", model, "--device", "cpu", "-tp", "2")
     assert report["would_serve"] and report["model"]["memory_bytes"] == 60000000 * 512
+
+
+def test_drafts_are_counted(tmp_path):
+    """As the workers would take them: places in every state, and the weights, pages and scratch of the MTP layer."""
+    model, machine = os.path.join(ROOT, "models/shardd-tiny"), Machine(tmp_path, gpus=0)
+    keys = ("weight_bytes", "token_bytes", "scratch_bytes", "slot_bytes")
+
+    def sizes(*more):
+        plan = machine.report("--model", model, "--device", "cpu", *more, LD_LIBRARY_PATH="")["model"]
+        return [plan[key] for key in keys]
+
+    plain, copies, all_of_it = sizes(), sizes("--speculation", "lookup"), sizes("--speculative-tokens", "7")
+    assert plain[:2] == copies[:2] and copies[2] >= plain[2] and copies[3] > plain[3]
+    assert all(a > b for a, b in zip(all_of_it[:3], copies[:3])) and all_of_it[3] >= copies[3]
+    assert sizes("--speculation", "off", "--speculative-tokens", "7") == plain
 
 
 def test_a_model_that_does_not_fit(tmp_path, model):
