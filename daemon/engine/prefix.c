@@ -16,7 +16,8 @@ int prefix_init(struct prefix *x, const struct step_geometry *g, uint64_t seed) 
             .n_units = g->slot_units < PREFIX_UNITS_MAX ? g->slot_units : PREFIX_UNITS_MAX,
             .free_unit = PREFIX_NONE,
             .oldest = PREFIX_NONE,
-            .youngest = PREFIX_NONE};
+            .youngest = PREFIX_NONE,
+            .last_passing = PREFIX_NONE};
     if (x->n_units == 0)
         return 0;
     /* A root is kept by a running sequence or by a snapshot, any other node by its page. */
@@ -128,12 +129,15 @@ static void replace_page(struct prefix *x, struct pools *p, uint32_t n, uint32_t
 
 static void unlink_use(struct prefix *x, uint32_t u) {
     const struct prefix_snapshot *s = &x->snapshots[u];
+    if (u == x->last_passing)
+        x->last_passing = s->older != PREFIX_NONE && x->snapshots[s->older].passing ? s->older : PREFIX_NONE;
     *(s->older == PREFIX_NONE ? &x->oldest : &x->snapshots[s->older].younger) = s->younger;
     *(s->younger == PREFIX_NONE ? &x->youngest : &x->snapshots[s->younger].older) = s->older;
 }
 
 static void link_youngest(struct prefix *x, uint32_t u) {
     struct prefix_snapshot *s = &x->snapshots[u];
+    s->passing = false;
     s->older = x->youngest;
     s->younger = PREFIX_NONE;
     *(s->older == PREFIX_NONE ? &x->oldest : &x->snapshots[s->older].younger) = u;
@@ -146,6 +150,22 @@ static void link_oldest(struct prefix *x, uint32_t u) {
     s->older = PREFIX_NONE;
     *(s->younger == PREFIX_NONE ? &x->youngest : &x->snapshots[s->younger].older) = u;
     x->oldest = u;
+}
+
+/* Behind the others of its kind, before all that are not. */
+static void link_passing(struct prefix *x, uint32_t u) {
+    struct prefix_snapshot *s = &x->snapshots[u];
+    uint32_t before = x->last_passing;
+    s->passing = true;
+    x->last_passing = u;
+    if (before == PREFIX_NONE) {
+        link_oldest(x, u);
+        return;
+    }
+    s->older = before;
+    s->younger = x->snapshots[before].younger;
+    x->snapshots[before].younger = u;
+    *(s->younger == PREFIX_NONE ? &x->youngest : &x->snapshots[s->younger].older) = u;
 }
 
 static void give_up(struct prefix *x, struct pools *p, uint32_t u) {
@@ -169,12 +189,21 @@ static bool may_be_given_up(const struct prefix_snapshot *s, uint64_t oldest_ste
     return s->pins == 0 && s->step < oldest_step;
 }
 
+/* Whether nobody uses the page of its last rows, and no node has it: what the sequence did after that went on there. */
+static bool keeps_last_page(const struct prefix *x, const struct pools *p, const struct prefix_snapshot *s) {
+    uint32_t n = 0;
+    if (s->page == 0 || p->users[s->page] > 0)
+        return false;
+    for (uint32_t u = x->nodes[s->node].snapshots; u != PREFIX_NONE; u = x->snapshots[u].sibling)
+        n += x->snapshots[u].page == s->page;
+    return p->holds[s->page] == n;
+}
+
 /* Whether its end brings pages nearer that nobody uses. */
 static bool keeps_unused_pages(
         const struct prefix *x, const struct pools *p, const struct prefix_snapshot *s) {
     const struct prefix_node *at = &x->nodes[s->node];
-    return (s->page != 0 && p->users[s->page] == 0) ||
-           (at->page != 0 && at->refs == 0 && at->n_children == 0);
+    return keeps_last_page(x, p, s) || (at->page != 0 && at->refs == 0 && at->n_children == 0);
 }
 
 bool prefix_evict(struct prefix *x, struct pools *p, uint64_t oldest_step) {
@@ -212,23 +241,24 @@ static uint32_t find_snapshot(const struct prefix *x, uint32_t node, const uint3
     return PREFIX_NONE;
 }
 
-uint32_t prefix_keep(struct prefix *x, struct pools *p, uint32_t slot, const uint32_t *ids, uint32_t length,
-        const struct prefix_path *path, uint64_t oldest_step) {
-    assert(path->n_pages == length / PAGE_TOKENS);
-    uint32_t n_tail = length % PAGE_TOKENS;
-    const uint32_t *tail = ids + length - n_tail;
-    uint32_t u = find_snapshot(x, path->node, tail, length);
-    if (u != PREFIX_NONE) {
+uint32_t prefix_keep(struct prefix *x, struct pools *p, uint32_t slot, const uint32_t *ids,
+        struct prefix_place at, const struct prefix_path *path, uint64_t oldest_step) {
+    assert(path->n_pages == at.length / PAGE_TOKENS);
+    uint32_t n_tail = at.length % PAGE_TOKENS;
+    const uint32_t *tail = ids + at.length - n_tail;
+    uint32_t u = find_snapshot(x, path->node, tail, at.length);
+    if (u != PREFIX_NONE && !at.passing) {
         unlink_use(x, u);
         link_youngest(x, u);
-        return PREFIX_NONE;
     }
+    if (u != PREFIX_NONE)
+        return PREFIX_NONE;
     u = take_unit(x, p, oldest_step);
     if (u == PREFIX_NONE)
         return u;
     struct prefix_snapshot *s = &x->snapshots[u];
     *s = (struct prefix_snapshot){.node = path->node,
-            .length = length,
+            .length = at.length,
             .page = n_tail == 0 ? 0 : pools_table(p, slot)[path->n_pages],
             .sibling = x->nodes[path->node].snapshots,
             .step = UINT64_MAX};
@@ -236,7 +266,10 @@ uint32_t prefix_keep(struct prefix *x, struct pools *p, uint32_t slot, const uin
     x->nodes[path->node].snapshots = u;
     if (s->page != 0)
         pools_hold(p, s->page);
-    link_youngest(x, u);
+    if (at.passing)
+        link_passing(x, u);
+    else
+        link_youngest(x, u);
     x->n_kept++;
     x->changes++;
     return u;
@@ -376,6 +409,7 @@ void prefix_hide(struct prefix *x, const struct prefix_path *path) {
         x->nodes[n].hidden = true;
         for (uint32_t u = x->nodes[n].snapshots; u != PREFIX_NONE; u = x->snapshots[u].sibling) {
             unlink_use(x, u);
+            x->snapshots[u].passing = false;
             link_oldest(x, u);
         }
     }

@@ -10,8 +10,9 @@
  * A sequence has a path: the nodes of its own first pages, each referred to until it leaves. Two may have computed the
  * same ids at the same time: then the node has the page of one of them, and the other's is its own until it ends.
  * A node without references, children and snapshots is of no use and is gone at once. So what is kept is what snapshots
- * keep, and pages come back by giving up the snapshots that were not used for the longest time. Nothing here allocates
- * after prefix_init(). */
+ * keep, and pages come back by giving up the snapshots that were not used for the longest time. Before all others go
+ * those that were taken in passing, as long as nobody has used them: one long prompt has many, and takes no other
+ * sequence's place with them but the first one's. Nothing here allocates after prefix_init(). */
 #pragma once
 
 #include "daemon/engine/pools.h"
@@ -35,6 +36,7 @@ struct prefix_snapshot { /* its index is its host unit */
     uint32_t sibling;        /* the next of its node; of the free ones */
     uint32_t older, younger; /* by last use */
     uint32_t pins;           /* sequences that are going to be restored from it */
+    bool passing;            /* taken on the way, and not used yet */
     uint64_t step;           /* the last that names it; UINT64_MAX = one that is not planned yet */
     uint32_t ids[PAGE_TOKENS];
 };
@@ -44,8 +46,9 @@ struct prefix {
     struct prefix_snapshot *snapshots; /* [n_units] */
     uint32_t *buckets;                 /* [mask + 1] nodes */
     uint32_t n_nodes, n_units, mask, free_node, free_unit, oldest, youngest;
-    uint32_t n_touched; /* nodes; those after them were never used, and their memory neither */
-    uint32_t n_kept;    /* snapshots */
+    uint32_t last_passing; /* the youngest of those */
+    uint32_t n_touched;    /* nodes; those after them were never used, and their memory neither */
+    uint32_t n_kept;       /* snapshots */
     uint64_t seed, evictions;
     uint64_t changes; /* of what can be found; goes on counting over prefix_init() and prefix_done() */
 };
@@ -78,10 +81,14 @@ void prefix_unpin(struct prefix *x, struct pools *p, uint32_t snapshot);
 /* Makes the path n_pages long: the slot's pages up to there are planned to hold the rows of ids. */
 void prefix_extend(struct prefix *x, struct pools *p, uint32_t slot, const uint32_t *ids, uint32_t n_pages,
         struct prefix_path *path);
-/* A host unit for the state after `length` rows, of which the path has the full pages; PREFIX_NONE: there is one
+struct prefix_place {
+    uint32_t length; /* rows */
+    bool passing;    /* nobody is known to go on from there */
+};
+/* A host unit for the state after so many rows, of which the path has the full pages; PREFIX_NONE: there is one
  * already, or none that could be given up. oldest_step: the first that is in flight. The caller sets snapshot.step. */
-uint32_t prefix_keep(struct prefix *x, struct pools *p, uint32_t slot, const uint32_t *ids, uint32_t length,
-        const struct prefix_path *path, uint64_t oldest_step);
+uint32_t prefix_keep(struct prefix *x, struct pools *p, uint32_t slot, const uint32_t *ids,
+        struct prefix_place at, const struct prefix_path *path, uint64_t oldest_step);
 void prefix_leave(struct prefix *x, struct pools *p, struct prefix_path *path);
 /* The path's pages may be damaged: nobody finds them from now on. */
 void prefix_hide(struct prefix *x, const struct prefix_path *path);

@@ -9,8 +9,9 @@
 #include <string.h>
 #include <sys/random.h>
 
-#define SNAPSHOT_EVERY 4096u       /* tokens of a long prompt */
-#define SNAPSHOT_GAP   PAGE_TOKENS /* rows that a snapshot has to save, to be worth its unit and its step */
+#define SNAPSHOT_EVERY  4096u /* tokens of a long prompt */
+#define SNAPSHOT_ANSWER 1024u /* tokens of a long answer, and up to as many more: not all in the same step */
+#define SNAPSHOT_GAP    PAGE_TOKENS /* rows that a snapshot has to save, to be worth its unit and its step */
 
 static const uint32_t no_salt[PAGE_TOKENS];
 
@@ -44,12 +45,19 @@ static bool caches(const struct engine *g) {
 
 /* --- coming --- */
 
+/* Rows that s may take from the cache: at least its last one is computed, and where output is counted apart from input
+ * all that it has generated. */
+static uint32_t rows_most(const struct sequence *s) {
+    bool counts = s->sampling.presence_penalty != 0 || s->sampling.frequency_penalty != 0;
+    return counts ? least(s->n_prompt, s->n_tokens - 1) : s->n_tokens - 1;
+}
+
 /* What the cache has for s. Looked up once for each change there: one that waits is asked about in every step. */
 static void find(const struct engine *g, struct sequence *s) {
     const struct prefix *x = &g->prefix;
     if (s->found_changes == x->changes)
         return;
-    s->found = prefix_find(x, salt_of(s), s->tokens, s->n_prompt, least(s->n_prompt, s->n_tokens - 1));
+    s->found = prefix_find(x, salt_of(s), s->tokens, s->n_tokens, rows_most(s));
     s->found_changes = x->changes;
 }
 
@@ -72,7 +80,7 @@ bool reuse_fits(const struct engine *g, struct sequence *s, uint32_t spare, stru
 
 /* Whether r will leave a state after rows that s begins with, too. */
 static bool leaves_for(const struct sequence *r, const struct sequence *s, uint32_t least_rows) {
-    uint32_t most = least(s->n_prompt, s->n_tokens - 1);
+    uint32_t most = rows_most(s);
     for (uint32_t i = 0; i < r->n_marks; i++) {
         uint32_t mark = r->marks[i];
         if (mark > r->kept_at && mark >= r->planned && mark >= least_rows && mark <= most &&
@@ -178,17 +186,20 @@ void reuse_open(struct engine *g, struct sequence *s) {
     s->restore = PREFIX_NONE;
 }
 
-/* The first position above `at` where a snapshot is wanted; 0 = none. */
-static uint32_t next_mark(const struct sequence *s, uint32_t at) {
-    uint32_t next = 0;
+/* The first position above `at` where a snapshot is wanted; length 0 = none. */
+static struct prefix_place next_mark(const struct sequence *s, uint32_t at) {
+    uint32_t next = 0, last = s->n_marks > 0 ? s->marks[s->n_marks - 1] : 0;
     for (uint32_t i = s->n_marks; i > 0 && s->marks[i - 1] > at; i--)
         next = s->marks[i - 1];
     uint32_t every = (at / SNAPSHOT_EVERY + 1) * SNAPSHOT_EVERY;
-    return next > 0 ? least(next, every) : 0;
+    bool replayed = s->n_tokens > s->n_prompt && at >= last && every + SNAPSHOT_GAP <= s->prefill_end;
+    if (every < next || replayed)
+        return (struct prefix_place){.length = every, .passing = true};
+    return (struct prefix_place){.length = next};
 }
 
 uint32_t reuse_stop(const struct sequence *s, uint32_t stop) {
-    uint32_t mark = next_mark(s, s->planned);
+    uint32_t mark = next_mark(s, s->planned).length;
     if (mark > 0 && stop >= mark)
         return mark;
     if (stop < s->prefill_end && stop != s->n_prompt && stop - stop % GDN_BLOCK > s->planned)
@@ -196,46 +207,71 @@ uint32_t reuse_stop(const struct sequence *s, uint32_t stop) {
     return stop;
 }
 
-/* A unit for the state after `length` rows, all of known tokens. */
-static uint32_t keep(struct engine *g, struct sequence *s, uint32_t length) {
-    prefix_extend(&g->prefix, &g->pools, s->slot, s->tokens, length / PAGE_TOKENS, &s->path);
-    uint32_t unit = prefix_keep(&g->prefix, &g->pools, s->slot, s->tokens, length, &s->path, oldest_step(g));
+/* A unit for the state after the planned rows, all of known tokens. */
+static uint32_t keep(struct engine *g, struct sequence *s, bool passing) {
+    assert(s->planned <= s->n_tokens);
+    struct prefix_place at = {.length = s->planned, .passing = passing};
+    s->kept_at = s->planned;
+    prefix_extend(&g->prefix, &g->pools, s->slot, s->tokens, s->planned / PAGE_TOKENS, &s->path);
+    uint32_t unit = prefix_keep(&g->prefix, &g->pools, s->slot, s->tokens, at, &s->path, oldest_step(g));
     g->now.snapshots_total += unit != PREFIX_NONE;
     return unit;
 }
 
-void reuse_mark(struct engine *g, struct sequence *s) {
-    if (s->path.node == 0 || s->planned == 0 || s->planned <= s->kept_at ||
-            next_mark(s, s->planned - 1) != s->planned)
-        return;
-    s->kept_at = s->planned;
-    uint32_t unit = keep(g, s, s->planned);
-    if (unit == PREFIX_NONE)
-        return;
-    step_add_memory(g->writer, STEP_MEMORY_SNAPSHOT_SLOT, s->slot, unit);
+static void plan_snapshot(struct engine *g, uint32_t slot, uint32_t unit) {
+    step_add_memory(g->writer, STEP_MEMORY_SNAPSHOT_SLOT, slot, unit);
     g->prefix.snapshots[unit].step = g->step_next;
 }
 
-bool reuse_keep_ended(struct engine *g) {
-    for (uint32_t i = 0; i < g->pools.n_to_keep; i++) {
-        const struct pools_kept *k = &g->pools.to_keep[i];
-        step_add_memory(g->writer, STEP_MEMORY_SNAPSHOT_SLOT, k->slot, k->unit);
-        g->prefix.snapshots[k->unit].step = g->step_next;
+/* Whether an answer is long enough for the next one. */
+static bool is_due(const struct sequence *s) {
+    uint32_t apart = (uint32_t)(s->number % (SNAPSHOT_ANSWER / GDN_BLOCK)) * GDN_BLOCK;
+    return s->path.node != 0 && s->planned >= s->prefill_end &&
+           s->planned >= s->kept_at + SNAPSHOT_ANSWER + apart;
+}
+
+bool reuse_wants_no_drafts(const struct sequence *s) {
+    return is_due(s) && s->planned > s->n_tokens; /* as if all drafts on their way were accepted */
+}
+
+static bool is_marked(const struct sequence *s, bool *ret_passing) {
+    if (s->planned >= s->prefill_end) {
+        *ret_passing = true;
+        return is_due(s) && s->planned <= s->n_tokens;
     }
-    return g->pools.n_to_keep > 0;
+    if (s->path.node == 0 || s->planned == 0 || s->planned <= s->kept_at)
+        return false;
+    struct prefix_place mark = next_mark(s, s->planned - 1);
+    *ret_passing = mark.passing;
+    return mark.length == s->planned;
+}
+
+void reuse_mark(struct engine *g, struct sequence *s) {
+    bool passing;
+    if (!is_marked(s, &passing))
+        return;
+    uint32_t unit = keep(g, s, passing);
+    if (unit != PREFIX_NONE)
+        plan_snapshot(g, s->slot, unit);
+}
+
+uint32_t reuse_keep_left(struct engine *g, uint32_t n) {
+    for (; n < g->pools.n_to_keep; n++)
+        plan_snapshot(g, g->pools.to_keep[n].slot, g->pools.to_keep[n].unit);
+    return n;
 }
 
 /* --- going --- */
 
-void reuse_leave(struct engine *g, struct sequence *s, bool ended) {
+void reuse_leave(struct engine *g, struct sequence *s, bool keep_state) {
     uint32_t unit = POOLS_NO_UNIT;
     if (s->restore != PREFIX_NONE)
         prefix_unpin(&g->prefix, &g->pools, s->restore);
     /* A row of the last token may have been computed before its end was known. One of a draft that was accepted after
      * that is of a token that nobody knows. */
-    if (ended && s->opened && s->path.node != 0 && s->planned >= s->kept_at + SNAPSHOT_GAP &&
+    if (keep_state && s->opened && s->path.node != 0 && s->planned >= s->kept_at + SNAPSHOT_GAP &&
             s->planned <= s->n_tokens)
-        unit = keep(g, s, s->planned);
+        unit = keep(g, s, /* passing= */ false);
     pools_release(&g->pools, s->slot, s->opened, unit);
     if (s->path.node != 0)
         prefix_leave(&g->prefix, &g->pools, &s->path);

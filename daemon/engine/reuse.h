@@ -3,12 +3,14 @@
  * Admitted, a sequence gets the pages of the longest prefix that has a snapshot; with its OPEN its slot is restored
  * from that, and what is after it is computed. Its own snapshots are taken where others are likely to go on: at marks
  * (the end of what many prompts share, where this one leaves pages that were there, the end of its last message or of
- * its prompt), every SNAPSHOT_EVERY tokens, and at the end of the answer. A chunk of the prompt never crosses such a
- * place, since a slot's state is what it is between two steps.
+ * its prompt), and at the end of the answer; one that is put back leaves its state where it was, to go on from it
+ * itself. And in passing, every SNAPSHOT_EVERY tokens of what is known and SNAPSHOT_ANSWER of an answer. A chunk of
+ * known tokens never crosses such a place, since a slot's state is what it is between two steps; where drafts may be
+ * accepted the host does not know how many rows that is, so a sequence goes without drafts for one step before.
  *
- * Only given tokens are taken from the cache: a restored slot counts what it has seen as prompt, which penalties count
- * otherwise than generated tokens. The cache never puts anybody back nor keeps anybody out: what it alone has is as
- * good as free. */
+ * One that was put back takes its own tokens from the cache as well. A restored slot counts what it has seen as prompt,
+ * so those with penalties that tell generated tokens from given ones take given ones only. The cache never puts anybody
+ * back nor keeps anybody out: what it alone has is as good as free. */
 #pragma once
 
 #include "daemon/engine/state.h"
@@ -38,12 +40,16 @@ enum reuse_room reuse_grant(
 void reuse_open(struct engine *g, struct sequence *s);
 /* Where a chunk that would end at `stop` has to end. */
 uint32_t reuse_stop(const struct sequence *s, uint32_t stop);
-/* Before rows of s are planned: a snapshot where one is wanted. */
+/* Whether a snapshot of s is wanted, and can be taken at its next step if there are no drafts in this one. */
+bool reuse_wants_no_drafts(const struct sequence *s);
+/* Before an entry of s is added to the plan: a snapshot where one is wanted and can be taken. */
 void reuse_mark(struct engine *g, struct sequence *s);
-/* The slot is to be given back, with its pages. ended: the answer is complete, so somebody may go on from there. */
-void reuse_leave(struct engine *g, struct sequence *s, bool ended);
-/* Snapshots of slots that are closed next: at the beginning of a plan. Whether there were any. */
-bool reuse_keep_ended(struct engine *g);
+/* The slot is to be given back, with its pages. keep_state: the answer is complete, or will be gone on with, so the
+ * state is kept if there is a unit for it. */
+void reuse_leave(struct engine *g, struct sequence *s, bool keep_state);
+/* Snapshots of slots that are closed next, of which the plan has the first n already: before entries are planned.
+ * Returns how many it has. */
+uint32_t reuse_keep_left(struct engine *g, uint32_t n);
 /* s has nothing there any more: it left, or the group is gone. */
 void reuse_forget(struct sequence *s);
 /* What s has computed is not to be trusted. */

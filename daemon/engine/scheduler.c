@@ -211,6 +211,8 @@ static void plan_decode(struct plan *p, struct sequence *s) {
     uint32_t most = least(least(room, s->max_tokens - s->samples), 1 + p->drafts_left);
     struct draft d;
     draft_continue(g, s, most, &d);
+    if (d.n > 0 && reuse_wants_no_drafts(s))
+        d.n = 0;
     enum reuse_room pages = reuse_grant(g, s, s->planned + 1 + d.n, &first, &n);
     if (pages != ROOM_READY && d.n > 0) { /* nobody waits for the sake of drafts */
         d.n = 0;
@@ -229,6 +231,7 @@ static void plan_decode(struct plan *p, struct sequence *s) {
             .id_after = STEP_NONE,
     };
     p->drafts_left -= d.n;
+    reuse_mark(g, s);
     add_entry(p, s, &t, &d, first, n);
 }
 
@@ -408,8 +411,10 @@ int scheduler_plan(struct engine *g, uint64_t now) {
     put_back(g);
     take_up_readers(g);
     queue_release(g);
-    bool again, kept = reuse_keep_ended(g);
+    bool again;
+    uint32_t kept = 0;
     do {
+        kept = reuse_keep_left(g, kept);
         prepare(&p);
         again = false;
         if (g->n_suspects > 0)
@@ -420,7 +425,7 @@ int scheduler_plan(struct engine *g, uint64_t now) {
     } while (p.f->n_entries == 0 && (again || put_back(g)));
     for (uint32_t i = 0; i < g->pools.n_to_close; i++)
         step_add_close(g->writer, g->pools.to_close[i]);
-    if (p.f->n_entries == 0 && g->pools.n_to_close == 0 && !kept)
+    if (p.f->n_entries == 0 && g->pools.n_to_close == 0 && kept == 0)
         return 0;
     int r = flight_commit(g, p.f, now);
     return r < 0 ? r : 1;

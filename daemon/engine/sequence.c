@@ -92,21 +92,21 @@ void sequence_admit(struct engine *g, struct sequence *s, uint32_t slot) {
     g->running[at] = s;
 }
 
-static void leave_running(struct engine *g, struct sequence *s, bool ended) {
+static void leave_running(struct engine *g, struct sequence *s, bool keep_state) {
     uint32_t at = 0;
     while (g->running[at] != s)
         at++;
     assert(at < g->n_running);
     g->n_running--;
     memmove(&g->running[at], &g->running[at + 1], (g->n_running - at) * sizeof(g->running[0]));
-    reuse_leave(g, s, ended);
+    reuse_leave(g, s, keep_state);
     s->slot = 0;
 }
 
 void sequence_to_waiting(struct engine *g, struct sequence *s) {
     assert(s->in_flight == 0);
     sequence_enter(s, SEQUENCE_WAITING);
-    leave_running(g, s, /* ended= */ false);
+    leave_running(g, s, /* keep_state= */ true);
     heap_push(&g->waiting, s);
 }
 

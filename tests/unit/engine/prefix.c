@@ -60,18 +60,23 @@ static void count_nodes(void) {
 }
 
 static void count_units(void) {
-    uint32_t n_free = 0, n_kept = 0, before = PREFIX_NONE;
+    uint32_t n_free = 0, n_kept = 0, before = PREFIX_NONE, last_passing = PREFIX_NONE, n_passing = 0;
     for (uint32_t u = cache.free_unit; u != PREFIX_NONE; u = cache.snapshots[u].sibling)
         n_free++;
     for (uint32_t u = cache.oldest; u != PREFIX_NONE; before = u, u = cache.snapshots[u].younger, n_kept++) {
         const struct prefix_snapshot *s = &cache.snapshots[u];
         assert_int_equal(s->older, before);
         assert_true(alive[s->node]);
+        if (s->passing) { /* they are neighbours */
+            assert_int_equal(last_passing, n_passing++ > 0 ? before : PREFIX_NONE);
+            last_passing = u;
+        }
         kept[s->node]++;
         holds[s->page]++;
         users[s->page] += s->pins;
     }
     assert_int_equal(cache.youngest, before);
+    assert_int_equal(cache.last_passing, last_passing);
     assert_int_equal(n_kept, cache.n_kept);
     assert_int_equal(n_kept + n_free, cache.n_units);
 }
@@ -204,7 +209,8 @@ static void keep(uint32_t slot) {
     if (pools.table_len[slot] < pools_pages_for(&pools, h->n) || h->restore != PREFIX_NONE || h->planned == 0)
         return;
     prefix_extend(&cache, &pools, slot, h->ids, h->planned / PAGE_TOKENS, &h->path);
-    uint32_t u = prefix_keep(&cache, &pools, slot, h->ids, h->planned, &h->path, now);
+    uint32_t u = prefix_keep(
+            &cache, &pools, slot, h->ids, (struct prefix_place){h->planned, below(3) == 0}, &h->path, now);
     if (u != PREFIX_NONE)
         cache.snapshots[u].step = now;
 }
@@ -268,6 +274,11 @@ static void test_random(void **state) {
     }
 }
 
+static uint32_t keep_at(uint32_t length, bool passing, const struct prefix_path *path, uint64_t oldest_step) {
+    return prefix_keep(
+            &cache, &pools, 1, holders[1].ids, (struct prefix_place){length, passing}, path, oldest_step);
+}
+
 /* The one that was not used for the longest time goes first, as soon as no step names it. */
 static void test_order(void **state) {
     (void)state;
@@ -285,26 +296,65 @@ static void test_order(void **state) {
     assert_true(pools_grant(&pools, 1, h->n, &first, &n));
     for (uint32_t i = 0; i < 2; i++) {
         prefix_extend(&cache, &pools, 1, h->ids, lengths[i] / PAGE_TOKENS, &path);
-        units[i] = prefix_keep(&cache, &pools, 1, h->ids, lengths[i], &path, 1);
+        units[i] = keep_at(lengths[i], false, &path, 1);
         assert_true(units[i] != PREFIX_NONE);
         cache.snapshots[units[i]].step = 1 + i;
-        assert_int_equal(prefix_keep(&cache, &pools, 1, h->ids, lengths[i], &path, 1), PREFIX_NONE);
+        assert_int_equal(keep_at(lengths[i], false, &path, 1), PREFIX_NONE);
     }
     prefix_extend(&cache, &pools, 1, h->ids, 4, &path);
-    assert_int_equal(prefix_keep(&cache, &pools, 1, h->ids, 299, &path, 1), PREFIX_NONE); /* both in flight */
-    assert_int_equal(prefix_keep(&cache, &pools, 1, h->ids, 299, &path, 2), units[0]);
+    assert_int_equal(keep_at(299, false, &path, 1), PREFIX_NONE); /* both in flight */
+    assert_int_equal(keep_at(299, false, &path, 2), units[0]);
     assert_int_equal(find(h).length, 299);
     h->n = 299;
     assert_int_equal(find(h).length, 130);
     pools_release(&pools, 1, /* opened= */ true, POOLS_NO_UNIT);
     prefix_leave(&cache, &pools, &path);
     assert_int_equal(pools.n_free_pages, PAGES - 5);
-    assert_false(prefix_evict(&cache, &pools, 2));
-    assert_true(prefix_evict(&cache, &pools, 3)); /* the page of its two last rows was copied from */
-    assert_int_equal(pools.n_free_pages, PAGES - 5);
+    assert_false(prefix_evict(&cache, &pools, 3)); /* the older one, on its way, keeps nothing by itself */
     cache.snapshots[units[0]].step = 3;
     assert_true(prefix_evict(&cache, &pools, 4));
+    assert_int_equal(pools.n_free_pages, PAGES - 3);
+    assert_int_equal(find(h).length, 130);
+    assert_true(prefix_evict(&cache, &pools, 4));
     assert_int_equal(pools.n_free_pages, PAGES);
+    prefix_done(&cache);
+    pools_done(&pools);
+}
+
+/* Those that were taken in passing go first, the first of them first, until somebody has used them. */
+static void test_passing(void **state) {
+    (void)state;
+    struct step_geometry g = {.slots = SLOTS, .pages = PAGES, .pages_per_slot = PER, .slot_units = 3};
+    assert_int_equal(pools_init(&pools, &g), 0);
+    assert_int_equal(prefix_init(&cache, &g, 1), 0);
+    const struct prefix_hit none = {.snapshot = PREFIX_NONE};
+    struct prefix_path path, other;
+    uint32_t units[5], first, n;
+    struct holder *h = &holders[1];
+    *h = (struct holder){.n = 400};
+    for (uint32_t i = 0; i < h->n; i++)
+        h->ids[i] = i;
+    prefix_enter(&cache, &pools, 1, h->salt, &none, &path);
+    assert_true(pools_grant(&pools, 1, h->n, &first, &n));
+    for (uint32_t i = 0; i < 5; i++) { /* the first is not in passing; there are three units */
+        prefix_extend(&cache, &pools, 1, h->ids, i + 1, &path);
+        units[i] = keep_at((i + 1) * PAGE_TOKENS, i > 0, &path, i + 1);
+        assert_true(units[i] != PREFIX_NONE);
+        cache.snapshots[units[i]].step = i;
+        assert_int_equal(keep_at((i + 1) * PAGE_TOKENS, true, &path, i + 1), PREFIX_NONE);
+    }
+    assert_int_equal(units[3], units[1]);
+    assert_int_equal(units[4], units[2]);
+    h->n = 64 * 4 + 1;
+    struct prefix_hit hit = find(h);
+    assert_int_equal(hit.length, 256);
+    prefix_enter(&cache, &pools, 2, h->salt, &hit,
+            &other); /* it is used: the last one goes before it, and the first */
+    prefix_unpin(&cache, &pools, hit.snapshot);
+    prefix_extend(&cache, &pools, 1, h->ids, 6, &path);
+    assert_int_equal(keep_at(390, false, &path, 9), units[4]);
+    cache.snapshots[units[4]].step = 9;
+    assert_int_equal(keep_at(391, true, &path, 10), units[0]);
     prefix_done(&cache);
     pools_done(&pools);
 }
@@ -313,6 +363,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_random),
             cmocka_unit_test(test_order),
+            cmocka_unit_test(test_passing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
