@@ -40,6 +40,8 @@
 #define SEQS_MAX           1024u /* upper bound of --max-num-seqs: slots of a worker, without dummy 0 */
 #define STEP_ROWS_MAX      8192u /* upper bound of --max-num-batched-tokens */
 #define DRAFT_MAX          15u   /* speculative rows a sequence may add to a step */
+#define MASKS_MAX          64u   /* masks of the vocabulary that samples of a step may have, all together */
+#define SCORES_MAX         64u   /* prompt rows of a step whose logprobs are asked for */
 #define STREAM_RING_TOKENS 64u   /* tokens that may wait between engine and stream */
 
 /* --- model --- */

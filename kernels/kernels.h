@@ -375,6 +375,8 @@ enum k_entry_flags {
     K_ENTRY_LOGITS_ALL = 1u << 2, /* ... of every row */
     K_ENTRY_GENERATED = 1u << 3,  /* PROMPT: the ids were generated before (a replay): they count as output */
     K_ENTRY_DRAFT = 1u << 4,      /* made by k_draft_begin(): a row of the MTP layer, which samples a draft */
+    K_ENTRY_MASK = 1u << 5,       /* with SAMPLE: mask_at is the mask of its samples */
+    K_ENTRY_MASKS = 1u << 6,      /* ... of its first sample, and those after it have the masks after it */
 };
 
 /* One entry of the plan, in device memory. Rows of an entry are consecutive. Entries are in plan order. */
@@ -395,6 +397,10 @@ struct k_entry {
     uint32_t n_draft_next; /* drafts that k_draft_take() leaves in the slot; 0 = none */
     /* With K_ENTRY_SAMPLE: index of its first result (of 1, or one per row with drafts) and of its outcome. */
     uint32_t sample_at, outcome_at;
+    uint16_t mask_at; /* of those that k_batch_upload_masks() brought */
+    /* PROMPT: of its first rows so many are scored: result sample_at - n_scores + i is the logprob of the id after row
+     * i, and the list of top logprobs. None of them is a row that is sampled; with id_after unknown not the last. */
+    uint16_t n_scores;
 };
 
 /* The device arrays that tp/ uploads for a step; capacities were fixed at creation. */
@@ -406,6 +412,13 @@ struct k_batch; /* device-resident: plan, entries, ids, rope, and the per-row ar
 int k_batch_create(
         struct k_context *c, uint32_t entries_max, uint32_t rows_max, struct k_batch **ret, struct error *e);
 struct k_batch *k_batch_free(struct k_batch *b);
+
+/* Masks of the vocabulary for samples: bit id % 32 of word id / 32 says whether the id may be sampled. Room for so many
+ * of mask_words(vocab_size) words each; a batch has none until then. */
+int k_batch_create_masks(struct k_batch *b, uint32_t vocab_size, uint32_t masks_max, struct error *e);
+/* Queues the upload of what the entries of the next plan name; the host array must stay alive until the stream has
+ * passed it. An entry that names another one is a fault (-EINVAL) of k_batch_upload(), and the step empty. */
+void k_batch_upload_masks(struct k_stream *s, struct k_batch *b, const uint32_t *masks, uint32_t n_masks);
 
 /* What operations will at most see of the batch, for those that are queued from now on, also into a graph. Results
  * never depend on it: a device launches for it, and not for all that the batch was created for. More than that, or
@@ -540,7 +553,7 @@ void k_project(
 enum k_result_status {
     K_RESULT_OK,
     K_RESULT_NOT_FINITE, /* the model gave a logit that is NaN or infinite: its weights or this slot's cache are bad */
-    K_RESULT_NO_TOKEN, /* every id of the vocabulary is suppressed */
+    K_RESULT_NO_TOKEN, /* every id of the vocabulary is suppressed or masked */
 };
 struct k_result { /* one per sampled row, device memory, downloaded by tp/ */
     uint32_t id;  /* 0 where status is not K_RESULT_OK; the slot goes on with it like with any other id */
@@ -564,11 +577,12 @@ struct k_outcome {
 
 /* logits = head(hidden) for the last row of each sampling entry (and the rows whose logits were asked for); each
  * rank multiplies its vocabulary rows (head is NULL where it has none). Then per sample, in this order: bias;
- * penalties; suppress; temperature; top_k; top_p; min_p; token = argmax(logit/T + Gumbel(seed, sample_index, position,
- * token id)), ties to the lower id. logsumexp over 64 fixed vocabulary segments in a fixed tree; top_p mass in 64-bit
- * fixed point. Every rank ends with the same results[].
- * A logit that bias or penalties take out of the range of fp32 stays at its end (+-FLT_MAX), so only suppressing takes
- * an id out of the distribution, and a token is always one of it.
+ * penalties; suppress and mask; temperature; top_k; top_p; min_p; token = argmax(logit/T + Gumbel(seed, sample_index,
+ * position, token id)), ties to the lower id. logsumexp over 64 fixed vocabulary segments in a fixed tree; top_p mass
+ * in 64-bit fixed point. Every rank ends with the same results[].
+ * Scored rows (n_scores of k_entry) have results like samples, and nothing else comes of them.
+ * A logit that bias or penalties take out of the range of fp32 stays at its end (+-FLT_MAX), so only suppressing and
+ * masks take an id out of the distribution, and a token is always one of it.
  * Row i of a CONTINUE takes the drafts before it as given: its sample index is the slot's plus i, and they count.
  * outcomes NULL: nobody asks what became of the samples (MTP head). Otherwise the slot's MTP hidden of an entry with
  * drafts becomes that of the last accepted row.

@@ -5,6 +5,8 @@
  * never an access. */
 #include "kernels/cpu/internal.h"
 
+#include "base/mask.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -37,7 +39,8 @@ int k_batch_create(
 struct k_batch *k_batch_free(struct k_batch *b) {
     if (!b)
         return NULL;
-    void *const blocks[] = {b->entries, b->ids, b->rope, b->row_id, b->row_pos, b->row_entry, b->row_rope};
+    void *const blocks[] = {
+            b->entries, b->ids, b->rope, b->row_id, b->row_pos, b->row_entry, b->row_rope, b->masks};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         k_free(b->context, blocks[i]);
     free(b);
@@ -63,7 +66,8 @@ static void run_upload(struct k_stream *s, const void *args) {
     struct error e;
     b->plan = (struct k_plan){0};
     if (plan_check(plan, a->n_ids, a->n_rope, b->entries_max, b->rows_max, &e) < 0 ||
-            bounds_check(&a->bounds, plan, a->entries, NULL, &e) < 0) {
+            bounds_check(&a->bounds, plan, a->entries, NULL, &e) < 0 ||
+            masks_check(plan, a->entries, b->masks_max, &e) < 0) {
         stream_refused(s, &e);
         return;
     }
@@ -79,6 +83,36 @@ void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *
         uint32_t n_rope) {
     struct upload_args a = {b, b->bounds, plan, entries, ids, rope, n_ids, n_rope};
     stream_submit(s, run_upload, &a, sizeof a);
+}
+
+/* --- masks --- */
+
+int k_batch_create_masks(struct k_batch *b, uint32_t vocab_size, uint32_t masks_max, struct error *e) {
+    const uint32_t words = mask_words(vocab_size);
+    b->masks = k_alloc(b->context, (uint64_t)masks_max * words * sizeof *b->masks);
+    if (!b->masks)
+        return error_set(e, -ENOMEM, "no memory for %u masks of a vocabulary of %u", masks_max, vocab_size);
+    b->masks_max = masks_max;
+    b->mask_words = words;
+    return 0;
+}
+
+struct masks_args {
+    struct k_batch *b;
+    const uint32_t *masks;
+    uint32_t n;
+};
+static void run_upload_masks(struct k_stream *s, const void *args) {
+    const struct masks_args *a = args;
+    struct error e;
+    if (masks_fit(a->n, a->b->masks_max, &e) < 0)
+        stream_refused(s, &e);
+    else if (a->n)
+        memcpy(a->b->masks, a->masks, (size_t)a->n * a->b->mask_words * sizeof *a->masks);
+}
+void k_batch_upload_masks(struct k_stream *s, struct k_batch *b, const uint32_t *masks, uint32_t n_masks) {
+    struct masks_args a = {b, masks, n_masks};
+    stream_submit(s, run_upload_masks, &a, sizeof a);
 }
 
 /* --- begin and end --- */

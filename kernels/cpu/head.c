@@ -34,24 +34,31 @@ struct head_chunk {
     struct k_result *results;       /* [n_round] of this round */
 };
 
+static bool is_scored(const struct k_entry *e, uint32_t row) {
+    return row < e->n_scores;
+}
+static bool row_has_result(const struct k_entry *e, uint32_t row) {
+    return is_scored(e, row) || (entry_samples(e) > 0 && row >= entry_sampled_from(e));
+}
+static bool is_asked(const struct k_entry *e, uint32_t row) {
+    return e->flags & K_ENTRY_LOGITS_ALL || (e->flags & K_ENTRY_LOGITS && row + 1 == e->n_rows);
+}
+
 /* The next rows that somebody wants logits of, in row order. */
 static void collect_rows(struct head_chunk *c) {
     const struct k_batch *b = c->a->b;
     c->n = c->n_samples = 0;
     for (; c->next_entry < b->plan.n_entries; c->next_entry++, c->next_row = 0) {
         const struct k_entry *e = &b->entries[c->next_entry];
-        const uint32_t sampled_from = e->n_rows - (entry_samples(e) ? entry_samples(e) : 1);
-        if (!(e->flags & K_ENTRY_LOGITS_ALL) && c->next_row < sampled_from)
-            c->next_row = sampled_from;
-        if (!(e->flags & (K_ENTRY_LOGITS_ALL | K_ENTRY_LOGITS | K_ENTRY_SAMPLE)))
-            continue;
         for (; c->next_row < e->n_rows; c->next_row++) {
+            const bool asked = is_asked(e, c->next_row), has_result = row_has_result(e, c->next_row);
+            if (!asked && !has_result)
+                continue;
             if (c->n == HEAD_ROWS)
                 return;
-            const bool last = c->next_row + 1 == e->n_rows;
-            if (e->flags & K_ENTRY_SAMPLE && c->next_row >= sampled_from)
+            if (has_result)
                 c->sample_row[c->n_samples++] = c->n;
-            c->asked[c->n] = e->flags & K_ENTRY_LOGITS_ALL || (last && e->flags & K_ENTRY_LOGITS);
+            c->asked[c->n] = asked;
             c->rows[c->n++] = e->row_begin + c->next_row;
         }
     }
@@ -65,10 +72,24 @@ static const struct k_entry *sample_entry(const struct head_chunk *c, uint32_t i
     return &c->a->b->entries[c->a->b->row_entry[sample_row_of(c, i)]];
 }
 
+static void score_one(const struct head_chunk *c, uint32_t i, const float *raw) {
+    const struct k_entry *e = sample_entry(c, i);
+    const uint32_t row = sample_row_of(c, i), vocab = c->a->p->shape.vocab_size,
+                   id = row + 1 == e->row_begin + e->n_rows ? e->id_after : c->a->b->row_id[row + 1];
+    const struct score_task t = {
+            .isa = c->isa, .vocab = vocab, .id = id < vocab ? id : 0, .top_logprobs = e->top_logprobs};
+    score_row(&t, raw, &c->results[i]);
+}
 /* Sample i of this round, from one contiguous row of logits. */
 static void sample_one(const struct head_chunk *c, uint32_t i, const float *raw, float *work) {
     const struct k_pool *p = c->a->p;
     const struct k_entry *e = sample_entry(c, i);
+    const uint32_t row = sample_row_of(c, i) - e->row_begin;
+    if (is_scored(e, row)) {
+        score_one(c, i, raw);
+        return;
+    }
+    const uint32_t mask = entry_mask(e, row - entry_sampled_from(e));
     const struct slot *slot = &p->slots[e->slot];
     const uint32_t position = entry_sample_position(e, c->a->b->row_pos[sample_row_of(c, i)]),
                    n_drafts = entry_drafts_before(e, position, slot->length);
@@ -78,6 +99,7 @@ static void sample_one(const struct head_chunk *c, uint32_t i, const float *raw,
             .drafts = slot->drafts,
             .n_drafts = n_drafts,
             .vocab = p->shape.vocab_size,
+            .mask = mask == UINT32_MAX ? NULL : c->a->b->masks + (uint64_t)mask * c->a->b->mask_words,
             .sample_index = slot->sample_index + n_drafts,
             .top_logprobs = e->top_logprobs,
             .position = position};
@@ -106,7 +128,8 @@ static void take_results(const struct head_chunk *c) {
     for (uint32_t i = 0; i < c->n_round; i++) {
         const struct k_entry *e = sample_entry(c, i);
         const uint32_t row = sample_row_of(c, i) - e->row_begin;
-        c->a->results[e->sample_at + row - entry_sampled_from(e)] = c->results[i];
+        const uint32_t at = is_scored(e, row) ? row - e->n_scores : row - entry_sampled_from(e);
+        c->a->results[e->sample_at + at] = c->results[i]; /* scores lie before the samples */
     }
 }
 

@@ -225,6 +225,8 @@ struct k_batch {
     uint32_t *rope;                         /* [3 * rows_max] as uploaded */
     uint32_t *row_id, *row_pos, *row_entry; /* [rows_max] derived by k_begin_step */
     uint32_t *row_rope;                     /* [rows_max][3] */
+    uint32_t *masks;                        /* [masks_max][mask_words] or NULL */
+    uint32_t masks_max, mask_words;
 };
 
 struct gdn_view { /* one slot and layer */

@@ -5,6 +5,8 @@
 #include "kernels/cpu/sample.h"
 #include "kernels/shared/cuts.h"
 
+#include "base/mask.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -81,6 +83,8 @@ static void change_logits(const struct sample_task *t, float *x) {
     for (uint32_t i = 0; i < n_suppress; i++)
         if (p->suppress[i] < t->vocab)
             x[p->suppress[i]] = -INFINITY;
+    for (uint32_t id = 0; t->mask && id < t->vocab; id++)
+        x[id] = mask_has(t->mask, id) ? x[id] : -INFINITY;
 }
 
 /* --- cuts --- */
@@ -268,6 +272,27 @@ static enum k_result_status choose(const struct sample_task *t, float *x, uint32
     return K_RESULT_OK;
 }
 
+/* What is reported of the distribution as the model gave it; returns ln sum e^raw. */
+static float report(const struct isa *isa, const float *raw, uint32_t vocab, float top, uint32_t top_logprobs,
+        struct k_result *r) {
+    const float lse = log_sum_exp(isa, raw, vocab, top);
+    find_top(raw, vocab, top_logprobs < TOP_LOGPROBS_MAX ? top_logprobs : TOP_LOGPROBS_MAX, r);
+    for (uint32_t i = 0; i < r->n_top; i++)
+        r->top_logprobs[i] -= lse;
+    return lse;
+}
+
+void score_row(const struct score_task *t, const float *raw, struct k_result *ret) {
+    bool finite;
+    const float top = t->isa->highest(raw, t->vocab, &finite);
+    *ret = (struct k_result){.status = finite ? K_RESULT_OK : K_RESULT_NOT_FINITE};
+    if (!finite)
+        return;
+    ret->id = t->id;
+    if (t->top_logprobs != UINT32_MAX)
+        ret->logprob = raw[t->id] - report(t->isa, raw, t->vocab, top, t->top_logprobs, ret);
+}
+
 void sample_row(const struct sample_task *t, const float *raw, float *work, struct k_result *ret) {
     struct k_result r = {0};
     float lse = 0;
@@ -276,13 +301,9 @@ void sample_row(const struct sample_task *t, const float *raw, float *work, stru
     *ret = (struct k_result){.status = K_RESULT_NOT_FINITE};
     if (!finite)
         return;
-    if (t->top_logprobs != UINT32_MAX) {
-        lse = log_sum_exp(t->isa, raw, t->vocab, top);
-        find_top(raw, t->vocab, t->top_logprobs < TOP_LOGPROBS_MAX ? t->top_logprobs : TOP_LOGPROBS_MAX, &r);
-        for (uint32_t i = 0; i < r.n_top; i++)
-            r.top_logprobs[i] -= lse;
-    }
-    if (t->sampling->temperature == 0 && !sampling_changes(t->sampling, t->sample_index)) {
+    if (t->top_logprobs != UINT32_MAX)
+        lse = report(t->isa, raw, t->vocab, top, t->top_logprobs, &r);
+    if (t->sampling->temperature == 0 && !t->mask && !sampling_changes(t->sampling, t->sample_index)) {
         r.id = t->isa->argmax(raw, t->vocab);
     } else {
         memcpy(work, raw, t->vocab * sizeof *work);

@@ -7,6 +7,8 @@
 #include "kernels/cuda/step.h"
 #include "kernels/shared/bounds.h"
 
+#include "base/mask.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -43,7 +45,7 @@ struct k_batch *k_batch_free(struct k_batch *b) {
         return NULL;
     const struct batch_view *v = &b->view;
     void *const blocks[] = {v->d_plan, v->d_entries, v->d_ids, v->d_rope, v->d_row_id, v->d_row_pos,
-            v->d_row_entry, v->d_row_rope};
+            v->d_row_entry, v->d_row_rope, v->d_masks};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         k_free(b->context, blocks[i]);
     free(b);
@@ -60,7 +62,8 @@ void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *
     if (!stream_enter(s))
         return;
     if (plan_check(plan, n_ids, n_rope, b->entries_max, b->rows_max, &e) < 0 ||
-            bounds_check(&b->bounds, plan, entries, /* slots= */ NULL, &e) < 0) {
+            bounds_check(&b->bounds, plan, entries, /* slots= */ NULL, &e) < 0 ||
+            masks_check(plan, entries, b->masks_max, &e) < 0) {
         stream_refused(s, &e);
         CUDA_QUEUED(s, cudaMemsetAsync(b->view.d_plan, 0, sizeof *b->view.d_plan, s->stream));
         return;
@@ -78,6 +81,26 @@ void k_batch_upload(struct k_stream *s, struct k_batch *b, const struct k_plan *
     k_upload(s, b->view.d_entries, entries, plan->n_entries * sizeof *entries);
     k_upload(s, b->view.d_ids, ids, n_ids * sizeof *ids);
     k_upload(s, b->view.d_rope, rope, n_rope * sizeof *rope);
+}
+
+/* --- masks --- */
+
+int k_batch_create_masks(struct k_batch *b, uint32_t vocab_size, uint32_t masks_max, struct error *e) {
+    const uint32_t words = mask_words(vocab_size);
+    b->view.d_masks = k_alloc(b->context, (uint64_t)masks_max * words * sizeof *b->view.d_masks);
+    if (!b->view.d_masks)
+        return error_set(e, -ENOMEM, "no memory for %u masks of a vocabulary of %u on device %d", masks_max,
+                vocab_size, b->context->device);
+    b->masks_max = masks_max;
+    b->mask_words = words;
+    return 0;
+}
+void k_batch_upload_masks(struct k_stream *s, struct k_batch *b, const uint32_t *masks, uint32_t n_masks) {
+    struct error e;
+    if (masks_fit(n_masks, b->masks_max, &e) < 0)
+        stream_refused(s, &e);
+    else if (n_masks)
+        k_upload(s, b->view.d_masks, masks, (uint64_t)n_masks * b->mask_words * sizeof *masks);
 }
 
 /* --- begin and end --- */

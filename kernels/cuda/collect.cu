@@ -3,7 +3,7 @@
  *
  *   collect  grid (rows of the round). Every block counts the wanted rows of all entries, a thread an entry, and copies
  *            the one that is its own: nothing has to be known before, and there are few entries. Block 0 also says how
- *            many rows the round has. Reads 56 bytes an entry in every block, moves 8 bytes an element of hidden. */
+ *            many rows the round has. Reads 60 bytes an entry in every block, moves 8 bytes an element of hidden. */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sample.h"
@@ -21,24 +21,30 @@ struct collect_shared {
 static __device__ __forceinline__ uint32_t rows_asked(const struct k_entry &e) {
     return e.flags & K_ENTRY_LOGITS_ALL ? e.n_rows : e.flags & K_ENTRY_LOGITS ? 1 : 0;
 }
+/* The first rows of an entry that are wanted: scored, or of those whose logits find room. */
+static __device__ __forceinline__ uint32_t first_wanted(const struct k_entry &e, uint32_t asked) {
+    return e.flags & K_ENTRY_LOGITS_ALL && asked > e.n_scores ? asked : e.n_scores;
+}
 /* Rows of an entry that are wanted. asked: those whose logits find room, the first ones, or the last alone. */
 static __device__ __forceinline__ uint32_t rows_wanted(const struct k_entry &e, uint32_t asked) {
-    const uint32_t sampled = entry_samples(&e);
-    if (!(e.flags & K_ENTRY_LOGITS_ALL))
-        return sampled > asked ? sampled : asked;
-    return asked + (sampled < e.n_rows - asked ? sampled : e.n_rows - asked);
+    const uint32_t sampled = entry_samples(&e), first = first_wanted(e, asked), left = e.n_rows - first,
+                   last = e.flags & K_ENTRY_LOGITS_ALL || sampled > asked ? sampled : asked;
+    return first + (last < left ? last : left);
 }
 /* Row j of the `wanted` ones of an entry. logits_at: of the first of them whose logits are asked for. */
 static __device__ struct head_row wanted_row(const struct collect_args &a, const struct k_entry &e,
         uint32_t entry, uint32_t j, uint32_t wanted, uint32_t asked, uint32_t logits_at) {
     const bool all = e.flags & K_ENTRY_LOGITS_ALL;
-    const uint32_t in = all && j < asked ? j : e.n_rows - (wanted - j),
+    const uint32_t in = j < first_wanted(e, asked) ? j : e.n_rows - (wanted - j),
                    unsampled = e.n_rows - entry_samples(&e);
     struct head_row r;
     r.row = e.row_begin + in;
     r.entry = entry;
     r.sampled = in >= unsampled;
-    r.sample = r.sampled ? in - unsampled : 0;
+    r.scored = in < e.n_scores;
+    r.result = e.sample_at + (r.scored ? in - e.n_scores : in - unsampled);
+    r.id = in + 1 == e.n_rows ? e.id_after : a.d_row_id[r.row + 1];
+    r.mask = r.sampled ? entry_mask(&e, in - unsampled) : UINT32_MAX;
     r.position = entry_sample_position(&e, a.d_row_pos[r.row]);
     r.n_drafts = entry_drafts_before(&e, r.position, a.d_slots[e.slot].length);
     r.logits_at = all ? (in < asked ? logits_at + in : UINT32_MAX)

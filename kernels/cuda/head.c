@@ -1,8 +1,8 @@
 /* head.c - logits of the rows that need them, and their samples; and the residual that products are added to.
  *
  * Rows go through in rounds of HEAD_ROWS, of which the host knows at most how many there are: a row is wanted because
- * its entry samples, or because its logits find room in the caller's buffer. A round is the product of its rows, as
- * if they were a step of their own, and the passes of sample.cu. */
+ * its entry samples or scores it, or because its logits find room in the caller's buffer. A round is the product of its
+ * rows, as if they were a step of their own, and the passes of sample.cu. */
 #include "kernels/cuda/comm.h"
 #include "kernels/cuda/internal.h"
 #include "kernels/cuda/reduce.h"
@@ -96,7 +96,7 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
         struct k_outcome *outcomes, float *logits, uint32_t logits_rows_max) {
     const struct k_shape *h = &p->view.shape;
     const uint64_t room = logits ? logits_rows_max : 0, drafts = p->options.drafts_max,
-                   wanted = b->bounds.entries * (1 + drafts) + room,
+                   wanted = b->bounds.entries * (1 + drafts) + SCORES_MAX + room,
                    rows = wanted < b->bounds.rows ? wanted : b->bounds.rows;
     uint64_t at[PARTS_OF_SCRATCH];
     uint8_t *d_scratch = stream_scratch(s, head_scratch(h, at));
@@ -108,6 +108,7 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
             .collect = {.d_plan = b->view.d_plan,
                     .d_entries = b->view.d_entries,
                     .d_row_pos = b->view.d_row_pos,
+                    .d_row_id = b->view.d_row_id,
                     .d_slots = p->view.d_slots,
                     .d_hidden = hidden,
                     .hidden_size = h->hidden_size,
@@ -120,6 +121,7 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
     r.sample = (struct sample_args){.p = p->view,
             .segment = k_vocab_segment(h->vocab_size),
             .d_entries = b->view.d_entries,
+            .d_masks = b->view.d_masks,
             .d_round = r.collect.d_round,
             .d_rows = r.collect.d_rows,
             .d_states = r.collect.d_states,

@@ -84,7 +84,7 @@ struct k_stream {
 struct k_batch {
     struct batch_view view; /* first: what a test may look at */
     struct k_context *context;
-    uint32_t entries_max, rows_max;
+    uint32_t entries_max, rows_max, masks_max, mask_words;
     struct k_bounds bounds; /* of what is queued next */
 };
 

@@ -4,8 +4,9 @@
  * not ask for costs it a node of the graph and no more. In each the blocks of a sample share its vocabulary, and the
  * last of them to be done draws together what all have found (block_is_last()).
  *
- *   scan    changes logits, finds the highest: all of a greedy sample. Of 2048 parts of the vocabulary the highest
- *           logit is kept; the k-th of those is a bound that the k highest ids reach (top k, top logprobs).
+ *   scan    changes logits, finds the highest: all of a greedy sample, or of a row whose id is known. Of 2048 parts of
+ *           the vocabulary the highest logit is kept; the k-th of those is a bound that the k highest ids reach (top k,
+ *           top logprobs).
  *   weigh   sums of e^x for logprobs; candidates for top k; for top p what ids weigh, in bins of 1/64 of x; without
  *           cuts the highest with noise.
  *   gather  for top p of the whole vocabulary: the highest with noise of the bins that stay, and as candidates the
@@ -26,6 +27,8 @@
 #include "kernels/shared/counts.h"
 #include "kernels/shared/drafts.h"
 #include "kernels/shared/noise.h"
+
+#include "base/mask.h"
 
 #include <stddef.h>
 
@@ -56,6 +59,7 @@ struct sample {
     struct sample_state *state;
     struct sample_part *parts; /* [gridDim.x] */
     uint32_t index, result;    /* its sample index; its place in d_results */
+    const uint32_t *d_mask;    /* NULL: none */
     const float *d_raw, *d_v;  /* logits; after changes */
     uint32_t vocab, segment;
     uint32_t own_first, own_rows; /* of the vocabulary, in this rank: the logits that it gives away */
@@ -68,13 +72,16 @@ static __device__ __forceinline__ struct sample sample_of(const struct sample_ar
     s.state = a.d_states + i;
     s.parts = a.d_parts + i * VOCAB_SEGMENTS;
     s.index = s.slot->sample_index + s.row->n_drafts;
-    s.result = s.entry->sample_at + s.row->sample;
+    s.result = s.row->result;
     s.vocab = a.p.shape.vocab_size;
+    s.d_mask = s.row->mask == UINT32_MAX ? NULL : a.d_masks + (uint64_t)s.row->mask * mask_words(s.vocab);
     s.segment = a.segment;
     s.own_first = a.p.shape.tp > 1 ? a.p.shape.vocab_first : 0;
     s.own_rows = a.p.shape.tp > 1 ? a.p.shape.vocab_rows : s.vocab;
     s.d_raw = a.d_raw + (uint64_t)i * s.vocab;
-    s.d_v = sampling_changes(&s.slot->sampling, s.index) ? a.d_changed + (uint64_t)i * s.vocab : s.d_raw;
+    s.d_v = s.row->sampled && (s.d_mask || sampling_changes(&s.slot->sampling, s.index))
+                    ? a.d_changed + (uint64_t)i * s.vocab
+                    : s.d_raw;
     return s;
 }
 static __device__ __forceinline__ uint32_t segment_first(const struct sample &s, uint32_t segment) {
@@ -121,7 +128,8 @@ static __device__ void write_nothing(
     if (threadIdx.x != 0)
         return;
     a.d_results[s.result].status = status;
-    write_outcome(a, s.entry, status);
+    if (s.row->sampled)
+        write_outcome(a, s.entry, status);
 }
 /* One thread. */
 static __device__ void write_token(const struct sample_args &a, const struct sample &s, uint32_t id) {
@@ -139,7 +147,7 @@ static __device__ __forceinline__ uint16_t count_at(const struct sample &s, uint
         count = s.slot->drafts[i] == id ? count_once_more(count, /* generated= */ true) : count;
     return count;
 }
-/* Bias, penalties, suppressed ids of one segment. An id is one thread's throughout, so lists keep their order. */
+/* Bias, penalties, suppressed ids, mask of one segment. An id is one thread's throughout, so lists keep their order. */
 static __device__ void change_segment(
         const struct sample_args &a, const struct sample &s, uint32_t first, uint32_t n) {
     const struct k_sampling *p = &s.slot->sampling;
@@ -168,6 +176,9 @@ static __device__ void change_segment(
         if (k < n && k % BLOCK_THREADS == threadIdx.x)
             d_v[k] = -INFINITY;
     }
+    for (uint32_t k = threadIdx.x; k < n && s.d_mask; k += BLOCK_THREADS)
+        if (!mask_has(s.d_mask, first + k))
+            d_v[k] = -INFINITY;
 }
 
 /* This thread's highest of a segment; NOT_FINITE where infinity or NaN is. All that a thread reads of it is asked for
@@ -243,7 +254,7 @@ static __device__ void scan_end(const struct sample_args &a, const struct sample
     if (status != K_RESULT_OK)
         return;
     const float top = logit_of(best);
-    const bool cuts_k = p->temperature != 0 && sampling_cuts_k(p, s.vocab);
+    const bool known = s.row->scored || p->temperature == 0, cuts_k = !known && sampling_cuts_k(p, s.vocab);
     const uint32_t listed = logprobs && s.entry->top_logprobs > 0
                                     ? reached_by(d_maxima, s.entry->top_logprobs, shared)
                                     : 0,
@@ -257,8 +268,8 @@ static __device__ void scan_end(const struct sample_args &a, const struct sample
     d->low = low ? scaled(float_of_order(low), top, p->temperature) : -INFINITY;
     d->whole = cuts_k && low == 0 && s.vocab > SAMPLE_LIST;
     d->left = logprobs ? LEFT_LOGPROBS : 0;
-    if (p->temperature == 0)
-        write_token(a, s, id_of(best));
+    if (known)
+        write_token(a, s, s.row->scored ? (s.row->id < s.vocab ? s.row->id : 0) : id_of(best));
     else
         d->left |= cuts_k ? LEFT_TOP_K : p->top_p < 1.0f ? LEFT_TOP_P : LEFT_NOISE;
 }
@@ -269,7 +280,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) scan_kernel(const struc
     if (i >= a.d_round->n_rows)
         return;
     const struct sample s = sample_of(a, i);
-    const bool changed = s.d_v != s.d_raw && s.row->sampled;
+    const bool changed = s.d_v != s.d_raw;
     float *d_logits =
             s.row->logits_at == UINT32_MAX ? NULL : a.d_logits + (uint64_t)s.row->logits_at * s.own_rows;
     uint32_t *d_maxima = a.d_maxima + (uint64_t)i * 2 * SAMPLE_GROUPS;
@@ -286,7 +297,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS) scan_kernel(const struc
         best = higher(best, own);
         put_groups(d_maxima + SAMPLE_GROUPS, segment, own);
     }
-    if (!s.row->sampled)
+    if (!s.row->sampled && !s.row->scored)
         return;
     raw_best = block_max(raw_best, &shared->block);
     best = changed ? block_max(best, &shared->block) : raw_best;

@@ -20,10 +20,12 @@ extern "C" {
 #define MASS_BINS     2048u /* of x, 64 for every 1 below the highest; the last has what weighs nothing */
 
 struct head_row {
-    uint32_t row, entry; /* of the batch */
-    uint32_t sampled;
-    /* Of a sample: which one of its entry's it is; the drafts that it takes as given, and the position of its noise. */
-    uint32_t sample, n_drafts, position;
+    uint32_t row, entry;      /* of the batch */
+    uint32_t sampled, scored; /* which of them has a result; neither: its logits are asked for */
+    uint32_t result;          /* its place among results */
+    uint32_t id;              /* scored: whose logprob is asked for */
+    /* Of a sample: the drafts that it takes as given, the position of its noise; its mask, UINT32_MAX: none. */
+    uint32_t n_drafts, position, mask;
     uint32_t logits_at; /* row of the logits buffer; UINT32_MAX: nobody asked */
 };
 
@@ -58,7 +60,7 @@ struct sample_part {
 struct collect_args {
     const struct k_plan *d_plan;
     const struct k_entry *d_entries;
-    const uint32_t *d_row_pos;
+    const uint32_t *d_row_pos, *d_row_id;
     const struct slot *d_slots;
     const float *d_hidden; /* [rows of the batch][hidden_size] */
     uint32_t hidden_size;
@@ -77,6 +79,7 @@ struct sample_args {
     struct pool_view p;
     uint32_t segment; /* ids of a segment of the vocabulary */
     const struct k_entry *d_entries;
+    const uint32_t *d_masks; /* [..][mask_words] of the batch; NULL: it has none */
     const struct k_plan *d_round;
     const struct head_row *d_rows;
     struct sample_state *d_states; /* [HEAD_ROWS] */
@@ -86,7 +89,7 @@ struct sample_args {
     uint32_t *d_maxima;            /* [HEAD_ROWS][raw, changed][SAMPLE_GROUPS] orders */
     uint32_t *d_lists;             /* [HEAD_ROWS][top logprobs, cuts][SAMPLE_LIST] ids */
     const float *d_raw;            /* [HEAD_ROWS][V] */
-    float *d_changed;              /* [HEAD_ROWS][V], of samples with bias, penalties or suppressed ids */
+    float *d_changed; /* [HEAD_ROWS][V], of samples with bias, penalties, suppressed ids, masks */
     struct k_result *d_results;
     struct k_outcome *d_outcomes; /* NULL: nobody asks, or queue_outcomes() gives them */
     float *d_logits;              /* NULL, or [logits_rows_max][vocab_rows of this rank] */

@@ -33,6 +33,7 @@ struct batch_view {
     uint32_t *d_ids, *d_rope;                     /* [rows_max], [3 * rows_max] as uploaded */
     uint32_t *d_row_id, *d_row_pos, *d_row_entry; /* [rows_max] derived by k_begin_step() */
     uint32_t *d_row_rope;                         /* [rows_max][3] */
+    uint32_t *d_masks;                            /* [masks_max][mask_words] as uploaded, or NULL */
 };
 
 struct pool_view {

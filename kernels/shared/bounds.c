@@ -2,6 +2,7 @@
 #include "kernels/shared/bounds.h"
 
 #include "kernels/shared/constants.h"
+#include "kernels/shared/drafts.h"
 #include "kernels/shared/slot.h"
 
 #include <errno.h>
@@ -57,6 +58,23 @@ int drafts_check(
             return error_set(
                     e, -EINVAL, "slot %u: %u drafts; the pool takes %u", t->slot, t->n_rows - 1, drafts_max);
     }
+    return 0;
+}
+
+int masks_check(
+        const struct k_plan *plan, const struct k_entry *entries, uint32_t masks_max, struct error *e) {
+    for (uint32_t i = 0; i < plan->n_entries; i++) {
+        const struct k_entry *t = &entries[i];
+        const uint32_t n = entry_samples(t);
+        if (n > 0 && entry_mask(t, n - 1) != UINT32_MAX && entry_mask(t, n - 1) >= masks_max)
+            return error_set(e, -EINVAL, "slot %u: mask %u; the batch has room for %u", t->slot,
+                    entry_mask(t, n - 1), masks_max);
+    }
+    return 0;
+}
+int masks_fit(uint32_t n_masks, uint32_t masks_max, struct error *e) {
+    if (n_masks > masks_max)
+        return error_set(e, -EINVAL, "%u masks in a step; the batch has room for %u", n_masks, masks_max);
     return 0;
 }
 

@@ -40,6 +40,10 @@ int bounds_check(const struct k_bounds *bounds, const struct k_plan *plan, const
 /* Whether each entry carries no more drafts than the pool takes. */
 int drafts_check(
         const struct k_plan *plan, const struct k_entry *entries, uint32_t drafts_max, struct error *e);
+/* Whether each entry names masks that there is room for, and whether so many fit. */
+int masks_check(
+        const struct k_plan *plan, const struct k_entry *entries, uint32_t masks_max, struct error *e);
+int masks_fit(uint32_t n_masks, uint32_t masks_max, struct error *e);
 /* What bounds_check() says, drafts that nobody left, and the ids that no vocabulary has. */
 int refuse_rows(
         uint32_t n_entries, uint32_t n_rows, uint32_t entries_bound, uint32_t rows_bound, struct error *e);

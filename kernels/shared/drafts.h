@@ -1,5 +1,5 @@
-/* drafts.h - what follows from an entry that carries drafts: which of its rows are certain, which are sampled, what
- * becomes of the samples.
+/* drafts.h - what follows from an entry that carries drafts: which of its rows are certain, which are sampled, from
+ * what, and what becomes of the samples.
  *
  * A CONTINUE has 1 + drafts rows. Row 0 is the slot's last id and certain; row i > 0 is draft i - 1, which lies in the
  * slot's drafts[] from k_begin_step() on, wherever it came from. */
@@ -23,6 +23,10 @@ K_INLINE uint32_t entry_samples(const struct k_entry *e) {
 }
 K_INLINE uint32_t entry_sampled_from(const struct k_entry *e) {
     return e->kind == K_ENTRY_PROMPT ? e->n_rows - 1 : 0;
+}
+/* The mask of sample i of the entry; UINT32_MAX: it has none. */
+K_INLINE uint32_t entry_mask(const struct k_entry *e, uint32_t i) {
+    return e->flags & K_ENTRY_MASKS ? e->mask_at + i : e->flags & K_ENTRY_MASK ? e->mask_at : UINT32_MAX;
 }
 /* The last of its rows that was accepted: behind it the sequence goes on. */
 K_INLINE uint32_t entry_accepted_row(const struct k_entry *e, const struct k_outcome *o) {

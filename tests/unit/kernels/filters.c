@@ -3,6 +3,8 @@
  * the same on every kernels library. */
 #include "tests/unit/kernels/fixture.h"
 
+#include "base/mask.h"
+
 enum { V = 64, SLOTS = 60 };
 #define PINNED 0x29d404061fdda8a7ull /* of draws(): may never change */
 
@@ -214,6 +216,119 @@ static void test_bias_and_penalties(void **state) {
     sampler_close(&s);
 }
 
+/* Of masked samples only ids of the mask come out, the highest one of greedy ones; what is reported is of the
+ * distribution as it was. Others notice nothing. */
+static void test_masks(void **state) {
+    struct rng r = {11};
+    struct sampler s = {0};
+    struct k_result results[SLOTS], plain[SLOTS];
+    uint32_t masks[SLOTS][2];
+    float *rows = random_floats(5, SLOTS * V, 4.0f);
+    (void)state;
+    assert_true(sampler_open(&s, NULL, 2));
+    OK(k_batch_create_masks(s.w.b, V, SLOTS, e));
+    for (uint32_t masked = 0; masked < 2; masked++) {
+        step_new(&s.w);
+        for (uint32_t i = 0; i < SLOTS; i++) {
+            const struct k_sampling p = {.temperature = (float)(i % 3),
+                    .top_p = i % 2 ? 0.9f : 1,
+                    .repetition_penalty = 1,
+                    .seed = i};
+            slot_new(&s.w, i + 1, &p, 0, 0);
+            struct k_entry *entry = step_prompt(&s.w, i + 1, 0, 1, V - 1);
+            const bool has = masked && i % 4;
+            entry->flags = K_ENTRY_SAMPLE | (has ? i % 4 == 1 ? K_ENTRY_MASKS : K_ENTRY_MASK : 0);
+            entry->mask_at = (uint16_t)(SLOTS - 1 - i);
+            entry->top_logprobs = 3;
+            entry->sample_at = s.w.plan.n_samples++;
+            entry->outcome_at = s.w.plan.n_outcomes++;
+            masks[SLOTS - 1 - i][0] = i == 5 ? 0 : rng_u32(&r) & rng_u32(&r) & rng_u32(&r);
+            masks[SLOTS - 1 - i][1] = i == 5 ? 0 : 1u << rng_u32(&r) % 32;
+        }
+        k_batch_upload_masks(s.w.s, s.w.b, masks[0], SLOTS);
+        step_begin_now(&s.w);
+        k_upload(s.w.s, s.d_hidden, rows, (size_t)SLOTS * V * sizeof *rows);
+        k_head_sample(s.w.s, s.w.p, s.w.m, s.w.b, s.head, s.d_hidden, s.d_results, s.d_outcomes, NULL, 0);
+        k_end_step(s.w.s, s.w.p, s.w.b, s.d_results, s.d_outcomes);
+        fetch(&s.w, masked ? results : plain, s.d_results, sizeof results);
+    }
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        const uint32_t *mask = masks[SLOTS - 1 - i];
+        if (i % 4 == 0) {
+            assert_memory_equal(&results[i], &plain[i], sizeof plain[i]);
+            continue;
+        }
+        assert_int_equal(results[i].status, i == 5 ? K_RESULT_NO_TOKEN : K_RESULT_OK);
+        if (i == 5)
+            continue;
+        assert_true(mask_has(mask, results[i].id));
+        assert_memory_equal(results[i].top_ids, plain[i].top_ids, sizeof plain[i].top_ids);
+        assert_memory_equal(results[i].top_logprobs, plain[i].top_logprobs, sizeof plain[i].top_logprobs);
+        for (uint32_t id = 0; id < V && i % 3 == 0; id++)
+            assert_true(!mask_has(mask, id) || rows[i * V + id] <= rows[i * V + results[i].id]);
+    }
+    free(rows);
+    sampler_close(&s);
+}
+/* A plan that names a mask which is not there computes nothing. */
+static void test_a_mask_that_is_not_there(void **state) {
+    struct sampler s = {0};
+    struct error found = {0};
+    (void)state;
+    assert_true(sampler_open(&s, NULL, 1));
+    OK(k_batch_create_masks(s.w.b, V, 3, e));
+    slot_new(&s.w, 1, NULL, 0, 0);
+    step_new(&s.w);
+    struct k_entry *entry = step_prompt(&s.w, 1, 0, 1, 0);
+    entry->flags = K_ENTRY_SAMPLE | K_ENTRY_MASK;
+    entry->mask_at = 3;
+    s.w.plan.n_samples = s.w.plan.n_outcomes = 1;
+    k_batch_upload(s.w.s, s.w.b, &s.w.plan, s.w.entries, s.w.ids, s.w.n_ids, NULL, 0);
+    assert_int_equal(k_stream_wait(s.w.s, 0, &found), -EINVAL);
+    assert_string_equal(found.text, "slot 1: mask 3; the batch has room for 3");
+    sampler_close(&s);
+}
+
+/* Rows of prompts whose next ids are there: what each one's probability was. Longer than a chunk of rows. */
+static void test_scores(void **state) {
+    enum { ROWS = 50 };
+    struct sampler s = {0};
+    struct k_result results[SLOTS];
+    float *rows = random_floats(6, ROWS * V, 4.0f);
+    (void)state;
+    assert_true(sampler_open(&s, NULL, 2));
+    slot_new(&s.w, 1, NULL, 0, 0);
+    step_new(&s.w);
+    struct k_entry *entry = step_prompt(&s.w, 1, 0, ROWS, 7);
+    entry->flags = K_ENTRY_SAMPLE;
+    entry->n_scores = ROWS - 1;
+    entry->top_logprobs = 4;
+    entry->sample_at = ROWS - 1;
+    s.w.plan.n_samples = ROWS;
+    s.w.plan.n_outcomes = 1;
+    step_begin_now(&s.w);
+    k_upload(s.w.s, s.d_hidden, rows, (size_t)ROWS * V * sizeof *rows);
+    k_head_sample(s.w.s, s.w.p, s.w.m, s.w.b, s.head, s.d_hidden, s.d_results, s.d_outcomes, NULL, 0);
+    fetch(&s.w, results, s.d_results, sizeof results);
+    for (uint32_t i = 0; i < ROWS; i++) {
+        const float *x = rows + i * V;
+        uint32_t best = 0;
+        double sum = 0;
+        for (uint32_t id = 0; id < V; id++) {
+            sum += exp(x[id]);
+            best = x[id] > x[best] ? id : best;
+        }
+        assert_int_equal(results[i].status, K_RESULT_OK);
+        assert_int_equal(results[i].id, i + 1 < ROWS ? (7 + i + 1) % V : best);
+        assert_int_equal(results[i].n_top, 4);
+        assert_int_equal(results[i].top_ids[0], best);
+        assert_true(fabs(results[i].logprob - (x[results[i].id] - log(sum))) < 1e-4);
+        assert_true(fabs(results[i].top_logprobs[0] - (x[best] - log(sum))) < 1e-4);
+    }
+    free(rows);
+    sampler_close(&s);
+}
+
 /* 3,000 draws of every way to sample, as one number. */
 static uint64_t draws(const char *isa, uint32_t threads) {
     struct sampler s = {0};
@@ -256,6 +371,9 @@ int main(void) {
             cmocka_unit_test(test_filters_against_sorting),
             cmocka_unit_test(test_greedy_takes_the_lowest_of_equals),
             cmocka_unit_test(test_bias_and_penalties),
+            cmocka_unit_test(test_masks),
+            cmocka_unit_test(test_a_mask_that_is_not_there),
+            cmocka_unit_test(test_scores),
             cmocka_unit_test(test_pinned_draws),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

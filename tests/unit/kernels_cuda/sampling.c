@@ -5,9 +5,11 @@
  * A head has eight columns, each a family of logits; a hidden row mixes them, or is one of them. */
 #include "tests/unit/kernels_cuda/sides.h"
 
+#include "base/mask.h"
+
 #include <float.h>
 
-enum { H = 8, ENTRIES = 70, ROWS_MAX = 320, LOGITS_MAX = 40 };
+enum { H = 8, ENTRIES = 70, ROWS_MAX = 320, LOGITS_MAX = 40, MASKS = 24, MASK_WORDS = 32 };
 
 struct sampler {
     struct library k;
@@ -96,6 +98,8 @@ static void sampler_open(
     OK(k.k_pool_create(d->c, &shape, &options, &d->p, e));
     OK(k.k_comm_create(d->c, &shape, ROWS_MAX, NULL, 0, &d->m, e));
     OK(k.k_batch_create(d->c, ENTRIES, ROWS_MAX, &d->b, e));
+    if (mask_words(vocab) <= MASK_WORDS)
+        OK(k.k_batch_create_masks(d->b, vocab, MASKS, e));
     OK(k.k_linear_pack(d->c, &spec, &d->head, e));
     const size_t bytes = k.k_workspace_bytes(&shape, ROWS_MAX, ENTRIES);
     d->workspace = k.k_alloc(d->c, bytes);
@@ -173,7 +177,35 @@ struct step {
     struct k_entry entries[ENTRIES];
     uint32_t ids[ROWS_MAX], n_ids;
     float hidden[ROWS_MAX * H];
+    uint32_t masks[MASKS * MASK_WORDS];
 };
+/* Masks of many, few and sometimes no ids; entries whose samples share one, have one each, or none. Prompts some of
+ * whose rows are scored. */
+static void mask_and_score(struct rng *r, uint32_t vocab, struct step *t) {
+    const uint32_t words = mask_words(vocab);
+    for (uint32_t i = 0; i < MASKS; i++)
+        for (uint32_t w = 0, kind = rng_u32(r) % 5; w < words; w++)
+            t->masks[i * words + w] = kind == 0  ? 0
+                                      : kind < 3 ? rng_u32(r) & rng_u32(r) & rng_u32(r)
+                                                 : rng_u32(r) | rng_u32(r);
+    t->plan.n_samples = 0;
+    for (uint32_t i = 0; i < t->plan.n_entries; i++) {
+        struct k_entry *e = &t->entries[i];
+        const uint32_t samples = !(e->flags & K_ENTRY_SAMPLE)  ? 0
+                                 : e->kind == K_ENTRY_CONTINUE ? e->n_rows
+                                                               : 1;
+        if (samples > 0 && rng_u32(r) % 4) {
+            e->flags |= rng_u32(r) % 2 ? K_ENTRY_MASKS : K_ENTRY_MASK;
+            e->mask_at = (uint16_t)(rng_u32(r) % (MASKS + 1 - samples));
+        }
+        if (e->kind == K_ENTRY_PROMPT && samples == 0)
+            e->id_after = rng_u32(r) % vocab;
+        if (e->kind == K_ENTRY_PROMPT && rng_u32(r) % 4)
+            e->n_scores = (uint16_t)(rng_u32(r) % (e->n_rows - samples + 1));
+        e->sample_at = t->plan.n_samples + e->n_scores;
+        t->plan.n_samples += e->n_scores + samples;
+    }
+}
 static void random_step(
         struct rng *r, uint32_t n, uint32_t step, uint32_t vocab, uint32_t drafts_max, struct step *t) {
     memset(t, 0, sizeof *t);
@@ -226,6 +258,8 @@ static void forget(struct sampler *d, struct answer *a, uint32_t vocab) {
 static void run_step(struct sampler *d, const struct step *t, uint32_t vocab, bool logits, bool outcomes,
         struct k_graph *g, struct answer *a) {
     forget(d, a, vocab);
+    if (mask_words(vocab) <= MASK_WORDS)
+        d->k.k_batch_upload_masks(d->s, d->b, t->masks, MASKS);
     d->k.k_batch_upload(d->s, d->b, &t->plan, t->entries, t->ids, t->n_ids, NULL, 0);
     d->k.k_upload(d->s, d->d_hidden, t->hidden, t->plan.n_rows * H * sizeof(float));
     d->k.k_begin_step(d->s, d->p, d->b);
@@ -264,6 +298,7 @@ struct setting {
     const struct k_sampling *sampling; /* NULL: random, each slot's own */
     uint32_t family;                   /* not 0: all logits are of this column */
     uint32_t drafts_max;
+    bool masks; /* and scores */
 };
 static void slots_open(struct sampler *d, const struct setting *t) {
     struct rng r = {t->seed * 3 + 1};
@@ -295,6 +330,8 @@ static void compare(const struct setting *t) {
         struct step now;
         char what[96];
         random_step(&r, t->entries, step, t->vocab, t->drafts_max, &now);
+        if (t->masks)
+            mask_and_score(&r, t->vocab, &now);
         for (uint32_t i = 0; i < now.plan.n_rows * H && t->family; i++)
             now.hidden[i] = i % H == t->family;
         const struct k_bounds bounds = {
@@ -366,6 +403,20 @@ static void test_drafts(void **state) {
                 .steps = 3,
                 .seed = 700 + t,
                 .drafts_max = drafts[t % 3]});
+}
+/* Samples that only some ids are left to, or none; rows of prompts whose ids are there already. */
+static void test_masks_and_scores(void **state) {
+    static const uint32_t vocabs[] = {1, 33, 64, 300, 1000}, drafts[] = {0, 3, DRAFT_MAX};
+    (void)state;
+    for (uint32_t t = 0; t < 6; t++)
+        compare(&(struct setting){.vocab = vocabs[t % 5],
+                .entries = 5 + t % 5,
+                .steps = 2,
+                .seed = 800 + t,
+                .drafts_max = drafts[t % 3],
+                .masks = true});
+    /* More rows than a round has. */
+    compare(&(struct setting){.vocab = 130, .entries = 40, .steps = 1, .seed = 820, .masks = true});
 }
 static void test_extremes(void **state) {
     (void)state;
@@ -473,6 +524,7 @@ int main(void) {
             cmocka_unit_test(test_rounds),
             cmocka_unit_test(test_extremes),
             cmocka_unit_test(test_drafts),
+            cmocka_unit_test(test_masks_and_scores),
             cmocka_unit_test(test_a_graph_replays_with_new_contents),
             cmocka_unit_test(test_a_wrong_head_is_a_fault),
             cmocka_unit_test(test_residual),

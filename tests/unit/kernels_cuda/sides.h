@@ -17,7 +17,9 @@
     X(k_event_done) X(k_event_wait) X(k_capture_begin) X(k_capture_end) X(k_graph_launch) \
     X(k_graph_free) X(k_alloc) X(k_free) X(k_upload) X(k_download) X(k_linear_bytes) \
     X(k_linear_pack) X(k_linear_dummy) X(k_linear_free) X(k_linear_rows) X(k_linear_then) X(k_layout_native) \
-    X(k_batch_create) X(k_batch_free) X(k_batch_bounds) X(k_batch_upload) X(k_norm_project) X(k_norm_gate_up) \
+    X(k_batch_create) X(k_batch_free) X(k_batch_bounds) X(k_batch_upload) \
+    X(k_batch_create_masks) X(k_batch_upload_masks) \
+    X(k_norm_project) X(k_norm_gate_up) \
     X(k_project_partial) X(k_project) X(k_workspace_bytes) X(k_stream_set_workspace) \
     X(k_vector_load) X(k_taps_load) X(k_keep_begin) X(k_keep_adopt) X(k_keep_end) \
     X(k_pool_create) X(k_pool_free) X(k_slot_open) X(k_slot_close) X(k_slot_grant) X(k_memory) X(k_begin_step) \
