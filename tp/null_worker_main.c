@@ -46,7 +46,7 @@ struct worker {
 static const char *const usage =
         "shardd-worker-null --ranks LIST --tensor-parallel-size N --control-fd FD [options]\n"
         "A worker that computes nothing: for tests and for measuring the coordinator.\n"
-        "  --slots S --pages P --slot-units U --max-model-len L --rows R --vocab-size V   what it claims to have\n"
+        "  --slots S --pages P --slot-units U --page-units U --max-model-len L --rows R --vocab-size V   what it claims to have\n"
         "  --id-first I --id-count C   sampled ids lie in [I, I+C)\n"
         "  --drafts-max D --draft-odds P --has-mtp 0|1   drafts that it takes and makes, right in P of 100 cases\n"
         "  --step-us D --row-ns D      time of a step, and of each of its rows\n"
@@ -89,6 +89,7 @@ enum null_option {
     OPTION_SLOTS,
     OPTION_PAGES,
     OPTION_UNITS,
+    OPTION_PAGE_UNITS,
     OPTION_MAX_MODEL_LEN,
     OPTION_ROWS,
     OPTION_VOCAB,
@@ -114,6 +115,7 @@ static const struct option options[] = {
         {"slots", required_argument, NULL, OPTION_SLOTS},
         {"pages", required_argument, NULL, OPTION_PAGES},
         {"slot-units", required_argument, NULL, OPTION_UNITS},
+        {"page-units", required_argument, NULL, OPTION_PAGE_UNITS},
         {"max-model-len", required_argument, NULL, OPTION_MAX_MODEL_LEN},
         {"rows", required_argument, NULL, OPTION_ROWS},
         {"vocab-size", required_argument, NULL, OPTION_VOCAB},
@@ -145,6 +147,8 @@ static uint32_t *small_number(struct null_rank_options *o, int option) {
         return &o->pages;
     case OPTION_UNITS:
         return &o->slot_units;
+    case OPTION_PAGE_UNITS:
+        return &o->page_units;
     case OPTION_MAX_MODEL_LEN:
         return &o->max_model_len;
     case OPTION_ROWS:

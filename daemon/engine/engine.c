@@ -137,6 +137,7 @@ static void end_late_and_slow(struct engine *g, uint64_t now) {
 static void publish_stats(struct engine *g) {
     g->now.pages_free = pools_available(&g->pools);
     g->now.pages_cached = g->now.pages_free - g->pools.n_free_pages;
+    g->now.host_pages = g->prefix.n_page_units - g->prefix.n_free_page_units;
     g->now.snapshots = g->prefix.n_kept;
     g->now.snapshot_evictions_total = g->evictions_before + g->prefix.evictions;
     g->now.slots_free = g->pools.n_free_slots;

@@ -194,6 +194,7 @@ struct engine_stats {
     uint32_t pages_total, pages_free, running, waiting;
     uint32_t pages_cached;             /* of pages_free: kept by the prefix cache until somebody needs them */
     uint32_t snapshots, snapshots_max; /* of the prefix cache */
+    uint32_t host_pages, host_pages_max; /* that it keeps in the workers' host memory */
     uint32_t suspects; /* were being computed at a group's death and have not run alone since */
     uint32_t slots_total, slots_free; /* of the workers; a slot is free once its CLOSE was completed */
     uint64_t requests_total, prompt_tokens_total, steps_total, preemptions_total;
@@ -201,6 +202,7 @@ struct engine_stats {
     uint64_t prefix_hits_total;
     uint64_t cached_tokens_total; /* of prompt_tokens_total: came from the prefix cache */
     uint64_t snapshots_total, snapshot_evictions_total;
+    uint64_t host_pages_out_total, host_pages_in_total; /* moved there, and back */
     uint64_t replays_total, dropped_records_total, step_errors_total;
     uint64_t queue_tokens;                    /* prompt tokens of requests that have had no step yet */
     uint64_t prompt_rows_total;               /* prompt tokens computed; again when a sequence is replayed */

@@ -102,6 +102,13 @@ void pools_unhold(struct pools *p, uint32_t page) {
     free_if_unwanted(p, page);
 }
 
+uint32_t pools_take_page(struct pools *p) {
+    assert(p->n_free_pages > 0);
+    uint32_t page = p->free_pages[--p->n_free_pages];
+    p->holds[page]++;
+    return page;
+}
+
 /* --- tables --- */
 
 static void put(struct pools *p, uint32_t slot, uint32_t at, uint32_t page) {

@@ -44,6 +44,7 @@ void pools_use(struct pools *p, uint32_t page);
 void pools_unuse(struct pools *p, uint32_t page);
 void pools_hold(struct pools *p, uint32_t page);
 void pools_unhold(struct pools *p, uint32_t page);
+uint32_t pools_take_page(struct pools *p); /* a free one, of which there must be some; it is held */
 const uint32_t *pools_table(const struct pools *p, uint32_t slot);
 /* Gives the slot's pages back. opened: its CLOSE must reach the ranks before it is free again. unit: where its state is
  * to be kept before that; POOLS_NO_UNIT. */

@@ -10,24 +10,30 @@
 
 #define BLOCK_BYTES (PAGE_TOKENS * sizeof(uint32_t))
 
+static uint32_t least(uint32_t a, uint32_t b) {
+    return a < b ? a : b;
+}
+
 int prefix_init(struct prefix *x, const struct step_geometry *g, uint64_t seed) {
     *x = (struct prefix){.seed = seed,
             .changes = x->changes + 1,
-            .n_units = g->slot_units < PREFIX_UNITS_MAX ? g->slot_units : PREFIX_UNITS_MAX,
+            .n_units = least(g->slot_units, PREFIX_UNITS_MAX),
             .free_unit = PREFIX_NONE,
             .oldest = PREFIX_NONE,
             .youngest = PREFIX_NONE,
             .last_passing = PREFIX_NONE};
     if (x->n_units == 0)
         return 0;
-    /* A root is kept by a running sequence or by a snapshot, any other node by its page. */
-    x->n_nodes = g->pages + g->slots + x->n_units;
+    x->n_page_units = least(g->page_units, PREFIX_PAGES_MAX);
+    /* A root is kept by a running sequence or by a snapshot, a tail by its snapshot, any other node by its rows. */
+    x->n_nodes = g->pages + x->n_page_units + g->slots + 2 * x->n_units;
     for (x->mask = 1; x->mask < x->n_nodes; x->mask = 2 * x->mask + 1)
         ;
     x->nodes = calloc((size_t)x->n_nodes + 1, sizeof(x->nodes[0]));
     x->snapshots = calloc(x->n_units, sizeof(x->snapshots[0]));
     x->buckets = calloc((size_t)x->mask + 1, sizeof(x->buckets[0]));
-    if (x->nodes == NULL || x->snapshots == NULL || x->buckets == NULL) {
+    x->free_page_units = calloc((size_t)x->n_page_units + 1, sizeof(x->free_page_units[0]));
+    if (x->nodes == NULL || x->snapshots == NULL || x->buckets == NULL || x->free_page_units == NULL) {
         prefix_done(x);
         return -ENOMEM;
     }
@@ -35,6 +41,8 @@ int prefix_init(struct prefix *x, const struct step_geometry *g, uint64_t seed) 
         x->snapshots[i - 1].sibling = x->free_unit;
         x->free_unit = i - 1;
     }
+    for (uint32_t i = x->n_page_units; i > 0; i--)
+        x->free_page_units[x->n_free_page_units++] = i - 1;
     return 0;
 }
 
@@ -42,7 +50,73 @@ void prefix_done(struct prefix *x) {
     free(x->nodes);
     free(x->snapshots);
     free(x->buckets);
+    free(x->free_page_units);
     *x = (struct prefix){.changes = x->changes + 1};
+}
+
+/* --- which nodes may leave a tier --- */
+
+static void link_node(struct prefix *x, enum prefix_tier t, uint32_t n, bool youngest) {
+    struct prefix_list *l = &x->lists[t];
+    struct prefix_node *at = &x->nodes[n];
+    at->older[t] = youngest ? l->youngest : 0;
+    at->younger[t] = youngest ? 0 : l->oldest;
+    *(at->older[t] == 0 ? &l->oldest : &x->nodes[at->older[t]].younger[t]) = n;
+    *(at->younger[t] == 0 ? &l->youngest : &x->nodes[at->younger[t]].older[t]) = n;
+    at->listed[t] = true;
+}
+
+static void unlink_node(struct prefix *x, enum prefix_tier t, uint32_t n) {
+    struct prefix_list *l = &x->lists[t];
+    struct prefix_node *at = &x->nodes[n];
+    *(at->older[t] == 0 ? &l->oldest : &x->nodes[at->older[t]].younger[t]) = at->younger[t];
+    *(at->younger[t] == 0 ? &l->youngest : &x->nodes[at->younger[t]].older[t]) = at->older[t];
+    at->listed[t] = false;
+}
+
+/* Sees to it that the node is in the lists that it belongs in. One that comes in because what was below it has gone was
+ * mostly used with that and goes next. */
+static void list(struct prefix *x, uint32_t n) {
+    struct prefix_node *at = &x->nodes[n];
+    const bool may[PREFIX_TIERS] = {
+            at->page != 0 && at->refs == 0 && at->n_below[PREFIX_DEVICE] == 0,
+            at->page == 0 && at->unit != PREFIX_NONE && at->refs == 0 && at->n_below[PREFIX_HOST] == 0,
+    };
+    for (enum prefix_tier t = 0; t < PREFIX_TIERS; t++) {
+        uint32_t oldest = x->lists[t].oldest;
+        if (may[t] && !at->listed[t])
+            link_node(x, t, n, /* youngest= */ oldest == 0 || at->used > x->nodes[oldest].used);
+        else if (!may[t] && at->listed[t])
+            unlink_node(x, t, n);
+    }
+}
+
+/* The node's rows are there now; page 0, unit PREFIX_NONE: not there. Holding pages and freeing units is the
+ * caller's. */
+static void place(struct prefix *x, uint32_t n, uint32_t page, uint32_t unit) {
+    struct prefix_node *at = &x->nodes[n];
+    bool on_device = at->page != 0, on_any = on_device || at->unit != PREFIX_NONE;
+    at->page = page;
+    at->unit = unit;
+    list(x, n);
+    if (at->parent == 0)
+        return;
+    struct prefix_node *parent = &x->nodes[at->parent];
+    parent->n_below[PREFIX_DEVICE] += (uint32_t)(page != 0) - (uint32_t)on_device;
+    parent->n_below[PREFIX_HOST] += (uint32_t)(page != 0 || unit != PREFIX_NONE) - (uint32_t)on_any;
+    list(x, at->parent);
+}
+
+static void refer(struct prefix *x, uint32_t n) {
+    x->nodes[n].refs++;
+    list(x, n);
+}
+
+static void unrefer(struct prefix *x, uint32_t n) {
+    assert(x->nodes[n].refs > 0);
+    x->nodes[n].refs--;
+    x->nodes[n].used = x->uses;
+    list(x, n);
 }
 
 /* --- nodes --- */
@@ -66,8 +140,9 @@ static uint32_t find_child(const struct prefix *x, uint32_t parent, const uint32
     return 0;
 }
 
+/* A node whose rows are in this page; 0: a root. Who looks for it has to put it into its bucket. */
 static uint32_t make_child(struct prefix *x, struct pools *p, uint32_t parent, const uint32_t *ids,
-        uint64_t hash, uint32_t page) {
+        uint32_t n_ids, uint32_t page) {
     uint32_t n = x->free_node;
     assert(n != 0 || x->n_touched < x->n_nodes);
     if (n == 0)
@@ -76,25 +151,32 @@ static uint32_t make_child(struct prefix *x, struct pools *p, uint32_t parent, c
         x->free_node = x->nodes[n].next;
     struct prefix_node *at = &x->nodes[n];
     x->changes++;
-    *at = (struct prefix_node){.hash = hash,
-            .parent = parent,
-            .page = page,
-            .next = x->buckets[hash & x->mask],
-            .snapshots = PREFIX_NONE};
-    memcpy(at->ids, ids, BLOCK_BYTES);
-    x->buckets[hash & x->mask] = n;
+    *at = (struct prefix_node){
+            .parent = parent, .unit = PREFIX_NONE, .snapshots = PREFIX_NONE, .used = x->uses};
+    memcpy(at->ids, ids, n_ids * sizeof(ids[0]));
     if (parent != 0)
         x->nodes[parent].n_children++;
-    if (page != 0)
+    if (page != 0) {
         pools_hold(p, page);
+        place(x, n, page, PREFIX_NONE);
+    }
     return n;
 }
 
-static void unlink_node(struct prefix *x, uint32_t n) {
+static void enter_bucket(struct prefix *x, uint32_t n, uint64_t hash) {
+    struct prefix_node *at = &x->nodes[n];
+    at->hash = hash;
+    at->next = x->buckets[hash & x->mask];
+    at->found = true;
+    x->buckets[hash & x->mask] = n;
+}
+
+static void leave_bucket(struct prefix *x, uint32_t n) {
     uint32_t *at = &x->buckets[x->nodes[n].hash & x->mask];
     while (*at != n)
         at = &x->nodes[*at].next;
     *at = x->nodes[n].next;
+    x->nodes[n].found = false;
 }
 
 /* The node and those above it, as far as nothing keeps them. */
@@ -103,12 +185,15 @@ static void prune(struct prefix *x, struct pools *p, uint32_t n) {
         struct prefix_node *at = &x->nodes[n];
         if (at->refs > 0 || at->n_children > 0 || at->snapshots != PREFIX_NONE)
             return;
-        uint32_t parent = at->parent;
+        uint32_t parent = at->parent, page = at->page, unit = at->unit;
         x->changes++;
-        if (!at->hidden)
-            unlink_node(x, n);
-        if (at->page != 0)
-            pools_unhold(p, at->page);
+        if (at->found)
+            leave_bucket(x, n);
+        place(x, n, 0, PREFIX_NONE);
+        if (page != 0)
+            pools_unhold(p, page);
+        if (unit != PREFIX_NONE)
+            x->free_page_units[x->n_free_page_units++] = unit;
         at->next = x->free_node;
         x->free_node = n;
         if (parent != 0)
@@ -117,12 +202,15 @@ static void prune(struct prefix *x, struct pools *p, uint32_t n) {
     }
 }
 
-/* The node's rows are in this page of a sequence as well, and nobody uses the other. */
+/* The node's rows are in this page of a sequence as well, and nobody uses where they were. */
 static void replace_page(struct prefix *x, struct pools *p, uint32_t n, uint32_t page) {
-    uint32_t old = x->nodes[n].page;
+    uint32_t old = x->nodes[n].page, unit = x->nodes[n].unit;
     pools_hold(p, page);
-    x->nodes[n].page = page;
-    pools_unhold(p, old);
+    place(x, n, page, PREFIX_NONE);
+    if (old != 0)
+        pools_unhold(p, old);
+    if (unit != PREFIX_NONE)
+        x->free_page_units[x->n_free_page_units++] = unit;
 }
 
 /* --- snapshots: a list by last use, and one for each node --- */
@@ -175,47 +263,18 @@ static void give_up(struct prefix *x, struct pools *p, uint32_t u) {
         at = &x->snapshots[*at].sibling;
     *at = s->sibling;
     unlink_use(x, u);
-    if (s->page != 0)
-        pools_unhold(p, s->page);
     s->sibling = x->free_unit;
     x->free_unit = u;
     x->n_kept--;
     x->evictions++;
     x->changes++;
-    prune(x, p, s->node);
+    if (s->tail != 0)
+        x->nodes[s->tail].snapshots = PREFIX_NONE;
+    prune(x, p, s->tail != 0 ? s->tail : s->node);
 }
 
 static bool may_be_given_up(const struct prefix_snapshot *s, uint64_t oldest_step) {
     return s->pins == 0 && s->step < oldest_step;
-}
-
-/* Whether nobody uses the page of its last rows, and no node has it: what the sequence did after that went on there. */
-static bool keeps_last_page(const struct prefix *x, const struct pools *p, const struct prefix_snapshot *s) {
-    uint32_t n = 0;
-    if (s->page == 0 || p->users[s->page] > 0)
-        return false;
-    for (uint32_t u = x->nodes[s->node].snapshots; u != PREFIX_NONE; u = x->snapshots[u].sibling)
-        n += x->snapshots[u].page == s->page;
-    return p->holds[s->page] == n;
-}
-
-/* Whether its end brings pages nearer that nobody uses. */
-static bool keeps_unused_pages(
-        const struct prefix *x, const struct pools *p, const struct prefix_snapshot *s) {
-    const struct prefix_node *at = &x->nodes[s->node];
-    return keeps_last_page(x, p, s) || (at->page != 0 && at->refs == 0 && at->n_children == 0);
-}
-
-bool prefix_evict(struct prefix *x, struct pools *p, uint64_t oldest_step) {
-    uint32_t u = x->n_kept > 0 ? x->oldest : PREFIX_NONE;
-    for (; u != PREFIX_NONE; u = x->snapshots[u].younger) {
-        const struct prefix_snapshot *s = &x->snapshots[u];
-        if (may_be_given_up(s, oldest_step) && keeps_unused_pages(x, p, s)) {
-            give_up(x, p, u);
-            return true;
-        }
-    }
-    return false;
 }
 
 static uint32_t take_unit(struct prefix *x, struct pools *p, uint64_t oldest_step) {
@@ -235,7 +294,8 @@ static uint32_t find_snapshot(const struct prefix *x, uint32_t node, const uint3
     uint32_t u = x->nodes[node].snapshots;
     for (; u != PREFIX_NONE; u = x->snapshots[u].sibling) {
         const struct prefix_snapshot *s = &x->snapshots[u];
-        if (s->length == length && memcmp(s->ids, tail, length % PAGE_TOKENS * sizeof(tail[0])) == 0)
+        if (s->length == length &&
+                memcmp(x->nodes[s->tail].ids, tail, length % PAGE_TOKENS * sizeof(tail[0])) == 0)
             return u;
     }
     return PREFIX_NONE;
@@ -259,13 +319,14 @@ uint32_t prefix_keep(struct prefix *x, struct pools *p, uint32_t slot, const uin
     struct prefix_snapshot *s = &x->snapshots[u];
     *s = (struct prefix_snapshot){.node = path->node,
             .length = at.length,
-            .page = n_tail == 0 ? 0 : pools_table(p, slot)[path->n_pages],
             .sibling = x->nodes[path->node].snapshots,
             .step = UINT64_MAX};
-    memcpy(s->ids, tail, n_tail * sizeof(tail[0]));
+    x->uses++;
+    if (n_tail > 0) {
+        s->tail = make_child(x, p, path->node, tail, n_tail, pools_table(p, slot)[path->n_pages]);
+        x->nodes[s->tail].snapshots = u;
+    }
     x->nodes[path->node].snapshots = u;
-    if (s->page != 0)
-        pools_hold(p, s->page);
     if (at.passing)
         link_passing(x, u);
     else
@@ -284,7 +345,7 @@ static void look_at_snapshots(const struct prefix *x, uint32_t node, uint32_t n_
     for (; u != PREFIX_NONE; u = x->snapshots[u].sibling) {
         const struct prefix_snapshot *s = &x->snapshots[u];
         if (s->length <= best->length || s->length > most || s->length > n ||
-                memcmp(s->ids, ids + at, (s->length - at) * sizeof(ids[0])) != 0)
+                memcmp(x->nodes[s->tail].ids, ids + at, (s->length - at) * sizeof(ids[0])) != 0)
             continue;
         best->snapshot = u;
         best->length = s->length;
@@ -311,10 +372,101 @@ uint32_t prefix_idle_pages(const struct prefix *x, const struct pools *p, const 
     if (hit->snapshot == PREFIX_NONE)
         return 0;
     const struct prefix_snapshot *s = &x->snapshots[hit->snapshot];
-    uint32_t n = s->page != 0 && p->users[s->page] == 0;
-    for (uint32_t node = s->node; x->nodes[node].page != 0; node = x->nodes[node].parent)
-        n += p->users[x->nodes[node].page] == 0;
+    uint32_t tail = x->nodes[s->tail].page, n = tail != 0 && p->users[tail] == 0;
+    for (uint32_t node = s->node; x->nodes[node].parent != 0; node = x->nodes[node].parent)
+        n += x->nodes[node].page == 0 || p->users[x->nodes[node].page] == 0;
     return n;
+}
+
+uint32_t prefix_missing(const struct prefix *x, const struct prefix_hit *hit, uint32_t *ret_n) {
+    uint32_t first = 0, n = 0;
+    if (hit->snapshot != PREFIX_NONE) {
+        uint32_t node = x->snapshots[hit->snapshot].node;
+        for (; x->nodes[node].parent != 0 && x->nodes[node].page == 0; node = x->nodes[node].parent, n++)
+            first = node;
+    }
+    *ret_n = n;
+    return first;
+}
+
+uint32_t prefix_bring(struct prefix *x, struct pools *p, uint32_t node, uint32_t *ret_page) {
+    uint32_t unit = x->nodes[node].unit;
+    assert(x->nodes[node].page == 0 && unit != PREFIX_NONE);
+    *ret_page = pools_take_page(p);
+    place(x, node, *ret_page, PREFIX_NONE);
+    x->free_page_units[x->n_free_page_units++] = unit;
+    x->changes++;
+    return unit;
+}
+
+/* --- evicting --- */
+
+/* Loses what the host has of a node that has nothing below it. */
+static bool lose(struct prefix *x, struct pools *p, uint32_t n, uint64_t oldest_step) {
+    for (uint32_t u = x->nodes[n].snapshots; u != PREFIX_NONE; u = x->snapshots[u].sibling)
+        if (!may_be_given_up(&x->snapshots[u], oldest_step))
+            return false;
+    while (x->nodes[n].snapshots != PREFIX_NONE)
+        give_up(x, p, x->nodes[n].snapshots);
+    return true;
+}
+
+/* A unit for the rows of n, for which those of a node that was used before may have to make room; that may end n. */
+static uint32_t take_page_unit(struct prefix *x, struct pools *p, uint32_t n, uint64_t oldest_step) {
+    uint32_t younger;
+    for (uint32_t h = x->lists[PREFIX_HOST].oldest; h != 0 && x->n_free_page_units == 0; h = younger) {
+        younger = x->nodes[h].younger[PREFIX_HOST];
+        if (x->nodes[h].used > x->nodes[n].used && x->nodes[n].n_below[PREFIX_HOST] == 0)
+            break;
+        if (lose(x, p, h, oldest_step))
+            break;
+    }
+    if (x->n_free_page_units == 0 || !x->nodes[n].listed[PREFIX_DEVICE])
+        return PREFIX_NONE;
+    return x->free_page_units[--x->n_free_page_units];
+}
+
+/* Whether a tail's page is that of a node as well, since what the sequence did after it went on there. */
+static bool shares_page(const struct prefix *x, const struct pools *p, uint32_t tail) {
+    const struct prefix_node *at = &x->nodes[tail];
+    uint32_t n = 0;
+    for (uint32_t u = x->nodes[at->parent].snapshots; u != PREFIX_NONE; u = x->snapshots[u].sibling)
+        n += x->nodes[x->snapshots[u].tail].page == at->page;
+    return p->holds[at->page] > n;
+}
+
+/* Whether the rows of n leave the device. */
+static bool evict(struct prefix *x, struct pools *p, uint32_t n, uint64_t oldest_step, bool may_copy,
+        struct prefix_copy *ret) {
+    struct prefix_node *at = &x->nodes[n];
+    if (!at->found && !at->hidden && shares_page(x, p, n))
+        return false;
+    bool lost = x->n_page_units == 0 || (at->hidden && at->n_below[PREFIX_HOST] == 0);
+    if (!lost && !may_copy)
+        return false;
+    uint32_t unit = lost ? PREFIX_NONE : take_page_unit(x, p, n, oldest_step);
+    if (!at->listed[PREFIX_DEVICE])
+        return true;
+    if (unit == PREFIX_NONE)
+        return at->n_below[PREFIX_HOST] == 0 && lose(x, p, n, oldest_step);
+    *ret = (struct prefix_copy){.page = at->page, .unit = unit};
+    place(x, n, 0, unit);
+    pools_unhold(p, ret->page);
+    x->changes++;
+    return true;
+}
+
+bool prefix_evict(
+        struct prefix *x, struct pools *p, uint64_t oldest_step, bool may_copy, struct prefix_copy *ret) {
+    *ret = (struct prefix_copy){.unit = PREFIX_NONE};
+    uint32_t n = x->n_units > 0 ? x->lists[PREFIX_DEVICE].oldest : 0;
+    while (n != 0) {
+        uint32_t younger = x->nodes[n].younger[PREFIX_DEVICE];
+        if (p->users[x->nodes[n].page] == 0 && evict(x, p, n, oldest_step, may_copy, ret))
+            return true;
+        n = younger;
+    }
+    return false;
 }
 
 /* --- the path of a sequence --- */
@@ -323,10 +475,22 @@ uint32_t prefix_idle_pages(const struct prefix *x, const struct pools *p, const 
 static uint32_t take_root(struct prefix *x, struct pools *p, const uint32_t *salt) {
     uint64_t hash = hash_of(x, 0, salt);
     uint32_t root = find_child(x, 0, salt, hash);
-    if (root == 0)
-        root = make_child(x, p, 0, salt, hash, 0);
-    x->nodes[root].refs++;
+    if (root == 0) {
+        root = make_child(x, p, /* parent= */ 0, salt, PAGE_TOKENS, /* page= */ 0);
+        enter_bucket(x, root, hash);
+    }
+    refer(x, root);
     return root;
+}
+
+static void pin(struct prefix *x, struct pools *p, uint32_t snapshot) {
+    struct prefix_snapshot *s = &x->snapshots[snapshot];
+    s->pins++;
+    if (s->tail == 0)
+        return;
+    refer(x, s->tail);
+    if (x->nodes[s->tail].page != 0)
+        pools_use(p, x->nodes[s->tail].page);
 }
 
 void prefix_enter(struct prefix *x, struct pools *p, uint32_t slot, const uint32_t *salt,
@@ -339,15 +503,13 @@ void prefix_enter(struct prefix *x, struct pools *p, uint32_t slot, const uint32
     struct prefix_snapshot *s = &x->snapshots[hit->snapshot];
     uint32_t n_pages = hit->n_pages;
     for (uint32_t node = s->node; node != 0; node = x->nodes[node].parent) {
-        x->nodes[node].refs++;
-        if (x->nodes[node].page != 0)
+        refer(x, node);
+        if (x->nodes[node].parent != 0)
             pools_share(p, slot, --n_pages, x->nodes[node].page);
     }
     assert(n_pages == 0);
     *ret = (struct prefix_path){s->node, hit->n_pages};
-    s->pins++;
-    if (s->page != 0)
-        pools_use(p, s->page);
+    pin(x, p, hit->snapshot);
     unlink_use(x, hit->snapshot);
     link_youngest(x, hit->snapshot);
 }
@@ -356,8 +518,24 @@ void prefix_unpin(struct prefix *x, struct pools *p, uint32_t snapshot) {
     struct prefix_snapshot *s = &x->snapshots[snapshot];
     assert(s->pins > 0);
     s->pins--;
-    if (s->page != 0)
-        pools_unuse(p, s->page);
+    x->uses++;
+    if (s->tail == 0)
+        return;
+    if (x->nodes[s->tail].page != 0)
+        pools_unuse(p, x->nodes[s->tail].page);
+    unrefer(x, s->tail);
+}
+
+void prefix_hold(struct prefix *x, struct pools *p, uint32_t snapshot) {
+    for (uint32_t node = x->snapshots[snapshot].node; node != 0; node = x->nodes[node].parent)
+        refer(x, node);
+    pin(x, p, snapshot);
+}
+
+void prefix_unhold(struct prefix *x, struct pools *p, uint32_t snapshot) {
+    prefix_unpin(x, p, snapshot);
+    for (uint32_t node = x->snapshots[snapshot].node; node != 0; node = x->nodes[node].parent)
+        unrefer(x, node);
 }
 
 void prefix_extend(struct prefix *x, struct pools *p, uint32_t slot, const uint32_t *ids, uint32_t n_pages,
@@ -368,11 +546,13 @@ void prefix_extend(struct prefix *x, struct pools *p, uint32_t slot, const uint3
         uint32_t page = table[path->n_pages++];
         uint64_t hash = hash_of(x, path->node, block);
         uint32_t node = find_child(x, path->node, block, hash);
-        if (node == 0)
-            node = make_child(x, p, path->node, block, hash, page);
-        else if (p->users[x->nodes[node].page] == 0)
+        if (node == 0) {
+            node = make_child(x, p, path->node, block, PAGE_TOKENS, page);
+            enter_bucket(x, node, hash);
+        } else if (x->nodes[node].page == 0 || p->users[x->nodes[node].page] == 0) {
             replace_page(x, p, node, page);
-        x->nodes[node].refs++;
+        }
+        refer(x, node);
         path->node = node;
     }
 }
@@ -392,20 +572,19 @@ bool prefix_settle(struct prefix *x, struct pools *p, uint32_t slot, const struc
 }
 
 void prefix_leave(struct prefix *x, struct pools *p, struct prefix_path *path) {
-    for (uint32_t node = path->node; node != 0; node = x->nodes[node].parent) {
-        assert(x->nodes[node].refs > 0);
-        x->nodes[node].refs--;
-    }
+    x->uses++;
+    for (uint32_t node = path->node; node != 0; node = x->nodes[node].parent)
+        unrefer(x, node);
     prune(x, p, path->node);
     *path = (struct prefix_path){0};
 }
 
 void prefix_hide(struct prefix *x, const struct prefix_path *path) {
     x->changes++;
-    for (uint32_t n = path->node; n != 0 && x->nodes[n].page != 0; n = x->nodes[n].parent) {
+    for (uint32_t n = path->node; n != 0 && x->nodes[n].parent != 0; n = x->nodes[n].parent) {
         if (x->nodes[n].hidden)
             continue;
-        unlink_node(x, n);
+        leave_bucket(x, n);
         x->nodes[n].hidden = true;
         for (uint32_t u = x->nodes[n].snapshots; u != PREFIX_NONE; u = x->snapshots[u].sibling) {
             unlink_use(x, u);

@@ -1,55 +1,77 @@
-/* prefix.h - the prefix cache's index: which pages hold the rows of which ids, and which host units the state after how
+/* prefix.h - the prefix cache's index: where the rows of which ids are, and which host units have the state after how
  * many of them. Engine thread only; knows pages, units and ids, and no sequence.
  *
- * A tree: a node is a page and the PAGE_TOKENS ids whose rows are in it, below the node of the page before; a root is a
- * salt, and has no page. A snapshot belongs to the node of the last full page that it covers; it keeps the ids after
- * that, and the page where their rows are. The model's recurrent state cannot be made from pages, so a prefix can be
- * gone on from only where there is a snapshot: the longest snapshot whose ids, all the way, are those of the request.
- * Ids are compared; a hash only finds what to compare.
+ * A tree: a node has PAGE_TOKENS ids whose rows are in a page of the device or in a page unit of the host, below the
+ * node of the ids before; a root is a salt, and has no rows. A snapshot belongs to the node of the last full page that
+ * it covers; the ids after that are in a node of its own, its tail. The model's recurrent state cannot be made from
+ * pages, so a prefix can be gone on from only where there is a snapshot: the longest snapshot whose ids, all the way,
+ * are those of the request. Ids are compared; a hash only finds what to compare.
  *
- * A sequence has a path: the nodes of its own first pages, each referred to until it leaves. Two may have computed the
- * same ids at the same time: then the node has the page of one of them, and the other's is its own until it ends.
- * A node without references, children and snapshots is of no use and is gone at once. So what is kept is what snapshots
- * keep, and pages come back by giving up the snapshots that were not used for the longest time. Before all others go
- * those that were taken in passing, as long as nobody has used them: one long prompt has many, and takes no other
- * sequence's place with them but the first one's. Nothing here allocates after prefix_init(). */
+ * A sequence has a path: the nodes of its own first pages, each referred to until it leaves; these are on the device.
+ * Two may have computed the same ids at the same time: then the node has the page of one of them, and the other's is
+ * its own until it ends. A node without references, children and snapshots is of no use and is gone at once.
+ *
+ * A page comes back by moving the rows that were not used for the longest time to the host, and those of the host that
+ * were not used for the longest time are lost, with the snapshots that need them. Either is done to nodes only that have
+ * none below them there: what is on the device is always a beginning, and so is what is on device or host. States of
+ * the host make room for each other likewise; before all others go those that were taken in passing, as long as nobody
+ * has used them: one long prompt has many, and takes no other sequence's place with them but the first one's. Nothing
+ * here allocates after prefix_init(). */
 #pragma once
 
 #include "daemon/engine/pools.h"
 
-#define PREFIX_NONE      UINT32_MAX /* no snapshot */
-#define PREFIX_UNITS_MAX 65536u     /* units of the workers that are used */
+#define PREFIX_NONE      UINT32_MAX  /* no snapshot, no unit */
+#define PREFIX_UNITS_MAX 65536u      /* units of the workers that are used */
+#define PREFIX_PAGES_MAX (1u << 20u) /* page units that are used */
+
+enum prefix_tier {
+    PREFIX_DEVICE,
+    PREFIX_HOST, /* counts what is on the device, too, where a node's children are asked for */
+    PREFIX_TIERS,
+};
 
 struct prefix_node {
     uint64_t hash;
-    uint32_t parent, page; /* a root has neither */
-    uint32_t next;         /* in its bucket, or of the free ones */
+    uint32_t parent;
+    uint32_t page,
+            unit; /* where its rows are: 0, PREFIX_NONE = not there. A root has neither, any other node one */
+    uint32_t next; /* in its bucket, or of the free ones */
     uint32_t refs, n_children;
-    uint32_t snapshots; /* the first; PREFIX_NONE */
-    bool hidden;        /* is not found any more */
+    uint32_t n_below[PREFIX_TIERS]; /* children with rows there */
+    uint32_t snapshots;             /* the first, or the one whose tail it is; PREFIX_NONE */
+    /* In the list of those that may leave the tier: rows there, no reference and nothing below. */
+    uint32_t older[PREFIX_TIERS], younger[PREFIX_TIERS];
+    uint64_t used; /* when it was used last, counted in uses */
+    bool listed[PREFIX_TIERS];
+    bool found;  /* in a bucket; a tail is found by its snapshot only */
+    bool hidden; /* is not found any more */
     uint32_t ids[PAGE_TOKENS];
 };
 
 struct prefix_snapshot { /* its index is its host unit */
     uint32_t node, length;
-    uint32_t page;           /* of the ids after the last full page; 0 = there are none */
+    uint32_t tail;           /* the node of the ids after the last full page; 0 = there are none */
     uint32_t sibling;        /* the next of its node; of the free ones */
     uint32_t older, younger; /* by last use */
     uint32_t pins;           /* sequences that are going to be restored from it */
     bool passing;            /* taken on the way, and not used yet */
     uint64_t step;           /* the last that names it; UINT64_MAX = one that is not planned yet */
-    uint32_t ids[PAGE_TOKENS];
 };
 
 struct prefix {
     struct prefix_node *nodes;         /* [n_nodes + 1]; 0 = none */
     struct prefix_snapshot *snapshots; /* [n_units] */
     uint32_t *buckets;                 /* [mask + 1] nodes */
+    uint32_t *free_page_units, n_free_page_units, n_page_units;
     uint32_t n_nodes, n_units, mask, free_node, free_unit, oldest, youngest;
     uint32_t last_passing; /* the youngest of those */
-    uint32_t n_touched;    /* nodes; those after them were never used, and their memory neither */
-    uint32_t n_kept;       /* snapshots */
-    uint64_t seed, evictions;
+    struct prefix_list {
+        uint32_t oldest, youngest; /* nodes; 0 = none */
+    } lists[PREFIX_TIERS];
+    uint32_t n_touched; /* nodes; those after them were never used, and their memory neither */
+    uint32_t n_kept;    /* snapshots */
+    uint64_t seed, evictions, uses;
     uint64_t changes; /* of what can be found; goes on counting over prefix_init() and prefix_done() */
 };
 
@@ -71,10 +93,19 @@ void prefix_done(struct prefix *x);
 /* What there is for ids[0..n), of which at most `most` rows may come from the cache. salt: [PAGE_TOKENS]. */
 struct prefix_hit prefix_find(
         const struct prefix *x, const uint32_t *salt, const uint32_t *ids, uint32_t n, uint32_t most);
-/* Pages of a hit that nobody uses now, its copied one as well. */
+/* Pages of a hit that nobody uses now: those on the device, the one that is copied as well, and those that have to be
+ * brought there. */
 uint32_t prefix_idle_pages(const struct prefix *x, const struct pools *p, const struct prefix_hit *hit);
-/* Begins the path of a sequence whose slot has no pages yet: what the hit has is put into its table, and the snapshot
- * and the page to copy are pinned until prefix_unpin(). */
+/* The first node of the hit that is not on the device; 0 = all of them are. *ret_n: how many are not. */
+uint32_t prefix_missing(const struct prefix *x, const struct prefix_hit *hit, uint32_t *ret_n);
+/* While it is brought to the device, nothing of it is evicted. */
+void prefix_hold(struct prefix *x, struct pools *p, uint32_t snapshot);
+void prefix_unhold(struct prefix *x, struct pools *p, uint32_t snapshot);
+/* The node's rows come to the device, into a free page. The caller has the unit copied there in the plan that is being
+ * made; it is returned. */
+uint32_t prefix_bring(struct prefix *x, struct pools *p, uint32_t node, uint32_t *ret_page);
+/* Begins the path of a sequence whose slot has no pages yet, with a hit that is on the device: what it has is put into
+ * the slot's table, and the snapshot and its tail are pinned until prefix_unpin(). */
 void prefix_enter(struct prefix *x, struct pools *p, uint32_t slot, const uint32_t *salt,
         const struct prefix_hit *hit, struct prefix_path *ret);
 void prefix_unpin(struct prefix *x, struct pools *p, uint32_t snapshot);
@@ -93,8 +124,13 @@ void prefix_leave(struct prefix *x, struct pools *p, struct prefix_path *path);
 /* The path's pages may be damaged: nobody finds them from now on. */
 void prefix_hide(struct prefix *x, const struct prefix_path *path);
 
-/* Gives a snapshot up whose pages nobody uses, the one that was not used for the longest time; false: there is none
- * that no step in flight names. */
-bool prefix_evict(struct prefix *x, struct pools *p, uint64_t oldest_step);
+struct prefix_copy {
+    uint32_t page, unit; /* unit PREFIX_NONE: nothing is to be copied */
+};
+/* Frees a page that nobody uses, of those the one that was not used for the longest time. Its rows go to the host where
+ * there is room, older rows there make some, and may_copy: then the caller has *ret copied in the plan that is being
+ * made. Otherwise they are lost. False: there is none, or none that no step in flight names, or none may be copied. */
+bool prefix_evict(
+        struct prefix *x, struct pools *p, uint64_t oldest_step, bool may_copy, struct prefix_copy *ret);
 /* Where the path's nodes have pages that nobody uses, the slot's own take their place. Whether there were any. */
 bool prefix_settle(struct prefix *x, struct pools *p, uint32_t slot, const struct prefix_path *path);

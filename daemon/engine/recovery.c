@@ -153,6 +153,7 @@ static struct step_geometry merge(const struct engine *g, const struct step_geom
         m.rows_max = least(m.rows_max, all[i].rows_max);
         m.entries_max = least(m.entries_max, all[i].entries_max);
         m.slot_units = least(m.slot_units, all[i].slot_units);
+        m.page_units = least(m.page_units, all[i].page_units);
         m.drafts_max = least(m.drafts_max, all[i].drafts_max);
         m.max_model_len = least(m.max_model_len, all[i].max_model_len);
         m.weight_bytes += all[i].weight_bytes;
@@ -246,8 +247,8 @@ void recovery_ready(struct engine *g, const struct step_geometry *all) {
     publish(g, all);
     drop_what_no_longer_fits(g);
     engine_log(g, LOG_LEVEL_NOTICE,
-            "the rank group of epoch %llu is ready: %u ranks, %u slots, %u pages, %u units for prefixes, %u to replay",
+            "the rank group of epoch %llu is ready: %u ranks, %u slots, %u pages, %u units for prefixes and %u for their pages, %u to replay",
             (unsigned long long)g->now.group_epoch, g->n_ranks, g->geometry.slots, g->geometry.pages,
-            g->prefix.n_units, g->waiting.n);
+            g->prefix.n_units, g->prefix.n_page_units, g->waiting.n);
     engine_enter(g, STATE_SERVING);
 }

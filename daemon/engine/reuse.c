@@ -12,6 +12,7 @@
 #define SNAPSHOT_EVERY  4096u /* tokens of a long prompt */
 #define SNAPSHOT_ANSWER 1024u /* tokens of a long answer, and up to as many more: not all in the same step */
 #define SNAPSHOT_GAP    PAGE_TOKENS /* rows that a snapshot has to save, to be worth its unit and its step */
+#define COPIES_MAX      64u /* pages that a step moves between device and host: some ms of a large model */
 
 static const uint32_t no_salt[PAGE_TOKENS];
 
@@ -36,6 +37,7 @@ int reuse_begin(struct engine *g) {
         seed = splitmix64(clock_ns()); /* worse only against who makes ids that collide */
     int r = prefix_init(&g->prefix, &g->geometry, seed);
     g->now.snapshots_max = g->prefix.n_units;
+    g->now.host_pages_max = g->prefix.n_page_units;
     return r;
 }
 
@@ -150,10 +152,59 @@ static bool settle(struct engine *g) {
 static enum reuse_room make_free(struct engine *g, uint32_t pages) {
     if (pages > pools_available(&g->pools))
         return ROOM_NONE;
-    while (g->pools.n_free_pages < pages)
-        if (!prefix_evict(&g->prefix, &g->pools, oldest_step(g)) && !settle(g))
+    while (g->pools.n_free_pages < pages) {
+        struct prefix_copy copy;
+        bool may_copy = g->n_copies < COPIES_MAX;
+        if (!prefix_evict(&g->prefix, &g->pools, oldest_step(g), may_copy, &copy) && !settle(g))
             return ROOM_SOON;
+        if (copy.unit == PREFIX_NONE)
+            continue;
+        step_add_memory(g->writer, STEP_MEMORY_PAGE_OUT, copy.page, copy.unit);
+        g->n_copies++;
+        g->now.host_pages_out_total++;
+    }
     return ROOM_READY;
+}
+
+void reuse_begin_plan(struct engine *g) {
+    g->n_copies = 0;
+}
+
+bool reuse_has_moved(const struct engine *g) {
+    return g->n_copies > 0;
+}
+
+/* Brings what is missing of a hit to the device, from its beginning. */
+static bool bring(struct engine *g, const struct prefix_hit *hit) {
+    uint32_t nodes[STEP_SLOT_PAGES_MAX], n, page;
+    uint32_t node = g->prefix.snapshots[hit->snapshot].node;
+    prefix_missing(&g->prefix, hit, &n);
+    assert(n <= STEP_SLOT_PAGES_MAX);
+    for (uint32_t i = n; i > 0; node = g->prefix.nodes[node].parent)
+        nodes[--i] = node;
+    for (uint32_t i = 0; i < n; i++) {
+        if (g->n_copies >= COPIES_MAX || make_free(g, 1) != ROOM_READY)
+            return false;
+        uint32_t unit = prefix_bring(&g->prefix, &g->pools, nodes[i], &page);
+        step_add_memory(g->writer, STEP_MEMORY_PAGE_IN, unit, page);
+        g->n_copies++;
+        g->now.host_pages_in_total++;
+    }
+    return true;
+}
+
+bool reuse_is_away(struct engine *g, const struct sequence *s, struct prefix_hit *hit) {
+    uint32_t n;
+    if (prefix_missing(&g->prefix, hit, &n) == 0)
+        return false;
+    prefix_hold(&g->prefix, &g->pools, hit->snapshot); /* or it might be what makes room for itself */
+    bool there = bring(g, hit);
+    prefix_unhold(&g->prefix, &g->pools, hit->snapshot);
+    if (there || g->n_copies > 0 || g->n_flights > 0 || g->n_running > 0 ||
+            pools_pages_for(&g->pools, s->n_tokens) > pools_available(&g->pools))
+        return !there;
+    *hit = (struct prefix_hit){.snapshot = PREFIX_NONE}; /* nothing will happen that makes room */
+    return false;
 }
 
 enum reuse_room reuse_grant(
@@ -178,9 +229,13 @@ void reuse_open(struct engine *g, struct sequence *s) {
     }
     struct prefix_snapshot *from = &g->prefix.snapshots[s->restore];
     step_add_memory(g->writer, STEP_MEMORY_RESTORE_SLOT, s->restore, s->slot);
-    if (from->page != 0)
-        step_add_memory(g->writer, STEP_MEMORY_COPY_PAGE, from->page,
-                pools_table(&g->pools, s->slot)[s->path.n_pages]);
+    if (from->tail != 0) {
+        const struct prefix_node *tail = &g->prefix.nodes[from->tail];
+        bool on_device = tail->page != 0;
+        step_add_memory(g->writer, on_device ? STEP_MEMORY_COPY_PAGE : STEP_MEMORY_PAGE_IN,
+                on_device ? tail->page : tail->unit, pools_table(&g->pools, s->slot)[s->path.n_pages]);
+        g->now.host_pages_in_total += !on_device;
+    }
     from->step = g->step_next;
     prefix_unpin(&g->prefix, &g->pools, s->restore);
     s->restore = PREFIX_NONE;

@@ -23,8 +23,15 @@ bool reuse_fits(const struct engine *g, struct sequence *s, uint32_t spare, stru
 /* Whether one that is served before s is about to leave a state that s could go on from, further on than `hit`: then s
  * has less to compute if it is admitted after that, and nothing would have been computed of it meanwhile. */
 bool reuse_is_coming(const struct engine *g, const struct sequence *s, const struct prefix_hit *hit);
+/* Whether pages of the hit are on the host and have to come to the device first. Has as many of them copied in the plan
+ * that is being made as a plan may: then s is to be asked about again, in the next. */
+bool reuse_is_away(struct engine *g, const struct sequence *s, struct prefix_hit *hit);
 /* After sequence_admit(), with what reuse_fits() said. */
 void reuse_admitted(struct engine *g, struct sequence *s, const struct prefix_hit *hit);
+
+/* A plan has to be committed where pages have moved, whatever else is in it. */
+void reuse_begin_plan(struct engine *g);
+bool reuse_has_moved(const struct engine *g);
 
 enum reuse_room {
     ROOM_READY,

@@ -303,7 +303,7 @@ static struct sequence *admit(struct plan *p) {
     struct prefix_hit hit;
     /* Some pages are left to those that generate, or the newcomer would soon be put back again. */
     if (g->pools.n_free_slots == 0 || !reuse_fits(g, s, (g->n_running + 15) / 16, &hit) ||
-            reuse_is_coming(g, s, &hit))
+            reuse_is_coming(g, s, &hit) || reuse_is_away(g, s, &hit))
         return NULL;
     sequence_admit(g, s, pools_take_slot(&g->pools));
     reuse_admitted(g, s, &hit);
@@ -408,6 +408,7 @@ int scheduler_plan(struct engine *g, uint64_t now) {
         return 0;
     struct plan p = {.g = g, .now = now, .f = flight_begin(g, STEP_TYPE_PLAN)};
     p.f->waited = g->speculation.synchronous;
+    reuse_begin_plan(g);
     put_back(g);
     take_up_readers(g);
     queue_release(g);
@@ -425,7 +426,7 @@ int scheduler_plan(struct engine *g, uint64_t now) {
     } while (p.f->n_entries == 0 && (again || put_back(g)));
     for (uint32_t i = 0; i < g->pools.n_to_close; i++)
         step_add_close(g->writer, g->pools.to_close[i]);
-    if (p.f->n_entries == 0 && g->pools.n_to_close == 0 && kept == 0)
+    if (p.f->n_entries == 0 && g->pools.n_to_close == 0 && kept == 0 && !reuse_has_moved(g))
         return 0;
     int r = flight_commit(g, p.f, now);
     return r < 0 ? r : 1;

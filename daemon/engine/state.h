@@ -182,6 +182,7 @@ struct engine {
     uint64_t last_record_ns;
     struct pools pools;
     struct prefix prefix;          /* n_units 0: off, or the workers have no host units */
+    uint32_t n_copies;             /* pages that the plan being made moves between device and host */
     struct step_geometry geometry; /* the least of all ranks; fingerprint 0 until the first RESET */
     bool geometry_known;
     struct heap waiting, deadlines;

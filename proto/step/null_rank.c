@@ -39,6 +39,7 @@ struct null_rank {
     uint32_t *page_users;    /* [pages + 1] open slots that have it in their table */
     uint32_t *page_ids;      /* [pages + 1][PAGE_TOKENS] the ids whose rows were written there */
     struct null_unit *units; /* [slot_units] */
+    uint32_t *unit_ids;      /* [page_units][PAGE_TOKENS] as page_ids; what holds no page has ids of none */
     uint8_t *body;           /* [STEP_COMPLETION_MAX] outcomes */
     uint32_t body_bytes, n_outcomes;
     uint64_t checksum, last_step;
@@ -58,7 +59,7 @@ int null_rank_create(const struct null_rank_options *options, struct null_rank *
         return error_set(e, -EINVAL, "rank %u of %u: 1 to %u ranks are possible", o->rank, o->tp, RANKS_MAX);
     if (o->slots == 0 || o->slots > SEQS_MAX || o->pages == 0 || o->max_model_len == 0 ||
             o->max_model_len > CONTEXT_MAX || o->rows_max == 0 || o->rows_max > STEP_ROWS_MAX ||
-            o->drafts_max > DRAFT_MAX || o->slot_units > NULL_UNITS_MAX)
+            o->drafts_max > DRAFT_MAX || o->slot_units > NULL_UNITS_MAX || o->page_units > NULL_UNITS_MAX)
         return error_set(e, -EINVAL,
                 "slots, pages, max-model-len or rows is 0 or over its limit, or drafts or units are");
     if (o->vocab_size == 0 || o->id_count > o->vocab_size || o->id_first > o->vocab_size - o->id_count)
@@ -74,9 +75,10 @@ int null_rank_create(const struct null_rank_options *options, struct null_rank *
     n->page_users = calloc((size_t)o->pages + 1, sizeof(*n->page_users));
     n->page_ids = calloc((size_t)o->pages + 1, PAGE_TOKENS * sizeof(*n->page_ids));
     n->units = calloc((size_t)o->slot_units + 1, sizeof(*n->units));
+    n->unit_ids = calloc((size_t)o->page_units + 1, PAGE_TOKENS * sizeof(*n->unit_ids));
     n->body = calloc(1, STEP_COMPLETION_MAX);
     if (n->slots == NULL || n->page_tables == NULL || n->page_users == NULL || n->page_ids == NULL ||
-            n->units == NULL || n->body == NULL) {
+            n->units == NULL || n->unit_ids == NULL || n->body == NULL) {
         null_rank_free(n);
         return error_set(
                 e, -ENOMEM, "no memory for a null rank of %u slots and %u pages", o->slots, o->pages);
@@ -95,6 +97,7 @@ struct null_rank *null_rank_free(struct null_rank *n) {
     free(n->page_users);
     free(n->page_ids);
     free(n->units);
+    free(n->unit_ids);
     free(n->body);
     free(n);
     return NULL;
@@ -206,6 +209,18 @@ static int copy_page(struct null_rank *n, const struct step_memory *m, struct er
     return 0;
 }
 
+static int move_page(struct null_rank *n, uint32_t page, uint32_t unit, bool out, struct error *e) {
+    if (page == 0 || page > n->o.pages || unit >= n->o.page_units)
+        return error_set(e, -EINVAL, "page %u and page unit %u: this rank has %u and %u", page, unit,
+                n->o.pages, n->o.page_units);
+    if (n->page_users[page] > 0)
+        return error_set(e, -EINVAL, "page %u %s unit %u: %u slots use it", page, out ? "to" : "from", unit,
+                n->page_users[page]);
+    uint32_t *there = ids_of_page(n, page), *here = n->unit_ids + (size_t)unit * PAGE_TOKENS;
+    memcpy(out ? here : there, out ? there : here, PAGE_TOKENS * sizeof(there[0]));
+    return 0;
+}
+
 static int check_unit(const struct null_rank *n, uint32_t unit, struct error *e) {
     if (unit >= n->o.slot_units)
         return error_set(e, -EINVAL, "slot unit %u does not exist, this rank has %u", unit, n->o.slot_units);
@@ -261,8 +276,12 @@ static int run_memory_op(struct null_rank *n, const struct step_memory *m, struc
         return snapshot_slot(n, m, e);
     case STEP_MEMORY_RESTORE_SLOT:
         return restore_slot(n, m, e);
+    case STEP_MEMORY_PAGE_OUT:
+        return move_page(n, m->a, m->b, /* out= */ true, e);
+    case STEP_MEMORY_PAGE_IN:
+        return move_page(n, m->b, m->a, /* out= */ false, e);
     default:
-        return error_set(e, -EINVAL, "memory operation %u needs page units, this rank has none", m->kind);
+        return error_set(e, -EINVAL, "memory operation %u is not known", m->kind);
     }
 }
 
@@ -542,6 +561,7 @@ static int answer_reset(struct null_rank *n, struct step_ring *r) {
             .pages = n->o.pages,
             .pages_per_slot = n->pages_per_slot,
             .slot_units = n->o.slot_units,
+            .page_units = n->o.page_units,
             .rows_max = n->o.rows_max,
             .entries_max = n->o.slots,
             .vocab_size = n->o.vocab_size,
@@ -555,6 +575,7 @@ static int answer_reset(struct null_rank *n, struct step_ring *r) {
     for (uint32_t i = 1; i <= n->o.slots; i++)
         empty_slot(n, &n->slots[i]);
     memset(n->units, 0, ((size_t)n->o.slot_units + 1) * sizeof(n->units[0]));
+    memset(n->unit_ids, 0xff, (size_t)n->o.page_units * PAGE_TOKENS * sizeof(n->unit_ids[0]));
     n->last_step = n->plans = 0;
     n->reset_seen = true;
     return complete(r, &c, &g, sizeof(g));

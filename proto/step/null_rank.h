@@ -17,7 +17,8 @@ struct null_rank;
 struct null_rank_options {
     uint32_t rank, tp;
     uint32_t slots, pages, max_model_len, rows_max, vocab_size;
-    uint32_t slot_units; /* host units for snapshots; up to NULL_UNITS_MAX */
+    uint32_t slot_units,
+            page_units; /* host units for snapshots and for pages; up to NULL_UNITS_MAX of each */
     uint32_t id_first,
             id_count; /* sampled ids lie in [id_first, id_first + id_count); id_count 0 = the vocabulary */
     uint32_t has_mtp, model_has_mtp; /* as in struct step_geometry */

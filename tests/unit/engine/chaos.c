@@ -28,7 +28,7 @@ struct client {
 static uint64_t random_state;
 static bool groups_die;                  /* in this run */
 static uint64_t drafts[ENGINE_DRAFTERS]; /* first ones, in all runs */
-static uint64_t hits;                    /* of the prefix cache, in all runs */
+static uint64_t hits, brought;           /* of the prefix cache, and pages from the host, in all runs */
 static uint32_t random_below(uint32_t n) {
     random_state ^= random_state << 13;
     random_state ^= random_state >> 7;
@@ -172,6 +172,7 @@ struct run {
     uint32_t odds;   /* in 100 that a draft of the model is right; 0 = no speculation */
     enum alphabet alphabet;
     uint32_t units; /* for snapshots; 0 = no prefix cache */
+    uint32_t page_units;
 };
 
 static void run(const struct run *c) {
@@ -186,6 +187,7 @@ static void run(const struct run *c) {
     r.drafts_max = c->odds > 0 ? 1 + (uint32_t)(c->seed % DRAFT_MAX) : 0;
     r.draft_odds = c->odds;
     r.slot_units = c->units;
+    r.page_units = c->page_units;
     r.claimed_ns = 1000000000u; /* so that drafts are worth it, and the wait for tokens, too */
     set_alphabet(&r, c->alphabet);
     random_state = c->seed;
@@ -221,6 +223,8 @@ static void run(const struct run *c) {
     assert_int_equal(s.group_epoch, epoch);
     assert_true(s.snapshots <= c->units);
     hits += s.prefix_hits_total;
+    brought += s.host_pages_in_total;
+    assert_true(s.host_pages <= c->page_units);
     for (uint32_t k = 0; k < ENGINE_DRAFTERS; k++) {
         drafts[k] += s.drafters[k].proposed[0];
         for (uint32_t i = 0; i < DRAFT_MAX; i++)
@@ -301,10 +305,11 @@ static void test_prefix_cache(void **state) {
             c.odds = odds[seed % 4];
             c.alphabet = seed % 3 == 0 ? THREE_IDS : ALL_IDS;
             c.units = units[seed % 5];
+            c.page_units = seed % 2 == 0 ? 0 : 4 + (uint32_t)seed;
             run(&c);
         }
     }
-    assert_true(hits > 100); /* or nothing is tested */
+    assert_true(hits > 100 && brought > 20); /* or nothing is tested */
 }
 
 int main(void) {

@@ -1,6 +1,6 @@
 /* prefix.c - the index of the prefix cache against a simple model: sequences come, keep, leave and are restored at
- * random; after every event each page, node and unit is accounted for, and what is found is what a search through all
- * snapshots finds. */
+ * random; after every event each page, node and unit is accounted for, what is found is what a search through all
+ * snapshots finds, and pages and page units have the rows that their nodes stand for. */
 #include "daemon/engine/prefix.h"
 
 #include <setjmp.h>
@@ -15,8 +15,9 @@
 #define PER        9u /* pages of a slot */
 #define ROWS       (PER * PAGE_TOKENS)
 #define EVENTS     6000u
-#define NODES      (PAGES + SLOTS + UNITS_MOST)
 #define UNITS_MOST 23u
+#define HOST_MOST  70u /* page units */
+#define NODES      (PAGES + HOST_MOST + SLOTS + 2 * UNITS_MOST)
 
 struct holder { /* a sequence that runs in the slot of its index */
     bool active;
@@ -29,6 +30,7 @@ static struct pools pools;
 static struct prefix cache;
 static struct holder holders[SLOTS + 1];
 static uint64_t random_state, now; /* now: the step */
+static uint32_t n_copied, n_brought;
 
 static uint32_t below(uint32_t n) {
     random_state ^= random_state << 13;
@@ -40,7 +42,18 @@ static uint32_t below(uint32_t n) {
 /* --- the accounts --- */
 
 static uint32_t users[PAGES + 1], holds[PAGES + 1], refs[NODES + 1], children[NODES + 1], kept[NODES + 1];
-static bool alive[NODES + 1];
+static uint32_t below_device[NODES + 1], below_host[NODES + 1];
+static bool alive[NODES + 1], taken[HOST_MOST];
+
+/* What the rows in a page or unit would be: the last ids and the hash of all before, for as many rows as were written. */
+struct rows {
+    uint64_t of[PAGE_TOKENS];
+};
+static struct rows in_pages[PAGES + 1], in_units[HOST_MOST];
+
+static uint64_t row(uint64_t before, uint32_t id) {
+    return (before ^ id) * 0x9e3779b97f4a7c15ull + 1;
+}
 
 static void count_nodes(void) {
     for (uint32_t i = 1; i <= cache.n_nodes; i++)
@@ -53,9 +66,58 @@ static void count_nodes(void) {
         const struct prefix_node *n = &cache.nodes[i];
         if (!alive[i])
             continue;
-        assert_true(n->parent == 0 ? n->page == 0 : n->page != 0 && alive[n->parent]);
+        bool on_device = n->page != 0, on_host = n->unit != PREFIX_NONE;
+        assert_true(n->parent == 0 ? !on_device && !on_host : on_device != on_host && alive[n->parent]);
         children[n->parent]++;
+        below_device[n->parent] += on_device;
+        below_host[n->parent] += n->parent != 0;
         holds[n->page]++;
+        if (on_host)
+            assert_false(taken[n->unit]);
+        if (on_host)
+            taken[n->unit] = true;
+    }
+}
+
+/* The rows of node n, from the first of its sequence. Returns what the last of n_ids is. */
+static uint64_t check_rows(uint32_t n, uint32_t n_ids) {
+    const struct prefix_node *at = &cache.nodes[n];
+    uint64_t last = at->parent == 0 ? 0 : check_rows(at->parent, PAGE_TOKENS);
+    const struct rows *r = at->page != 0 ? &in_pages[at->page] : &in_units[at->unit];
+    for (uint32_t i = 0; i < n_ids; i++) {
+        last = row(last, at->ids[i]);
+        if (at->parent != 0)
+            assert_true(r->of[i] == last);
+    }
+    return last;
+}
+
+static void count_page_units(void) {
+    for (uint32_t i = 0; i < cache.n_free_page_units; i++) {
+        assert_false(taken[cache.free_page_units[i]]);
+        taken[cache.free_page_units[i]] = true;
+    }
+    for (uint32_t i = 0; i < cache.n_page_units; i++)
+        assert_true(taken[i]);
+}
+
+/* Those that may leave a tier, by what has been counted. */
+static void check_lists(void) {
+    for (enum prefix_tier t = 0; t < PREFIX_TIERS; t++) {
+        uint32_t before = 0, n_listed = 0, n_may = 0;
+        for (uint32_t n = cache.lists[t].oldest; n != 0;
+                before = n, n = cache.nodes[n].younger[t], n_listed++) {
+            assert_true(alive[n] && cache.nodes[n].listed[t]);
+            assert_int_equal(cache.nodes[n].older[t], before);
+        }
+        assert_int_equal(cache.lists[t].youngest, before);
+        for (uint32_t i = 1; i <= cache.n_nodes; i++) {
+            const struct prefix_node *n = &cache.nodes[i];
+            if (alive[i] && n->refs == 0)
+                n_may += t == PREFIX_DEVICE ? n->page != 0 && below_device[i] == 0
+                                            : n->unit != PREFIX_NONE && below_host[i] == 0;
+        }
+        assert_int_equal(n_listed, n_may);
     }
 }
 
@@ -72,8 +134,17 @@ static void count_units(void) {
             last_passing = u;
         }
         kept[s->node]++;
-        holds[s->page]++;
-        users[s->page] += s->pins;
+        if (s->tail != 0) {
+            assert_true(alive[s->tail] && cache.nodes[s->tail].parent == s->node);
+            assert_int_equal(cache.nodes[s->tail].snapshots, u);
+            kept[s->tail]++;
+            refs[s->tail] += s->pins;
+            users[cache.nodes[s->tail].page] += s->pins;
+            check_rows(s->tail, s->length % PAGE_TOKENS);
+        } else {
+            assert_int_equal(s->length % PAGE_TOKENS, 0);
+            check_rows(s->node, PAGE_TOKENS);
+        }
     }
     assert_int_equal(cache.youngest, before);
     assert_int_equal(cache.last_passing, last_passing);
@@ -90,6 +161,7 @@ static void count_holders(void) {
         uint32_t n_pages = holders[slot].path.n_pages;
         for (uint32_t n = holders[slot].path.node; n != 0; n = cache.nodes[n].parent) {
             refs[n]++;
+            assert_true(cache.nodes[n].page != 0 || cache.nodes[n].parent == 0);
             if (cache.nodes[n].page != 0)
                 assert_memory_equal(cache.nodes[n].ids, holders[slot].ids + --n_pages * PAGE_TOKENS,
                         PAGE_TOKENS * sizeof(uint32_t));
@@ -105,9 +177,14 @@ static void audit(void) {
     memset(refs, 0, sizeof(refs));
     memset(children, 0, sizeof(children));
     memset(kept, 0, sizeof(kept));
+    memset(below_device, 0, sizeof(below_device));
+    memset(below_host, 0, sizeof(below_host));
+    memset(taken, 0, sizeof(taken));
     count_nodes();
+    count_page_units();
     count_units();
     count_holders();
+    check_lists();
     for (uint32_t i = 1; i <= PAGES; i++) {
         assert_int_equal(pools.users[i], users[i]);
         assert_int_equal(pools.holds[i], holds[i]);
@@ -122,6 +199,8 @@ static void audit(void) {
             continue;
         assert_int_equal(n->refs, refs[i]);
         assert_int_equal(n->n_children, children[i]);
+        assert_int_equal(n->n_below[PREFIX_DEVICE], below_device[i]);
+        assert_int_equal(n->n_below[PREFIX_HOST], below_host[i]);
         assert_int_equal(n->snapshots != PREFIX_NONE, kept[i] > 0);
         assert_true(refs[i] + children[i] + kept[i] > 0); /* or it is of no use */
     }
@@ -131,9 +210,9 @@ static void audit(void) {
 
 static bool continues(const struct prefix_snapshot *s, const struct holder *h) {
     uint32_t full = s->length / PAGE_TOKENS, at = full * PAGE_TOKENS, n = s->node;
-    if (memcmp(s->ids, h->ids + at, (s->length - at) * sizeof(uint32_t)) != 0)
+    if (memcmp(cache.nodes[s->tail].ids, h->ids + at, (s->length - at) * sizeof(uint32_t)) != 0)
         return false;
-    for (; cache.nodes[n].page != 0; n = cache.nodes[n].parent) {
+    for (; cache.nodes[n].parent != 0; n = cache.nodes[n].parent) {
         if (cache.nodes[n].hidden ||
                 memcmp(cache.nodes[n].ids, h->ids + --full * PAGE_TOKENS, sizeof(cache.nodes[n].ids)) != 0)
             return false;
@@ -164,7 +243,14 @@ static bool make_free(uint32_t pages) {
     if (pages > pools_available(&pools))
         return false;
     while (pools.n_free_pages < pages) {
-        bool any = prefix_evict(&cache, &pools, now);
+        struct prefix_copy copy;
+        bool any = prefix_evict(&cache, &pools, now, /* may_copy= */ below(4) > 0, &copy);
+        if (!any && cache.n_page_units > 0)
+            any = prefix_evict(&cache, &pools, now, /* may_copy= */ true, &copy);
+        if (copy.unit != PREFIX_NONE) {
+            in_units[copy.unit] = in_pages[copy.page];
+            n_copied++;
+        }
         for (uint32_t slot = 1; slot <= SLOTS && !any; slot++)
             any = holders[slot].active && prefix_settle(&cache, &pools, slot, &holders[slot].path);
         assert_true(any);
@@ -172,19 +258,40 @@ static bool make_free(uint32_t pages) {
     return true;
 }
 
+/* Brings the hit to the device; false: there is no room, or somebody looked away half way. */
+static bool bring(const struct prefix_hit *hit) {
+    uint32_t n, node, page;
+    bool there = true;
+    if (prefix_missing(&cache, hit, &n) == 0)
+        return true;
+    prefix_hold(&cache, &pools, hit->snapshot);
+    while (there && (node = prefix_missing(&cache, hit, &n)) != 0) {
+        there = make_free(1) && below(30) > 0;
+        if (!there)
+            break;
+        uint32_t unit = prefix_bring(&cache, &pools, node, &page);
+        in_pages[page] = in_units[unit];
+        n_brought++;
+    }
+    prefix_unhold(&cache, &pools, hit->snapshot);
+    audit();
+    return there;
+}
+
 static void come(uint32_t slot) {
     struct holder *h = &holders[slot];
-    uint32_t family = below(2), own = below(5), turn = below(ROWS);
+    uint32_t family = below(2), own = below(2), turn = below(4) > 0 ? below(4) * 150 : below(ROWS);
     *h = (struct holder){.active = true, .n = 1 + below(ROWS), .restore = PREFIX_NONE};
     h->salt[0] = below(8) == 0;
     for (uint32_t i = 0; i < h->n; i++)
         h->ids[i] = i * 7 + (i < turn ? family : 10 + own);
     struct prefix_hit hit = find(h);
     uint32_t pages = pools_pages_for(&pools, h->n);
-    if (pages - hit.n_pages + prefix_idle_pages(&cache, &pools, &hit) > pools_available(&pools)) {
-        h->active = false;
+    h->active = false;
+    if (pages - hit.n_pages + prefix_idle_pages(&cache, &pools, &hit) > pools_available(&pools) ||
+            !bring(&hit))
         return;
-    }
+    h->active = true;
     prefix_enter(&cache, &pools, slot, h->salt, &hit, &h->path);
     h->planned = hit.length;
     h->restore = hit.snapshot;
@@ -197,11 +304,27 @@ static void open_and_plan(uint32_t slot) {
         return;
     assert_true(pools_grant(&pools, slot, h->n, &first, &n));
     if (h->restore != PREFIX_NONE) {
+        const struct prefix_snapshot *from = &cache.snapshots[h->restore];
+        const struct prefix_node *tail = &cache.nodes[from->tail];
+        if (from->tail != 0)
+            in_pages[pools_table(&pools, slot)[h->path.n_pages]] =
+                    tail->page != 0 ? in_pages[tail->page] : in_units[tail->unit];
         cache.snapshots[h->restore].step = now;
         prefix_unpin(&cache, &pools, h->restore);
         h->restore = PREFIX_NONE;
     }
+    uint64_t last = 0;
+    uint32_t before = h->planned;
     h->planned += below(h->n - h->planned + 1);
+    for (uint32_t i = 0; i < PAGE_TOKENS; i++)
+        last = row(last, h->salt[i]);
+    for (uint32_t i = 0; i < h->planned; i++) {
+        struct rows *in = &in_pages[pools_table(&pools, slot)[i / PAGE_TOKENS]];
+        last = row(last, h->ids[i]);
+        if (i < before)
+            assert_true(in->of[i % PAGE_TOKENS] == last); /* as it was restored */
+        in->of[i % PAGE_TOKENS] = last;
+    }
 }
 
 static void keep(uint32_t slot) {
@@ -241,9 +364,13 @@ static void event(void) {
         leave(slot);
 }
 
-static void run(uint64_t seed, uint32_t units) {
-    struct step_geometry g = {
-            .slots = SLOTS, .pages = PAGES, .pages_per_slot = PER, .slot_units = units, .has_mtp = 0};
+static void run(uint64_t seed, uint32_t units, uint32_t page_units) {
+    struct step_geometry g = {.slots = SLOTS,
+            .pages = PAGES,
+            .pages_per_slot = PER,
+            .slot_units = units,
+            .page_units = page_units,
+            .has_mtp = 0};
     random_state = seed * 0x9e3779b97f4a7c15ull;
     now = 1;
     memset(holders, 0, sizeof(holders));
@@ -268,10 +395,13 @@ static void run(uint64_t seed, uint32_t units) {
 static void test_random(void **state) {
     (void)state;
     for (uint64_t seed = 1; seed <= 3; seed++) {
-        run(seed, UNITS_MOST);
-        run(seed + 10, 1);
-        run(seed + 20, 6);
+        run(seed, UNITS_MOST, 0);
+        run(seed + 10, 1, 3);
+        run(seed + 20, 6, 0);
+        run(seed + 30, UNITS_MOST, HOST_MOST);
+        run(seed + 40, UNITS_MOST, 9);
     }
+    assert_true(n_copied > 1000 && n_brought > 30); /* or nothing is tested */
 }
 
 static uint32_t keep_at(uint32_t length, bool passing, const struct prefix_path *path, uint64_t oldest_step) {
@@ -310,12 +440,13 @@ static void test_order(void **state) {
     pools_release(&pools, 1, /* opened= */ true, POOLS_NO_UNIT);
     prefix_leave(&cache, &pools, &path);
     assert_int_equal(pools.n_free_pages, PAGES - 5);
-    assert_false(prefix_evict(&cache, &pools, 3)); /* the older one, on its way, keeps nothing by itself */
+    struct prefix_copy copy;
+    assert_false(prefix_evict(&cache, &pools, 3, true, &copy)); /* the older one keeps nothing by itself */
     cache.snapshots[units[0]].step = 3;
-    assert_true(prefix_evict(&cache, &pools, 4));
+    assert_true(prefix_evict(&cache, &pools, 4, true, &copy));
     assert_int_equal(pools.n_free_pages, PAGES - 3);
     assert_int_equal(find(h).length, 130);
-    assert_true(prefix_evict(&cache, &pools, 4));
+    assert_true(prefix_evict(&cache, &pools, 4, true, &copy));
     assert_int_equal(pools.n_free_pages, PAGES);
     prefix_done(&cache);
     pools_done(&pools);

@@ -360,6 +360,72 @@ static void test_long_prompt(void **state) {
     close_world(&w);
 }
 
+/* Pages that a large prompt takes from the cache come back from the host: all of them, the partial last one, too. Where
+ * the host has room for some only, what was not used for the longest time is lost. */
+static void test_host_pages(void **state) {
+    (void)state;
+    const uint32_t page_units[] = {40, 7};
+    for (uint32_t k = 0; k < 2; k++) {
+        struct null_rank_options r = with_units(16);
+        struct world w;
+        static struct reading a;
+        struct engine_stats s;
+        r.pages = 16;
+        r.page_units = page_units[k];
+        open_world(&w, &r);
+        fill(0, 1024, 30);
+        struct engine_request first = harness_request(ids, 350, 5, 1);
+        first.turn_end = 333;
+        assert_int_equal(ask(&w, &first, &a), 0);
+        for (uint32_t i = 0; i < 2; i++) {
+            fill(0, 1024, 31 + i);
+            struct engine_request large = harness_request(ids, 900, 5, 1);
+            assert_int_equal(ask(&w, &large, &a), 0);
+        }
+        fill(0, 1024, 30);
+        fill(333, 1024, 33);
+        assert_int_equal(ask(&w, &first, &a), k == 0 ? 333 : 0);
+        if (k == 0)
+            assert_int_equal(ask(&w, &first, &a), 333);
+        harness_expect_quiet(w.cached, &s);
+        assert_true(s.host_pages_out_total > 16 && s.host_pages <= r.page_units);
+        assert_int_equal(s.host_pages_in_total, k == 0 ? 7 : 0); /* the last one both times */
+        close_world(&w);
+    }
+}
+
+/* A prefix of more pages than one step moves, while others generate; and cancelled while it is on its way. */
+static void test_many_host_pages(void **state) {
+    (void)state;
+    struct null_rank_options r = with_units(16);
+    struct world w;
+    static struct reading a, other, gone;
+    static uint32_t prompt[16000];
+    struct engine_stats s;
+    r.max_model_len = 16100;
+    r.pages = 270;
+    r.page_units = 600;
+    open_world(&w, &r);
+    struct engine_request q = harness_request(prompt, 15000, 3, 1), o = harness_request(ids, 50, 900, 2);
+    for (uint32_t turn = 0; turn < 4; turn++) {
+        for (uint32_t i = 0; i < 16000; i++)
+            prompt[i] = (i * 7919 + turn % 2) % 1000;
+        harness_submit(w.cached, &o, &other);
+        harness_submit(w.cached, &q, &gone);
+        engine_cancel(w.cached, gone.stream);
+        assert_int_equal(ask(&w, &q, &a), turn < 2 ? 0 : 14992);
+        harness_read(&other, 1, 0);
+        harness_read(&gone, 1, 0);
+        harness_unref(&other, 1);
+        harness_unref(&gone, 1);
+        o.prompt_ids = ids + turn; /* nothing to be found */
+    }
+    harness_expect_quiet(w.cached, &s);
+    assert_true(s.host_pages_in_total > 300);
+    assert_int_equal(s.preemptions_total, 0);
+    close_world(&w);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_lengths),
@@ -369,6 +435,8 @@ int main(void) {
             cmocka_unit_test(test_branches),
             cmocka_unit_test(test_salts),
             cmocka_unit_test(test_all_pages),
+            cmocka_unit_test(test_host_pages),
+            cmocka_unit_test(test_many_host_pages),
             cmocka_unit_test(test_many),
             cmocka_unit_test(test_at_once),
             cmocka_unit_test(test_damaged),
