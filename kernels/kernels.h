@@ -337,7 +337,8 @@ struct k_pool_options {
  * slot 0 and page 0, are in the fixed part: a pool is fixed + slots * slot + pages * page. */
 struct k_pool_cost {
     uint64_t slot_bytes, page_bytes, fixed_bytes;
-    uint64_t slot_unit_bytes; /* of the host; in fixed_bytes as well where that is the same memory */
+    uint64_t slot_unit_bytes,
+            page_unit_bytes; /* of the host; in fixed_bytes as well where that is the same */
 };
 void k_pool_cost(const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret);
 /* -ENOTSUP where drafts_max is more than k_drafts_max(). */

@@ -93,6 +93,8 @@ static void fill_prefix_cache(const struct engine_stats *stats, Shardd__V1__Pref
     ret->hits = stats->prefix_hits_total;
     ret->cached_tokens = stats->cached_tokens_total;
     ret->evictions = stats->snapshot_evictions_total;
+    ret->host_pages = stats->host_pages;
+    ret->host_pages_max = stats->host_pages_max;
 }
 
 static size_t fill_drafters(const struct engine_stats *stats, Shardd__V1__DrafterInfo *all) {

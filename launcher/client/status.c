@@ -93,8 +93,11 @@ static void print_drafter(const Shardd__V1__DrafterInfo *d) {
 }
 
 static void print_prefix_cache(const Shardd__V1__PrefixCacheInfo *p) {
-    printf("%-18s %u of %u states, %u pages; %llu hits, %llu tokens not computed again\n", "prefix cache",
-            p->states, p->states_max, p->kv_pages, (unsigned long long)p->hits,
+    char host[48] = "";
+    if (p->host_pages_max > 0)
+        snprintf(host, sizeof(host), ", %u of %u on the host", p->host_pages, p->host_pages_max);
+    printf("%-18s %u of %u states, %u pages%s; %llu hits, %llu tokens not computed again\n", "prefix cache",
+            p->states, p->states_max, p->kv_pages, host, (unsigned long long)p->hits,
             (unsigned long long)p->cached_tokens);
 }
 
@@ -163,6 +166,8 @@ static json_t *json_of_prefix_cache(const Shardd__V1__PrefixCacheInfo *p) {
     put(o, "hits", p->hits);
     put(o, "cached_tokens", p->cached_tokens);
     put(o, "evictions", p->evictions);
+    put(o, "host_pages", p->host_pages);
+    put(o, "host_pages_max", p->host_pages_max);
     return o;
 }
 

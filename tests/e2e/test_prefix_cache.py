@@ -106,6 +106,30 @@ def test_same_answers(model, tp):
     assert "\nshardd_prefix_states %d\n" % info.states in metrics
 
 
+def test_pages_of_the_host(model):
+    """A pool that holds one conversation: the others' pages are on the host when they go on."""
+    flags = ("--max-model-len", "1100", "--max-num-seqs", "1", "--prefix-cache-memory", "64MiB")
+    prompts = [[(7 * i + 13 * k) % 250 for i in range(900)] for k in range(4)]
+
+    def ask(client, k, more):
+        request = sampled(make_request(ids=prompts[k] + [9] * more, max_tokens=9, seed=k), turn=k)
+        answer = client.generate(request)
+        return said(answer), answer.finish.usage.cached_tokens
+
+    with Server(model, *flags, "--prefix-cache", "off") as plain:
+        with plain.client() as client:
+            expected = [ask(client, k, more) for more in (0, 33) for k in range(4)]
+    with Server(model, *flags) as running:
+        assert "of their pages" in running.log_text()
+        with running.client() as client:
+            answers = [ask(client, k, more) for more in (0, 33) for k in range(4)]
+            client.wait_idle()
+            info = client.call("GetServerInfo").prefix_cache
+    assert [a for a, _ in answers] == [a for a, _ in expected]
+    assert [c for _, c in answers] == [0] * 4 + [896] * 4
+    assert 0 < info.host_pages <= info.host_pages_max
+
+
 def test_salts_are_checked(model):
     with Server(model, "--device", "null") as running:
         with running.client() as client:

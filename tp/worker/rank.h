@@ -53,7 +53,7 @@ struct rank_options {
     uint64_t memory_bytes;    /* what this rank may use; 0 = what is free, a tp'th where ranks share memory */
     uint32_t pages;           /* of the KV cache, with max_num_seqs slots; 0 = as memory allows */
     uint32_t slot_units, page_units; /* exactly so many host units */
-    bool prefix_cache;               /* with slot_units 0: as many as prefix_units.h chooses */
+    bool prefix_cache;               /* with slot_units 0: as many of both as prefix_units.h chooses */
     uint64_t prefix_bytes;           /* of the host for them; 0 = by fraction */
     double prefix_fraction;          /* of what is free there; 0 = chosen */
     bool dummy;                      /* --load-format dummy: only config.json is read */
