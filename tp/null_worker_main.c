@@ -46,7 +46,8 @@ struct worker {
 static const char *const usage =
         "shardd-worker-null --ranks LIST --tensor-parallel-size N --control-fd FD [options]\n"
         "A worker that computes nothing: for tests and for measuring the coordinator.\n"
-        "  --slots S --pages P --slot-units U --page-units U --max-model-len L --rows R --vocab-size V   what it claims to have\n"
+        "  --slots S --pages P --slot-units U --page-units U --max-model-len L --rows R --vocab-size V\n"
+        "                              what it claims to have\n"
         "  --id-first I --id-count C   sampled ids lie in [I, I+C)\n"
         "  --drafts-max D --draft-odds P --has-mtp 0|1   drafts that it takes and makes, right in P of 100 cases\n"
         "  --step-us D --row-ns D      time of a step, and of each of its rows\n"

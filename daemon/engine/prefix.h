@@ -12,11 +12,11 @@
  * its own until it ends. A node without references, children and snapshots is of no use and is gone at once.
  *
  * A page comes back by moving the rows that were not used for the longest time to the host, and those of the host that
- * were not used for the longest time are lost, with the snapshots that need them. Either is done to nodes only that have
- * none below them there: what is on the device is always a beginning, and so is what is on device or host. States of
- * the host make room for each other likewise; before all others go those that were taken in passing, as long as nobody
- * has used them: one long prompt has many, and takes no other sequence's place with them but the first one's. Nothing
- * here allocates after prefix_init(). */
+ * were not used for the longest time are lost, with the snapshots that need them. Either is done to nodes only that
+ * have none below them there: what is on the device is always a beginning, and so is what is on device or host. States
+ * of the host make room for each other likewise; before all others go those that were taken in passing, as long as
+ * nobody has used them: one long prompt has many, and takes no other sequence's place with them but the first one's.
+ * Nothing here allocates after prefix_init(). */
 #pragma once
 
 #include "daemon/engine/pools.h"

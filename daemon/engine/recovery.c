@@ -247,7 +247,8 @@ void recovery_ready(struct engine *g, const struct step_geometry *all) {
     publish(g, all);
     drop_what_no_longer_fits(g);
     engine_log(g, LOG_LEVEL_NOTICE,
-            "the rank group of epoch %llu is ready: %u ranks, %u slots, %u pages, %u units for prefixes and %u for their pages, %u to replay",
+            "the rank group of epoch %llu is ready: %u ranks, %u slots, %u pages, %u units for prefixes and %u for "
+            "their pages, %u to replay",
             (unsigned long long)g->now.group_epoch, g->n_ranks, g->geometry.slots, g->geometry.pages,
             g->prefix.n_units, g->prefix.n_page_units, g->waiting.n);
     engine_enter(g, STATE_SERVING);

@@ -45,7 +45,7 @@ static uint32_t users[PAGES + 1], holds[PAGES + 1], refs[NODES + 1], children[NO
 static uint32_t below_device[NODES + 1], below_host[NODES + 1];
 static bool alive[NODES + 1], taken[HOST_MOST];
 
-/* What the rows in a page or unit would be: the last ids and the hash of all before, for as many rows as were written. */
+/* What the rows in a page or unit would be: a hash of the id and of all before it. */
 struct rows {
     uint64_t of[PAGE_TOKENS];
 };

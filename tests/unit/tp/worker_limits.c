@@ -311,8 +311,8 @@ static void rank_refuses_too_little_memory(void **state) {
     assert_non_null(strstr(e.text, "does not fit"));
 }
 
-/* Host memory for states of prefixes: none, some for each sequence, as many as fit into half of what is asked for (their
- * pages get the other half) and at least one, and no more than there is. */
+/* Host memory for states of prefixes: none, some for each sequence, as many as fit into half of what is asked for
+ * (their pages get the other half) and at least one, and no more than there is. */
 static void states_of_prefixes(void **state) {
     (void)state;
     char path[512];
