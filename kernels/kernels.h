@@ -447,7 +447,7 @@ struct k_sampling { /* a slot's parameters; every field is valid (validated by t
     uint64_t seed;
     /* Where the slot's count of samples begins: tokens generated before, in a replay. */
     uint32_t first_sample_index;
-    uint32_t min_tokens; /* ids in suppress[] have logit -inf while the sample index is below it */
+    uint32_t min_tokens; /* before it suppress[], ids that end the sequence, have logit -inf */
     uint32_t n_bias, n_suppress;
     const uint32_t *bias_ids; /* [n_bias] host pointers, copied when the call returns */
     const float *bias;        /* [n_bias] added to the logit */
@@ -567,8 +567,8 @@ struct k_result { /* one per sampled row, device memory, downloaded by tp/ */
     float top_logprobs[TOP_LOGPROBS_MAX];
 };
 
-/* What became of the samples of an entry. A draft is accepted when it is the id that was sampled at the row before it
- * and that row was accepted; so the tokens are results sample_at .. + n_samples - 1, and without drafts one. */
+/* Of an entry's samples. A draft is accepted when it was sampled at the row before it, that one was, and neither id is
+ * in suppress[]; so the tokens are results sample_at .. + n_samples - 1, and without drafts one. */
 struct k_outcome {
     uint32_t status;     /* enum k_result_status: that of the first accepted row without a token, else OK */
     uint32_t n_samples;  /* tokens: n_accepted + 1, or n_accepted where status is not OK */

@@ -114,7 +114,6 @@ static void end_without_token(struct engine *g, struct sequence *s, uint32_t sta
     const char *text = "a logit is not a finite number: the weights or this sequence's cache are damaged";
     engine_log(g, LOG_LEVEL_ERROR, "request \"%s\", token %u: %s", s->stream->request_id,
             s->n_tokens - s->n_prompt, text);
-    reuse_distrust(g, s);
     sequence_finish(g, s, ENGINE_FINISH_FAULT, text);
 }
 
@@ -168,6 +167,9 @@ static void take_outcome(struct engine *g, const struct flight_entry *t, const s
     draft_retired(g, t, o->n_accepted);
     for (uint32_t i = 0; i < o->n_samples && s->state != SEQUENCE_ENDING; i++)
         take_token(g, s, &step_outcome_samples(o)[i]);
+    if (o->status ==
+            STEP_SAMPLE_NOT_FINITE) /* also behind its end: the damage may be older than what shows it */
+        reuse_distrust(g, s);
     s->answered &= o->status == STEP_SAMPLE_OK; /* or nobody should go on from here */
     if (o->status != STEP_SAMPLE_OK && s->state != SEQUENCE_ENDING)
         end_without_token(g, s, o->status);

@@ -322,10 +322,9 @@ void reuse_leave(struct engine *g, struct sequence *s, bool keep_state) {
     uint32_t unit = POOLS_NO_UNIT;
     if (s->restore != PREFIX_NONE)
         prefix_unpin(&g->prefix, &g->pools, s->restore);
-    /* A row of the last token may have been computed before its end was known. One of a draft that was accepted after
-     * that is of a token that nobody knows. */
-    if (keep_state && s->opened && s->path.node != 0 && s->planned >= s->kept_at + SNAPSHOT_GAP &&
-            s->planned <= s->n_tokens)
+    /* A row of the last token may have been computed before its end was known; none after that, since ranks accept no
+     * draft behind a token that ends the sequence. */
+    if (keep_state && s->opened && s->path.node != 0 && s->planned >= s->kept_at + SNAPSHOT_GAP)
         unit = keep(g, s, /* passing= */ false);
     pools_release(&g->pools, s->slot, s->opened, unit);
     if (s->path.node != 0)

@@ -87,7 +87,7 @@ static void add_open(struct engine *g, struct sequence *s) {
         o.n_bias = s->n_bias;
         o.bias_at = step_blob(g->writer, bias, s->n_bias * (uint32_t)sizeof(bias[0]));
     }
-    if (s->min_tokens > 0 && s->n_stop_ids > 0) {
+    if (s->n_stop_ids > 0) {
         o.n_suppress = s->n_stop_ids;
         o.suppress_at = step_blob(g->writer, s->stop_ids, s->n_stop_ids * (uint32_t)sizeof(uint32_t));
     }

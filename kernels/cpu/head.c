@@ -181,7 +181,7 @@ static void write_outcomes(const struct head_args *a) {
         if (!(e->flags & K_ENTRY_SAMPLE))
             continue;
         struct k_outcome *o = &a->outcomes[e->outcome_at];
-        *o = outcome_of(e, a->results + e->sample_at, a->p->slots[e->slot].drafts);
+        *o = outcome_of(e, a->results + e->sample_at, &a->p->slots[e->slot]);
         if (entry_accepted_row(e, o) + 1 < e->n_rows)
             memcpy(a->p->hidden + e->slot * n, a->hidden + (e->row_begin + entry_accepted_row(e, o)) * n,
                     n * sizeof(float));

@@ -640,7 +640,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS) outcomes_kernel(const struct ou
     if (i >= a.d_plan->n_entries || !(a.d_entries[i].flags & K_ENTRY_SAMPLE))
         return;
     const struct k_entry e = a.d_entries[i];
-    const struct k_outcome o = outcome_of(&e, a.d_results + e.sample_at, a.p.d_slots[e.slot].drafts);
+    const struct k_outcome o = outcome_of(&e, a.d_results + e.sample_at, a.p.d_slots + e.slot);
     const uint32_t row = entry_accepted_row(&e, &o);
     if (threadIdx.x == 0)
         a.d_outcomes[e.outcome_at] = o;

@@ -2,11 +2,13 @@
  * what, and what becomes of the samples.
  *
  * A CONTINUE has 1 + drafts rows. Row 0 is the slot's last id and certain; row i > 0 is draft i - 1, which lies in the
- * slot's drafts[] from k_begin_step() on, wherever it came from. */
+ * slot's drafts[] from k_begin_step() on, wherever it came from. An id of the slot's suppress[] that was sampled is its
+ * sequence's last: rows behind it are nobody's, and the state of a sequence that has ended is that of its tokens. */
 #pragma once
 
 #include "kernels/kernels.h"
 #include "kernels/shared/portable.h"
+#include "kernels/shared/slot.h"
 
 /* Rows that will be accepted whatever is sampled: all of a prompt, and the first of what goes on. */
 K_INLINE uint32_t entry_certain_rows(const struct k_entry *e) {
@@ -42,14 +44,24 @@ K_INLINE uint32_t entry_drafts_before(const struct k_entry *e, uint32_t sample_p
     return e->kind == K_ENTRY_PROMPT ? 0 : sample_position - length;
 }
 
-/* results: of the entry's samples. */
+/* Whether a sampled id was the sequence's last. */
+K_INLINE bool slot_ends_with(const struct slot *s, uint32_t id) {
+    for (uint32_t i = 0; i < s->sampling.n_suppress; i++)
+        if (s->sampling.suppress[i] == id)
+            return true;
+    return false;
+}
+
+/* results: of the entry's samples; slot: as the step found it, with the drafts of its rows. */
 K_INLINE struct k_outcome outcome_of(
-        const struct k_entry *e, const struct k_result *results, const uint32_t *drafts) {
+        const struct k_entry *e, const struct k_result *results, const struct slot *slot) {
     struct k_outcome o = {K_RESULT_OK, 0, 0, 0};
     const uint32_t n = entry_samples(e);
-    while (o.n_accepted + 1 < n && results[o.n_accepted].status == K_RESULT_OK &&
-            results[o.n_accepted].id == drafts[o.n_accepted])
-        o.n_accepted++;
+    if (n > 1 && !slot_ends_with(slot, slot->last_id))
+        while (o.n_accepted + 1 < n && results[o.n_accepted].status == K_RESULT_OK &&
+                results[o.n_accepted].id == slot->drafts[o.n_accepted] &&
+                !slot_ends_with(slot, slot->drafts[o.n_accepted]))
+            o.n_accepted++;
     o.status = results[o.n_accepted].status;
     o.n_samples = o.n_accepted + (o.status == K_RESULT_OK);
     return o;

@@ -377,12 +377,16 @@ static int feed_prompt(
     return 0;
 }
 
-static bool suppressed(const struct null_slot *s, uint32_t index, uint32_t id) {
-    for (uint32_t i = 0; index < s->min_tokens && i < s->n_suppress; i++) {
+static bool ends_with(const struct null_slot *s, uint32_t id) {
+    for (uint32_t i = 0; i < s->n_suppress; i++) {
         if (s->suppress[i] == id)
             return true;
     }
     return false;
+}
+
+static bool suppressed(const struct null_slot *s, uint32_t index, uint32_t id) {
+    return index < s->min_tokens && ends_with(s, id);
 }
 
 /* The slot's next token, which becomes its last id. STEP_SAMPLE_OK, or why there is none. */
@@ -449,7 +453,7 @@ static int verify(struct null_rank *n, const struct step_entry *t, const uint32_
         if (o->status != STEP_SAMPLE_OK)
             break;
         o->n_samples++;
-        if (o->n_accepted == n_drafts || drafts[o->n_accepted] != s->last_id)
+        if (o->n_accepted == n_drafts || drafts[o->n_accepted] != s->last_id || ends_with(s, s->last_id))
             break;
         o->n_accepted++;
         int r = feed(n, s, t->slot, s->last_id, e);
@@ -490,7 +494,7 @@ static int take_drafts(const struct null_rank *n, const struct step_plan *p, con
 
 static int run_entry(
         struct null_rank *n, const struct step_plan *p, const struct step_entry *t, struct error *e) {
-    uint32_t drafts[DRAFT_MAX];
+    uint32_t drafts[DRAFT_MAX], n_drafts = 0; /* that may be accepted */
     bool prompt = t->kind == STEP_ENTRY_PROMPT;
     struct null_slot *s = NULL;
     int r = open_slot_of(n, t->slot, "entry", &s, e);
@@ -509,13 +513,14 @@ static int run_entry(
         r = error_set(e, -EINVAL, "slot %u: nothing was sampled to continue from", t->slot);
     } else {
         r = take_drafts(n, p, t, drafts, e);
+        n_drafts = ends_with(s, s->last_id) ? 0 : t->n_rows - 1;
         if (r == 0)
             r = feed(n, s, t->slot, s->last_id, e);
         if (r == 0)
             s->last_id = STEP_NONE;
     }
     if (r == 0 && (t->flags & STEP_ENTRY_SAMPLE))
-        r = verify(n, t, drafts, prompt ? 0 : t->n_rows - 1, e);
+        r = verify(n, t, drafts, n_drafts, e);
     return r;
 }
 

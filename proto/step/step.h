@@ -72,8 +72,10 @@ struct step_open {
     float repetition_penalty, presence_penalty, frequency_penalty;
     uint32_t min_tokens;
     uint64_t seed;
-    uint32_t n_bias, bias_at;         /* blob: n_bias x {uint32 id, float bias} */
-    uint32_t n_suppress, suppress_at; /* blob: uint32 ids */
+    uint32_t n_bias, bias_at; /* blob: n_bias x {uint32 id, float bias} */
+    /* blob: uint32 ids, which end the sequence: up to min_tokens they are not sampled, and later no draft is accepted
+     * behind one that was. */
+    uint32_t n_suppress, suppress_at;
     /* Where the slot's count of samples begins: 0, or the tokens generated before where this is a replay. The rank
      * counts on by what it samples: the count keys the noise and ends min_tokens. */
     uint32_t first_sample_index;
@@ -104,7 +106,8 @@ enum step_entry_flags {
     STEP_ENTRY_GENERATED = 1u << 2,
 };
 /* A CONTINUE has 1 + drafts rows: row 0 is the slot's last id at the slot's length, the others are drafts that may be
- * wrong. A draft is accepted when it is the id sampled at the row before it and that row was accepted; what comes after
+ * wrong. A draft is accepted when it is the id sampled at the row before it, that row was accepted, and neither has an
+ * id that ends the sequence; what comes after
  * the first that is not leaves no trace. So the entry gives 1 to n_rows tokens and the slot's length grows by as many,
  * which only the ranks know until the completion; pages are granted for all rows. */
 struct step_entry {

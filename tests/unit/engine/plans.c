@@ -118,7 +118,7 @@ static void test_late_stop(void **state) {
     q.n_stop_ids = 1;
     harness_submit(engine, &q, &second);
     p = look();
-    assert_int_equal(p.opens[0].n_suppress, 0);
+    assert_int_equal(p.opens[0].n_suppress, 1); /* drafts behind it are not accepted */
     uint32_t slot = p.opens[0].slot;
     answer();
     harness_read(&second, 1, 0); /* the reader knows at once */
@@ -615,6 +615,48 @@ static void test_wrong_outcomes(void **state) {
 }
 
 /* When nothing is to do the ranks are asked each second whether they live. */
+/* No number behind the end of an answer, in a row that was planned before the end was known: the answer is what it is,
+ * and nobody goes on from what its sequence has left. */
+static void test_damage_behind_the_end(void **state) {
+    (void)state;
+    static struct reading first, second;
+    options.prefix_cache = true;
+    rank_options.slot_units = 4;
+    rank_options.id_first = 7; /* is what is always sampled */
+    rank_options.id_count = 1;
+    for (uint32_t i = 0; i < 200; i++)
+        prompt[i] = 10 + i;
+    const uint32_t stop = 7;
+    struct engine_stats s;
+    for (uint32_t damage = 0; damage < 2; damage++) {
+        rank_options.damaged_id = damage * 7;
+        begin();
+        struct engine_request q = harness_request(prompt, 200, 50, 1);
+        q.stop_ids = &stop;
+        q.n_stop_ids = 1;
+        harness_submit(engine, &q, &first);
+        for (uint32_t i = 0; i < 3; i++) { /* two chunks, and the row of the stop id */
+            struct step_plan p = look();
+            assert_int_equal(p.n_entries, 1);
+            assert_int_equal(p.entries[0].kind, i < 2 ? STEP_ENTRY_PROMPT : STEP_ENTRY_CONTINUE);
+            answer();
+            do /* it has planned what comes after the next step */
+                engine_stats(engine, &s);
+            while (s.steps_total <= i);
+        }
+        harness_read(&first, 1, 0);
+        assert_int_equal(first.finish, ENGINE_FINISH_STOP_ID);
+        assert_int_equal(look().n_closes, 1);
+        answer();
+        harness_submit(engine, &q, &second);
+        struct step_plan p = look();
+        assert_int_equal(p.memory[0].kind, damage ? STEP_MEMORY_ZERO_SLOT : STEP_MEMORY_RESTORE_SLOT);
+        harness_unref(&first, 1);
+        harness_unref(&second, 1);
+        teardown(NULL);
+    }
+}
+
 static void test_ping(void **state) {
     (void)state;
     begin();
@@ -647,6 +689,7 @@ int main(void) {
             cmocka_unit_test_setup_teardown(test_drafts_overlap, setup, teardown),
             cmocka_unit_test_setup_teardown(test_copies_wait, setup, teardown),
             cmocka_unit_test(test_wrong_outcomes),
+            cmocka_unit_test_setup_teardown(test_damage_behind_the_end, setup, teardown),
             cmocka_unit_test_setup_teardown(test_ping, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

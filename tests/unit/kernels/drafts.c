@@ -273,6 +273,20 @@ static void move_slots(struct model *m) {
     }
 }
 
+static uint32_t n_ends; /* that rows with drafts went on from, in all lives */
+
+/* Behind an id that would end the sequence nothing is accepted, right or not. */
+static void check_ends(const struct k_sampling *s, uint32_t before, const struct k_outcome *o,
+        const struct k_result *results) {
+    for (uint32_t i = 0; i < s->n_suppress; i++) {
+        n_ends += s->suppress[i] == before;
+        if (s->suppress[i] == before)
+            assert_int_equal(o->n_accepted, 0);
+        for (uint32_t k = 0; k < o->n_accepted; k++)
+            assert_int_not_equal(results[k].id, s->suppress[i]);
+    }
+}
+
 /* One round of all sequences that want tokens; returns how many of them do. *accepted counts drafts. */
 static uint32_t round_run(struct model *m, const struct way *way, struct rng *r, const struct told *plain,
         struct told *got, uint32_t *accepted) {
@@ -297,7 +311,10 @@ static uint32_t round_run(struct model *m, const struct way *way, struct rng *r,
         return 0;
     step_run(m, way->own ? way->most : 0, results, outcomes);
     for (uint32_t k = 0; k < n; k++) {
-        take(&got[of[k]], &outcomes[k], &results[w->entries[k].sample_at]);
+        struct told *t = &got[of[k]];
+        const struct k_result *its = &results[w->entries[k].sample_at];
+        check_ends(&samplings[of[k]], t->tokens[t->n - 1].id, &outcomes[k], its);
+        take(t, &outcomes[k], its);
         *accepted += outcomes[k].n_accepted;
     }
     if (way->moved)
@@ -381,6 +398,7 @@ static void test_right_drafts(void **state) {
         const struct way way = {.drafts_max = k, .least = k, .most = k, .right = DRAFT_MAX};
         lives_are_the_same(&way, 1, /* some= */ true);
     }
+    assert_true(n_ends > 0);
 }
 static void test_wrong_drafts(void **state) {
     static const struct way ways[] = {{.drafts_max = 3, .least = 2, .most = 2},
