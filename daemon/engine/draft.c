@@ -5,8 +5,10 @@
 
 #include "base/log.h"
 
-/* Tokens that an index reads at once: a long prompt that came from a cache takes turns. */
-#define READ_MAX      4096u
+/* Tokens that all indexes together read between two plans: a long prompt, above all one that came from a cache, takes
+ * turns. What a step has generated is read at once. */
+#define READ_ROUND    2048u
+#define READ_AT_ONCE  (2 * (1 + DRAFT_MAX))
 #define SILENT_ROUNDS 512u /* a drafter that was not chosen for so many is said to be silent */
 #define WAIT_MAX_NS   1e6f /* more than this between two rounds was not the wait for tokens */
 #define WAIT_MEMORY   16.0f
@@ -82,6 +84,7 @@ bool draft_round(struct engine *g) {
     uint32_t n = 0;
     if (!any_drafter(g))
         return true;
+    g->tokens_to_read = READ_ROUND;
     if (g->n_plans > 0 && x->synchronous)
         return false;
     for (uint32_t i = 0; i < g->n_running; i++) {
@@ -144,7 +147,12 @@ void draft_read(struct engine *g, struct sequence *s, uint32_t end) {
     struct lookup *l = &s->lookup;
     if (l->table == NULL)
         return;
-    for (uint32_t i = 0; i < READ_MAX && l->read < end; i++) {
+    uint32_t n = l->read < end ? end - l->read : 0;
+    if (n > READ_AT_ONCE) {
+        n = least(n, g->tokens_to_read);
+        g->tokens_to_read -= n;
+    }
+    for (uint32_t i = 0; i < n; i++) {
         bool generated = l->read >= s->n_prompt;
         struct lookup_score score = lookup_read(l, s->tokens);
         if (generated)

@@ -201,10 +201,11 @@ struct engine {
     struct speculation speculation;
     struct draft_stream draft_streams[SEQS_MAX]; /* draft_round()'s own */
     bool drafter_silent[DRAFTERS];
-    uint64_t retired_ns;                            /* when the last plan did */
-    uint32_t retired_depth;                         /* the draft_depth of that plan */
-    struct engine_stats now;                        /* counters, copied to stats */
-    uint64_t turn_ns;                               /* when this turn of the loop began */
+    uint32_t tokens_to_read; /* by lookup indexes that are behind, until the next plan */
+    uint64_t retired_ns;     /* when the last plan did */
+    uint32_t retired_depth;  /* the draft_depth of that plan */
+    struct engine_stats now; /* counters, copied to stats */
+    uint64_t turn_ns;        /* when this turn of the loop began */
     struct histogram histograms[ENGINE_HISTOGRAMS]; /* read by any thread */
     bool work_done;                                 /* this turn handled a completion or made a plan */
 };

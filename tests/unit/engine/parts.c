@@ -2,6 +2,7 @@
 #include "daemon/engine/heap.h"
 
 #include "base/clock.h"
+#include "daemon/engine/draft.h"
 #include "daemon/engine/inbox.h"
 #include "daemon/engine/pools.h"
 #include "daemon/engine/queue.h"
@@ -360,6 +361,40 @@ static void test_retry_hint(void **state) {
     free(g);
 }
 
+/* Indexes that are far behind catch up by a bounded number of tokens a round, all of them together; one that is not
+ * reads on meanwhile. */
+static void test_indexes_catch_up(void **state) {
+    (void)state;
+    enum { LONG = 5000, WAITING = 3 };
+    static struct sequence all[WAITING + 1];
+    static uint32_t tokens[LONG];
+    struct engine *g = calloc(1, sizeof(*g));
+    uint32_t rounds = 0, left = WAITING * LONG;
+    assert_non_null(g);
+    speculation_init(&g->speculation);
+    g->speculation.most[DRAFTER_LOOKUP] = 3;
+    for (uint32_t i = 0; i <= WAITING; i++) {
+        all[i] = (struct sequence){.tokens = tokens, .n_prompt = LONG};
+        assert_int_equal(lookup_init(&all[i].lookup, LONG, 10), 0);
+    }
+    for (; left > 0; rounds++) {
+        uint32_t before = left;
+        assert_true(draft_round(g));
+        for (uint32_t i = 0; i < WAITING; i++)
+            draft_read(g, &all[i], LONG);
+        left = 0;
+        for (uint32_t i = 0; i < WAITING; i++)
+            left += LONG - all[i].lookup.read;
+        assert_in_range(before - left, 1, 2100);
+        draft_read(g, &all[WAITING], 7 * (rounds + 1));
+        assert_int_equal(all[WAITING].lookup.read, 7 * (rounds + 1));
+    }
+    assert_in_range(rounds, 7, 9);
+    for (uint32_t i = 0; i <= WAITING; i++)
+        lookup_done(&all[i].lookup);
+    free(g);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_heap_order),
@@ -370,6 +405,7 @@ int main(void) {
             cmocka_unit_test(test_inbox_order),
             cmocka_unit_test(test_retry_hint),
             cmocka_unit_test(test_wakes),
+            cmocka_unit_test(test_indexes_catch_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
