@@ -4,6 +4,8 @@
  * inside the bytes they were given and allocate nothing; the plan that comes out points into the record. */
 #include "proto/step/step.h"
 
+#include "base/mask.h"
+
 #include <errno.h>
 #include <math.h>
 #include <stdbool.h>
@@ -153,16 +155,46 @@ static int check_grant(const struct step_plan *p, const struct step_entry *t, ui
     return 0;
 }
 
+static uint32_t samples_of(const struct step_entry *t) {
+    return (t->flags & STEP_ENTRY_SAMPLE) == 0 ? 0 : t->kind == STEP_ENTRY_PROMPT ? 1 : t->n_rows;
+}
+
+static int check_masks(const struct step_plan *p, const struct step_entry *t, uint32_t i, struct error *e) {
+    if (t->n_masks == 0)
+        return t->mask_at == STEP_NONE && t->mask_words == 0
+                       ? 0
+                       : error_set(e, -EBADMSG, "entry %u: a mask that is none", i);
+    uint32_t samples = samples_of(t);
+    if (samples == 0 || (t->n_masks != 1 && t->n_masks != samples))
+        return error_set(e, -EBADMSG, "entry %u: %u masks for %u samples", i, t->n_masks, samples);
+    if (t->mask_words == 0 || t->mask_words > mask_words(TOKENIZER_VOCAB_MAX) ||
+            !blob_has(p, t->mask_at, t->n_masks * t->mask_words, 4))
+        return error_set(e, -EBADMSG, "entry %u: %u masks of %u words at %u are not in the blob", i,
+                t->n_masks, t->mask_words, t->mask_at);
+    return 0;
+}
+
+static int check_scores(const struct step_entry *t, uint32_t i, struct error *e) {
+    if (t->n_scores == 0)
+        return 0;
+    if (t->kind != STEP_ENTRY_PROMPT || (t->flags & STEP_ENTRY_GENERATED) != 0 ||
+            (t->flags & STEP_ENTRY_LOGPROB) == 0)
+        return error_set(e, -EBADMSG, "entry %u: scores are of given rows of a PROMPT, with LOGPROB", i);
+    uint32_t most = t->n_rows - (samples_of(t) > 0 || t->id_after == STEP_NONE);
+    if (t->n_scores > most)
+        return error_set(
+                e, -EBADMSG, "entry %u: %u scores, at most %u of its rows have one", i, t->n_scores, most);
+    return 0;
+}
+
 static int check_entry(const struct step_plan *p, const struct step_entry *t, uint32_t i, struct error *e) {
     const uint32_t known = STEP_ENTRY_SAMPLE | STEP_ENTRY_LOGPROB | STEP_ENTRY_GENERATED;
-    if (t->kind > STEP_ENTRY_CONTINUE || (t->flags & ~known) != 0 || t->replay > 1)
+    if (t->kind > STEP_ENTRY_CONTINUE || (t->flags & ~known) != 0 || t->replay > 1 || t->reserved != 0)
         return error_set(e, -EBADMSG, "entry %u: unknown kind %u, flags 0x%x or replay %u", i, t->kind,
                 t->flags, t->replay);
     if (t->n_rows == 0)
         return error_set(e, -EBADMSG, "entry %u: has no rows", i);
-    if (t->mask_at != STEP_NONE)
-        return error_set(e, -EBADMSG, "entry %u: a token mask is not part of version 2", i);
-    if ((t->flags & STEP_ENTRY_LOGPROB) != 0 && (t->flags & STEP_ENTRY_SAMPLE) == 0)
+    if ((t->flags & STEP_ENTRY_LOGPROB) != 0 && (t->flags & STEP_ENTRY_SAMPLE) == 0 && t->n_scores == 0)
         return error_set(e, -EBADMSG, "entry %u: asks for a logprob of nothing sampled", i);
     if (t->top_logprobs > TOP_LOGPROBS_MAX || (t->top_logprobs > 0 && (t->flags & STEP_ENTRY_LOGPROB) == 0))
         return error_set(e, -EBADMSG, "entry %u: %u top logprobs, at most %u and with LOGPROB only", i,
@@ -171,6 +203,10 @@ static int check_entry(const struct step_plan *p, const struct step_entry *t, ui
         return error_set(e, -EBADMSG, "entry %u: leaves %u drafts, at most %u and with SAMPLE only", i,
                 t->n_draft_next, DRAFT_MAX);
     int r = t->kind == STEP_ENTRY_PROMPT ? check_prompt(p, t, i, e) : check_continue(p, t, i, e);
+    if (r == 0)
+        r = check_masks(p, t, i, e);
+    if (r == 0)
+        r = check_scores(t, i, e);
     return r < 0 ? r : check_grant(p, t, i, e);
 }
 
@@ -184,8 +220,13 @@ static int check_entries(struct step_plan *p, struct error *e) {
         if (r < 0)
             return r;
         p->n_rows += t->n_rows; /* at most SEQS_MAX * STEP_ROWS_MAX: no overflow */
-        p->n_outcomes += (t->flags & STEP_ENTRY_SAMPLE) != 0;
+        p->n_outcomes += (t->flags & STEP_ENTRY_SAMPLE) != 0 || t->n_scores > 0;
+        p->n_masks += t->n_masks;
+        p->n_scores += t->n_scores;
     }
+    if (p->n_masks > MASKS_MAX || p->n_scores > SCORES_MAX)
+        return error_set(e, -EBADMSG, "a step of %u masks and %u scores, at most %u and %u are possible",
+                p->n_masks, p->n_scores, MASKS_MAX, SCORES_MAX);
     if (p->n_rows > STEP_ROWS_MAX)
         return error_set(e, -EBADMSG, "a step of %u rows is over the limit of %u", p->n_rows, STEP_ROWS_MAX);
     return 0;
@@ -303,13 +344,18 @@ static int check_outcome(const struct step_outcome *o, uint32_t i, uint32_t left
         return error_set(e, -EBADMSG, "outcome %u passes the end of the completion", i);
     if (o->status >= STEP_SAMPLE_STATUSES)
         return error_set(e, -EBADMSG, "outcome %u has the unknown status %u", i, o->status);
-    if (o->n_accepted > DRAFT_MAX || o->n_samples != o->n_accepted + (o->status == STEP_SAMPLE_OK))
+    bool scores_alone = o->n_scores > 0 && o->n_samples == 0 && o->n_accepted == 0;
+    if (o->n_accepted > DRAFT_MAX ||
+            (o->n_samples != o->n_accepted + (o->status == STEP_SAMPLE_OK) && !scores_alone))
         return error_set(
                 e, -EBADMSG, "outcome %u: %u tokens of %u accepted drafts", i, o->n_samples, o->n_accepted);
-    if ((left - sizeof(*o)) / sizeof(struct step_sample) < o->n_samples)
+    if (o->n_scores > SCORES_MAX || o->reserved != 0)
+        return error_set(e, -EBADMSG, "outcome %u: %u scores, at most %u, or reserved bits", i, o->n_scores,
+                SCORES_MAX);
+    if ((left - sizeof(*o)) / sizeof(struct step_sample) < o->n_samples + o->n_scores)
         return error_set(e, -EBADMSG, "outcome %u: its tokens pass the end of the completion", i);
-    const struct step_sample *samples = step_outcome_samples(o);
-    for (uint32_t k = 0; k < o->n_samples; k++) {
+    const struct step_sample *samples = step_outcome_scores(o);
+    for (uint32_t k = 0; k < o->n_samples + o->n_scores; k++) {
         if (samples[k].n_top > TOP_LOGPROBS_MAX || samples[k].reserved != 0)
             return error_set(e, -EBADMSG, "outcome %u: %u top logprobs, at most %u, or reserved bits", i,
                     samples[k].n_top, TOP_LOGPROBS_MAX);

@@ -2,6 +2,7 @@
 #include "proto/step/null_rank.h"
 
 #include "base/clock.h"
+#include "base/mask.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -352,8 +353,22 @@ static int feed(struct null_rank *n, struct null_slot *s, uint32_t slot, uint32_
     return 0;
 }
 
-static int feed_prompt(
-        struct null_rank *n, const struct step_plan *p, const struct step_entry *t, struct error *e) {
+/* A logprob that depends on what the slot has read, and a list that looks like one. */
+static void report(const struct null_rank *n, const struct step_entry *t, uint64_t hash, uint32_t id,
+        struct step_sample *ret) {
+    uint32_t first = n->o.id_count > 0 ? n->o.id_first : 0;
+    uint32_t count = n->o.id_count > 0 ? n->o.id_count : n->o.vocab_size;
+    *ret = (struct step_sample){.id = id, .n_top = t->top_logprobs};
+    ret->logprob = (t->flags & STEP_ENTRY_LOGPROB) ? -(float)(hash >> 40 & 1023) / 256 : 0;
+    for (uint32_t i = 0; i < t->top_logprobs; i++) {
+        ret->top_ids[i] = first + (id - first + i) % count;
+        ret->top_logprobs[i] = ret->logprob - (float)i;
+    }
+}
+
+static int feed_prompt(struct null_rank *n, const struct step_plan *p, const struct step_entry *t,
+        struct step_outcome *o, struct error *e) {
+    struct step_sample *scores = (struct step_sample *)(void *)(o + 1);
     struct null_slot *s = &n->slots[t->slot];
     const uint32_t *ids = blob_words(p, t->n_rows, t->ids_at);
     bool generated = (t->flags & STEP_ENTRY_GENERATED) != 0;
@@ -367,6 +382,8 @@ static int feed_prompt(
         int r = feed(n, s, t->slot, ids[i], e);
         if (r < 0)
             return r;
+        if (i < t->n_scores)
+            report(n, t, mix(s->hash), i + 1 < t->n_rows ? ids[i + 1] : t->id_after, &scores[o->n_scores++]);
     }
     if (generated) {
         s->generated = true;
@@ -385,28 +402,23 @@ static bool ends_with(const struct null_slot *s, uint32_t id) {
     return false;
 }
 
-static bool suppressed(const struct null_slot *s, uint32_t index, uint32_t id) {
-    return index < s->min_tokens && ends_with(s, id);
+static bool suppressed(const struct null_slot *s, const uint32_t *mask, uint32_t index, uint32_t id) {
+    return (mask != NULL && !mask_has(mask, id)) || (index < s->min_tokens && ends_with(s, id));
 }
 
-/* The slot's next token, which becomes its last id. STEP_SAMPLE_OK, or why there is none. */
-static enum step_sample_status sample(
-        const struct null_rank *n, const struct step_entry *t, struct null_slot *s, struct step_sample *ret) {
+/* The slot's next token, which becomes its last id. mask: NULL = any. STEP_SAMPLE_OK, or why there is none. */
+static enum step_sample_status sample(const struct null_rank *n, const struct step_entry *t,
+        const uint32_t *mask, struct null_slot *s, struct step_sample *ret) {
     uint32_t first = n->o.id_count > 0 ? n->o.id_first : 0;
     uint32_t count = n->o.id_count > 0 ? n->o.id_count : n->o.vocab_size;
     uint64_t h = mix(s->hash ^ mix(s->seed + s->sample_index));
     uint32_t at = (uint32_t)(h % count), tries;
-    for (tries = 0; tries < count && suppressed(s, s->sample_index, first + at); tries++)
+    for (tries = 0; tries < count && suppressed(s, mask, s->sample_index, first + at); tries++)
         at = (at + 1) % count;
     s->last_id = 0; /* without a token the slot goes on with id 0, as every rank does */
     if (s->damaged || tries == count)
         return s->damaged ? STEP_SAMPLE_NOT_FINITE : STEP_SAMPLE_NO_TOKEN;
-    *ret = (struct step_sample){.id = first + at, .n_top = t->top_logprobs};
-    ret->logprob = (t->flags & STEP_ENTRY_LOGPROB) ? -(float)(h >> 40 & 1023) / 256 : 0;
-    for (uint32_t i = 0; i < t->top_logprobs; i++) {
-        ret->top_ids[i] = first + (at + i) % count;
-        ret->top_logprobs[i] = ret->logprob - (float)i;
-    }
+    report(n, t, h, first + at, ret);
     s->last_id = ret->id;
     s->outputs++;
     s->sample_index++;
@@ -428,18 +440,18 @@ static void leave_drafts(const struct null_rank *n, const struct step_entry *t, 
     for (uint32_t i = 0; i < s->n_drafts; i++) {
         take_id(n, &ahead, ahead.last_id);
         bool right = draft_is_right(n, &ahead, i);
-        if (sample(n, t, &ahead, &next) != STEP_SAMPLE_OK)
+        if (sample(n, t, /* mask= */ NULL, &ahead, &next) != STEP_SAMPLE_OK)
             next.id = 0;
         s->drafts[i] = right ? next.id : (next.id + 1) % n->o.vocab_size;
     }
 }
 
 /* Samples after the entry's first row, and goes on as long as the next draft is what was sampled. */
-static int verify(struct null_rank *n, const struct step_entry *t, const uint32_t *drafts, uint32_t n_drafts,
-        struct error *e) {
+static int verify(struct null_rank *n, const struct step_plan *p, const struct step_entry *t,
+        const uint32_t *drafts, uint32_t n_drafts, struct step_outcome *o, struct error *e) {
     struct null_slot *s = &n->slots[t->slot];
-    struct step_outcome *o = (struct step_outcome *)(void *)(n->body + n->body_bytes);
-    struct step_sample *samples = (struct step_sample *)(void *)(o + 1);
+    struct step_sample *samples = (struct step_sample *)(void *)(o + 1) + o->n_scores;
+    const uint32_t *masks = blob_words(p, t->n_masks, t->mask_at);
     if (!s->counted && s->sample_index >= s->outputs && s->sample_index - s->outputs <= s->length) {
         s->outputs = s->sample_index;
         s->counted = true;
@@ -447,9 +459,10 @@ static int verify(struct null_rank *n, const struct step_entry *t, const uint32_
     if (s->sample_index != s->outputs)
         return error_set(e, -EINVAL, "slot %u: sample %u after %u generated tokens", t->slot, s->sample_index,
                 s->outputs);
-    *o = (struct step_outcome){.slot = t->slot};
     for (;;) {
-        o->status = sample(n, t, s, &samples[o->n_samples]);
+        const uint32_t *mask =
+                masks == NULL ? NULL : masks + (t->n_masks > 1 ? o->n_accepted : 0) * t->mask_words;
+        o->status = sample(n, t, mask, s, &samples[o->n_samples]);
         if (o->status != STEP_SAMPLE_OK)
             break;
         o->n_samples++;
@@ -460,9 +473,6 @@ static int verify(struct null_rank *n, const struct step_entry *t, const uint32_
         if (r < 0)
             return r;
     }
-    n->checksum = step_checksum(n->checksum, o, samples);
-    n->n_outcomes++;
-    n->body_bytes += (uint32_t)(sizeof(*o) + o->n_samples * sizeof(*samples));
     leave_drafts(n, t, s);
     return 0;
 }
@@ -492,11 +502,19 @@ static int take_drafts(const struct null_rank *n, const struct step_plan *p, con
     return 0;
 }
 
+static void end_outcome(struct null_rank *n, const struct step_outcome *o) {
+    n->checksum = step_checksum(n->checksum, o, step_outcome_samples(o));
+    n->n_outcomes++;
+    n->body_bytes += (uint32_t)((const uint8_t *)step_outcome_next(o) - (const uint8_t *)o);
+}
+
 static int run_entry(
         struct null_rank *n, const struct step_plan *p, const struct step_entry *t, struct error *e) {
     uint32_t drafts[DRAFT_MAX], n_drafts = 0; /* that may be accepted */
+    struct step_outcome *o = (struct step_outcome *)(void *)(n->body + n->body_bytes);
     bool prompt = t->kind == STEP_ENTRY_PROMPT;
     struct null_slot *s = NULL;
+    *o = (struct step_outcome){.slot = t->slot};
     int r = open_slot_of(n, t->slot, "entry", &s, e);
     if (r == 0)
         r = grant(n, p, t, e);
@@ -505,7 +523,7 @@ static int run_entry(
     if (r < 0)
         return r;
     if (prompt) {
-        r = feed_prompt(n, p, t, e);
+        r = feed_prompt(n, p, t, o, e);
         if (r == 0 && t->n_draft_next > n->o.drafts_max)
             r = error_set(e, -EINVAL, "slot %u: asks for %u drafts, this rank makes %u", t->slot,
                     t->n_draft_next, n->o.drafts_max);
@@ -520,7 +538,9 @@ static int run_entry(
             s->last_id = STEP_NONE;
     }
     if (r == 0 && (t->flags & STEP_ENTRY_SAMPLE))
-        r = verify(n, t, drafts, n_drafts, e);
+        r = verify(n, p, t, drafts, n_drafts, o, e);
+    if (r == 0 && ((t->flags & STEP_ENTRY_SAMPLE) || t->n_scores > 0))
+        end_outcome(n, o);
     return r;
 }
 

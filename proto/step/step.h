@@ -1,4 +1,4 @@
-/* step.h - the step protocol, version 2: what the coordinator tells the workers, and what comes back.
+/* step.h - the step protocol, version 3: what the coordinator tells the workers, and what comes back.
  *
  * Shared by daemon/ (writer) and tp/ (reader); neither knows anything else of the other. A record is one
  * self-contained little-endian byte string:
@@ -23,7 +23,7 @@
 
 #define STEP_MAGIC            0x54534853u /* "SHST" */
 #define STEP_COMPLETION_MAGIC 0x43534853u /* "SHSC" */
-#define STEP_PROTOCOL         2u
+#define STEP_PROTOCOL         3u
 #define STEP_RECORD_MAX       (4u << 20) /* bytes of one record, header to blob end */
 #define STEP_NONE             UINT32_MAX
 
@@ -98,8 +98,9 @@ struct step_memory {
 
 enum step_entry_kind { STEP_ENTRY_PROMPT = 0, STEP_ENTRY_CONTINUE = 1 };
 enum step_entry_flags {
-    STEP_ENTRY_SAMPLE = 1u << 0,  /* sample after the last row; where there are drafts, after every row */
-    STEP_ENTRY_LOGPROB = 1u << 1, /* with SAMPLE: report each sampled id's logprob and top_logprobs more */
+    STEP_ENTRY_SAMPLE = 1u << 0, /* sample after the last row; where there are drafts, after every row */
+    /* With SAMPLE or scores: report the logprob of each sampled or scored id, and top_logprobs more. */
+    STEP_ENTRY_LOGPROB = 1u << 1,
     /* PROMPT: all rows are tokens that this sequence generated itself before (replay after a preemption or a
      * group restart). They count as output for the presence and frequency penalties, and are G positions.
      * Rows of one entry are either all given or all generated. */
@@ -116,8 +117,9 @@ struct step_entry {
     uint32_t ids_at;    /* PROMPT: blob offset of n_rows uint32 ids; CONTINUE: STEP_NONE */
     uint32_t id_after;  /* PROMPT: id after the chunk; STEP_NONE = unknown */
     uint32_t rope_at;   /* blob offset of 3*n_rows uint32; STEP_NONE = KV index */
-    uint32_t mask_at; /* blob offset of a vocabulary bit mask; STEP_NONE; anything else is refused in version
-                         2 */
+    /* With n_masks: blob offset of so many masks (base/mask.h) of mask_words words each, from which the entry's samples
+     * are taken: one for all of them, or one for each. STEP_NONE otherwise. */
+    uint32_t mask_at;
     uint32_t top_logprobs; /* 0..TOP_LOGPROBS_MAX */
     /* CONTINUE of more than one row: blob offset of n_rows - 1 drafts; STEP_NONE: those that lie in the slot, which its
      * last step left there. STEP_NONE otherwise. */
@@ -126,11 +128,16 @@ struct step_entry {
     uint32_t replay; /* 1: these rows were computed before the last group restart (statistics only) */
     /* With SAMPLE: drafts that the rank's own drafter leaves in the slot; at most drafts_max. */
     uint32_t n_draft_next;
+    uint32_t n_masks, mask_words; /* at most MASKS_MAX masks in a step */
+    /* PROMPT, with LOGPROB: of its first rows so many are scored: the logprob of the id after each is reported. A row
+     * that is sampled is not scored, nor is the last one with id_after unknown. At most SCORES_MAX in a step. */
+    uint32_t n_scores;
+    uint32_t reserved; /* 0 */
 };
 
 _Static_assert(sizeof(struct step_header) == 40, "no padding");
 _Static_assert(sizeof(struct step_open) == 80, "no padding");
-_Static_assert(sizeof(struct step_entry) == 64, "no padding");
+_Static_assert(sizeof(struct step_entry) == 80, "no padding");
 
 /* A decoded record: pointers into the record's own bytes. */
 struct step_plan {
@@ -141,7 +148,7 @@ struct step_plan {
     const struct step_entry *entries;
     const uint8_t *blob;
     uint32_t n_opens, n_closes, n_memory, n_entries, blob_bytes;
-    uint32_t n_rows, n_outcomes; /* summed over the entries */
+    uint32_t n_rows, n_outcomes, n_masks, n_scores; /* summed over the entries */
 };
 
 /* Checks a record of `bytes` bytes (8-byte aligned) completely and fills *ret. What only the pools know stays
@@ -184,21 +191,24 @@ struct step_completion {
     uint64_t checksum;   /* step_checksum() of all outcomes, the same on every rank */
     uint64_t compute_ns; /* measured on the rank */
 };
-/* Follows, n_outcomes of them: one for each entry with SAMPLE, in entry order, and after each its tokens. Rank 0 sends
- * them; other ranks send n_outcomes = 0. */
+/* Follows, n_outcomes of them: one for each entry with SAMPLE or scores, in entry order, and after each its scores and
+ * its tokens. Rank 0 sends them; other ranks send n_outcomes = 0. */
 enum step_sample_status { /* same order and meaning as enum k_result_status of kernels.h */
     STEP_SAMPLE_OK,
     STEP_SAMPLE_NOT_FINITE, /* a logit of the model is NaN or infinite: weights or this sequence's cache are damaged */
-    STEP_SAMPLE_NO_TOKEN, /* every id is suppressed */
+    STEP_SAMPLE_NO_TOKEN, /* every id is suppressed or masked */
     STEP_SAMPLE_STATUSES,
 };
 struct step_outcome {
     uint32_t slot;
-    uint32_t status;     /* enum step_sample_status; not OK: after these tokens the sequence has to end */
-    uint32_t n_samples;  /* tokens that follow: n_accepted + 1, or n_accepted where status is not OK */
+    uint32_t status; /* enum step_sample_status; not OK: after these tokens the sequence has to end */
+    /* Tokens that follow: n_accepted + 1, or n_accepted where status is not OK; 0 of an entry without SAMPLE. */
+    uint32_t n_samples;
     uint32_t n_accepted; /* drafts */
+    uint32_t n_scores; /* scores, which come before the tokens: as many as the entry asks for, or 0: not OK */
+    uint32_t reserved; /* 0 */
 };
-struct step_sample {
+struct step_sample { /* or score */
     uint32_t id;
     float logprob;
     uint32_t n_top, reserved;
@@ -209,9 +219,12 @@ _Static_assert(sizeof(struct step_completion) == 64, "no padding");
 _Static_assert(
         sizeof(struct step_outcome) % 8 == 0 && sizeof(struct step_sample) % 8 == 0, "each is aligned");
 
-/* The tokens of an outcome, and the outcome after it (of which there may be none). */
-static inline const struct step_sample *step_outcome_samples(const struct step_outcome *o) {
+/* The scores and the tokens of an outcome, and the outcome after it (of which there may be none). */
+static inline const struct step_sample *step_outcome_scores(const struct step_outcome *o) {
     return (const struct step_sample *)(const void *)(o + 1);
+}
+static inline const struct step_sample *step_outcome_samples(const struct step_outcome *o) {
+    return step_outcome_scores(o) + o->n_scores;
 }
 static inline const struct step_outcome *step_outcome_next(const struct step_outcome *o) {
     return (const struct step_outcome *)(const void *)(step_outcome_samples(o) + o->n_samples);

@@ -328,7 +328,7 @@ static void size_rank(struct rank *r, const struct rank_options *o) {
     r->entries_max = slots_of(o);
     r->logits_rows = o->logits_rows;
     r->drafts_max = o->drafts_max < k_drafts_max() ? o->drafts_max : k_drafts_max();
-    const uint64_t samples = (uint64_t)r->entries_max * (1 + r->drafts_max);
+    const uint64_t samples = (uint64_t)r->entries_max * (1 + r->drafts_max) + SCORES_MAX;
     r->samples_max = samples < r->rows_max ? (uint32_t)samples : r->rows_max;
     r->samples_max = r->samples_max > r->entries_max ? r->samples_max : r->entries_max;
 }
@@ -358,6 +358,8 @@ static int allocate(struct rank *r, const struct rank_options *o, struct error *
         rc = create_pool(r, e);
     if (rc == 0)
         rc = k_batch_create(r->context, r->entries_max, r->rows_max, &r->batch, e);
+    if (rc == 0)
+        rc = k_batch_create_masks(r->batch, r->config.vocab_size, MASKS_MAX, e);
     if (rc == 0 && rank_makes_drafts(r))
         rc = k_batch_create(r->context, r->entries_max, r->entries_max, &r->draft_batch, e);
     if (rc == 0)

@@ -2,6 +2,7 @@
 #include "tp/worker/step_exec.h"
 
 #include "base/clock.h"
+#include "base/mask.h"
 
 #include "tp/worker/step_state.h"
 
@@ -20,6 +21,7 @@ struct host_set {
     struct k_entry *entries;    /* [entries_max] */
     uint32_t *ids;              /* [rows_max] */
     uint32_t *rope;             /* [3 * rows_max] */
+    uint32_t *masks;            /* [MASKS_MAX][mask_words()] */
     struct k_outcome *outcomes; /* [entries_max] */
     struct k_result *results;   /* [samples_max], behind them in the same memory, as on the device */
     uint32_t *lives;            /* [entries_max] of the entries' slots: struct slot_state */
@@ -63,6 +65,8 @@ static int allocate_set(const struct rank *r, struct host_set *h, struct error *
     h->entries = k_host_alloc(r->context, r->entries_max * sizeof(h->entries[0]));
     h->ids = k_host_alloc(r->context, r->rows_max * sizeof(h->ids[0]));
     h->rope = k_host_alloc(r->context, 3 * (size_t)r->rows_max * sizeof(h->rope[0]));
+    h->masks = k_host_alloc(
+            r->context, (size_t)MASKS_MAX * mask_words(r->config.vocab_size) * sizeof(h->masks[0]));
     h->outcomes = k_host_alloc(
             r->context, r->entries_max * sizeof(h->outcomes[0]) + r->samples_max * sizeof(h->results[0]));
     if (h->outcomes)
@@ -74,8 +78,8 @@ static int allocate_set(const struct rank *r, struct host_set *h, struct error *
         h->logits = k_host_alloc(r->context, logits);
     if (logits && r->weights.has_mtp)
         h->mtp_logits = k_host_alloc(r->context, logits);
-    if (!h->plan || !h->entries || !h->ids || !h->rope || !h->outcomes || !h->body || !h->lives ||
-            (logits && !h->logits) || (logits && r->weights.has_mtp && !h->mtp_logits))
+    if (!h->plan || !h->entries || !h->ids || !h->rope || !h->masks || !h->outcomes || !h->body ||
+            !h->lives || (logits && !h->logits) || (logits && r->weights.has_mtp && !h->mtp_logits))
         return error_set(e, -ENOMEM, "out of memory for the plans of %u rows", r->rows_max);
     return k_event_create(r->context, &h->done, e);
 }
@@ -91,7 +95,7 @@ static int allocate(struct step_exec *x, struct error *e) {
 }
 
 static void free_set(struct k_context *c, struct host_set *h) {
-    void *pinned[] = {h->plan, h->entries, h->ids, h->rope, h->outcomes, h->logits, h->mtp_logits};
+    void *pinned[] = {h->plan, h->entries, h->ids, h->rope, h->masks, h->outcomes, h->logits, h->mtp_logits};
     for (size_t i = 0; i < sizeof(pinned) / sizeof(pinned[0]); i++)
         if (pinned[i])
             k_host_free(c, pinned[i]);
@@ -261,7 +265,7 @@ static uint32_t entry_flags(const struct step_exec *x, const struct step_entry *
 static struct k_plan translate(const struct step_exec *x, struct host_set *h, const struct step_plan *p,
         uint32_t *ret_ids, uint32_t *ret_rope) {
     struct k_plan plan = {.n_entries = p->n_entries};
-    uint32_t n_ids = 0, n_rope = 0;
+    uint32_t n_ids = 0, n_rope = 0, n_masks = 0;
     for (uint32_t i = 0; i < p->n_entries; i++) {
         const struct step_entry *t = &p->entries[i];
         struct k_entry *k = &h->entries[i];
@@ -293,10 +297,19 @@ static struct k_plan translate(const struct step_exec *x, struct host_set *h, co
             memcpy(h->rope + n_rope, p->blob + t->rope_at, 12 * (size_t)t->n_rows);
             n_rope += 3 * t->n_rows;
         }
-        if (t->flags & STEP_ENTRY_SAMPLE) {
+        k->n_scores = (uint16_t)t->n_scores;
+        plan.n_samples += t->n_scores;
+        k->sample_at = plan.n_samples;
+        if ((t->flags & STEP_ENTRY_SAMPLE) || t->n_scores > 0)
             k->outcome_at = plan.n_outcomes++;
-            k->sample_at = plan.n_samples;
+        if (t->flags & STEP_ENTRY_SAMPLE)
             plan.n_samples += t->kind == STEP_ENTRY_CONTINUE ? t->n_rows : 1;
+        if (t->n_masks > 0) {
+            k->flags |= t->n_masks > 1 ? K_ENTRY_MASKS : K_ENTRY_MASK;
+            k->mask_at = (uint16_t)n_masks;
+            memcpy(h->masks + (size_t)n_masks * t->mask_words, p->blob + t->mask_at,
+                    4 * (size_t)t->n_masks * t->mask_words);
+            n_masks += t->n_masks;
         }
         plan.n_rows += t->n_rows;
     }
@@ -342,9 +355,11 @@ static void queue_plan(struct step_exec *x, struct host_set *h, const struct ste
         h->lives[i] = slot->life;
     }
     forward_bound(x->forward, &bounds);
+    if (p->n_masks > 0)
+        k_batch_upload_masks(r->stream, r->batch, h->masks, p->n_masks);
     k_batch_upload(r->stream, r->batch, h->plan, h->entries, h->ids, n_ids, h->rope, n_rope);
     forward_queue(x->forward, (uint32_t)p->header->step, &x->hooks);
-    if (h->plan->n_outcomes) /* at once: each copy costs the host some us */
+    if (h->plan->n_samples) /* at once: each copy costs the host some us */
         k_download(r->stream, h->outcomes, r->outcomes,
                 r->entries_max * sizeof(h->outcomes[0]) + h->plan->n_samples * sizeof(h->results[0]));
     download_logits(x, h);
@@ -453,30 +468,44 @@ static void settle_lengths(struct step_exec *x, const struct host_set *h) {
     }
 }
 
-/* What became of the entries that sampled, as the body of an answer; returns its bytes. */
+/* A row that could not be scored ends its sequence like one that could not be sampled. */
+static struct step_outcome outcome_of_entry(const struct host_set *h, const struct k_entry *entry) {
+    const struct k_result *scores = &h->results[entry->sample_at - entry->n_scores];
+    struct step_outcome o = {.slot = entry->slot, .n_scores = entry->n_scores};
+    for (uint32_t i = 0; i < entry->n_scores; i++)
+        if (scores[i].status != K_RESULT_OK)
+            return (struct step_outcome){.slot = entry->slot, .status = scores[i].status};
+    if (entry->flags & K_ENTRY_SAMPLE) {
+        const struct k_outcome *k = &h->outcomes[entry->outcome_at];
+        o.status = k->status;
+        o.n_samples = k->n_samples;
+        o.n_accepted = k->n_accepted;
+    }
+    return o;
+}
+
+static void copy_results(const struct k_result *from, uint32_t n, struct step_sample *to) {
+    for (uint32_t i = 0; i < n; i++) {
+        to[i] = (struct step_sample){.id = from[i].id, .logprob = from[i].logprob, .n_top = from[i].n_top};
+        memcpy(to[i].top_ids, from[i].top_ids, sizeof(to[i].top_ids));
+        memcpy(to[i].top_logprobs, from[i].top_logprobs, sizeof(to[i].top_logprobs));
+    }
+}
+
+/* What became of the entries that sampled or were scored, as the body of an answer; returns its bytes. */
 static uint32_t write_outcomes(struct host_set *h, uint64_t *ret_checksum) {
     uint8_t *at = h->body;
     *ret_checksum = STEP_CHECKSUM_SEED;
     for (uint32_t i = 0; i < h->plan->n_entries; i++) {
         const struct k_entry *entry = &h->entries[i];
-        if (!(entry->flags & K_ENTRY_SAMPLE))
+        if (!(entry->flags & K_ENTRY_SAMPLE) && entry->n_scores == 0)
             continue;
-        const struct k_outcome *k = &h->outcomes[entry->outcome_at];
-        const struct k_result *results = &h->results[entry->sample_at];
         struct step_outcome *o = (struct step_outcome *)(void *)at;
-        struct step_sample *samples = (struct step_sample *)(void *)(o + 1);
-        *o = (struct step_outcome){.slot = entry->slot,
-                .status = k->status,
-                .n_samples = k->n_samples,
-                .n_accepted = k->n_accepted};
-        for (uint32_t j = 0; j < k->n_samples; j++) {
-            samples[j] = (struct step_sample){
-                    .id = results[j].id, .logprob = results[j].logprob, .n_top = results[j].n_top};
-            memcpy(samples[j].top_ids, results[j].top_ids, sizeof(samples[j].top_ids));
-            memcpy(samples[j].top_logprobs, results[j].top_logprobs, sizeof(samples[j].top_logprobs));
-        }
-        *ret_checksum = step_checksum(*ret_checksum, o, samples);
-        at = (uint8_t *)(samples + k->n_samples);
+        *o = outcome_of_entry(h, entry);
+        copy_results(&h->results[entry->sample_at - entry->n_scores], o->n_scores + o->n_samples,
+                (struct step_sample *)(void *)(o + 1));
+        *ret_checksum = step_checksum(*ret_checksum, o, step_outcome_samples(o));
+        at = (uint8_t *)(uintptr_t)step_outcome_next(o);
     }
     return (uint32_t)(at - h->body);
 }

@@ -2,6 +2,8 @@
  * itself: sizes, blob ranges, dummies that are named, parameters that are not numbers. */
 #include "tp/worker/step_state.h"
 
+#include "base/mask.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -264,6 +266,9 @@ static int check_entry(struct step_state *s, const struct step_plan *p, uint32_t
                 t->n_draft_next, makes);
     if (r < 0)
         return r;
+    if (t->n_masks > 0 && t->mask_words != mask_words(s->limits.vocab_size))
+        return error_set(e, -EINVAL, "entry %u: masks of %u words, the vocabulary of %u has %u", i,
+                t->mask_words, s->limits.vocab_size, mask_words(s->limits.vocab_size));
     for (uint32_t k = 0; t->rope_at != STEP_NONE && k < 3 * t->n_rows; k++)
         if (step_blob_u32(p, t->rope_at, k) >= CONTEXT_MAX)
             return error_set(e, -EINVAL, "entry %u: rope position %u is not below %u", i,

@@ -300,6 +300,95 @@ static void test_bad_entries(void **state) {
     expect_entry_refused(t);
 }
 
+/* Masks of samples and scores of prompt rows: as many as there are samples or rows that can have one. */
+static void test_masks_and_scores(void **state) {
+    static const uint32_t words[3 * 8];
+    struct step_plan p;
+    struct error e;
+    (void)state;
+    begin();
+    struct step_entry t = good_drafts(1, 2);
+    t.n_masks = 3;
+    t.mask_words = 8;
+    t.mask_at = step_blob(writer, words, sizeof(words));
+    step_add_entry(writer, &t);
+    t.slot = 2;
+    t.n_masks = 1; /* one for all */
+    step_add_entry(writer, &t);
+    t = good_prompt(3, 8);
+    t.flags |= STEP_ENTRY_LOGPROB;
+    t.n_scores = 7;
+    step_add_entry(writer, &t);
+    t = good_prompt(4, 8);
+    t.flags = STEP_ENTRY_LOGPROB;
+    t.id_after = 5;
+    t.n_scores = 8;
+    step_add_entry(writer, &t);
+    if (end(&p, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(p.n_masks, 4);
+    assert_int_equal(p.n_scores, 15);
+    assert_int_equal(p.n_outcomes, 4);
+
+    static const struct {
+        uint32_t n_masks, mask_words, mask_at, n_scores, flags, id_after;
+    } bad[] = {
+            {2, 8, 0, 0, STEP_ENTRY_SAMPLE, STEP_NONE},              /* of one sample */
+            {1, 8, 0, 0, 0, STEP_NONE},                              /* of none */
+            {1, 0, 0, 0, STEP_ENTRY_SAMPLE, STEP_NONE},              /* of no ids */
+            {1, 8, 1, 0, STEP_ENTRY_SAMPLE, STEP_NONE},              /* not aligned */
+            {1, UINT32_MAX / 4, 0, 0, STEP_ENTRY_SAMPLE, STEP_NONE}, /* past the blob */
+            {1, 40, 0, 0, STEP_ENTRY_SAMPLE, STEP_NONE},             /* past the blob */
+            {0, 0, 0, 0, STEP_ENTRY_SAMPLE, STEP_NONE},              /* at a place, and none */
+            {0, 0, STEP_NONE, 8, STEP_ENTRY_SAMPLE | STEP_ENTRY_LOGPROB, STEP_NONE},
+            {0, 0, STEP_NONE, 8, STEP_ENTRY_LOGPROB, STEP_NONE},
+            {0, 0, STEP_NONE, 9, STEP_ENTRY_LOGPROB, 5},
+            {0, 0, STEP_NONE, 7, STEP_ENTRY_SAMPLE, STEP_NONE},
+            {0, 0, STEP_NONE, 7, STEP_ENTRY_LOGPROB | STEP_ENTRY_GENERATED, 5},
+    };
+    for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        begin();
+        step_blob(writer, words, sizeof(words));
+        t = good_prompt(1, 8);
+        t.n_masks = bad[i].n_masks;
+        t.mask_words = bad[i].mask_words;
+        t.mask_at = bad[i].mask_at;
+        t.n_scores = bad[i].n_scores;
+        t.flags = bad[i].flags;
+        t.id_after = bad[i].id_after;
+        step_add_entry(writer, &t);
+        if (end(&p, &e) != -EBADMSG)
+            fail_msg("case %u passed", i);
+    }
+}
+
+/* More masks or scores than a step may have. */
+static void test_too_many_masks_and_scores(void **state) {
+    static const uint32_t words[1], ids[SCORES_MAX + 1];
+    struct step_plan p;
+    (void)state;
+    for (uint32_t more = 0; more < 2; more++) {
+        begin();
+        uint32_t at = step_blob(writer, words, sizeof(words));
+        for (uint32_t i = 0; i < MASKS_MAX + more; i++) {
+            struct step_entry t = good_continue(1 + i);
+            t.n_masks = t.mask_words = 1;
+            t.mask_at = at;
+            step_add_entry(writer, &t);
+        }
+        assert_int_equal(end(&p, NULL), more ? -EBADMSG : 0);
+        begin();
+        struct step_entry t = good_prompt(1, 8);
+        t.flags = STEP_ENTRY_LOGPROB;
+        t.ids_at = step_blob(writer, ids, sizeof(ids));
+        t.n_rows = SCORES_MAX + 1;
+        t.n_scores = SCORES_MAX + more;
+        t.id_after = 5;
+        step_add_entry(writer, &t);
+        assert_int_equal(end(&p, NULL), more ? -EBADMSG : 0);
+    }
+}
+
 static void test_bad_closes_and_memory(void **state) {
     (void)state;
     struct step_plan p;
@@ -479,6 +568,8 @@ int main(void) {
             cmocka_unit_test(test_lengths),
             cmocka_unit_test(test_bad_opens),
             cmocka_unit_test(test_bad_entries),
+            cmocka_unit_test(test_masks_and_scores),
+            cmocka_unit_test(test_too_many_masks_and_scores),
             cmocka_unit_test(test_bad_closes_and_memory),
             cmocka_unit_test(test_writer_limits),
             cmocka_unit_test(test_bit_flips),

@@ -161,6 +161,14 @@ static void entry_id_after_out_of_vocabulary(void) {
     t.id_after = vocab;
     step_add_entry(writer, &t);
 }
+static void mask_of_another_vocabulary(void) {
+    uint32_t words[2] = {1, 1};
+    struct step_entry t = continue_of(1);
+    t.n_masks = 1;
+    t.mask_words = 2;
+    t.mask_at = step_blob(writer, words, sizeof(words));
+    step_add_entry(writer, &t);
+}
 static void entry_without_pages(void) {
     struct step_entry t = entry_of(2, 0, 4, prompt);
     step_add_entry(writer, &t);
@@ -245,6 +253,7 @@ static const struct {
         {entry_at_another_position, "slot 1 holds 8 tokens"},
         {entry_id_out_of_vocabulary, "id 512 at row 1"},
         {entry_id_after_out_of_vocabulary, "id after it, 512"},
+        {mask_of_another_vocabulary, "masks of 2 words, the vocabulary of 512 has 16"},
         {entry_without_pages, "slot 2 needs 1 pages"},
         {entry_beyond_its_pages, "slot 1 needs 2 pages"},
         {entry_beyond_the_context, "grants 2 pages from 1"},
