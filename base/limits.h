@@ -28,6 +28,9 @@
 #define STOP_STRING_BYTES_MAX  256u
 #define STOP_IDS_MAX           64u
 #define LOGIT_BIAS_MAX         1024u
+#define BAD_WORDS_MAX          128u
+#define BAD_WORD_BYTES_MAX     256u
+#define BAD_WORD_IDS_MAX       4096u /* tokens of all bad words of a request, with a space before them and without */
 #define TOP_LOGPROBS_MAX       20u
 #define REQUEST_ID_BYTES_MAX   128u
 #define CACHE_SALT_BYTES_MAX   128u

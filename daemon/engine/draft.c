@@ -1,6 +1,7 @@
 /* draft.c - see draft.h. */
 #include "daemon/engine/draft.h"
 
+#include "daemon/engine/masks.h"
 #include "daemon/engine/report.h"
 
 #include "base/log.h"
@@ -95,6 +96,7 @@ bool draft_round(struct engine *g) {
         t->d = &s->drafting;
         t->most = least(s->max_tokens - s->samples - 1, DRAFT_MAX);
         t->match = match_of(s);
+        t->on_host = masks_watch(s);
     }
     speculation_choose(x, g->draft_streams, n);
     tell_silence(g);
@@ -121,7 +123,7 @@ static uint32_t external(const struct engine *g, const struct sequence *s, uint3
 void draft_continue(const struct engine *g, const struct sequence *s, uint32_t most, struct draft *ret) {
     const struct drafting *d = &s->drafting;
     uint32_t n = least(least(d->n, g->speculation.most[d->drafter]), most - 1);
-    bool known = s->samples == s->n_tokens - s->n_prompt; /* every token is on the host */
+    bool known = sequence_known(s);
     ret->drafter = d->drafter;
     ret->n = ret->n_next = 0;
     if (d->drafter == DRAFTER_MODEL) {

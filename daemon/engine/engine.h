@@ -13,6 +13,7 @@
 #include "base/histogram.h"
 #include "base/limits.h"
 
+#include <float.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -99,6 +100,7 @@ struct engine_sampling {
 };
 
 #define ENGINE_CALLER_BYTES 64u
+#define ENGINE_BIAS_BANNED  (-FLT_MAX) /* a bias that takes an id out, as far as there are others */
 
 struct engine_request { /* arrays are copied by submit */
     const uint32_t *prompt_ids;
@@ -108,10 +110,21 @@ struct engine_request { /* arrays are copied by submit */
     const uint32_t *bias_ids;
     const float *bias;
     uint32_t n_bias;
+    /* Ids that may be sampled, as bits (base/mask.h); NULL = all. n_mask_words: mask_words() of the vocabulary. */
+    const uint32_t *mask;
+    uint32_t n_mask_words;
+    /* Bad words: of each its length, at least 1, and its ids. What has come out never ends in one. n_bad_words: ids and
+     * lengths together. */
+    const uint32_t *bad_words;
+    uint32_t n_bad_words;
     const uint32_t *stop_ids; /* model's own (unless ignore_eos) and the request's, merged by the caller */
     uint32_t n_stop_ids;
     bool logprobs;
     uint32_t top_logprobs;
+    /* The prompt's own: before the first token comes, for each of its tokens but the first, an engine_token that is one
+     * of the prompt. The whole prompt is then computed, whatever the prefix cache has of it. */
+    bool prompt_logprobs;
+    uint32_t prompt_top_logprobs;
     int32_t priority;
     /* Only requests of the same salt share a prefix; up to CACHE_SALT_BYTES_MAX bytes. */
     const void *cache_salt;
@@ -143,7 +156,7 @@ enum engine_finish {
     ENGINE_FINISH_DEADLINE,
     ENGINE_FINISH_FAULT, /* the group died while it computed this request alone, the group that came back cannot serve
                           * it, or its logits are no numbers; text in engine_stream_error() */
-    ENGINE_FINISH_NO_TOKEN,   /* min_tokens and the stop ids leave no id that could be sampled */
+    ENGINE_FINISH_NO_TOKEN, /* min_tokens and the stop ids, masks and bad words leave no id that could be sampled */
     ENGINE_FINISH_SLOW,       /* the reader left its ring full for too long */
     ENGINE_FINISH_QUEUE_TIME, /* it had no step within max_queue_ms or queue_ms */
     ENGINE_FINISHES,          /* how many there are */
@@ -151,6 +164,7 @@ enum engine_finish {
 
 struct engine_token {
     uint32_t id;
+    bool of_prompt; /* prompt_logprobs: the id that the prompt has there */
     float logprob;
     uint32_t n_top;
     uint32_t top_ids[TOP_LOGPROBS_MAX];

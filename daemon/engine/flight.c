@@ -38,7 +38,7 @@ struct flight *flight_begin(struct engine *g, enum step_type type) {
     f->step = type == STEP_TYPE_RESET ? 0 : g->step_next;
     f->type = type;
     f->draft_depth = 0;
-    f->n_entries = f->n_samples = f->n_rows = f->n_prompt_rows = f->n_closes = 0;
+    f->n_entries = f->n_outcomes = f->n_rows = f->n_prompt_rows = f->n_closes = 0;
     step_begin(g->writer, type, step_ring_group_epoch(g->ring), step_ring_coord_epoch(g->ring), f->step);
     return f;
 }
@@ -97,7 +97,7 @@ static void take_token(struct engine *g, struct sequence *s, const struct step_s
         g->now.prompt_tokens_total += s->n_prompt;
         g->now.cached_tokens_total += engine_stream_cached_tokens(s->stream);
     }
-    if (stream_push(s->stream, sample))
+    if (stream_push(s->stream, sample, s->top_logprobs, /* of_prompt= */ false))
         poke_later(g, &s->stream->poke);
     if (is_stop_id(s, sample->id, index))
         sequence_finish(g, s, ENGINE_FINISH_STOP_ID, NULL);
@@ -117,13 +117,36 @@ static void end_without_token(struct engine *g, struct sequence *s, uint32_t sta
     sequence_finish(g, s, ENGINE_FINISH_FAULT, text);
 }
 
+static void take_scores(struct engine *g, const struct flight_entry *t, const struct step_outcome *o) {
+    struct sequence *s = t->sequence;
+    s->scoring -= t->n_scores;
+    for (uint32_t i = 0; i < o->n_scores && s->state != SEQUENCE_ENDING; i++) {
+        s->scored++;
+        if (stream_push(s->stream, &step_outcome_scores(o)[i], s->score_top, /* of_prompt= */ true))
+            poke_later(g, &s->stream->poke);
+    }
+    if (!t->sample && o->status != STEP_SAMPLE_OK && s->state != SEQUENCE_ENDING)
+        end_without_token(g, s, o->status);
+}
+
+static bool has_outcome(const struct flight_entry *t) {
+    return t->sample || t->n_scores > 0;
+}
+
 /* Whether an outcome is one that the entry can have. */
 static bool answers_entry(
         const struct engine *g, const struct flight_entry *t, const struct step_outcome *o) {
-    const struct step_sample *samples = step_outcome_samples(o);
-    if (o->slot != t->slot || o->n_accepted > t->n_drafts)
+    const struct step_sample *samples = step_outcome_scores(o);
+    if (o->slot != t->slot || o->n_accepted > t->n_drafts ||
+            (o->n_scores != t->n_scores && (o->status == STEP_SAMPLE_OK || o->n_scores != 0)) ||
+            (!t->sample && o->n_samples > 0) ||
+            (t->sample && o->n_samples != o->n_accepted + (o->status == STEP_SAMPLE_OK)))
         return false;
-    for (uint32_t i = 0; i < o->n_samples; i++) {
+    for (uint32_t i = 0; i < o->n_scores; i++) {
+        if (samples[i].id != t->sequence->tokens[t->score_first + 1 + i])
+            return false;
+    }
+    for (uint32_t i = 0; i < o->n_scores + o->n_samples; i++) {
         if (samples[i].id >= g->geometry.vocab_size || samples[i].n_top > t->top_logprobs)
             return false;
     }
@@ -135,11 +158,11 @@ static const char *check_outcomes(struct engine *g, const struct flight *f,
         const struct step_completion **answers, const struct step_outcome *o, uint32_t *ret_rank) {
     uint64_t sum = STEP_CHECKSUM_SEED;
     *ret_rank = 0;
-    if (answers[0]->n_outcomes != f->n_samples)
+    if (answers[0]->n_outcomes != f->n_outcomes)
         return "rank 0 answered with another number of outcomes than the plan asked for";
     for (uint32_t i = 0; i < f->n_entries; i++) {
         const struct flight_entry *t = &f->entries[i];
-        if (!t->sample)
+        if (!has_outcome(t))
             continue;
         if (!answers_entry(g, t, o))
             return "rank 0 answered with an outcome that the plan did not ask for";
@@ -182,8 +205,10 @@ static void retire_plan(struct engine *g, struct flight *f, const struct step_ou
         pools_slot_closed(&g->pools, f->closes[i]);
     for (uint32_t i = 0; i < f->n_entries; i++) {
         const struct flight_entry *t = &f->entries[i];
-        if (t->sample) {
-            take_outcome(g, t, next);
+        if (has_outcome(t)) {
+            take_scores(g, t, next);
+            if (t->sample)
+                take_outcome(g, t, next);
             next = step_outcome_next(next);
         }
         sequence_retired(g, t->sequence);

@@ -45,6 +45,11 @@ static bool caches(const struct engine *g) {
     return g->prefix.n_units > 0;
 }
 
+/* A suspect is tried with what it computes itself; rows that were not computed have no scores. */
+static bool computes_all(const struct sequence *s) {
+    return s->suspect || (s->scores && s->scored + 1 < s->n_prompt);
+}
+
 /* --- coming --- */
 
 /* Rows that s may take from the cache: at least its last one is computed, and where output is counted apart from input
@@ -67,8 +72,7 @@ bool reuse_fits(const struct engine *g, struct sequence *s, uint32_t spare, stru
     uint32_t pages = pools_pages_for(&g->pools, s->n_tokens) + spare;
     uint32_t available = pools_available(&g->pools);
     *ret = (struct prefix_hit){.snapshot = PREFIX_NONE};
-    /* A suspect is tried with what it computes itself. */
-    if (!caches(g) || s->suspect)
+    if (!caches(g) || computes_all(s))
         return pages <= available;
     find(g, s);
     *ret = s->found;
@@ -93,7 +97,7 @@ static bool leaves_for(const struct sequence *r, const struct sequence *s, uint3
 }
 
 bool reuse_is_coming(const struct engine *g, const struct sequence *s, const struct prefix_hit *hit) {
-    for (uint32_t i = 0; caches(g) && !s->suspect && i < g->n_running; i++) {
+    for (uint32_t i = 0; caches(g) && !computes_all(s) && i < g->n_running; i++) {
         const struct sequence *r = g->running[i];
         if (r->state == SEQUENCE_RUNNING && sequence_before(r, s) &&
                 leaves_for(r, s, hit->length + SNAPSHOT_GAP) &&

@@ -19,6 +19,7 @@
 
 #include "daemon/engine/draft.h"
 #include "daemon/engine/flight.h"
+#include "daemon/engine/masks.h"
 #include "daemon/engine/queue.h"
 #include "daemon/engine/reuse.h"
 #include "daemon/engine/sequence.h"
@@ -36,7 +37,7 @@ struct plan {
     struct engine *g;
     struct flight *f;
     uint64_t now;
-    uint32_t rows_left, prompt_left, entries_left, drafts_left;
+    uint32_t rows_left, prompt_left, entries_left, drafts_left, masks_left, scores_left;
 };
 
 static uint32_t least(uint32_t a, uint32_t b) {
@@ -49,7 +50,7 @@ static bool serving(const struct sequence *s) {
 
 /* Tokens that the reader has room for beside those that may be on their way. */
 static uint32_t reader_room(struct plan *p, struct sequence *s) {
-    uint32_t coming = s->samples - (s->n_tokens - s->n_prompt);
+    uint32_t coming = s->samples - (s->n_tokens - s->n_prompt) + s->scoring;
     uint32_t taken = coming + (s == p->g->quarantine ? 0 : STREAM_RESERVE);
     uint32_t places = stream_free_places(s->stream);
     if (places > taken) {
@@ -98,13 +99,23 @@ static void add_open(struct engine *g, struct sequence *s) {
     queue_begun(g, s, g->turn_ns);
 }
 
+/* What is reported of an entry's samples and scores: one list, long enough for both. */
+static void ask_logprobs(const struct sequence *s, bool sample, struct step_entry *t) {
+    bool of_sample = sample && s->logprobs;
+    t->top_logprobs = of_sample ? s->top_logprobs : 0;
+    if (t->n_scores > 0 && s->score_top > t->top_logprobs)
+        t->top_logprobs = s->score_top;
+    if (of_sample || t->n_scores > 0)
+        t->flags |= STEP_ENTRY_LOGPROB;
+}
+
 /* Writes the entry; its pages are there already or granted by it. */
 static void add_entry(struct plan *p, struct sequence *s, struct step_entry *t, const struct draft *d,
         uint32_t first, uint32_t n_pages) {
     struct engine *g = p->g;
     bool sample = (t->flags & STEP_ENTRY_SAMPLE) != 0;
     t->slot = s->slot;
-    t->rope_at = t->mask_at = t->drafts_at = STEP_NONE;
+    t->rope_at = t->drafts_at = STEP_NONE;
     t->n_draft_next = sample ? d->n_next : 0;
     if (d->n > 0 && d->drafter != DRAFTER_MODEL)
         t->drafts_at = step_blob(g->writer, d->ids, d->n * (uint32_t)sizeof(d->ids[0]));
@@ -114,10 +125,8 @@ static void add_entry(struct plan *p, struct sequence *s, struct step_entry *t, 
         const uint32_t *table = pools_table(&g->pools, s->slot);
         t->pages_at = step_blob(g->writer, table + first, n_pages * (uint32_t)sizeof(uint32_t));
     }
-    if (sample && s->logprobs) {
-        t->flags |= STEP_ENTRY_LOGPROB;
-        t->top_logprobs = s->top_logprobs;
-    }
+    masks_write(g, s, d->ids, sample ? masks_needed(s, d->ids, d->n) : 0, t);
+    ask_logprobs(s, sample, t);
     t->replay = s->planned < s->computed_before;
     step_add_entry(g->writer, t);
 
@@ -126,19 +135,24 @@ static void add_entry(struct plan *p, struct sequence *s, struct step_entry *t, 
             .sequence = s,
             .slot = s->slot,
             .top_logprobs = t->top_logprobs,
+            .score_first = s->planned,
+            .n_scores = t->n_scores,
             .n_drafts = d->n,
             .drafter = d->drafter,
             .sample = sample,
     };
     f->n_rows += t->n_rows;
-    f->n_samples += sample;
+    f->n_outcomes += sample || t->n_scores > 0;
     f->draft_depth = t->n_draft_next > f->draft_depth ? t->n_draft_next : f->draft_depth;
     s->in_flight++;
     s->planned += t->n_rows;
+    s->scoring += t->n_scores;
     s->samples += sample ? 1 + d->n : 0;
     s->drafts_left = t->n_draft_next;
     p->rows_left -= t->n_rows;
     p->entries_left--;
+    p->masks_left -= t->n_masks;
+    p->scores_left -= t->n_scores;
 }
 
 /* Marks the youngest that may be put back. Its pages come when its steps have retired. */
@@ -202,15 +216,28 @@ static void make_room(struct engine *g, uint32_t pages) {
     }
 }
 
+/* Whether the step has the masks that the next samples need, with fewer drafts where it has not enough for all. */
+static bool masks_fit(struct plan *p, const struct sequence *s, struct draft *d) {
+    uint32_t needed = masks_needed(s, d->ids, d->n);
+    if (needed > p->masks_left) {
+        d->n = 0;
+        needed = masks_needed(s, d->ids, 0);
+    }
+    p->g->short_of_masks |= needed > p->masks_left;
+    return needed <= p->masks_left;
+}
+
 static void plan_decode(struct plan *p, struct sequence *s) {
     struct engine *g = p->g;
     uint32_t first, n, room;
     if (!serving(s) || s->planned < s->prefill_end || s->samples >= s->max_tokens ||
-            (room = reader_room(p, s)) == 0)
+            (masks_watch(s) && !sequence_known(s)) || (room = reader_room(p, s)) == 0)
         return;
     uint32_t most = least(least(room, s->max_tokens - s->samples), 1 + p->drafts_left);
     struct draft d;
     draft_continue(g, s, most, &d);
+    if (!masks_fit(p, s, &d))
+        return;
     if (d.n > 0 && reuse_wants_no_drafts(s))
         d.n = 0;
     enum reuse_room pages = reuse_grant(g, s, s->planned + 1 + d.n, &first, &n);
@@ -238,12 +265,31 @@ static void plan_decode(struct plan *p, struct sequence *s) {
 static void plan_decodes(struct plan *p) {
     struct engine *g = p->g;
     /* When not all fit a step they take turns; else the order is the serving order. */
-    uint32_t start = g->n_running > p->rows_left || g->n_running > p->entries_left ? g->rotor : 0, i;
+    bool turns = g->n_running > p->rows_left || g->n_running > p->entries_left || g->short_of_masks;
+    uint32_t start = turns ? g->rotor : 0, i, refused = UINT32_MAX;
     /* Drafts share half of what one row of each leaves: the other half is for prompts. */
     p->drafts_left = p->rows_left > g->n_running ? (p->rows_left - g->n_running) / 2 : 0;
-    for (i = 0; i < g->n_running && p->rows_left > 0 && p->entries_left > 0; i++)
+    g->short_of_masks = false;
+    for (i = 0; i < g->n_running && p->rows_left > 0 && p->entries_left > 0; i++) {
         plan_decode(p, g->running[(start + i) % g->n_running]);
-    g->rotor = g->n_running > 0 ? (start + i) % g->n_running : 0;
+        if (g->short_of_masks && refused == UINT32_MAX)
+            refused = i; /* is the first of the next step */
+    }
+    g->rotor = g->n_running > 0 ? (start + (refused < i ? refused : i)) % g->n_running : 0;
+}
+
+/* The next chunk of a prompt whose rows are scored: as many as the reader has room for; what a replay computes again is
+ * not scored again. False: there is no room. */
+static bool scored_part(struct plan *p, struct sequence *s, uint32_t *room, uint32_t *end, bool *ret_scores) {
+    uint32_t done = s->scored + s->scoring;
+    if (s->planned < done) {
+        *end = least(*end, done);
+        return true;
+    }
+    *ret_scores = s->planned + 1 < s->n_prompt;
+    if (*ret_scores)
+        *room = least(*room, least(p->scores_left, reader_room(p, s)));
+    return *room > 0;
 }
 
 /* The next chunk of what the host knows. False: nothing more of it can be planned now. */
@@ -254,8 +300,12 @@ static bool plan_prompt(struct plan *p, struct sequence *s) {
         return false;
     /* Rows of an entry are all given or all generated. */
     uint32_t end = s->planned < s->n_prompt ? s->n_prompt : s->prefill_end;
+    bool scores = false;
+    if (s->scores && !scored_part(p, s, &room, &end, &scores))
+        return false;
     uint32_t stop = reuse_stop(s, s->planned + least(room, end - s->planned));
-    if (stop == s->prefill_end && reader_room(p, s) == 0)
+    bool sample = stop == s->prefill_end;
+    if (sample && (reader_room(p, s) == 0 || masks_needed(s, NULL, 0) > p->masks_left))
         return false;
     /* All pages of what is known are taken with the first chunk: a prompt never waits half way. */
     if (reuse_grant(g, s, s->prefill_end, &first, &n_pages) != ROOM_READY)
@@ -265,13 +315,14 @@ static bool plan_prompt(struct plan *p, struct sequence *s) {
     reuse_mark(g, s);
     struct step_entry t = {
             .kind = STEP_ENTRY_PROMPT,
-            .flags = (stop == s->prefill_end ? STEP_ENTRY_SAMPLE : 0u) |
+            .flags = (sample ? STEP_ENTRY_SAMPLE : 0u) |
                      (s->planned >= s->n_prompt ? STEP_ENTRY_GENERATED : 0u),
             .n_rows = stop - s->planned,
             .first_pos = s->planned,
             .ids_at = step_blob(
                     g->writer, s->tokens + s->planned, (stop - s->planned) * (uint32_t)sizeof(uint32_t)),
             .id_after = stop < s->n_tokens ? s->tokens[stop] : STEP_NONE,
+            .n_scores = scores ? least(stop, s->n_prompt - 1) - s->planned : 0,
     };
     p->prompt_left -= t.n_rows;
     p->f->n_prompt_rows += t.n_rows;
@@ -316,9 +367,9 @@ static void plan_all(struct plan *p) {
     plan_decodes(p);
     for (uint32_t i = 0; i < g->n_running; i++)
         plan_prompt(p, g->running[i]);
-    /* Half a record is far more than one sequence adds, so the record never overflows. */
+    /* A quarter of a record is far more than one sequence adds, its mask apart, so the record never overflows. */
     while (p->prompt_left > 0 && p->rows_left > 0 && p->entries_left > 0 &&
-            step_writer_size(g->writer) < STEP_RECORD_MAX / 2) {
+            step_writer_size(g->writer) < STEP_RECORD_MAX / 4 * 3) {
         struct sequence *s = admit(p);
         if (s == NULL || !plan_prompt(p, s))
             break;
@@ -394,6 +445,8 @@ static void prepare(struct plan *p) {
     p->prompt_left = g->o.prefill_target_ms > 0 ? least(p->rows_left, g->prefill_rows) : p->rows_left;
     p->entries_left = least(g->geometry.entries_max, SEQS_MAX);
     p->drafts_left = p->rows_left > 0 ? p->rows_left - 1 : 0; /* of one that runs alone */
+    p->masks_left = masks_most(g);
+    p->scores_left = SCORES_MAX;
     g->n_stalled = g->n_set_back;
 }
 

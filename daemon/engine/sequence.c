@@ -11,13 +11,26 @@
 #include <stdlib.h>
 #include <string.h>
 
+static void copy_masks(const struct engine_request *q, struct sequence *s, uint32_t *room) {
+    s->n_bad_words = q->n_bad_words;
+    s->bad_words = room;
+    if (q->n_bad_words > 0)
+        memcpy(s->bad_words, q->bad_words, q->n_bad_words * sizeof(uint32_t));
+    if (q->mask == NULL)
+        return;
+    s->mask = room + q->n_bad_words;
+    memcpy(s->mask, q->mask, q->n_mask_words * sizeof(uint32_t));
+}
+
 /* One block of memory for everything, taken by the submitting thread: the engine thread allocates nothing a
  * step. */
 struct sequence *sequence_create(
         const struct engine_request *q, struct engine_stream *stream, uint32_t vocab, bool lookup) {
     size_t n_tokens = (size_t)q->n_prompt + q->max_tokens;
     size_t salt_words = q->n_cache_salt > 0 ? PAGE_TOKENS : 0;
-    size_t words = n_tokens + q->n_stop_ids + 2 * (size_t)q->n_bias + salt_words;
+    size_t mask_words = q->mask != NULL ? q->n_mask_words : 0;
+    size_t words =
+            n_tokens + q->n_stop_ids + 2 * (size_t)q->n_bias + salt_words + mask_words + q->n_bad_words;
     struct sequence *s = malloc(sizeof(*s) + words * sizeof(uint32_t));
     if (s == NULL)
         return NULL;
@@ -33,6 +46,8 @@ struct sequence *sequence_create(
             .n_bias = q->n_bias,
             .top_logprobs = q->logprobs ? q->top_logprobs : 0,
             .logprobs = q->logprobs,
+            .scores = q->prompt_logprobs && q->n_prompt > 1,
+            .score_top = q->prompt_top_logprobs,
             .shared_end = q->shared_end,
             .turn_end = q->turn_end,
             .restore = PREFIX_NONE,
@@ -49,6 +64,7 @@ struct sequence *sequence_create(
         s->salt[0] = q->n_cache_salt;
         memcpy(s->salt + 1, q->cache_salt, q->n_cache_salt);
     }
+    copy_masks(q, s, s->bias_ids + 2 * (size_t)q->n_bias + salt_words);
     memcpy(s->tokens, q->prompt_ids, q->n_prompt * sizeof(uint32_t));
     for (uint32_t i = 0; i < q->n_stop_ids; i++) {
         if (q->stop_ids[i] < vocab) /* others can never be sampled */
@@ -186,7 +202,7 @@ void sequence_uprooted(struct engine *g, struct sequence *s) {
     reuse_forget(s);
     if (s->planned > s->computed_before)
         s->computed_before = s->planned;
-    s->planned = 0;
+    s->planned = s->scoring = 0;
     if (s->state == SEQUENCE_ENDING) {
         drop(g, s);
         return;

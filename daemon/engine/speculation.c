@@ -107,7 +107,7 @@ static float offer_of(const struct speculation *x, const struct odds_table *t, c
     uint32_t most = x->most[k] < s->most ? x->most[k] : s->most;
     float worth = 1, sum = 0;
     *ret = (struct draft_offer){.drafter = k};
-    if (k == DRAFTER_LOOKUP && s->match == 0)
+    if ((k == DRAFTER_LOOKUP && s->match == 0) || (k == DRAFTER_MODEL && s->on_host))
         return 0;
     for (uint32_t i = 0; i < most; i++) {
         uint32_t at = i;
@@ -235,8 +235,8 @@ static void begin_trial(struct speculation *x, struct draft_stream *streams, uin
         return;
     for (uint32_t i = 0; i < n; i++) {
         struct draft_stream *s = &streams[i];
-        if (s->d->n == 0 && s->d->trials == 0 && s->d->silent >= TRIAL_PAUSE && s->most >= TRIAL_DRAFTS &&
-                (longest == NULL || s->d->silent > longest->d->silent))
+        if (!s->on_host && s->d->n == 0 && s->d->trials == 0 && s->d->silent >= TRIAL_PAUSE &&
+                s->most >= TRIAL_DRAFTS && (longest == NULL || s->d->silent > longest->d->silent))
             longest = s;
     }
     if (longest == NULL)

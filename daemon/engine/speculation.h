@@ -59,6 +59,7 @@ struct draft_stream {
     struct drafting *d;
     uint32_t most;  /* rows beside its own that it may have */
     uint32_t match; /* length of its lookup match; 0 = none */
+    bool on_host;   /* the host has to know its drafts: none of DRAFTER_MODEL */
     /* speculation_choose's own, for each way to plan a round: the drafter that is best then, and its drafts' worth. */
     struct draft_offer {
         enum drafter drafter;

@@ -68,6 +68,12 @@ struct sequence {
     bool logprobs;
     uint32_t *tokens, *bias_ids, *stop_ids; /* in the same block of memory; tokens: [n_prompt + max_tokens] */
     float *bias;
+    uint32_t *mask, *bad_words; /* of engine_request, in the same block; NULL = all ids, n_bad_words words */
+    uint32_t n_bad_words;
+    bool scores;        /* prompt_logprobs */
+    uint32_t score_top; /* prompt_top_logprobs */
+    /* Rows whose scores were handed out, and that are in steps in flight: row i scores the prompt's id i + 1. */
+    uint32_t scored, scoring;
     uint32_t *salt;                   /* [PAGE_TOKENS] in the same block; NULL = none */
     uint32_t shared_end, turn_end;    /* of engine_request */
     uint32_t waiting_at, deadline_at; /* places in the heaps; HEAP_NONE = not in it */
@@ -105,19 +111,25 @@ struct sequence {
     bool set_back; /* gave its slot up because its reader stalled: waits for it, behind all others */
 };
 
+/* Whether every token that was planned is on the host. */
+static inline bool sequence_known(const struct sequence *s) {
+    return s->samples == s->n_tokens - s->n_prompt;
+}
+
 _Static_assert(DRAFTERS == ENGINE_DRAFTERS, "each has its counters");
 
 struct flight_entry {
     struct sequence *sequence;
     uint32_t slot, top_logprobs;
-    uint32_t n_drafts; /* rows beside the first of a CONTINUE */
+    uint32_t score_first, n_scores; /* rows of the prompt */
+    uint32_t n_drafts;              /* rows beside the first of a CONTINUE */
     enum drafter drafter;
     bool sample;
 };
 struct flight { /* one record that not every rank has answered yet */
     uint64_t step;
     enum step_type type;
-    uint32_t n_entries, n_samples, n_rows, n_prompt_rows, n_closes;
+    uint32_t n_entries, n_outcomes, n_rows, n_prompt_rows, n_closes;
     uint32_t draft_depth; /* the most drafts that it leaves in a slot */
     bool waited;          /* it was planned when every token of the step before was known */
     struct flight_entry entries[SEQS_MAX];
@@ -188,7 +200,9 @@ struct engine {
     struct heap waiting, deadlines;
     struct sequence *running[SEQS_MAX]; /* in serving order */
     uint32_t n_running;
-    uint32_t rotor; /* where decode rows start when not all fit */
+    uint32_t rotor;                          /* where decode rows start when not all fit */
+    bool short_of_masks;                     /* the last plan had no more for somebody */
+    uint32_t mask[TOKENIZER_VOCAB_MAX / 32]; /* masks_write()'s own */
     uint32_t n_suspects;
     struct sequence *quarantine; /* the suspect that runs alone */
     uint32_t prefill_rows;       /* limit of prompt rows a step */

@@ -47,16 +47,17 @@ uint32_t stream_free_places(const struct engine_stream *s) {
     return STREAM_RING_TOKENS - (uint32_t)used;
 }
 
-bool stream_push(struct engine_stream *s, const struct step_sample *sample) {
+bool stream_push(struct engine_stream *s, const struct step_sample *sample, uint32_t top, bool of_prompt) {
     uint64_t tail = atomic_load_explicit(&s->tail, memory_order_relaxed);
     assert(stream_free_places(s) > 0);
     struct engine_token *t = &s->ring[tail % STREAM_RING_TOKENS];
     t->id = sample->id;
+    t->of_prompt = of_prompt;
     t->logprob = sample->logprob;
-    t->n_top = sample->n_top;
-    memcpy(t->top_ids, sample->top_ids, sample->n_top * sizeof(t->top_ids[0]));
-    memcpy(t->top_logprobs, sample->top_logprobs, sample->n_top * sizeof(t->top_logprobs[0]));
-    if (tail == 0)
+    t->n_top = sample->n_top < top ? sample->n_top : top;
+    memcpy(t->top_ids, sample->top_ids, t->n_top * sizeof(t->top_ids[0]));
+    memcpy(t->top_logprobs, sample->top_logprobs, t->n_top * sizeof(t->top_logprobs[0]));
+    if (!of_prompt && atomic_load_explicit(&s->first_token_ns, memory_order_relaxed) == 0)
         atomic_store_explicit(&s->first_token_ns, clock_ns(), memory_order_relaxed);
     atomic_store(&s->tail, tail + 1);
     return atomic_load(&s->head) == tail;
@@ -73,6 +74,7 @@ void stream_end(struct engine_stream *s, enum engine_finish finish, const char *
 
 static void copy_token(struct engine_token *to, const struct engine_token *from) {
     to->id = from->id;
+    to->of_prompt = from->of_prompt;
     to->logprob = from->logprob;
     to->n_top = from->n_top;
     memcpy(to->top_ids, from->top_ids, from->n_top * sizeof(to->top_ids[0]));

@@ -39,5 +39,6 @@ struct engine_stream {
 struct engine_stream *stream_create(const struct engine_request *request);
 void stream_ref(struct engine_stream *s);
 uint32_t stream_free_places(const struct engine_stream *s);
-bool stream_push(struct engine_stream *s, const struct step_sample *sample); /* whether the ring was empty */
+/* A token of the answer, or a score of the prompt, with top of what is listed beside it. Whether the ring was empty. */
+bool stream_push(struct engine_stream *s, const struct step_sample *sample, uint32_t top, bool of_prompt);
 void stream_end(struct engine_stream *s, enum engine_finish finish, const char *error);

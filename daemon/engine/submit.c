@@ -5,6 +5,8 @@
 #include "daemon/engine/state.h"
 #include "daemon/engine/wake.h"
 
+#include "base/mask.h"
+
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -35,6 +37,18 @@ static int check_ids(const struct engine_request *q, const struct limits *l, str
             return error_set(e, -EINVAL, "logit_bias of id %u: the id must be below %u and the bias a number",
                     q->bias_ids[i], l->vocab_size);
     }
+    for (uint32_t at = 0; at < q->n_bad_words; at += 1 + q->bad_words[at]) {
+        uint32_t n = q->bad_words[at], left = q->n_bad_words - at - 1;
+        if (n == 0 || n > left)
+            return error_set(e, -EINVAL, "a bad word of %u ids, of which %u are there", n, left);
+        for (uint32_t i = 0; i < n; i++)
+            if (q->bad_words[at + 1 + i] >= l->vocab_size)
+                return error_set(e, -EINVAL, "id %u of a bad word is not below the vocabulary size of %u",
+                        q->bad_words[at + 1 + i], l->vocab_size);
+    }
+    if (q->mask != NULL && q->n_mask_words != mask_words(l->vocab_size))
+        return error_set(e, -EINVAL, "a mask of %u words, the vocabulary of %u has %u", q->n_mask_words,
+                l->vocab_size, mask_words(l->vocab_size));
     return 0;
 }
 
@@ -52,6 +66,12 @@ static int check_lengths(const struct engine_request *q, const struct limits *l,
                 e, -EINVAL, "%u stop ids, at most %u are possible", q->n_stop_ids, STEP_SUPPRESS_MAX);
     if (q->top_logprobs > TOP_LOGPROBS_MAX || (q->top_logprobs > 0 && !q->logprobs))
         return error_set(e, -EINVAL, "top_logprobs is at most %u and needs logprobs", TOP_LOGPROBS_MAX);
+    if (q->prompt_top_logprobs > TOP_LOGPROBS_MAX || (q->prompt_top_logprobs > 0 && !q->prompt_logprobs))
+        return error_set(
+                e, -EINVAL, "prompt_top_logprobs is at most %u and needs prompt_logprobs", TOP_LOGPROBS_MAX);
+    if (q->n_bad_words > 2 * BAD_WORD_IDS_MAX)
+        return error_set(e, -EINVAL, "bad words of %u ids and lengths, at most %u are possible",
+                q->n_bad_words, 2 * BAD_WORD_IDS_MAX);
     if (q->n_cache_salt > CACHE_SALT_BYTES_MAX)
         return error_set(e, -EINVAL, "a cache salt of %u bytes, at most %u are possible", q->n_cache_salt,
                 CACHE_SALT_BYTES_MAX);

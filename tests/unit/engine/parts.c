@@ -140,7 +140,7 @@ static void *push_all(void *arg) {
         if (stream_free_places(p->stream) == 0)
             continue;
         struct step_sample s = {.id = i, .logprob = (float)i, .n_top = i % 3, .top_ids = {i + 1, i + 2}};
-        if (stream_push(p->stream, &s))
+        if (stream_push(p->stream, &s, TOP_LOGPROBS_MAX, /* of_prompt= */ false))
             atomic_fetch_add(&p->pokes, 1);
         i++;
     }
@@ -191,9 +191,10 @@ static void test_stream_full(void **state) {
     struct engine_token t[STREAM_RING_TOKENS];
     struct step_sample sample = {.id = 5};
     enum engine_finish finish;
-    assert_true(stream_push(s, &sample)); /* was empty: a poke is due */
+    assert_true(
+            stream_push(s, &sample, TOP_LOGPROBS_MAX, /* of_prompt= */ false)); /* was empty: a poke is due */
     for (uint32_t i = 1; i < STREAM_RING_TOKENS; i++)
-        assert_false(stream_push(s, &sample));
+        assert_false(stream_push(s, &sample, TOP_LOGPROBS_MAX, /* of_prompt= */ false));
     assert_int_equal(stream_free_places(s), 0);
     stream_end(s, ENGINE_FINISH_SLOW, NULL);
     assert_int_equal(engine_stream_take(s, t, 1, &finish), 1);
