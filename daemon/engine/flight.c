@@ -125,7 +125,11 @@ static void take_scores(struct engine *g, const struct flight_entry *t, const st
         if (stream_push(s->stream, &step_outcome_scores(o)[i], s->score_top, /* of_prompt= */ true))
             poke_later(g, &s->stream->poke);
     }
-    if (!t->sample && o->status != STEP_SAMPLE_OK && s->state != SEQUENCE_ENDING)
+    if (t->sample || o->status == STEP_SAMPLE_OK)
+        return;
+    reuse_distrust(g, s);
+    s->answered = false;
+    if (s->state != SEQUENCE_ENDING)
         end_without_token(g, s, o->status);
 }
 
