@@ -30,14 +30,15 @@
 #define LOGIT_BIAS_MAX         1024u
 #define BAD_WORDS_MAX          128u
 #define BAD_WORD_BYTES_MAX     256u
-#define BAD_WORD_IDS_MAX       4096u /* tokens of all bad words of a request, with a space before them and without */
-#define TOP_LOGPROBS_MAX       20u
-#define REQUEST_ID_BYTES_MAX   128u
-#define CACHE_SALT_BYTES_MAX   128u
-#define ANSWERS_MAX            16u /* of one request */
-#define NEW_TOKENS_MAX         1048576u
-#define RESTARTS_MAX           100u   /* upper bound of --max-restarts */
-#define LIVE_REQUESTS_MAX      16384u /* running + waiting, upper bound of --max-queue */
+#define BAD_WORD_IDS_MAX                                                                                     \
+    4096u /* tokens of all bad words of a request, with a space before them and without */
+#define TOP_LOGPROBS_MAX     20u
+#define REQUEST_ID_BYTES_MAX 128u
+#define CACHE_SALT_BYTES_MAX 128u
+#define ANSWERS_MAX          16u /* of one request */
+#define NEW_TOKENS_MAX       1048576u
+#define RESTARTS_MAX         100u   /* upper bound of --max-restarts */
+#define LIVE_REQUESTS_MAX    16384u /* running + waiting, upper bound of --max-queue */
 
 /* --- engine --- */
 #define SEQS_MAX           1024u /* upper bound of --max-num-seqs: slots of a worker, without dummy 0 */
