@@ -44,6 +44,8 @@ int answers_submit(struct answers *a, struct engine *engine, struct plan *p, str
     for (uint32_t i = 0; i < a->n && r == 0; i++) {
         p->engine.sampling.seed = seed + i;
         p->engine.lead = i > 0 ? a->of[0]->stream : NULL;
+        p->engine.prompt_logprobs = i == 0 && p->want_prompt_logprobs;
+        p->engine.prompt_top_logprobs = i == 0 ? p->prompt_top_logprobs : 0;
         r = engine_submit(engine, &p->engine, &a->of[i]->stream, e);
     }
     p->engine.sampling.seed = seed;

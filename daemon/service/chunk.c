@@ -143,15 +143,14 @@ static ProtobufCBinaryData piece(const struct tokenizer *t, uint32_t id) {
     return message_text(data ? data : "", data ? bytes : 0);
 }
 
-int chunk_add_logprobs(struct chunk *c, const struct tokenizer *t, const struct engine_token *token) {
-    Shardd__V1__TokenLogprobs **list =
-            grow(c->arena, c->message.logprobs, c->message.n_logprobs, &c->logprobs_size, sizeof(*list));
+static Shardd__V1__TokenLogprobs *new_logprobs(
+        struct chunk *c, const struct tokenizer *t, const struct engine_token *token) {
     uint32_t n = token->n_top < TOP_LOGPROBS_MAX ? token->n_top : TOP_LOGPROBS_MAX;
     Shardd__V1__TokenLogprobs *l = arena_alloc(c->arena, sizeof(*l));
     Shardd__V1__TopLogprob *top = arena_alloc(c->arena, (n + 1) * sizeof(*top));
     Shardd__V1__TopLogprob **tops = arena_alloc(c->arena, (n + 1) * sizeof(*tops));
-    if (!list || !l || !top || !tops)
-        return -ENOMEM;
+    if (!l || !top || !tops)
+        return NULL;
     shardd__v1__token_logprobs__init(l);
     l->token_id = token->id;
     l->logprob = token->logprob;
@@ -165,11 +164,35 @@ int chunk_add_logprobs(struct chunk *c, const struct tokenizer *t, const struct 
     }
     l->n_top = n;
     l->top = tops;
+    return l;
+}
+
+int chunk_add_logprobs(struct chunk *c, const struct tokenizer *t, const struct engine_token *token) {
+    Shardd__V1__TokenLogprobs *l = new_logprobs(c, t, token),
+                              **list = grow(c->arena, c->message.logprobs, c->message.n_logprobs,
+                                      &c->logprobs_size, sizeof(*list));
+    if (!list || !l)
+        return -ENOMEM;
     list[c->message.n_logprobs++] = l;
     c->message.logprobs = list;
     return 0;
 }
 
+int chunk_add_prompt_logprobs(
+        struct chunk *c, const struct tokenizer *t, const struct engine_token *token, uint32_t index) {
+    Shardd__V1__TokenLogprobs *l = new_logprobs(c, t, token),
+                              **list = grow(c->arena, c->message.prompt_logprobs,
+                                      c->message.n_prompt_logprobs, &c->prompt_size, sizeof(*list));
+    if (!list || !l)
+        return -ENOMEM;
+    if (c->message.n_prompt_logprobs == 0)
+        c->message.first_prompt_index = index;
+    list[c->message.n_prompt_logprobs++] = l;
+    c->message.prompt_logprobs = list;
+    return 0;
+}
+
 bool chunk_has_content(const struct chunk *c) {
-    return c->message.n_deltas > 0 || c->message.n_token_ids > 0 || c->message.n_logprobs > 0;
+    return c->message.n_deltas > 0 || c->message.n_token_ids > 0 || c->message.n_logprobs > 0 ||
+           c->message.n_prompt_logprobs > 0;
 }

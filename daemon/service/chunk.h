@@ -19,8 +19,8 @@ struct text_buffer {
 struct chunk {
     struct arena *arena;
     Shardd__V1__GenerateChunk message;
-    size_t deltas_size, ids_size, logprobs_size; /* allocated entries */
-    struct text_buffer tail;                     /* of the last delta */
+    size_t deltas_size, ids_size, logprobs_size, prompt_size; /* allocated entries */
+    struct text_buffer tail;                                  /* of the last delta */
 };
 
 void chunk_init(struct chunk *c, struct arena *arena);
@@ -28,4 +28,7 @@ void chunk_init(struct chunk *c, struct arena *arena);
 int chunk_add_event(struct chunk *c, const struct output_event *event);
 int chunk_add_id(struct chunk *c, uint32_t id);
 int chunk_add_logprobs(struct chunk *c, const struct tokenizer *t, const struct engine_token *token);
+/* index: of the token in the prompt */
+int chunk_add_prompt_logprobs(
+        struct chunk *c, const struct tokenizer *t, const struct engine_token *token, uint32_t index);
 bool chunk_has_content(const struct chunk *c);

@@ -80,6 +80,10 @@ static void send_started(
         sampling.logit_bias = q->sampling->logit_bias;
         sampling.n_banned_token_ids = q->sampling->n_banned_token_ids;
         sampling.banned_token_ids = q->sampling->banned_token_ids;
+        sampling.n_allowed_token_ids = q->sampling->n_allowed_token_ids;
+        sampling.allowed_token_ids = q->sampling->allowed_token_ids;
+        sampling.n_bad_words = q->sampling->n_bad_words;
+        sampling.bad_words = q->sampling->bad_words;
     }
     started.request_id = message_string(p->engine.request_id);
     started.model = q->model.len ? q->model : message_string(s->options.model->names[0]);
@@ -180,7 +184,8 @@ static bool ends_badly(
         return true;
     case ENGINE_FINISH_NO_TOKEN:
         refuse(s, REFUSAL_INVALID_FIELD,
-                "stopping.min_tokens suppresses every token of this model: ask for fewer stop tokens");
+                "no token of this model may come now: stopping.min_tokens takes out the stop ids, and sampling what "
+                "allowed_token_ids, banned_token_ids and bad_words say; leave more tokens");
         return true;
     case ENGINE_FINISH_CANCELLED:
         refuse(s, REFUSAL_CANCELLED, "the request was cancelled");
@@ -299,7 +304,10 @@ static void speak(struct rpc_call *c, struct answers *a, struct generation *g) {
     char first[4096];
     arena_init(&arena, ARENA_BYTES_MAX, first, sizeof(first));
     chunk_init(&chunk, &arena);
-    if (take_tokens(s, g, &chunk, &finish) < 0) {
+    int r = generation_echoes(g) ? generation_echo(g, s->options.model->tokenizer, &chunk) : 0;
+    if (r == 0 && !generation_echoes(g))
+        r = take_tokens(s, g, &chunk, &finish);
+    if (r < 0) {
         struct rpc_status status;
         refuse(&status, REFUSAL_INTERNAL, "no memory for the answer; send the request again");
         give_up(c, a);

@@ -22,6 +22,20 @@ static int copy_stop_strings(struct generation *g, const struct plan *p) {
     return stop_strings_new(texts, bytes, p->n_stop_strings, p->include_stop, &g->stops);
 }
 
+#define ECHO_BYTES 65536u /* of the prompt's text in a message, about */
+
+static int copy_echo(struct generation *g, const struct plan *p) {
+    if (!p->echo)
+        return 0;
+    g->echo_ids = malloc(p->prompt.n * sizeof(g->echo_ids[0]));
+    if (!g->echo_ids)
+        return -ENOMEM;
+    g->n_echo = (uint32_t)p->prompt.n;
+    memcpy(g->echo_ids, p->prompt.ids, p->prompt.n * sizeof(g->echo_ids[0]));
+    detokenizer_init(&g->echo, /* show_special= */ true);
+    return 0;
+}
+
 int generation_new(const struct plan *p, struct generation **ret) {
     struct generation *g = calloc(1, sizeof(*g));
     if (!g)
@@ -39,6 +53,8 @@ int generation_new(const struct plan *p, struct generation **ret) {
     memcpy(g->stop_ids, p->stop_ids, sizeof(g->stop_ids));
     detokenizer_init(&g->detokenizer, p->show_special);
     int r = copy_stop_strings(g, p);
+    if (r == 0)
+        r = copy_echo(g, p);
     /* Only what the template began can be reasoning, only what was offered can be called. */
     if (r == 0 && p->prompt.chat && !p->raw)
         r = output_parser_new(p->prompt.thinking_open, p->prompt.tools, &g->parser);
@@ -58,6 +74,7 @@ struct generation *generation_free(struct generation *g) {
         free(g->stop_strings[i].data);
     stop_strings_free(g->stops);
     output_parser_free(g->parser);
+    free(g->echo_ids);
     free(g->text);
     free(g);
     return NULL;
@@ -135,9 +152,24 @@ static bool is_tag(const struct tokenizer *t, uint32_t id) {
     return piece && output_parser_is_tag(piece, bytes);
 }
 
+int generation_echo(struct generation *g, const struct tokenizer *t, struct chunk *chunk) {
+    int r = 0;
+    g->text_n = 0;
+    while (generation_echoes(g) && g->text_n < ECHO_BYTES && r == 0) {
+        r = detokenizer_add(&g->echo, t, g->echo_ids[g->echo_at++], &g->text, &g->text_n, &g->text_size);
+        r = r == -EINVAL ? 0 : r; /* an id that only pads the vocabulary has no text */
+    }
+    if (r == 0 && !generation_echoes(g))
+        r = detokenizer_end(&g->echo, &g->text, &g->text_n, &g->text_size);
+    const struct output_event event = {.kind = OUTPUT_TEXT, .data = g->text, .bytes = g->text_n};
+    return r == 0 && g->text_n > 0 ? chunk_add_event(chunk, &event) : r;
+}
+
 int generation_add(struct generation *g, const struct tokenizer *t, const struct engine_token *token,
         struct chunk *chunk) {
     int r = 0;
+    if (token->of_prompt)
+        return chunk_add_prompt_logprobs(chunk, t, token, ++g->n_scored);
     g->n_tokens++;
     g->last_id = token->id;
     if (g->want_ids)

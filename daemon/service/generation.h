@@ -25,7 +25,10 @@ struct generation {
     bool parser_ended;   /* what comes yet is no syntax */
     bool include_stop, stop_in_reasoning, want_ids, want_logprobs, skip_text;
 
-    char *text; /* of the token at hand */
+    uint32_t *echo_ids, n_echo, echo_at; /* the prompt's, which the text begins with; those that were said */
+    struct detokenizer echo;
+    uint32_t n_scored; /* logprobs of the prompt that were taken */
+    char *text;        /* of the token at hand */
     size_t text_n, text_size;
     uint64_t n_tokens, n_sent; /* tokens taken; tokens that chunks account for */
     uint32_t prompt_tokens, reasoning_tokens, last_id;
@@ -37,6 +40,11 @@ struct generation {
 int generation_new(
         const struct plan *p, struct generation **ret); /* 0 or -ENOMEM; copies what it needs of the plan */
 struct generation *generation_free(struct generation *g);
+/* The next piece of the prompt's text, where the request wants it and has not had all of it. 0 or -ENOMEM. */
+int generation_echo(struct generation *g, const struct tokenizer *t, struct chunk *chunk);
+static inline bool generation_echoes(const struct generation *g) {
+    return g->echo_at < g->n_echo;
+}
 /* One token: its id, logprobs and text go into the chunk as far as they are certain. 0 or -ENOMEM. */
 int generation_add(struct generation *g, const struct tokenizer *t, const struct engine_token *token,
         struct chunk *chunk);

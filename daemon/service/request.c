@@ -4,9 +4,9 @@
 #include "base/utf8.h"
 #include "daemon/service/message.h"
 #include "daemon/service/refusal.h"
+#include "daemon/service/restrict.h"
 
 #include <errno.h>
-#include <float.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,9 +18,8 @@ typedef Shardd__V1__StoppingParams Stopping;
 typedef Shardd__V1__OutputOptions Output;
 
 /* A logit with this bias is at the end of fp32's range: its probability is 0 at any temperature, and no other
- * changes. A repetition penalty multiplies it, so one that is nearly 0 would bring it back. */
-#define BANNED                (-FLT_MAX)
-#define BANNING_PENALTY_LEAST 1e-30f
+ * changes. */
+#define BANNED ENGINE_BIAS_BANNED
 
 #define NAME_SHOWN_MAX 100u /* bytes of an unknown model's name that the refusal quotes */
 
@@ -195,7 +194,9 @@ static int take_sampling(
         return 0;
     if (p->_top_k_case)
         e->top_k = p->top_k;
-    return take_ranges(p, e, s) < 0 ? -1 : take_biases(p, x->vocab_size, plan, s);
+    if (take_ranges(p, e, s) < 0 || take_biases(p, x->vocab_size, plan, s) < 0)
+        return -1;
+    return restrict_check(p, x, s);
 }
 
 /* --- stopping --- */
@@ -259,7 +260,23 @@ static int take_stopping(
 
 /* --- output, and the whole --- */
 
-static int take_output(const Output *p, struct plan *plan, struct rpc_status *s) {
+static int take_prompt_output(const Output *p, bool chat, struct plan *plan, struct rpc_status *s) {
+    if (p->_prompt_logprobs_case && p->prompt_logprobs > TOP_LOGPROBS_MAX)
+        return refuse(s, REFUSAL_INVALID_FIELD, "output.prompt_logprobs is %u; give at most %u",
+                p->prompt_logprobs, TOP_LOGPROBS_MAX);
+    if (p->echo && p->skip_text)
+        return refuse(s, REFUSAL_CONFLICT,
+                "output.echo is about text, and output.skip_text makes none; unset one, or set prompt_token_ids");
+    if (p->echo && chat && !p->raw)
+        return refuse(s, REFUSAL_CONFLICT,
+                "output.echo gives the prompt of a chat as plain text; set output.raw too, or unset it");
+    plan->want_prompt_logprobs = p->_prompt_logprobs_case != 0;
+    plan->prompt_top_logprobs = plan->want_prompt_logprobs ? p->prompt_logprobs : 0;
+    plan->echo = p->echo;
+    return 0;
+}
+
+static int take_output(const Output *p, bool chat, struct plan *plan, struct rpc_status *s) {
     if (!p)
         return 0;
     if (p->top_logprobs > TOP_LOGPROBS_MAX)
@@ -280,7 +297,7 @@ static int take_output(const Output *p, struct plan *plan, struct rpc_status *s)
     plan->raw = p->raw;
     plan->skip_text = p->skip_text;
     plan->show_special = p->show_special;
-    return 0;
+    return take_prompt_output(p, chat, plan, s);
 }
 
 int request_check_options(
@@ -306,7 +323,7 @@ int request_check_options(
     ret->n_answers = q->n > 0 ? q->n : 1;
     if (take_sampling(q->sampling, x, ret, s) < 0 || take_stopping(q->stopping, x, ret, s) < 0)
         return -1;
-    return take_output(q->output, ret, s);
+    return take_output(q->output, q->input_case == SHARDD__V1__GENERATE_REQUEST__INPUT_CHAT, ret, s);
 }
 
 static int take_prompt(
@@ -354,7 +371,8 @@ int request_check(const Request *q, const struct request_context *x, struct plan
         return -1;
     if (ret->prompt.n == 0)
         refuse(s, REFUSAL_MISSING_INPUT, "the prompt has no tokens; give some text");
-    if (ret->prompt.n == 0 || fit(&ret->engine, ret->prompt.n, x->max_model_len, s) < 0) {
+    if (ret->prompt.n == 0 || fit(&ret->engine, ret->prompt.n, x->max_model_len, s) < 0 ||
+            restrict_take(q->sampling, x, ret, s) < 0) {
         plan_done(ret);
         return -1;
     }
@@ -366,5 +384,7 @@ int request_check(const Request *q, const struct request_context *x, struct plan
 }
 
 void plan_done(struct plan *p) {
+    free(p->mask);
+    free(p->bad_words);
     prompt_done(&p->prompt);
 }

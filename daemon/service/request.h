@@ -10,6 +10,9 @@
 
 #include "shardd/v1/shardd.pb-c.h"
 
+/* A repetition penalty multiplies the bias of what is banned, so one that is nearly 0 would bring it back. */
+#define BANNING_PENALTY_LEAST 1e-30f
+
 struct request_context {
     const struct model *model;
     uint32_t max_model_len, vocab_size; /* of the workers; not 0 */
@@ -23,11 +26,13 @@ struct plan {
     uint32_t stop_ids[STOP_IDS_MAX + MODEL_STOP_IDS_MAX];
     uint32_t bias_ids[LOGIT_BIAS_MAX];
     float bias[LOGIT_BIAS_MAX];
+    uint32_t *mask, *bad_words; /* malloc'ed or NULL */
     uint32_t n_answers;
     const ProtobufCBinaryData *stop_strings; /* in the request */
     size_t n_stop_strings;
     bool include_stop, stop_in_reasoning;
-    bool want_ids, want_logprobs, want_prompt_ids, raw, skip_text, show_special;
+    bool want_ids, want_logprobs, want_prompt_ids, want_prompt_logprobs, echo, raw, skip_text, show_special;
+    uint32_t prompt_top_logprobs;
 };
 
 /* 0, or -1 with *s filled. q must live as long as *ret. On success plan_done() releases *ret. */

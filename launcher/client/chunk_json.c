@@ -119,6 +119,13 @@ static json_t *json_of_logprobs(const Shardd__V1__TokenLogprobs *l) {
     return o;
 }
 
+static json_t *json_of_list(Shardd__V1__TokenLogprobs *const *logprobs, size_t n) {
+    json_t *list = json_array();
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(list, json_of_logprobs(logprobs[i]));
+    return list;
+}
+
 static json_t *json_of_usage(const Shardd__V1__Usage *usage) {
     json_t *u = json_object();
     put_count(u, "prompt_tokens", usage->prompt_tokens);
@@ -161,11 +168,12 @@ bool chunk_print_json(FILE *out, const Shardd__V1__GenerateChunk *chunk) {
     }
     if (chunk->n_token_ids)
         json_object_set_new(o, "token_ids", json_of_ids(chunk->token_ids, chunk->n_token_ids));
-    if (chunk->n_logprobs) {
-        list = json_array();
-        for (size_t i = 0; i < chunk->n_logprobs; i++)
-            json_array_append_new(list, json_of_logprobs(chunk->logprobs[i]));
-        json_object_set_new(o, "logprobs", list);
+    if (chunk->n_logprobs)
+        json_object_set_new(o, "logprobs", json_of_list(chunk->logprobs, chunk->n_logprobs));
+    if (chunk->n_prompt_logprobs) {
+        put_count(o, "first_prompt_index", chunk->first_prompt_index);
+        json_object_set_new(
+                o, "prompt_logprobs", json_of_list(chunk->prompt_logprobs, chunk->n_prompt_logprobs));
     }
     if (chunk->finish)
         json_object_set_new(o, "finish", json_of_finish(chunk->finish));

@@ -23,7 +23,8 @@ struct builder {
     Shardd__V1__SamplingParams__LogitBiasEntry *bias;
     Shardd__V1__SamplingParams__LogitBiasEntry **bias_list;
     ProtobufCBinaryData *stop;
-    uint32_t *stop_ids, *banned_ids;
+    ProtobufCBinaryData *bad_words;
+    uint32_t *stop_ids, *banned_ids, *allowed_ids;
 };
 
 static ProtobufCBinaryData bytes_of(const char *text) {
@@ -40,6 +41,8 @@ static void builder_done(struct builder *b) {
     free(b->stop);
     free(b->stop_ids);
     free(b->banned_ids);
+    free(b->allowed_ids);
+    free(b->bad_words);
 }
 
 static int parse_id(const char *option, const char *text, char end_mark, uint32_t *ret, const char **ret_rest,
@@ -120,6 +123,27 @@ static int take_ids(const char *option, const struct option_value *v, uint32_t *
     return rc;
 }
 
+static int take_texts(const struct option_value *v, ProtobufCBinaryData **ret, struct error *e) {
+    *ret = calloc(v->n_texts + 1, sizeof(**ret));
+    if (!*ret)
+        return error_set(e, -ENOMEM, "no memory for the request");
+    for (size_t i = 0; i < v->n_texts; i++)
+        (*ret)[i] = bytes_of(v->texts[i]);
+    return 0;
+}
+
+static int add_restrictions(struct builder *b, const struct options *o, struct error *e) {
+    const struct option_value *allowed = &o->values[OPT_ALLOWED_TOKEN_ID], *words = &o->values[OPT_BAD_WORD];
+    int rc = take_ids("--allowed-token-id", allowed, &b->allowed_ids, e);
+    if (rc == 0)
+        rc = take_texts(words, &b->bad_words, e);
+    b->sampling.allowed_token_ids = b->allowed_ids;
+    b->sampling.n_allowed_token_ids = allowed->n_texts;
+    b->sampling.bad_words = b->bad_words;
+    b->sampling.n_bad_words = words->n_texts;
+    return rc;
+}
+
 static int add_sampling(struct builder *b, const struct options *o, struct error *e) {
     Shardd__V1__SamplingParams *s = &b->sampling;
     shardd__v1__sampling_params__init(s);
@@ -141,6 +165,8 @@ static int add_sampling(struct builder *b, const struct options *o, struct error
     s->n_banned_token_ids = o->values[OPT_BANNED_TOKEN_ID].n_texts;
     int rc = take_ids("--banned-token-id", &o->values[OPT_BANNED_TOKEN_ID], &b->banned_ids, e);
     s->banned_token_ids = b->banned_ids;
+    if (rc == 0)
+        rc = add_restrictions(b, o, e);
     return rc < 0 ? rc : add_bias(b, o, e);
 }
 
@@ -156,12 +182,9 @@ static int add_stopping(struct builder *b, const struct options *o, struct error
     s->min_tokens = (uint32_t)options_number(o, OPT_MIN_TOKENS);
     s->ignore_eos = options_number(o, OPT_IGNORE_EOS) != 0;
     s->stop_in_reasoning = options_number(o, OPT_STOP_IN_REASONING) != 0;
-    b->stop = calloc(stop->n_texts + 1, sizeof(*b->stop));
-    if (!b->stop)
-        return error_set(e, -ENOMEM, "no memory for the request");
-    for (size_t i = 0; i < stop->n_texts; i++)
-        b->stop[i] = bytes_of(stop->texts[i]);
-    int rc = take_ids("--stop-token-id", ids, &b->stop_ids, e);
+    int rc = take_texts(stop, &b->stop, e);
+    if (rc == 0)
+        rc = take_ids("--stop-token-id", ids, &b->stop_ids, e);
     if (rc < 0)
         return rc;
     s->stop = b->stop;
@@ -178,6 +201,11 @@ static void add_output(struct builder *b, const struct options *o, bool chat) {
     out->token_ids = options_number(o, OPT_TOKEN_IDS) != 0;
     out->logprobs = options_given(o, OPT_LOGPROBS);
     out->top_logprobs = (uint32_t)options_number(o, OPT_LOGPROBS);
+    if (options_given(o, OPT_PROMPT_LOGPROBS)) {
+        out->prompt_logprobs = (uint32_t)options_number(o, OPT_PROMPT_LOGPROBS);
+        out->_prompt_logprobs_case = SHARDD__V1__OUTPUT_OPTIONS___PROMPT_LOGPROBS_PROMPT_LOGPROBS;
+    }
+    out->echo = options_number(o, OPT_ECHO) != 0;
     /* The continuation of a plain text is plain text: nothing in it is an answer's reasoning or a tool call. */
     out->raw = !chat || options_number(o, OPT_RAW) != 0;
     out->skip_text = out->token_ids && !options_given(o, OPT_JSON);

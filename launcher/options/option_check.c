@@ -61,6 +61,12 @@ static int check_asks(const struct options *o, struct error *e) {
         return error_set(e, -EINVAL, "--answers shows several answers with --json only; add it");
     if (options_given(o, OPT_LOGPROBS) && !options_given(o, OPT_JSON))
         return error_set(e, -EINVAL, "--logprobs needs --json: plain output has no place for them");
+    if (options_given(o, OPT_PROMPT_LOGPROBS) && !options_given(o, OPT_JSON))
+        return error_set(e, -EINVAL, "--prompt-logprobs needs --json: plain output has no place for them");
+    if (options_given(o, OPT_ECHO) && options_given(o, OPT_TOKEN_IDS) && !options_given(o, OPT_JSON))
+        return error_set(e, -EINVAL, "--echo is about text, and --token-ids prints none; give one of them");
+    if (options_given(o, OPT_ECHO) && options_given(o, OPT_CHAT) && !options_given(o, OPT_RAW))
+        return error_set(e, -EINVAL, "--echo gives the prompt of a chat as plain text; give --raw too");
     return check_service_settings(o, e);
 }
 

@@ -148,7 +148,7 @@ class Answer:
 
     def __init__(self, chunks):
         self.text = self.reasoning = ""
-        self.ids, self.logprobs, self.tools = [], [], {}
+        self.ids, self.logprobs, self.prompt_logprobs, self.tools = [], [], [], {}
         self.started = self.finish = None
         self.n_tokens = self.n_chunks = 0
         for chunk in chunks:
@@ -162,6 +162,9 @@ class Answer:
                 self.started = chunk.started
             self.ids += list(chunk.token_ids)
             self.logprobs += list(chunk.logprobs)
+            if chunk.prompt_logprobs:
+                assert chunk.first_prompt_index == 1 + len(self.prompt_logprobs) and self.n_tokens == chunk.n_tokens
+                self.prompt_logprobs += list(chunk.prompt_logprobs)
             for delta in chunk.deltas:
                 self.add(delta)
             if chunk.HasField("finish"):

@@ -273,9 +273,12 @@ def little(tmp_path_factory):
 
 @pytest.mark.slow
 def test_ranks_of_one_process_and_of_one_gpu(installed, machine_with_gpu, little):
-    """Both in a process, a thread and a device each, by NCCL; then they share a device. One rank has the same bits."""
+    """Both in a process, a thread and a device each, by NCCL; then they share a device. One rank has the same bits, of
+    the prompt's tokens too, and samples what it may."""
     request = make_request(ids=[1, 2, 3, 4], max_tokens=3)
     request.output.logprobs = True
+    request.output.prompt_logprobs = 2
+    request.sampling.allowed_token_ids.extend(range(100, 130))
     found = []
     for flags in ([], ["-tp", "2", "--ranks-per-process", "2", "--all-reduce", "nccl"],
                   ["--devices", "0,0", "--ranks-per-process", "2"]):
@@ -285,8 +288,10 @@ def test_ranks_of_one_process_and_of_one_gpu(installed, machine_with_gpu, little
             assert ("several ranks share a GPU" in log) == ("0,0" in flags) and "cuda)" in log
             assert len(ranks_of(server)) == 1
             assert ("an emulated NCCL on =lo" in log) == ("nccl" in flags)  # which listens to nobody else
-            found.append((answer.ids, [token.logprob for token in answer.logprobs]))
-    assert found[0] == found[1] == found[2] and len(found[0][1]) == 3
+            assert all(100 <= token < 130 for token in answer.ids)
+            found.append((answer.ids, [token.logprob for token in answer.logprobs],
+                          [(token.logprob, [t.token_id for t in token.top]) for token in answer.prompt_logprobs]))
+    assert found[0] == found[1] == found[2] and len(found[0][1]) == len(found[0][2]) == 3
 
 
 @pytest.mark.slow

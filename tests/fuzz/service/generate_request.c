@@ -37,7 +37,8 @@ static void check_plan(const struct plan *p) {
     for (uint32_t i = 0; i < p->engine.n_stop_ids; i++)
         CHECK(p->stop_ids[i] < VOCAB);
     CHECK(p->n_stop_strings <= STOP_STRINGS_MAX && p->engine.max_tokens <= NEW_TOKENS_MAX);
-    CHECK(p->engine.top_logprobs <= TOP_LOGPROBS_MAX);
+    CHECK(p->engine.top_logprobs <= TOP_LOGPROBS_MAX && p->prompt_top_logprobs <= TOP_LOGPROBS_MAX);
+    CHECK(!p->echo || !p->skip_text);
     size_t n = strlen(p->engine.request_id);
     CHECK(n > 0 && n <= REQUEST_ID_BYTES_MAX);
 }
@@ -51,6 +52,15 @@ static void check_chat(const Shardd__V1__ChatInput *chat) {
     }
 }
 
+/* What restricts samples, as far as it needs no tokenizer. */
+static void check_restrictions(const Shardd__V1__SamplingParams *sampling) {
+    CHECK(sampling->n_allowed_token_ids <= VOCAB && sampling->n_bad_words <= BAD_WORDS_MAX);
+    for (size_t i = 0; i < sampling->n_allowed_token_ids; i++)
+        CHECK(sampling->allowed_token_ids[i] < VOCAB);
+    for (size_t i = 0; i < sampling->n_bad_words; i++)
+        CHECK(sampling->bad_words[i].len >= 1 && sampling->bad_words[i].len <= BAD_WORD_BYTES_MAX);
+}
+
 static void fuzz_generate(const uint8_t *data, size_t size) {
     struct arena a;
     struct rpc_status s;
@@ -60,8 +70,11 @@ static void fuzz_generate(const uint8_t *data, size_t size) {
     const Shardd__V1__GenerateRequest *q = (const Shardd__V1__GenerateRequest *)message_unpack(
             &shardd__v1__generate_request__descriptor, data, size, &a, &s);
     if (q) {
-        if (request_check_options(q, &x, &p, &s) == 0)
+        if (request_check_options(q, &x, &p, &s) == 0) {
             check_plan(&p);
+            if (q->sampling)
+                check_restrictions(q->sampling);
+        }
         struct prompt prompt;
         if (q->input_case == SHARDD__V1__GENERATE_REQUEST__INPUT_CHAT)
             check_chat(q->chat);

@@ -59,12 +59,21 @@ static void test_every_flag_arrives(void **state) {
             "--logit-bias", "8=2", "--max-tokens", "9", "--min-tokens", "3", "--stop", "END", "--stop",
             "\n\n", "--stop-token-id", "11", "--ignore-eos", "--stop-in-reasoning", "--json", "--logprobs",
             "4", "--token-ids", "--parse-special", "--request-id", "id-1", "--model-name", "m", "--answers",
-            "3", "--queue-timeout", "1.5s", "--banned-token-id", "21", "--banned-token-id", "22", "hi");
+            "3", "--queue-timeout", "1.5s", "--banned-token-id", "21", "--banned-token-id", "22",
+            "--allowed-token-id", "30", "--allowed-token-id", "31", "--bad-word", "one", "--bad-word",
+            "two words", "--prompt-logprobs", "0", "--echo", "hi");
     assert_int_equal(r->n, 3);
     assert_int_equal(r->queue_timeout_ms, 1500);
     assert_int_equal(r->sampling->n_banned_token_ids, 2);
     assert_int_equal(r->sampling->banned_token_ids[0], 21);
     assert_int_equal(r->sampling->banned_token_ids[1], 22);
+    assert_int_equal(r->sampling->n_allowed_token_ids, 2);
+    assert_int_equal(r->sampling->allowed_token_ids[1], 31);
+    assert_int_equal(r->sampling->n_bad_words, 2);
+    assert_bytes(r->sampling->bad_words[1], "two words");
+    assert_true(r->output->_prompt_logprobs_case != 0);
+    assert_int_equal(r->output->prompt_logprobs, 0);
+    assert_true(r->output->echo);
     assert_int_equal(r->sampling->_temperature_case, 1);
     assert_true(r->sampling->temperature == 0);
     assert_int_equal(r->sampling->top_k, 5);

@@ -1,6 +1,7 @@
 /* request.c - every field of a GenerateRequest at and beyond its limits, and what the engine is given. */
 #include "daemon/service/request.h"
 
+#include "base/mask.h"
 #include "daemon/service/message.h"
 #include "tests/unit/service/test_model.h"
 
@@ -310,6 +311,78 @@ static void test_banned_twice_and_all(void **state) {
     free(p);
 }
 
+/* What is allowed, less what is banned, as bits. */
+static void test_allowed_ids(void **state) {
+    (void)state;
+    struct draft *d = malloc(sizeof(*d));
+    struct plan *p = malloc(sizeof(*p));
+    struct rpc_status s = {0};
+    uint32_t allowed[] = {5, VOCAB - 1, 5, 64}, banned[] = {64, 5, VOCAB - 1};
+    draft_init(d);
+    d->sampling.n_allowed_token_ids = 4;
+    d->sampling.allowed_token_ids = allowed;
+    d->sampling.n_banned_token_ids = 1;
+    d->sampling.banned_token_ids = banned;
+    assert_int_equal(check(d, p, &s), 0);
+    assert_int_equal(p->engine.n_mask_words, mask_words(VOCAB));
+    for (uint32_t id = 0; id < VOCAB; id++)
+        assert_int_equal(mask_has(p->engine.mask, id), id == 5 || id == VOCAB - 1);
+    plan_done(p);
+    d->sampling.n_banned_token_ids = 3;
+    assert_int_equal(check(d, p, &s), -1);
+    assert_string_equal(s.code, "conflicting_fields");
+    assert_non_null(strstr(s.text, "sampling.allowed_token_ids leaves no token"));
+    allowed[2] = VOCAB;
+    assert_int_equal(check(d, p, &s), -1);
+    assert_string_equal(s.code, "invalid_field");
+    assert_non_null(strstr(s.text, "sampling.allowed_token_ids names token 100000"));
+    free(d);
+    free(p);
+}
+
+/* Words as they begin a text and as they follow a space: those of one token are banned, the others are the engine's. */
+static void test_bad_words(void **state) {
+    (void)state;
+    struct draft *d = malloc(sizeof(*d));
+    struct plan *p = malloc(sizeof(*p));
+    struct rpc_status s = {0};
+    char over[BAD_WORD_BYTES_MAX + 2];
+    ProtobufCBinaryData bad[BAD_WORDS_MAX + 1];
+    draft_init(d);
+    memset(over, 'x', sizeof(over));
+    over[BAD_WORD_BYTES_MAX + 1] = '\0';
+    bad[0] = message_string("  Hello world, hello"); /* spaces before it are the same */
+    bad[1] = message_string("a");
+    d->sampling.bad_words = bad;
+    d->sampling.n_bad_words = 2;
+    assert_int_equal(check(d, p, &s), 0);
+    uint32_t n_words = 0, n_banned = 0;
+    for (uint32_t at = 0; at < p->engine.n_bad_words; at += 1 + p->engine.bad_words[at], n_words++)
+        assert_true(p->engine.bad_words[at] > 1);
+    for (uint32_t i = 0; i < p->engine.n_bias; i++)
+        n_banned += p->engine.bias[i] <= ENGINE_BIAS_BANNED;
+    assert_in_range(n_words, 2, 3);
+    assert_int_equal(n_words + n_banned, 4);
+    plan_done(p);
+    for (size_t i = 0; i <= BAD_WORDS_MAX; i++)
+        bad[i] = message_string("word");
+    d->sampling.n_bad_words = BAD_WORDS_MAX + 1;
+    assert_int_equal(check(d, p, &s), -1);
+    assert_non_null(strstr(s.text, "sampling.bad_words has 129 strings; give at most 128"));
+    d->sampling.n_bad_words = 2;
+    bad[1] = message_string(over);
+    assert_int_equal(check(d, p, &s), -1);
+    assert_non_null(strstr(s.text, "sampling.bad_words[1] has 257 bytes; give 1 to 256"));
+    bad[1] = message_string("");
+    assert_int_equal(check(d, p, &s), -1);
+    assert_non_null(strstr(s.text, "sampling.bad_words[1] has 0 bytes"));
+    bad[1] = message_string("a\xff");
+    assert_int_equal(check(d, p, &s), -1);
+    assert_string_equal(s.code, "invalid_utf8");
+    free(d);
+    free(p);
+}
+
 static void test_what_the_engine_gets(void **state) {
     (void)state;
     struct draft *d = malloc(sizeof(*d));
@@ -397,6 +470,8 @@ int main(void) {
             cmocka_unit_test(test_defaults),
             cmocka_unit_test(test_banned_ids),
             cmocka_unit_test(test_banned_twice_and_all),
+            cmocka_unit_test(test_allowed_ids),
+            cmocka_unit_test(test_bad_words),
             cmocka_unit_test(test_what_the_engine_gets),
             cmocka_unit_test(test_control_tokens_in_text),
     };
