@@ -609,7 +609,7 @@ void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, c
  *   k_head_sample, k_draft_take                                 the first draft
  *   k_mtp_input, k_project, the layer (kv_shift 1), k_final_norm, k_head_sample, k_draft_take        each one more
  *
- * Where a draft's position has no page, those after it are made without what is before them. */
+ * Where a draft's position has no page, those after it are copies of it: nothing is made from its place on. */
 
 /* Makes d of what became of b; d_hidden[row][H] = hidden[R][H], the MTP layer's, of each entry's last accepted row. */
 void k_draft_begin(struct k_stream *s, struct k_pool *p, const struct k_batch *b,

@@ -227,6 +227,20 @@ static bool masks_fit(struct plan *p, const struct sequence *s, struct draft *d)
     return needed <= p->masks_left;
 }
 
+/* Pages for the entry's rows and, where there are some, for the drafts that the model's layer makes behind them. */
+static enum reuse_room grant_decode(
+        struct engine *g, struct sequence *s, struct draft *d, uint32_t *ret_first, uint32_t *ret_n) {
+    uint32_t rows = s->planned + 1 + d->n, most = s->n_prompt + s->max_tokens - 1;
+    uint32_t behind = d->n_next > 0 ? d->n_next - 1 : 0;
+    if (behind > 0 && reuse_grant(g, s, least(rows + behind, most), ret_first, ret_n) == ROOM_READY)
+        return ROOM_READY;
+    enum reuse_room pages = reuse_grant(g, s, rows, ret_first, ret_n);
+    if (pages == ROOM_READY || d->n == 0)
+        return pages;
+    d->n = 0; /* nobody waits for the sake of drafts */
+    return reuse_grant(g, s, s->planned + 1, ret_first, ret_n);
+}
+
 static void plan_decode(struct plan *p, struct sequence *s) {
     struct engine *g = p->g;
     uint32_t first, n, room;
@@ -240,11 +254,7 @@ static void plan_decode(struct plan *p, struct sequence *s) {
         return;
     if (d.n > 0 && reuse_wants_no_drafts(s))
         d.n = 0;
-    enum reuse_room pages = reuse_grant(g, s, s->planned + 1 + d.n, &first, &n);
-    if (pages != ROOM_READY && d.n > 0) { /* nobody waits for the sake of drafts */
-        d.n = 0;
-        pages = reuse_grant(g, s, s->planned + 1, &first, &n);
-    }
+    enum reuse_room pages = grant_decode(g, s, &d, &first, &n);
     if (pages == ROOM_NONE)
         make_room(g, 1);
     if (pages != ROOM_READY)

@@ -66,22 +66,36 @@ static bool has_page(const struct k_pool *p, uint32_t slot, uint32_t index) {
     const uint32_t page = index / PAGE_TOKENS, n = p->options.pages_per_slot;
     return page < n && p->tables[(uint64_t)slot * n + page] != 0;
 }
+/* The row is nobody's from here on: the layer stores what it makes of it in the dummy page. Where it stood its entry
+ * would be put over one of a token that is known. */
+static void park(struct k_batch *d, uint32_t row) {
+    d->entries[row].slot = d->entries[row].n_draft_next = 0;
+    d->row_pos[row] = 0;
+    memset(d->row_rope + 3 * row, 0, 3 * sizeof *d->row_rope);
+}
+static void take_draft(const struct draft_args *a, uint32_t row) {
+    struct k_batch *d = a->d;
+    const struct k_entry *e = &d->entries[row];
+    struct slot *slot = &a->p->slots[e->slot];
+    const uint32_t most = e->n_draft_next < DRAFT_MAX ? e->n_draft_next : DRAFT_MAX;
+    if (slot->n_drafts >= most)
+        return;
+    slot->drafts[slot->n_drafts++] = d->row_id[row] = a->results[row].id;
+    if (!has_page(a->p, e->slot, d->row_pos[row] + 2)) {
+        while (slot->n_drafts < most)
+            slot->drafts[slot->n_drafts++] = a->results[row].id;
+        park(d, row);
+        return;
+    }
+    d->row_pos[row]++;
+    for (uint32_t axis = 0; axis < 3; axis++)
+        d->row_rope[3 * row + axis]++;
+}
 static void run_draft_take(struct k_stream *s, const void *args) {
     const struct draft_args *a = args;
-    struct k_batch *d = a->d;
     (void)s;
-    for (uint32_t row = 0; row < d->plan.n_rows; row++) {
-        const struct k_entry *e = &d->entries[row];
-        struct slot *slot = &a->p->slots[e->slot];
-        if (slot->n_drafts == e->n_draft_next || slot->n_drafts == DRAFT_MAX)
-            continue;
-        slot->drafts[slot->n_drafts++] = d->row_id[row] = a->results[row].id;
-        if (!has_page(a->p, e->slot, d->row_pos[row] + 2))
-            continue;
-        d->row_pos[row]++;
-        for (uint32_t axis = 0; axis < 3; axis++)
-            d->row_rope[3 * row + axis]++;
-    }
+    for (uint32_t row = 0; row < a->d->plan.n_rows; row++)
+        take_draft(a, row);
 }
 void k_draft_take(struct k_stream *s, struct k_pool *p, struct k_batch *d, const struct k_result *results) {
     struct draft_args a = {.p = p, .d = d, .results = results};

@@ -84,19 +84,33 @@ static __device__ bool has_page(const struct pool_view &p, uint32_t slot, uint32
     const uint32_t page = index / PAGE_TOKENS, n = p.pages_per_slot;
     return page < n && p.d_tables[(uint64_t)slot * n + page] != 0;
 }
+/* The row is nobody's from here on: the layer stores what it makes of it in the dummy page. Where it stood its entry
+ * would be put over one of a token that is known. */
+static __device__ void park(const struct draft_args &a, uint32_t row) {
+    a.d.d_entries[row].slot = a.d.d_entries[row].n_draft_next = 0;
+    a.d.d_row_pos[row] = 0;
+    for (uint32_t axis = 0; axis < 3; axis++)
+        a.d.d_row_rope[3 * row + axis] = 0;
+}
 __global__ void __launch_bounds__(BLOCK_THREADS) draft_take_kernel(const struct draft_args a) {
     const uint32_t row = blockIdx.x * BLOCK_THREADS + threadIdx.x;
     if (row >= a.d.d_plan->n_rows)
         return;
     const struct k_entry *d_e = a.d.d_entries + row;
     struct slot *d_slot = a.p.d_slots + d_e->slot;
+    const uint32_t most = d_e->n_draft_next < DRAFT_MAX ? d_e->n_draft_next : DRAFT_MAX;
     const uint32_t n = d_slot->n_drafts, id = a.d_results[row].id;
-    if (n == d_e->n_draft_next || n == DRAFT_MAX)
+    if (n >= most)
         return;
     d_slot->drafts[n] = a.d.d_row_id[row] = id;
-    d_slot->n_drafts = n + 1;
-    if (!has_page(a.p, d_e->slot, a.d.d_row_pos[row] + 2))
+    if (!has_page(a.p, d_e->slot, a.d.d_row_pos[row] + 2)) {
+        for (uint32_t k = n + 1; k < most; k++)
+            d_slot->drafts[k] = id;
+        d_slot->n_drafts = most;
+        park(a, row);
         return;
+    }
+    d_slot->n_drafts = n + 1;
     a.d.d_row_pos[row]++;
     for (uint32_t axis = 0; axis < 3; axis++)
         a.d.d_row_rope[3 * row + axis]++;

@@ -561,6 +561,32 @@ static void test_drafts_overlap(void **state) {
     harness_unref(&r, 1);
 }
 
+/* The drafts that a step leaves have pages already, also where a page ends between its rows and them. */
+static void test_drafts_have_pages(void **state) {
+    (void)state;
+    struct reading r;
+    speculate(ENGINE_DRAFTS_OF_MODEL);
+    begin();
+    struct engine_request q = harness_request(prompt, 10, 300, 1);
+    harness_submit(engine, &q, &r);
+    uint32_t pages = 0, asked = 0;
+    for (uint32_t end = 0; end < 200; answer()) {
+        struct step_plan p = look();
+        harness_take(&r);
+        if (p.n_entries == 0)
+            continue;
+        const struct step_entry *t = &p.entries[0];
+        end = t->first_pos + t->n_rows;
+        pages += t->n_pages;
+        if (t->kind == STEP_ENTRY_CONTINUE && t->n_draft_next > 0)
+            assert_true(pages * PAGE_TOKENS >=
+                        end + t->n_draft_next); /* an entry lies one further than its row */
+        asked += t->n_draft_next;
+    }
+    assert_true(asked > 100);
+    harness_unref(&r, 1);
+}
+
 /* Copies are in the plan, and it is made when every token before it is known. */
 static void test_copies_wait(void **state) {
     (void)state;
@@ -687,6 +713,7 @@ int main(void) {
             cmocka_unit_test_setup_teardown(test_queue_time, setup, teardown),
             cmocka_unit_test(test_nobody_overtakes_one_that_waits_for_pages),
             cmocka_unit_test_setup_teardown(test_drafts_overlap, setup, teardown),
+            cmocka_unit_test_setup_teardown(test_drafts_have_pages, setup, teardown),
             cmocka_unit_test_setup_teardown(test_copies_wait, setup, teardown),
             cmocka_unit_test(test_wrong_outcomes),
             cmocka_unit_test_setup_teardown(test_damage_behind_the_end, setup, teardown),

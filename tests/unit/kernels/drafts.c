@@ -431,6 +431,36 @@ static void test_drafts_in_the_slot(void **state) {
     }
 }
 
+/* What the drafter makes of the token behind a prompt that fills a page but for one place, after it was asked for
+ * drafts that there were not pages for, or were. */
+static void hidden_behind_drafts(uint32_t n_pages, float *hidden) {
+    const uint32_t page = n_pages + 1;
+    struct k_result results[1];
+    struct k_outcome outcomes[1];
+    struct model m;
+    struct world *w = &m.w;
+    model_open(&m, 3);
+    k_slot_close(w->s, w->p, 1);
+    slot_new(w, 1, NULL, 1, n_pages);
+    step_new(w);
+    sampled(w, step_prompt(w, 1, 0, PAGE_TOKENS - 1, 5))->n_draft_next = 3;
+    step_run(&m, 3, results, outcomes);
+    k_slot_grant(w->s, w->p, 1, n_pages, SLOT_PAGES - n_pages, &page);
+    step_new(w);
+    sampled(w, step_continue(w, 1))->n_draft_next = 1;
+    step_run(&m, 1, results, outcomes);
+    fetch(w, hidden, m.d_hidden, HIDDEN * sizeof *hidden);
+    model_close(&m);
+}
+/* A draft behind the pages that there are is not stored over the entry of a token. */
+static void test_drafts_behind_the_pages(void **state) {
+    float with[HIDDEN], without[HIDDEN];
+    NEEDS_DRAFTS();
+    hidden_behind_drafts(2, with);
+    hidden_behind_drafts(1, without);
+    assert_same_floats(without, with, HIDDEN, "behind drafts that had no page");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_room_for_drafts_changes_nothing),
@@ -439,6 +469,7 @@ int main(void) {
             cmocka_unit_test(test_any_drafts),
             cmocka_unit_test(test_slots_that_move),
             cmocka_unit_test(test_drafts_in_the_slot),
+            cmocka_unit_test(test_drafts_behind_the_pages),
     };
     return cmocka_run_group_tests(tests, find_out, NULL);
 }
