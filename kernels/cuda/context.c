@@ -59,6 +59,7 @@ static int context_fill(struct k_context *c, struct error *e) {
         return r;
     c->size = (struct device_size){.sms = (uint32_t)p.multiProcessorCount,
             .shared_of_sm = p.sharedMemPerMultiprocessor,
+            .shared_of_block = p.sharedMemPerBlockOptin,
             .l2 = (size_t)p.l2CacheSize,
             .once_most = (size_t)p.accessPolicyMaxWindowSize};
     snprintf(c->text, sizeof c->text, "cuda %s (sm_%d%d), device %d", p.name, p.major, p.minor, c->device);

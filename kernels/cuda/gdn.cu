@@ -592,7 +592,9 @@ static cudaError_t queue_rows(cudaStream_t s, const struct gdn_args *a, uint32_t
                 sizeof(struct row_shared<few_blocks>), s, *a);
     if (h.gdn_v_dim % 4)
         return launch<1, false, DRAFTS>(s, a, entries_bound);
-    if (h.gdn_v_dim <= 128 && (uint64_t)h.gdn_v_heads * entries_bound <= d->sms)
+    const size_t all_at_once = shared_floats(h, SLOTS_FEW_BLOCKS, DRAFTS) * sizeof(float);
+    if (h.gdn_v_dim <= 128 && (uint64_t)h.gdn_v_heads * entries_bound <= d->sms &&
+            all_at_once <= d->shared_of_block)
         return launch<SLOTS_FEW_BLOCKS, true, DRAFTS>(s, a, entries_bound);
     return launch<SLOTS_MANY, true, DRAFTS>(s, a, entries_bound);
 }

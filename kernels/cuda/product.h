@@ -178,7 +178,7 @@ struct product_args {
 
 struct device_size { /* what grids are made for */
     uint32_t sms;
-    size_t shared_of_sm;
+    size_t shared_of_sm, shared_of_block; /* the most that a block may have */
     size_t l2;        /* bytes of the cache that all share */
     size_t once_most; /* bytes that a kernel may be told to read once (launch.cuh) */
 };

@@ -283,8 +283,9 @@ static void test_few_rows(void **state) {
 /* Pools that take drafts: every number of them; those that end a GDN block, are many blocks' rows behind it, or come to
  * nothing; prompts and tokens beside them. */
 static void test_drafts(void **state) {
-    static const struct shape_case heads[] = {
-            {1, 2, 128, 128, 4}, {2, 4, 20, 36, 4}, {1, 3, 24, 33, 2}, {1, 1, 8, 16, 8}, {1, 1, 200, 256, 3}};
+    static const struct shape_case heads[] = {{1, 2, 128, 128, 4}, {2, 4, 20, 36, 4}, {1, 3, 24, 33, 2},
+            {1, 1, 8, 16, 8}, {1, 1, 200, 256, 3}},
+                                   wide = {1, 1, 256, 128, 4}; /* too wide for all of S0 at once */
     (void)state;
     for (uint32_t drafts = 1; drafts <= DRAFT_MAX; drafts++) {
         const uint64_t i = drafts % (sizeof heads / sizeof *heads);
@@ -292,6 +293,7 @@ static void test_drafts(void **state) {
     }
     run_drafts(&heads[0], 3, 90, 12, 250);
     run_drafts(&heads[1], 15, 91, 20, 300);
+    run_drafts(&wide, 2, 92, 8, 8);
 }
 /* One row a step, of a pool that could take more: the kernel that a token of an answer has to itself. */
 static void test_drafts_that_do_not_come(void **state) {
