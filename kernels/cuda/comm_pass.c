@@ -7,8 +7,12 @@
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <string.h>
 #include <unistd.h>
+
+#define TAKEN_AT_ONCE 64u /* messages */
+#define RETRY_MS      5u  /* nothing tells when another's queue has room */
 
 int pass_open(int *ret_socket, struct pass_address *ret, struct error *e) {
     const struct sockaddr_un any = {.sun_family = AF_UNIX};
@@ -26,8 +30,8 @@ int pass_open(int *ret_socket, struct pass_address *ret, struct error *e) {
     return 0;
 }
 
-static int send_to(
-        int socket, uint32_t own_rank, int fd, const struct pass_peer *peer, uint32_t rank, struct error *e) {
+/* -EAGAIN: the peer's queue is full. */
+static int send_to(int socket, uint32_t own_rank, int fd, const struct pass_peer *peer) {
     struct iovec iov = {.iov_base = &own_rank, .iov_len = sizeof own_rank};
     struct msghdr h = {.msg_name = (void *)(uintptr_t)&peer->address.name,
             .msg_namelen = peer->address.bytes,
@@ -37,23 +41,22 @@ static int send_to(
     fds_attach(&h, &space, &fd, 1);
     while (sendmsg(socket, &h, MSG_NOSIGNAL) < 0)
         if (errno != EINTR)
-            return error_set(
-                    e, -errno, "rank %u cannot pass memory to rank %u: %s", own_rank, rank, strerror(errno));
+            return -errno;
     return 0;
 }
 
-/* Who the kernel says has sent a message; 0 = nobody known here. */
+/* Who the kernel says has sent a message, of our own user; 0 = nobody known here. */
 static pid_t sender_of(struct msghdr *h) {
     struct ucred who = {0};
     for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c; c = CMSG_NXTHDR(h, c))
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS &&
                 c->cmsg_len >= CMSG_LEN(sizeof who))
             memcpy(&who, CMSG_DATA(c), sizeof who);
-    return who.pid;
+    return who.uid == geteuid() ? who.pid : 0;
 }
-/* Puts the next message's descriptor into fds[] where a peer has sent it that had not; others' is closed. *code: -errno
- * where there can be none. */
-static void take_next(int socket, const struct pass_peer *peers, uint32_t n, int *fds, int *code) {
+/* Puts the next message's descriptor into fds[] where a peer has sent it that had not; others' is closed. -EAGAIN:
+ * there is none now. */
+static int take_next(int socket, const struct pass_peer *peers, uint32_t n, int *fds) {
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
@@ -64,16 +67,15 @@ static void take_next(int socket, const struct pass_peer *peers, uint32_t n, int
             .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &space, .msg_controllen = sizeof space};
     int fd = -1;
     const ssize_t bytes = recvmsg(socket, &h, MSG_CMSG_CLOEXEC);
-    if (bytes < 0) {
-        *code = errno == EAGAIN || errno == EINTR ? 0 : -errno;
-        return;
-    }
+    if (bytes < 0)
+        return errno == EINTR ? 0 : -errno;
     const pid_t sender = sender_of(&h);
     fds_take(&h, &fd, 1);
     if (fd >= 0 && bytes == sizeof rank && rank < n && sender && peers[rank].pid == sender && fds[rank] < 0)
         fds[rank] = fd;
     else if (fd >= 0)
         close(fd);
+    return 0;
 }
 static uint32_t first_missing(const struct pass_peer *peers, uint32_t n, const int *fds) {
     uint32_t r = 0;
@@ -81,35 +83,59 @@ static uint32_t first_missing(const struct pass_peer *peers, uint32_t n, const i
         r++;
     return r;
 }
-static int take_all(int socket, uint32_t own_rank, const struct pass_peer *peers, uint32_t n,
-        uint32_t seconds, int *fds, struct error *e) {
-    const uint64_t end = clock_ns() + seconds * UINT64_C(1000000000);
-    for (uint32_t missing; (missing = first_missing(peers, n, fds)) < n;) {
+static uint32_t first_unsent(const struct pass_peer *peers, uint32_t n, const bool *sent) {
+    uint32_t r = 0;
+    while (r < n && (!peers[r].pid || sent[r]))
+        r++;
+    return r;
+}
+/* Sends to whom has room and takes what has come, neither of which waits: a stranger can fill anybody's queue, and only
+ * who goes on taking makes room for others in his. */
+static int pass_some(int socket, uint32_t own_rank, int fd, const struct pass_peer *peers, uint32_t n,
+        bool *sent, int *fds, struct error *e) {
+    int rc = 0;
+    for (uint32_t r = 0; r < n; r++) {
+        if (!peers[r].pid || sent[r])
+            continue;
+        rc = send_to(socket, own_rank, fd, &peers[r]);
+        if (rc < 0 && rc != -EAGAIN)
+            return error_set(e, rc, "rank %u cannot pass memory to rank %u: %s", own_rank, r, strerror(-rc));
+        sent[r] = rc == 0;
+    }
+    rc = 0;
+    for (uint32_t i = 0; i < TAKEN_AT_ONCE && rc == 0; i++)
+        rc = take_next(socket, peers, n, fds);
+    if (rc < 0 && rc != -EAGAIN)
+        return error_set(e, rc, "rank %u cannot take memory of others: %s", own_rank, strerror(-rc));
+    return 0;
+}
+static int pass_until(int socket, uint32_t own_rank, int fd, const struct pass_peer *peers, uint32_t n,
+        uint64_t end, int *fds, struct error *e) {
+    bool sent[RANKS_MAX] = {false};
+    for (;;) {
+        const int rc = pass_some(socket, own_rank, fd, peers, n, sent, fds, e);
+        const uint32_t unsent = first_unsent(peers, n, sent), missing = first_missing(peers, n, fds);
         const uint64_t now = clock_ns();
         struct pollfd p = {.fd = socket, .events = POLLIN};
-        int code = 0;
+        if (rc < 0 || (unsent == n && missing == n))
+            return rc;
+        if (now >= end && missing < n)
+            return error_set(
+                    e, -ETIMEDOUT, "rank %u was passed no memory by rank %u in time", own_rank, missing);
         if (now >= end)
-            return error_set(e, -ETIMEDOUT, "rank %u was passed no memory by rank %u within %u s", own_rank,
-                    missing, seconds);
-        if (poll(&p, 1, (int)((end - now) / 1000000 + 1)) < 0 && errno != EINTR)
-            code = -errno;
-        if (code == 0)
-            take_next(socket, peers, n, fds, &code);
-        if (code < 0)
-            return error_set(e, code, "rank %u cannot take memory of others: %s", own_rank, strerror(-code));
+            return error_set(e, -ETIMEDOUT, "rank %u does not take the memory of rank %u", unsent, own_rank);
+        const uint64_t left = (end - now) / CLOCK_MS + 1;
+        poll(&p, 1,
+                (int)(unsent < n && left > RETRY_MS ? RETRY_MS : left)); /* whatever it says, all is tried */
     }
-    return 0;
 }
 int pass_all(int socket, uint32_t own_rank, int fd, const struct pass_peer *peers, uint32_t n,
         uint32_t seconds, int fds[RANKS_MAX], struct error *e) {
-    int rc = 0;
+    const uint64_t end = clock_ns() + seconds * 1000 * CLOCK_MS;
     assert(n <= RANKS_MAX);
     for (uint32_t r = 0; r < RANKS_MAX; r++)
         fds[r] = -1;
-    for (uint32_t r = 0; r < n && rc == 0; r++)
-        if (peers[r].pid)
-            rc = send_to(socket, own_rank, fd, &peers[r], r, e);
-    rc = rc < 0 ? rc : take_all(socket, own_rank, peers, n, seconds, fds, e);
+    const int rc = pass_until(socket, own_rank, fd, peers, n, end, fds, e);
     for (uint32_t r = 0; r < n && rc < 0; r++) {
         if (fds[r] >= 0)
             close(fds[r]);

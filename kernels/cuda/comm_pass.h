@@ -2,7 +2,8 @@
  *
  * Called by comm_inbox.c. A rank takes them on a datagram socket of its own, whose address the kernel chooses among the
  * abstract ones: nothing to clean up in a file system, and what neither /proc nor a tracer's rights are needed for. Who
- * has sent one is told by the kernel, so nobody else's is taken. */
+ * has sent one is told by the kernel, so nobody else's is taken. Anybody on the machine can send there: what fills a
+ * queue is taken and dropped, and who finds one full tries again. */
 #pragma once
 
 #include "base/error.h"

@@ -93,16 +93,42 @@ static int stranger_sends(struct party *p) {
     atomic_store(&p->stranger_done, 1);
     return failures;
 }
+/* Fills everybody's queue before they begin. */
+static int stranger_floods(struct party *p) {
+    const int from = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    wait_until(&p->open, p->n);
+    for (uint32_t r = 0; r < p->n; r++) {
+        const struct pass_address *to = &p->peers[r].address;
+        while (sendto(from, &r, sizeof r, 0, (const struct sockaddr *)&to->name, to->bytes) == sizeof r)
+            ;
+        if (errno != EAGAIN)
+            return 1;
+    }
+    atomic_store(&p->stranger_done, 1);
+    close(from);
+    return 0;
+}
+static int flooded_main(void *party, uint32_t i) {
+    struct party *p = party;
+    return i < p->n ? rank_passes(p, i) : stranger_floods(p);
+}
 static int party_main(void *party, uint32_t i) {
     struct party *p = party;
     return i < p->n ? rank_passes(p, i) : stranger_sends(p);
 }
-static void test_everybody_gets_one_of_each_and_none_of_a_stranger(void **state) {
+static void party_meets(int (*main_of)(void *party, uint32_t i)) {
     struct party *p = shared_memory(sizeof *p);
-    (void)state;
     p->n = 3;
-    processes_run_well(p->n + 1, party_main, p);
+    processes_run_well(p->n + 1, main_of, p);
     munmap(p, sizeof *p);
+}
+static void test_everybody_gets_one_of_each_and_none_of_a_stranger(void **state) {
+    (void)state;
+    party_meets(party_main);
+}
+static void test_a_flood_is_drained(void **state) {
+    (void)state;
+    party_meets(flooded_main);
 }
 static void test_a_peer_that_does_not_come_is_named(void **state) {
     struct pass_peer peers[2] = {0};
@@ -209,6 +235,7 @@ static void test_nothing_is_left_of_a_group(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_everybody_gets_one_of_each_and_none_of_a_stranger),
+            cmocka_unit_test(test_a_flood_is_drained),
             cmocka_unit_test(test_a_peer_that_does_not_come_is_named),
             cmocka_unit_test(test_nothing_is_left_of_a_group),
     };
