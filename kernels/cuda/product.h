@@ -179,8 +179,8 @@ struct product_args {
 struct device_size { /* what grids are made for */
     uint32_t sms;
     size_t shared_of_sm, shared_of_block; /* the most that a block may have */
-    size_t l2;        /* bytes of the cache that all share */
-    size_t once_most; /* bytes that a kernel may be told to read once (launch.cuh) */
+    size_t l2;                            /* bytes of the cache that all share */
+    size_t once_most;                     /* bytes that a kernel may be told to read once (launch.cuh) */
 };
 /* y[r][outputs] of up to STREAM_ROWS rows from first_row on, as far as the plan and rows_bound have them. */
 #define STREAM_ROWS 16u
