@@ -115,6 +115,7 @@ static void refer(struct prefix *x, uint32_t n) {
 static void unrefer(struct prefix *x, uint32_t n) {
     assert(x->nodes[n].refs > 0);
     x->nodes[n].refs--;
+    x->unsettled |= x->nodes[n].refs > 0;
     x->nodes[n].used = x->uses;
     list(x, n);
 }

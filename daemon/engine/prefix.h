@@ -72,6 +72,7 @@ struct prefix {
     uint32_t n_touched; /* nodes; those after them were never used, and their memory neither */
     uint32_t n_kept;    /* snapshots */
     uint64_t seed, evictions, uses;
+    bool unsettled;   /* one left nodes that others refer to as well: nobody may use their pages now */
     uint64_t changes; /* of what can be found; goes on counting over prefix_init() and prefix_done() */
 };
 

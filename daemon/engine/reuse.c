@@ -143,9 +143,13 @@ void reuse_admitted(struct engine *g, struct sequence *s, const struct prefix_hi
 
 /* --- pages --- */
 
-/* The pages of what others have computed twice, where the nodes have those that nobody uses. */
+/* The pages of what others have computed twice, where the nodes have those that nobody uses. Looked for once after
+ * somebody has left such a node. */
 static bool settle(struct engine *g) {
     bool any = false;
+    if (!g->prefix.unsettled)
+        return false;
+    g->prefix.unsettled = g->pools.n_to_keep > 0; /* who waits to be kept has its pages until then */
     for (uint32_t i = 0; i < g->n_running; i++) {
         const struct sequence *s = g->running[i];
         any |= prefix_settle(&g->prefix, &g->pools, s->slot, &s->path);
