@@ -606,14 +606,26 @@ void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, c
  * run over that batch:
  *
  *   k_draft_begin                                               the MTP layer has run over the step's rows already
- *   k_head_sample, k_draft_take                                 the first draft
- *   k_mtp_input, k_project, the layer (kv_shift 1), k_final_norm, k_head_sample, k_draft_take        each one more
+ *   k_head_sample or k_draft_sample, k_draft_take               the first draft
+ *   k_mtp_input, k_project, the layer (kv_shift 1), k_final_norm, and these two again               each one more
  *
  * Where a draft's position has no page, those after it are copies of it: nothing is made from its place on. */
 
 /* Makes d of what became of b; d_hidden[row][H] = hidden[R][H], the MTP layer's, of each entry's last accepted row. */
 void k_draft_begin(struct k_stream *s, struct k_pool *p, const struct k_batch *b,
         const struct k_outcome *outcomes, const float *hidden, struct k_batch *d, float *d_hidden);
+/* A head with the rows of some ids alone: the product with the whole head is most of what a draft takes, and most tokens
+ * of a text are few of the vocabulary. Ranks share the rows evenly, whatever ids they are of: rank r has n / tp from row
+ * r * n / tp on. */
+struct k_draft_head {
+    const struct k_linear *head; /* [n / tp][H] */
+    const uint32_t *place;       /* device, [V]: the row of an id, below n, or UINT32_MAX: it has none */
+    uint32_t n;                  /* a multiple of tp, at most V */
+};
+/* k_head_sample() of a batch of drafts, which can be these ids only: all others have the logit K_DRAFT_ABSENT. */
+#define K_DRAFT_ABSENT -1e30f
+void k_draft_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *d,
+        const struct k_draft_head *h, const float *d_hidden, struct k_result *results);
 /* The samples of d are the next drafts of their slots, as far as n_draft_next goes; its rows move on by one. */
 void k_draft_take(struct k_stream *s, struct k_pool *p, struct k_batch *d, const struct k_result *results);
 

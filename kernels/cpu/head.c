@@ -2,7 +2,10 @@
  *
  * Rows go through in chunks of HEAD_ROWS. With several ranks each puts its part of the logits of a few rows
  * into the shared region; rank (row % tp) then samples the whole row as a single rank would, and all copy the
- * results. So sampling cannot depend on tp. */
+ * results. So sampling cannot depend on tp.
+ *
+ * A head for drafts has fewer rows, and the logits that a rank makes are as many; a whole row is made of them before it
+ * is sampled. */
 #include "kernels/cpu/internal.h"
 #include "kernels/cpu/sample.h"
 #include "kernels/shared/check.h"
@@ -14,12 +17,17 @@ struct head_args {
     struct k_comm *m;
     const struct k_batch *b;
     const struct k_linear *head;
+    struct k_draft_head draft; /* n 0: it is the whole head */
     const float *hidden;
     struct k_result *results;
     struct k_outcome *outcomes;
     float *logits;
     uint32_t logits_rows_max;
 };
+
+static const struct k_draft_head *some_of(const struct head_args *a) {
+    return a->draft.n > 0 ? &a->draft : NULL;
+}
 
 struct head_chunk {
     const struct head_args *a;
@@ -30,7 +38,8 @@ struct head_chunk {
     uint32_t n_samples;
     uint32_t sample_row[HEAD_ROWS]; /* index into rows */
     uint32_t first_sample, n_round; /* the samples of this round: of one exchange */
-    float *logits, *work, *whole;   /* [HEAD_ROWS][vocab_rows], [..][V], [..][V] (several ranks only) */
+    uint32_t width;                 /* logits of a row that this rank makes */
+    float *logits, *work, *whole;   /* [HEAD_ROWS][width], [..][V], [..][V] (several ranks only) */
     struct k_result *results;       /* [n_round] of this round */
 };
 
@@ -110,18 +119,34 @@ static void sample_alone(void *arg, uint32_t i) {
     const uint64_t v = c->a->p->shape.vocab_size;
     sample_one(c, i, c->logits + c->sample_row[i] * v, c->work + i * v);
 }
+/* Logits of the whole vocabulary from those of some ids. */
+static void widen(const struct k_draft_head *some, uint32_t vocab, const float *from, float *to) {
+    for (uint32_t id = 0; id < vocab; id++)
+        to[id] = some->place[id] < some->n ? from[some->place[id]] : K_DRAFT_ABSENT;
+}
 /* Task i: sample i * tp + rank of the round. */
 static void sample_shared(void *arg, uint32_t task) {
     const struct head_chunk *c = arg;
     const struct k_shape *h = &c->a->p->shape;
     const uint32_t i = task * h->tp + h->rank;
-    float *whole = c->whole + (uint64_t)task * h->vocab_size;
+    const struct k_draft_head *some = some_of(c->a);
+    float *whole = c->whole + (uint64_t)task * h->vocab_size,
+          *work = c->work + (uint64_t)task * h->vocab_size, *to = some ? work : whole;
     for (uint32_t r = 0; r < h->tp; r++) {
-        uint32_t first, rows;
-        comm_vocab(c->a->m, r, &first, &rows);
-        memcpy(whole + first, comm_area(c->a->m, r) + (uint64_t)i * rows, rows * sizeof *whole);
+        uint32_t first = r * c->width, rows = c->width;
+        if (!some)
+            comm_vocab(c->a->m, r, &first, &rows);
+        memcpy(to + first, comm_area(c->a->m, r) + (uint64_t)i * rows, rows * sizeof *to);
     }
-    sample_one(c, i, whole, c->work + (uint64_t)task * h->vocab_size);
+    if (some)
+        widen(some, h->vocab_size, work, whole);
+    sample_one(c, i, whole, work);
+}
+
+static void widen_row(void *arg, uint32_t i) {
+    const struct head_chunk *c = arg;
+    const uint32_t v = c->a->p->shape.vocab_size;
+    widen(&c->a->draft, v, c->work + (uint64_t)i * c->width, c->logits + (uint64_t)i * v);
 }
 
 static void take_results(const struct head_chunk *c) {
@@ -135,7 +160,7 @@ static void take_results(const struct head_chunk *c) {
 
 static bool exchange_round(struct k_stream *s, struct head_chunk *c) {
     const struct k_shape *h = &c->a->p->shape;
-    const uint64_t rows = h->vocab_rows;
+    const uint64_t rows = c->width;
     comm_flip(c->a->m);
     for (uint32_t i = 0; i < c->n_round; i++)
         memcpy(comm_area(c->a->m, h->rank) + i * rows, c->logits + c->sample_row[c->first_sample + i] * rows,
@@ -151,6 +176,12 @@ static bool exchange_round(struct k_stream *s, struct head_chunk *c) {
     return true;
 }
 
+/* Ids of the vocabulary that a rank has at most. */
+static uint32_t vocab_share(const struct k_shape *h) {
+    const uint32_t share = k_vocab_segment(h->vocab_size) * (VOCAB_SEGMENTS / h->tp);
+    return share < h->vocab_size ? share : h->vocab_size;
+}
+
 static bool sample_chunk(struct k_stream *s, struct head_chunk *c) {
     const struct k_shape *h = &c->a->p->shape;
     if (h->tp == 1) {
@@ -162,9 +193,7 @@ static bool sample_chunk(struct k_stream *s, struct head_chunk *c) {
         take_results(c);
         return true;
     }
-    const uint32_t share = k_vocab_segment(h->vocab_size) * (VOCAB_SEGMENTS / h->tp),
-                   most = share < h->vocab_size ? share : h->vocab_size;
-    const uint64_t fit = comm_area_floats(c->a->m) / most;
+    const uint64_t fit = comm_area_floats(c->a->m) / vocab_share(h);
     for (c->first_sample = 0; c->first_sample < c->n_samples; c->first_sample += c->n_round) {
         uint32_t left = c->n_samples - c->first_sample;
         c->n_round = left < fit ? left : (uint32_t)fit;
@@ -192,7 +221,7 @@ static uint64_t head_scratch(const struct k_shape *h, uint64_t at[3]) {
     const uint64_t whole =
             align64((uint64_t)((HEAD_ROWS + h->tp - 1) / h->tp) * h->vocab_size * sizeof(float));
     at[0] = product_scratch_bytes(h->hidden_size, HEAD_ROWS);
-    at[1] = at[0] + align64((uint64_t)HEAD_ROWS * h->vocab_rows * sizeof(float));
+    at[1] = at[0] + align64((uint64_t)HEAD_ROWS * vocab_share(h) * sizeof(float));
     at[2] = at[1] + whole;
     return at[2] + (h->tp > 1 ? whole : 0);
 }
@@ -204,10 +233,29 @@ uint64_t head_scratch_bytes(const struct k_shape *h) {
 static bool head_fits(struct k_stream *s, const struct head_args *a) {
     const struct k_linear *w = a->head;
     struct error e;
-    const int r = head_check(&a->p->shape, w ? w->name : NULL, w ? w->rows : 0, w ? w->columns : 0, &e);
+    const char *name = w ? w->name : NULL;
+    const uint32_t rows = w ? w->rows : 0, columns = w ? w->columns : 0;
+    const int r = some_of(a) ? draft_head_check(&a->p->shape, some_of(a), name, rows, columns, &e)
+                             : head_check(&a->p->shape, name, rows, columns, &e);
     if (r < 0)
         stream_fault(s, r, "%s", e.text);
     return r == 0;
+}
+
+/* Logits of the chunk's rows: of one rank's drafts whole ones already. */
+static void head_product(struct k_stream *s, struct head_chunk *c, float *scratch) {
+    const struct head_args *a = c->a;
+    const bool widens = some_of(a) && a->p->shape.tp == 1;
+    struct product p = {.w = a->head,
+            .x = a->hidden,
+            .rows_at = c->rows,
+            .n = c->n,
+            .y = widens ? c->work : c->logits,
+            .ldy = c->width};
+    if (a->head)
+        product_run(s, &p, scratch);
+    if (widens)
+        stream_run(s, widen_row, c, c->n);
 }
 
 static void run_head(struct k_stream *s, const void *args) {
@@ -222,6 +270,7 @@ static void run_head(struct k_stream *s, const void *args) {
         return;
     struct head_chunk c = {.a = a,
             .isa = stream_isa(s),
+            .width = some_of(a) ? a->draft.n / h->tp : h->vocab_rows,
             .logits = (float *)(scratch + at[0]),
             .work = (float *)(scratch + at[1]),
             .whole = (float *)(scratch + at[2])};
@@ -229,14 +278,7 @@ static void run_head(struct k_stream *s, const void *args) {
         collect_rows(&c);
         if (c.n == 0)
             break;
-        struct product p = {.w = a->head,
-                .x = a->hidden,
-                .rows_at = c.rows,
-                .n = c.n,
-                .y = c.logits,
-                .ldy = h->vocab_rows};
-        if (a->head)
-            product_run(s, &p, (float *)scratch);
+        head_product(s, &c, (float *)scratch);
         for (uint32_t i = 0; i < c.n && a->logits; i++)
             if (c.asked[i] && logits_rows < a->logits_rows_max)
                 memcpy(a->logits + (uint64_t)logits_rows++ * h->vocab_rows,
@@ -250,7 +292,21 @@ static void run_head(struct k_stream *s, const void *args) {
 void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,
         const struct k_linear *head, const float *hidden, struct k_result *results,
         struct k_outcome *outcomes, float *logits, uint32_t logits_rows_max) {
-    struct head_args a = {p, m, b, head, hidden, results, outcomes, logits, logits_rows_max};
+    struct head_args a = {.p = p,
+            .m = m,
+            .b = b,
+            .head = head,
+            .hidden = hidden,
+            .results = results,
+            .outcomes = outcomes,
+            .logits = logits,
+            .logits_rows_max = logits_rows_max};
+    stream_submit(s, run_head, &a, sizeof a);
+}
+void k_draft_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *d,
+        const struct k_draft_head *h, const float *d_hidden, struct k_result *results) {
+    struct head_args a = {
+            .p = p, .m = m, .b = d, .head = h->head, .draft = *h, .hidden = d_hidden, .results = results};
     stream_submit(s, run_head, &a, sizeof a);
 }
 

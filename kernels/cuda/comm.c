@@ -292,23 +292,36 @@ void comm_add_made(struct k_stream *s, struct k_comm *m, const struct comm_add *
     if (CUDA_QUEUED(s, queue_exchange_rows(s->stream, &a)))
         s->made = *made;
 }
+static void queue_gather(
+        struct k_stream *s, const struct k_comm *m, struct exchange_gather_args *a, uint32_t rows) {
+    const uint32_t most = rows_at_once(a->n_most);
+    a->view = m->view;
+    a->view.fault = s->found;
+    for (; a->first_row < rows; a->first_row += most) {
+        a->rows = rows - a->first_row < most ? rows - a->first_row : most;
+        if (!CUDA_QUEUED(s, queue_exchange_gather(s->stream, a)))
+            return;
+    }
+}
 void comm_gather_vocab(struct k_stream *s, struct k_comm *m, const struct k_plan *d_plan, uint32_t rows,
         const float *part, float *all, uint32_t columns) {
     if (!meet(s, m))
         return;
-    struct exchange_gather_args a = {.view = m->view,
-            .d_plan = d_plan,
-            .d_part = part,
-            .d_all = all,
-            .columns = columns,
-            .n_most = m->vocab_most};
-    const uint32_t most = rows_at_once(m->vocab_most);
+    struct exchange_gather_args a = {
+            .d_plan = d_plan, .d_part = part, .d_all = all, .columns = columns, .n_most = m->vocab_most};
     memcpy(a.first, m->vocab_first, sizeof a.first);
     memcpy(a.n, m->vocab_rows, sizeof a.n);
-    a.view.fault = s->found;
-    for (; a.first_row < rows; a.first_row += most) {
-        a.rows = rows - a.first_row < most ? rows - a.first_row : most;
-        if (!CUDA_QUEUED(s, queue_exchange_gather(s->stream, &a)))
-            return;
+    queue_gather(s, m, &a, rows);
+}
+void comm_gather_shares(struct k_stream *s, struct k_comm *m, const struct k_plan *d_plan, uint32_t rows,
+        const float *part, float *all, uint32_t columns) {
+    if (!meet(s, m))
+        return;
+    struct exchange_gather_args a = {
+            .d_plan = d_plan, .d_part = part, .d_all = all, .columns = columns, .n_most = columns / m->tp};
+    for (uint32_t r = 0; r < m->tp; r++) {
+        a.first[r] = r * a.n_most;
+        a.n[r] = a.n_most;
     }
+    queue_gather(s, m, &a, rows);
 }

@@ -26,3 +26,6 @@ float comm_eps(const struct k_comm *m);
 /* all[rows][columns] = the vocabulary's rows of all ranks, of up to `rows` rows of a plan; part[rows][own]. */
 void comm_gather_vocab(struct k_stream *s, struct k_comm *m, const struct k_plan *d_plan, uint32_t rows,
         const float *part, float *all, uint32_t columns);
+/* The same of rows that ranks share evenly, rank after rank. */
+void comm_gather_shares(struct k_stream *s, struct k_comm *m, const struct k_plan *d_plan, uint32_t rows,
+        const float *part, float *all, uint32_t columns);

@@ -3,7 +3,9 @@
  *
  *   begin  grid (rows of the drafts' batch): a block finds its entry among the step's, as collect.cu does, and copies a
  *          hidden row of 20 KB. Block 0 also says how many there are.
- *   take   a thread a row. */
+ *   take   a thread a row.
+ *   widen  grid (1024 ids each, rows of a round): four ids a thread. Reads 4 bytes an id and writes as many; what it
+ *          looks up, some 100 KB a row, stays in L2. */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/select.cuh"
@@ -115,6 +117,25 @@ __global__ void __launch_bounds__(BLOCK_THREADS) draft_take_kernel(const struct 
     for (uint32_t axis = 0; axis < 3; axis++)
         a.d.d_row_rope[3 * row + axis]++;
 }
+#define WIDEN_IDS (4 * BLOCK_THREADS) /* of a block */
+__global__ void __launch_bounds__(BLOCK_THREADS) widen_kernel(const struct widen_args a) {
+    const uint32_t row = blockIdx.y, first = blockIdx.x * WIDEN_IDS + threadIdx.x;
+    if (row >= a.d_round->n_rows)
+        return;
+    const float *d_from = a.d_from + (uint64_t)row * a.n;
+    float *d_to = a.d_to + (uint64_t)row * a.vocab;
+#pragma unroll
+    for (uint32_t id = first; id < first + WIDEN_IDS; id += BLOCK_THREADS) {
+        const uint32_t place = id < a.vocab ? a.d_place[id] : UINT32_MAX;
+        if (id < a.vocab)
+            d_to[id] = place < a.n ? d_from[place] : K_DRAFT_ABSENT;
+    }
+}
+cudaError_t queue_widen(cudaStream_t s, const struct widen_args *a, uint32_t rows_bound) {
+    return K_LAUNCH(
+            widen_kernel, dim3((a->vocab + WIDEN_IDS - 1) / WIDEN_IDS, rows_bound), BLOCK_THREADS, 0, s, *a);
+}
+
 cudaError_t queue_draft_take(cudaStream_t s, const struct draft_args *a) {
     return K_LAUNCH(draft_take_kernel, dim3((a->drafts_max + BLOCK_THREADS - 1) / BLOCK_THREADS),
             BLOCK_THREADS, 0, s, *a);

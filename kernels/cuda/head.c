@@ -7,6 +7,7 @@
 #include "kernels/cuda/internal.h"
 #include "kernels/cuda/reduce.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda/step.h"
 #include "kernels/shared/check.h"
 
 enum part {
@@ -54,10 +55,13 @@ uint64_t head_scratch_bytes(const struct k_shape *h) {
     return head_scratch(h, at);
 }
 
-static bool head_fits(struct k_stream *s, const struct k_shape *h, const struct k_linear *head) {
+static bool head_fits(struct k_stream *s, const struct k_shape *h, const struct k_linear *head,
+        const struct k_draft_head *some) {
+    const char *name = head ? head->name : NULL;
+    const uint32_t rows = head ? head->rows : 0, columns = head ? head->columns : 0;
     struct error e;
-    const int r =
-            head_check(h, head ? head->name : NULL, head ? head->rows : 0, head ? head->columns : 0, &e);
+    const int r = some ? draft_head_check(h, some, name ? name : "no head", rows, columns, &e)
+                       : head_check(h, name, rows, columns, &e);
     if (r < 0)
         stream_refused(s, &e);
     return r == 0;
@@ -66,7 +70,8 @@ static bool head_fits(struct k_stream *s, const struct k_shape *h, const struct 
 struct round {
     struct collect_args collect;
     struct sample_args sample;
-    const struct k_linear *head; /* NULL: this rank has no rows of the vocabulary */
+    const struct k_linear *head;     /* NULL: this rank has no rows of the vocabulary */
+    const struct k_draft_head *some; /* NULL, or whose head it is */
     struct k_comm *comm;
     float *d_local;
 };
@@ -79,6 +84,22 @@ static void queue_logits(struct k_stream *s, const struct round *r, const struct
         comm_gather_vocab(s, r->comm, wanted->view.d_plan, wanted->bounds.rows, r->d_local,
                 (float *)r->sample.d_raw, r->sample.p.shape.vocab_size);
 }
+/* The same of a head that has some ids. What the samples change lies where logits are on their way before. */
+static bool queue_some_logits(struct k_stream *s, const struct round *r, const struct k_batch *wanted) {
+    const bool alone = comm_alone(r->comm);
+    const uint32_t rows = wanted->bounds.rows, n = r->some->n;
+    float *d_raw = (float *)r->sample.d_raw, *d_few = r->sample.d_changed;
+    k_project(s, wanted, r->collect.d_x, r->head, alone ? d_few : d_raw);
+    if (!alone)
+        comm_gather_shares(s, r->comm, wanted->view.d_plan, rows, d_raw, d_few, n);
+    const struct widen_args a = {.d_round = wanted->view.d_plan,
+            .d_place = r->some->place,
+            .d_from = d_few,
+            .d_to = d_raw,
+            .vocab = r->sample.p.shape.vocab_size,
+            .n = n};
+    return CUDA_QUEUED(s, queue_widen(s->stream, &a, rows));
+}
 static bool queue_round(struct k_stream *s, const struct round *r, uint32_t rows) {
     const struct k_batch wanted = {.view.d_plan = r->collect.d_round,
             .context = s->context,
@@ -87,22 +108,26 @@ static bool queue_round(struct k_stream *s, const struct round *r, uint32_t rows
             .bounds = {.rows = rows, .entries = 1, .context = UINT32_MAX}};
     if (!CUDA_QUEUED(s, queue_collect(s->stream, &r->collect, rows)))
         return false;
-    queue_logits(s, r, &wanted);
+    if (!r->some)
+        queue_logits(s, r, &wanted);
+    else if (!queue_some_logits(s, r, &wanted))
+        return false;
     return CUDA_QUEUED(s, queue_samples(s->stream, &r->sample, rows));
 }
 
-void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,
-        const struct k_linear *head, const float *hidden, struct k_result *results,
-        struct k_outcome *outcomes, float *logits, uint32_t logits_rows_max) {
+static void queue_head(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,
+        const struct k_linear *head, const struct k_draft_head *some, const float *hidden,
+        struct k_result *results, struct k_outcome *outcomes, float *logits, uint32_t logits_rows_max) {
     const struct k_shape *h = &p->view.shape;
     const uint64_t room = logits ? logits_rows_max : 0, drafts = p->options.drafts_max,
                    wanted = b->bounds.entries * (1 + drafts) + SCORES_MAX + room,
                    rows = wanted < b->bounds.rows ? wanted : b->bounds.rows;
     uint64_t at[PARTS_OF_SCRATCH];
     uint8_t *d_scratch = stream_scratch(s, head_scratch(h, at));
-    if (!d_scratch || !head_fits(s, h, head) || !CUDA_QUEUED(s, cudaSetDevice(s->context->device)))
+    if (!d_scratch || !head_fits(s, h, head, some) || !CUDA_QUEUED(s, cudaSetDevice(s->context->device)))
         return;
     struct round r = {.head = head,
+            .some = some,
             .comm = m,
             .d_local = (float *)(d_scratch + at[LOCAL]),
             .collect = {.d_plan = b->view.d_plan,
@@ -144,6 +169,15 @@ void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const
         const struct outcome_args o = {b->view.d_plan, b->view.d_entries, p->view, hidden, results, outcomes};
         CUDA_QUEUED(s, queue_outcomes(s->stream, &o, b->bounds.entries));
     }
+}
+void k_head_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *b,
+        const struct k_linear *head, const float *hidden, struct k_result *results,
+        struct k_outcome *outcomes, float *logits, uint32_t logits_rows_max) {
+    queue_head(s, p, m, b, head, NULL, hidden, results, outcomes, logits, logits_rows_max);
+}
+void k_draft_sample(struct k_stream *s, struct k_pool *p, struct k_comm *m, const struct k_batch *d,
+        const struct k_draft_head *h, const float *d_hidden, struct k_result *results) {
+    queue_head(s, p, m, d, h->head, h, d_hidden, results, NULL, NULL, 0);
 }
 
 void k_reduce_residual(struct k_stream *s, struct k_comm *m, const struct k_batch *b, const float *part,

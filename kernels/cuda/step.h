@@ -33,6 +33,16 @@ struct end_args {
 };
 cudaError_t queue_end(cudaStream_t s, const struct end_args *a, uint32_t entries_bound);
 
+/* Logits of the whole vocabulary from those of the ids that have a place: draft.cu. */
+struct widen_args {
+    const struct k_plan *d_round;
+    const uint32_t *d_place; /* [vocab] */
+    const float *d_from;     /* [rows][n] */
+    float *d_to;             /* [rows][vocab] */
+    uint32_t vocab, n;
+};
+cudaError_t queue_widen(cudaStream_t s, const struct widen_args *a, uint32_t rows_bound);
+
 /* The batch in which the MTP layer makes drafts: draft.cu. */
 struct draft_args {
     struct pool_view p;

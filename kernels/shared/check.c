@@ -138,6 +138,16 @@ int head_check(const struct k_shape *h, const char *name, uint32_t rows, uint32_
             rows, columns, h->vocab_rows, h->hidden_size);
 }
 
+int draft_head_check(const struct k_shape *s, const struct k_draft_head *h, const char *name, uint32_t rows,
+        uint32_t columns, struct error *e) {
+    if (h->place && h->n > 0 && h->n <= s->vocab_size && h->n % s->tp == 0 && rows == h->n / s->tp &&
+            columns == s->hidden_size)
+        return 0;
+    return error_set(e, -EINVAL,
+            "%s: %u x %u as one of %u shares of %u ids for drafts, of a vocabulary of %u", name, rows,
+            columns, s->tp, h->n, s->vocab_size);
+}
+
 int table_check(const void *data, uint32_t rows, uint32_t columns, struct error *e) {
     if (!data || !rows || !columns)
         return error_set(

@@ -25,6 +25,9 @@ int linear_check_weights(const struct k_linear_spec *spec, struct error *e);
 /* -EINVAL when a piece is tiles, which cannot hold made-up weights. */
 int linear_check_dummy(const struct k_linear_spec *spec, struct error *e);
 /* -EINVAL when a linear of that name (NULL: none) and size is not the head that the rank's shape has. */
+/* Of a head for drafts: this rank's rows, of h->n in all. */
+int draft_head_check(const struct k_shape *s, const struct k_draft_head *h, const char *name, uint32_t rows,
+        uint32_t columns, struct error *e);
 int head_check(const struct k_shape *h, const char *name, uint32_t rows, uint32_t columns, struct error *e);
 
 /* -EINVAL when an embedding table is none. */

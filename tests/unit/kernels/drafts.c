@@ -67,7 +67,8 @@ struct model {
     struct k_batch *drafts;
     struct k_table *table;
     float *rows; /* that it maps */
-    struct k_linear *gdn_in, *gdn_out, *heads_in, *heads_out, *head, *fc, *drafter_in, *drafter_out;
+    struct k_linear *gdn_in, *gdn_out, *heads_in, *heads_out, *head, *fc, *drafter_in, *drafter_out, *few;
+    struct k_draft_head some; /* n 0: drafts are sampled from the whole head */
     struct k_gdn_weights gdn;
     struct k_attention_weights heads;
     const float *norm;
@@ -95,13 +96,38 @@ static struct k_linear *int8_linear(struct world *w, uint32_t rows, uint32_t col
     OK(k_linear_dummy(w->c, &spec, seed, 0.2f, &l, e));
     return l;
 }
+static struct k_linear *tied_head(struct world *w, const float *rows) {
+    const struct k_matrix_view v = {.data = rows, .row_stride = HIDDEN, .rows = VOCAB, .dtype = K_F32};
+    const struct k_linear_spec spec = {
+            .pieces = &v, .n_pieces = 1, .columns = HIDDEN, .leaves = 8, .name = "head"};
+    struct k_linear *l = NULL;
+    OK(k_linear_pack(w->c, &spec, &l, e));
+    return l;
+}
 static const float *random_on(struct world *w, uint64_t seed, size_t n) {
     float *x = random_floats(seed, n, 1.0f), *d_x = dev(w, x, n);
     free(x);
     return d_x;
 }
 
-static void model_open(struct model *m, uint32_t drafts_max) {
+/* The last n ids of the vocabulary, in another order. */
+static void some_open(struct model *m, uint32_t n) {
+    uint32_t order[VOCAB], place[VOCAB];
+    memset(place, 0xff, sizeof place);
+    for (uint32_t i = 0; i < n; i++) {
+        order[i] = VOCAB - 1 - (i + 5) % n;
+        place[order[i]] = i;
+    }
+    const struct k_matrix_view v = {
+            .data = m->rows, .row_stride = HIDDEN, .rows = n, .dtype = K_F32, .row_order = order};
+    const struct k_linear_spec spec = {
+            .pieces = &v, .n_pieces = 1, .columns = HIDDEN, .leaves = 8, .name = "few"};
+    OK(k_linear_pack(m->w.c, &spec, &m->few, e));
+    m->some = (struct k_draft_head){
+            .head = m->few, .place = (const uint32_t *)dev_bytes(&m->w, place, sizeof place), .n = n};
+}
+
+static void model_open(struct model *m, uint32_t drafts_max, uint32_t n_some) {
     const struct k_pool_options pool = {.slots = SEQUENCES + 1,
             .pages = SEQUENCES * SLOT_PAGES,
             .pages_per_slot = SLOT_PAGES,
@@ -117,7 +143,7 @@ static void model_open(struct model *m, uint32_t drafts_max) {
     m->gdn_out = int8_linear(w, HIDDEN, GDN_OUT, 3);
     m->heads_in = int8_linear(w, HEADS_IN, HIDDEN, 4);
     m->heads_out = int8_linear(w, HIDDEN, HEADS_OUT, 5);
-    m->head = int8_linear(w, VOCAB, HIDDEN, 6);
+    m->head = tied_head(w, m->rows);
     m->fc = int8_linear(w, HIDDEN, 2 * HIDDEN, 7);
     m->drafter_in = int8_linear(w, HEADS_IN, HIDDEN, 8);
     m->drafter_out = int8_linear(w, HIDDEN, HEADS_OUT, 9);
@@ -125,6 +151,10 @@ static void model_open(struct model *m, uint32_t drafts_max) {
             random_on(w, 10, 4 * CHANNELS), random_on(w, 11, 4), random_on(w, 12, 4), random_on(w, 13, 20)};
     m->heads = (struct k_attention_weights){random_on(w, 14, 32), random_on(w, 15, 32)};
     m->norm = random_on(w, 16, HIDDEN);
+    m->few = NULL;
+    m->some = (struct k_draft_head){0};
+    if (n_some)
+        some_open(m, n_some);
     m->x = room(w, ROWS_MAX * HIDDEN);
     m->in = room(w, ROWS_MAX * (GDN_IN + HEADS_IN));
     m->mixed = room(w, ROWS_MAX * (GDN_OUT + HEADS_OUT));
@@ -139,8 +169,8 @@ static void model_open(struct model *m, uint32_t drafts_max) {
         slot_new(w, i + 1, &samplings[i], 1 + i * SLOT_PAGES, SLOT_PAGES);
 }
 static void model_close(struct model *m) {
-    struct k_linear *const linears[] = {
-            m->gdn_in, m->gdn_out, m->heads_in, m->heads_out, m->head, m->fc, m->drafter_in, m->drafter_out};
+    struct k_linear *const linears[] = {m->gdn_in, m->gdn_out, m->heads_in, m->heads_out, m->head, m->fc,
+            m->drafter_in, m->drafter_out, m->few};
     k_stream_wait(m->w.s, 0, NULL);
     for (size_t i = 0; i < sizeof linears / sizeof *linears; i++)
         k_linear_free(linears[i]);
@@ -173,7 +203,10 @@ static void queue_drafts(struct model *m, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
         if (i > 0)
             queue_drafter(m, m->drafts, m->d_hidden, m->d_results, m->d_hidden);
-        k_head_sample(w->s, w->p, w->m, m->drafts, m->head, m->d_hidden, m->d_results, NULL, NULL, 0);
+        if (m->some.n)
+            k_draft_sample(w->s, w->p, w->m, m->drafts, &m->some, m->d_hidden, m->d_results);
+        else
+            k_head_sample(w->s, w->p, w->m, m->drafts, m->head, m->d_hidden, m->d_results, NULL, NULL, 0);
         k_draft_take(w->s, w->p, m->drafts, m->d_results);
     }
 }
@@ -221,6 +254,7 @@ struct way {
     uint32_t least, most; /* drafts */
     uint32_t right;       /* so many, at most, are those that will be sampled */
     bool own;             /* those that the drafter leaves in the slot */
+    uint32_t some;        /* of so many ids; 0 = of all */
     bool moved; /* slots are copied away and back between rounds, and snapshots of them restored elsewhere */
 };
 
@@ -328,7 +362,7 @@ static uint32_t life_run(const struct way *way, uint64_t seed, const struct told
     struct rng r = {seed};
     uint32_t accepted = 0;
     memset(got, 0, SEQUENCES * sizeof *got);
-    model_open(&m, way->drafts_max);
+    model_open(&m, way->drafts_max, way->some);
     prompts_run(&m, way, got);
     while (round_run(&m, way, &r, plain, got, &accepted) > 0)
         ;
@@ -439,7 +473,7 @@ static void hidden_behind_drafts(uint32_t n_pages, float *hidden) {
     struct k_outcome outcomes[1];
     struct model m;
     struct world *w = &m.w;
-    model_open(&m, 3);
+    model_open(&m, 3, 0);
     k_slot_close(w->s, w->p, 1);
     slot_new(w, 1, NULL, 1, n_pages);
     step_new(w);
@@ -460,6 +494,20 @@ static void test_drafts_behind_the_pages(void **state) {
     hidden_behind_drafts(1, without);
     assert_same_floats(without, with, HIDDEN, "behind drafts that had no page");
 }
+/* With all ids, in whatever order, they are the same drafts; with some others, and no token differs. */
+static void test_drafts_of_some_ids(void **state) {
+    struct way way = {.drafts_max = 5, .least = 5, .most = 5, .own = true};
+    static struct told got[SEQUENCES];
+    uint32_t accepted[4];
+    NEEDS_DRAFTS();
+    for (size_t i = 0; i < 4; i++) {
+        way.some = (const uint32_t[]){0, VOCAB, 40, 1}[i];
+        accepted[i] = life_run(&way, 3, plain, got);
+        assert_same_life(got, plain);
+    }
+    assert_true(accepted[0] > 0);
+    assert_int_equal(accepted[1], accepted[0]);
+}
 
 int main(void) {
     const struct CMUnitTest tests[] = {
@@ -470,6 +518,7 @@ int main(void) {
             cmocka_unit_test(test_slots_that_move),
             cmocka_unit_test(test_drafts_in_the_slot),
             cmocka_unit_test(test_drafts_behind_the_pages),
+            cmocka_unit_test(test_drafts_of_some_ids),
     };
     return cmocka_run_group_tests(tests, find_out, NULL);
 }

@@ -13,6 +13,7 @@ struct group {
     const float *w, *head, *in, *x;    /* [H][K], [V][H], [ROWS][K], [ROWS][H] */
     const struct k_sampling *sampling; /* [ENTRIES + 1] */
     const struct fake *quant;          /* the head's weights; NULL = head */
+    uint32_t n_some;                   /* ids of the head for drafts; 0 = there is none */
     bool poison;                       /* a NaN in the hidden row of entry 3 */
     const char *isa;
 };
@@ -22,6 +23,7 @@ struct member {
     float x[ROWS * H], logits[ENTRIES * V];
     struct k_result results[STEPS][ENTRIES];
     struct k_outcome outcomes[STEPS][ENTRIES];
+    struct k_result drafts[STEPS][ENTRIES];
     int fault;
     char fault_text[ERROR_TEXT_MAX];
 };
@@ -40,6 +42,32 @@ static struct k_linear *head_of(struct world *w, const struct group *g, uint32_t
     const struct k_matrix_view v = {
             .quant = g->quant ? &g->quant->q : NULL, .rows = rows, .first_row = first};
     return g->quant ? linear_of(w, &v, 1, H, 8, NULL) : shard(w, g->head + (size_t)first * H, H, rows, H, 8);
+}
+
+/* Row i of the head for drafts. */
+static uint32_t some_id(uint32_t i) {
+    return (7 * i + 3) % V;
+}
+static void draft_head_open(struct world *w, const struct group *g, uint32_t rank, struct k_draft_head *ret) {
+    const uint32_t n = g->n_some / g->tp;
+    uint32_t order[V], place[V];
+    struct k_linear *l = NULL;
+    memset(place, 0xff, sizeof place);
+    for (uint32_t i = 0; i < g->n_some; i++)
+        place[some_id(i)] = i;
+    for (uint32_t i = 0; i < n; i++)
+        order[i] = some_id(rank * n + i);
+    const struct k_matrix_view v = {.data = g->quant ? NULL : g->head,
+            .row_stride = H,
+            .quant = g->quant ? &g->quant->q : NULL,
+            .rows = n,
+            .dtype = K_F32,
+            .row_order = order};
+    const struct k_linear_spec spec = {
+            .pieces = &v, .n_pieces = 1, .columns = H, .leaves = 8, .name = "drafts"};
+    OK(k_linear_pack(w->c, &spec, &l, e));
+    *ret = (struct k_draft_head){
+            .head = l, .place = (const uint32_t *)dev_bytes(w, place, sizeof place), .n = g->n_some};
 }
 
 static void plan_step(struct world *w, uint32_t step) {
@@ -93,6 +121,10 @@ static void member_main(struct member *m) {
           *d_logits = dev(w, m->logits, ENTRIES * V);
     struct k_result *d_results = dev_bytes(w, m->results[0], sizeof m->results[0]);
     struct k_outcome *d_outcomes = dev_bytes(w, m->outcomes[0], sizeof m->outcomes[0]);
+    struct k_result *d_drafts = dev_bytes(w, m->drafts[0], sizeof m->drafts[0]);
+    struct k_draft_head some = {0};
+    if (g->n_some)
+        draft_head_open(w, g, m->rank, &some);
     for (uint32_t step = 0; step < STEPS; step++) {
         plan_step(w, step);
         step_begin_now(w);
@@ -111,6 +143,9 @@ static void member_main(struct member *m) {
         k_upload(w->s, d_hidden, hidden, sizeof m->x);
         k_head_sample(w->s, w->p, w->m, w->b, head, d_hidden, d_results, d_outcomes, step ? NULL : d_logits,
                 ENTRIES);
+        if (g->n_some)
+            k_draft_sample(w->s, w->p, w->m, w->b, &some, d_hidden, d_drafts);
+        k_download(w->s, m->drafts[step], d_drafts, w->plan.n_samples * sizeof *d_drafts);
         k_end_step(w->s, w->p, w->b, d_results, d_outcomes);
         k_download(w->s, m->outcomes[step], d_outcomes, w->plan.n_samples * sizeof *d_outcomes);
         k_download(w->s, m->results[step], d_results, w->plan.n_samples * sizeof *d_results);
@@ -122,6 +157,7 @@ static void member_main(struct member *m) {
     memcpy(m->fault_text, e.text, sizeof e.text);
     k_linear_free(l);
     k_linear_free(head);
+    k_linear_free((struct k_linear *)some.head);
     world_close(w);
 out:
     free(w), free(in), free(hidden);
@@ -237,6 +273,60 @@ static void test_a_quantised_head_at_every_size(void **state) {
         struct fake *f = fake_make((uint64_t)i, kinds[i], V, H);
         every_size_gives_the_bits_of_one(f);
         fake_free(f);
+    }
+}
+
+/* Greedy samples of a part of the vocabulary are those of the whole one, where they are of that part. */
+static void drafts_agree(const struct member *m) {
+    const struct group *g = m->g;
+    uint32_t same = 0;
+    for (uint32_t step = 0, n = 0; step < STEPS; step++, n = 0) {
+        for (uint32_t i = 0; i < ENTRIES; i++) {
+            if (step == 0 && i % 4 == 1)
+                continue; /* not sampled */
+            const uint32_t whole = m->results[step][n].id, draft = m->drafts[step][n].id;
+            uint32_t has[2] = {0};
+            n++;
+            for (uint32_t k = 0; k < g->n_some; k++) {
+                has[0] += some_id(k) == whole;
+                has[1] += some_id(k) == draft;
+            }
+            assert_int_equal(has[1], 1);
+            if (g->sampling[i + 1].temperature == 0 && has[0])
+                assert_int_equal(draft, whole);
+            same += draft == whole;
+        }
+    }
+    assert_true(same > 0);
+}
+static void test_a_head_for_drafts_at_every_size(void **state) {
+    const uint32_t tp_most = ranks_most() > 4 ? 4 : ranks_most();
+    struct fake *quants[] = {
+            NULL, fake_make(9, (struct fake_kind){QUANT_INT8, QUANT_SCALE_BF16, 128, 0, 0}, V, H)};
+    (void)state;
+    for (int q = 0; q < 2; q++) {
+        struct group one = group_of(1);
+        one.quant = quants[q];
+        one.n_some = 296;
+        struct member *alone = run_group(&one);
+        assert_int_equal(alone->fault, 0);
+        drafts_agree(alone);
+        for (uint32_t tp = 2; tp <= tp_most; tp *= 2) {
+            struct group g = group_of(tp);
+            g.quant = one.quant;
+            g.n_some = one.n_some;
+            struct member *m = run_group(&g);
+            for (uint32_t r = 0; r < tp; r++) {
+                assert_int_equal(m[r].fault, 0);
+                assert_memory_equal(m[r].drafts, alone->drafts, sizeof m->drafts);
+                assert_memory_equal(m[r].results, alone->results, sizeof m->results);
+            }
+            members_free(m, tp);
+            group_free(&g);
+        }
+        members_free(alone, 1);
+        group_free(&one);
+        fake_free(quants[q]);
     }
 }
 
@@ -597,6 +687,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_every_size_gives_the_bits_of_one),
             cmocka_unit_test(test_a_quantised_head_at_every_size),
+            cmocka_unit_test(test_a_head_for_drafts_at_every_size),
             cmocka_unit_test(test_every_instruction_set_gives_them_too),
             cmocka_unit_test(test_a_bad_logit_ends_that_sample_only),
             cmocka_unit_test(test_sums_by_every_way),
