@@ -614,9 +614,9 @@ void k_end_step(struct k_stream *s, struct k_pool *p, const struct k_batch *b, c
 /* Makes d of what became of b; d_hidden[row][H] = hidden[R][H], the MTP layer's, of each entry's last accepted row. */
 void k_draft_begin(struct k_stream *s, struct k_pool *p, const struct k_batch *b,
         const struct k_outcome *outcomes, const float *hidden, struct k_batch *d, float *d_hidden);
-/* A head with the rows of some ids alone: the product with the whole head is most of what a draft takes, and most tokens
- * of a text are few of the vocabulary. Ranks share the rows evenly, whatever ids they are of: rank r has n / tp from row
- * r * n / tp on. */
+/* A head with the rows of some ids alone: the product with the whole head is most of what a draft takes, and most
+ * tokens of a text are few of the vocabulary. Ranks share the rows evenly, whatever ids they are of: rank r has n / tp
+ * from row r * n / tp on. */
 struct k_draft_head {
     const struct k_linear *head; /* [n / tp][H] */
     const uint32_t *place;       /* device, [V]: the row of an id, below n, or UINT32_MAX: it has none */

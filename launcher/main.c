@@ -85,6 +85,8 @@ static const struct verb_info verbs[] = {
         {"synth", 0, NULL, "shardd synth DIR [options]", "write a synthetic checkpoint of any size", NULL},
         {"quantize", 0, NULL, "shardd quantize SRC DST [options]",
                 "make a checkpoint with 4 or 8 bit weights", NULL},
+        {"draft-vocab", 0, NULL, "shardd draft-vocab MODEL OUT FILE...",
+                "count the ids that drafts are chosen among", NULL},
 };
 #define VERBS_N (sizeof(verbs) / sizeof(verbs[0]))
 
@@ -110,10 +112,10 @@ static void print_overview(FILE *out) {
                  "  shardd status\n");
 }
 
-static int run_checkpoint_program(char *const argv[], int n) {
+static int run_program(const char *program, char *const argv[], int n) {
     struct error e;
     char path[PATH_MAX];
-    if (program_find("shardd-checkpoint", NULL, path, &e) < 0) {
+    if (program_find(program, NULL, path, &e) < 0) {
         fprintf(stderr, "shardd %s: %s\n", argv[0], e.text);
         return EXIT_FAILED;
     }
@@ -132,7 +134,8 @@ static int run_checkpoint_program(char *const argv[], int n) {
 
 static int run_verb(const struct verb_info *v, char *const argv[], int n) {
     if (!v->verb)
-        return run_checkpoint_program(argv, n);
+        return run_program(
+                strcmp(v->name, "draft-vocab") == 0 ? "shardd-tokenize" : "shardd-checkpoint", argv, n);
     struct options o;
     struct error e = {0};
     options_init(&o, v->verb);

@@ -123,3 +123,28 @@ def test_a_death():
                     time.sleep(0.02)
     assert said[0] == said[1]
     assert [len(ids) for ids in said[0]] == [800, 800]
+
+
+def test_a_draft_vocabulary(tmp_path):
+    """Counted from texts, served with; no answer changes. A file that is none is refused by name."""
+    chat, ids = tmp_path / "chat.jsonl", str(tmp_path / "ids.txt")
+    chat.write_text(json.dumps({"messages": [{"role": "user", "content": TEXT}]}) + "\n" + json.dumps({"text": TEXT}))
+    corpus = os.path.join(ROOT, "docs", "architecture.md")
+    done = shardd("draft-vocab", BUNDLED, ids, corpus, str(chat), "--ids", "1000")
+    assert done.returncode == 0 and "1000 of 3" in done.stdout, done.stdout + done.stderr
+    with open(ids, encoding="ascii") as f:
+        first, *lines = f.read().splitlines()
+    assert first.startswith("# 1000 of 3") and len(set(lines)) == 1000
+    plain = answers_of(1)[0]
+    said, drafts = answers_of(2, "--speculation", "mtp", "--draft-vocab", ids)
+    assert said == plain and drafts > 0
+    few = tmp_path / "few.txt"
+    few.write_text("1\n2\n99999\n")
+    done = shardd("serve", "--model", BUNDLED, "--device", "cpu", "--uds", str(tmp_path / "s"), "--speculation", "mtp",
+                  "--draft-vocab", str(few))
+    assert done.returncode != 0 and "few.txt, line 3: '99999' is no id" in done.stdout + done.stderr
+    for wrong in ([BUNDLED, ids], [BUNDLED, ids, corpus, "--ids", "x"], [BUNDLED, ids, corpus, "--id", "5"]):
+        done = shardd("draft-vocab", *wrong)
+        assert done.returncode == 2 and "shardd draft-vocab --help" in done.stderr
+    done = shardd("draft-vocab", BUNDLED, ids, str(tmp_path / "none.txt"))
+    assert done.returncode == 1 and "none.txt" in done.stderr

@@ -28,8 +28,8 @@ const char bench_help[] =
         "                          of dummy weights; default as config.json says\n"
         "\n"
         "and --model, --load-format, --packed-cache, --tensor-parallel-size, --devices, --threads, --isa,\n"
-        "--activations, --numerics, --max-num-batched-tokens, --kv-cache-dtype, --kv-cache-memory, --temperature,\n"
-        "--top-k, --top-p, --min-p, --seed, --enforce-eager, --log-level as without `bench`.\n";
+        "--draft-vocab, --activations, --numerics, --max-num-batched-tokens, --kv-cache-dtype, --kv-cache-memory,\n"
+        "--temperature, --top-k, --top-p, --min-p, --seed, --enforce-eager, --log-level as without `bench`.\n";
 
 static const char *const own[] = {"--prompt", "--decode", "--depth", "--batch", "--drafts", "--acceptance",
         "--repeat", "--json", "--speed-memory", "--weights", "--lm-head", "--group-size"};

@@ -124,6 +124,15 @@ void linear_of_head(const struct model_config *m, const struct tensor *head, str
     ret->order = order_of(head);
 }
 
+void linear_of_draft_head(const struct model_config *m, const struct tensor *head, const uint32_t *ids,
+        uint32_t n, struct linear *ret) {
+    begin(ret, LINEAR_DRAFT_HEAD, "mtp.", "draft_head");
+    add(ret, head, m->vocab_size, m->hidden_size);
+    ret->m[0].rows = n;
+    ret->m[0].row_order = ids;
+    ret->order = order_of(head);
+}
+
 /* --- sharding --- */
 
 static void shard_by_kind(const struct linear *x, const struct shard *s, struct shard_linear *ret) {
@@ -145,6 +154,9 @@ static void shard_by_kind(const struct linear *x, const struct shard *s, struct 
         break;
     case LINEAR_REPLICATED:
         shard_replicated(&x->m[0], ret);
+        break;
+    case LINEAR_DRAFT_HEAD:
+        shard_evenly(s, &x->m[0], ret);
     }
 }
 

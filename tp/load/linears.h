@@ -27,6 +27,7 @@ enum linear_kind {
     LINEAR_ROW_PARALLEL, /* o_proj, out_proj, down_proj */
     LINEAR_HEAD,
     LINEAR_REPLICATED, /* mtp.fc */
+    LINEAR_DRAFT_HEAD, /* some rows of the head */
 };
 
 struct linear {
@@ -45,6 +46,9 @@ int linears_of_layer(const struct model_config *m, const struct layer_tensors *t
         const char *prefix, struct linear ret[LINEARS_OF_LAYER], struct error *e);
 void linear_of_fc(const struct model_config *m, const struct tensor *fc, struct linear *ret);
 void linear_of_head(const struct model_config *m, const struct tensor *head, struct linear *ret);
+/* Rows ids[n] of the head, in this order; ids NULL: n rows of made-up weights. */
+void linear_of_draft_head(const struct model_config *m, const struct tensor *head, const uint32_t *ids,
+        uint32_t n, struct linear *ret);
 
 /* One rank's part. *ret_order is what k_linear_spec wants: into x, or, where *ret_owned is set, the caller's to free().
  * -ENOTSUP: an order that this tp cannot undo, by file and tensor. */

@@ -144,6 +144,13 @@ void shard_head(const struct shard *s, const struct shard_matrix *m, struct shar
         add_rows(ret, m, s->vocab.first, s->vocab.count);
 }
 
+void shard_evenly(const struct shard *s, const struct shard_matrix *m, struct shard_linear *ret) {
+    const uint32_t share = m->rows / s->shape.tp;
+    *ret = (struct shard_linear){0};
+    assert(m->rows % s->shape.tp == 0);
+    add_rows(ret, m, s->shape.rank * share, share);
+}
+
 void shard_replicated(const struct shard_matrix *m, struct shard_linear *ret) {
     *ret = (struct shard_linear){0};
     add_rows(ret, m, 0, m->rows);

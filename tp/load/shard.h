@@ -57,6 +57,8 @@ void shard_gate_up(const struct shard *s, const struct shard_matrix *gate, const
 void shard_row_parallel(const struct shard *s, const struct shard_matrix *m, struct shard_linear *ret);
 /* No pieces where the rank has no rows of the vocabulary. */
 void shard_head(const struct shard *s, const struct shard_matrix *m, struct shard_linear *ret);
+/* Rows that ranks share evenly: m->rows is a multiple of tp. */
+void shard_evenly(const struct shard *s, const struct shard_matrix *m, struct shard_linear *ret);
 void shard_replicated(const struct shard_matrix *m, struct shard_linear *ret);
 
 /* The rank's channels of in_proj_qkv and conv1d: its q, k and v segments, in that order. */

@@ -133,11 +133,13 @@ static int load_linear(struct loader *l, struct linear *x, float gain, struct k_
     struct quant_matrix quants[8];
     const uint32_t *order;
     uint32_t *owned = NULL;
-    int r = l->options->packed ? use_tiles(l, x) : 0;
+    const bool draft =
+            x->kind == LINEAR_DRAFT_HEAD; /* whose rows are single ones, from wherever the head is */
+    int r = l->options->packed && !draft ? use_tiles(l, x) : 0;
     if (r == 0)
         r = linear_shard(x, l->s, &part, &order, &owned, l->e);
     if (r == 0 && l->dummy)
-        r = dummy_quantise(l, x->name, &part, quants);
+        r = dummy_quantise(l, draft ? "lm_head" : x->name, &part, quants);
     if (r < 0) {
         free(owned);
         return r;
@@ -310,6 +312,15 @@ static int walk_mtp(struct loader *l, const struct mtp_tensors *t, struct weight
     return r < 0 ? r : walk_layer(l, "mtp.layers.0.", &t->layer, true, &w->mtp);
 }
 
+static int walk_draft_head(struct loader *l, const struct tensor *head, struct weights *w) {
+    const struct draft_vocab *v = l->options->draft_vocab;
+    struct linear x;
+    if (!l->context)
+        l->places.hash = fnv1a(l->places.hash, &v->hash, sizeof(v->hash));
+    linear_of_draft_head(l->m, head, l->dummy ? NULL : v->ids, v->n, &x);
+    return load_linear(l, &x, 1.0f, &w->draft_head);
+}
+
 static void release(const struct loader *l) {
     if (l->context && l->options->checkpoint)
         checkpoint_release(l->options->checkpoint);
@@ -342,6 +353,11 @@ static int walk_model(struct loader *l, const struct model_tensors *t, struct we
         if (r < 0)
             return r;
         w->has_mtp = true;
+    }
+    if (l->options->with_mtp && l->options->draft_vocab) {
+        r = walk_draft_head(l, t ? t->lm_head : NULL, w);
+        if (r < 0)
+            return r;
     }
     if (l->s->vocab.count > 0) {
         struct linear head;
@@ -398,7 +414,7 @@ static void chain(struct weights *w) {
         k_linear_then(w->head, w->layers[0].mixer_in, NULL, false);
     if (w->has_mtp) {
         chain_layer(&w->mtp);
-        k_linear_then(w->mtp.down, w->head, NULL, false);
+        k_linear_then(w->mtp.down, w->draft_head ? w->draft_head : w->head, NULL, false);
     }
 }
 
@@ -442,6 +458,7 @@ void weights_done(struct k_context *c, struct weights *w) {
     layer_done(c, &w->mtp);
     k_linear_free(w->head);
     k_linear_free(w->mtp_fc);
+    k_linear_free(w->draft_head);
     float *vectors[] = {w->final_norm, w->mtp_norm_embedding, w->mtp_norm_hidden, w->mtp_norm};
     for (size_t i = 0; i < sizeof(vectors) / sizeof(vectors[0]); i++)
         k_free(c, vectors[i]);

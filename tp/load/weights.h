@@ -8,6 +8,7 @@
 #include "kernels/kernels.h"
 #include "tp/checkpoint/model_config.h"
 #include "tp/checkpoint/tensor_names.h"
+#include "tp/load/draft_vocab.h"
 #include "tp/load/dummy_form.h"
 #include "tp/load/packed.h"
 #include "tp/load/shard.h"
@@ -35,13 +36,15 @@ struct weights {
     bool has_mtp;
     struct weights_layer mtp;
     float *mtp_norm_embedding, *mtp_norm_hidden, *mtp_norm;
-    struct k_linear *mtp_fc; /* [H][2H], replicated */
-    uint64_t bytes;          /* as weights_bytes() counted them */
-    uint64_t linear_bytes;   /* of them, without the embedding table and the MTP layer: what a step reads */
+    struct k_linear *mtp_fc;     /* [H][2H], replicated */
+    struct k_linear *draft_head; /* this rank's share of the draft vocabulary's rows; NULL = there is none */
+    uint64_t bytes;              /* as weights_bytes() counted them */
+    uint64_t linear_bytes; /* of them, without the embedding table and the MTP layer: what a step reads */
 };
 
 struct weights_options {
     bool with_mtp;
+    const struct draft_vocab *draft_vocab; /* with_mtp: whose rows of the head make drafts; NULL = all */
     bool dummy;                   /* no checkpoint: seeded values, not the same at another tp or rank count */
     uint64_t seed;                /* dummy */
     struct dummy_form dummy_form; /* what dummy linears are quantised like */

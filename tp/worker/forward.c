@@ -102,8 +102,12 @@ static void queue_draft(const struct rank *r, enum draft_part part) {
         k_draft_begin(r->stream, r->pool, r->batch, r->outcomes, r->hidden, r->draft_batch, r->draft_hidden);
     else
         queue_mtp(r, r->draft_batch, r->draft_hidden, r->draft_results, &no_hooks);
-    k_head_sample(r->stream, r->pool, r->comm, r->draft_batch, r->weights.head, r->draft_hidden,
-            r->draft_results, NULL, NULL, 0);
+    const struct k_draft_head some = {r->weights.draft_head, r->draft_place, r->draft_vocab.n};
+    if (some.n)
+        k_draft_sample(r->stream, r->pool, r->comm, r->draft_batch, &some, r->draft_hidden, r->draft_results);
+    else
+        k_head_sample(r->stream, r->pool, r->comm, r->draft_batch, r->weights.head, r->draft_hidden,
+                r->draft_results, NULL, NULL, 0);
     k_draft_take(r->stream, r->pool, r->draft_batch, r->draft_results);
 }
 

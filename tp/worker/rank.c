@@ -81,7 +81,7 @@ struct buffer { /* one device buffer to come: where its pointer goes and how lar
     void **at;
     uint64_t bytes;
 };
-#define RANK_BUFFERS 13
+#define RANK_BUFFERS 14
 
 static void list_buffers(struct rank *r, struct buffer b[RANK_BUFFERS]) {
     const struct k_shape *s = &r->shard.shape;
@@ -104,7 +104,21 @@ static void list_buffers(struct rank *r, struct buffer b[RANK_BUFFERS]) {
     b[9] = (struct buffer){(void **)&r->mtp_results, mtp && r->logits_rows ? results : 0};
     b[10] = (struct buffer){(void **)&r->draft_hidden, drafting * h * sizeof(float)};
     b[11] = (struct buffer){(void **)&r->draft_results, drafting * sizeof(struct k_result)};
-    b[12] = (struct buffer){&r->workspace, k_workspace_bytes(s, r->rows_max, r->samples_max)};
+    b[12] = (struct buffer){
+            (void **)&r->draft_place, r->draft_vocab.n ? s->vocab_size * sizeof(r->draft_place[0]) : 0};
+    b[13] = (struct buffer){&r->workspace, k_workspace_bytes(s, r->rows_max, r->samples_max)};
+}
+
+static int upload_draft_places(struct rank *r, struct error *e) {
+    const uint32_t v = r->config.vocab_size;
+    uint32_t *place = malloc(v * sizeof(place[0]));
+    if (!place)
+        return error_set(e, -ENOMEM, "out of memory for the places of %u ids", v);
+    draft_vocab_places(&r->draft_vocab, v, place);
+    k_upload(r->stream, r->draft_place, place, v * sizeof(place[0]));
+    int rc = k_stream_wait(r->stream, 0, e);
+    free(place);
+    return rc;
 }
 
 static int allocate_buffers(struct rank *r, struct error *e) {
@@ -119,6 +133,9 @@ static int allocate_buffers(struct rank *r, struct error *e) {
                     "out of memory for %llu bytes of scratch; lower --max-num-batched-tokens",
                     (unsigned long long)b[i].bytes);
     }
+    int rc = r->draft_vocab.n ? upload_draft_places(r, e) : 0;
+    if (rc < 0)
+        return rc;
     r->results = (struct k_result *)(void *)(r->outcomes + r->entries_max);
     k_stream_set_workspace(r->stream, r->workspace, b[RANK_BUFFERS - 1].bytes);
     return 0;
@@ -135,9 +152,24 @@ static int read_quantisation(struct rank *r, const char *dir, struct error *e) {
     return found != 0 ? (found < 0 ? found : 0) : quant_config_load(dir, &r->quant_config, e);
 }
 
+/* Where drafts are made; else the file is not looked at. */
+static int read_draft_vocab(struct rank *r, const char *path, struct error *e) {
+    const struct rank_options *o = &r->options;
+    if (!path)
+        return 0;
+    if (o->mtp && o->drafts_max > 0) {
+        int rc = draft_vocab_read(path, r->config.vocab_size, &r->draft_vocab, e);
+        return rc < 0 ? error_prefix(e, rc, "--draft-vocab") : 0;
+    }
+    if (o->note)
+        o->note(o->user, "--draft-vocab is not used: no MTP layer makes drafts here");
+    return 0;
+}
+
 /* Reads config.json and the checkpoint's header; afterwards shard, tensors and fingerprint are known. Nothing is copied
  * out of the file where it is only looked at. */
-static int open_model(struct rank *r, const char *dir, bool only_look, struct error *e) {
+static int open_model(struct rank *r, const struct rank_options *asked, bool only_look, struct error *e) {
+    const char *dir = asked->model_dir;
     struct rank_options *o = &r->options;
     int rc = model_config_load(dir, &r->config, e);
     if (rc < 0)
@@ -158,6 +190,9 @@ static int open_model(struct rank *r, const char *dir, bool only_look, struct er
     }
     if (!rank_model_has_mtp(r))
         o->mtp = false;
+    rc = read_draft_vocab(r, asked->draft_vocab, e);
+    if (rc < 0)
+        return rc;
     r->fingerprint = fingerprint_model(&r->config, r->checkpoint, o->seed);
     return shard_make(&r->config, o->tp, o->rank, o->mtp, &r->shard, e);
 }
@@ -289,16 +324,19 @@ static int decide_budget(
     const struct rank_options *o = &r->options;
     const struct k_shape *s = &r->shard.shape;
     struct budget_request q;
-    uint64_t memory = 0, rows;
+    uint64_t memory = 0;
     uint32_t first;
     int rc = measure_memory(r, kept_bytes, &memory, e);
     memory = o->memory_bytes ? o->memory_bytes : memory;
     if (rc == 0)
         rc = request_sized(r, wo, memory, &q, e);
-    rows = r->rows_max;
+    uint64_t agreed[] = {r->rows_max, r->draft_vocab.hash, ~r->draft_vocab.hash};
     if (rc == 0)
-        rc = meet(o, MEETING_ROWS, &rows, 1, NULL, e);
-    r->rows_max = (uint32_t)rows;
+        rc = meet(o, MEETING_ROWS, agreed, 3, NULL, e);
+    r->rows_max = (uint32_t)agreed[0];
+    if (rc == 0 && (agreed[1] != r->draft_vocab.hash || agreed[2] != ~r->draft_vocab.hash))
+        rc = error_set(
+                e, -EINVAL, "--draft-vocab: ranks found different ids in their files; give all the same");
     if (rc == 0)
         rc = request_budget(r, wo, memory, &q, e);
     if (rc == 0)
@@ -386,6 +424,7 @@ static int open_weights(
 
 static int get_weights(struct rank *r, const struct rank_options *o, struct error *e) {
     struct weights_options wo = {.with_mtp = r->options.mtp,
+            .draft_vocab = r->draft_vocab.n ? &r->draft_vocab : NULL,
             .checkpoint = r->checkpoint,
             .dummy = o->dummy,
             .dummy_form = {r->quant_config, o->dummy_quant, o->dummy_head_quant},
@@ -411,7 +450,7 @@ static int build(struct rank *r, const struct rank_options *o, struct error *e) 
     if (rc < 0)
         return rc;
     r->stage_began_ns = clock_ns();
-    rc = open_model(r, o->model_dir, /* only_look= */ o->keeper != NULL, e);
+    rc = open_model(r, o, /* only_look= */ o->keeper != NULL, e);
     if (rc < 0)
         return rc;
     took(r, RANK_STAGE_FILES);
@@ -460,10 +499,11 @@ static void plan_table(const struct rank *r, struct rank_plan *p) {
 static int plan(struct rank *r, const struct rank_options *o, struct rank_plan *p, struct error *e) {
     int rc = check_options(o, e);
     if (rc == 0)
-        rc = open_model(r, o->model_dir, /* only_look= */ true, e);
+        rc = open_model(r, o, /* only_look= */ true, e);
     if (rc < 0)
         return rc;
     const struct weights_options wo = {.with_mtp = r->options.mtp,
+            .draft_vocab = r->draft_vocab.n ? &r->draft_vocab : NULL,
             .dummy = o->dummy,
             .dummy_form = {r->quant_config, o->dummy_quant, o->dummy_head_quant}};
     const struct k_shape *s = &r->shard.shape;
@@ -516,7 +556,7 @@ int rank_create(const struct rank_options *options, struct rank **ret, struct er
         return error_set(e, -ENOMEM, "out of memory for a rank");
     r->options = *options;
     r->keep.fd = -1;
-    r->options.model_dir = r->options.packed_cache = NULL;
+    r->options.model_dir = r->options.packed_cache = r->options.draft_vocab = NULL;
     r->options.isa = NULL;
     r->options.dummy_quant = r->options.dummy_head_quant = NULL;
     int rc = build(r, options, e);
@@ -550,6 +590,7 @@ struct rank *rank_free(struct rank *r) {
     }
     rank_keep_done(r);
     packed_free(r->packed);
+    draft_vocab_done(&r->draft_vocab);
     model_tensors_free(r->tensors);
     checkpoint_free(r->checkpoint);
     quant_config_free(r->quant_config);

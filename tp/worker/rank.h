@@ -67,6 +67,7 @@ struct rank_options {
     enum k_all_reduce all_reduce;   /* --all-reduce */
     uint64_t seed;
     bool mtp;                 /* load the MTP layer (if the checkpoint has it) and run it in every step */
+    const char *draft_vocab;  /* file of the ids that drafts are chosen among; NULL = all */
     uint32_t drafts_max;      /* of a CONTINUE, up to DRAFT_MAX; what the library does not take is left out */
     bool eager;               /* queue each operation instead of replaying graphs */
     bool deferred;            /* k_context_options.deferred (tests) */
@@ -90,7 +91,7 @@ enum rank_stage {
 };
 
 struct rank {
-    struct rank_options options; /* model_dir, packed_cache, isa and dummy_... are not kept */
+    struct rank_options options; /* model_dir, packed_cache, draft_vocab, isa and dummy_... are not kept */
     struct model_config config;
     struct shard shard;
     struct checkpoint *checkpoint;     /* NULL for dummy */
@@ -98,6 +99,7 @@ struct rank {
     struct model_tensors *tensors;
     struct packed *packed; /* NULL = none is used */
     struct weights weights;
+    struct draft_vocab draft_vocab; /* n 0: drafts are chosen among all ids, or there are none */
     struct budget budget;
     uint32_t rows_max, entries_max, logits_rows, drafts_max;
     uint32_t samples_max; /* of a step: one per entry, and one for each draft */
@@ -125,6 +127,7 @@ struct rank {
     float *mtp_in; /* [2H], with MTP */
     float *logits; /* [logits_rows][vocab_rows] or NULL */
     float *mtp_logits;
+    uint32_t *draft_place;          /* [V] of draft_vocab, where there is one */
     float *draft_hidden;            /* [entries_max][H] of the MTP layer, where it makes drafts */
     struct k_result *results;       /* [samples_max] */
     struct k_result *mtp_results;   /* [samples_max], with MTP logits */

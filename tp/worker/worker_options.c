@@ -48,6 +48,8 @@ const char worker_help[] =
         "                               each makes the state of a sequence some percent larger\n"
         "  --mtp on|off                 load the model's MTP layer and run it in every step, so that it can make\n"
         "                               those guesses (default off)\n"
+        "  --draft-vocab FILE           it guesses among the ids of this file alone, an id a line, the most frequent\n"
+        "                               first: less to multiply for each guess\n"
         "\n"
         "ranks\n"
         "  --tensor-parallel-size N     ranks of the group: 1, 2, 4 or 8\n"
@@ -93,6 +95,7 @@ enum flag {
     FLAG_PAGE_UNITS,
     FLAG_DRAFTS_MAX,
     FLAG_MTP,
+    FLAG_DRAFT_VOCAB,
     FLAG_LOAD_FORMAT,
     FLAG_PACKED_CACHE,
     FLAG_VERIFY_WEIGHTS,
@@ -136,6 +139,7 @@ static const struct option flags[] = {
         {"page-units", required_argument, NULL, FLAG_PAGE_UNITS},
         {"drafts-max", required_argument, NULL, FLAG_DRAFTS_MAX},
         {"mtp", required_argument, NULL, FLAG_MTP},
+        {"draft-vocab", required_argument, NULL, FLAG_DRAFT_VOCAB},
         {"load-format", required_argument, NULL, FLAG_LOAD_FORMAT},
         {"packed-cache", required_argument, NULL, FLAG_PACKED_CACHE},
         {"verify-weights", no_argument, NULL, FLAG_VERIFY_WEIGHTS},
@@ -352,6 +356,9 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
         return parse_u32(flag, text, 0, DRAFT_MAX, &r->drafts_max, e);
     case FLAG_MTP:
         return parse_switch(flag, text, &r->mtp, e);
+    case FLAG_DRAFT_VOCAB:
+        r->draft_vocab = text;
+        return 0;
     case FLAG_LOAD_FORMAT:
         return parse_load_format(text, r, e);
     case FLAG_PACKED_CACHE:

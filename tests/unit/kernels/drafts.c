@@ -498,10 +498,10 @@ static void test_drafts_behind_the_pages(void **state) {
 static void test_drafts_of_some_ids(void **state) {
     struct way way = {.drafts_max = 5, .least = 5, .most = 5, .own = true};
     static struct told got[SEQUENCES];
-    uint32_t accepted[4];
+    uint32_t accepted[3];
     NEEDS_DRAFTS();
-    for (size_t i = 0; i < 4; i++) {
-        way.some = (const uint32_t[]){0, VOCAB, 40, 1}[i];
+    for (size_t i = 0; i < 3; i++) {
+        way.some = (const uint32_t[]){0, VOCAB, 40}[i];
         accepted[i] = life_run(&way, 3, plain, got);
         assert_same_life(got, plain);
     }

@@ -35,8 +35,8 @@ static uint32_t read_prompts(struct record *records) {
 }
 
 /* Sequences end where slots have no room left, so that drafts of the last tokens have nowhere to go. */
-static struct offline *start(
-        const struct record *records, uint32_t tp, uint32_t drafts_max, bool mtp, bool eager) {
+static struct offline *start(const struct record *records, uint32_t tp, uint32_t drafts_max,
+        const char *draft_vocab, bool mtp, bool eager) {
     struct rank_options options = test_options(MODEL, tp);
     struct offline *o = NULL;
     struct error e = {0};
@@ -46,6 +46,7 @@ static struct offline *start(
             options.max_model_len = records[i].n_prompt + NEW_TOKENS;
     options.mtp = mtp;
     options.drafts_max = drafts_max;
+    options.draft_vocab = draft_vocab;
     options.eager = eager;
     must(offline_create(&options, &o, &e), &e);
     return o;
@@ -93,12 +94,12 @@ static void drafts_change_no_token(void **state) {
     static const float temperatures[] = {0, 0.9f};
     (void)state;
     assert_int_equal(read_prompts(records), SEQUENCES);
-    struct offline *o = start(records, 1, 0, /* mtp= */ false, /* eager= */ true);
+    struct offline *o = start(records, 1, 0, NULL, /* mtp= */ false, /* eager= */ true);
     for (uint32_t t = 0; t < 2; t++)
         run(o, records, temperatures[t], 0, &plain[t]);
     offline_free(o);
     for (uint32_t tp = 1; tp <= 2; tp++) {
-        o = start(records, tp, DRAFT_MAX, /* mtp= */ true, /* eager= */ tp == 2);
+        o = start(records, tp, DRAFT_MAX, NULL, /* mtp= */ true, /* eager= */ tp == 2);
         for (uint32_t i = 0; i < sizeof(drafts) / sizeof(drafts[0]) && drafts[i] <= DRAFTS_MOST; i++) {
             for (uint32_t t = 0; t < 2; t++) {
                 uint32_t drafted = 0, accepted = 0;
@@ -119,7 +120,44 @@ static void drafts_change_no_token(void **state) {
     }
 }
 
+static void write_ids(char *path, uint32_t n) {
+    FILE *f = fdopen(mkstemp(path), "w");
+    assert_non_null(f);
+    for (uint32_t i = 0; i < n; i++)
+        fprintf(f, "%u\n", i);
+    assert_int_equal(fclose(f), 0);
+}
+/* They are the same drafts at every tp, and change nothing either; of some ids fewer are right than of all. */
+static void drafts_of_some_ids(void **state) {
+    static const uint32_t ids[] = {1024, 64};
+    static struct record records[SEQUENCES];
+    static struct life plain, got;
+    uint32_t accepted[2][2] = {{0}};
+    (void)state;
+    assert_int_equal(read_prompts(records), SEQUENCES);
+    struct offline *o = start(records, 1, 0, NULL, /* mtp= */ false, /* eager= */ true);
+    run(o, records, 0.9f, 0, &plain);
+    offline_free(o);
+    for (uint32_t i = 0; i < 2; i++) {
+        char path[] = "/tmp/shardd-drafts-XXXXXX";
+        write_ids(path, ids[i]);
+        for (uint32_t tp = 1; tp <= 2; tp++) {
+            o = start(records, tp, 3, path, /* mtp= */ true, /* eager= */ tp == 2);
+            run(o, records, 0.9f, 3, &got);
+            assert_same(&got, &plain, 3);
+            for (uint32_t k = 0; k < SEQUENCES; k++)
+                accepted[i][tp - 1] += got.s[k].n_accepted;
+            offline_free(o);
+        }
+        remove(path);
+        print_message("of %u ids: %u accepted\n", ids[i], accepted[i][0]);
+        assert_int_equal(accepted[i][1], accepted[i][0]);
+    }
+    assert_true(accepted[0][0] > accepted[1][0]);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(drafts_change_no_token)};
+    const struct CMUnitTest tests[] = {
+            cmocka_unit_test(drafts_change_no_token), cmocka_unit_test(drafts_of_some_ids)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
