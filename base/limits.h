@@ -47,6 +47,7 @@
 #define MASKS_MAX          64u   /* masks of the vocabulary that samples of a step may have, all together */
 #define SCORES_MAX         64u   /* prompt rows of a step whose logprobs are asked for */
 #define STREAM_RING_TOKENS 64u   /* tokens that may wait between engine and stream */
+#define MESSAGE_ENDS_MAX   16u   /* of a chat, where its state may be kept */
 
 /* --- model --- */
 #define MODEL_LAYERS_MAX   256u

@@ -132,8 +132,9 @@ struct engine_request { /* arrays are copied by submit */
     /* Hints where others may go on from: tokens of the prompt that many share (a system message and tools), and up to
      * the end of its last message; 0 = not known. */
     uint32_t shared_end, turn_end;
-    uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 = none */
-    uint32_t queue_ms;    /* as max_queue_ms, of this request; the shorter one counts; 0 = none */
+    uint32_t message_ends[MESSAGE_ENDS_MAX], n_message_ends; /* rows after others, too, ascending */
+    uint64_t deadline_ns;                                    /* CLOCK_MONOTONIC; 0 = none */
+    uint32_t queue_ms; /* as max_queue_ms, of this request; the shorter one counts; 0 = none */
     char request_id[REQUEST_ID_BYTES_MAX + 1]; /* "" = none */
     char caller[ENGINE_CALLER_BYTES];          /* whose id it is: others may use the same one */
     /* Another answer of the request that this stream is the first of (it may have ended), NULL = none. It may have the

@@ -255,6 +255,8 @@ static struct prefix_place next_mark(const struct sequence *s, uint32_t at) {
     for (uint32_t i = s->n_marks; i > 0 && s->marks[i - 1] > at; i--)
         next = s->marks[i - 1];
     uint32_t every = (at / SNAPSHOT_EVERY + 1) * SNAPSHOT_EVERY;
+    for (uint32_t i = s->n_message_ends; i > 0 && s->message_ends[i - 1] > at; i--)
+        every = least(every, s->message_ends[i - 1]);
     bool replayed = s->n_tokens > s->n_prompt && at >= last && every + SNAPSHOT_GAP <= s->prefill_end;
     if (every < next || replayed)
         return (struct prefix_place){.length = every, .passing = true};

@@ -4,9 +4,10 @@
  * from that, and what is after it is computed. Its own snapshots are taken where others are likely to go on: at marks
  * (the end of what many prompts share, where this one leaves pages that were there, the end of its last message or of
  * its prompt), and at the end of the answer; one that is put back leaves its state where it was, to go on from it
- * itself. And in passing, every SNAPSHOT_EVERY tokens of what is known and SNAPSHOT_ANSWER of an answer. A chunk of
- * known tokens never crosses such a place, since a slot's state is what it is between two steps; where drafts may be
- * accepted the host does not know how many rows that is, so a sequence goes without drafts for one step before.
+ * itself. And in passing, at the ends of messages, every SNAPSHOT_EVERY tokens of what is known and SNAPSHOT_ANSWER of
+ * an answer. A chunk of known tokens never crosses such a place, since a slot's state is what it is between two steps;
+ * where drafts may be accepted the host does not know how many rows that is, so a sequence goes without drafts for one
+ * step before.
  *
  * One that was put back takes its own tokens from the cache as well. A restored slot counts what it has seen as prompt,
  * so those with penalties that tell generated tokens from given ones take given ones only. The cache never puts anybody

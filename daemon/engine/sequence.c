@@ -50,10 +50,12 @@ struct sequence *sequence_create(
             .score_top = q->prompt_top_logprobs,
             .shared_end = q->shared_end,
             .turn_end = q->turn_end,
+            .n_message_ends = q->n_message_ends,
             .restore = PREFIX_NONE,
             .waiting_at = HEAP_NONE,
             .deadline_at = HEAP_NONE,
     };
+    memcpy(s->message_ends, q->message_ends, sizeof(s->message_ends));
     s->tokens = (uint32_t *)(void *)(s + 1);
     s->stop_ids = s->tokens + n_tokens;
     s->bias_ids = s->stop_ids + q->n_stop_ids;

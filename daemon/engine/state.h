@@ -74,8 +74,9 @@ struct sequence {
     uint32_t score_top; /* prompt_top_logprobs */
     /* Rows whose scores were handed out, and that are in steps in flight: row i scores the prompt's id i + 1. */
     uint32_t scored, scoring;
-    uint32_t *salt;                   /* [PAGE_TOKENS] in the same block; NULL = none */
-    uint32_t shared_end, turn_end;    /* of engine_request */
+    uint32_t *salt;                /* [PAGE_TOKENS] in the same block; NULL = none */
+    uint32_t shared_end, turn_end; /* of engine_request */
+    uint32_t message_ends[MESSAGE_ENDS_MAX], n_message_ends;
     uint32_t waiting_at, deadline_at; /* places in the heaps; HEAP_NONE = not in it */
     enum sequence_state state;        /* changed by sequence_enter() only */
     uint32_t slot;                    /* 0 = none; not 0 = in g->running */

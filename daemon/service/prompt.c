@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MESSAGES_APART 512u /* tokens: a state at the end of a message has to save so many */
+
 static size_t ids_max(uint32_t length) {
     return length > 0 && length < CONTEXT_MAX / 2 ? 2 * (size_t)length : CONTEXT_MAX;
 }
@@ -44,14 +46,31 @@ int prompt_from_text(const struct model *m, ProtobufCBinaryData text, bool parse
     return 0;
 }
 
+/* Of many messages those are marked that are far enough from the one before. Returns how far that has to be now. */
+static uint32_t mark_message(struct prompt *p, uint32_t end, uint32_t apart) {
+    uint32_t before = p->n_message_ends > 0 ? p->message_ends[p->n_message_ends - 1] : 0;
+    if (end < before + apart)
+        return apart;
+    if (p->n_message_ends == MESSAGE_ENDS_MAX) { /* every other one, and from here on at twice the distance */
+        for (uint32_t i = 0; i < MESSAGE_ENDS_MAX / 2; i++)
+            p->message_ends[i] = p->message_ends[2 * i + 1];
+        p->n_message_ends /= 2;
+        apart *= 2;
+    }
+    p->message_ends[p->n_message_ends++] = end;
+    return apart;
+}
+
 /* A message begins with the control token that the first begins with, which no text can give. */
 static void find_messages(struct prompt *p) {
+    uint32_t apart = MESSAGES_APART;
     for (size_t i = 1; i < p->n; i++) {
         if (p->ids[i] != p->ids[0])
             continue;
         p->turn_end = (uint32_t)i;
         if (p->shared_end == 0)
             p->shared_end = p->turn_end;
+        apart = mark_message(p, p->turn_end, apart);
     }
 }
 

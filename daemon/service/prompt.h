@@ -16,7 +16,9 @@ struct prompt {
     json_t *tools;       /* chat: array or NULL; a reference */
     uint32_t shared_end; /* chat: tokens of the first message; 0 = there is no other */
     uint32_t turn_end;   /* chat: tokens of all messages, before what begins the answer; 0 = as shared_end */
-    char *rendered;      /* chat: the text of the template, malloc'ed */
+    uint32_t message_ends[MESSAGE_ENDS_MAX],
+            n_message_ends; /* chat: tokens up to the ends of some messages */
+    char *rendered;         /* chat: the text of the template, malloc'ed */
     size_t rendered_bytes;
 };
 

@@ -380,6 +380,8 @@ int request_check(const Request *q, const struct request_context *x, struct plan
     ret->engine.n_prompt = (uint32_t)ret->prompt.n;
     ret->engine.shared_end = ret->prompt.shared_end;
     ret->engine.turn_end = ret->prompt.turn_end;
+    ret->engine.n_message_ends = ret->prompt.n_message_ends;
+    memcpy(ret->engine.message_ends, ret->prompt.message_ends, sizeof(ret->engine.message_ends));
     return 0;
 }
 

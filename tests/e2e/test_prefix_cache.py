@@ -1,12 +1,13 @@
 """The prefix cache over real workers: conversations of several turns say the same with it and without, to the bit of
 their log probabilities, and compute only what is new."""
 import json
+import os
 import socket
 import urllib.request
 
 import pytest
 
-from shardd_client import Refused, Server, make_request, shardd
+from shardd_client import ROOT, Refused, Server, make_request, shardd
 
 # A turn of ids: how many are new, and how many the answer may have.
 TURNS = [(150, 70), (17, 65), (64, 1), (1, 130), (95, 66)]
@@ -154,3 +155,44 @@ def test_workers_die(model):
             assert client.call("GetServerInfo").group_epoch == 2
     assert [a.ids for a in answers] == expected
     assert [a.finish.usage.cached_tokens for a in answers] == [0, 192, 0, 192]
+
+
+def say(chat, role, text, reasoning=""):
+    message = chat.messages.add(role=role)
+    message.content.add(text=text)
+    if reasoning:
+        message.reasoning = reasoning
+
+
+def test_reasoning_that_is_dropped():
+    """The bundled model's template renders reasoning up to the next question only, so that a prompt is not the
+    beginning of the one after it: that goes on from the last message which both have. One whose conversation was never
+    seen before finds the ends of its messages, too."""
+    long = "What do the harbour, the tide and the pilot wait for, and who waits for them? " * 45
+    cached, prompts = [], []
+    model = os.path.join(ROOT, "models", "shardd-tiny")
+    with Server(model, "--max-model-len", "4000", "--max-num-seqs", "4") as running:
+        with running.client() as client:
+            def ask(salt, *messages):
+                request = make_request(max_tokens=4, cache_salt=salt)
+                for message in messages:
+                    say(request.chat, *message)
+                answer = client.generate(request)
+                cached.append(answer.finish.usage.cached_tokens)
+                prompts.append(answer.started.prompt_tokens)
+            pilot = ("system", "You are a harbour pilot.")
+            question = ("user", long)
+            thought = ("assistant", "I look it up.", "The user asks of ships. " * 30)
+            found = ("tool", "The tide comes at six. " * 5)
+            told = ("assistant", "At six.", "That was easy, and I say so. " * 10)
+            after = ("user", "And then?")
+            ask("seen", pilot, question)
+            ask("seen", pilot, question, thought, found)
+            ask("seen", pilot, question, thought, found, told, after)
+            ask("fresh", pilot, question, thought, found)
+            ask("fresh", pilot, question, thought, found, told, after)
+    answer_begins = set(range(1, 40))  # tokens of what begins an answer
+    assert prompts[1] > prompts[2] and prompts[0] > 512
+    assert cached[0] == cached[3] == 0
+    assert prompts[0] - cached[1] in answer_begins and prompts[0] - cached[2] in answer_begins
+    assert cached[4] == cached[2]

@@ -168,6 +168,28 @@ static void test_long_answer(void **state) {
     }
 }
 
+/* Whoever goes on from the end of a message in the middle finds a state there. */
+static void test_ends_of_messages(void **state) {
+    (void)state;
+    static struct reading a;
+    const uint32_t ends[] = {700, 1517, 3000, 4000};
+    struct null_rank_options r = ranks_for(5000, 32);
+    struct world w;
+    open_world(&w, &r, 64);
+    fill(0, 4600, 7);
+    struct engine_request q = harness_request(ids, 4600, 5, 1);
+    memcpy(q.message_ends, ends, sizeof(ends));
+    q.n_message_ends = 4;
+    assert_int_equal(ask(&w, &q, &a), 0);
+    for (uint32_t i = 4; i > 0; i--) {
+        fill(ends[i - 1], 4600, 8 + i);
+        q.n_prompt = ends[i - 1] + 90;
+        assert_int_equal(ask(&w, &q, &a), ends[i - 1]);
+        q.n_message_ends = i - 1;
+    }
+    close_world(&w);
+}
+
 /* What many have left is still there after one very long prompt, but for what was not used for the longest time. */
 static void test_one_long_prompt(void **state) {
     (void)state;
@@ -198,6 +220,7 @@ int main(void) {
             cmocka_unit_test(test_set_back),
             cmocka_unit_test(test_put_back),
             cmocka_unit_test(test_long_answer),
+            cmocka_unit_test(test_ends_of_messages),
             cmocka_unit_test(test_one_long_prompt),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
