@@ -99,7 +99,8 @@ static bool leaves_for(const struct sequence *r, const struct sequence *s, uint3
 bool reuse_is_coming(const struct engine *g, const struct sequence *s, const struct prefix_hit *hit) {
     for (uint32_t i = 0; caches(g) && !computes_all(s) && i < g->n_running; i++) {
         const struct sequence *r = g->running[i];
-        if (r->state == SEQUENCE_RUNNING && sequence_before(r, s) &&
+        /* One whose prompt is scored gets on as its reader reads. */
+        if (r->state == SEQUENCE_RUNNING && !computes_all(r) && sequence_before(r, s) &&
                 leaves_for(r, s, hit->length + SNAPSHOT_GAP) &&
                 memcmp(salt_of(r), salt_of(s), sizeof(no_salt)) == 0)
             return true;

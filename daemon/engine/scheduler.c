@@ -38,6 +38,7 @@ struct plan {
     struct flight *f;
     uint64_t now;
     uint32_t rows_left, prompt_left, entries_left, drafts_left, masks_left, scores_left;
+    uint32_t masks_kept; /* of masks_left, for the first tokens of those that come */
 };
 
 static uint32_t least(uint32_t a, uint32_t b) {
@@ -218,13 +219,14 @@ static void make_room(struct engine *g, uint32_t pages) {
 
 /* Whether the step has the masks that the next samples need, with fewer drafts where it has not enough for all. */
 static bool masks_fit(struct plan *p, const struct sequence *s, struct draft *d) {
-    uint32_t needed = masks_needed(s, d->ids, d->n);
-    if (needed > p->masks_left) {
+    uint32_t needed = masks_needed(s, d->ids, d->n),
+             left = p->masks_left - least(p->masks_kept, p->masks_left);
+    if (needed > left) {
         d->n = 0;
         needed = masks_needed(s, d->ids, 0);
     }
-    p->g->short_of_masks |= needed > p->masks_left;
-    return needed <= p->masks_left;
+    p->g->short_of_masks |= needed > left;
+    return needed <= left;
 }
 
 /* Pages for the entry's rows and, where there are some, for the drafts that the model's layer makes behind them. */
@@ -272,6 +274,14 @@ static void plan_decode(struct plan *p, struct sequence *s) {
     add_entry(p, s, &t, &d, first, n);
 }
 
+/* Masks that the first tokens of prompts may need, as far as they are few: those that decode would take them all. */
+static uint32_t masks_of_prompts(const struct engine *g) {
+    uint32_t n = g->waiting.n > 0 && masks_possible(g->waiting.items[0]);
+    for (uint32_t i = 0; i < g->n_running; i++)
+        n += masks_possible(g->running[i]) && g->running[i]->planned < g->running[i]->prefill_end;
+    return least(n, (masks_most(g) + 7) / 8);
+}
+
 static void plan_decodes(struct plan *p) {
     struct engine *g = p->g;
     /* When not all fit a step they take turns; else the order is the serving order. */
@@ -280,6 +290,7 @@ static void plan_decodes(struct plan *p) {
     /* Drafts share half of what one row of each leaves: the other half is for prompts. */
     p->drafts_left = p->rows_left > g->n_running ? (p->rows_left - g->n_running) / 2 : 0;
     g->short_of_masks = false;
+    p->masks_kept = masks_of_prompts(g);
     for (i = 0; i < g->n_running && p->rows_left > 0 && p->entries_left > 0; i++) {
         plan_decode(p, g->running[(start + i) % g->n_running]);
         if (g->short_of_masks && refused == UINT32_MAX)

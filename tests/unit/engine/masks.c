@@ -94,6 +94,35 @@ static void test_allowed_ids(void **state) {
     }
 }
 
+/* More of them than there are masks, who take all that they get: who comes then has its turn before they end. */
+static void test_a_newcomer_gets_a_mask(void **state) {
+    enum { RUNNING = 80, LONG = 600 };
+    static struct reading all[RUNNING + 1];
+    struct world w;
+    (void)state;
+    memset(allowed, 0x55, sizeof(allowed));
+    start(&w, NOBODY, 0);
+    for (uint32_t i = 0; i <= RUNNING; i++) {
+        struct engine_request q = harness_request(prompt + i, 5, i < RUNNING ? LONG : 1, i);
+        q.mask = allowed;
+        q.n_mask_words = mask_words(VOCAB);
+        harness_submit(w.g, &q, &all[i]);
+        if (i + 1 == RUNNING)
+            harness_read(all, RUNNING, 3);
+    }
+    while (all[RUNNING].finish == ENGINE_RUNNING)
+        for (uint32_t i = 0; i <= RUNNING; i++)
+            if (all[i].finish == ENGINE_RUNNING)
+                harness_take(&all[i]);
+    for (uint32_t i = 0; i < RUNNING; i++) {
+        assert_int_equal(all[i].finish, ENGINE_RUNNING);
+        engine_cancel(w.g, all[i].stream);
+    }
+    assert_int_equal(all[RUNNING].n, 1);
+    harness_unref(all, RUNNING + 1);
+    stop(&w);
+}
+
 static void test_nothing_is_allowed(void **state) {
     static struct reading r;
     struct world w;
@@ -246,7 +275,8 @@ static void test_prompt_logprobs(void **state) {
     stop(&w);
 }
 
-/* A reader that does not read gets no further than its ring has room, and others do. */
+/* A reader that does not read gets no further than its ring has room. Others do, also those whose prompts begin like
+ * its own: nobody waits for the state that it would leave. */
 static void test_nobody_reads_the_scores(void **state) {
     static struct reading other;
     static struct scores got;
@@ -255,9 +285,11 @@ static void test_nobody_reads_the_scores(void **state) {
     start(&w, NOBODY, 0);
     memset(&got, 0, sizeof(got));
     struct engine_stream *stream = ask_scores(w.g, 500, 2);
-    struct engine_request q = harness_request(prompt, 9, TOKENS, 1);
-    run(&w, &q, &other);
-    assert_int_equal(other.n, TOKENS);
+    for (uint32_t n = 9; n <= 900; n += 297) {
+        struct engine_request q = harness_request(prompt, n, TOKENS, 1);
+        run(&w, &q, &other);
+        assert_int_equal(other.n, TOKENS);
+    }
     read_scores(stream, 2, &got);
     engine_stream_unref(stream);
     assert_int_equal(got.n, 499);
@@ -303,6 +335,7 @@ static int fill(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_allowed_ids),
+            cmocka_unit_test(test_a_newcomer_gets_a_mask),
             cmocka_unit_test(test_nothing_is_allowed),
             cmocka_unit_test(test_bad_words),
             cmocka_unit_test(test_bad_words_leave_nothing),
