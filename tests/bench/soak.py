@@ -11,8 +11,9 @@ conversation; and sockets that say half of a sentence and hang up. What a reques
 
 After each round of --seconds everybody pauses. Then nothing may run or wait, every page has to be free, no process may
 have ended, and none has more threads and descriptors than after the first rounds, but for a few that libraries make
-when they first need them. Its memory (anonymous and shared) is printed; between the middle third of the time and the
-last one it may grow by --growth MiB. Exit status 1 where something of that is not so.
+when they first need them. Memory of each is printed, its own and shared: the latter is rings of a fixed size, which are
+touched little by little. Between the middle third of the time and the last one its own may grow by --growth MiB. Exit
+status 1 where something of that is not so.
 """
 import argparse
 import json
@@ -181,12 +182,12 @@ class Soaker(threading.Thread):
 
 
 def of_process(pid):
-    """(KiB of anonymous and shared memory, threads, descriptors); None: it is gone."""
+    """(KiB of its own, threads, descriptors, KiB of shared memory); None: it is gone."""
     try:
         with open("/proc/%d/status" % pid, encoding="utf-8") as f:
             status = dict(line.split(":", 1) for line in f if ":" in line)
-        memory = sum(int(status[key].split()[0]) for key in ("RssAnon", "RssShmem"))
-        return memory, int(status["Threads"]), len(os.listdir("/proc/%d/fd" % pid))
+        own, shared = (int(status[key].split()[0]) for key in ("RssAnon", "RssShmem"))
+        return own, int(status["Threads"]), len(os.listdir("/proc/%d/fd" % pid)), shared
     except (OSError, KeyError):
         return None
 
@@ -260,8 +261,9 @@ class Soak:
 
 
 def tell(soak, info):
-    sizes = "  ".join("%s %.1f" % (name.replace("shardd-", ""), soak.rows[-1][pid][0] / 1024)
-                      for pid, name in soak.processes.items() if soak.rows[-1][pid])
+    last = soak.rows[-1]
+    sizes = "  ".join("%s %.1f + %.1f" % (name.replace("shardd-", ""), last[pid][0] / 1024, last[pid][3] / 1024)
+                      for pid, name in soak.processes.items() if last[pid])
     print("%7d requests  %9d tokens  %6d states given up  MiB: %s" % (
         info.requests_total, info.generated_tokens_total, info.prefix_cache.evictions, sizes), flush=True)
 
