@@ -301,6 +301,8 @@ static int start_server(struct coordinator *c, struct error *e) {
         r = open_listeners(c, e);
     if (r == 0 && c->options.metrics_listen)
         r = metrics_start(&c->service, c->server, c->options.metrics_listen, &c->metrics, e);
+    if (r == 0 && c->metrics)
+        log_info("metrics are at http://%s/metrics", metrics_address(c->metrics));
     c->usage = r == -EINVAL; /* an address that is none; one that is taken is an accident */
     if (r < 0)
         return r;

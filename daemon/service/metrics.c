@@ -22,6 +22,7 @@ struct metrics {
     struct service *service;
     struct rpc_server *server;
     struct MHD_Daemon *http;
+    char address[160];
 };
 
 static enum MHD_Result answer(
@@ -68,25 +69,32 @@ static enum MHD_Result on_request(void *user, struct MHD_Connection *c, const ch
 int metrics_start(struct service *s, struct rpc_server *server, const char *address, struct metrics **ret,
         struct error *e) {
     int fd = -1;
-    char name[160];
-    int r = rpc_listen(address, &fd, name, sizeof(name), e);
-    if (r < 0)
-        return error_prefix(e, r, "--metrics-listen");
     struct metrics *m = calloc(1, sizeof(*m));
-    if (m) {
+    if (!m)
+        return error_set(e, -ENOMEM, "no memory to serve metrics");
+    int r = rpc_listen(address, &fd, m->address, sizeof(m->address), e);
+    if (r == 0) {
         m->service = s;
         m->server = server;
         m->http = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC, 0, NULL, NULL, on_request, m,
                 MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT, CONNECTIONS_TOP,
                 MHD_OPTION_CONNECTION_TIMEOUT, TIMEOUT_SECONDS, MHD_OPTION_END);
     }
-    if (!m || !m->http) {
+    if (r < 0) {
+        free(m);
+        return error_prefix(e, r, "--metrics-listen");
+    }
+    if (!m->http) {
         close(fd);
         free(m);
         return error_set(e, -EIO, "cannot serve metrics on %s", address);
     }
     *ret = m;
     return 0;
+}
+
+const char *metrics_address(const struct metrics *m) {
+    return m->address;
 }
 
 struct metrics *metrics_stop(struct metrics *m) {

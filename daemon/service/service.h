@@ -45,4 +45,5 @@ uint32_t service_context_tokens(const struct engine_stats *stats);
 struct metrics;
 int metrics_start(struct service *s, struct rpc_server *server, const char *address, struct metrics **ret,
         struct error *e);
+const char *metrics_address(const struct metrics *m); /* with the port that was found for port 0 */
 struct metrics *metrics_stop(struct metrics *m);

@@ -2,6 +2,7 @@
 handlers (no generated stubs), and a server that runs as a user would run it: `shardd serve`."""
 import importlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 
 import grpc
 
@@ -206,6 +208,9 @@ def make_request(text=None, ids=None, chat=None, max_tokens=16, temperature=0.0,
     return request
 
 
+METRICS = ("--metrics-listen", "127.0.0.1:0")
+
+
 class Server:
     """`shardd serve` on a Unix socket in a folder of its own."""
 
@@ -231,6 +236,10 @@ class Server:
 
     def client(self, options=()):
         return Client(self.address, options)
+
+    def metrics(self):
+        """The answer to /metrics, open, of a service that found a port for it (METRICS)."""
+        return urllib.request.urlopen(re.findall(r"metrics are at (http://\S+)", self.log_text())[-1], timeout=30)
 
     def wait_serving(self):
         end = time.monotonic() + START_SECONDS_MAX

@@ -1,11 +1,9 @@
 """/metrics as a scraper reads it: the format to the letter, numbers that are those of the requests, vLLM's names."""
 import re
-import socket
-import urllib.request
 
 import pytest
 
-from shardd_client import Refused, Server, make_request
+from shardd_client import METRICS, Refused, Server, make_request
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 SAMPLE = re.compile(r"^(%s)(?:\{(.*)\})? (\S+)$" % NAME)
@@ -13,16 +11,9 @@ LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"')
 
 
 @pytest.fixture(scope="module")
-def metrics_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def server(model, metrics_port):
-    with Server(model, "--max-model-len", "1024", "--max-num-seqs", "8", "--metrics-listen",
-                "127.0.0.1:%d" % metrics_port, "--served-model-name", 'a "quoted" name') as running:
+def server(model):
+    with Server(model, "--max-model-len", "1024", "--max-num-seqs", "8", *METRICS,
+                "--served-model-name", 'a "quoted" name') as running:
         yield running
 
 
@@ -68,8 +59,8 @@ def check_histograms(kinds, samples):
     return seen
 
 
-def scrape(port):
-    with urllib.request.urlopen("http://127.0.0.1:%d/metrics" % port, timeout=30) as answer:
+def scrape(server):
+    with server.metrics() as answer:
         assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
         kinds, samples = parse(answer.read().decode())
     assert check_histograms(kinds, samples) >= 20
@@ -83,16 +74,16 @@ def value(samples, name, **labels):
     return found
 
 
-def test_numbers_are_those_of_the_requests(client, metrics_port):
+def test_numbers_are_those_of_the_requests(client, server):
     client.wait_idle()
-    before = scrape(metrics_port)
+    before = scrape(server)
     prompts = answers = 0
     for i in range(5):
         answer = client.generate(make_request(text="Count me " * (i + 1), max_tokens=3 + i))
         prompts += answer.started.prompt_tokens
         answers += answer.n_tokens
     client.wait_idle()
-    after = scrape(metrics_port)
+    after = scrape(server)
 
     def grew(name, **labels):
         return value(after, name, **labels) - value(before, name, **labels)
@@ -112,11 +103,13 @@ def test_numbers_are_those_of_the_requests(client, metrics_port):
     assert value(after, "vllm:kv_cache_usage_perc") == 0
 
 
-def test_endings_are_told_apart(client, metrics_port):
+def test_endings_are_told_apart(client, server):
     client.wait_idle()
-    before = scrape(metrics_port)
+    before = scrape(server)
     request = make_request(text="Stay", max_tokens=900, request_id="abort-me")
     request.stopping.ignore_eos = True
+    request.output.logprobs = True
+    request.output.top_logprobs = 20  # what nobody reads fills the stream's window: it cannot end before the abort
     stream = client.stream(request)
     next(stream)
     client.call("Abort", request_ids=["abort-me"])
@@ -124,21 +117,21 @@ def test_endings_are_told_apart(client, metrics_port):
     with pytest.raises(Refused):
         client.generate(make_request(text=""))
     client.wait_idle()
-    after = scrape(metrics_port)
+    after = scrape(server)
     for name, labels in (("shardd_requests_finished_total", {"reason": "aborted"}),
                          ("shardd_requests_refused_total", {}),
                          ("vllm:request_success_total", {"finished_reason": "abort"})):
         assert value(after, name, **labels) == value(before, name, **labels) + 1
 
 
-def test_labels_are_escaped(client, metrics_port):
+def test_labels_are_escaped(client, server):
     assert client.call("GetModelInfo").served_names == ['a "quoted" name']
-    samples = scrape(metrics_port)
+    samples = scrape(server)
     value(samples, "vllm:num_requests_running", model_name='a \\"quoted\\" name', engine="0")
 
 
-def test_bounds_of_vllm(client, metrics_port):
-    samples = scrape(metrics_port)
+def test_bounds_of_vllm(client, server):
+    samples = scrape(server)
 
     def bounds(name):
         return [dict(labels)["le"] for sample, labels in samples if sample == name + "_bucket"]

@@ -2,24 +2,16 @@
 their log probabilities, and compute only what is new."""
 import json
 import os
-import socket
-import urllib.request
 
 import pytest
 
-from shardd_client import ROOT, Refused, Server, make_request, shardd
+from shardd_client import METRICS, ROOT, Refused, Server, make_request, shardd
 
 # A turn of ids: how many are new, and how many the answer may have.
 TURNS = [(150, 70), (17, 65), (64, 1), (1, 130), (95, 66)]
 SAYS = ["Tell me of ships, slowly, and of harbours, and of the weather that both of them wait for. ",
         "And then, and after that, and in the end? ", "Why would anybody do that, when the tide is out? ",
         "One word, and not a long one, please. "]
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def sampled(request, turn):
@@ -68,13 +60,12 @@ def talk_in_messages(client):
 def test_same_answers(model, tp):
     flags = ("--tensor-parallel-size", tp, "--max-model-len", "1500", "--max-num-seqs", "4", "--prefix-cache-memory",
              "64MiB")
-    port = free_port()
     with Server(model, *flags, "--prefix-cache", "off") as plain:
         with plain.client() as client:
             expected, none, _ = talk_in_ids(client)
             expected_chat, none_in_chat = talk_in_messages(client)
             assert not client.call("GetServerInfo").HasField("prefix_cache")
-    with Server(model, *flags, "--metrics-listen", "127.0.0.1:%d" % port) as running:
+    with Server(model, *flags, *METRICS) as running:
         assert "states of prefixes" in running.log_text()
         with running.client() as client:
             answers, cached, rows = talk_in_ids(client)
@@ -85,7 +76,7 @@ def test_same_answers(model, tp):
             info = client.call("GetServerInfo").prefix_cache
         status = json.loads(shardd("status", "--server", running.address, "--json").stdout)["server"]["prefix_cache"]
         text = shardd("status", "--server", running.address).stdout
-        metrics = urllib.request.urlopen("http://127.0.0.1:%d/metrics" % port).read().decode()
+        metrics = running.metrics().read().decode()
     assert answers == again == salted == expected and chat == expected_chat
     assert set(none) == {0} and {c for c, _ in none_in_chat} == {0}
 

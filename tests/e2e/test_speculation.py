@@ -2,22 +2,14 @@
 import json
 import os
 import signal
-import socket
 import time
-import urllib.request
 
 import pytest
 
-from shardd_client import ROOT, Answer, Server, make_request, shardd
+from shardd_client import METRICS, ROOT, Answer, Server, make_request, shardd
 
 WORKER = "--drafts-max 7 --draft-odds 80 --has-mtp 1 --step-us 2000 --id-first 1000 --id-count %d"
 LENGTHS = [1, 2, 17, 150]
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def run_all(running):
@@ -37,13 +29,12 @@ def answers_without(model, ids):
 @pytest.mark.parametrize("how,ids,names", [("auto", 5000, ["mtp", "lookup"]), ("mtp", 5000, ["mtp"]),
                                            ("lookup", 2, ["lookup"])])
 def test_same_tokens(model, how, ids, names):
-    port = free_port()
-    with Server(model, "--device", "null", "--speculation", how, "--metrics-listen", "127.0.0.1:%d" % port,
+    with Server(model, "--device", "null", "--speculation", how, *METRICS,
                 env={"SHARDD_NULL_ARGS": WORKER % ids}) as running:
         ids_now, info = run_all(running)
         status = shardd("status", "--server", running.address, "--json")
         text = shardd("status", "--server", running.address).stdout
-        metrics = urllib.request.urlopen("http://127.0.0.1:%d/metrics" % port).read().decode()
+        metrics = running.metrics().read().decode()
     assert ids_now == answers_without(model, ids)
     assert [d.name for d in info.drafters] == names
     assert all(d.drafts_max == 7 and d.drafts_accepted <= d.drafts_proposed for d in info.drafters)

@@ -7,25 +7,13 @@
 static struct metrics *metrics;
 static uint16_t port;
 
-/* A free port: taken and let go. */
-static uint16_t find_port(void) {
-    struct error e = {0};
-    char name[64];
-    int fd;
-    unsigned number;
-    assert_int_equal(rpc_listen("127.0.0.1:0", &fd, name, sizeof(name), &e), 0);
-    close(fd);
-    assert_int_equal(sscanf(name, "127.0.0.1:%u", &number), 1);
-    return (uint16_t)number;
-}
-
 static int set_up(void **state) {
     struct error e = {0};
-    char address[32];
+    unsigned number;
     harness_up(state);
-    port = find_port();
-    snprintf(address, sizeof(address), "127.0.0.1:%u", port);
-    assert_int_equal(metrics_start(&harness->service, harness->server, address, &metrics, &e), 0);
+    assert_int_equal(metrics_start(&harness->service, harness->server, "127.0.0.1:0", &metrics, &e), 0);
+    assert_int_equal(sscanf(metrics_address(metrics), "127.0.0.1:%u", &number), 1);
+    port = (uint16_t)number;
     return 0;
 }
 
@@ -141,9 +129,8 @@ static void test_port_in_use(void **state) {
     (void)state;
     struct metrics *second = NULL;
     struct error e = {0};
-    char address[32];
-    snprintf(address, sizeof(address), "127.0.0.1:%u", port);
-    assert_int_equal(metrics_start(&harness->service, harness->server, address, &second, &e), -EADDRINUSE);
+    assert_int_equal(metrics_start(&harness->service, harness->server, metrics_address(metrics), &second, &e),
+            -EADDRINUSE);
     assert_non_null(strstr(e.text, "--metrics-listen"));
     assert_null(metrics_stop(NULL));
 }
