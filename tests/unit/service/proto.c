@@ -168,7 +168,7 @@ static void test_unknown_fields_are_refused(void **state) {
         const char *names;
     } cases[] = {
             {"\x58\x01", 2, "shardd.v1.GenerateRequest has no field 11"},        /* reserved */
-            {"\x3a\x02\x58\x01", 4, "shardd.v1.SamplingParams has no field 11"}, /* in a message */
+            {"\x3a\x02\x68\x01", 4, "shardd.v1.SamplingParams has no field 13"}, /* in a message */
             {"\x2a\x04\x0a\x02\x58\x01", 6,
                     "shardd.v1.Message has no field 11"}, /* in a repeated one of a oneof */
     };
