@@ -83,7 +83,7 @@ static void count_nodes(void) {
 static uint64_t check_rows(uint32_t n, uint32_t n_ids) {
     const struct prefix_node *at = &cache.nodes[n];
     uint64_t last = at->parent == 0 ? 0 : check_rows(at->parent, PAGE_TOKENS);
-    const struct rows *r = at->page != 0 ? &in_pages[at->page] : &in_units[at->unit];
+    const struct rows *r = at->parent == 0 ? NULL : at->page != 0 ? &in_pages[at->page] : &in_units[at->unit];
     for (uint32_t i = 0; i < n_ids; i++) {
         last = row(last, at->ids[i]);
         if (at->parent != 0)
