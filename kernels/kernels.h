@@ -314,9 +314,11 @@ struct k_shape { /* what one rank holds; filled by tp/ from the model and the sh
  *   KV      [layer][page][kv_head][K|V][64][head_dim] in kv_dtype (rounded to nearest even when written); with K_INT8
  *           each kv head of a page goes on with its scales, [K|V][64] fp32
  *   GDN     per slot and layer: S0 [Hv][dk][dv], ring of C + drafts_max rows (k after L2 norm [Hk][dk], Delta [Hv][dv],
- *           G [Hv]), conv window: ring of W-1 + drafts_max pre-conv rows of 2*Hk*dk + Hv*dv; all fp32. The row of
- *           position p is row p % rows of its ring. So rows of drafts lie beside all that is needed without them, and
- *           one that was not accepted is written over by the row that takes its position.
+ *           G [Hv]), conv window: ring of W-1 + drafts_max pre-conv rows of 2*Hk*dk + Hv*dv; all fp32 but S0, which
+ *           state_dtype says: a fold computes in fp32 and with K_F16 rounds each number of the new S0 to nearest even,
+ *           and rows read what was rounded, whoever folds. The row of position p is row p % rows of its ring. So rows
+ *           of drafts lie beside all that is needed without them, and one that was not accepted is written over by the
+ *           row that takes its position.
  *           S0 is the state after the last block that was folded into it, and only blocks whose last row was accepted
  *           are: a step folds a block that is complete at its beginning, and computes what lies behind a block that
  *           its drafts complete against a folded state that it does not keep. The same fold later gives the same bits.
@@ -324,13 +326,14 @@ struct k_shape { /* what one rank holds; filled by tp/ from the model and the sh
  *   units   host memory units for SWAP and SNAPSHOT, each as large as one slot's GDN state or one page */
 struct k_pool;
 struct k_pool_options {
-    uint32_t slots;          /* without the dummy; 1..SEQS_MAX */
-    uint32_t pages;          /* without the dummy */
-    uint32_t pages_per_slot; /* page table length: ceil(max_model_len / 64) */
-    uint32_t slot_units;     /* host units for slot snapshots; may be 0 */
-    uint32_t page_units;     /* host units for pages; may be 0 */
-    enum k_dtype kv_dtype;   /* K_F32, K_BF16 or K_INT8 */
-    uint32_t drafts_max;     /* rows of a CONTINUE beside the first; 0..DRAFT_MAX, each makes a slot larger */
+    uint32_t slots;           /* without the dummy; 1..SEQS_MAX */
+    uint32_t pages;           /* without the dummy */
+    uint32_t pages_per_slot;  /* page table length: ceil(max_model_len / 64) */
+    uint32_t slot_units;      /* host units for slot snapshots; may be 0 */
+    uint32_t page_units;      /* host units for pages; may be 0 */
+    enum k_dtype kv_dtype;    /* K_F32, K_BF16 or K_INT8 */
+    enum k_dtype state_dtype; /* of S0: K_F32 or K_F16 */
+    uint32_t drafts_max; /* rows of a CONTINUE beside the first; 0..DRAFT_MAX, each makes a slot larger */
 };
 
 /* Bytes of one slot, one page and the fixed part, so that the caller can print a budget before creating. The dummies,

@@ -118,6 +118,7 @@ static struct gdn_task task_of(const struct gdn_job *j) {
     const struct k_shape *h = &j->a->p->shape;
     return (struct gdn_task){.dk = h->gdn_k_dim,
             .dv = h->gdn_v_dim,
+            .f16 = j->a->p->options.state_dtype == K_F16,
             .row_stride = j->channels,
             .gate_stride = h->gdn_v_heads,
             .out_stride = h->gdn_v_heads * h->gdn_v_dim};
@@ -126,7 +127,7 @@ static struct gdn_task task_of(const struct gdn_job *j) {
 /* Rows [first, first + n) of the entry for one value head, with s0 the state before the block of the first of them; it
  * is folded where a block ends among them. */
 static void gdn_walk(const struct gdn_job *j, const struct k_entry *e, const struct gdn_view *g, uint32_t v,
-        uint32_t first, uint32_t n, float *s0) {
+        uint32_t first, uint32_t n, void *s0) {
     const uint32_t pos = j->a->b->row_pos[e->row_begin], end = first + n;
     struct gdn_task t = task_of(j);
     t.s0 = s0;
@@ -144,11 +145,11 @@ static void gdn_walk(const struct gdn_job *j, const struct k_entry *e, const str
 
 /* What lies behind a block that drafts complete: its fold is for this step alone. */
 static void __attribute__((noinline)) gdn_walk_behind(const struct gdn_job *j, const struct k_entry *e,
-        const struct gdn_view *g, uint32_t v, uint32_t first, const float *s0) {
+        const struct gdn_view *g, uint32_t v, uint32_t first, const void *s0) {
     const uint32_t pos = j->a->b->row_pos[e->row_begin];
     float folded[GDN_DIM_MAX * GDN_DIM_MAX];
     struct gdn_task t = task_of(j);
-    memcpy(folded, s0, (size_t)t.dk * t.dv * sizeof *s0);
+    memcpy(folded, s0, (size_t)t.dk * t.dv * k_dtype_bytes(j->a->p->options.state_dtype));
     place_block(j, e, g, v, pos + first - GDN_BLOCK, GDN_BLOCK, &t);
     j->isa->gdn_fold(&t, GDN_BLOCK, folded);
     gdn_walk(j, e, g, v, first, e->n_rows - first, folded);
@@ -160,7 +161,7 @@ static void gdn_head(const struct gdn_job *j, const struct k_entry *e, const str
                    left = GDN_BLOCK - begun; /* rows of the block that the first row lies in */
     const bool behind = e->n_rows > left && entry_certain_rows(e) < e->n_rows;
     struct gdn_task t = task_of(j);
-    float *s0 = g->s0 + (uint64_t)v * t.dk * t.dv;
+    void *s0 = gdn_head_s0(j->a->p, g, v);
     if (j->a->p->slots[e->slot].folded + begun < pos) {
         place_block(j, e, g, v, pos - begun - GDN_BLOCK, GDN_BLOCK, &t);
         j->isa->gdn_fold(&t, GDN_BLOCK, s0);

@@ -64,7 +64,8 @@ struct gdn_task { /* one v head over consecutive rows of one sequence that lie i
      * first.. are written. */
     const float *k[GDN_BLOCK];
     float *delta[GDN_BLOCK], *decay[GDN_BLOCK];
-    const float *s0;    /* [dk][dv] */
+    const void *s0; /* [dk][dv] fp32, with `f16` fp16 */
+    bool f16;
     const float *q, *v; /* of row first + i at + i * row_stride; q normalised and scaled */
     uint32_t row_stride;
     const float *g, *beta; /* row i at + i * gate_stride */
@@ -121,8 +122,9 @@ struct isa {
     void (*gdn_gates)(const float *a, const float *b, const float *a_log, const float *dt_bias, uint32_t n,
             float *g, float *beta);
     void (*gdn_rows)(const struct gdn_task *t);
-    /* s = e^G_last s + sum_i (e^(G_last - G_i) k_i) Delta_i, i ascending, over the block's first n rows */
-    void (*gdn_fold)(const struct gdn_task *t, uint32_t n, float *s);
+    /* s = e^G_last s + sum_i (e^(G_last - G_i) k_i) Delta_i, i ascending, over the block's first n rows; s is as t->f16
+     * says */
+    void (*gdn_fold)(const struct gdn_task *t, uint32_t n, void *s);
     void (*gated_norm)(const float *x, const float *w, const float *z, float eps, uint32_t n, float *y);
     void (*rope)(float *x, const float *cos_sin, uint32_t half);
     void (*attention)(const struct attention_task *t);
@@ -230,7 +232,7 @@ struct k_batch {
 };
 
 struct gdn_view { /* one slot and layer */
-    float *s0;    /* [Hv][dk][dv] */
+    void *s0;     /* [Hv][dk][dv] of state_dtype */
     float *k;     /* [ring_rows][Hk][dk] */
     float *delta; /* [ring_rows][Hv][dv] */
     float *decay; /* [ring_rows][Hv] */
@@ -255,6 +257,11 @@ struct k_pool {
     uint8_t *slot_units, *page_units;
 };
 struct gdn_view pool_gdn(const struct k_pool *p, uint32_t slot, uint32_t layer);
+/* S0 of one value head. */
+static inline void *gdn_head_s0(const struct k_pool *p, const struct gdn_view *g, uint32_t v) {
+    return (uint8_t *)g->s0 +
+           (uint64_t)v * p->shape.gdn_k_dim * p->shape.gdn_v_dim * k_dtype_bytes(p->options.state_dtype);
+}
 /* Row i of a block is row `at` of the slot's ring, a position modulo its rows: for the task of value head v, whose key
  * head is k. */
 static inline void gdn_place(const struct k_shape *h, const struct gdn_view *g, uint32_t v, uint32_t k,

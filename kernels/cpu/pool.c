@@ -288,7 +288,8 @@ int k_pool_read_gdn(
     const struct gdn_view g = pool_gdn(p, slot, gdn_layer);
     const uint64_t head = (uint64_t)h->gdn_k_dim * h->gdn_v_dim;
     const uint32_t length = p->slots[slot].length, kept = h->conv_kernel - 1;
-    memcpy(state, g.s0, h->gdn_v_heads * head * sizeof *state);
+    const enum k_dtype dtype = p->options.state_dtype;
+    convert_row(dtype, g.s0, (uint32_t)(h->gdn_v_heads * head), state);
     for (uint32_t v = 0; v < h->gdn_v_heads; v++) {
         for (uint32_t at = p->slots[slot].folded; at < length; at += GDN_BLOCK) {
             const uint32_t n = length - at < GDN_BLOCK ? length - at : GDN_BLOCK;
@@ -297,6 +298,8 @@ int k_pool_read_gdn(
                 gdn_place(h, &g, v, v / (h->gdn_v_heads / h->gdn_k_heads), (at + i) % p->layout.ring_rows, &t,
                         i);
             stream_isa(s)->gdn_fold(&t, n, state + v * head);
+            if (dtype == K_F16 && n == GDN_BLOCK)
+                round_row_f16((uint32_t)head, state + v * head);
         }
     }
     for (uint32_t j = 0; j < kept; j++) {

@@ -19,10 +19,10 @@
 #include "kernels/cuda/gdn_row.cuh"
 #include "kernels/cuda/launch.cuh"
 
-#define GROUP        4u  /* rows that stream S0 together: a thread has 2 sums of each, and more would spill */
-#define CHUNK        16u /* rows of S0 that are copied and waited for together */
-#define WARP_COLUMN  32u
-#define CHUNK_FLOATS (CHUNK * WARP_COLUMN)
+#define GROUP         4u /* rows that stream S0 together: a thread has 2 sums of each, and more would spill */
+#define CHUNK         16u /* rows of S0 that are copied and waited for together */
+#define WARP_COLUMN   32u
+#define CHUNK_NUMBERS (CHUNK * WARP_COLUMN)
 /* A block for each SM: all of S0 at once, and warps without columns. More: several blocks share an SM, and each has as
  * many slots as keep them there. */
 #define SLOTS_FEW_BLOCKS  8u
@@ -31,7 +31,7 @@
 
 /* What a block has in shared memory. */
 struct rows_shared {
-    float *ring;   /* [warp with columns][SLOTS][CHUNK][32] S0 on its way */
+    void *ring;    /* S [warp with columns][SLOTS][CHUNK][32] S0 on its way */
     float *k;      /* [C][pitch] of the GDN block's rows before this group */
     float *fold_k; /* [C][pitch] at a fold, the block's before times their fade; without drafts it is k */
     float *row_k, *row_q;      /* [GROUP][pitch] of this group; row_q is o afterwards */
@@ -49,18 +49,22 @@ static __host__ __device__ __forceinline__ uint32_t pitch_of(const struct k_shap
 static __host__ __device__ __forceinline__ uint32_t column_threads(uint32_t dv) {
     return (dv + WARP_COLUMN - 1) / WARP_COLUMN * WARP_COLUMN;
 }
+template <class S>
+static __host__ __device__ __forceinline__ uint32_t ring_floats(const struct k_shape &h, uint32_t slots) {
+    return column_threads(h.gdn_v_dim) * CHUNK * slots * (uint32_t)sizeof(S) / (uint32_t)sizeof(float);
+}
+template <class S>
 static __host__ __device__ __forceinline__ uint32_t shared_floats(
         const struct k_shape &h, uint32_t slots, bool drafts) {
-    return column_threads(h.gdn_v_dim) * CHUNK * slots +
-           ((drafts ? 2 : 1) * GDN_BLOCK + 2 * GROUP) * pitch_of(h) + 2 * GROUP * GDN_BLOCK + 2 * GDN_BLOCK +
-           3 * GROUP + 4;
+    return ring_floats<S>(h, slots) + ((drafts ? 2 : 1) * GDN_BLOCK + 2 * GROUP) * pitch_of(h) +
+           2 * GROUP * GDN_BLOCK + 2 * GDN_BLOCK + 3 * GROUP + 4;
 }
-template <uint32_t SLOTS, bool DRAFTS>
+template <class S, uint32_t SLOTS, bool DRAFTS>
 static __device__ __forceinline__ struct rows_shared lay_out_shared(const struct k_shape &h) {
     struct rows_shared m;
     m.pitch = pitch_of(h);
-    m.ring = (float *)dynamic_shared();
-    m.k = m.ring + column_threads(h.gdn_v_dim) * CHUNK * SLOTS;
+    m.ring = dynamic_shared();
+    m.k = (float *)m.ring + ring_floats<S>(h, SLOTS);
     m.fold_k = DRAFTS ? m.k + GDN_BLOCK * m.pitch : m.k;
     m.row_k = m.fold_k + GDN_BLOCK * m.pitch;
     m.row_q = m.row_k + GROUP * m.pitch;
@@ -79,7 +83,7 @@ static __device__ __forceinline__ struct rows_shared lay_out_shared(const struct
 struct head {
     uint32_t v, key, group; /* value head, key head, value heads of a key head */
     uint32_t dk, dv, column;
-    float *d_s0; /* [dk][dv] */
+    void *d_s0; /* [dk][dv] S */
 };
 /* The rows [row, row + n) of the entry; first: position of the first in its GDN block. */
 struct group {
@@ -93,30 +97,41 @@ struct group {
 
 /* --- S0 on its way --- */
 
-/* Each warp copies its own columns, so a chunk needs no barrier of the block. Only whole pieces of 4 columns. */
+/* Columns that 16 bytes have, and rows that a warp copies with one instruction. */
+template <class S> static __device__ __forceinline__ constexpr uint32_t piece_columns() {
+    return 16 / sizeof(S);
+}
+template <class S> static __device__ __forceinline__ constexpr uint32_t piece_rows() {
+    return 32 * piece_columns<S>() / WARP_COLUMN;
+}
+/* Each warp copies its own columns, so a chunk needs no barrier of the block. Only whole pieces. */
+template <class S>
 static __device__ __forceinline__ void chunk_fetch(
-        const struct head &h, float *slot, uint32_t chunk, uint32_t chunks) {
+        const struct head &h, S *slot, uint32_t chunk, uint32_t chunks) {
+    constexpr uint32_t columns = piece_columns<S>(), rows = piece_rows<S>();
     if (chunk < chunks) {
-        const uint32_t lane = threadIdx.x % 32, r = lane / 8, c = lane % 8 * 4, column = h.column - lane + c,
-                       k = chunk * CHUNK + r, left = column < h.dv ? h.dk - k : 0;
-        const float *d_from = h.d_s0 + (k * h.dv + column);
-        float *to = slot + r * WARP_COLUMN + c;
+        const uint32_t lane = threadIdx.x % 32, r = lane / (32 / rows), c = lane % (32 / rows) * columns,
+                       column = h.column - lane + c, k = chunk * CHUNK + r,
+                       left = column < h.dv ? h.dk - k : 0;
+        const S *d_from = (const S *)h.d_s0 + (k * h.dv + column);
+        S *to = slot + r * WARP_COLUMN + c;
 #pragma unroll
-        for (uint32_t n = 0; n < CHUNK; n += 4, d_from += 4 * h.dv)
+        for (uint32_t n = 0; n < CHUNK; n += rows, d_from += rows * h.dv)
             if ((int32_t)n < (int32_t)left)
                 copy_16_once(to + n * WARP_COLUMN, d_from);
     }
     copy_commit();
 }
-template <uint32_t SLOTS> static __device__ __forceinline__ float *warp_ring(const struct rows_shared &m) {
-    return m.ring + threadIdx.x / 32 * SLOTS * CHUNK_FLOATS;
+template <class S, uint32_t SLOTS>
+static __device__ __forceinline__ S *warp_ring(const struct rows_shared &m) {
+    return (S *)m.ring + threadIdx.x / 32 * SLOTS * CHUNK_NUMBERS;
 }
-template <uint32_t SLOTS, bool WIDE>
+template <class S, uint32_t SLOTS, bool WIDE>
 static __device__ __forceinline__ void state_begin(const struct head &h, const struct rows_shared &m) {
     if (WIDE)
 #pragma unroll
         for (uint32_t i = 0; i < SLOTS; i++)
-            chunk_fetch(h, warp_ring<SLOTS>(m) + i * CHUNK_FLOATS, i, (h.dk + CHUNK - 1) / CHUNK);
+            chunk_fetch(h, warp_ring<S, SLOTS>(m) + i * CHUNK_NUMBERS, i, (h.dk + CHUNK - 1) / CHUNK);
 }
 
 /* --- S0 times k and q --- */
@@ -127,6 +142,7 @@ struct four {
     uint32_t k, n; /* n: that are there */
 };
 /* Folded, and written where the slot keeps it, where a GDN block begins. */
+template <class S>
 static __device__ __forceinline__ void fold_four(
         const struct head &h, const struct rows_shared &m, const float *delta, bool keeps, struct four &f) {
     const float e_g = m.fade[GDN_BLOCK];
@@ -141,11 +157,17 @@ static __device__ __forceinline__ void fold_four(
         f.s[2] = fmaf(w.z, delta[j], f.s[2]);
         f.s[3] = fmaf(w.w, delta[j], f.s[3]);
     }
+    S kept[4];
+#pragma unroll
+    for (uint32_t e = 0; e < 4; e++) {
+        narrow(f.s[e], &kept[e]);
+        f.s[e] = widen(kept[e]);
+    }
     if (keeps && h.column < h.dv)
 #pragma unroll
         for (uint32_t e = 0; e < 4; e++)
             if (e < f.n)
-                h.d_s0[(uint64_t)(f.k + e) * h.dv + h.column] = f.s[e];
+                ((S *)h.d_s0)[(uint64_t)(f.k + e) * h.dv + h.column] = kept[e];
 }
 /* sum += the rows times x, k ascending */
 template <bool ALL>
@@ -168,9 +190,9 @@ static __device__ __forceinline__ void add_all(
     }
 }
 /* One chunk of them, from k on. WHOLE: all of its rows are there. */
-template <uint32_t ROWS, bool WIDE, bool FOLD, bool WHOLE>
+template <class S, uint32_t ROWS, bool WIDE, bool FOLD, bool WHOLE>
 static __device__ __forceinline__ void chunk_times(const struct head &h, const struct rows_shared &m,
-        const float *delta, bool keeps, const float *slot, uint32_t k, float *k_s, float *q_s) {
+        const float *delta, bool keeps, const S *slot, uint32_t k, float *k_s, float *q_s) {
     [[maybe_unused]] constexpr uint32_t together = WHOLE ? CHUNK / 4 : 1; /* more would take registers */
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll together
@@ -183,11 +205,12 @@ static __device__ __forceinline__ void chunk_times(const struct head &h, const s
 #pragma unroll
         for (uint32_t e = 0; e < 4; e++)
             if (WIDE)
-                f.s[e] = slot[(at + e) * WARP_COLUMN + lane];
+                f.s[e] = widen(slot[(at + e) * WARP_COLUMN + lane]);
             else
-                f.s[e] = e < f.n && h.column < h.dv ? h.d_s0[(f.k + e) * h.dv + h.column] : 0.0f;
+                f.s[e] = e < f.n && h.column < h.dv ? widen(((const S *)h.d_s0)[(f.k + e) * h.dv + h.column])
+                                                    : 0.0f;
         if (FOLD)
-            fold_four(h, m, delta, keeps, f);
+            fold_four<S>(h, m, delta, keeps, f);
         if (WHOLE || f.n >= 4)
             add_all<ROWS, true>(m, f, k_s, q_s);
         else
@@ -195,22 +218,23 @@ static __device__ __forceinline__ void chunk_times(const struct head &h, const s
     }
 }
 /* k_s[r], q_s[r] += S0^T k, S0^T q of this column, rows r < ROWS; rows that are not there give what nobody uses. */
-template <uint32_t ROWS, uint32_t SLOTS, bool WIDE, bool FOLD>
+template <class S, uint32_t ROWS, uint32_t SLOTS, bool WIDE, bool FOLD>
 static __device__ __forceinline__ void state_times(const struct head &h, const struct rows_shared &m,
         const float *delta, bool keeps, float *k_s, float *q_s) {
     const uint32_t chunks = (h.dk + CHUNK - 1) / CHUNK;
 #pragma unroll 1
     for (uint32_t chunk = 0, slot = 0; chunk < chunks; chunk++, slot = slot + 1 == SLOTS ? 0 : slot + 1) {
-        float *ring = warp_ring<SLOTS>(m) + slot * CHUNK_FLOATS;
+        S *ring = warp_ring<S, SLOTS>(m) + slot * CHUNK_NUMBERS;
         const uint32_t k = chunk * CHUNK;
         if (WIDE) {
             copy_wait<SLOTS - 1>();
             __syncwarp();
         }
         if (ROWS == 1 && WIDE && !FOLD && k + CHUNK <= h.dk)
-            chunk_times<ROWS, WIDE, FOLD, ROWS == 1 && WIDE && !FOLD>(h, m, delta, keeps, ring, k, k_s, q_s);
+            chunk_times<S, ROWS, WIDE, FOLD, ROWS == 1 && WIDE && !FOLD>(
+                    h, m, delta, keeps, ring, k, k_s, q_s);
         else
-            chunk_times<ROWS, WIDE, FOLD, false>(h, m, delta, keeps, ring, k, k_s, q_s);
+            chunk_times<S, ROWS, WIDE, FOLD, false>(h, m, delta, keeps, ring, k, k_s, q_s);
         if (WIDE) {
             __syncwarp();
             chunk_fetch(h, ring, chunk + SLOTS, chunks);
@@ -355,7 +379,7 @@ static __device__ __forceinline__ void column_deltas(const struct gdn_args &a, c
 }
 
 /* From S0 on: the group's rows are convolved and normalised. v: of this column. */
-template <uint32_t ROWS, uint32_t SLOTS, bool WIDE, bool DRAFTS>
+template <class S, uint32_t ROWS, uint32_t SLOTS, bool WIDE, bool DRAFTS>
 static __device__ __forceinline__ void group_finish(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct head &h, const struct rows_shared &m, const struct group &g, const float *v,
         float *delta) {
@@ -365,9 +389,9 @@ static __device__ __forceinline__ void group_finish(const struct gdn_args &a, co
         column_deltas<DRAFTS>(a, q, h, g.ring_before, GDN_BLOCK, delta);
     if (h.column - threadIdx.x % 32 < h.dv) {
         if (g.fold)
-            state_times<ROWS, SLOTS, WIDE, true>(h, m, delta, !DRAFTS || !g.passing, k_s, q_s);
+            state_times<S, ROWS, SLOTS, WIDE, true>(h, m, delta, !DRAFTS || !g.passing, k_s, q_s);
         else
-            state_times<ROWS, SLOTS, WIDE, false>(h, m, delta, /* keeps= */ false, k_s, q_s);
+            state_times<S, ROWS, SLOTS, WIDE, false>(h, m, delta, /* keeps= */ false, k_s, q_s);
     }
     if (DRAFTS && g.passing && g.first > 0)
         column_deltas<DRAFTS>(a, q, h, g.ring, g.first, delta);
@@ -483,7 +507,7 @@ static __device__ __forceinline__ void group_begin(const struct gdn_sequence &q,
 }
 
 /* All rows of an entry for one value head. */
-template <uint32_t SLOTS, bool WIDE, bool DRAFTS>
+template <class S, uint32_t SLOTS, bool WIDE, bool DRAFTS>
 static __device__ __forceinline__ void entry_rows(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct head &h, const struct rows_shared &m) {
     float delta[GDN_BLOCK], v[GROUP];
@@ -493,7 +517,7 @@ static __device__ __forceinline__ void entry_rows(const struct gdn_args &a, cons
     block_fetch<DRAFTS>(a, q, h, m, delta);
     for (; g.row < q.n_rows; g.row += g.n) {
         group_begin<DRAFTS>(q, g);
-        state_begin<SLOTS, WIDE>(h, m);
+        state_begin<S, SLOTS, WIDE>(h, m);
         if (g.row == 0)
             copy_wait<(WIDE ? SLOTS : 0)>(); /* the earlier rows of k; S0 may still be on its way */
         if (g.fold && (!DRAFTS || g.first == 0)) {
@@ -509,9 +533,9 @@ static __device__ __forceinline__ void entry_rows(const struct gdn_args &a, cons
             *m.last = is_last(a, q, h.key, h.group, arrive(a, q, h.key, h.group));
         rows_dots(h, m, g);
         if (g.n == 1)
-            group_finish<1, SLOTS, WIDE, DRAFTS>(a, q, h, m, g, v, delta);
+            group_finish<S, 1, SLOTS, WIDE, DRAFTS>(a, q, h, m, g, v, delta);
         else
-            group_finish<GROUP, SLOTS, WIDE, DRAFTS>(a, q, h, m, g, v, delta);
+            group_finish<S, GROUP, SLOTS, WIDE, DRAFTS>(a, q, h, m, g, v, delta);
         if (DRAFTS && q.n_certain < q.n_rows)
             commit_drafts(a, q, h, m, g);
         for (uint32_t i = threadIdx.x; i < g.n * h.dk; i += blockDim.x)
@@ -528,11 +552,11 @@ static __device__ __forceinline__ struct row_head row_head_of_block() {
     return {blockIdx.y * gridDim.x + blockIdx.x, blockIdx.y, gridDim.x, 0, false};
 }
 /* How an entry of one row goes beside others: as many warps as its kernel has. */
-template <uint32_t SLOTS> struct row_blocks { typedef struct few_blocks type; };
-template <> struct row_blocks<SLOTS_MANY_BLOCKS> { typedef struct many_blocks type; };
-template <> struct row_blocks<SLOTS_MANY_DRAFTS> { typedef struct many_blocks type; };
+template <class S, uint32_t SLOTS> struct row_blocks { typedef few_blocks<S> type; };
+template <class S> struct row_blocks<S, SLOTS_MANY_BLOCKS> { typedef many_blocks<S> type; };
+template <class S> struct row_blocks<S, SLOTS_MANY_DRAFTS> { typedef many_blocks<S> type; };
 
-template <uint32_t SLOTS, bool WIDE, bool DRAFTS>
+template <class S, uint32_t SLOTS, bool WIDE, bool DRAFTS>
 __global__ void __launch_bounds__(256, (SLOTS == SLOTS_MANY_BLOCKS || SLOTS == SLOTS_MANY_DRAFTS ? 2 : 1))
         gdn_rows_kernel(const struct gdn_args a) {
     const struct k_shape &shape = a.pool.shape;
@@ -543,7 +567,7 @@ __global__ void __launch_bounds__(256, (SLOTS == SLOTS_MANY_BLOCKS || SLOTS == S
     if (blockIdx.z >= n_entries || e.n_rows > a.rows_most)
         return;
     if (WIDE && e.n_rows == 1 && gdn_has_row(&shape)) {
-        typedef typename row_blocks<SLOTS>::type blocks;
+        typedef typename row_blocks<S, SLOTS>::type blocks;
         struct row_asked<blocks> x = {};
         const struct gdn_sequence q = sequence_of<DRAFTS>(a, e);
         ask_weights<blocks>(x, a, r, q.channels);
@@ -552,70 +576,82 @@ __global__ void __launch_bounds__(256, (SLOTS == SLOTS_MANY_BLOCKS || SLOTS == S
     }
     const struct gdn_sequence q = sequence_of<DRAFTS>(a, e);
     const struct head h = {r.v, r.key, r.group, shape.gdn_k_dim, shape.gdn_v_dim, threadIdx.x,
-            q.d_s0 + (uint64_t)r.v * shape.gdn_k_dim * shape.gdn_v_dim};
-    entry_rows<SLOTS, WIDE, DRAFTS>(a, q, h, lay_out_shared<SLOTS, DRAFTS>(shape));
+            (S *)q.d_s0 + (uint64_t)r.v * shape.gdn_k_dim * shape.gdn_v_dim};
+    entry_rows<S, SLOTS, WIDE, DRAFTS>(a, q, h, lay_out_shared<S, SLOTS, DRAFTS>(shape));
 }
-template <bool DRAFTS> __global__ void __launch_bounds__(256, 1) gdn_row_kernel(const struct gdn_args a) {
+template <class S, bool DRAFTS>
+__global__ void __launch_bounds__(256, 1) gdn_row_kernel(const struct gdn_args a) {
     const uint32_t n_entries = a.batch.d_plan->n_entries;
     const struct gdn_sequence q = sequence_of<DRAFTS>(a, 0);
     struct row_head h = row_head_of_block();
-    struct row_asked<few_blocks> x = {};
-    ask_weights<few_blocks>(x, a, h, q.channels);
+    struct row_asked<few_blocks<S>> x = {};
+    ask_weights<few_blocks<S>>(x, a, h, q.channels);
     if (n_entries > 0) {
-        row_entry<few_blocks, DRAFTS>(x, a, q, h);
+        row_entry<few_blocks<S>, DRAFTS>(x, a, q, h);
         if (a.codes.d_codes)
-            row_round<few_blocks>(a, h.v);
+            row_round<few_blocks<S>>(a, h.v);
     }
 }
 
-template <uint32_t SLOTS, bool WIDE, bool DRAFTS>
+template <class S, uint32_t SLOTS, bool WIDE, bool DRAFTS>
 static cudaError_t launch(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound) {
     const struct k_shape &h = a->pool.shape;
     const uint32_t threads = h.gdn_v_dim > 128 || SLOTS == SLOTS_FEW_BLOCKS ? 256 : 128;
-    const size_t bytes = shared_floats(h, SLOTS, DRAFTS) * sizeof(float),
+    const size_t bytes = shared_floats<S>(h, SLOTS, DRAFTS) * sizeof(float),
                  of_row = WIDE && gdn_has_row(&h)
-                                  ? sizeof(struct row_shared<typename row_blocks<SLOTS>::type>)
+                                  ? sizeof(struct row_shared<typename row_blocks<S, SLOTS>::type>)
                                   : 0;
-    return K_LAUNCH((gdn_rows_kernel<SLOTS, WIDE, DRAFTS>),
+    return K_LAUNCH((gdn_rows_kernel<S, SLOTS, WIDE, DRAFTS>),
             dim3(h.gdn_v_heads / h.gdn_k_heads, h.gdn_k_heads, entries_bound), threads,
             bytes > of_row ? bytes : of_row, s, *a);
 }
 bool gdn_can_round(const struct k_shape *h, uint32_t rows_bound, const struct device_size *d) {
     return rows_bound == 1 && gdn_has_row(h) && h->gdn_v_heads <= d->sms;
 }
-template <bool DRAFTS, uint32_t SLOTS_MANY>
+template <class S, bool DRAFTS, uint32_t SLOTS_MANY>
 static cudaError_t queue_rows(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
         uint32_t rows_bound, const struct device_size *d) {
     const struct k_shape &h = a->pool.shape;
     if (gdn_can_round(&h, rows_bound, d))
-        return K_LAUNCH(gdn_row_kernel<DRAFTS>, dim3(h.gdn_v_heads / h.gdn_k_heads, h.gdn_k_heads), 256,
-                sizeof(struct row_shared<few_blocks>), s, *a);
-    if (h.gdn_v_dim % 4)
-        return launch<1, false, DRAFTS>(s, a, entries_bound);
-    const size_t all_at_once = shared_floats(h, SLOTS_FEW_BLOCKS, DRAFTS) * sizeof(float);
+        return K_LAUNCH((gdn_row_kernel<S, DRAFTS>), dim3(h.gdn_v_heads / h.gdn_k_heads, h.gdn_k_heads), 256,
+                sizeof(struct row_shared<few_blocks<S>>), s, *a);
+    if (h.gdn_v_dim % (16 / sizeof(S)))
+        return launch<S, 1, false, DRAFTS>(s, a, entries_bound);
+    const size_t all_at_once = shared_floats<S>(h, SLOTS_FEW_BLOCKS, DRAFTS) * sizeof(float);
     if (h.gdn_v_dim <= 128 && (uint64_t)h.gdn_v_heads * entries_bound <= d->sms &&
             all_at_once <= d->shared_of_block)
-        return launch<SLOTS_FEW_BLOCKS, true, DRAFTS>(s, a, entries_bound);
-    return launch<SLOTS_MANY, true, DRAFTS>(s, a, entries_bound);
+        return launch<S, SLOTS_FEW_BLOCKS, true, DRAFTS>(s, a, entries_bound);
+    return launch<S, SLOTS_MANY, true, DRAFTS>(s, a, entries_bound);
+}
+template <class S>
+static cudaError_t queue_rows_of(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
+        uint32_t rows_bound, const struct device_size *d) {
+    if (a->rows.rows)
+        return queue_rows<S, true, SLOTS_MANY_DRAFTS>(s, a, entries_bound, rows_bound, d);
+    return queue_rows<S, false, SLOTS_MANY_BLOCKS>(s, a, entries_bound, rows_bound, d);
 }
 cudaError_t queue_gdn_rows(cudaStream_t s, const struct gdn_args *a, uint32_t entries_bound,
         uint32_t rows_bound, const struct device_size *d) {
-    if (a->rows.rows)
-        return queue_rows<true, SLOTS_MANY_DRAFTS>(s, a, entries_bound, rows_bound, d);
-    return queue_rows<false, SLOTS_MANY_BLOCKS>(s, a, entries_bound, rows_bound, d);
+    if (a->pool.state_dtype == K_F16)
+        return queue_rows_of<struct f16>(s, a, entries_bound, rows_bound, d);
+    return queue_rows_of<float>(s, a, entries_bound, rows_bound, d);
 }
-template <bool DRAFTS, uint32_t SLOTS_MANY> static cudaError_t prepare(int shared_of_block) {
+template <class S, bool DRAFTS, uint32_t SLOTS_MANY> static cudaError_t prepare(int shared_of_block) {
     const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    cudaError_t r = cudaFuncSetAttribute(gdn_rows_kernel<1, false, DRAFTS>, most, shared_of_block);
+    cudaError_t r = cudaFuncSetAttribute(gdn_rows_kernel<S, 1, false, DRAFTS>, most, shared_of_block);
     if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(gdn_rows_kernel<SLOTS_FEW_BLOCKS, true, DRAFTS>, most, shared_of_block);
+        r = cudaFuncSetAttribute(gdn_rows_kernel<S, SLOTS_FEW_BLOCKS, true, DRAFTS>, most, shared_of_block);
     if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(gdn_rows_kernel<SLOTS_MANY, true, DRAFTS>, most, shared_of_block);
+        r = cudaFuncSetAttribute(gdn_rows_kernel<S, SLOTS_MANY, true, DRAFTS>, most, shared_of_block);
     if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(gdn_row_kernel<DRAFTS>, most, shared_of_block);
+        r = cudaFuncSetAttribute(gdn_row_kernel<S, DRAFTS>, most, shared_of_block);
     return r;
 }
+template <class S> static cudaError_t prepare_all(int shared_of_block) {
+    const cudaError_t r = prepare<S, false, SLOTS_MANY_BLOCKS>(shared_of_block);
+    return r == cudaSuccess ? prepare<S, true, SLOTS_MANY_DRAFTS>(shared_of_block) : r;
+}
 cudaError_t gdn_prepare(uint32_t shared_of_block) {
-    const cudaError_t r = prepare<false, SLOTS_MANY_BLOCKS>((int)shared_of_block);
-    return r == cudaSuccess ? prepare<true, SLOTS_MANY_DRAFTS>((int)shared_of_block) : r;
+    const cudaError_t r = prepare_all<float>((int)shared_of_block);
+    return r == cudaSuccess ? prepare_all<struct f16>((int)shared_of_block) : r;
 }

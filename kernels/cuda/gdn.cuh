@@ -4,7 +4,9 @@
  * DRAFTS: the pool takes drafts. Then a position lies at its place modulo the rows of the ring and of the window, and
  * S0 is the state before the first row's GDN block, since the step began with its fold (gdn_fold.cu). Without, that
  * block's rows are the ring's first ones, the window is oldest first, and an entry at the beginning of a block folds
- * the one before: what a model without a drafter does is not longer by what drafts need. */
+ * the one before: what a model without a drafter does is not longer by what drafts need.
+ *
+ * S: what S0 is kept as, float or struct f16. */
 #pragma once
 
 #include "kernels/cuda/gdn.h"
@@ -16,9 +18,31 @@
 #define ALL_LANES 0xffffffffu
 #define CHAINS    16u /* of a dot product: lane l of half a warp takes elements l, l + 16, ... */
 
+struct f16 {
+    uint16_t bits;
+};
+static __device__ __forceinline__ float widen(float x) {
+    return x;
+}
+static __device__ __forceinline__ float widen(struct f16 x) {
+    return f32_of_f16(x.bits);
+}
+static __device__ __forceinline__ void narrow(float x, float *to) {
+    *to = x;
+}
+static __device__ __forceinline__ void narrow(float x, struct f16 *to) {
+    to->bits = f16_of_f32(x);
+}
+/* A number of a fold as S0 has it. */
+template <class S> static __device__ __forceinline__ float as_kept(float x) {
+    S s;
+    narrow(x, &s);
+    return widen(s);
+}
+
 /* One entry of the plan: its rows, and its slot's state in this layer (struct pool_layout). */
 struct gdn_sequence {
-    float *d_s0;                           /* [Hv][dk][dv] */
+    void *d_s0;                            /* [Hv][dk][dv] S */
     float *d_k;                            /* [rows][Hk][dk] */
     float *d_delta;                        /* [rows][Hv][dv] */
     float *d_decay;                        /* [rows][Hv] */

@@ -274,7 +274,7 @@ static __device__ __forceinline__ struct stage stage_at(float *from, uint32_t dk
 /* This block's head and columns. */
 struct walk_head {
     uint32_t v, key, dk, dv, column; /* column: its first */
-    float *d_s0;                     /* [dk][dv] */
+    void *d_s0;                      /* [dk][dv] S */
 };
 
 /* By the threads that do not multiply. */
@@ -390,6 +390,7 @@ static __device__ void walk_out(const struct gdn_args &a, const struct gdn_seque
 /* s = e^G_15 s + sum_j (e^(G_15 - G_j) k_j) Delta_j; a thread 4 columns of every 16th k, two of them at a time, both
  * read before the first is written. */
 #define FOLD_STRIDE (WALK / 8)
+template <class S>
 static __device__ void walk_fold(const struct walk_shared &m, const struct stage &g, uint32_t dk) {
     const uint32_t column = threadIdx.x % 8 * 4;
     float4 delta[C];
@@ -433,11 +434,13 @@ static __device__ void walk_fold(const struct walk_shared &m, const struct stage
         }
 #pragma unroll
         for (uint32_t n = 0; n < 2; n++) /* the same again where there is no second */
-            *(float4 *)(m.s + at[n] * COLUMNS + column) = s[n];
+            *(float4 *)(m.s + at[n] * COLUMNS + column) = {
+                    as_kept<S>(s[n].x), as_kept<S>(s[n].y), as_kept<S>(s[n].z), as_kept<S>(s[n].w)};
     }
 }
 
 /* The block before the first row, whole, into S0; g: the stage that is not fetched yet, for its k. */
+template <class S>
 static __device__ void walk_before(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct walk_head &h, const struct walk_shared &m, const struct stage &g) {
     const struct k_shape &shape = a.pool.shape;
@@ -452,18 +455,18 @@ static __device__ void walk_before(const struct gdn_args &a, const struct gdn_se
         m.e_g[threadIdx.x] = f32_exp(own);
     }
     __syncthreads();
-    walk_fold(m, g, h.dk);
+    walk_fold<S>(m, g, h.dk);
     __syncthreads();
 }
 /* S0, and the Deltas that the slot has of the first row's block, or, where that begins with it, of the one before. */
-template <bool DRAFTS>
+template <class S, bool DRAFTS>
 static __device__ void walk_begin(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct walk_head &h, const struct walk_shared &m, const struct stage &g) {
     const struct k_shape &shape = a.pool.shape;
     const uint32_t first = q.pos % C, lane = threadIdx.x % 32, column = h.column + lane;
     const bool whole = !DRAFTS && first == 0 && q.pos > 0;
     for (uint32_t k = threadIdx.x / 32; k < h.dk; k += WALK / 32)
-        m.s[k * COLUMNS + lane] = column < h.dv ? h.d_s0[(uint64_t)k * h.dv + column] : 0.0f;
+        m.s[k * COLUMNS + lane] = column < h.dv ? widen(((S *)h.d_s0)[(uint64_t)k * h.dv + column]) : 0.0f;
     for (uint32_t j = threadIdx.x / 32; j < C; j += WALK / 32)
         m.delta[j * COLUMNS + lane] =
                 (whole || j < first) && column < h.dv
@@ -472,20 +475,20 @@ static __device__ void walk_begin(const struct gdn_args &a, const struct gdn_seq
                                     column]
                         : 0.0f;
     if (whole)
-        walk_before(a, q, h, m, g);
+        walk_before<S>(a, q, h, m, g);
 }
-static __device__ void walk_end(const struct walk_head &h, const struct walk_shared &m) {
+template <class S> static __device__ void walk_end(const struct walk_head &h, const struct walk_shared &m) {
     const uint32_t lane = threadIdx.x % 32, column = h.column + lane;
     if (column < h.dv)
         for (uint32_t k = threadIdx.x / 32; k < h.dk; k += WALK / 32)
-            h.d_s0[(uint64_t)k * h.dv + column] = m.s[k * COLUMNS + lane];
+            narrow(m.s[k * COLUMNS + lane], (S *)h.d_s0 + ((uint64_t)k * h.dv + column));
 }
 
-template <uint32_t STAGES, bool DRAFTS>
+template <class S, uint32_t STAGES, bool DRAFTS>
 static __device__ __forceinline__ void walk(const struct gdn_args &a, const struct gdn_sequence &q,
         const struct walk_head &h, const struct walk_shared &m, float *stages) {
     struct block b = block_of(q, 0);
-    walk_begin<DRAFTS>(a, q, h, m, stage_at(stages, h.dk));
+    walk_begin<S, DRAFTS>(a, q, h, m, stage_at(stages, h.dk));
     bool folded = !DRAFTS && q.pos > 0 && b.first == 0;
     const bool multiplies = threadIdx.x < PRODUCTS;
     if (!multiplies)
@@ -512,7 +515,7 @@ static __device__ __forceinline__ void walk(const struct gdn_args &a, const stru
         walk_out<DRAFTS>(a, q, h, m, b);
         if (!more)
             break;
-        walk_fold(m, g, h.dk);
+        walk_fold<S>(m, g, h.dk);
         folded = true;
         b = block_of(q, next);
         if (STAGES == 1) {
@@ -523,9 +526,9 @@ static __device__ __forceinline__ void walk(const struct gdn_args &a, const stru
         }
     }
     if (folded)
-        walk_end(h, m);
+        walk_end<S>(h, m);
 }
-template <uint32_t STAGES, bool DRAFTS>
+template <class S, uint32_t STAGES, bool DRAFTS>
 __global__ void __launch_bounds__(WALK, 2) gdn_walk_kernel(const struct gdn_args a) {
     const struct k_shape &shape = a.pool.shape;
     const uint32_t dk = shape.gdn_k_dim, v = blockIdx.y, n_entries = a.batch.d_plan->n_entries;
@@ -537,8 +540,8 @@ __global__ void __launch_bounds__(WALK, 2) gdn_walk_kernel(const struct gdn_args
             return;
         const struct gdn_sequence q = sequence_of<DRAFTS>(a, entry);
         const struct walk_head h = {v, v / (shape.gdn_v_heads / shape.gdn_k_heads), dk, shape.gdn_v_dim,
-                blockIdx.z * COLUMNS, q.d_s0 + (uint64_t)v * dk * shape.gdn_v_dim};
-        walk<STAGES, DRAFTS>(a, q, h, m, shared + walk_floats(dk));
+                blockIdx.z * COLUMNS, (S *)q.d_s0 + (uint64_t)v * dk * shape.gdn_v_dim};
+        walk<S, STAGES, DRAFTS>(a, q, h, m, shared + walk_floats(dk));
         __syncthreads();
     }
 }
@@ -624,14 +627,14 @@ template <uint32_t STAGES> static uint32_t walk_bytes(const struct k_shape &h) {
 }
 #define WALK_RESERVED 1024u /* shared memory that every block of an SM takes besides */
 /* Two blocks on an SM hide each other's latencies; where there is room for it, the next block's arrival as well. */
-template <bool DRAFTS>
+template <class S, bool DRAFTS>
 static cudaError_t queue_walk(
         cudaStream_t s, const struct gdn_args *a, uint32_t longs, const struct device_size *d) {
     const struct k_shape &h = a->pool.shape;
     const dim3 grid(longs, h.gdn_v_heads, (h.gdn_v_dim + COLUMNS - 1) / COLUMNS);
     if (2 * (walk_bytes<2>(h) + WALK_RESERVED) <= d->shared_of_sm)
-        return K_LAUNCH((gdn_walk_kernel<2, DRAFTS>), grid, WALK, walk_bytes<2>(h), s, *a);
-    return K_LAUNCH((gdn_walk_kernel<1, DRAFTS>), grid, WALK, walk_bytes<1>(h), s, *a);
+        return K_LAUNCH((gdn_walk_kernel<S, 2, DRAFTS>), grid, WALK, walk_bytes<2>(h), s, *a);
+    return K_LAUNCH((gdn_walk_kernel<S, 1, DRAFTS>), grid, WALK, walk_bytes<1>(h), s, *a);
 }
 static cudaError_t queue_norm(cudaStream_t s, const struct gdn_args *a, uint32_t rows) {
     const struct k_shape &h = a->pool.shape;
@@ -649,7 +652,8 @@ static cudaError_t queue_blocks(cudaStream_t s, const struct gdn_args *a, uint32
             K_LAUNCH(gdn_mix_kernel<DRAFTS>, dim3(at_most((rows_bound + C - 1) / C, d->sms), h.gdn_k_heads),
                     MIX, mix_shared_floats(h) * sizeof(float), s, *a);
     if (r == cudaSuccess)
-        r = queue_walk<DRAFTS>(s, a, longs, d);
+        r = a->pool.state_dtype == K_F16 ? queue_walk<struct f16, DRAFTS>(s, a, longs, d)
+                                         : queue_walk<float, DRAFTS>(s, a, longs, d);
     if (r == cudaSuccess)
         r = queue_norm(s, a, at_most(rows_bound, 4 * d->sms));
     if (r == cudaSuccess)
@@ -662,11 +666,16 @@ cudaError_t queue_gdn_blocks(cudaStream_t s, const struct gdn_args *a, uint32_t 
         return queue_blocks<true>(s, a, entries_bound, rows_bound, d);
     return queue_blocks<false>(s, a, entries_bound, rows_bound, d);
 }
+template <class S, bool DRAFTS> static cudaError_t prepare_walk(int shared_of_block) {
+    const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    const cudaError_t r = cudaFuncSetAttribute(gdn_walk_kernel<S, 1, DRAFTS>, most, shared_of_block);
+    return r == cudaSuccess ? cudaFuncSetAttribute(gdn_walk_kernel<S, 2, DRAFTS>, most, shared_of_block) : r;
+}
 template <bool DRAFTS> static cudaError_t prepare(int shared_of_block) {
     const enum cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    cudaError_t r = cudaFuncSetAttribute(gdn_walk_kernel<1, DRAFTS>, most, shared_of_block);
+    cudaError_t r = prepare_walk<float, DRAFTS>(shared_of_block);
     if (r == cudaSuccess)
-        r = cudaFuncSetAttribute(gdn_walk_kernel<2, DRAFTS>, most, shared_of_block);
+        r = prepare_walk<struct f16, DRAFTS>(shared_of_block);
     if (r == cudaSuccess)
         r = cudaFuncSetAttribute(gdn_mix_kernel<DRAFTS>, most, shared_of_block);
     return r;

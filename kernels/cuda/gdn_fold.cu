@@ -9,10 +9,8 @@
  *   fold  grid (Hk, layers, up to ENTRIES entries at a time): the value heads of a key head one after another, a thread
  *         a column of every (threads / columns)th k. Reads and writes S0 once, 3.1 MB each a layer of the 27B model;
  *         16 fused operations an element in the one order of a fold (kernels/cpu/isa/body_gdn.h). */
-#include "kernels/cuda/gdn.h"
+#include "kernels/cuda/gdn.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/ptx.cuh"
-#include "kernels/shared/elementary.h"
 
 #define FOLD_THREADS 256u
 #define ENTRIES      16u
@@ -23,7 +21,8 @@ struct fold_shared {
     float e_g; /* e^G_15 */
 };
 
-/* One value head. ring: row that has the first position of the block. */
+/* One value head. S: what S0 is kept as (gdn.cuh). ring: row that has the first position of the block. */
+template <class S>
 static __device__ void fold_head(
         const struct fold_args &a, float *d_state, uint32_t ring, uint32_t v, struct fold_shared *m) {
     const struct k_shape &h = a.pool.shape;
@@ -49,22 +48,23 @@ static __device__ void fold_head(
     __syncthreads();
     if (column >= dv || threadIdx.x >= together * columns)
         return;
-    float delta[GDN_BLOCK], *d_s0 = d_state + l.s0_at + (uint64_t)v * dk * dv + column;
+    float delta[GDN_BLOCK];
+    S *d_s0 = (S *)(d_state + l.s0_at) + ((uint64_t)v * dk * dv + column);
 #pragma unroll
     for (uint32_t j = 0; j < GDN_BLOCK; j++)
         delta[j] =
                 d_state[l.delta_at + ((uint64_t)ring_at(a.rows, ring + j) * h.gdn_v_heads + v) * dv + column];
 #pragma unroll 4
     for (uint32_t k = threadIdx.x / columns; k < dk; k += together) {
-        float s = m->e_g * d_s0[(uint64_t)k * dv];
+        float s = m->e_g * widen(d_s0[(uint64_t)k * dv]);
 #pragma unroll
         for (uint32_t j = 0; j < GDN_BLOCK; j++)
             s = fmaf(m->w[j][k], delta[j], s);
-        d_s0[(uint64_t)k * dv] = s;
+        narrow(s, d_s0 + (uint64_t)k * dv);
     }
 }
 
-__global__ void __launch_bounds__(FOLD_THREADS) gdn_fold_kernel(const struct fold_args a) {
+template <class S> __global__ void __launch_bounds__(FOLD_THREADS) gdn_fold_kernel(const struct fold_args a) {
     const struct k_shape &h = a.pool.shape;
     const struct pool_layout &l = a.pool.layout;
     const uint32_t n_entries = a.batch.d_plan->n_entries, group = h.gdn_v_heads / h.gdn_k_heads;
@@ -77,11 +77,13 @@ __global__ void __launch_bounds__(FOLD_THREADS) gdn_fold_kernel(const struct fol
             continue;
         float *d_state = a.pool.d_gdn + slot * l.gdn_slot_floats + blockIdx.y * l.gdn_floats;
         for (uint32_t v = blockIdx.x * group; v < (blockIdx.x + 1) * group; v++)
-            fold_head(a, d_state, ring_at(a.rows, folded), v, m);
+            fold_head<S>(a, d_state, ring_at(a.rows, folded), v, m);
     }
 }
 cudaError_t queue_gdn_fold(cudaStream_t s, const struct fold_args *a, uint32_t entries_bound) {
     const struct k_shape &h = a->pool.shape;
     const dim3 grid(h.gdn_k_heads, h.n_gdn_layers, entries_bound < ENTRIES ? entries_bound : ENTRIES);
-    return K_LAUNCH(gdn_fold_kernel, grid, FOLD_THREADS, sizeof(struct fold_shared), s, *a);
+    if (a->pool.state_dtype == K_F16)
+        return K_LAUNCH(gdn_fold_kernel<struct f16>, grid, FOLD_THREADS, sizeof(struct fold_shared), s, *a);
+    return K_LAUNCH(gdn_fold_kernel<float>, grid, FOLD_THREADS, sizeof(struct fold_shared), s, *a);
 }

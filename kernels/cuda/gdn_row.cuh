@@ -22,18 +22,21 @@ static_assert(GDN_ROW_DIM == ACTIVATION_RUN, "a head is a run");
 #define K_PITCH      (DIM + 16) /* two rows side by side in all banks */
 
 /* A block for each SM: all of S0 at once, and warps without columns. */
-struct few_blocks {
+template <class STATE> struct few_blocks {
+    typedef STATE S;
     static constexpr uint32_t WARPS = 8, ROWS = 16, SLOTS = DIM / ROWS;
 };
 /* Four share an SM of 228 KB, two one of 100 KB. */
-struct many_blocks {
+template <class STATE> struct many_blocks {
+    typedef STATE S;
     static constexpr uint32_t WARPS = 4, ROWS = 16, SLOTS = 3;
 };
 
 /* What a block has in shared memory. */
 template <class B> struct row_shared {
-    float state[B::SLOTS][B::ROWS][DIM]; /* S0 on its way: column t is thread t's, and copied by its warp */
-    float k[GDN_BLOCK][K_PITCH];         /* of the block's earlier rows; at a fold, times their fade */
+    typename B::S state[B::SLOTS][B::ROWS]
+                       [DIM];    /* S0 on its way: column t is thread t's, and copied by its warp */
+    float k[GDN_BLOCK][K_PITCH]; /* of the block's earlier rows; at a fold, times their fade */
     float delta[GDN_BLOCK][DIM];
     float own[B::WARPS][2][DIM]; /* q and k normalised, for each warp */
     float mixed[2][DIM];         /* q and k after the convolution */
@@ -98,22 +101,26 @@ static __device__ __forceinline__ void channel_keep(const struct channel &c, con
         q.d_window[(t - 1) * q.channels + c.at] = c.x[t];
 }
 
-/* Where this lane's piece of a chunk of S0 is, in memory and in the ring: a warp copies 4 rows of its 32 columns with
- * one instruction. */
-static __device__ __forceinline__ uint32_t state_piece() {
+/* Where this lane's piece of a chunk of S0 is, in memory and in the ring: a warp copies some rows of its 32 columns
+ * with one instruction, 4 of fp32. */
+template <class S> static __device__ __forceinline__ uint32_t state_piece() {
+    constexpr uint32_t columns = 16 / sizeof(S), lanes = 32 / columns; /* of a piece; of a row */
     const uint32_t lane = threadIdx.x % 32;
-    return lane / 8 * DIM + warp_of() * 32 + lane % 8 * 4;
+    return lane / lanes * DIM + warp_of() * 32 + lane % lanes * columns;
 }
-template <class B> static __device__ __forceinline__ void row_chunk_fetch(float *slot, const float *d_from) {
+template <class B>
+static __device__ __forceinline__ void row_chunk_fetch(typename B::S *slot, const typename B::S *d_from) {
+    constexpr uint32_t rows = 16 / sizeof(typename B::S);
 #pragma unroll
-    for (uint32_t n = 0; n < B::ROWS; n += 4)
+    for (uint32_t n = 0; n < B::ROWS; n += rows)
         copy_16_once(slot + n * DIM, d_from + n * DIM);
 }
 /* The chunks that the ring holds, a group of copies each; the last is open still. */
 template <class B>
-static __device__ __forceinline__ void row_state_begin(struct row_shared<B> &m, const float *d_s0) {
-    float *to = m.state[0][0] + state_piece();
-    const float *d_from = d_s0 + state_piece();
+static __device__ __forceinline__ void row_state_begin(struct row_shared<B> &m, const typename B::S *d_s0) {
+    typedef typename B::S S;
+    S *to = m.state[0][0] + state_piece<S>();
+    const S *d_from = d_s0 + state_piece<S>();
 #pragma unroll 1
     for (uint32_t s = 1; s < B::SLOTS; s++, to += B::ROWS * DIM, d_from += B::ROWS * DIM) {
         row_chunk_fetch<B>(to, d_from);
@@ -251,9 +258,10 @@ static __device__ __forceinline__ void row_dots(struct row_shared<B> &m, const s
 
 /* A chunk of this thread's column, rows from k on, folded in place, and written. */
 template <class B>
-static __device__ __noinline__ void row_fold_chunk(uint32_t k, uint32_t n_slot, float *d_s0) {
+static __device__ __noinline__ void row_fold_chunk(uint32_t k, uint32_t n_slot, typename B::S *d_s0) {
     struct row_shared<B> &m = row_shared_of<B>();
-    float(*slot)[DIM] = m.state[n_slot], delta[GDN_BLOCK];
+    typename B::S(*slot)[DIM] = m.state[n_slot];
+    float delta[GDN_BLOCK];
 #pragma unroll
     for (uint32_t j = 0; j < GDN_BLOCK; j++)
         delta[j] = m.delta[j][threadIdx.x];
@@ -262,7 +270,7 @@ static __device__ __noinline__ void row_fold_chunk(uint32_t k, uint32_t n_slot, 
         float s[4];
 #pragma unroll
         for (uint32_t e = 0; e < 4; e++)
-            s[e] = m.fade[GDN_BLOCK] * slot[at + e][threadIdx.x];
+            s[e] = m.fade[GDN_BLOCK] * widen(slot[at + e][threadIdx.x]);
 #pragma unroll
         for (uint32_t j = 0; j < GDN_BLOCK; j++) {
             const float4 w = *(const float4 *)&m.k[j][k + at];
@@ -273,20 +281,20 @@ static __device__ __noinline__ void row_fold_chunk(uint32_t k, uint32_t n_slot, 
         }
 #pragma unroll
         for (uint32_t e = 0; e < 4; e++) {
-            slot[at + e][threadIdx.x] = s[e];
-            d_s0[(k + at + e) * DIM + threadIdx.x] = s[e];
+            narrow(s[e], &slot[at + e][threadIdx.x]);
+            narrow(s[e], &d_s0[(k + at + e) * DIM + threadIdx.x]);
         }
     }
 }
 /* k_s, q_s = S0^T k, S0^T q of this thread's column, k ascending. */
 template <class B>
 static __device__ __forceinline__ void row_state_times(
-        struct row_shared<B> &m, float *d_s0, bool fold, float *ret_k_s, float *ret_q_s) {
+        struct row_shared<B> &m, typename B::S *d_s0, bool fold, float *ret_k_s, float *ret_q_s) {
     const float(*own)[DIM] = m.own[warp_of()];
     float k_s = 0.0f, q_s = 0.0f;
 #pragma unroll 1
     for (uint32_t k = 0, slot = 0; k < DIM; k += B::ROWS, slot = slot + 1 == B::SLOTS ? 0 : slot + 1) {
-        float(*s)[DIM] = m.state[slot];
+        typename B::S(*s)[DIM] = m.state[slot];
         copy_wait<B::SLOTS - 1>();
         __syncwarp();
         if (fold)
@@ -296,7 +304,7 @@ static __device__ __forceinline__ void row_state_times(
             const float4 x = *(const float4 *)&own[1][k + at], y = *(const float4 *)&own[0][k + at];
 #pragma unroll
             for (uint32_t e = 0; e < 4; e++) {
-                const float s_e = s[at + e][threadIdx.x];
+                const float s_e = widen(s[at + e][threadIdx.x]);
                 k_s = fmaf(s_e, e == 0 ? x.x : e == 1 ? x.y : e == 2 ? x.z : x.w, k_s);
                 q_s = fmaf(s_e, e == 0 ? y.x : e == 1 ? y.y : e == 2 ? y.z : y.w, q_s);
             }
@@ -305,7 +313,8 @@ static __device__ __forceinline__ void row_state_times(
             const uint32_t next = k + B::SLOTS * B::ROWS;
             __syncwarp();
             if (next < DIM)
-                row_chunk_fetch<B>(s[0] + state_piece(), d_s0 + (next * DIM + state_piece()));
+                row_chunk_fetch<B>(s[0] + state_piece<typename B::S>(),
+                        d_s0 + (next * DIM + state_piece<typename B::S>()));
         }
         copy_commit();
     }
@@ -379,7 +388,8 @@ static __device__ __forceinline__ void ask_weights(
 /* What depends on it, S0 and the rings last: all else is used before them. */
 template <class B, bool DRAFTS>
 static __device__ __forceinline__ void ask_inputs(struct row_asked<B> &x, struct row_shared<B> &m,
-        const struct gdn_args &a, const struct gdn_sequence &q, const struct row_head &h, const float *d_s0) {
+        const struct gdn_args &a, const struct gdn_sequence &q, const struct row_head &h,
+        const typename B::S *d_s0) {
     const uint32_t heads = a.pool.shape.gdn_v_heads;
     const float *d_z = q.d_in + q.channels, *d_b = d_z + heads * DIM;
     x.a = d_b[heads + h.v];
@@ -440,7 +450,8 @@ static __device__ __forceinline__ void row_entry(
         struct row_asked<B> &x, const struct gdn_args &a, const struct gdn_sequence &q, struct row_head &h) {
     const uint32_t heads = a.pool.shape.gdn_v_heads;
     struct row_shared<B> &m = row_shared_of<B>();
-    float *d_s0 = q.d_s0 + h.v * DIM * DIM, k_s = 0.0f, q_s = 0.0f, o = 0.0f;
+    typename B::S *d_s0 = (typename B::S *)q.d_s0 + h.v * DIM * DIM;
+    float k_s = 0.0f, q_s = 0.0f, o = 0.0f;
     uint32_t before = 0;
     h.first = q.pos % GDN_BLOCK;
     h.fold = !DRAFTS && h.first == 0 && q.pos > 0;

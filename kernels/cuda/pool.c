@@ -66,7 +66,8 @@ int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct
             .layout = pool_layout_of(shape, options),
             .pages = options->pages + 1,
             .pages_per_slot = options->pages_per_slot,
-            .kv_dtype = options->kv_dtype};
+            .kv_dtype = options->kv_dtype,
+            .state_dtype = options->state_dtype};
     if (!take_all(p))
         r = error_set(e, -ENOMEM,
                 "device %d: no memory for %u slots and %u pages, or on the host for %u and %u units; lower the "

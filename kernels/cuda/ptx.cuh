@@ -64,6 +64,18 @@ static __device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
     return d;
 }
 
+/* An fp16 as fp32, and an fp32 rounded to fp16, to nearest even. */
+static __device__ __forceinline__ float f32_of_f16(uint16_t x) {
+    float d;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(d) : "h"(x));
+    return d;
+}
+static __device__ __forceinline__ uint16_t f16_of_f32(float x) {
+    uint16_t d;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(d) : "f"(x));
+    return d;
+}
+
 /* a b + c of pairs of bf16, where that is a bf16. */
 static __device__ __forceinline__ uint32_t bf16_pair_fma(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t d;

@@ -9,6 +9,7 @@
 #include "kernels/cuda/internal.h"
 #include "kernels/shared/bounds.h"
 #include "kernels/shared/elementary.h"
+#include "kernels/shared/numbers.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -183,10 +184,15 @@ static void unpack_gdn(const struct pool_view *v, bool drafts, const float *gdn,
     const struct pool_layout *l = &v->layout;
     const uint64_t head = (uint64_t)h->gdn_k_dim * h->gdn_v_dim;
     const uint32_t length = slot->length, window = h->conv_kernel - 1;
-    memcpy(state, gdn + l->s0_at, h->gdn_v_heads * head * sizeof *state);
-    for (uint32_t i = 0; i < h->gdn_v_heads; i++)
-        for (uint32_t at = slot->folded; at < length; at += GDN_BLOCK)
-            fold(h, l, gdn, i, at, length - at < GDN_BLOCK ? length - at : GDN_BLOCK, state + i * head);
+    convert_row(v->state_dtype, gdn + l->s0_at, (uint32_t)(h->gdn_v_heads * head), state);
+    for (uint32_t i = 0; i < h->gdn_v_heads; i++) {
+        for (uint32_t at = slot->folded; at < length; at += GDN_BLOCK) {
+            const uint32_t n = length - at < GDN_BLOCK ? length - at : GDN_BLOCK;
+            fold(h, l, gdn, i, at, n, state + i * head);
+            if (v->state_dtype == K_F16 && n == GDN_BLOCK)
+                round_row_f16((uint32_t)head, state + i * head);
+        }
+    }
     for (uint32_t c = 0; c < gdn_channels(h); c++)
         for (uint32_t j = 0; j < window; j++) { /* without drafts it lies there oldest first: gdn.cuh */
             const uint64_t row = drafts ? (length + l->window_rows - window + j) % l->window_rows : j;

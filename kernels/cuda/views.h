@@ -40,7 +40,7 @@ struct pool_view {
     struct k_shape shape;
     struct pool_layout layout;
     uint32_t pages, pages_per_slot; /* pages: with the dummy */
-    enum k_dtype kv_dtype;
+    enum k_dtype kv_dtype, state_dtype;
     uint8_t *d_kv; /* [layer][page][kv_head][K|V][64][D] */
     float *d_gdn;  /* [slot][layer] of layout.gdn_floats */
     struct slot *d_slots;

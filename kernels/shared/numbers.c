@@ -14,6 +14,11 @@ void convert_row(enum k_dtype dtype, const void *from, uint32_t n, float *to) {
     }
 }
 
+void round_row_f16(uint32_t n, float *x) {
+    for (uint32_t i = 0; i < n; i++)
+        x[i] = float_of_f16(f16_of(x[i]));
+}
+
 /* base^x for base > 0, by ln and e^x as series. */
 double power(double base, double x) {
     const double ln2 = 0.693147180559945309417;

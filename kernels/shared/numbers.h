@@ -12,7 +12,8 @@ extern "C" {
 #endif
 
 void convert_row(enum k_dtype dtype, const void *from, uint32_t n, float *to);
-double power(double base, double x); /* base > 0; for frequencies, error below 1e-13 */
+void round_row_f16(uint32_t n, float *x); /* what fp16 makes of them, in place */
+double power(double base, double x);      /* base > 0; for frequencies, error below 1e-13 */
 
 #ifdef __cplusplus
 }

@@ -9,11 +9,13 @@
 static uint64_t align16(uint64_t floats) {
     return (floats + 15) & ~UINT64_C(15);
 }
-static void lay_out_gdn(const struct k_shape *h, uint32_t drafts_max, struct pool_layout *l) {
-    l->ring_rows = GDN_BLOCK + drafts_max;
-    l->window_rows = (h->conv_kernel ? h->conv_kernel - 1 : 0) + drafts_max;
+static void lay_out_gdn(const struct k_shape *h, const struct k_pool_options *o, struct pool_layout *l) {
+    const uint64_t s0_bytes =
+            (uint64_t)h->gdn_v_heads * h->gdn_k_dim * h->gdn_v_dim * k_dtype_bytes(o->state_dtype);
+    l->ring_rows = GDN_BLOCK + o->drafts_max;
+    l->window_rows = (h->conv_kernel ? h->conv_kernel - 1 : 0) + o->drafts_max;
     l->s0_at = 0;
-    l->k_at = align16(l->s0_at + (uint64_t)h->gdn_v_heads * h->gdn_k_dim * h->gdn_v_dim);
+    l->k_at = align16(l->s0_at + (s0_bytes + sizeof(float) - 1) / sizeof(float));
     l->delta_at = align16(l->k_at + (uint64_t)l->ring_rows * h->gdn_k_heads * h->gdn_k_dim);
     l->decay_at = align16(l->delta_at + (uint64_t)l->ring_rows * h->gdn_v_heads * h->gdn_v_dim);
     l->conv_at = align16(l->decay_at + (uint64_t)l->ring_rows * h->gdn_v_heads);
@@ -23,7 +25,7 @@ static void lay_out_gdn(const struct k_shape *h, uint32_t drafts_max, struct poo
 
 struct pool_layout pool_layout_of(const struct k_shape *h, const struct k_pool_options *o) {
     struct pool_layout l = {0};
-    lay_out_gdn(h, o->drafts_max, &l);
+    lay_out_gdn(h, o, &l);
     l.page_head_bytes = 2ull * PAGE_TOKENS * h->head_dim * k_dtype_bytes(o->kv_dtype);
     if (o->kv_dtype == K_INT8)
         l.page_head_bytes = page_scales_at(h->head_dim) + 2 * PAGE_TOKENS * sizeof(float);
@@ -61,6 +63,8 @@ int pool_check(const struct k_shape *h, const struct k_pool_options *o, struct e
         return error_set(e, -EINVAL, "%u slots; 1 to %u are possible", o->slots, SEQS_MAX);
     if (o->kv_dtype != K_F32 && o->kv_dtype != K_BF16 && o->kv_dtype != K_INT8)
         return error_set(e, -EINVAL, "the KV cache can be f32, bf16 or int8");
+    if (o->state_dtype != K_F32 && o->state_dtype != K_F16)
+        return error_set(e, -EINVAL, "the recurrent state can be f32 or f16");
     if (o->drafts_max > DRAFT_MAX)
         return error_set(e, -EINVAL, "%u drafts; at most %u are possible", o->drafts_max, DRAFT_MAX);
     if (h->n_attention_layers &&

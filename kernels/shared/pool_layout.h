@@ -8,8 +8,8 @@
 #include "kernels/shared/portable.h"
 
 struct pool_layout {
-    /* GDN state of one slot and layer, floats: S0 [Hv][dk][dv], ring of k [ring_rows][Hk][dk], of Delta
-     * [ring_rows][Hv][dv], of G [ring_rows][Hv], conv window [window_rows][channels]; each at a multiple of 16 */
+    /* GDN state of one slot and layer, floats: S0 [Hv][dk][dv] of state_dtype, ring of k [ring_rows][Hk][dk], of
+     * Delta [ring_rows][Hv][dv], of G [ring_rows][Hv], conv window [window_rows][channels]; each at a multiple of 16 */
     uint64_t s0_at, k_at, delta_at, decay_at, conv_at;
     uint32_t ring_rows, window_rows;      /* C + drafts_max, W-1 + drafts_max: position p lies at p % rows */
     uint64_t gdn_floats, gdn_slot_floats; /* of one layer; of all */

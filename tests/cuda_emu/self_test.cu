@@ -125,6 +125,14 @@ cudaError_t try_bf16_pairs(cudaStream_t s, const uint32_t *d_a, uint32_t b, uint
     return K_LAUNCH(bf16_pairs_kernel, 1, 32, 0, s, d_a, b, c, d_out);
 }
 
+__global__ void f16_kernel(const float *d_in, uint16_t *d_bits, float *d_out) {
+    d_bits[threadIdx.x] = f16_of_f32(d_in[threadIdx.x]);
+    d_out[threadIdx.x] = f32_of_f16(d_bits[threadIdx.x]);
+}
+cudaError_t try_f16(cudaStream_t s, const float *d_in, uint16_t *d_bits, float *d_out) {
+    return K_LAUNCH(f16_kernel, 1, 32, 0, s, d_in, d_bits, d_out);
+}
+
 /* A lane copies and reads the same 16 bytes of a slot, so no barrier is needed: only the waits. */
 __global__ void copies_kernel(
         uint32_t n, uint32_t waits, uint32_t early, const uint32_t *d_in, uint32_t *d_out) {

@@ -29,6 +29,7 @@ cudaError_t try_mma_bf16_rounded(
         cudaStream_t s, const float *d_a, const float *d_b, const float *d_c, float *d_out);
 /* A warp: out[lane] = a b + c of pairs of bf16. */
 cudaError_t try_bf16_pairs(cudaStream_t s, const uint32_t *d_a, uint32_t b, uint32_t c, uint32_t *d_out);
+cudaError_t try_f16(cudaStream_t s, const float *d_in, uint16_t *d_bits, float *d_out);
 /* out[i] = in[i] through a ring of two slots of 512 bytes in shared memory, n runs of 128 words. waits = 0 reads before
  * the copies have come; early = 1 fills a slot again before it was read. */
 cudaError_t try_copies(

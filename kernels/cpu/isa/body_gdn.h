@@ -8,7 +8,8 @@
  *   S0'     = e^G_15 S0 + sum_i (e^(G_15 - G_i) k_i) Delta_i^T
  *
  * A row reads S0 and earlier rows only, so any split of a sequence into steps gives the same bits. Each sum is one
- * chain with its index ascending; dot products over dk are s_dot(). */
+ * chain with its index ascending; dot products over dk are s_dot(). S0 may be kept as fp16: S0' is then rounded when
+ * all of its sum is there, and widened exactly when it is read. */
 #pragma once
 
 #include "kernels/cpu/isa/body_math.h"
@@ -22,17 +23,40 @@
 
 #define STATE_AHEAD 2048u /* floats that are fetched ahead of their use */
 
-/* a[v] = sum_k s[k][v] x[k] and b[v] = sum_k s[k][v] y[k], k ascending */
-ALWAYS_INLINE void state_chunk(const float *s, const float *x, const float *y, uint32_t dk, uint32_t dv,
-        const uint32_t nc, uint32_t m, float *a, float *b) {
+/* 16 numbers of a state from number `at` on, m of them there; beyond the last, memory may be another's. */
+ALWAYS_INLINE v16 state_load(const void *s, uint64_t at, uint32_t m, const bool f16) {
+    uint16_t some[16] = {0};
+    if (!f16)
+        return v_load_m((const float *)s + at, m);
+    if (m >= 16)
+        return v_load_f16((const uint16_t *)s + at);
+    memcpy(some, (const uint16_t *)s + at, m * sizeof *some);
+    return v_load_f16(some);
+}
+ALWAYS_INLINE void state_store(void *s, uint64_t at, v16 x, uint32_t m, const bool f16) {
+    uint16_t some[16];
+    if (!f16) {
+        v_store_m((float *)s + at, x, m);
+    } else if (m >= 16) {
+        v_store_f16((uint16_t *)s + at, x);
+    } else {
+        v_store_f16(some, x);
+        memcpy((uint16_t *)s + at, some, m * sizeof *some);
+    }
+}
+
+/* a[v] = sum_k s[k][v] x[k] and b[v] = sum_k s[k][v] y[k], k ascending; s from number `first` on */
+ALWAYS_INLINE void state_chunk(const void *s, uint32_t first, const bool f16, const float *x, const float *y,
+        uint32_t dk, uint32_t dv, const uint32_t nc, uint32_t m, float *a, float *b) {
     v16 sa[GDN_CHUNKS], sb[GDN_CHUNKS];
     UNROLL for (uint32_t c = 0; c < nc; c++) sa[c] = sb[c] = v_set1(0.0f);
     for (uint32_t k = 0; k < dk; k++) {
         v16 xk = v_set1(x[k]), yk = v_set1(y[k]);
         UNROLL for (uint32_t c = 0; c < nc; c++) {
-            const float *at = s + (uint64_t)k * dv + c * 16;
-            __builtin_prefetch(at + STATE_AHEAD); /* into the next head's */
-            v16 sk = nc > 1 ? v_load(at) : v_load_m(at, m);
+            const uint64_t at = (uint64_t)k * dv + first + c * 16;
+            __builtin_prefetch(
+                    (const uint8_t *)s + (at + STATE_AHEAD) * (f16 ? 2 : 4)); /* into the next head's */
+            v16 sk = state_load(s, at, nc > 1 ? 16 : m, f16);
             sa[c] = v_fma(sk, xk, sa[c]);
             sb[c] = v_fma(sk, yk, sb[c]);
         }
@@ -42,13 +66,21 @@ ALWAYS_INLINE void state_chunk(const float *s, const float *x, const float *y, u
         v_store_m(b + c * 16, sb[c], nc > 1 ? 16 : m);
     }
 }
-static void state_times(
-        const float *s, const float *x, const float *y, uint32_t dk, uint32_t dv, float *a, float *b) {
+ALWAYS_INLINE void state_times_as(const void *s, const bool f16, const float *x, const float *y, uint32_t dk,
+        uint32_t dv, float *a, float *b) {
     uint32_t v = 0;
     for (; v + GDN_CHUNKS * 16 <= dv; v += GDN_CHUNKS * 16)
-        state_chunk(s + v, x, y, dk, dv, GDN_CHUNKS, 16, a + v, b + v);
+        state_chunk(s, v, f16, x, y, dk, dv, GDN_CHUNKS, 16, a + v, b + v);
     for (; v < dv; v += 16)
-        state_chunk(s + v, x, y, dk, dv, 1, dv - v < 16 ? dv - v : 16, a + v, b + v);
+        state_chunk(s, v, f16, x, y, dk, dv, 1, dv - v < 16 ? dv - v : 16, a + v, b + v);
+}
+static void state_times(
+        const float *s, const float *x, const float *y, uint32_t dk, uint32_t dv, float *a, float *b) {
+    state_times_as(s, /* f16= */ false, x, y, dk, dv, a, b);
+}
+static void state_times_f16(
+        const uint16_t *s, const float *x, const float *y, uint32_t dk, uint32_t dv, float *a, float *b) {
+    state_times_as(s, /* f16= */ true, x, y, dk, dv, a, b);
 }
 
 /* What row i of the block needs beside the columns it works on: kk[j < i], qk[j <= i], e^G_i, beta_i. */
@@ -101,7 +133,10 @@ static void gdn_rows(const struct gdn_task *t) {
         float g = t->g[(uint64_t)r * t->gate_stride];
         decay[i] = i == 0 ? g : decay[i - 1] + g;
         *t->decay[i] = decay[i];
-        state_times(t->s0, k, q, t->dk, t->dv, k_s, q_s);
+        if (t->f16)
+            state_times_f16(t->s0, k, q, t->dk, t->dv, k_s, q_s);
+        else
+            state_times(t->s0, k, q, t->dk, t->dv, k_s, q_s);
         float fade[GDN_BLOCK];
         v_store(fade, v_exp(v_sub(v_set1(decay[i]), v_load(decay))));
         for (uint32_t j = 0; j <= i; j++) {
@@ -122,21 +157,42 @@ static void gdn_rows(const struct gdn_task *t) {
     }
 }
 
-/* row[c ..] = e_g row + sum_j w[j] Delta_j; delta is [n_rows][dv] */
-ALWAYS_INLINE void fold_columns(const float *delta, uint32_t dv, const float *w, v16 e_g, uint32_t n_rows,
-        uint32_t c, const uint32_t nc, uint32_t m, float *row) {
+/* A row of S0, from number `at` on: e_g row + sum_j w[j] Delta_j, columns c ..; delta is [n_rows][dv] */
+struct fold_row {
+    void *s;
+    uint64_t at;
+    const float *delta, *w;
+    v16 e_g;
+    uint32_t dv, n_rows;
+};
+ALWAYS_INLINE void fold_columns(
+        const struct fold_row *r, uint32_t c, const uint32_t nc, uint32_t m, const bool f16) {
     v16 sum[GDN_CHUNKS];
-    UNROLL for (uint32_t n = 0; n < nc; n++) sum[n] = v_mul(e_g, v_load_m(row + c + n * 16, m));
-    for (uint32_t j = 0; j < n_rows; j++) {
-        const float *from = delta + (uint64_t)j * dv + c;
-        v16 wj = v_set1(w[j]);
+    UNROLL for (uint32_t n = 0; n < nc; n++) sum[n] =
+            v_mul(r->e_g, state_load(r->s, r->at + c + n * 16, m, f16));
+    for (uint32_t j = 0; j < r->n_rows; j++) {
+        const float *from = r->delta + (uint64_t)j * r->dv + c;
+        v16 wj = v_set1(r->w[j]);
         UNROLL for (uint32_t n = 0; n < nc; n++) sum[n] = v_fma(wj, v_load_m(from + n * 16, m), sum[n]);
     }
-    UNROLL for (uint32_t n = 0; n < nc; n++) v_store_m(row + c + n * 16, sum[n], m);
+    UNROLL for (uint32_t n = 0; n < nc; n++) state_store(r->s, r->at + c + n * 16, sum[n], m, f16);
+}
+ALWAYS_INLINE void fold_row_as(const struct fold_row *r, const bool f16) {
+    uint32_t c = 0;
+    for (; c + GDN_CHUNKS * 16 <= r->dv; c += GDN_CHUNKS * 16)
+        fold_columns(r, c, GDN_CHUNKS, 16, f16);
+    for (; c < r->dv; c += 16)
+        fold_columns(r, c, 1, r->dv - c < 16 ? r->dv - c : 16, f16);
+}
+static void fold_row(const struct fold_row *r) {
+    fold_row_as(r, /* f16= */ false);
+}
+static void fold_row_f16(const struct fold_row *r) {
+    fold_row_as(r, /* f16= */ true);
 }
 
 /* The block's rows are brought together first: in the ring they lie a power of two apart, which a cache takes badly. */
-static void gdn_fold(const struct gdn_task *t, uint32_t n, float *s) {
+static void gdn_fold(const struct gdn_task *t, uint32_t n, void *s) {
     float decay[GDN_BLOCK] = {0}, fade[GDN_BLOCK], w[GDN_DIM_MAX][GDN_BLOCK], delta[GDN_BLOCK * GDN_DIM_MAX];
     for (uint32_t j = 0; j < n; j++) {
         decay[j] = *t->decay[j];
@@ -148,11 +204,10 @@ static void gdn_fold(const struct gdn_task *t, uint32_t n, float *s) {
         for (uint32_t k = 0; k < t->dk; k++)
             w[k][j] = fade[j] * t->k[j][k];
     for (uint32_t k = 0; k < t->dk; k++) {
-        float *row = s + (uint64_t)k * t->dv;
-        uint32_t c = 0;
-        for (; c + GDN_CHUNKS * 16 <= t->dv; c += GDN_CHUNKS * 16)
-            fold_columns(delta, t->dv, w[k], e_g, n, c, GDN_CHUNKS, 16, row);
-        for (; c < t->dv; c += 16)
-            fold_columns(delta, t->dv, w[k], e_g, n, c, 1, t->dv - c < 16 ? t->dv - c : 16, row);
+        const struct fold_row r = {s, (uint64_t)k * t->dv, delta, w[k], e_g, t->dv, n};
+        if (t->f16)
+            fold_row_f16(&r);
+        else
+            fold_row(&r);
     }
 }

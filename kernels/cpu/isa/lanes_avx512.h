@@ -128,6 +128,9 @@ static inline v16 v_load_bf16(const uint16_t *p) {
 static inline v16 v_load_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
+static inline void v_store_f16(uint16_t *p, v16 x) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
 
 static inline v16i vi_load(const uint8_t *p) {
     return _mm512_loadu_si512(p);

@@ -5,6 +5,8 @@
  * the same names. fmaf() is correctly rounded by the standard, hence equal to the instruction. */
 #pragma once
 
+#include "base/half.h"
+
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -201,6 +203,11 @@ LANE_FUNCTION v16 v_load_f16(const uint16_t *p) {
         memcpy(&r.f[i], &rest, sizeof rest);
     }
     return r;
+}
+
+/* To nearest even, as f16_of(). */
+LANE_FUNCTION void v_store_f16(uint16_t *p, v16 a) {
+    EACH_LANE(p[i] = f16_of(a.f[i]));
 }
 
 /* 64 bytes; 16 bytes, each one lane. */

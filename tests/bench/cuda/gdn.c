@@ -1,10 +1,11 @@
 /* Time of the Gated DeltaNet mixer of one layer of Qwen3.5-27B on a GPU, against a plain copy on the same card.
  *
- * Usage: bench-cuda-gdn [device [launches]]. A line per step: microseconds of k_gdn_step(); of few rows an entry, the
- * bytes that it has to move (S0, the ring's earlier rows and the new ones, the window, in and out) per second as a part
- * of what a copy moves, read and written both counted; of many, rows per second and 10^12 fused operations on the state
- * per second. Layers are nodes of a graph, back to back, with states of their own beyond the L2 cache. "fold": a step
- * whose row begins a block, so that S0 is written as well; one of 16 is. Median of ROUNDS. */
+ * Usage: bench-cuda-gdn [device [launches [fp16]]]; fp16: what S0 is kept as. A line per step: microseconds of
+ * k_gdn_step(); of few rows an entry, the bytes that it has to move (S0, the ring's earlier rows and the new ones, the
+ * window, in and out) per second as a part of what a copy moves, read and written both counted; of many, rows per
+ * second and 10^12 fused operations on the state per second. Layers are nodes of a graph, back to back, with states of
+ * their own beyond the L2 cache. "fold": a step whose row begins a block, so that S0 is written as well; one of 16 is.
+ * Median of ROUNDS. */
 #include "kernels/kernels.h"
 #include "tests/bench/cuda/timing.h"
 
@@ -51,6 +52,7 @@ struct bench {
     void *workspace;
     size_t workspace_bytes;
     uint32_t launches;
+    enum k_dtype state_dtype;
     double copy; /* bytes per second */
 };
 
@@ -69,8 +71,11 @@ static float *filled(struct bench *b, size_t n, float scale) {
 
 /* A pool whose slots are at the step's position, and the step begun in a batch. */
 static void open_step(struct bench *b, const struct step *t, struct k_pool **pool, struct k_batch **batch) {
-    const struct k_pool_options o = {
-            .slots = t->entries, .pages = 1, .pages_per_slot = 1, .kv_dtype = K_BF16};
+    const struct k_pool_options o = {.slots = t->entries,
+            .pages = 1,
+            .pages_per_slot = 1,
+            .kv_dtype = K_BF16,
+            .state_dtype = b->state_dtype};
     const struct k_sampling greedy = {.top_p = 1, .repetition_penalty = 1};
     const struct k_plan plan = {.n_entries = t->entries, .n_rows = t->entries * t->rows};
     static const uint32_t ids[ROWS_MAX];
@@ -95,7 +100,8 @@ static void open_step(struct bench *b, const struct step *t, struct k_pool **poo
 }
 
 static double seconds_of(struct bench *b, const struct step *t) {
-    const uint64_t state = (uint64_t)t->entries * 48 * HEAD * sizeof(float), layers = STATE / state;
+    const uint64_t state = (uint64_t)t->entries * 48 * HEAD * k_dtype_bytes(b->state_dtype),
+                   layers = STATE / state;
     struct k_graph *g = NULL;
     struct k_pool *p = NULL;
     struct k_batch *batch = NULL;
@@ -121,16 +127,18 @@ static double seconds_of(struct bench *b, const struct step *t) {
     return median(seconds);
 }
 
-static double bytes_of(const struct step *t) {
+static double bytes_of(const struct bench *b, const struct step *t) {
     const double first = t->pos % 16, row = 16 * 128 + 48 * 128, rows = t->rows;
     const bool fold = t->pos % 16 + t->rows > 16 || (t->pos > 0 && t->pos % 16 == 0);
     const double ring = (fold && t->pos % 16 == 0 ? 16 : first) * row + rows * row;
-    return t->entries * 4.0 * (48.0 * HEAD * (fold ? 2 : 1) + ring + 6.0 * CHANNELS + rows * (WIDTH + OUT));
+    return t->entries * (48.0 * HEAD * (fold ? 2 : 1) * (double)k_dtype_bytes(b->state_dtype) +
+                                4.0 * (ring + 6.0 * CHANNELS + rows * (WIDTH + OUT)));
 }
 
 int main(int argc, char **argv) {
     const struct k_context_options o = {.device = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 0};
-    struct bench b = {.launches = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 20};
+    struct bench b = {.launches = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 20,
+            .state_dtype = argc > 3 && strcmp(argv[3], "fp16") == 0 ? K_F16 : K_F32};
     struct error e;
     must(k_context_create(&o, &b.c, &e), &e);
     must(k_stream_create(b.c, &b.s, &e), &e);
@@ -150,7 +158,7 @@ int main(int argc, char **argv) {
         const double s = seconds_of(&b, t), rows = (double)t->entries * t->rows;
         printf("%-16s %8.1f us  ", t->name, s * 1e6);
         if (t->rows < 64)
-            printf("%7.1f MB %5.0f %% of copy\n", bytes_of(t) * 1e-6, 100 * bytes_of(t) / s / b.copy);
+            printf("%7.1f MB %5.0f %% of copy\n", bytes_of(&b, t) * 1e-6, 100 * bytes_of(&b, t) / s / b.copy);
         else
             printf("%7.0f rows per ms, %.1f T fma/s\n", rows / s * 1e-3, 3.0 * 48 * HEAD * rows / s * 1e-12);
         fflush(stdout);

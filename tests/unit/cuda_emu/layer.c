@@ -232,6 +232,26 @@ static void test_pairs_of_bf16(void **state) {
     }
 }
 
+/* Exact ones, halves of steps, the largest, the smallest, none. */
+static void test_f16(void **state) {
+    static const float in[32] = {0.0f, -0.0f, 1.0f, -2.5f, 65504.0f, 65519.0f, 65520.0f, -INFINITY, 0x1p-14f,
+            0x1p-24f, 0x1p-25f, 0x1.8p-25f, 0x1.002p0f, 0x1.006p0f, 0x1.0021p0f, -0x1.ffep0f, 0x1.fffp0f,
+            NAN};
+    uint16_t bits[32];
+    float out[32];
+    (void)state;
+    void *d[] = {device(in, sizeof in), device(NULL, sizeof bits), device(NULL, sizeof out)};
+    ok(try_f16(stream, d[0], d[1], d[2]));
+    fetch(bits, d[1], sizeof bits);
+    fetch(out, d[2], sizeof out);
+    for (uint32_t i = 0; i < 32; i++) {
+        assert_true(isnan(in[i]) ? isnan(out[i]) : bits[i] == f16_of(in[i]));
+        assert_true(isnan(in[i]) || out[i] == float_of_f16(f16_of(in[i])));
+    }
+    for (uint32_t i = 0; i < 3; i++)
+        ok(cudaFree(d[i]));
+}
+
 static bool copies_are_right(uint32_t waits, uint32_t early) {
     enum { RUNS = 7, N = RUNS * 128 };
     uint32_t in[N], out[N];
@@ -412,6 +432,7 @@ int main(void) {
             cmocka_unit_test(test_mma_bf16_and_ldmatrix_are_plain_loops),
             cmocka_unit_test(test_rounding_and_transposed_matrices),
             cmocka_unit_test(test_pairs_of_bf16),
+            cmocka_unit_test(test_f16),
             cmocka_unit_test(test_copies_come_at_their_wait),
             cmocka_unit_test(test_streams_events_and_graphs),
             cmocka_unit_test(test_branches_of_a_graph),

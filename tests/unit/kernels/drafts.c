@@ -127,12 +127,13 @@ static void some_open(struct model *m, uint32_t n) {
             .head = m->few, .place = (const uint32_t *)dev_bytes(&m->w, place, sizeof place), .n = n};
 }
 
-static void model_open(struct model *m, uint32_t drafts_max, uint32_t n_some) {
+static void model_open(struct model *m, uint32_t drafts_max, uint32_t n_some, enum k_dtype state_dtype) {
     const struct k_pool_options pool = {.slots = SEQUENCES + 1,
             .pages = SEQUENCES * SLOT_PAGES,
             .pages_per_slot = SLOT_PAGES,
             .slot_units = 1,
             .kv_dtype = K_BF16,
+            .state_dtype = state_dtype,
             .drafts_max = drafts_max};
     struct world *w = &m->w;
     m->rows = random_floats(1, VOCAB * HIDDEN, 1.0f);
@@ -256,6 +257,7 @@ struct way {
     bool own;             /* those that the drafter leaves in the slot */
     uint32_t some;        /* of so many ids; 0 = of all */
     bool moved; /* slots are copied away and back between rounds, and snapshots of them restored elsewhere */
+    enum k_dtype state_dtype;
 };
 
 static void take(struct told *t, const struct k_outcome *o, const struct k_result *results) {
@@ -362,7 +364,7 @@ static uint32_t life_run(const struct way *way, uint64_t seed, const struct told
     struct rng r = {seed};
     uint32_t accepted = 0;
     memset(got, 0, SEQUENCES * sizeof *got);
-    model_open(&m, way->drafts_max, way->some);
+    model_open(&m, way->drafts_max, way->some, way->state_dtype);
     prompts_run(&m, way, got);
     while (round_run(&m, way, &r, plain, got, &accepted) > 0)
         ;
@@ -452,6 +454,22 @@ static void test_slots_that_move(void **state) {
     NEEDS_DRAFTS();
     lives_are_the_same(&way, 1, /* some= */ true);
 }
+/* Blocks of drafts are folded into a rounded S0 as others are; it is not the exact one. */
+static void test_f16_states(void **state) {
+    static const struct way ways[] = {{.drafts_max = 4, .least = 4, .most = 4, .right = 4},
+            {.drafts_max = DRAFT_MAX, .most = DRAFT_MAX, .right = DRAFT_MAX},
+            {.drafts_max = 9, .least = 3, .most = 9, .right = 9, .moved = true}};
+    static struct told rounded[SEQUENCES], got[SEQUENCES];
+    NEEDS_DRAFTS();
+    life_run(&(struct way){.state_dtype = K_F16}, 1, NULL, rounded);
+    assert_memory_not_equal(rounded[2].state, plain[2].state, sizeof plain[2].state);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        struct way way = ways[i];
+        way.state_dtype = K_F16;
+        life_run(&way, 3 + i, rounded, got);
+        assert_same_life(got, rounded);
+    }
+}
 /* The drafter's weights are made up, so that it is right by chance. */
 static void test_drafts_in_the_slot(void **state) {
     static const struct way ways[] = {{.drafts_max = 1, .least = 1, .most = 1, .own = true},
@@ -473,7 +491,7 @@ static void hidden_behind_drafts(uint32_t n_pages, float *hidden) {
     struct k_outcome outcomes[1];
     struct model m;
     struct world *w = &m.w;
-    model_open(&m, 3, 0);
+    model_open(&m, 3, 0, K_F32);
     k_slot_close(w->s, w->p, 1);
     slot_new(w, 1, NULL, 1, n_pages);
     step_new(w);
@@ -516,6 +534,7 @@ int main(void) {
             cmocka_unit_test(test_wrong_drafts),
             cmocka_unit_test(test_any_drafts),
             cmocka_unit_test(test_slots_that_move),
+            cmocka_unit_test(test_f16_states),
             cmocka_unit_test(test_drafts_in_the_slot),
             cmocka_unit_test(test_drafts_behind_the_pages),
             cmocka_unit_test(test_drafts_of_some_ids),

@@ -1,6 +1,9 @@
 /* The GDN mixer against the plain recurrence in double precision, and its bits under every split of a
  * sequence. */
+#include "base/half.h"
 #include "tests/unit/kernels/fixture.h"
+
+#include <errno.h>
 
 struct gdn_case {
     uint32_t hk, hv, dk, dv, conv, rows;
@@ -45,8 +48,10 @@ static double silu(double x) {
     return x / (1 + exp(-x));
 }
 
-/* out[rows][out] and the state after the last row, head by head, position by position. */
-static void reference_head(const struct layer *l, uint32_t rows, uint32_t v, double *out, double *s) {
+/* out[rows][out] and the state after the last row, head by head, position by position. f16: the state is rounded behind
+ * each GDN block. */
+static void reference_head(
+        const struct layer *l, uint32_t rows, uint32_t v, bool f16, double *out, double *s) {
     const struct k_shape *h = &l->shape;
     const uint32_t dk = h->gdn_k_dim, dv = h->gdn_v_dim, k = v / (h->gdn_v_heads / h->gdn_k_heads);
     memset(s, 0, dk * dv * sizeof *s);
@@ -90,10 +95,14 @@ static void reference_head(const struct layer *l, uint32_t rows, uint32_t v, dou
         }
         for (uint32_t j = 0; j < dv; j++)
             out[t * l->out + v * dv + j] = o[j] / sqrt(o2 / dv + 1e-6) * l->norm[j] * silu(z[j]);
+        for (uint32_t i = 0; f16 && t % 16 == 15 && i < dk * dv; i++)
+            s[i] = float_of_f16(f16_of((float)s[i]));
     }
 }
 
-static const struct k_pool_options options = {.slots = 4, .pages = 1, .pages_per_slot = 2, .slot_units = 1};
+static const struct k_pool_options states[] = {{.slots = 4, .pages = 1, .pages_per_slot = 2, .slot_units = 1},
+        {.slots = 4, .pages = 1, .pages_per_slot = 2, .slot_units = 1, .state_dtype = K_F16}};
+#define STATES (sizeof states / sizeof *states)
 
 /* Weights and inputs, once for a world. */
 static void layer_upload(struct layer *l, struct world *w, uint32_t rows) {
@@ -117,8 +126,10 @@ static void run_rows(
     k_end_step(w->s, w->p, w->b, NULL, NULL);
 }
 
-static void test_against_the_recurrence(void **state) {
-    (void)state;
+/* Where a number of the state lies between two of fp16, the reference may round it the other way; then some rows are
+ * apart by what the rounding is. */
+static void against_the_recurrence(const struct k_pool_options *options) {
+    const bool f16 = options->state_dtype == K_F16;
     for (size_t t = 0; t < sizeof cases / sizeof *cases; t++) {
         const struct gdn_case *c = &cases[t];
         struct layer l;
@@ -129,21 +140,21 @@ static void test_against_the_recurrence(void **state) {
               *got = random_floats(1, n_state, 1);
         float *window = random_floats(1, l.channels * c->conv, 1);
         for (uint32_t v = 0; v < c->hv; v++)
-            reference_head(&l, c->rows, v, expected, s + (size_t)v * c->dk * c->dv);
+            reference_head(&l, c->rows, v, f16, expected, s + (size_t)v * c->dk * c->dv);
         for (int i = 0; i < N_ISAS * 2; i++) {
             struct world w;
-            if (!world_open(&w, &l.shape, &options, all_isas[i / 2], i % 2 + 1, NULL))
+            if (!world_open(&w, &l.shape, options, all_isas[i / 2], i % 2 + 1, NULL))
                 continue;
             layer_upload(&l, &w, c->rows);
             slot_new(&w, 1, NULL, 0, 0);
             run_rows(&w, &l, 1, 0, c->rows, out);
             OK(k_stream_wait(w.s, 0, e));
-            assert_near(out, expected, n_out, 2e-5, "rows");
+            assert_near(out, expected, n_out, f16 ? 2e-3 : 2e-5, "rows");
             if (i == 0)
                 memcpy(first, out, n_out * sizeof *out);
             assert_same_floats(out, first, n_out, all_isas[i / 2]);
             OK(k_pool_read_gdn(w.s, w.p, 1, 1, got, window));
-            assert_near(got, s, n_state, 2e-6, "state");
+            assert_near(got, s, n_state, f16 ? 1e-3 : 2e-6, "state");
             for (uint32_t ch = 0; ch < l.channels; ch++)
                 for (uint32_t j = 0; j + 1 < c->conv; j++)
                     assert_true(window[ch * (c->conv - 1) + j] ==
@@ -155,16 +166,20 @@ static void test_against_the_recurrence(void **state) {
     }
 }
 
-static void test_any_split_gives_the_same_bits(void **state) {
-    const struct gdn_case *c = &cases[0];
+static void test_against_the_recurrence(void **state) {
+    (void)state;
+    for (size_t i = 0; i < STATES; i++)
+        against_the_recurrence(&states[i]);
+}
+
+static void any_split_gives_the_same_bits(const struct k_pool_options *options, const struct gdn_case *c) {
     struct layer l;
     struct world w;
     struct rng r = {5};
-    (void)state;
     layer_make(&l, c, 3);
     const size_t n_out = (size_t)c->rows * l.out;
     float *whole = random_floats(1, n_out, 1), *out = random_floats(2, n_out, 1);
-    assert_true(world_open(&w, &l.shape, &options, NULL, 2, NULL));
+    assert_true(world_open(&w, &l.shape, options, NULL, 2, NULL));
     layer_upload(&l, &w, c->rows);
     slot_new(&w, 1, NULL, 0, 0);
     run_rows(&w, &l, 1, 0, c->rows, whole);
@@ -182,17 +197,22 @@ static void test_any_split_gives_the_same_bits(void **state) {
     layer_free(&l);
     free(whole), free(out);
 }
+static void test_any_split_gives_the_same_bits(void **state) {
+    (void)state;
+    for (size_t i = 0; i < STATES; i++)
+        any_split_gives_the_same_bits(&states[i], &cases[0]);
+    any_split_gives_the_same_bits(&states[1], &cases[3]);
+}
 
 /* Three sequences of different lengths in each step; a snapshot and a copy are taken on the way. */
-static void test_sequences_do_not_see_each_other(void **state) {
+static void sequences_do_not_see_each_other(const struct k_pool_options *options) {
     const struct gdn_case *c = &cases[1];
     struct layer l;
     struct world w;
-    (void)state;
     layer_make(&l, c, 8);
     float *whole = random_floats(1, c->rows * l.out, 1), *in = random_floats(1, 3 * c->rows * l.width, 1);
     float *out = random_floats(1, 3 * c->rows * l.out, 1);
-    assert_true(world_open(&w, &l.shape, &options, NULL, 2, NULL));
+    assert_true(world_open(&w, &l.shape, options, NULL, 2, NULL));
     layer_upload(&l, &w, c->rows);
     slot_new(&w, 4, NULL, 0, 0);
     run_rows(&w, &l, 4, 0, c->rows, whole);
@@ -232,12 +252,48 @@ static void test_sequences_do_not_see_each_other(void **state) {
     layer_free(&l);
     free(whole), free(in), free(out);
 }
+static void test_sequences_do_not_see_each_other(void **state) {
+    (void)state;
+    for (size_t i = 0; i < STATES; i++)
+        sequences_do_not_see_each_other(&states[i]);
+}
+
+/* Half the bytes for S0, in slots and in what the prefix cache keeps of them; a dtype that S0 cannot have is
+ * refused. */
+static void test_what_a_state_takes(void **state) {
+    struct layer l;
+    struct k_pool_cost cost[STATES];
+    struct k_pool_options o = states[1];
+    struct k_pool *p = NULL;
+    struct k_context *c = NULL;
+    struct error refused = {0};
+    (void)state;
+    for (size_t t = 0; t < sizeof cases / sizeof *cases; t++) {
+        layer_make(&l, &cases[t], 1);
+        for (size_t i = 0; i < STATES; i++)
+            k_pool_cost(&l.shape, &states[i], &cost[i]);
+        const uint64_t saved = cost[0].slot_bytes - cost[1].slot_bytes,
+                       half = 2ull * 2 * cases[t].hv * cases[t].dk * cases[t].dv, /* of two layers */
+                padding = 2 * 64;
+        assert_true(saved <= half + padding && half <= saved + padding);
+        assert_true(cost[0].slot_unit_bytes - cost[1].slot_unit_bytes == saved);
+        layer_free(&l);
+    }
+    OK(k_context_create(&(struct k_context_options){.threads = 1}, &c, e));
+    o.state_dtype = K_BF16;
+    layer_make(&l, &cases[0], 1);
+    assert_int_equal(k_pool_create(c, &l.shape, &o, &p, &refused), -EINVAL);
+    assert_string_equal(refused.text, "the recurrent state can be f32 or f16");
+    layer_free(&l);
+    k_context_free(c);
+}
 
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_against_the_recurrence),
             cmocka_unit_test(test_any_split_gives_the_same_bits),
             cmocka_unit_test(test_sequences_do_not_see_each_other),
+            cmocka_unit_test(test_what_a_state_takes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -104,16 +104,17 @@ static void test_snapshots_and_copies_of_slots(void **state) {
     k_end_step(w.s, w.p, w.b, results, outcomes);
     assert_int_equal(w.p->slots[1].sample_index, 2);
     w.p->hidden[1 * shape.hidden_size + 5] = 42;
-    pool_gdn(w.p, 1, 0).s0[3] = 43;
+    ((float *)pool_gdn(w.p, 1, 0).s0)[3] = 43;
     const struct k_memory_op ops[] = {{K_MEM_COPY_SLOT, 1, 2}, {K_MEM_SNAPSHOT_SLOT, 1, 1},
             {K_MEM_ZERO_SLOT, 1, 0}, {K_MEM_RESTORE_SLOT, 1, 3}};
     k_memory(w.s, w.p, ops, 4);
     for (uint32_t slot = 2; slot <= 3; slot++) {
         assert_int_equal(w.p->slots[slot].length, 4);
-        assert_true(w.p->hidden[slot * shape.hidden_size + 5] == 42 && pool_gdn(w.p, slot, 0).s0[3] == 43);
+        assert_true(w.p->hidden[slot * shape.hidden_size + 5] == 42 &&
+                    ((float *)pool_gdn(w.p, slot, 0).s0)[3] == 43);
     }
     assert_int_equal(w.p->slots[1].length, 0);
-    assert_true(w.p->hidden[shape.hidden_size + 5] == 0 && pool_gdn(w.p, 1, 0).s0[3] == 0);
+    assert_true(w.p->hidden[shape.hidden_size + 5] == 0 && ((float *)pool_gdn(w.p, 1, 0).s0)[3] == 0);
     const uint16_t *copy = w.p->counts + 2 * shape.vocab_size, *restored = w.p->counts + 3 * shape.vocab_size;
     assert_int_equal(w.p->slots[2].last_id, 34);
     assert_true(copy[10] == COUNT_PROMPT && copy[33] == 1 && copy[34] == 1);

@@ -1,6 +1,6 @@
 /* Gated DeltaNet mixers of the CUDA library against those of the CPU library, to the bit: random shapes, entries of one
  * row and of hundreds side by side, slots zeroed and copied between steps, bounds that choose one kernel or the other,
- * drafts of which some are accepted, and steps that are a graph's. */
+ * drafts of which some are accepted, steps that are a graph's; S0 as fp32 and as fp16. */
 #include "tests/unit/kernels_cuda/sides.h"
 
 enum { SLOTS = 4, ROWS = 420 };
@@ -27,6 +27,7 @@ static size_t compared;
 struct problem {
     struct k_shape shape;
     uint32_t channels, width, out, drafts_max;
+    enum k_dtype state_dtype;
     uint32_t length[SLOTS + 1];
 };
 
@@ -41,8 +42,13 @@ static float *upload(struct half *h, uint64_t seed, size_t n, float scale) {
 static void half_open(struct half *h, struct library k, const struct problem *p, uint64_t seed) {
     const struct k_context_options o = {.threads = 2};
     const struct k_shape *shape = &p->shape;
-    const struct k_pool_options pool = {
-            .slots = SLOTS, .pages = 1, .pages_per_slot = 1, .kv_dtype = K_F32, .drafts_max = p->drafts_max};
+    const struct k_pool_options pool = {.slots = SLOTS,
+            .pages = 1,
+            .pages_per_slot = 1,
+            .slot_units = 1,
+            .kv_dtype = K_F32,
+            .state_dtype = p->state_dtype,
+            .drafts_max = p->drafts_max};
     const struct k_sampling greedy_one = {.top_p = 1, .repetition_penalty = 1};
     *h = (struct half){.k = k};
     OK(k.k_context_create(&o, &h->c, e));
@@ -79,8 +85,10 @@ static void half_close(struct half *h) {
     h->k.k_stream_free(h->s);
     h->k.k_context_free(h->c);
 }
-static void problem_open(struct problem *p, const struct shape_case *c, uint32_t drafts_max, uint64_t seed) {
+static void problem_open(struct problem *p, const struct shape_case *c, uint32_t drafts_max,
+        enum k_dtype state_dtype, uint64_t seed) {
     *p = (struct problem){.drafts_max = drafts_max,
+            .state_dtype = state_dtype,
             .shape = {.tp = 1,
                     .hidden_size = 16,
                     .vocab_size = 100,
@@ -189,17 +197,21 @@ static void assert_same_states(const struct problem *p, uint32_t slot, const cha
     }
     free(want), free(got), free(window), free(got_window);
 }
-/* Now and then a slot begins anew, or as another one. */
+/* Now and then a slot begins anew, or as another one, or as what its snapshot says, which is what it was. */
 static void disturb(struct problem *p, struct rng *r) {
     const uint32_t a = 1 + rng_u32(r) % SLOTS, b = 1 + rng_u32(r) % SLOTS, kind = rng_u32(r) % 4;
-    const struct k_memory_op op = {kind == 0 ? K_MEM_ZERO_SLOT : K_MEM_COPY_SLOT, a, b};
-    if (kind > 1 || (kind == 1 && a == b))
+    const struct k_memory_op ops[3] = {{kind == 0          ? K_MEM_ZERO_SLOT
+                                               : kind == 1 ? K_MEM_COPY_SLOT
+                                                           : K_MEM_SNAPSHOT_SLOT,
+                                               a, kind == 2 ? 0 : b},
+            {K_MEM_ZERO_SLOT, a, 0}, {K_MEM_RESTORE_SLOT, 0, a}};
+    if (kind > 2 || (kind == 1 && a == b))
         return;
-    cpu.k.k_memory(cpu.s, cpu.p, &op, 1);
-    cuda.k.k_memory(cuda.s, cuda.p, &op, 1);
+    cpu.k.k_memory(cpu.s, cpu.p, ops, kind == 2 ? 3 : 1);
+    cuda.k.k_memory(cuda.s, cuda.p, ops, kind == 2 ? 3 : 1);
     if (kind == 0)
         p->length[a] = 0;
-    else
+    else if (kind == 1)
         p->length[b] = p->length[a];
 }
 
@@ -233,13 +245,17 @@ static void steps(struct problem *p, uint64_t seed, uint32_t rounds, uint32_t ro
 
 /* --- tests --- */
 
-static void run_drafts(
-        const struct shape_case *c, uint32_t drafts_max, uint64_t seed, uint32_t rounds, uint32_t rows_most) {
+static void run_state(const struct shape_case *c, uint32_t drafts_max, enum k_dtype state_dtype,
+        uint64_t seed, uint32_t rounds, uint32_t rows_most) {
     struct problem p;
-    problem_open(&p, c, drafts_max, seed);
+    problem_open(&p, c, drafts_max, state_dtype, seed);
     steps(&p, seed, rounds, rows_most, NULL, NULL);
     half_close(&cpu);
     half_close(&cuda);
+}
+static void run_drafts(
+        const struct shape_case *c, uint32_t drafts_max, uint64_t seed, uint32_t rounds, uint32_t rows_most) {
+    run_state(c, drafts_max, K_F32, seed, rounds, rows_most);
 }
 static void run_shape(const struct shape_case *c, uint64_t seed, uint32_t rounds, uint32_t rows_most) {
     run_drafts(c, 0, seed, rounds, rows_most);
@@ -303,13 +319,30 @@ static void test_drafts_that_do_not_come(void **state) {
     run_drafts(&heads[1], 15, 96, 20, 1);
     run_drafts(&heads[1], 4, 97, 20, 3);
 }
+/* S0 as fp16: what is copied in pieces of 8 columns and what is not, heads with a kernel of their own and others, rows
+ * by themselves, prompts, drafts. */
+static void test_f16_states(void **state) {
+    static const struct shape_case heads[] = {
+            {1, 3, 128, 128, 4}, {1, 2, 17, 24, 4}, {2, 2, 20, 36, 3}, {1, 1, 256, 256, 4}, {1, 3, 7, 5, 2}};
+    (void)state;
+    for (uint64_t i = 0; i < sizeof heads / sizeof *heads; i++) {
+        run_state(&heads[i], 0, K_F16, 200 + i, 10, i == 3 ? 100 : 250);
+        run_state(&heads[i], 1 + 3 * (uint32_t)i, K_F16, 210 + i, 12, i == 3 ? 40 : 120);
+    }
+    for (uint64_t i = 0; i < 2; i++) { /* enough of them for two folds */
+        run_state(&heads[i], 0, K_F16, 220 + i, 40, 3);
+        run_state(&heads[i], 0, K_F16, 230 + i, 36, 1);
+        run_state(&heads[i], 7, K_F16, 240 + i, 36, 1);
+    }
+    run_state(&(struct shape_case){3, 9, 128, 128, 4}, 0, K_F16, 250, 12, 40);
+}
 /* A graph that was captured for the largest step runs every step. */
-static void run_graph(uint32_t drafts_max) {
+static void run_graph(uint32_t drafts_max, enum k_dtype state_dtype) {
     const struct shape_case c = {1, 2, 32, 40, 4};
     const struct k_bounds bounds = {ROWS, SLOTS, UINT32_MAX};
     struct problem p;
     struct k_graph *g = NULL;
-    problem_open(&p, &c, drafts_max, 3);
+    problem_open(&p, &c, drafts_max, state_dtype, 3);
     OK(cuda.k.k_stream_wait(cuda.s, 0, e));
     cuda.k.k_batch_bounds(cuda.b, &bounds);
     OK(cuda.k.k_capture_begin(cuda.s, e));
@@ -322,8 +355,9 @@ static void run_graph(uint32_t drafts_max) {
 }
 static void test_a_graph_runs_every_step(void **state) {
     (void)state;
-    run_graph(0);
-    run_graph(7);
+    run_graph(0, K_F32);
+    run_graph(7, K_F32);
+    run_graph(3, K_F16);
 }
 
 static int open_libraries(void **state) {
@@ -345,6 +379,7 @@ int main(void) {
             cmocka_unit_test(test_few_rows),
             cmocka_unit_test(test_drafts),
             cmocka_unit_test(test_drafts_that_do_not_come),
+            cmocka_unit_test(test_f16_states),
             cmocka_unit_test(test_a_graph_runs_every_step),
     };
     return cmocka_run_group_tests(tests, open_libraries, say);

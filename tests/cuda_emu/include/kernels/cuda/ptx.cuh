@@ -116,6 +116,13 @@ static inline uint32_t bf16_pair(float low, float high) {
     return (uint32_t)bf16_of(high) << 16 | bf16_of(low);
 }
 
+static inline float f32_of_f16(uint16_t x) {
+    return float_of_f16(x);
+}
+static inline uint16_t f16_of_f32(float x) {
+    return f16_of(x);
+}
+
 static inline uint16_t emu_bf16_fma(uint32_t a, uint32_t b, uint32_t c) {
     return bf16_of(fmaf(float_of_bf16((uint16_t)a), float_of_bf16((uint16_t)b), float_of_bf16((uint16_t)c)));
 }
