@@ -414,8 +414,10 @@ def test_drafts_on_an_emulated_gpu_change_no_token():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config, near", [(("odd",), 1e-3), (("tiny", "--weights", "int4"), 0.03)])
-def test_made_up_models(config, near, tmp_path):
+@pytest.mark.parametrize("config, near, flags", [
+    (("odd",), 1e-3, ()), (("tiny", "--weights", "int4"), 0.03, ()),
+    (("odd",), 1e-3, ("--recurrent-state-dtype", "fp16"))])
+def test_made_up_models(config, near, flags, tmp_path):
     """One forward after another on both workers, graphs and eager. Attention and dense products round in another order
     on a GPU, and where activations are rounded to INT8 one bit more may become a step of 1/127."""
     model = str(tmp_path / "model")
@@ -423,11 +425,11 @@ def test_made_up_models(config, near, tmp_path):
         config = (config_file(tmp_path / "odd.json", ODD, 0.25),)
     done = shardd("synth", model, "--config", *config, "--seed", "5")
     assert done.returncode == 0, done.stderr
-    expected = generated("shardd-worker-cpu", model)
-    graphs = generated("shardd-worker-cuda-emu", model)
+    expected = generated("shardd-worker-cpu", model, *flags)
+    graphs = generated("shardd-worker-cuda-emu", model, *flags)
     assert [i for i, _ in graphs] == [i for i, _ in expected] and len(expected) == 4
     assert max(abs(a[1] - b[1]) for a, b in zip(graphs, expected)) < near
-    assert generated("shardd-worker-cuda-emu", model, "--enforce-eager") == graphs
+    assert generated("shardd-worker-cuda-emu", model, "--enforce-eager", *flags) == graphs
 
 
 @pytest.mark.slow

@@ -85,13 +85,14 @@ def test_a_smaller_cache_changes_few_replies(results, kv_dtype):
     assert len(results[kv_dtype, 1].differing_from_recorded(RECORDS)) <= 0.02 * len(RECORDS)
 
 
-def test_int8_replies_do_not_depend_on_batch_chunks_and_size():
+@pytest.mark.parametrize("smaller", [("--kv-cache-dtype", "int8"), ("--recurrent-state-dtype", "fp16")])
+def test_replies_do_not_depend_on_batch_chunks_and_size(smaller):
     """One at a time in chunks of 17 tokens, and all at once in steps of 512 on two ranks: the same tokens."""
     records = [r for r in RECORDS if "300 tokens of filler" in r["group"]][:4]
     replies = []
     for flags in (("--max-num-seqs", "1", "--max-num-batched-tokens", "17"),
                   ("--max-num-seqs", "4", "--max-num-batched-tokens", "512", "--tensor-parallel-size", "2")):
-        with Server(shardd_eval.MODEL, "--kv-cache-dtype", "int8", *flags) as server, server.client() as client:
+        with Server(shardd_eval.MODEL, *smaller, *flags) as server, server.client() as client:
             replies.append([answer.ids for answer in shardd_eval.ask_all(client, records)])
     assert len(records) == 4 and replies[0] == replies[1] and all(replies[0])
 

@@ -1,14 +1,14 @@
 /* cost.c - see cost.h. */
 #include "tp/bench/cost.h"
 
-/* Floats of one recurrent layer and sequence that one token moves. */
-static double state_floats(const struct k_shape *h) {
+/* Bytes of one recurrent layer and sequence that one token moves. */
+static double state_bytes(const struct k_shape *h, enum k_dtype of_s0) {
     const double s0 = (double)h->gdn_v_heads * h->gdn_k_dim * h->gdn_v_dim,
                  key = (double)h->gdn_k_heads * h->gdn_k_dim, value = (double)h->gdn_v_heads * h->gdn_v_dim,
                  ring_row = key + value + h->gdn_v_heads, window_row = 2 * key + value;
-    const double read = s0 + GDN_BLOCK / 2.0 * ring_row + (h->conv_kernel - 1.0) * window_row,
-                 written = s0 / GDN_BLOCK + ring_row + window_row;
-    return read + written;
+    const double read = GDN_BLOCK / 2.0 * ring_row + (h->conv_kernel - 1.0) * window_row,
+                 written = ring_row + window_row;
+    return (s0 + s0 / GDN_BLOCK) * (double)k_dtype_bytes(of_s0) + (read + written) * sizeof(float);
 }
 
 static double multiply_adds(const struct model_config *m) {
@@ -34,7 +34,7 @@ struct bench_cost bench_cost_of(const struct group *g) {
         struct k_pool_cost cost;
         k_pool_cost(h, &r->budget.pool, &cost);
         c.kv += (double)cost.page_bytes / PAGE_TOKENS;
-        c.state += state_floats(h) * sizeof(float) * h->n_gdn_layers;
+        c.state += state_bytes(h, r->budget.pool.state_dtype) * h->n_gdn_layers;
     }
     return c;
 }

@@ -29,7 +29,8 @@ const char bench_help[] =
         "\n"
         "and --model, --load-format, --packed-cache, --tensor-parallel-size, --devices, --threads, --isa,\n"
         "--draft-vocab, --activations, --numerics, --max-num-batched-tokens, --kv-cache-dtype, --kv-cache-memory,\n"
-        "--temperature, --top-k, --top-p, --min-p, --seed, --enforce-eager, --log-level as without `bench`.\n";
+        "--recurrent-state-dtype, --temperature, --top-k, --top-p, --min-p, --seed, --enforce-eager, --log-level as\n"
+        "without `bench`.\n";
 
 static const char *const own[] = {"--prompt", "--decode", "--depth", "--batch", "--drafts", "--acceptance",
         "--repeat", "--json", "--speed-memory", "--weights", "--lm-head", "--group-size"};

@@ -81,6 +81,8 @@ void report_begin(struct report *r) {
     put_whole(r->root, "rows_max", r->group->geometry.rows_max);
     put_whole(r->root, "kv_pages", r->group->geometry.pages);
     json_object_set_new(r->root, "kv_dtype", json_string(kv_dtype_name(rank->budget.pool.kv_dtype)));
+    json_object_set_new(
+            r->root, "state_dtype", json_string(rank->budget.pool.state_dtype == K_F16 ? "fp16" : "fp32"));
     json_object_set_new(r->root, "weights", weights);
     json_object_set_new(r->root, "cost", cost_object(&r->cost));
     json_object_set_new(r->root, "gpu", or_null(r->gpu));

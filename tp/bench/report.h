@@ -3,7 +3,7 @@
  * One object:
  *
  *   version, kernels ("cpu avx512, 2 threads"), host (its processor), model (its folder), tensor_parallel_size,
- *   threads, rows_max, kv_pages, kv_dtype
+ *   threads, rows_max, kv_pages, kv_dtype, state_dtype
  *   weights       form of the layers and of the head where flags asked for one, bytes of all ranks
  *   cost          bytes and multiply-adds of cost.h
  *   gpu           of gpu.h: power limit, ECC, clocks and so on before the tests; null on a CPU or without a driver

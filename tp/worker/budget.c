@@ -71,9 +71,10 @@ static void describe(const struct budget_request *q, uint64_t left, struct budge
     if (q->reserve_bytes)
         snprintf(graphs, sizeof(graphs), ", for graphs %s", SIZE_TEXT(q->reserve_bytes));
     int n = snprintf(b->text, sizeof(b->text),
-            "%s usable: weights %s%s, KV %u pages %s, state %u slots %s, scratch of %u rows %s%s; %s left",
+            "%s usable: weights %s%s, KV %u pages %s, state %u slots%s %s, scratch of %u rows %s%s; %s left",
             SIZE_TEXT(q->memory_bytes), SIZE_TEXT(q->weight_bytes), table, b->pool.pages, SIZE_TEXT(pages),
-            b->pool.slots, SIZE_TEXT(slots), q->rows, SIZE_TEXT(q->scratch_bytes), graphs,
+            b->pool.slots, q->state_dtype == K_F16 ? " of fp16" : "", SIZE_TEXT(slots), q->rows,
+            SIZE_TEXT(q->scratch_bytes), graphs,
             SIZE_TEXT(q->memory_bytes > used ? q->memory_bytes - used : 0));
     if (b->pool.slots < q->max_num_seqs && n > 0 && (size_t)n < sizeof(b->text))
         n += snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-num-seqs %u clamped to %u",
@@ -116,6 +117,7 @@ int budget_make(
             .slot_units = q->slot_units,
             .page_units = q->page_units,
             .kv_dtype = q->kv_dtype,
+            .state_dtype = q->state_dtype,
             .drafts_max = q->drafts_max,
     };
     struct k_pool_cost cost;

@@ -24,7 +24,7 @@ struct budget_request {
     uint32_t extra_positions; /* KV positions of a sequence beyond its tokens: 1 with the MTP layer */
     uint32_t slot_units, page_units;
     uint32_t drafts_max; /* of a CONTINUE: a slot has room for them */
-    enum k_dtype kv_dtype;
+    enum k_dtype kv_dtype, state_dtype;
 };
 
 struct budget {

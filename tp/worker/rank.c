@@ -264,6 +264,7 @@ static int request_budget(struct rank *r, const struct weights_options *wo, uint
             .page_units = o->page_units,
             .drafts_max = r->drafts_max,
             .kv_dtype = K_BF16,
+            .state_dtype = o->state_dtype,
             .kept = r->keeping || r->found,
     };
     int rc = weights_bytes(&r->config, &r->shard, r->tensors, wo, &q.weight_bytes, e);
@@ -518,6 +519,7 @@ static int plan(struct rank *r, const struct rank_options *o, struct rank_plan *
                                   .pages = 1,
                                   .pages_per_slot = 1,
                                   .kv_dtype = q.kv_dtype,
+                                  .state_dtype = q.state_dtype,
                                   .drafts_max = q.drafts_max},
                           wanted = least;
     wanted.slots = q.max_num_seqs;

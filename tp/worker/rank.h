@@ -48,6 +48,7 @@ struct rank_options {
     uint32_t max_num_seqs;           /* 0 = RANK_SLOTS_DEFAULT */
     uint32_t max_num_batched_tokens; /* rows of a step; 0 = chosen, at least max_num_seqs */
     enum rank_kv_dtype kv_dtype;
+    enum k_dtype state_dtype; /* --recurrent-state-dtype: K_F32 or K_F16 */
     uint64_t kv_cache_bytes;  /* 0 = by fraction */
     double kv_cache_fraction; /* 0 = RANK_POOL_FRACTION_DEFAULT */
     uint64_t memory_bytes;    /* what this rank may use; 0 = what is free, a tp'th where ranks share memory */

@@ -39,6 +39,7 @@ const char worker_help[] =
         "  --max-num-batched-tokens N   rows of one step; 0 = 512 on a CPU, 2048 on a GPU, fewer where they would\n"
         "                               take more than an eighth of the memory that weights leave\n"
         "  --kv-cache-dtype auto|bf16|fp32|int8   auto: fp32 when the checkpoint is fp32, else bf16\n"
+        "  --recurrent-state-dtype fp32|fp16   what a sequence's recurrent state is kept as (default fp32)\n"
         "  --kv-cache-memory SIZE       of each rank for KV pages and states, such as 8GiB or 500MB, or a part of the\n"
         "                               free memory, such as 0.5; 0 = half of it\n"
         "  --prefix-cache on|off        host memory for the states after prefixes of prompts (default off)\n"
@@ -89,6 +90,7 @@ enum flag {
     FLAG_MAX_NUM_BATCHED_TOKENS,
     FLAG_KV_CACHE_DTYPE,
     FLAG_KV_CACHE_MEMORY,
+    FLAG_RECURRENT_STATE_DTYPE,
     FLAG_PREFIX_CACHE,
     FLAG_PREFIX_CACHE_MEMORY,
     FLAG_SLOT_UNITS,
@@ -133,6 +135,7 @@ static const struct option flags[] = {
         {"max-num-batched-tokens", required_argument, NULL, FLAG_MAX_NUM_BATCHED_TOKENS},
         {"kv-cache-dtype", required_argument, NULL, FLAG_KV_CACHE_DTYPE},
         {"kv-cache-memory", required_argument, NULL, FLAG_KV_CACHE_MEMORY},
+        {"recurrent-state-dtype", required_argument, NULL, FLAG_RECURRENT_STATE_DTYPE},
         {"prefix-cache", required_argument, NULL, FLAG_PREFIX_CACHE},
         {"prefix-cache-memory", required_argument, NULL, FLAG_PREFIX_CACHE_MEMORY},
         {"slot-units", required_argument, NULL, FLAG_SLOT_UNITS},
@@ -235,6 +238,16 @@ static int parse_kv_dtype(const char *text, enum rank_kv_dtype *ret, struct erro
     else
         return error_set(
                 e, -EINVAL, "--kv-cache-dtype '%s': this worker has auto, bf16, fp32 and int8", text);
+    return 0;
+}
+
+static int parse_state_dtype(const char *text, enum k_dtype *ret, struct error *e) {
+    if (strcmp(text, "fp32") == 0)
+        *ret = K_F32;
+    else if (strcmp(text, "fp16") == 0)
+        *ret = K_F16;
+    else
+        return error_set(e, -EINVAL, "--recurrent-state-dtype '%s': this worker has fp32 and fp16", text);
     return 0;
 }
 
@@ -342,6 +355,8 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
         return parse_u32(flag, text, 0, STEP_ROWS_MAX, &r->max_num_batched_tokens, e);
     case FLAG_KV_CACHE_DTYPE:
         return parse_kv_dtype(text, &r->kv_dtype, e);
+    case FLAG_RECURRENT_STATE_DTYPE:
+        return parse_state_dtype(text, &r->state_dtype, e);
     case FLAG_KV_CACHE_MEMORY:
         return parse_memory(flag, text, &r->kv_cache_bytes, &r->kv_cache_fraction, e);
     case FLAG_PREFIX_CACHE:

@@ -7,6 +7,7 @@ struct way {
     uint32_t tp, threads;
     bool eager;
     enum rank_kv_dtype kv;
+    enum k_dtype state;
 };
 
 static void check_ways(const char *model, const struct way *ways, size_t n) {
@@ -21,6 +22,7 @@ static void check_ways(const char *model, const struct way *ways, size_t n) {
         options.isa = ways[i].isa;
         options.eager = ways[i].eager;
         options.kv_dtype = ways[i].kv;
+        options.state_dtype = ways[i].state;
         char path[512];
         struct offline *o = NULL;
         struct error e = {0};
@@ -72,6 +74,18 @@ static void tensor_parallel_int8_pages(void **state) {
             {.name = "tp 4, avx2", .tp = 4, .threads = 1, .isa = "avx2", .kv = RANK_KV_INT8},
             {.name = "tp 8, eager", .tp = 8, .threads = 1, .eager = true, .kv = RANK_KV_INT8},
             {.name = "tp 1, plain", .tp = 1, .threads = 1, .isa = "plain", .kv = RANK_KV_INT8},
+    };
+    check_ways("tp8", ways, sizeof(ways) / sizeof(ways[0]));
+}
+
+static void tensor_parallel_f16_states(void **state) {
+    (void)state;
+    static const struct way ways[] = {
+            {.name = "tp 1", .tp = 1, .threads = 1, .state = K_F16},
+            {.name = "tp 2, eager", .tp = 2, .threads = 2, .eager = true, .state = K_F16},
+            {.name = "tp 4, avx2", .tp = 4, .threads = 1, .isa = "avx2", .state = K_F16},
+            {.name = "tp 8", .tp = 8, .threads = 1, .state = K_F16},
+            {.name = "tp 1, plain", .tp = 1, .threads = 1, .isa = "plain", .state = K_F16},
     };
     check_ways("tp8", ways, sizeof(ways) / sizeof(ways[0]));
 }
@@ -147,6 +161,7 @@ int main(void) {
             cmocka_unit_test(tensor_parallel),
             cmocka_unit_test(tensor_parallel_f32_pages),
             cmocka_unit_test(tensor_parallel_int8_pages),
+            cmocka_unit_test(tensor_parallel_f16_states),
             cmocka_unit_test(ratios_of_three),
             cmocka_unit_test(instruction_sets),
             cmocka_unit_test(threads_and_graphs),

@@ -1,6 +1,7 @@
-/* kv_dtypes.c - what a KV cache of BF16 or INT8 costs models/shardd-tiny: the Kullback-Leibler divergence of each
- * next-token distribution from that with a cache of F32, over prompts and replies as they are, and over thousands of
- * tokens of them in a row, where what a cache loses could add up. docs/quality.md has the table that this prints. */
+/* kv_dtypes.c - what a KV cache of BF16 or INT8, or a recurrent state of fp16, costs models/shardd-tiny: the
+ * Kullback-Leibler divergence of each next-token distribution from that with a cache and a state of fp32, over prompts
+ * and replies as they are, and over thousands of tokens of them in a row, where what is lost could add up.
+ * docs/quality.md has the table that this prints. */
 #include "eval_prompts.h"
 
 #ifdef __SANITIZE_ADDRESS__ /* many times slower */
@@ -18,13 +19,14 @@ struct divergences {
     uint32_t n, same; /* positions; where the likeliest token is the same */
 };
 
-static struct offline *open_with(enum rank_kv_dtype kv) {
+static struct offline *open_with(enum rank_kv_dtype kv, enum k_dtype state) {
     struct error e = {0};
     struct offline *o = NULL;
     struct rank_options options = test_options(MODEL, 1);
     options.max_model_len = TOKENS_MAX;
     options.max_num_batched_tokens = options.logits_rows = 512;
     options.kv_dtype = kv;
+    options.state_dtype = state;
     must(offline_create(&options, &o, &e), &e);
     return o;
 }
@@ -66,14 +68,15 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+#define CACHES 3u
 struct caches {
-    struct offline *f32, *of[2]; /* BF16, INT8 */
-    struct divergences d[2];
+    struct offline *f32, *of[CACHES]; /* BF16, INT8, and F32 with an fp16 state */
+    struct divergences d[CACHES];
 };
 static void caches_compare(struct caches *c, const uint32_t *ids, uint32_t n) {
     const uint32_t v = offline_geometry(c->f32)->vocab_size;
     float *want = logits_of(c->f32, ids, n);
-    for (uint32_t i = 0; i < 2; i++) {
+    for (uint32_t i = 0; i < CACHES; i++) {
         float *got = logits_of(c->of[i], ids, n);
         compare_rows(&c->d[i], want, got, n, v);
         free(got);
@@ -82,8 +85,8 @@ static void caches_compare(struct caches *c, const uint32_t *ids, uint32_t n) {
 }
 /* most: of KL, its mean and the largest but one in a thousand. */
 static void caches_report(struct caches *c, const char *what, const double (*most)[2]) {
-    static const char *const names[] = {"BF16", "INT8"};
-    for (uint32_t i = 0; i < 2; i++) {
+    static const char *const names[] = {"BF16", "INT8", "fp16 state"};
+    for (uint32_t i = 0; i < CACHES; i++) {
         struct divergences *d = &c->d[i];
         double mean = 0;
         for (uint32_t k = 0; k < d->n; k++)
@@ -99,7 +102,7 @@ static void caches_report(struct caches *c, const char *what, const double (*mos
 }
 
 static void what_a_cache_costs(void **state) {
-    static const double most[2][2] = {{1e-5, 3e-4}, {5e-5, 3e-3}};
+    static const double most[CACHES][2] = {{1e-5, 3e-4}, {5e-5, 3e-3}, {1e-6, 3e-5}};
     struct caches *c = calloc(1, sizeof *c);
     struct record *r = malloc(sizeof *r);
     uint32_t *ids = calloc(LONG_TOKENS * LONG_SEQUENCES + TOKENS_MAX, sizeof *ids), n = 0, line = 0;
@@ -108,9 +111,10 @@ static void what_a_cache_costs(void **state) {
     struct error e = {0};
     (void)state;
     assert_true(c && r && ids);
-    c->f32 = open_with(RANK_KV_F32);
-    c->of[0] = open_with(RANK_KV_BF16);
-    c->of[1] = open_with(RANK_KV_INT8);
+    c->f32 = open_with(RANK_KV_F32, K_F32);
+    c->of[0] = open_with(RANK_KV_BF16, K_F32);
+    c->of[1] = open_with(RANK_KV_INT8, K_F32);
+    c->of[2] = open_with(RANK_KV_F32, K_F16);
     must(file_read(PROMPTS, PROMPTS_BYTES, &text, &bytes, &e), &e);
     for (char *at = text, *end; at < text + bytes; at = end + 1) {
         end = memchr(at, '\n', (size_t)(text + bytes - at));
@@ -129,8 +133,8 @@ static void what_a_cache_costs(void **state) {
         caches_compare(c, ids + i * LONG_TOKENS, LONG_TOKENS);
     caches_report(c, "in a row", most);
     offline_free(c->f32);
-    offline_free(c->of[0]);
-    offline_free(c->of[1]);
+    for (uint32_t i = 0; i < CACHES; i++)
+        offline_free(c->of[i]);
     free(text), free(ids), free(r), free(c);
 }
 

@@ -99,6 +99,8 @@ static void bad_flags(void **state) {
             {"--model /m --control-fd 3 --max-num-batched-tokens 8193", "--max-num-batched-tokens"},
             {"--model /m --control-fd 3 --max-model-len -5", "--max-model-len"},
             {"--model /m --control-fd 3 --kv-cache-dtype int4", "int4"},
+            {"--model /m --control-fd 3 --recurrent-state-dtype bf16",
+                    "--recurrent-state-dtype 'bf16': this worker has fp32 and fp16"},
             {"--model /m --control-fd 3 --kv-cache-memory 1.5", "--kv-cache-memory"},
             {"--model /m --control-fd 3 --kv-cache-memory 8gb", "--kv-cache-memory: '8gb' is no size"},
             {"--model /m --control-fd 3 --kv-cache-memory 0.0", "--kv-cache-memory"},
@@ -433,6 +435,27 @@ static void int8_pages_are_codes_and_scales(void **state) {
     offline_free(o);
 }
 
+/* A slot of fp16 states is smaller by half of S0, so more of them fit; the sentence says so. */
+static void fp16_states_take_half(void **state) {
+    (void)state;
+    char path[512];
+    struct rank_plan exact, half;
+    struct error e = {0};
+    model_path(path, sizeof(path), "small", NULL);
+    struct rank_options options = test_options(path, 1);
+    must(rank_plan(&options, &exact, &e), &e);
+    options.state_dtype = K_F16;
+    must(rank_plan(&options, &half, &e), &e);
+    struct offline *o = model_start("small", &options);
+    const struct k_shape *h = &offline_rank(o, 0)->shard.shape;
+    const uint64_t s0 = (uint64_t)h->n_gdn_layers * h->gdn_v_heads * h->gdn_k_dim * h->gdn_v_dim;
+    assert_int_equal(exact.pool.slot_bytes - half.pool.slot_bytes, s0 * 2);
+    assert_int_equal(offline_rank(o, 0)->budget.pool.state_dtype, K_F16);
+    assert_non_null(strstr(half.budget.text, "slots of fp16 "));
+    assert_null(strstr(exact.budget.text, "fp16"));
+    offline_free(o);
+}
+
 /* --- fingerprint and bad weights --- */
 
 static uint64_t fingerprint_at(const char *dir, uint32_t tp) {
@@ -518,6 +541,7 @@ int main(void) {
             cmocka_unit_test(a_plan_is_what_a_rank_does),
             cmocka_unit_test(kv_dtype_follows_the_checkpoint),
             cmocka_unit_test(int8_pages_are_codes_and_scales),
+            cmocka_unit_test(fp16_states_take_half),
             cmocka_unit_test(fingerprint_tells_models_apart),
             cmocka_unit_test(weights_that_are_no_numbers),
             cmocka_unit_test(a_fault_of_one_device_is_final),
