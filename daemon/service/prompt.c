@@ -62,7 +62,7 @@ static uint32_t mark_message(struct prompt *p, uint32_t end, uint32_t apart) {
 }
 
 /* A message begins with the control token that the first begins with, which no text can give. */
-static void find_messages(struct prompt *p) {
+void prompt_find_messages(struct prompt *p) {
     uint32_t apart = MESSAGES_APART;
     for (size_t i = 1; i < p->n; i++) {
         if (p->ids[i] != p->ids[0])
@@ -91,7 +91,7 @@ static int render(const struct model *m, const Shardd__V1__ChatInput *chat, cons
         chat_rendered_done(&text);
         return refuse_encoding(r, length, &e, s);
     }
-    find_messages(p);
+    prompt_find_messages(p);
     p->chat = true;
     p->thinking_open = text.thinking_open;
     p->rendered = text.text;

@@ -31,4 +31,6 @@ int prompt_from_chat(const struct model *m, const Shardd__V1__ChatInput *chat, u
         struct prompt *ret, struct rpc_status *s);
 int prompt_from_ids(
         const uint32_t *ids, size_t n, uint32_t vocab_size, struct prompt *ret, struct rpc_status *s);
+/* Fills shared_end, turn_end and message_ends of the ids of a chat. */
+void prompt_find_messages(struct prompt *p);
 void prompt_done(struct prompt *p);
