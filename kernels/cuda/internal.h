@@ -173,7 +173,8 @@ uint64_t product_scratch_bytes(uint64_t columns, uint64_t rows, uint64_t outputs
 /* Room at the end of the workspace for what made_wanted() gives away; terms: for them beside INT8. */
 uint64_t made_scratch_bytes(uint64_t columns, uint64_t rows, bool terms);
 /* A result that an operation could leave in other forms besides: d_from[rows][columns], or the norm of it, made in
- * pieces of so many columns; terms: it could make those too; scratch: bytes of it that the operation uses. */
+ * pieces of so many columns; terms: it could make those too; scratch: bytes of it that the operation uses; d_read:
+ * NULL, or what it reads itself at the end of the workspace while it makes them. */
 struct made_of {
     const struct k_batch *b;
     const float *d_from, *d_norm;
@@ -181,6 +182,7 @@ struct made_of {
     uint32_t columns, piece;
     bool terms;
     uint64_t scratch;
+    const uint8_t *d_read;
 };
 /* Whether w, if it is what multiplies it next, would take it; then where it goes. The operation puts *ret into s->made
  * when it is queued. */

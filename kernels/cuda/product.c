@@ -390,7 +390,8 @@ uint64_t made_scratch_bytes(uint64_t columns, uint64_t rows, bool terms) {
     const uint64_t few = rows < FEW_ROWS ? rows : FEW_ROWS;
     return made_codes_bytes(columns, few) + (terms ? terms_bytes(columns, few) : 0) + ALIGNMENT;
 }
-/* It lies at the end of the workspace: behind the scratch of who makes it and of who multiplies it. */
+/* It lies at the end of the workspace, or before what is read there: behind the scratch of who makes it and of who
+ * multiplies it. */
 bool made_wanted(
         const struct k_stream *s, const struct k_linear *w, const struct made_of *of, struct made *ret) {
     const uint32_t rows = of->b->bounds.rows;
@@ -406,10 +407,11 @@ bool made_wanted(
     if (terms && (!of->terms || form == INPUT_CODES))
         return false;
     const uint64_t codes_end = codes ? made_codes_bytes(of->columns, rows) : 0,
-                   bytes = codes_end + (terms ? terms_bytes(of->columns, rows) : 0);
-    if (of->scratch + bytes + ALIGNMENT > s->workspace_bytes)
+                   bytes = codes_end + (terms ? terms_bytes(of->columns, rows) : 0),
+                   end = of->d_read ? (uint64_t)(of->d_read - s->d_workspace) : s->workspace_bytes;
+    if (of->scratch + bytes + ALIGNMENT > end)
         return false;
-    uint8_t *d_at = s->d_workspace + (s->workspace_bytes - bytes) / ALIGNMENT * ALIGNMENT;
+    uint8_t *d_at = s->d_workspace + (end - bytes) / ALIGNMENT * ALIGNMENT;
     *ret = (struct made){.d_from = of->d_from,
             .d_norm = of->d_norm,
             .eps = of->eps,
@@ -438,8 +440,12 @@ static bool made_of_pair(const struct k_stream *s, const struct product *p, uint
         struct made *ret, struct next_codes *ret_next) {
     const struct k_linear *w = p->w->next;
     const uint32_t rows = p->b->bounds.rows;
-    const struct made_of of = {
-            .b = p->b, .d_from = p->d_y, .columns = p->w->rows / 2, .piece = STRIP_ROWS, .scratch = scratch};
+    const struct made_of of = {.b = p->b,
+            .d_from = p->d_y,
+            .columns = p->w->rows / 2,
+            .piece = STRIP_ROWS,
+            .scratch = scratch,
+            .d_read = p->made.d_first};
     if (!stream_can_round(&p->w->panels[0], rows) || !made_wanted(s, w, &of, ret) ||
             w->leaves * runs_of_leaf(w) > NEXT_RUNS_MAX)
         return false;

@@ -3,14 +3,15 @@
 #include "tests/unit/kernels/processes.h"
 #include "tests/unit/kernels/quantised.h"
 
-/* I: a leaf of down is three strips. IN: of the large part of `in`, and SMALL of the small one. */
-enum { H_MOST = 1120, K = 192, I = 384, IN = 96, SMALL = 32, ROWS_MOST = 66, STEPS = 2 };
+/* I: a leaf of down is three strips, or one. IN: of the large part of `in`, and SMALL of the small one. */
+enum { H_MOST = 1120, K = 192, I_MOST = 384, I_LEAST = 128 };
+enum { IN = 96, SMALL = 32, ROWS_MOST = 66, STEPS = 2 };
 static const uint32_t row_counts[] = {1, 2, 9, 14, 61, ROWS_MOST};
 #define COUNTS (sizeof row_counts / sizeof *row_counts)
 
 enum forms { INT4, INT4_AND_BF16, INT4_AND_FP8, BF16, FORMS };
 struct group {
-    uint32_t tp, h;
+    uint32_t tp, h, i;
     enum forms in; /* of the linear after the layer; the others are INT4, or all BF16 */
     void *region;
     struct fake *out, *gate_up, *down, *large, *fp8; /* [H][K], [2I][H], [H][I], [IN][H], [SMALL][H] */
@@ -44,10 +45,10 @@ static struct k_linear *row_parallel(struct world *w, const struct member *m, co
 }
 static struct k_linear *gate_up_of(struct world *w, const struct member *m) {
     const struct group *g = m->g;
-    const uint32_t own = I / g->tp;
+    const uint32_t own = g->i / g->tp;
     const struct fake *q = g->in == BF16 ? NULL : g->gate_up;
     const struct k_matrix_view v[] = {part_of(q, g->gate_up_16, g->h, m->rank * own, own),
-            part_of(q, g->gate_up_16, g->h, I + m->rank * own, own)};
+            part_of(q, g->gate_up_16, g->h, g->i + m->rank * own, own)};
     return linear_of(w, v, 2, g->h, 8, NULL);
 }
 static struct k_linear *in_of(struct world *w, const struct member *m) {
@@ -74,11 +75,11 @@ static void layer_make(struct world *w, const struct member *m, struct layer *l)
     const bool floats = g->in == BF16;
     *l = (struct layer){.out = row_parallel(w, m, floats ? NULL : g->out, g->out_16, K),
             .gate_up = gate_up_of(w, m),
-            .down = row_parallel(w, m, floats ? NULL : g->down, g->down_16, I),
+            .down = row_parallel(w, m, floats ? NULL : g->down, g->down_16, g->i),
             .in = in_of(w, m),
             .d_norms = {dev(w, g->norms, g->h), dev(w, g->norms + g->h, g->h)},
             .d_part = room(w, ROWS_MOST * g->h),
-            .d_between = room(w, ROWS_MOST * I),
+            .d_between = room(w, ROWS_MOST * I_MOST),
             .d_y = room(w, ROWS_MOST * (IN + SMALL))};
     k_linear_then(l->out, l->gate_up, l->d_norms[0], false);
     k_linear_then(l->gate_up, l->down, NULL, true);
@@ -119,7 +120,7 @@ static void member_main(struct member *m) {
             .vocab_rows = 64 / g->tp,
             .rms_eps = 1e-5f,
             .rope_theta = 1e4,
-            .intermediate_size = I / g->tp};
+            .intermediate_size = g->i / g->tp};
     struct world *w = calloc(1, sizeof *w);
     struct layer l;
     take_device(m->rank);
@@ -170,21 +171,22 @@ static float *bf16_floats(uint64_t seed, size_t n) {
         x[i] = of_bf16(to_bf16(x[i]));
     return x;
 }
-static struct group group_of(enum forms in, uint32_t h) {
+static struct group group_of(enum forms in, uint32_t h, uint32_t i) {
     const struct fake_kind int4 = {QUANT_INT4, QUANT_SCALE_BF16, 128, false, false},
                            whole = {QUANT_INT4, QUANT_SCALE_BF16, 0, false, false},
                            fp8 = {QUANT_FP8, QUANT_SCALE_F32, 128, false, false};
     return (struct group){.tp = 1,
             .h = h,
+            .i = i,
             .in = in,
             .out = fake_make(1, int4, h, K),
-            .gate_up = fake_make(2, h == H_MOST ? whole : int4, 2 * I, h),
-            .down = fake_make(3, int4, h, I),
+            .gate_up = fake_make(2, h == H_MOST ? whole : int4, 2 * i, h),
+            .down = fake_make(3, int4, h, i),
             .large = fake_make(4, int4, IN, h),
             .fp8 = fake_make(5, fp8, SMALL, h),
             .out_16 = bf16_floats(1, (size_t)h * K),
-            .gate_up_16 = bf16_floats(2, (size_t)2 * I * h),
-            .down_16 = bf16_floats(3, (size_t)h * I),
+            .gate_up_16 = bf16_floats(2, (size_t)2 * i * h),
+            .down_16 = bf16_floats(3, (size_t)h * i),
             .large_16 = bf16_floats(4, (size_t)IN * h),
             .small_16 = bf16_floats(5, (size_t)SMALL * h),
             .norms = random_floats(6, 2 * h, 1),
@@ -204,8 +206,8 @@ static void same_outputs(const struct member *m, const struct member *alone, uin
     assert_same_floats(mine, all + m->rank * (IN / tp), IN / tp, "outputs");
     assert_same_floats(mine + IN / tp, all + IN + m->rank * (small / tp), small / tp, "outputs in floats");
 }
-static void layers_give_the_bits_of_one(enum forms in, uint32_t h) {
-    struct group g = group_of(in, h);
+static void layers_give_the_bits_of_one(enum forms in, uint32_t h, uint32_t i_size) {
+    struct group g = group_of(in, h, i_size);
     struct member *alone = run_group(&g);
     struct group two = g;
     two.tp = 2;
@@ -226,33 +228,39 @@ static void layers_give_the_bits_of_one(enum forms in, uint32_t h) {
 }
 static void test_int4(void **state) {
     (void)state;
-    layers_give_the_bits_of_one(INT4, H_MOST);
+    layers_give_the_bits_of_one(INT4, H_MOST, I_MOST);
 }
 static void test_short_leaves(void **state) {
     (void)state;
-    layers_give_the_bits_of_one(INT4, 160);
+    layers_give_the_bits_of_one(INT4, 160, I_MOST);
 }
 static void test_a_small_part_of_bf16(void **state) {
     (void)state;
-    layers_give_the_bits_of_one(INT4_AND_BF16, 160);
+    layers_give_the_bits_of_one(INT4_AND_BF16, 160, I_MOST);
 }
 static void test_a_small_part_of_fp8(void **state) {
     (void)state;
-    layers_give_the_bits_of_one(INT4_AND_FP8, 160);
+    layers_give_the_bits_of_one(INT4_AND_FP8, 160, I_MOST);
 }
 static void test_bf16(void **state) {
     (void)state;
-    layers_give_the_bits_of_one(BF16, 160);
+    layers_give_the_bits_of_one(BF16, 160, I_MOST);
+}
+/* One whose gate and up leave runs of a strip each: what is done first may not lie over what others still read. */
+static void test_runs_of_a_strip(void **state) {
+    (void)state;
+    layers_give_the_bits_of_one(INT4, H_MOST, I_LEAST);
 }
 /* Leaves that no thread takes four columns of at once. */
 static void test_rows_that_no_exchange_leaves(void **state) {
     (void)state;
-    layers_give_the_bits_of_one(INT4_AND_BF16, 8 * 18);
+    layers_give_the_bits_of_one(INT4_AND_BF16, 8 * 18, I_MOST);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_int4),
+            cmocka_unit_test(test_runs_of_a_strip),
             cmocka_unit_test(test_short_leaves),
             cmocka_unit_test(test_a_small_part_of_bf16),
             cmocka_unit_test(test_a_small_part_of_fp8),
