@@ -57,7 +57,7 @@ PART_ARROWS = {
 # Inside daemon/engine calls go down: a file may include headers of the layers before its own, its own header, state.h
 # (data only) and engine.h (what the outside sees).
 ENGINE_LAYERS = [["heap", "lookup", "pools", "round_cost", "stream"], ["prefix", "speculation"], ["state"],
-                 ["inbox", "masks", "poke", "queue", "report", "timing", "wake"], ["registry", "reuse"],
+                 ["disk", "inbox", "masks", "poke", "queue", "report", "timing", "wake"], ["registry", "reuse"],
                  ["draft", "sequence"], ["flight"], ["recovery", "scheduler"], ["engine", "submit"]]
 ENGINE_LAYER_OF = {name: layer for layer, names in enumerate(ENGINE_LAYERS) for name in names}
 FOLDERS = set(ARROWS) | {"tests"}

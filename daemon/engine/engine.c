@@ -1,4 +1,5 @@
 /* engine.c - the engine thread's loop, and the way in for other threads. */
+#include "daemon/engine/disk.h"
 #include "daemon/engine/draft.h"
 #include "daemon/engine/flight.h"
 #include "daemon/engine/inbox.h"
@@ -22,6 +23,7 @@
 
 #define DEFAULT_TIMEOUT_MS 30000u
 #define PING_NS            1000000000ull
+#define DISK_PING_NS       2000000ull /* while ranks read and write what else nobody would hear of */
 #define STALL_POLL_NS      5000000ull /* a reader that catches up does not tell: looked at this often */
 #define PREFILL_ROWS_FIRST 64u        /* until a step has been measured */
 
@@ -36,6 +38,8 @@ static uint64_t idle_ns(struct engine *g, uint64_t now) {
         ns = STALL_POLL_NS;
     else if (g->n_flights > 0)
         ns = sooner(ns, (uint64_t)g->o.step_timeout_ms * 1000000u / 4 + 1);
+    else if (disk_waits(g) || disk_has_work(g))
+        ns = DISK_PING_NS;
     else if (g->state == STATE_SERVING)
         ns = now - g->last_record_ns < PING_NS ? PING_NS - (now - g->last_record_ns) : 1;
     if (g->deadlines.n > 0) {
@@ -138,6 +142,8 @@ static void publish_stats(struct engine *g) {
     g->now.pages_free = pools_available(&g->pools);
     g->now.pages_cached = g->now.pages_free - g->pools.n_free_pages;
     g->now.host_pages = g->prefix.n_page_units - g->prefix.n_free_page_units;
+    g->now.disk_pages = g->disk.places[STEP_STORED_PAGE].n_used;
+    g->now.disk_states = g->disk.places[STEP_STORED_STATE].n_used;
     g->now.snapshots = g->prefix.n_kept;
     g->now.snapshot_evictions_total = g->evictions_before + g->prefix.evictions;
     g->now.slots_free = g->pools.n_free_slots;
@@ -185,12 +191,18 @@ static void take_answers(struct engine *g, uint64_t now) {
 /* Plans while there is room, and pings a group that has nothing to do. */
 static void send_records(struct engine *g, uint64_t now) {
     int r = 1;
+    if (g->ring != NULL && g->state == STATE_SERVING && disk_is_learning(g)) {
+        r = g->n_flights == 0 ? flight_send_bare(g, STEP_TYPE_INDEX, now) : 0;
+        if (r < 0)
+            recovery_fault(g, &(struct death){.blame = BLAME_NOBODY}, "the step ring takes no more records");
+        return;
+    }
     while (r > 0 && g->ring != NULL && g->state == STATE_SERVING) {
         r = scheduler_plan(g, now);
         g->work_done |= r > 0;
     }
     if (r == 0 && g->ring != NULL && g->state == STATE_SERVING && g->n_flights == 0 &&
-            now - g->last_record_ns >= PING_NS)
+            now - g->last_record_ns >= (disk_waits(g) ? DISK_PING_NS : PING_NS))
         r = flight_send_bare(g, STEP_TYPE_PING, now);
     if (r < 0)
         recovery_fault(g, &(struct death){.blame = BLAME_NOBODY}, "the step ring takes no more records");
@@ -322,6 +334,7 @@ struct engine *engine_free(struct engine *g) {
         control_close_fds(&g->controls[i]);
     step_ring_free(g->ring);
     pools_done(&g->pools);
+    disk_end(g);
     prefix_done(&g->prefix);
     heap_done(&g->waiting);
     heap_done(&g->deadlines);

@@ -218,6 +218,9 @@ struct engine_stats {
     uint64_t cached_tokens_total; /* of prompt_tokens_total: came from the prefix cache */
     uint64_t snapshots_total, snapshot_evictions_total;
     uint64_t host_pages_out_total, host_pages_in_total; /* moved there, and back */
+    uint32_t disk_pages, disk_states;                   /* that the workers' stores have */
+    uint64_t disk_hits_total;                           /* states that were read for a request */
+    uint64_t disk_reads_total, disk_writes_total, disk_failures_total; /* of pages and states */
     uint64_t replays_total, dropped_records_total, step_errors_total;
     uint64_t queue_tokens;                    /* prompt tokens of requests that have had no step yet */
     uint64_t prompt_rows_total;               /* prompt tokens computed; again when a sequence is replayed */

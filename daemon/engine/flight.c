@@ -5,6 +5,7 @@
  * only when all ranks agree about them. Nothing here allocates. */
 #include "daemon/engine/flight.h"
 
+#include "daemon/engine/disk.h"
 #include "daemon/engine/draft.h"
 
 #include "daemon/engine/poke.h"
@@ -303,6 +304,8 @@ enum flight_event flight_next(struct engine *g, uint64_t now, struct flight_repo
     struct flight *f = flight_at(g, 0);
     watch_restart(g, now);
     g->work_done |= f->type == STEP_TYPE_PLAN;
+    if (f->type == STEP_TYPE_INDEX)
+        disk_learn(g, answers, bodies);
     if (f->type == STEP_TYPE_PLAN)
         event = finish_plan(g, f, answers, bodies[0], ret);
     else
@@ -311,6 +314,8 @@ enum flight_event flight_next(struct engine *g, uint64_t now, struct flight_repo
         return event; /* the flight stays: what was in it was in flight at the fault */
     g->flight_first = (g->flight_first + 1) % FLIGHTS_MAX;
     g->n_flights--;
+    if (f->type != STEP_TYPE_RESET)
+        disk_answered(g, answers);
     for (uint32_t i = 0; i < g->n_ranks; i++)
         step_ring_completion_release(g->ring, i);
     return event;

@@ -26,14 +26,17 @@ int prefix_init(struct prefix *x, const struct step_geometry *g, uint64_t seed) 
         return 0;
     x->n_page_units = least(g->page_units, PREFIX_PAGES_MAX);
     /* A root is kept by a running sequence or by a snapshot, a tail by its snapshot, any other node by its rows. */
-    x->n_nodes = g->pages + x->n_page_units + g->slots + 2 * x->n_units;
+    x->n_nodes =
+            g->pages + x->n_page_units + g->slots + 2 * x->n_units + 1; /* one that is read from a disk */
     for (x->mask = 1; x->mask < x->n_nodes; x->mask = 2 * x->mask + 1)
         ;
     x->nodes = calloc((size_t)x->n_nodes + 1, sizeof(x->nodes[0]));
     x->snapshots = calloc(x->n_units, sizeof(x->snapshots[0]));
     x->buckets = calloc((size_t)x->mask + 1, sizeof(x->buckets[0]));
     x->free_page_units = calloc((size_t)x->n_page_units + 1, sizeof(x->free_page_units[0]));
-    if (x->nodes == NULL || x->snapshots == NULL || x->buckets == NULL || x->free_page_units == NULL) {
+    x->unit_steps = calloc((size_t)x->n_page_units + 1, sizeof(x->unit_steps[0]));
+    if (x->nodes == NULL || x->snapshots == NULL || x->buckets == NULL || x->free_page_units == NULL ||
+            x->unit_steps == NULL) {
         prefix_done(x);
         return -ENOMEM;
     }
@@ -51,6 +54,7 @@ void prefix_done(struct prefix *x) {
     free(x->snapshots);
     free(x->buckets);
     free(x->free_page_units);
+    free(x->unit_steps);
     *x = (struct prefix){.changes = x->changes + 1};
 }
 
@@ -80,7 +84,8 @@ static void list(struct prefix *x, uint32_t n) {
     struct prefix_node *at = &x->nodes[n];
     const bool may[PREFIX_TIERS] = {
             at->page != 0 && at->refs == 0 && at->n_below[PREFIX_DEVICE] == 0,
-            at->page == 0 && at->unit != PREFIX_NONE && at->refs == 0 && at->n_below[PREFIX_HOST] == 0,
+            at->page == 0 && at->unit != PREFIX_NONE && at->refs == 0 && at->n_below[PREFIX_HOST] == 0 &&
+                    at->n_busy == 0,
     };
     for (enum prefix_tier t = 0; t < PREFIX_TIERS; t++) {
         uint32_t oldest = x->lists[t].oldest;
@@ -105,6 +110,20 @@ static void place(struct prefix *x, uint32_t n, uint32_t page, uint32_t unit) {
     parent->n_below[PREFIX_DEVICE] += (uint32_t)(page != 0) - (uint32_t)on_device;
     parent->n_below[PREFIX_HOST] += (uint32_t)(page != 0 || unit != PREFIX_NONE) - (uint32_t)on_any;
     list(x, at->parent);
+}
+
+static void free_page_unit(struct prefix *x, uint32_t unit) {
+    x->free_page_units[x->n_free_page_units++] = unit;
+}
+
+/* The rows are on the device: their unit is free, if no disk has to do with it. */
+static void leave_unit(struct prefix *x, uint32_t n) {
+    struct prefix_node *at = &x->nodes[n];
+    uint32_t unit = at->unit;
+    if (at->page == 0 || unit == PREFIX_NONE || at->n_busy > 0)
+        return;
+    place(x, n, at->page, PREFIX_NONE);
+    free_page_unit(x, unit);
 }
 
 static void refer(struct prefix *x, uint32_t n) {
@@ -184,7 +203,7 @@ static void leave_bucket(struct prefix *x, uint32_t n) {
 static void prune(struct prefix *x, struct pools *p, uint32_t n) {
     while (n != 0) {
         struct prefix_node *at = &x->nodes[n];
-        if (at->refs > 0 || at->n_children > 0 || at->snapshots != PREFIX_NONE)
+        if (at->refs > 0 || at->n_children > 0 || at->snapshots != PREFIX_NONE || at->n_busy > 0)
             return;
         uint32_t parent = at->parent, page = at->page, unit = at->unit;
         x->changes++;
@@ -194,7 +213,7 @@ static void prune(struct prefix *x, struct pools *p, uint32_t n) {
         if (page != 0)
             pools_unhold(p, page);
         if (unit != PREFIX_NONE)
-            x->free_page_units[x->n_free_page_units++] = unit;
+            free_page_unit(x, unit);
         at->next = x->free_node;
         x->free_node = n;
         if (parent != 0)
@@ -205,13 +224,12 @@ static void prune(struct prefix *x, struct pools *p, uint32_t n) {
 
 /* The node's rows are in this page of a sequence as well, and nobody uses where they were. */
 static void replace_page(struct prefix *x, struct pools *p, uint32_t n, uint32_t page) {
-    uint32_t old = x->nodes[n].page, unit = x->nodes[n].unit;
+    uint32_t old = x->nodes[n].page;
     pools_hold(p, page);
-    place(x, n, page, PREFIX_NONE);
+    place(x, n, page, x->nodes[n].unit);
     if (old != 0)
         pools_unhold(p, old);
-    if (unit != PREFIX_NONE)
-        x->free_page_units[x->n_free_page_units++] = unit;
+    leave_unit(x, n);
 }
 
 /* --- snapshots: a list by last use, and one for each node --- */
@@ -264,6 +282,7 @@ static void give_up(struct prefix *x, struct pools *p, uint32_t u) {
         at = &x->snapshots[*at].sibling;
     *at = s->sibling;
     unlink_use(x, u);
+    s->number = 0;
     s->sibling = x->free_unit;
     x->free_unit = u;
     x->n_kept--;
@@ -321,6 +340,7 @@ uint32_t prefix_keep(struct prefix *x, struct pools *p, uint32_t slot, const uin
     *s = (struct prefix_snapshot){.node = path->node,
             .length = at.length,
             .sibling = x->nodes[path->node].snapshots,
+            .number = ++x->numbers,
             .step = UINT64_MAX};
     x->uses++;
     if (n_tail > 0) {
@@ -394,8 +414,9 @@ uint32_t prefix_bring(struct prefix *x, struct pools *p, uint32_t node, uint32_t
     uint32_t unit = x->nodes[node].unit;
     assert(x->nodes[node].page == 0 && unit != PREFIX_NONE);
     *ret_page = pools_take_page(p);
-    place(x, node, *ret_page, PREFIX_NONE);
-    x->free_page_units[x->n_free_page_units++] = unit;
+    place(x, node, *ret_page, unit);
+    x->unit_steps[unit] = x->step;
+    leave_unit(x, node);
     x->changes++;
     return unit;
 }
@@ -442,6 +463,15 @@ static bool evict(struct prefix *x, struct pools *p, uint32_t n, uint64_t oldest
     struct prefix_node *at = &x->nodes[n];
     if (!at->found && !at->hidden && shares_page(x, p, n))
         return false;
+    if (at->reading)
+        return false;
+    if (at->unit != PREFIX_NONE) { /* on its way to a disk */
+        uint32_t page = at->page;
+        place(x, n, 0, at->unit);
+        pools_unhold(p, page);
+        x->changes++;
+        return true;
+    }
     bool lost = x->n_page_units == 0 || (at->hidden && at->n_below[PREFIX_HOST] == 0);
     if (!lost && !may_copy)
         return false;
@@ -451,6 +481,7 @@ static bool evict(struct prefix *x, struct pools *p, uint32_t n, uint64_t oldest
     if (unit == PREFIX_NONE)
         return at->n_below[PREFIX_HOST] == 0 && lose(x, p, n, oldest_step);
     *ret = (struct prefix_copy){.page = at->page, .unit = unit};
+    x->unit_steps[unit] = x->step;
     place(x, n, 0, unit);
     pools_unhold(p, ret->page);
     x->changes++;
@@ -484,7 +515,7 @@ static uint32_t take_root(struct prefix *x, struct pools *p, const uint32_t *sal
     return root;
 }
 
-static void pin(struct prefix *x, struct pools *p, uint32_t snapshot) {
+void prefix_pin(struct prefix *x, struct pools *p, uint32_t snapshot) {
     struct prefix_snapshot *s = &x->snapshots[snapshot];
     s->pins++;
     if (s->tail == 0)
@@ -510,7 +541,7 @@ void prefix_enter(struct prefix *x, struct pools *p, uint32_t slot, const uint32
     }
     assert(n_pages == 0);
     *ret = (struct prefix_path){s->node, hit->n_pages};
-    pin(x, p, hit->snapshot);
+    prefix_pin(x, p, hit->snapshot);
     unlink_use(x, hit->snapshot);
     link_youngest(x, hit->snapshot);
 }
@@ -530,7 +561,7 @@ void prefix_unpin(struct prefix *x, struct pools *p, uint32_t snapshot) {
 void prefix_hold(struct prefix *x, struct pools *p, uint32_t snapshot) {
     for (uint32_t node = x->snapshots[snapshot].node; node != 0; node = x->nodes[node].parent)
         refer(x, node);
-    pin(x, p, snapshot);
+    prefix_pin(x, p, snapshot);
 }
 
 void prefix_unhold(struct prefix *x, struct pools *p, uint32_t snapshot) {
@@ -593,4 +624,106 @@ void prefix_hide(struct prefix *x, const struct prefix_path *path) {
             link_oldest(x, u);
         }
     }
+}
+
+/* --- for disk.h --- */
+
+uint32_t prefix_child(const struct prefix *x, uint32_t parent, const uint32_t *ids) {
+    return find_child(x, parent, ids, hash_of(x, parent, ids));
+}
+
+uint32_t prefix_snapshot_of(const struct prefix *x, uint32_t node, const uint32_t *tail, uint32_t length) {
+    return find_snapshot(x, node, tail, length);
+}
+
+uint32_t prefix_take_root(struct prefix *x, struct pools *p, const uint32_t *salt) {
+    return take_root(x, p, salt);
+}
+
+uint32_t prefix_take_child(struct prefix *x, uint32_t node) {
+    refer(x, node);
+    return node;
+}
+
+uint32_t prefix_take_new(struct prefix *x, struct pools *p, uint32_t parent, const uint32_t *ids,
+        uint32_t n_ids, uint32_t unit) {
+    uint32_t n = make_child(x, p, parent, ids, n_ids, /* page= */ 0);
+    if (n_ids == PAGE_TOKENS)
+        enter_bucket(x, n, hash_of(x, parent, ids));
+    x->nodes[n].n_busy = 1;
+    x->nodes[n].reading = true;
+    place(x, n, 0, unit);
+    refer(x, n);
+    return n;
+}
+
+void prefix_drop(struct prefix *x, struct pools *p, uint32_t node) {
+    unrefer(x, node);
+    prune(x, p, node);
+}
+
+uint32_t prefix_take_page_unit(struct prefix *x, struct pools *p, uint64_t oldest_step) {
+    uint32_t younger;
+    for (uint32_t h = x->lists[PREFIX_HOST].oldest; h != 0 && x->n_free_page_units == 0; h = younger) {
+        younger = x->nodes[h].younger[PREFIX_HOST];
+        if (lose(x, p, h, oldest_step))
+            break;
+    }
+    if (x->n_free_page_units == 0 ||
+            x->unit_steps[x->free_page_units[x->n_free_page_units - 1]] >= oldest_step)
+        return PREFIX_NONE;
+    return x->free_page_units[--x->n_free_page_units];
+}
+
+uint32_t prefix_take_state_unit(struct prefix *x, struct pools *p, uint64_t oldest_step) {
+    return take_unit(x, p, oldest_step);
+}
+
+void prefix_give_state_unit(struct prefix *x, uint32_t unit) {
+    x->snapshots[unit].sibling = x->free_unit;
+    x->free_unit = unit;
+}
+
+void prefix_make_snapshot(struct prefix *x, uint32_t unit, uint32_t node, uint32_t tail, uint32_t length) {
+    struct prefix_snapshot *s = &x->snapshots[unit];
+    *s = (struct prefix_snapshot){.node = node,
+            .tail = tail,
+            .length = length,
+            .sibling = x->nodes[node].snapshots,
+            .number = ++x->numbers,
+            .saved = true};
+    if (tail != 0)
+        x->nodes[tail].snapshots = unit;
+    x->nodes[node].snapshots = unit;
+    link_youngest(x, unit);
+    x->n_kept++;
+    x->changes++;
+}
+
+uint32_t prefix_copy_out(struct prefix *x, struct pools *p, uint32_t node, uint64_t oldest_step) {
+    struct prefix_node *at = &x->nodes[node];
+    assert(at->page != 0 && at->unit == PREFIX_NONE);
+    at->n_busy++; /* whatever makes room, not this one */
+    uint32_t unit = prefix_take_page_unit(x, p, oldest_step);
+    at->n_busy--;
+    if (unit == PREFIX_NONE)
+        return unit;
+    x->unit_steps[unit] = x->step;
+    prefix_busy(x, node);
+    place(x, node, at->page, unit);
+    return unit;
+}
+
+void prefix_busy(struct prefix *x, uint32_t node) {
+    x->nodes[node].n_busy++;
+    list(x, node);
+}
+
+void prefix_not_busy(struct prefix *x, struct pools *p, uint32_t node) {
+    assert(x->nodes[node].n_busy > 0);
+    x->nodes[node].n_busy--;
+    x->nodes[node].reading = false;
+    list(x, node);
+    leave_unit(x, node);
+    prune(x, p, node);
 }

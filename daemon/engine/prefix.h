@@ -34,18 +34,20 @@ enum prefix_tier {
 struct prefix_node {
     uint64_t hash;
     uint32_t parent;
-    uint32_t page,
-            unit; /* where its rows are: 0, PREFIX_NONE = not there. A root has neither, any other node one */
+    /* Where its rows are; 0, PREFIX_NONE: not there. A root has neither, any other node one; both while it is busy. */
+    uint32_t page, unit;
     uint32_t next; /* in its bucket, or of the free ones */
     uint32_t refs, n_children;
     uint32_t n_below[PREFIX_TIERS]; /* children with rows there */
+    uint32_t n_busy;                /* copies between its unit and a disk: both stay until they are done */
     uint32_t snapshots;             /* the first, or the one whose tail it is; PREFIX_NONE */
     /* In the list of those that may leave the tier: rows there, no reference and nothing below. */
     uint32_t older[PREFIX_TIERS], younger[PREFIX_TIERS];
     uint64_t used; /* when it was used last, counted in uses */
     bool listed[PREFIX_TIERS];
-    bool found;  /* in a bucket; a tail is found by its snapshot only */
-    bool hidden; /* is not found any more */
+    bool reading; /* busy: nothing is in its unit yet */
+    bool found;   /* in a bucket; a tail is found by its snapshot only */
+    bool hidden;  /* is not found any more */
     uint32_t ids[PAGE_TOKENS];
 };
 
@@ -57,6 +59,8 @@ struct prefix_snapshot { /* its index is its host unit */
     uint32_t pins;           /* sequences that are going to be restored from it */
     bool passing;            /* taken on the way, and not used yet */
     uint64_t step;           /* the last that names it; UINT64_MAX = one that is not planned yet */
+    uint64_t number;         /* counts all that were taken */
+    bool saved;              /* on a disk, or not to be */
 };
 
 struct prefix {
@@ -71,9 +75,11 @@ struct prefix {
     } lists[PREFIX_TIERS];
     uint32_t n_touched; /* nodes; those after them were never used, and their memory neither */
     uint32_t n_kept;    /* snapshots */
-    uint64_t seed, evictions, uses;
-    bool unsettled;   /* one left nodes that others refer to as well: nobody may use their pages now */
-    uint64_t changes; /* of what can be found; goes on counting over prefix_init() and prefix_done() */
+    uint64_t seed, evictions, uses, numbers;
+    uint64_t *unit_steps; /* [n_page_units] the last that names the unit */
+    uint64_t step;        /* the one that is being planned; the caller's to set */
+    bool unsettled;       /* one left nodes that others refer to as well: nobody may use their pages now */
+    uint64_t changes;     /* of what can be found; goes on counting over prefix_init() and prefix_done() */
 };
 
 struct prefix_path { /* of a sequence; node 0: it has none */
@@ -109,6 +115,7 @@ uint32_t prefix_bring(struct prefix *x, struct pools *p, uint32_t node, uint32_t
  * the slot's table, and the snapshot and its tail are pinned until prefix_unpin(). */
 void prefix_enter(struct prefix *x, struct pools *p, uint32_t slot, const uint32_t *salt,
         const struct prefix_hit *hit, struct prefix_path *ret);
+void prefix_pin(struct prefix *x, struct pools *p, uint32_t snapshot);
 void prefix_unpin(struct prefix *x, struct pools *p, uint32_t snapshot);
 /* Makes the path n_pages long: the slot's pages up to there are planned to hold the rows of ids. */
 void prefix_extend(struct prefix *x, struct pools *p, uint32_t slot, const uint32_t *ids, uint32_t n_pages,
@@ -133,5 +140,27 @@ struct prefix_copy {
  * made. Otherwise they are lost. False: there is none, or none that no step in flight names, or none may be copied. */
 bool prefix_evict(
         struct prefix *x, struct pools *p, uint64_t oldest_step, bool may_copy, struct prefix_copy *ret);
+/* --- for disk.h --- */
+
+/* The node of these ids below a node, or the root of a salt below 0; 0 = there is none. */
+uint32_t prefix_child(const struct prefix *x, uint32_t parent, const uint32_t *ids);
+uint32_t prefix_snapshot_of(const struct prefix *x, uint32_t node, const uint32_t *tail, uint32_t length);
+/* Each returns a node that is referred to once more; the last one is new, and busy: its unit is being filled. */
+uint32_t prefix_take_root(struct prefix *x, struct pools *p, const uint32_t *salt);
+uint32_t prefix_take_child(struct prefix *x, uint32_t node);
+uint32_t prefix_take_new(struct prefix *x, struct pools *p, uint32_t parent, const uint32_t *ids,
+        uint32_t n_ids, uint32_t unit);
+void prefix_drop(struct prefix *x, struct pools *p, uint32_t node);
+/* A page unit that no step in flight names, and a state's; PREFIX_NONE. Given back, or made part of a node, and of a
+ * snapshot with a node of which nobody has one yet. */
+uint32_t prefix_take_page_unit(struct prefix *x, struct pools *p, uint64_t oldest_step);
+uint32_t prefix_take_state_unit(struct prefix *x, struct pools *p, uint64_t oldest_step);
+void prefix_give_state_unit(struct prefix *x, uint32_t unit);
+void prefix_make_snapshot(struct prefix *x, uint32_t unit, uint32_t node, uint32_t tail, uint32_t length);
+/* The node's rows are copied to a unit as well, in the plan that is being made; PREFIX_NONE: there is none. */
+uint32_t prefix_copy_out(struct prefix *x, struct pools *p, uint32_t node, uint64_t oldest_step);
+void prefix_busy(struct prefix *x, uint32_t node);
+void prefix_not_busy(struct prefix *x, struct pools *p, uint32_t node);
+
 /* Where the path's nodes have pages that nobody uses, the slot's own take their place. Whether there were any. */
 bool prefix_settle(struct prefix *x, struct pools *p, uint32_t slot, const struct prefix_path *path);

@@ -8,6 +8,7 @@
  * next trial longer. */
 #include "daemon/engine/recovery.h"
 
+#include "daemon/engine/disk.h"
 #include "daemon/engine/draft.h"
 #include "daemon/engine/flight.h"
 #include "daemon/engine/report.h"
@@ -67,6 +68,7 @@ void recovery_lost(struct engine *g, const struct death *death) {
         survive(g, g->running[i], g->running[i] == quarantine, death->from_outside);
     pools_done(&g->pools);
     g->evictions_before += g->prefix.evictions;
+    disk_end(g);
     prefix_done(&g->prefix);
     flight_forget(g);
     wake_set_ring(g, NULL);
@@ -154,6 +156,8 @@ static struct step_geometry merge(const struct engine *g, const struct step_geom
         m.entries_max = least(m.entries_max, all[i].entries_max);
         m.slot_units = least(m.slot_units, all[i].slot_units);
         m.page_units = least(m.page_units, all[i].page_units);
+        for (uint32_t k = 0; k < STEP_STORED_KINDS; k++)
+            m.stored[k] = least(m.stored[k], all[i].stored[k]);
         m.drafts_max = least(m.drafts_max, all[i].drafts_max);
         m.max_model_len = least(m.max_model_len, all[i].max_model_len);
         m.weight_bytes += all[i].weight_bytes;
@@ -230,6 +234,8 @@ void recovery_ready(struct engine *g, const struct step_geometry *all) {
         r = pools_init(&g->pools, &g->geometry);
         if (r == 0)
             r = reuse_begin(g);
+        if (r == 0)
+            r = disk_begin(g);
         if (r < 0)
             error_set(&e, r, "no memory for the bookkeeping of %u slots and %u pages", g->geometry.slots,
                     g->geometry.pages);

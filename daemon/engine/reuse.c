@@ -1,6 +1,8 @@
 /* reuse.c - see reuse.h. */
 #include "daemon/engine/reuse.h"
 
+#include "daemon/engine/disk.h"
+
 #include "base/clock.h"
 #include "base/hash.h"
 
@@ -176,6 +178,7 @@ static enum reuse_room make_free(struct engine *g, uint32_t pages) {
 }
 
 void reuse_begin_plan(struct engine *g) {
+    g->prefix.step = g->step_next;
     g->n_copies = 0;
 }
 
@@ -204,6 +207,8 @@ static bool bring(struct engine *g, const struct prefix_hit *hit) {
 
 bool reuse_is_away(struct engine *g, const struct sequence *s, struct prefix_hit *hit) {
     uint32_t n;
+    if (caches(g) && disk_is_coming(g, s, salt_of(s), hit))
+        return true;
     if (prefix_missing(&g->prefix, hit, &n) == 0)
         return false;
     prefix_hold(&g->prefix, &g->pools, hit->snapshot); /* or it might be what makes room for itself */
@@ -244,6 +249,8 @@ void reuse_open(struct engine *g, struct sequence *s) {
         step_add_memory(g->writer, on_device ? STEP_MEMORY_COPY_PAGE : STEP_MEMORY_PAGE_IN,
                 on_device ? tail->page : tail->unit, pools_table(&g->pools, s->slot)[s->path.n_pages]);
         g->now.host_pages_in_total += !on_device;
+        if (!on_device)
+            g->prefix.unit_steps[tail->unit] = g->step_next;
     }
     from->step = g->step_next;
     prefix_unpin(&g->prefix, &g->pools, s->restore);

@@ -17,6 +17,7 @@
  * nobody else. */
 #include "daemon/engine/scheduler.h"
 
+#include "daemon/engine/disk.h"
 #include "daemon/engine/draft.h"
 #include "daemon/engine/flight.h"
 #include "daemon/engine/masks.h"
@@ -474,7 +475,8 @@ static void prepare(struct plan *p) {
 int scheduler_plan(struct engine *g, uint64_t now) {
     if (g->n_plans >= PLANS_IN_FLIGHT || g->n_flights >= FLIGHTS_MAX)
         return 0;
-    if (g->n_running == 0 && g->waiting.n == 0 && g->pools.n_to_close + g->pools.n_to_keep == 0) {
+    if (g->n_running == 0 && g->waiting.n == 0 && g->pools.n_to_close + g->pools.n_to_keep == 0 &&
+            !disk_has_work(g)) {
         g->n_stalled = 0;
         return 0;
     }
@@ -483,6 +485,7 @@ int scheduler_plan(struct engine *g, uint64_t now) {
     struct plan p = {.g = g, .now = now, .f = flight_begin(g, STEP_TYPE_PLAN)};
     p.f->waited = g->speculation.synchronous;
     reuse_begin_plan(g);
+    bool stores = disk_plan(g);
     put_back(g);
     take_up_readers(g);
     queue_release(g);
@@ -500,7 +503,7 @@ int scheduler_plan(struct engine *g, uint64_t now) {
     } while (p.f->n_entries == 0 && (again || put_back(g)));
     for (uint32_t i = 0; i < g->pools.n_to_close; i++)
         step_add_close(g->writer, g->pools.to_close[i]);
-    if (p.f->n_entries == 0 && g->pools.n_to_close == 0 && kept == 0 && !reuse_has_moved(g))
+    if (p.f->n_entries == 0 && g->pools.n_to_close == 0 && kept == 0 && !stores && !reuse_has_moved(g))
         return 0;
     int r = flight_commit(g, p.f, now);
     return r < 0 ? r : 1;

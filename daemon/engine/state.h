@@ -9,6 +9,7 @@
  *     engine (the loop, the way in) --> recovery, scheduler --> flight --> sequence --> registry --> inbox, wake
  *     flight, scheduler, recovery --> draft --> speculation --> lookup, round_cost
  *     sequence, flight, recovery, scheduler --> reuse (what a sequence takes from the prefix cache and leaves there)
+ *     reuse, flight, recovery, scheduler, engine --> disk (what is kept over a restart)
  *     all of them --> poke, queue, report, timing, wake; heap, stream, prefix --> pools; state
  *
  *   STATE_LOADING --RESET answered--> STATE_SERVING --group lost--> STATE_RECOVERING --RESET answered-->
@@ -35,13 +36,15 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define FLIGHTS_MAX      4u /* records in flight: two plans (overlap), a ping, one to spare */
-#define PLANS_IN_FLIGHT  2u
-#define STREAM_RESERVE   1u /* ring places that only the replay of a suspect may use */
-#define CONTROLS_MAX     16u
-#define POKES_MAX        64u
-#define MARKS_MAX        3u
-#define REGISTRY_BUCKETS 32768u
+#define FLIGHTS_MAX        4u /* records in flight: two plans (overlap), a ping, one to spare */
+#define PLANS_IN_FLIGHT    2u
+#define STREAM_RESERVE     1u /* ring places that only the replay of a suspect may use */
+#define CONTROLS_MAX       16u
+#define POKES_MAX          64u
+#define MARKS_MAX          3u
+#define DISK_SAVED_AT_ONCE 8u /* pages: a few, since each is a copy in a step */
+#define DISK_PAUSE_NS      60000000000ull
+#define REGISTRY_BUCKETS   32768u
 
 _Static_assert(STREAM_RING_TOKENS > PLANS_IN_FLIGHT * (1 + DRAFT_MAX) + STREAM_RESERVE,
         "a stream can have two steps in flight, all of whose drafts are accepted");
@@ -137,6 +140,58 @@ struct flight { /* one record that not every rank has answered yet */
     uint32_t closes[SEQS_MAX];
 };
 
+struct disk_key {
+    uint64_t words[2];
+};
+struct disk_place {
+    struct disk_key key, base; /* as in struct step_record */
+    uint32_t length;
+    uint32_t next;           /* in its bucket */
+    uint32_t older, younger; /* by last use; the empty ones are the oldest */
+    uint32_t n_busy;         /* copies on their way, and who is going to read it */
+    bool used;
+};
+struct disk { /* disk.h; the prefix cache's third tier */
+    bool on;
+    struct disk_places {
+        struct disk_place *all; /* [n] */
+        uint32_t *buckets;      /* [mask + 1] */
+        uint32_t n, mask, n_used, oldest, youngest;
+    } places[STEP_STORED_KINDS];
+    uint32_t learn_left; /* records of INDEX to come */
+    uint64_t n_sent, n_done;
+    struct disk_copy { /* those between, in the order of the plans */
+        bool reads;
+        uint32_t what, place;
+        uint32_t node; /* of a page; of a state that is written, the snapshot */
+    } copies[STEP_STORE_MAX];
+    uint32_t n_planned;    /* copies in the plan that is being made */
+    uint64_t looked_for;   /* the sequence that was last */
+    uint64_t off_until_ns; /* nothing is written: the last time it failed */
+    uint32_t cursor;       /* the snapshot that is looked at next */
+    uint32_t n_missed;     /* so many after another were not to be written, when so many had been taken: */
+    uint64_t numbers;
+    struct disk_load {
+        bool active, failed, state_asked;
+        uint64_t sequence; /* for which */
+        uint32_t *ids;     /* [max_model_len] */
+        struct disk_key *keys;
+        uint32_t *nodes, n_nodes; /* the root, full pages, the tail: those that are there or coming */
+        uint32_t state, length, n_pages, n_pending;
+        uint32_t unit; /* of the state; PREFIX_NONE */
+    } load;
+    struct disk_save {
+        bool active;
+        uint32_t snapshot, length, n_pages;
+        uint64_t number;
+        struct disk_key *keys;
+        uint32_t *nodes, n_nodes, at; /* full pages and the tail; those before `at` are done */
+        uint32_t n_out;               /* from there: being copied to units, with `step` */
+        bool out[DISK_SAVED_AT_ONCE];
+        uint64_t step;
+    } save;
+};
+
 enum engine_state { STATE_LOADING, STATE_SERVING, STATE_RECOVERING, STATE_FAILED };
 
 struct rank_watch {
@@ -194,8 +249,9 @@ struct engine {
     uint64_t watched_ns; /* when the ranks were last looked at */
     uint64_t last_record_ns;
     struct pools pools;
-    struct prefix prefix;          /* n_units 0: off, or the workers have no host units */
-    uint32_t n_copies;             /* pages that the plan being made moves between device and host */
+    struct prefix prefix; /* n_units 0: off, or the workers have no host units */
+    uint32_t n_copies;    /* pages that the plan being made moves between device and host */
+    struct disk disk;
     struct step_geometry geometry; /* the least of all ranks; fingerprint 0 until the first RESET */
     bool geometry_known;
     struct heap waiting, deadlines;

@@ -6,8 +6,8 @@
 #include "base/file.h"
 #include "base/json_config.h"
 #include "base/limits.h"
+#include "base/sha256.h"
 #include "daemon/text/chat_json.h"
-#include "daemon/text/sha256.h"
 #include "daemon/text/unicode_class.h"
 
 /* A piece of text that somebody gave us. */

@@ -69,6 +69,14 @@ int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct
     return 0;
 }
 
+void *k_pool_slot_unit(const struct k_pool *p, uint32_t unit) {
+    return p->slot_units + unit * p->layout.slot_unit_bytes;
+}
+
+void *k_pool_page_unit(const struct k_pool *p, uint32_t unit) {
+    return p->page_units + unit * p->layout.page_unit_bytes;
+}
+
 struct k_pool *k_pool_free(struct k_pool *p) {
     if (!p)
         return NULL;

@@ -82,6 +82,14 @@ int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct
     return r;
 }
 
+void *k_pool_slot_unit(const struct k_pool *p, uint32_t unit) {
+    return p->view.slot_units + unit * p->view.layout.slot_unit_bytes;
+}
+
+void *k_pool_page_unit(const struct k_pool *p, uint32_t unit) {
+    return p->view.page_units + unit * p->view.layout.page_unit_bytes;
+}
+
 struct k_pool *k_pool_free(struct k_pool *p) {
     if (!p)
         return NULL;

@@ -5,6 +5,7 @@
 #include "kernels/shared/numbers.h"
 
 #include <errno.h>
+#include <string.h>
 
 static uint64_t align16(uint64_t floats) {
     return (floats + 15) & ~UINT64_C(15);
@@ -84,4 +85,11 @@ int pool_check(const struct k_shape *h, const struct k_pool_options *o, struct e
                 h->gdn_k_heads, h->gdn_k_dim, h->gdn_v_heads, h->gdn_v_dim, h->conv_kernel, GDN_DIM_MAX,
                 CONV_KERNEL_MAX);
     return 0;
+}
+
+bool k_slot_unit_may_be(const void *unit, uint32_t length) {
+    struct pool_unit_header h;
+    memcpy(&h, unit, sizeof(h));
+    return h.length == length && h.folded % GDN_BLOCK == 0 && h.folded <= length &&
+           length - h.folded <= GDN_BLOCK + DRAFT_MAX;
 }

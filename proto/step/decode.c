@@ -107,6 +107,22 @@ static int check_memory(const struct step_plan *p, struct error *e) {
     return 0;
 }
 
+static bool is_record(const struct step_record *r) {
+    bool is_state = r->what == STEP_STORED_STATE;
+    return r->what < STEP_STORED_KINDS && r->reserved == 0 && (r->length > 0) == is_state &&
+           r->length <= CONTEXT_MAX;
+}
+
+static int check_stores(const struct step_plan *p, struct error *e) {
+    for (uint32_t i = 0; i < p->n_stores; i++) {
+        const struct step_store *s = &p->stores[i];
+        if (s->kind > STEP_STORE_READ || !is_record(&s->record))
+            return error_set(
+                    e, -EBADMSG, "store %u: unknown operation %u, or a record that cannot be", i, s->kind);
+    }
+    return 0;
+}
+
 static int check_prompt(const struct step_plan *p, const struct step_entry *t, uint32_t i, struct error *e) {
     uint32_t end, n_rope;
     if (t->n_rows > STEP_ROWS_MAX || __builtin_add_overflow(t->first_pos, t->n_rows, &end) ||
@@ -252,6 +268,10 @@ static int take_section(
         item = sizeof(struct step_entry), max = SEQS_MAX;
         p->entries = items, p->n_entries = s->count;
         break;
+    case STEP_SECTION_STORE:
+        item = sizeof(struct step_store), max = STEP_STORE_MAX;
+        p->stores = items, p->n_stores = s->count;
+        break;
     case STEP_SECTION_BLOB:
         item = 1, max = STEP_RECORD_MAX;
         p->blob = items, p->blob_bytes = s->count;
@@ -301,7 +321,7 @@ static int check_header(const struct step_header *h, uint32_t bytes, struct erro
                 h->protocol, STEP_PROTOCOL);
     if (h->record_bytes != bytes || bytes % 8 != 0)
         return error_set(e, -EBADMSG, "a record of %u bytes says that it has %u", bytes, h->record_bytes);
-    if (h->type < STEP_TYPE_RESET || h->type > STEP_TYPE_STOP)
+    if (h->type < STEP_TYPE_RESET || h->type > STEP_TYPE_INDEX)
         return error_set(e, -EBADMSG, "unknown record type %u", h->type);
     if ((h->type == STEP_TYPE_RESET) != (h->step == 0))
         return error_set(
@@ -331,6 +351,8 @@ int step_decode(const void *record, uint32_t bytes, struct step_plan *ret, struc
         r = slot_add(&closed, p.closes[slots_checked], "close", slots_checked, e);
     if (r == 0)
         r = check_memory(&p, e);
+    if (r == 0)
+        r = check_stores(&p, e);
     if (r == 0)
         r = check_entries(&p, e);
     if (r < 0)
@@ -380,6 +402,16 @@ static int check_outcomes(const struct step_completion *c, struct error *e) {
     return 0;
 }
 
+static int check_index(const struct step_completion *c, uint32_t body, struct error *e) {
+    const struct step_record *all = (const struct step_record *)(const void *)(c + 1);
+    if (c->n_outcomes > STEP_INDEX_RECORDS || body != c->n_outcomes * sizeof(all[0]))
+        return error_set(e, -EBADMSG, "an index of %u records in %u bytes", c->n_outcomes, body);
+    for (uint32_t i = 0; i < c->n_outcomes; i++)
+        if (!is_record(&all[i]))
+            return error_set(e, -EBADMSG, "record %u of an index cannot be", i);
+    return 0;
+}
+
 int step_completion_check(const void *completion, uint32_t bytes, struct error *e) {
     const struct step_completion *c = completion;
     if ((uintptr_t)completion % 8 != 0 || bytes < sizeof(*c) || bytes > STEP_COMPLETION_MAX)
@@ -387,12 +419,14 @@ int step_completion_check(const void *completion, uint32_t bytes, struct error *
                 sizeof(*c), STEP_COMPLETION_MAX);
     if (c->magic != STEP_COMPLETION_MAGIC || c->protocol != STEP_PROTOCOL)
         return error_set(e, -EBADMSG, "not a completion of step protocol %u", STEP_PROTOCOL);
-    if (c->bytes != bytes || c->rank >= RANKS_MAX || c->type < STEP_TYPE_RESET || c->type > STEP_TYPE_STOP)
+    if (c->bytes != bytes || c->rank >= RANKS_MAX || c->type < STEP_TYPE_RESET || c->type > STEP_TYPE_INDEX)
         return error_set(e, -EBADMSG, "a completion of %u bytes, type %u, rank %u: malformed", c->bytes,
                 c->type, c->rank);
     uint32_t body = bytes - (uint32_t)sizeof(*c), expected;
     if (c->status != STEP_STATUS_OK && c->status != STEP_STATUS_FAULT)
         return error_set(e, -EBADMSG, "unknown completion status %u", c->status);
+    if (c->status == STEP_STATUS_OK && c->type == STEP_TYPE_INDEX)
+        return check_index(c, body, e);
     if (c->status == STEP_STATUS_OK && c->type != STEP_TYPE_RESET)
         return check_outcomes(c, e);
     if (c->status == STEP_STATUS_FAULT)

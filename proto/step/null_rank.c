@@ -26,12 +26,6 @@ struct null_slot {
     uint32_t *pages; /* [pages_per_slot]; 0 = not granted */
 };
 
-struct null_unit { /* a host unit with a slot's snapshot */
-    bool filled, damaged;
-    uint32_t length;
-    uint64_t hash;
-};
-
 struct null_rank {
     struct null_rank_options o;
     uint32_t pages_per_slot;
@@ -45,6 +39,12 @@ struct null_rank {
     uint32_t body_bytes, n_outcomes;
     uint64_t checksum, last_step;
     uint64_t plans; /* since RESET */
+    /* Operations of the store, which are done after the record behind the one that brought them. */
+    struct step_store waiting[STEP_STORE_MAX];
+    uint32_t n_waiting, index_at;
+    struct null_store *store;
+    uint64_t stored, store_failed, store_random;
+    struct step_record *index; /* [STEP_INDEX_RECORDS] */
     bool reset_seen;
 };
 
@@ -70,6 +70,7 @@ int null_rank_create(const struct null_rank_options *options, struct null_rank *
     if (n == NULL)
         return error_set(e, -ENOMEM, "no memory for a null rank");
     n->o = *o;
+    n->store = o->stores != NULL ? &o->stores[o->rank] : NULL;
     n->pages_per_slot = (o->max_model_len + PAGE_TOKENS - 1) / PAGE_TOKENS;
     n->slots = calloc(o->slots + 1, sizeof(*n->slots));
     n->page_tables = calloc((size_t)(o->slots + 1) * n->pages_per_slot, sizeof(*n->page_tables));
@@ -78,8 +79,9 @@ int null_rank_create(const struct null_rank_options *options, struct null_rank *
     n->units = calloc((size_t)o->slot_units + 1, sizeof(*n->units));
     n->unit_ids = calloc((size_t)o->page_units + 1, PAGE_TOKENS * sizeof(*n->unit_ids));
     n->body = calloc(1, STEP_COMPLETION_MAX);
+    n->index = calloc(STEP_INDEX_RECORDS, sizeof(*n->index));
     if (n->slots == NULL || n->page_tables == NULL || n->page_users == NULL || n->page_ids == NULL ||
-            n->units == NULL || n->unit_ids == NULL || n->body == NULL) {
+            n->units == NULL || n->unit_ids == NULL || n->body == NULL || n->index == NULL) {
         null_rank_free(n);
         return error_set(
                 e, -ENOMEM, "no memory for a null rank of %u slots and %u pages", o->slots, o->pages);
@@ -100,6 +102,7 @@ struct null_rank *null_rank_free(struct null_rank *n) {
     free(n->units);
     free(n->unit_ids);
     free(n->body);
+    free(n->index);
     free(n);
     return NULL;
 }
@@ -214,9 +217,9 @@ static int move_page(struct null_rank *n, uint32_t page, uint32_t unit, bool out
     if (page == 0 || page > n->o.pages || unit >= n->o.page_units)
         return error_set(e, -EINVAL, "page %u and page unit %u: this rank has %u and %u", page, unit,
                 n->o.pages, n->o.page_units);
-    if (n->page_users[page] > 0)
-        return error_set(e, -EINVAL, "page %u %s unit %u: %u slots use it", page, out ? "to" : "from", unit,
-                n->page_users[page]);
+    if (n->page_users[page] > 0 && !out)
+        return error_set(
+                e, -EINVAL, "page %u from unit %u: %u slots use it", page, unit, n->page_users[page]);
     uint32_t *there = ids_of_page(n, page), *here = n->unit_ids + (size_t)unit * PAGE_TOKENS;
     memcpy(out ? here : there, out ? there : here, PAGE_TOKENS * sizeof(there[0]));
     return 0;
@@ -311,6 +314,63 @@ static int grant(
         n->page_users[pages[i]]++;
     }
     return 0;
+}
+
+/* --- the store --- */
+
+static bool run_store(struct null_rank *n, const struct step_store *s) {
+    struct null_stored *at = &n->store->places[s->record.what][s->record.place];
+    bool is_state = s->record.what == STEP_STORED_STATE;
+    uint32_t *ids = is_state ? NULL : n->unit_ids + (size_t)s->unit * PAGE_TOKENS;
+    n->store_random = mix(n->store_random + 1);
+    bool fails = n->store_random % 100 < n->store->failing;
+    if (s->kind == STEP_STORE_WRITE) {
+        *at = (struct null_stored){.used = !fails, .record = s->record};
+        if (is_state)
+            at->state = n->units[s->unit];
+        else
+            memcpy(at->ids, ids, sizeof(at->ids));
+        return !fails;
+    }
+    bool right = !fails && at->used && memcmp(&at->record, &s->record, sizeof(s->record)) == 0;
+    at->used = right;
+    if (is_state)
+        n->units[s->unit] = right ? at->state : (struct null_unit){0};
+    else if (right)
+        memcpy(ids, at->ids, sizeof(at->ids));
+    else
+        memset(ids, 0xee, sizeof(at->ids));
+    return right;
+}
+
+static void run_stores(struct null_rank *n) {
+    for (uint32_t i = 0; i < n->n_waiting; i++) {
+        n->store_failed = n->store_failed << 1 | !run_store(n, &n->waiting[i]);
+        n->stored++;
+    }
+    n->n_waiting = 0;
+}
+
+static int take_stores(struct null_rank *n, const struct step_plan *p, struct error *e) {
+    for (uint32_t i = 0; i < p->n_stores; i++) {
+        const struct step_store *s = &p->stores[i];
+        uint32_t units = s->record.what == STEP_STORED_STATE ? n->o.slot_units : n->o.page_units;
+        if (n->store == NULL || s->unit >= units || s->record.place >= n->store->n[s->record.what])
+            return error_set(
+                    e, -EINVAL, "store: unit %u or place %u does not exist", s->unit, s->record.place);
+        n->waiting[n->n_waiting++] = *s;
+    }
+    return 0;
+}
+
+static uint32_t list_stored(struct null_rank *n) {
+    uint32_t found = 0, at = 0;
+    for (uint32_t k = 0; n->store != NULL && k < STEP_STORED_KINDS; k++)
+        for (uint32_t i = 0; i < n->store->n[k]; i++, at++)
+            if (at - n->index_at < STEP_INDEX_RECORDS && n->store->places[k][i].used)
+                n->index[found++] = n->store->places[k][i].record;
+    n->index_at += STEP_INDEX_RECORDS;
+    return found;
 }
 
 /* --- rows and samples --- */
@@ -601,6 +661,10 @@ static int answer_reset(struct null_rank *n, struct step_ring *r) {
         empty_slot(n, &n->slots[i]);
     memset(n->units, 0, ((size_t)n->o.slot_units + 1) * sizeof(n->units[0]));
     memset(n->unit_ids, 0xff, (size_t)n->o.page_units * PAGE_TOKENS * sizeof(n->unit_ids[0]));
+    run_stores(n);
+    n->stored = n->store_failed = n->index_at = 0;
+    for (uint32_t k = 0; n->store != NULL && k < STEP_STORED_KINDS; k++)
+        g.stored[k] = n->store->n[k];
     n->last_step = n->plans = 0;
     n->reset_seen = true;
     return complete(r, &c, &g, sizeof(g));
@@ -617,6 +681,9 @@ static int answer_plan(struct null_rank *n, struct step_ring *r, const struct st
         err = open_slots(n, p, &e);
     if (err == 0)
         err = run_memory(n, p, &e);
+    run_stores(n);
+    if (err == 0)
+        err = take_stores(n, p, &e);
     if (err == 0)
         err = run_entries(n, p, &e);
     if (err == 0 && faults && n->plans == n->o.fault_at_step)
@@ -630,6 +697,8 @@ static int answer_plan(struct null_rank *n, struct step_ring *r, const struct st
     if (faults && n->plans == n->o.lie_at_step)
         c.checksum ^= 1;
     c.n_outcomes = n->o.rank == 0 ? n->n_outcomes : 0;
+    c.stored = n->stored;
+    c.store_failed = n->store_failed;
     c.compute_ns = clock_ns() - start;
     if (n->o.claimed_ns > 0)
         c.compute_ns = n->o.claimed_ns + p->n_rows * n->o.claimed_row_ns;
@@ -645,7 +714,11 @@ static int answer(struct null_rank *n, struct step_ring *r, const struct step_pl
         return answer_fault(r, p, "steps must count up from the last reset");
     n->last_step++;
     if (p->header->type != STEP_TYPE_PLAN) {
-        int err = complete(r, &c, NULL, 0);
+        run_stores(n);
+        c.stored = n->stored;
+        c.store_failed = n->store_failed;
+        c.n_outcomes = p->header->type == STEP_TYPE_INDEX ? list_stored(n) : 0;
+        int err = complete(r, &c, n->index, c.n_outcomes * (uint32_t)sizeof(n->index[0]));
         return err == 0 && p->header->type == STEP_TYPE_STOP ? -ESHUTDOWN : err;
     }
     n->plans++;

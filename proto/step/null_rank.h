@@ -11,14 +11,35 @@
 
 #include "proto/step/ring.h"
 
+#include <stdbool.h>
+
 struct null_rank;
+
+/* What the rank's store has, which may outlive the rank. Its maker sets the numbers and, of states and pages, memory
+ * for so many, zeroed. */
+struct null_stored {
+    bool used;
+    struct step_record record;
+    uint32_t ids[PAGE_TOKENS]; /* of a page */
+    struct null_unit {         /* a host unit with a slot's snapshot */
+        bool filled, damaged;
+        uint32_t length;
+        uint64_t hash;
+    } state;
+};
+struct null_store {
+    uint32_t n[STEP_STORED_KINDS];
+    struct null_stored *places[STEP_STORED_KINDS];
+    uint32_t failing; /* of 100 operations, so many at random */
+};
 
 #define NULL_UNITS_MAX 65536u
 struct null_rank_options {
     uint32_t rank, tp;
     uint32_t slots, pages, max_model_len, rows_max, vocab_size;
     uint32_t slot_units,
-            page_units; /* host units for snapshots and for pages; up to NULL_UNITS_MAX of each */
+            page_units;        /* host units for snapshots and for pages; up to NULL_UNITS_MAX of each */
+    struct null_store *stores; /* [tp] of each rank, nobody else's while it serves; NULL = none */
     uint32_t id_first,
             id_count; /* sampled ids lie in [id_first, id_first + id_count); id_count 0 = the vocabulary */
     uint32_t has_mtp, model_has_mtp; /* as in struct step_geometry */

@@ -17,12 +17,13 @@ _Static_assert(sizeof(struct step_geometry) % 8 == 0, "a geometry needs no paddi
 
 struct step_writer {
     struct step_header header;
-    uint32_t n_opens, n_closes, n_memory, n_entries, blob_bytes;
+    uint32_t n_opens, n_closes, n_memory, n_entries, n_stores, blob_bytes;
     bool full;
     struct step_open opens[SEQS_MAX];
     uint32_t closes[SEQS_MAX];
     struct step_memory memory[STEP_MEMORY_MAX];
     struct step_entry entries[SEQS_MAX];
+    struct step_store stores[STEP_STORE_MAX];
     uint8_t blob[STEP_RECORD_MAX];
 };
 
@@ -40,7 +41,7 @@ void step_begin(struct step_writer *w, enum step_type type, uint64_t group_epoch
             .coord_epoch = coord_epoch,
             .step = step,
     };
-    w->n_opens = w->n_closes = w->n_memory = w->n_entries = w->blob_bytes = 0;
+    w->n_opens = w->n_closes = w->n_memory = w->n_entries = w->n_stores = w->blob_bytes = 0;
     w->full = false;
 }
 
@@ -84,6 +85,13 @@ void step_add_entry(struct step_writer *w, const struct step_entry *entry) {
         w->entries[w->n_entries++] = *entry;
 }
 
+void step_add_store(struct step_writer *w, const struct step_store *store) {
+    if (w->n_stores == STEP_STORE_MAX)
+        w->full = true;
+    else
+        w->stores[w->n_stores++] = *store;
+}
+
 static uint32_t section_size(uint32_t bytes) {
     return bytes == 0 ? 0 : (uint32_t)sizeof(struct step_section) + ((bytes + 7) & ~7u);
 }
@@ -95,6 +103,7 @@ uint32_t step_writer_size(const struct step_writer *w) {
     bytes += section_size(w->n_closes * (uint32_t)sizeof(uint32_t));
     bytes += section_size(w->n_memory * (uint32_t)sizeof(struct step_memory));
     bytes += section_size(w->n_entries * (uint32_t)sizeof(struct step_entry));
+    bytes += section_size(w->n_stores * (uint32_t)sizeof(struct step_store));
     bytes += section_size(w->blob_bytes);
     return w->full || bytes > STEP_RECORD_MAX ? UINT32_MAX : bytes;
 }
@@ -125,6 +134,7 @@ int step_end(struct step_writer *w, void *record, uint32_t capacity) {
     at = write_section(&w->header, at, STEP_SECTION_CLOSE, w->closes, w->n_closes, sizeof(w->closes[0]));
     at = write_section(&w->header, at, STEP_SECTION_MEMORY, w->memory, w->n_memory, sizeof(w->memory[0]));
     at = write_section(&w->header, at, STEP_SECTION_ENTRY, w->entries, w->n_entries, sizeof(w->entries[0]));
+    at = write_section(&w->header, at, STEP_SECTION_STORE, w->stores, w->n_stores, sizeof(w->stores[0]));
     at = write_section(&w->header, at, STEP_SECTION_BLOB, w->blob, w->blob_bytes, 1);
     assert(at == (uint8_t *)record + size);
     memcpy(record, &w->header, sizeof(w->header));
@@ -156,6 +166,8 @@ const char *step_type_name(uint32_t type) {
         return "ping";
     case STEP_TYPE_STOP:
         return "stop";
+    case STEP_TYPE_INDEX:
+        return "index";
     default:
         return "unknown record";
     }

@@ -32,6 +32,7 @@ enum step_type {
     STEP_TYPE_PLAN = 2,  /* one engine step */
     STEP_TYPE_PING = 3,  /* answer with an empty completion */
     STEP_TYPE_STOP = 4,  /* finish and exit 0 */
+    STEP_TYPE_INDEX = 5, /* answer with what the next STEP_INDEX_RECORDS places of the rank's store hold */
 };
 
 struct step_header {
@@ -40,7 +41,7 @@ struct step_header {
     uint32_t record_bytes; /* of the whole record */
     uint32_t n_sections;
     uint64_t group_epoch, coord_epoch;
-    uint64_t step; /* RESET is step 0; then PLAN, PING and STOP count 1, 2, 3 ... until the next RESET */
+    uint64_t step; /* RESET is step 0; then the others count 1, 2, 3 ... until the next RESET */
 };
 
 enum step_section_type {
@@ -48,6 +49,7 @@ enum step_section_type {
     STEP_SECTION_CLOSE = 2,  /* uint32_t slot */
     STEP_SECTION_MEMORY = 3, /* struct step_memory */
     STEP_SECTION_ENTRY = 4,  /* struct step_entry */
+    STEP_SECTION_STORE = 5,  /* struct step_store */
     STEP_SECTION_BLOB = 15,  /* bytes; at most one, last */
 };
 struct step_section {
@@ -55,8 +57,8 @@ struct step_section {
 };
 
 /* Order within a step: CLOSE, OPEN, MEMORY, grants of ENTRY, compute. A plan may have no entries (closes
- * alone); its completion then has no outcomes. RESET, PING and STOP have no sections. Slots run 1..SEQS_MAX
- * and pages start at 1 in every section: the dummies are never named. */
+ * alone); its completion then has no outcomes. Only plans have sections. STORE goes on behind
+ * the back of the steps. Slots run 1..SEQS_MAX and pages start at 1 in every section: the dummies are never named. */
 
 #define STEP_SUPPRESS_MAX                                                                                    \
     (STOP_IDS_MAX + 16u)          /* ids one step_open may suppress: kernels have room for so many */
@@ -139,6 +141,27 @@ _Static_assert(sizeof(struct step_header) == 40, "no padding");
 _Static_assert(sizeof(struct step_open) == 80, "no padding");
 _Static_assert(sizeof(struct step_entry) == 80, "no padding");
 
+/* A rank's store is a file of places for pages and for states, of which host units are written and read back, one
+ * after another in the order of the plans. A unit is named by nothing else from the plan that has it written or read
+ * until the completion that counts it as done, and no plan that names it before is in flight. */
+enum step_stored { STEP_STORED_PAGE, STEP_STORED_STATE, STEP_STORED_KINDS };
+struct step_record { /* what a place of the store holds; also a part of an answer to INDEX */
+    uint32_t what;   /* enum step_stored: the places of each count from 0 */
+    uint32_t place;
+    uint32_t length;   /* rows that a state stands for; 0 for a page */
+    uint32_t reserved; /* 0 */
+    uint64_t key[2];   /* what it holds: a hash of all ids up to its end, and of their salt */
+    uint64_t base[2];  /* of a state: the key of the last full page of its rows */
+};
+enum step_store_kind { STEP_STORE_WRITE, STEP_STORE_READ };
+struct step_store {
+    uint32_t kind, unit;
+    struct step_record record; /* READ: fails where the place holds anything else */
+};
+#define STEP_STORE_MAX     32u /* on their way at once: what completions can tell of */
+#define STEP_INDEX_RECORDS 2048u
+_Static_assert(sizeof(struct step_record) == 48 && sizeof(struct step_store) == 56, "no padding");
+
 /* A decoded record: pointers into the record's own bytes. */
 struct step_plan {
     const struct step_header *header;
@@ -146,8 +169,9 @@ struct step_plan {
     const uint32_t *closes;
     const struct step_memory *memory;
     const struct step_entry *entries;
+    const struct step_store *stores;
     const uint8_t *blob;
-    uint32_t n_opens, n_closes, n_memory, n_entries, blob_bytes;
+    uint32_t n_opens, n_closes, n_memory, n_entries, n_stores, blob_bytes;
     uint32_t n_rows, n_outcomes, n_masks, n_scores; /* summed over the entries */
 };
 
@@ -171,6 +195,7 @@ void step_add_open(struct step_writer *w, const struct step_open *open);
 void step_add_close(struct step_writer *w, uint32_t slot);
 void step_add_memory(struct step_writer *w, enum step_memory_kind kind, uint32_t a, uint32_t b);
 void step_add_entry(struct step_writer *w, const struct step_entry *entry);
+void step_add_store(struct step_writer *w, const struct step_store *store);
 uint32_t step_writer_size(
         const struct step_writer *w); /* bytes that step_end will write; UINT32_MAX = too many */
 int step_end(struct step_writer *w, void *record, uint32_t capacity);
@@ -187,9 +212,11 @@ struct step_completion {
     uint32_t rank;
     uint64_t group_epoch, coord_epoch, step;
     uint32_t status; /* enum step_status; FAULT: a sentence of n_outcomes bytes follows instead of outcomes */
-    uint32_t n_outcomes;
-    uint64_t checksum;   /* step_checksum() of all outcomes, the same on every rank */
-    uint64_t compute_ns; /* measured on the rank */
+    uint32_t n_outcomes;   /* INDEX: struct step_record */
+    uint64_t checksum;     /* step_checksum() of all outcomes, the same on every rank */
+    uint64_t compute_ns;   /* measured on the rank */
+    uint64_t stored;       /* STORE operations done since RESET, which waits for those before it */
+    uint64_t store_failed; /* of the last 64 of them; bit 0: the last */
 };
 /* Follows, n_outcomes of them: one for each entry with SAMPLE or scores, in entry order, and after each its scores and
  * its tokens. Rank 0 sends them; other ranks send n_outcomes = 0. */
@@ -215,7 +242,7 @@ struct step_sample { /* or score */
     uint32_t top_ids[TOP_LOGPROBS_MAX];
     float top_logprobs[TOP_LOGPROBS_MAX];
 };
-_Static_assert(sizeof(struct step_completion) == 64, "no padding");
+_Static_assert(sizeof(struct step_completion) == 80, "no padding");
 _Static_assert(
         sizeof(struct step_outcome) % 8 == 0 && sizeof(struct step_sample) % 8 == 0, "each is aligned");
 
@@ -234,6 +261,7 @@ struct step_geometry { /* body of the completion of RESET, from every rank; n_ou
     uint32_t rank, tp;
     uint32_t slots, pages, pages_per_slot; /* usable, dummies not counted; ids run 1..slots, 1..pages */
     uint32_t slot_units, page_units;
+    uint32_t stored[STEP_STORED_KINDS]; /* places of the store */
     uint32_t rows_max, entries_max;
     uint32_t vocab_size;    /* logits; ids from 0 to vocab_size-1 */
     uint32_t max_model_len; /* tokens of one sequence that pools and model allow */

@@ -2,6 +2,7 @@
 their log probabilities, and compute only what is new."""
 import json
 import os
+import time
 
 import pytest
 
@@ -120,6 +121,76 @@ def test_pages_of_the_host(model):
     assert [a for a, _ in answers] == [a for a, _ in expected]
     assert [c for _, c in answers] == [0] * 4 + [896] * 4
     assert 0 < info.host_pages <= info.host_pages_max
+
+
+def ask_of_disk(client, salts=("", "mine")):
+    """Conversations of three turns, with a salt and without: what was said, and what came from the cache."""
+    said_all, cached = [], []
+    for salt in salts:
+        prompt = [(11 * i + 3) % 250 for i in range(700)]
+        for turn in range(3):
+            answer = client.generate(sampled(make_request(ids=prompt, max_tokens=70, seed=turn, cache_salt=salt), turn))
+            said_all.append(said(answer))
+            cached.append(answer.finish.usage.cached_tokens)
+            prompt += answer.ids + [3] * 20
+    return said_all, cached
+
+
+def wait_written(running, states):
+    """Until the background is done."""
+    for _ in range(600):
+        text = running.metrics().read().decode()
+        has = {name: int(value) for name, value in (line.rsplit(" ", 1) for line in text.split("\n")
+                                                    if line.startswith("shardd_prefix_disk"))}
+        kept = has["shardd_prefix_disk_states"]
+        if kept >= states and has["shardd_prefix_disk_writes_total"] >= kept + has["shardd_prefix_disk_pages"]:
+            return
+        time.sleep(0.1)
+    raise AssertionError(has)
+
+
+def damage(path):
+    """A byte of every piece of the file that holds anything."""
+    with open(path, "r+b") as f:
+        for at in range(4096, path.stat().st_size, 4096):
+            f.seek(at + 64)
+            byte = f.read(1)
+            if byte != b"\0":
+                f.seek(at + 64)
+                f.write(bytes([byte[0] ^ 0x55]))
+
+
+def test_restart_with_a_folder(model, tmp_path):
+    """What was kept is found by the service that comes next, unless the file is damaged, of another kind, or salted."""
+    folder = tmp_path / "cache"
+    flags = ["--tensor-parallel-size", "2", "--max-model-len", "1500", "--max-num-seqs", "2", "--prefix-cache-memory",
+             "64MiB"]
+    disk = ["--prefix-cache-dir", str(folder), "--prefix-cache-disk", "256MiB"]
+    with Server(model, *flags, "--prefix-cache", "off") as plain:
+        with plain.client() as client:
+            expected, _ = ask_of_disk(client)
+    with Server(model, *flags, *disk, *METRICS) as running:
+        with running.client() as client:
+            answers, cached = ask_of_disk(client)
+            wait_written(running, 4)
+    assert answers == expected and cached[0] == cached[3] == 0
+    files = sorted(folder.iterdir())
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert len(files) == 2 and all(f.stat().st_mode & 0o777 == 0o600 for f in files)
+    with Server(model, *flags, *disk) as running:
+        with running.client() as client:
+            again, cached_again = ask_of_disk(client)
+            assert ask_of_disk(client, salts=("other",))[1][0] == 0
+    assert again == expected
+    assert cached_again[0] >= 640 and cached_again[3] >= 640
+    with Server(model, *flags, *disk, "--kv-cache-dtype", "fp32") as running:
+        with running.client() as client:
+            assert ask_of_disk(client, salts=("",))[1][0] == 0
+    damage(files[0])
+    with Server(model, *flags, *disk) as running:
+        with running.client() as client:
+            damaged, cached_damaged = ask_of_disk(client)
+    assert damaged == expected and cached_damaged[0] == 0
 
 
 def test_salts_are_checked(model):

@@ -21,7 +21,8 @@ static uint64_t least(uint64_t a, uint64_t b) {
 }
 
 /* Bytes for states, and beside them for pages, of the host's memory that a rank may have. What is asked for is for both
- * alike. Where nobody asks, ranks whose pool is in the same memory have none for pages: they had better be there. */
+ * alike. Where nobody asks, ranks whose pool is in the same memory have none for pages, which had better be there; but
+ * they need some on their way to the disk. */
 static void share(
         const struct rank *r, uint64_t room, uint64_t unit_bytes, uint64_t *ret_states, uint64_t *ret_pages) {
     const struct rank_options *o = &r->options;
@@ -34,7 +35,7 @@ static void share(
     }
     *ret_states = least(
             least(room / PART_DEFAULT, most), (uint64_t)r->budget.pool.slots * PER_SEQUENCE * unit_bytes);
-    *ret_pages = k_memory_shared(r->context) ? 0 : least(room / PART_DEFAULT, most);
+    *ret_pages = k_memory_shared(r->context) && !o->prefix_dir ? 0 : least(room / PART_DEFAULT, most);
 }
 
 static void say(struct budget *b, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -57,6 +57,8 @@ struct rank_options {
     bool prefix_cache;               /* with slot_units 0: as many of both as prefix_units.h chooses */
     uint64_t prefix_bytes;           /* of the host for them; 0 = by fraction */
     double prefix_fraction;          /* of what is free there; 0 = chosen */
+    const char *prefix_dir;          /* --prefix-cache-dir, which outlives the rank; NULL = none */
+    uint64_t prefix_disk_bytes;      /* of all ranks there */
     bool dummy;                      /* --load-format dummy: only config.json is read */
     /* What dummy linears, and the dummy head, are quantised like (dummy_form.h); NULL = as config.json says. */
     const struct quant_matrix *dummy_quant, *dummy_head_quant;

@@ -2,9 +2,11 @@
 #include "tp/worker/step_exec.h"
 
 #include "base/clock.h"
+#include "base/hash.h"
 #include "base/mask.h"
 
 #include "tp/worker/step_state.h"
+#include "tp/worker/store.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -40,6 +42,9 @@ struct step_exec {
     struct step_state state;
     struct forward_hooks hooks;
     enum step_exec_logits want_logits;
+    struct store *store;       /* NULL = none */
+    uint32_t index_at;         /* the first place that INDEX tells of next */
+    struct step_record *index; /* [STEP_INDEX_RECORDS] */
     uint64_t last_step, collected_ns, host_ns;
     uint32_t drafts_owed; /* that the last plan asks for and that are not queued yet */
     bool ready;           /* RESET was seen */
@@ -128,12 +133,53 @@ static void fill_geometry(const struct rank *r, struct step_geometry *g) {
     snprintf(g->device, sizeof(g->device), "%s", k_context_describe(r->context));
 }
 
+/* Everything that the bytes of units depend on. */
+static uint64_t identity(const struct rank *r, const struct k_pool_cost *cost) {
+    const struct rank_options *o = &r->options;
+    const char *device = k_context_describe(r->context);
+    const uint64_t numbers[] = {r->fingerprint, o->tp, r->budget.pool.kv_dtype, r->drafts_max,
+            r->weights.has_mtp, cost->slot_unit_bytes, cost->page_unit_bytes, o->activations, o->fast};
+    uint64_t h = fnv1a(fnv1a_text(FNV1A_START, SHARDD_VERSION), numbers, sizeof(numbers));
+    return hash_mix(fnv1a(h, device, strcspn(device, ",")));
+}
+
+/* The prefix cache's file. One that another process has is done without. */
+static int open_store(struct step_exec *x, struct error *e) {
+    const struct rank *r = x->rank;
+    const struct rank_options *o = &r->options;
+    struct k_pool_cost cost;
+    if (!o->prefix_dir || x->geometry.slot_units == 0 || x->geometry.page_units == 0)
+        return 0;
+    k_pool_cost(&r->shard.shape, &r->budget.pool, &cost);
+    const struct store_options so = {.dir = o->prefix_dir,
+            .bytes = o->prefix_disk_bytes / o->tp,
+            .identity = identity(r, &cost),
+            .rank = o->rank,
+            .tp = o->tp,
+            .unit_bytes = {cost.page_unit_bytes, cost.slot_unit_bytes},
+            .state_may_be = k_slot_unit_may_be,
+            .note = o->note,
+            .user = o->user};
+    int rc = store_open(&so, &x->store, e);
+    if (rc == -EBUSY && o->note)
+        o->note(o->user, e->text);
+    if (rc < 0)
+        return rc == -EBUSY ? 0 : rc;
+    x->index = calloc(STEP_INDEX_RECORDS, sizeof(x->index[0]));
+    if (!x->index)
+        return error_set(e, -ENOMEM, "out of memory for the prefix cache's index");
+    for (int k = 0; k < STEP_STORED_KINDS; k++)
+        x->geometry.stored[k] = store_places(x->store, k);
+    return 0;
+}
+
 int step_exec_create(struct rank *r, struct step_exec **ret, struct error *e) {
     struct step_exec *x = calloc(1, sizeof(*x));
     if (!x)
         return error_set(e, -ENOMEM, "out of memory for step execution");
     x->rank = r;
     fill_geometry(r, &x->geometry);
+    int rc = open_store(x, e);
     struct step_limits limits = {
             .slots = x->geometry.slots,
             .pages = x->geometry.pages,
@@ -148,7 +194,9 @@ int step_exec_create(struct rank *r, struct step_exec **ret, struct error *e) {
             .makes_drafts = rank_makes_drafts(r),
             .extra_positions = r->weights.has_mtp ? 1 : 0,
     };
-    int rc = step_state_init(&limits, &x->state, e);
+    memcpy(limits.stored, x->geometry.stored, sizeof(limits.stored));
+    if (rc == 0)
+        rc = step_state_init(&limits, &x->state, e);
     if (rc == 0)
         rc = allocate(x, e);
     if (rc == 0)
@@ -164,6 +212,8 @@ int step_exec_create(struct rank *r, struct step_exec **ret, struct error *e) {
 struct step_exec *step_exec_free(struct step_exec *x) {
     if (!x)
         return NULL;
+    store_free(x->store); /* its thread uses units */
+    free(x->index);
     k_stream_wait(x->rank->stream, 0, NULL); /* what is in flight reads the sets */
     forward_free(x->forward);
     for (uint32_t i = 0; i < STEP_EXEC_IN_FLIGHT; i++)
@@ -337,11 +387,22 @@ static void queue_drafts(struct step_exec *x) {
     x->drafts_owed = 0;
 }
 
+static void queue_stores(struct step_exec *x, const struct step_plan *p) {
+    for (uint32_t i = 0; i < p->n_stores; i++) {
+        const struct step_store *s = &p->stores[i];
+        bool is_state = s->record.what == STEP_STORED_STATE;
+        store_queue(x->store, s,
+                is_state ? k_pool_slot_unit(x->rank->pool, s->unit)
+                         : k_pool_page_unit(x->rank->pool, s->unit));
+    }
+}
+
 /* Queues a whole checked plan. */
 static void queue_plan(struct step_exec *x, struct host_set *h, const struct step_plan *p) {
     struct rank *r = x->rank;
     queue_drafts(x);
     apply_slots(x, p);
+    queue_stores(x, p);
     if (!p->n_entries)
         return;
     uint32_t n_ids, n_rope;
@@ -389,6 +450,9 @@ static void submit_reset(struct step_exec *x) {
     for (uint32_t i = 1; i <= x->state.limits.slots; i++)
         if (x->state.slots[i].open)
             k_slot_close(r->stream, r->pool, i);
+    if (x->store)
+        store_reset(x->store);
+    x->index_at = 0;
     step_state_reset(&x->state);
     x->drafts_owed = 0;
     x->ready = true;
@@ -443,8 +507,8 @@ void step_exec_submit(struct step_exec *x, const void *record, uint32_t bytes) {
     if (bytes >= sizeof(struct step_header)) { /* named in the answer even when the rest is malformed */
         struct step_header header;
         memcpy(&header, record, sizeof(header));
-        c->type = header.type >= STEP_TYPE_RESET && header.type <= STEP_TYPE_STOP ? header.type
-                                                                                  : STEP_TYPE_PLAN;
+        c->type = header.type >= STEP_TYPE_RESET && header.type <= STEP_TYPE_INDEX ? header.type
+                                                                                   : STEP_TYPE_PLAN;
         c->group_epoch = header.group_epoch;
         c->coord_epoch = header.coord_epoch;
         c->step = header.step;
@@ -525,11 +589,24 @@ static int wait_for(struct step_exec *x, const struct host_set *h, uint64_t time
     return r;
 }
 
+/* The store's thread has nothing to do: INDEX comes before the first plan. */
+static void answer_index(struct step_exec *x, struct step_answer *a) {
+    uint32_t n = 0;
+    if (x->store)
+        n = store_list(x->store, x->index_at, STEP_INDEX_RECORDS, x->index);
+    x->index_at += STEP_INDEX_RECORDS;
+    a->completion.n_outcomes = n;
+    a->body = x->index;
+    a->body_bytes = n * (uint32_t)sizeof(x->index[0]);
+}
+
 static void answer_ok(struct step_exec *x, struct host_set *h, struct step_answer *a) {
     struct step_completion *c = &a->completion;
     if (c->type == STEP_TYPE_RESET) {
         a->body = &x->geometry;
         a->body_bytes = sizeof(x->geometry);
+    } else if (c->type == STEP_TYPE_INDEX) {
+        answer_index(x, a);
     } else if (c->type == STEP_TYPE_PLAN) {
         uint32_t bytes = write_outcomes(h, &c->checksum);
         settle_lengths(x, h);
@@ -551,6 +628,8 @@ int step_exec_collect(struct step_exec *x, uint64_t timeout_ns, struct step_answ
         fault_of(h, &x->fault);
     *ret = (struct step_answer){.completion = h->completion};
     struct step_completion *c = &ret->completion;
+    if (x->store)
+        store_progress(x->store, &c->stored, &c->store_failed);
     if (c->status == STEP_STATUS_OK) {
         answer_ok(x, h, ret);
     } else {

@@ -183,6 +183,21 @@ static int check_memory_op(struct step_state *s, const struct step_memory *m, ui
     }
 }
 
+static int check_stores(const struct step_state *s, const struct step_plan *p, struct error *e) {
+    for (uint32_t i = 0; i < p->n_stores; i++) {
+        const struct step_store *t = &p->stores[i];
+        bool is_state = t->record.what == STEP_STORED_STATE;
+        uint32_t units = is_state ? s->limits.slot_units : s->limits.page_units;
+        if (t->unit >= units || t->record.place >= s->limits.stored[t->record.what])
+            return error_set(e, -EINVAL, "store %u: unit %u and place %u, this rank has %u and %u", i,
+                    t->unit, t->record.place, units, s->limits.stored[t->record.what]);
+        if (is_state && t->kind == STEP_STORE_READ)
+            s->units_next[t->unit] = (struct unit_state){
+                    .least = t->record.length, .length = t->record.length, .filled = true};
+    }
+    return 0;
+}
+
 static int check_grant(struct step_state *s, const struct step_plan *p, const struct step_entry *t,
         uint32_t i, struct error *e) {
     struct slot_state *slot = &s->next[t->slot];
@@ -298,6 +313,8 @@ int step_state_check(struct step_state *s, const struct step_plan *p, struct err
         r = check_opens(s, p, e);
     for (uint32_t i = 0; r == 0 && i < p->n_memory; i++)
         r = check_memory_op(s, &p->memory[i], i, e);
+    if (r == 0)
+        r = check_stores(s, p, e);
     for (uint32_t i = 0; r == 0 && i < p->n_entries; i++)
         r = check_entry(s, p, i, e);
     return r;

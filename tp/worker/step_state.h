@@ -26,7 +26,7 @@ struct unit_state { /* a host unit with a slot's snapshot */
 };
 
 struct step_limits {
-    uint32_t slots, pages, pages_per_slot, slot_units, page_units;
+    uint32_t slots, pages, pages_per_slot, slot_units, page_units, stored[STEP_STORED_KINDS];
     uint32_t rows_max, entries_max, vocab_size, max_model_len, drafts_max;
     bool makes_drafts;        /* up to drafts_max, for entries that ask */
     uint32_t extra_positions; /* KV positions beyond a sequence's tokens */

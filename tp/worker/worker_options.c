@@ -44,6 +44,8 @@ const char worker_help[] =
         "                               free memory, such as 0.5; 0 = half of it\n"
         "  --prefix-cache on|off        host memory for the states after prefixes of prompts (default off)\n"
         "  --prefix-cache-memory SIZE   of each rank for them, or a part of what is free; 0: chosen for you\n"
+        "  --prefix-cache-dir DIR       files of the ranks with what the prefix cache keeps over a restart\n"
+        "  --prefix-cache-disk SIZE     of all of them (default 32GiB); made anew where it is another\n"
         "  --slot-units N, --page-units N   host memory units for states and pages, exactly so many (default 0)\n"
         "  --drafts-max N               tokens of a sequence that a step may guess and verify, up to 15 (default 0):\n"
         "                               each makes the state of a sequence some percent larger\n"
@@ -93,6 +95,8 @@ enum flag {
     FLAG_RECURRENT_STATE_DTYPE,
     FLAG_PREFIX_CACHE,
     FLAG_PREFIX_CACHE_MEMORY,
+    FLAG_PREFIX_CACHE_DIR,
+    FLAG_PREFIX_CACHE_DISK,
     FLAG_SLOT_UNITS,
     FLAG_PAGE_UNITS,
     FLAG_DRAFTS_MAX,
@@ -138,6 +142,8 @@ static const struct option flags[] = {
         {"recurrent-state-dtype", required_argument, NULL, FLAG_RECURRENT_STATE_DTYPE},
         {"prefix-cache", required_argument, NULL, FLAG_PREFIX_CACHE},
         {"prefix-cache-memory", required_argument, NULL, FLAG_PREFIX_CACHE_MEMORY},
+        {"prefix-cache-dir", required_argument, NULL, FLAG_PREFIX_CACHE_DIR},
+        {"prefix-cache-disk", required_argument, NULL, FLAG_PREFIX_CACHE_DISK},
         {"slot-units", required_argument, NULL, FLAG_SLOT_UNITS},
         {"page-units", required_argument, NULL, FLAG_PAGE_UNITS},
         {"drafts-max", required_argument, NULL, FLAG_DRAFTS_MAX},
@@ -257,9 +263,9 @@ static int parse_memory(int flag, const char *text, uint64_t *ret_bytes, double 
     return r < 0 ? error_prefix(e, r, "--%s", name_of(flag)) : 0;
 }
 
-static int parse_plan(const char *text, struct rank_options *o, struct error *e) {
-    int r = size_parse(text, 1, UINT64_MAX, &o->memory_bytes, e);
-    return r < 0 ? error_prefix(e, r, "--%s", name_of(FLAG_PLAN)) : 0;
+static int parse_bytes(int flag, const char *text, uint64_t *ret, struct error *e) {
+    int r = size_parse(text, 1, INT64_MAX, ret, e);
+    return r < 0 ? error_prefix(e, r, "--%s", name_of(flag)) : 0;
 }
 
 static int parse_generate(struct worker_options *o, const char *text, struct error *e) {
@@ -363,6 +369,11 @@ static int parse_model_flag(struct worker_options *o, int flag, char *text, stru
         return parse_switch(flag, text, &r->prefix_cache, e);
     case FLAG_PREFIX_CACHE_MEMORY:
         return parse_memory(flag, text, &r->prefix_bytes, &r->prefix_fraction, e);
+    case FLAG_PREFIX_CACHE_DIR:
+        r->prefix_dir = text;
+        return 0;
+    case FLAG_PREFIX_CACHE_DISK:
+        return parse_bytes(flag, text, &r->prefix_disk_bytes, e);
     case FLAG_SLOT_UNITS:
         return parse_u32(flag, text, 0, 65536, &r->slot_units, e);
     case FLAG_PAGE_UNITS:
@@ -423,7 +434,7 @@ static int parse_flag(struct worker_options *o, int flag, char *text, struct err
         o->log_level = log_level_parse(text);
         return o->log_level < 0 ? error_set(e, -EINVAL, "--log-level '%s' is not a level", text) : 0;
     case FLAG_PLAN:
-        return parse_plan(text, &o->rank, e);
+        return parse_bytes(flag, text, &o->rank.memory_bytes, e);
     case FLAG_GENERATE_IDS:
         return parse_generate(o, text, e);
     case FLAG_MAX_TOKENS:

@@ -2,9 +2,9 @@
  * trusted, which templates are known, and values as Python prints them. */
 #include "text_test.h"
 
+#include "base/sha256.h"
 #include "base/utf8.h"
 #include "daemon/text/chat_template.h"
-#include "daemon/text/sha256.h"
 
 #include <sys/stat.h>
 

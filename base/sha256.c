@@ -1,7 +1,6 @@
 /* SHA-256 as FIPS 180-4 writes it: one pass over the data, nothing kept. */
-#include "daemon/text/sha256.h"
+#include "base/sha256.h"
 
-#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -102,9 +101,9 @@ static void add_block(uint32_t hash[8], const unsigned char block[64]) {
         hash[i] += v[i];
 }
 
-void sha256_hex(const void *data, size_t bytes, char ret[SHA256_HEX_BYTES]) {
+void sha256_words(const void *data, size_t bytes, uint32_t ret[8]) {
     /* Fractions of the square roots of the first 8 primes. */
-    uint32_t hash[8] = {
+    static const uint32_t first[8] = {
             0x6a09e667,
             0xbb67ae85,
             0x3c6ef372,
@@ -115,19 +114,25 @@ void sha256_hex(const void *data, size_t bytes, char ret[SHA256_HEX_BYTES]) {
             0x5be0cd19,
     };
     unsigned char last[128] = {0};
+    memcpy(ret, first, sizeof(first));
     const unsigned char *at = data;
     size_t left = bytes;
     for (; left >= 64; left -= 64, at += 64)
-        add_block(hash, at);
+        add_block(ret, at);
     if (left)
         memcpy(last, at, left);
     last[left] = 0x80;
     size_t padded = left < 56 ? 64 : 128;
     for (unsigned i = 0; i < 8; i++)
         last[padded - 1 - i] = (unsigned char)((uint64_t)bytes * 8 >> 8 * i);
-    add_block(hash, last);
+    add_block(ret, last);
     if (padded == 128)
-        add_block(hash, last + 64);
+        add_block(ret, last + 64);
+}
+
+void sha256_hex(const void *data, size_t bytes, char ret[SHA256_HEX_BYTES]) {
+    uint32_t hash[8];
+    sha256_words(data, bytes, hash);
     for (unsigned i = 0; i < 8; i++)
         snprintf(ret + 8 * i, 9, "%08x", hash[i]);
 }
