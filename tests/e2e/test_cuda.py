@@ -298,7 +298,7 @@ def test_ranks_of_one_process_and_of_one_gpu(installed, machine_with_gpu, little
 def test_prefixes_on_an_emulated_gpu(little, installed, machine_with_gpu):
     """A prompt, its next turn, and another that leaves it half way: the same bits as without a prefix cache. Less can
     be pinned than the cache would take, which costs some of its states and nothing else."""
-    found, few = [], settings({"PINNED": 40 << 20})
+    found, few = [], settings({"PINNED": 20 << 20})
     for flags in (["--prefix-cache-memory", "64MiB"], ["--prefix-cache", "off"]):
         with Server(little, *FLAGS, "--libexec-dir", installed["with"], "--step-timeout", "60s", *flags,
                     env={**machine_with_gpu, **few}) as server, server.client() as client:
