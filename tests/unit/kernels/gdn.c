@@ -172,7 +172,8 @@ static void test_against_the_recurrence(void **state) {
         against_the_recurrence(&states[i]);
 }
 
-static void any_split_gives_the_same_bits(const struct k_pool_options *options, const struct gdn_case *c) {
+static void any_split_gives_the_same_bits(
+        const struct k_pool_options *options, const struct gdn_case *c, int rounds) {
     struct layer l;
     struct world w;
     struct rng r = {5};
@@ -183,7 +184,7 @@ static void any_split_gives_the_same_bits(const struct k_pool_options *options, 
     layer_upload(&l, &w, c->rows);
     slot_new(&w, 1, NULL, 0, 0);
     run_rows(&w, &l, 1, 0, c->rows, whole);
-    for (int round = 0; round < 40; round++) {
+    for (int round = 0; round < rounds; round++) {
         slot_new(&w, 2, NULL, 0, 0);
         uint32_t most = round == 0 ? 1 : rng_u32(&r) % 120 + 1;
         for (uint32_t at = 0, n; at < c->rows; at += n) {
@@ -199,9 +200,9 @@ static void any_split_gives_the_same_bits(const struct k_pool_options *options, 
 }
 static void test_any_split_gives_the_same_bits(void **state) {
     (void)state;
-    for (size_t i = 0; i < STATES; i++)
-        any_split_gives_the_same_bits(&states[i], &cases[0]);
-    any_split_gives_the_same_bits(&states[1], &cases[3]);
+    any_split_gives_the_same_bits(&states[0], &cases[0], 40);
+    any_split_gives_the_same_bits(&states[1], &cases[0], 8);
+    any_split_gives_the_same_bits(&states[1], &cases[3], 20);
 }
 
 /* Three sequences of different lengths in each step; a snapshot and a copy are taken on the way. */
