@@ -137,8 +137,9 @@ static void fill_geometry(const struct rank *r, struct step_geometry *g) {
 static uint64_t identity(const struct rank *r, const struct k_pool_cost *cost) {
     const struct rank_options *o = &r->options;
     const char *device = k_context_describe(r->context);
-    const uint64_t numbers[] = {r->fingerprint, o->tp, r->budget.pool.kv_dtype, r->drafts_max,
-            r->weights.has_mtp, cost->slot_unit_bytes, cost->page_unit_bytes, o->activations, o->fast};
+    const uint64_t numbers[] = {r->fingerprint, o->tp, r->budget.pool.kv_dtype, r->budget.pool.state_dtype,
+            r->drafts_max, r->weights.has_mtp, cost->slot_unit_bytes, cost->page_unit_bytes, o->activations,
+            o->fast};
     uint64_t h = fnv1a(fnv1a_text(FNV1A_START, SHARDD_VERSION), numbers, sizeof(numbers));
     return hash_mix(fnv1a(h, device, strcspn(device, ",")));
 }
