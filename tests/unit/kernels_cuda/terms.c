@@ -235,6 +235,8 @@ static void test_tiles_are_streams(void **state) {
     (void)state;
     for (uint32_t t = 0; t < 6 * sizeof shapes / sizeof *shapes; t++) {
         const uint32_t i = t / 6, form = t % 6, columns = shapes[i].leaf_columns * shapes[i].leaves;
+        if ((i + form) % 2)
+            continue; /* every shape has half of the forms, every form half of the shapes */
         const struct fake_kind kind = {(enum quant_format)(form % 3), (enum quant_scale)(t % 3),
                 shapes[i].leaf_columns % 64 ? 32 : groups[i % 3], form != QUANT_FP8 && i % 2, false};
         struct problem p = {
@@ -348,7 +350,7 @@ static void test_parts_are_alone(void **state) {
     static const uint32_t counts[] = {1, 2, 8, 9, 16, 1, 17, 1}, small[] = {96, 1, 17, 31, 40},
                           leaf_columns[] = {128, 36, 500, 77, 132, 64, 20}, groups[] = {128, 64, 32};
     (void)state;
-    for (uint32_t t = 0; t < 40; t++) {
+    for (uint32_t t = 0; t < 24; t++) { /* every number of rows with three of columns */
         const uint32_t leaves = t % 4 ? 8 : 4, columns = leaves * leaf_columns[t % 7];
         const struct fake_kind kind = {t % 2 ? QUANT_INT4 : QUANT_INT8, (enum quant_scale)(t % 3),
                 leaf_columns[t % 7] % 32 ? 16 : groups[t % 3], t % 5 == 1, false};
