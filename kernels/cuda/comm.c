@@ -232,13 +232,18 @@ static bool queue_nccl_sum(
     }
     return true;
 }
+/* A word goes to every other rank, 8 bytes an element each; of more than two ranks a chunk goes in two steps, but 6 to
+ * 7 bytes an element in all. */
+static bool faster_in_chunks(const struct k_comm *m, uint64_t floats) {
+    return m->tp > 2 ? floats * (m->tp - 1) >= 2 * COMM_LARGE_LEAST : floats >= COMM_LARGE_LEAST;
+}
 bool comm_queue_sum(struct k_stream *s, struct k_comm *m, const struct k_plan *d_plan, const float *part,
         float *x, uint32_t rows, uint32_t columns) {
     struct exchange_add_args a = {
             .view = m->view, .d_plan = d_plan, .d_part = part, .d_x = x, .columns = columns};
     const uint64_t floats = (uint64_t)rows * columns;
     const bool fours = columns % 4 == 0 && ((uintptr_t)part | (uintptr_t)x) % 16 == 0,
-               large = floats >= COMM_LARGE_LEAST && fours;
+               large = fours && faster_in_chunks(m, floats);
     const uint32_t most = large ? rows_of_piece(rows, columns) : rows_at_once(columns);
     a.view.fault = s->found;
     if (floats >= m->nccl_least && fours)
@@ -256,7 +261,7 @@ void comm_add(struct k_stream *s, struct k_comm *m, const struct k_batch *b, con
         comm_queue_sum(s, m, b->view.d_plan, part, x, b->bounds.rows, columns);
 }
 bool comm_by_words(const struct k_comm *m, uint64_t floats) {
-    return floats < m->nccl_least;
+    return floats < m->nccl_least && (m->tp == 2 || !faster_in_chunks(m, floats));
 }
 float comm_eps(const struct k_comm *m) {
     return m->eps;

@@ -19,7 +19,7 @@ void comm_add_made(struct k_stream *s, struct k_comm *m, const struct comm_add *
         const struct made *made);
 /* How a product sends its result for the next exchange. False: a fault was kept. */
 bool comm_push(struct k_stream *s, struct k_comm *m, struct push_view *ret);
-/* Do sums of so many floats go by kernels of ours? Otherwise the two cannot be asked. */
+/* Do sums of so many floats, of few rows, go in words? Otherwise the two cannot be asked. */
 bool comm_by_words(const struct k_comm *m, uint64_t floats);
 /* Of the norms of the group's model. */
 float comm_eps(const struct k_comm *m);

@@ -92,7 +92,7 @@ struct k_comm {
     char text[1800]; /* k_comm_describe() */
 };
 
-#define COMM_LARGE_LEAST (1u << 18) /* floats that are exchanged faster in chunks than in words */
+#define COMM_LARGE_LEAST (1u << 18) /* floats that two ranks exchange faster in chunks than in words */
 #define NCCL_FLOATS      EXCHANGE_LARGE_FLOATS
 #define EPOCHS_BYTES     ((EXCHANGE_BLOCKS + EXCHANGE_LARGE_BLOCKS + 1) * sizeof(uint32_t)) /* and the poison */
 

@@ -460,10 +460,10 @@ static void test_a_region_that_does_not_fit_is_refused(void **state) {
 
 /* --- sums by every way --- */
 
-enum { SUM_COLUMNS = 1000, SUM_ROWS = 300, SUM_SIZES = 4 };
-/* Of the plan and of the bound; those of all rows are large. */
+enum { SUM_COLUMNS = 1000, SUM_ROWS = 300, SUM_SIZES = 5 };
+/* Of the plan and of the bound; those of all rows are large, and the last ones of more than two ranks. */
 static const uint32_t sum_rows[SUM_SIZES][2] = {
-        {SUM_ROWS, SUM_ROWS}, {1, 1}, {37, SUM_ROWS}, {SUM_ROWS - 1, SUM_ROWS}};
+        {SUM_ROWS, SUM_ROWS}, {1, 1}, {37, SUM_ROWS}, {SUM_ROWS - 1, SUM_ROWS}, {61, 190}};
 enum { SUMS_RIGHT, SUMS_WRONG, SUMS_NO_WAY };
 
 static float sum_part(uint32_t rank, uint32_t size, uint32_t i) {
