@@ -6,7 +6,8 @@
  *                    columns, times q and k of all rows; then Delta and o row by row with the block's earlier Deltas in
  *                    registers; the gated norm. A group that begins a GDN block folds the block before into S0 as it
  *                    streams by, and writes it, or, behind a draft, does not, and the groups after it fold again. An
- *                    entry of one row goes another way, where heads are of the size that it is made for (gdn_row.cuh).
+ *                    entry of one row goes another way, where heads are of the size that it is made for (gdn_row.cuh),
+ *                    and so does one of a token and its drafts (gdn_few.cuh).
  *   gdn_row_kernel   the same grid, of a step that has one row: nothing but that way, so that its code is short.
  *
  * Bytes of a row of the 27B model (Hv 48, dk = dv = 128): S0 3.1 MB, rings of k and Delta 0.5 MB, window 0.2 MB, in and
@@ -16,6 +17,7 @@
  * and k are shared by the value heads of a key head: the last of their blocks to have read them writes them, found
  * through d_arrivals. */
 #include "kernels/cuda/gdn.cuh"
+#include "kernels/cuda/gdn_few.cuh"
 #include "kernels/cuda/gdn_row.cuh"
 #include "kernels/cuda/launch.cuh"
 
@@ -575,6 +577,10 @@ __global__ void __launch_bounds__(256, (SLOTS == SLOTS_MANY_BLOCKS || SLOTS == S
         return;
     }
     const struct gdn_sequence q = sequence_of<DRAFTS>(a, e);
+    if (WIDE && DRAFTS && few_rows(q) && gdn_has_row(&shape)) {
+        few_entry<typename row_blocks<S, SLOTS>::type>(a, q, r);
+        return;
+    }
     const struct head h = {r.v, r.key, r.group, shape.gdn_k_dim, shape.gdn_v_dim, threadIdx.x,
             (S *)q.d_s0 + (uint64_t)r.v * shape.gdn_k_dim * shape.gdn_v_dim};
     entry_rows<S, SLOTS, WIDE, DRAFTS>(a, q, h, lay_out_shared<S, SLOTS, DRAFTS>(shape));

@@ -65,35 +65,42 @@ template <class B> static __device__ __forceinline__ uint32_t dots_warp() {
 
 /* --- what is asked for --- */
 
-/* A channel of the convolution: taps and values, newest last. */
-struct channel {
+/* A channel of the convolution: taps, and values before the rows and of them, newest last in both. */
+template <uint32_t ROWS> struct channel {
     uint32_t at;
-    float tap[TAPS], x[TAPS];
+    float tap[TAPS], x[TAPS - 1 + ROWS];
 };
+template <uint32_t ROWS>
 static __device__ __forceinline__ void channel_taps(
-        struct channel &c, const struct gdn_args &a, uint32_t channels, uint32_t at) {
+        struct channel<ROWS> &c, const struct gdn_args &a, uint32_t channels, uint32_t at) {
     c.at = at;
 #pragma unroll
     for (uint32_t t = 0; t < TAPS; t++)
         c.tap[t] = a.w.conv[t * channels + at];
 }
-template <bool DRAFTS>
-static __device__ __forceinline__ void channel_values(struct channel &c, const struct gdn_sequence &q) {
-    c.x[TAPS - 1] = q.d_in[c.at];
+/* 0 of rows that the entry does not have. */
+template <bool DRAFTS, uint32_t ROWS>
+static __device__ __forceinline__ void channel_values(struct channel<ROWS> &c, const struct gdn_sequence &q) {
+#pragma unroll
+    for (uint32_t r = 0; r < ROWS; r++)
+        c.x[TAPS - 1 + r] = r == 0 || r < q.n_rows ? q.d_in[(uint64_t)r * q.width + c.at] : 0.0f;
     const float *d_x = q.d_window + c.at;
 #pragma unroll
     for (uint32_t t = 0; t + 1 < TAPS; t++, d_x += DRAFTS ? 0 : q.channels)
         c.x[t] = d_x[DRAFTS ? around(q.window, t, q.window_rows) * q.channels : 0];
 }
-static __device__ __forceinline__ float channel_mix(const struct channel &c) {
+template <uint32_t ROWS>
+static __device__ __forceinline__ float channel_mix(const struct channel<ROWS> &c, uint32_t row) {
     float sum = 0.0f;
 #pragma unroll
     for (uint32_t t = 0; t < TAPS; t++)
-        sum = fmaf(c.tap[t], c.x[t], sum);
+        sum = fmaf(c.tap[t], c.x[row + t], sum);
     return f32_silu(sum);
 }
+/* The window after an entry of one row. */
 template <bool DRAFTS>
-static __device__ __forceinline__ void channel_keep(const struct channel &c, const struct gdn_sequence &q) {
+static __device__ __forceinline__ void channel_keep(
+        const struct channel<1> &c, const struct gdn_sequence &q) {
     if (DRAFTS)
         q.d_window[around(q.window, TAPS - 1, q.window_rows) * q.channels + c.at] = c.x[TAPS - 1];
 #pragma unroll
@@ -286,12 +293,10 @@ static __device__ __noinline__ void row_fold_chunk(uint32_t k, uint32_t n_slot, 
         }
     }
 }
-/* k_s, q_s = S0^T k, S0^T q of this thread's column, k ascending. */
-template <class B>
-static __device__ __forceinline__ void row_state_times(
-        struct row_shared<B> &m, typename B::S *d_s0, bool fold, float *ret_k_s, float *ret_q_s) {
-    const float(*own)[DIM] = m.own[warp_of()];
-    float k_s = 0.0f, q_s = 0.0f;
+/* k_s[r], q_s[r] += S0^T k, S0^T q of this thread's column, k ascending. own: q and k of the rows. */
+template <class B, uint32_t ROWS>
+static __device__ __forceinline__ void row_state_times(struct row_shared<B> &m, const float (*own)[2][DIM],
+        typename B::S *d_s0, bool fold, float *k_s, float *q_s) {
 #pragma unroll 1
     for (uint32_t k = 0, slot = 0; k < DIM; k += B::ROWS, slot = slot + 1 == B::SLOTS ? 0 : slot + 1) {
         typename B::S(*s)[DIM] = m.state[slot];
@@ -301,12 +306,18 @@ static __device__ __forceinline__ void row_state_times(
             row_fold_chunk<B>(k, slot, d_s0);
 #pragma unroll
         for (uint32_t at = 0; at < B::ROWS; at += 4) {
-            const float4 x = *(const float4 *)&own[1][k + at], y = *(const float4 *)&own[0][k + at];
+            float s_e[4];
 #pragma unroll
-            for (uint32_t e = 0; e < 4; e++) {
-                const float s_e = widen(s[at + e][threadIdx.x]);
-                k_s = fmaf(s_e, e == 0 ? x.x : e == 1 ? x.y : e == 2 ? x.z : x.w, k_s);
-                q_s = fmaf(s_e, e == 0 ? y.x : e == 1 ? y.y : e == 2 ? y.z : y.w, q_s);
+            for (uint32_t e = 0; e < 4; e++)
+                s_e[e] = widen(s[at + e][threadIdx.x]);
+#pragma unroll
+            for (uint32_t r = 0; r < ROWS; r++) {
+                const float4 x = *(const float4 *)&own[r][1][k + at], y = *(const float4 *)&own[r][0][k + at];
+#pragma unroll
+                for (uint32_t e = 0; e < 4; e++) {
+                    k_s[r] = fmaf(s_e[e], e == 0 ? x.x : e == 1 ? x.y : e == 2 ? x.z : x.w, k_s[r]);
+                    q_s[r] = fmaf(s_e[e], e == 0 ? y.x : e == 1 ? y.y : e == 2 ? y.z : y.w, q_s[r]);
+                }
             }
         }
         if (B::SLOTS * B::ROWS < DIM) {
@@ -318,8 +329,6 @@ static __device__ __forceinline__ void row_state_times(
         }
         copy_commit();
     }
-    *ret_k_s = k_s;
-    *ret_q_s = q_s;
 }
 
 /* --- Delta, o, the gated norm --- */
@@ -347,9 +356,9 @@ static __device__ __forceinline__ float row_delta(const struct row_shared<B> &m,
 /* What a thread asks for before it waits for anything. */
 template <class B> struct row_asked {
     static constexpr uint32_t THREADS = B::WARPS * 32, QK = 2 * DIM / THREADS;
-    struct channel qk[QK], value; /* of q and k; v of its column */
-    float z, norm;                /* of a column */
-    float a, b, a_log, dt_bias;   /* of the head */
+    struct channel<1> qk[QK], value; /* of q and k; v of its column */
+    float z, norm;                   /* of a column */
+    float a, b, a_log, dt_bias;      /* of the head */
     struct dots dots;
 };
 /* Element of q (< DIM) or k of this thread's channel n. */
@@ -418,8 +427,8 @@ static __device__ __forceinline__ float row_mix(struct row_shared<B> &m, const s
     }
 #pragma unroll
     for (uint32_t n = 0; n < x.QK; n++)
-        m.mixed[element<B>(n) / DIM][threadIdx.x % DIM] = channel_mix(x.qk[n]);
-    const float v = has_column<B>() ? channel_mix(x.value) : 0.0f;
+        m.mixed[element<B>(n) / DIM][threadIdx.x % DIM] = channel_mix(x.qk[n], 0);
+    const float v = has_column<B>() ? channel_mix(x.value, 0) : 0.0f;
     __syncthreads();
     return v;
 }
@@ -463,7 +472,7 @@ static __device__ __forceinline__ void row_entry(
         before = arrive(a, q, h.key, h.group);
     normalise<B>(m);
     if (has_column<B>())
-        row_state_times<B>(m, d_s0, !DRAFTS && h.fold, &k_s, &q_s);
+        row_state_times<B, 1>(m, m.own + warp_of(), d_s0, !DRAFTS && h.fold, &k_s, &q_s);
     if (dots_warp<B>() < COLUMN_WARPS) {
         copy_wait<0>();
         __syncwarp();

@@ -311,6 +311,13 @@ static void test_drafts(void **state) {
     run_drafts(&heads[1], 15, 91, 20, 300);
     run_drafts(&wide, 2, 92, 8, 8);
 }
+/* A token and a few drafts a step, as an answer's rounds have them, across blocks' ends too. */
+static void test_few_drafts(void **state) {
+    static const struct shape_case heads[] = {{1, 1, 128, 128, 4}, {2, 6, 128, 128, 4}};
+    (void)state;
+    for (uint32_t drafts = 1; drafts <= 4; drafts++)
+        run_drafts(&heads[drafts % 2], drafts, 110 + drafts, 24, 1 + drafts);
+}
 /* One row a step, of a pool that could take more: the kernel that a token of an answer has to itself. */
 static void test_drafts_that_do_not_come(void **state) {
     static const struct shape_case heads[] = {{1, 1, 128, 128, 4}, {3, 9, 128, 128, 4}};
@@ -378,6 +385,7 @@ int main(void) {
             cmocka_unit_test(test_single_rows),
             cmocka_unit_test(test_few_rows),
             cmocka_unit_test(test_drafts),
+            cmocka_unit_test(test_few_drafts),
             cmocka_unit_test(test_drafts_that_do_not_come),
             cmocka_unit_test(test_f16_states),
             cmocka_unit_test(test_a_graph_runs_every_step),
