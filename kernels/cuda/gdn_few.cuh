@@ -46,7 +46,8 @@ template <class B> struct few_asked {
     float a, b, a_log, dt_bias;             /* of the row whose gates it makes */
     float decay;                            /* G of row threadIdx.x of the GDN block */
 };
-/* Row whose gates this thread makes, if there is such a row: the last threads, of those without a column if there are. */
+/* Row whose gates this thread makes, if there is such a row: by the last threads, which have no column where some have
+ * none. */
 template <class B> static __device__ __forceinline__ uint32_t gates_row() {
     return B::WARPS * 32 - 1 - threadIdx.x;
 }
@@ -141,8 +142,8 @@ static __device__ __forceinline__ void few_normalise(
 
 /* --- dot products --- */
 
-/* Of acc[4 is k or q][row]: the sums over half a warp in the order of chains_sum(), of q in lanes with bit 3, of row 2 and
- * 3 in those with bit 2, of 1 and 3 in those with bit 1. */
+/* Of acc[k or q][row]: the sums over half a warp in the order of chains_sum(), of q in lanes with bit 3, of rows 2
+ * and 3 in those with bit 2, of 1 and 3 in those with bit 1. */
 static __device__ __forceinline__ float few_sum(const float *acc) {
     const bool of_q = threadIdx.x & 8, upper = threadIdx.x & 4, odd = threadIdx.x & 2;
     float by_row[FEW_ROWS], by_two[2];
