@@ -342,6 +342,8 @@ struct k_pool_cost {
     uint64_t slot_bytes, page_bytes, fixed_bytes;
     uint64_t slot_unit_bytes,
             page_unit_bytes; /* of the host; in fixed_bytes as well where that is the same */
+    /* Of the device, where the host's is another: what a pool that has slot units takes beside all that. */
+    uint64_t unit_stages_bytes;
 };
 void k_pool_cost(const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret);
 /* -ENOTSUP where drafts_max is more than k_drafts_max(). */

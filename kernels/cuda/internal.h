@@ -88,10 +88,12 @@ struct k_batch {
     struct k_bounds bounds; /* of what is queued next */
 };
 
+struct units;
 struct k_pool {
     struct pool_view view; /* first: what a test may look at */
     struct k_context *context;
     struct k_pool_options options;
+    struct units *units; /* of slots; NULL = there are none */
 };
 
 struct k_table {

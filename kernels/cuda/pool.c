@@ -1,7 +1,7 @@
 /* pool.c - what belongs to sequences: KV pages, GDN states, slots; host units for what is swapped out or kept.
  *
  * Created by tp/ once; every block is allocated then. Slot and page numbers were checked by tp/. */
-#include "kernels/cuda/internal.h"
+#include "kernels/cuda/units.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -9,6 +9,7 @@
 void k_pool_cost(const struct k_shape *shape, const struct k_pool_options *options, struct k_pool_cost *ret) {
     pool_cost_of(shape, options, sizeof(struct slot) + shape->gdn_k_heads * sizeof(uint32_t),
             /* units_count= */ false, ret);
+    ret->unit_stages_bytes = UNIT_STAGES * ret->slot_unit_bytes;
 }
 
 /* Room for n x size bytes on the device, or pinned on the host; sets *bad on overflow or when there is no memory. */
@@ -39,7 +40,6 @@ static bool take_all(struct k_pool *p) {
     v->d_suppress = take(p->context, slots * SUPPRESS_MAX, sizeof *v->d_suppress, true, &bad);
     v->d_inv_freq = take(p->context, h->rotary_dim / 2 + 1, sizeof *v->d_inv_freq, true, &bad);
     v->d_arrivals = take(p->context, slots * h->gdn_k_heads, sizeof *v->d_arrivals, true, &bad);
-    v->slot_units = take(p->context, o->slot_units, v->layout.slot_unit_bytes, false, &bad);
     v->page_units = take(p->context, o->page_units, v->layout.page_unit_bytes, false, &bad);
     return !bad;
 }
@@ -70,11 +70,13 @@ int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct
             .state_dtype = options->state_dtype};
     if (!take_all(p))
         r = error_set(e, -ENOMEM,
-                "device %d: no memory for %u slots and %u pages, or on the host for %u and %u units; lower the "
+                "device %d: no memory for %u slots and %u pages, or on the host for %u units of pages; lower the "
                 "number of sequences or the context",
-                c->device, options->slots, options->pages, options->slot_units, options->page_units);
+                c->device, options->slots, options->pages, options->page_units);
     else
         r = upload_frequencies(p, e);
+    if (r == 0 && options->slot_units > 0)
+        r = units_create(c, options->slot_units, p->view.layout.slot_unit_bytes, &p->units, e);
     if (r < 0)
         p = k_pool_free(p);
     else
@@ -83,7 +85,7 @@ int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct
 }
 
 void *k_pool_slot_unit(const struct k_pool *p, uint32_t unit) {
-    return p->view.slot_units + unit * p->view.layout.slot_unit_bytes;
+    return units_host(p->units, unit);
 }
 
 void *k_pool_page_unit(const struct k_pool *p, uint32_t unit) {
@@ -98,7 +100,7 @@ struct k_pool *k_pool_free(struct k_pool *p) {
             v->d_bias_ids, v->d_bias, v->d_suppress, v->d_inv_freq, v->d_arrivals};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         k_free(p->context, blocks[i]);
-    k_host_free(p->context, v->slot_units);
+    units_free(p->units);
     k_host_free(p->context, v->page_units);
     free(p);
     return NULL;

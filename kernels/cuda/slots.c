@@ -2,11 +2,11 @@
  * slot's GDN state.
  *
  * Called by tp/ between steps, in the stream's order; slots, pages and units were checked there. What the host gives is
- * copied into kernel arguments, so that nothing of it must stay alive. A slot unit's hidden row and states go by the
- * copy engine, the rest by kernels (slots.cu). */
+ * copied into kernel arguments, so that nothing of it must stay alive. What a slot unit holds is written and read in
+ * the stream's order in a stage on the device, and goes over the bus beside it (units.h). */
 #include "kernels/cuda/slots.h"
 
-#include "kernels/cuda/internal.h"
+#include "kernels/cuda/units.h"
 #include "kernels/shared/bounds.h"
 #include "kernels/shared/elementary.h"
 #include "kernels/shared/numbers.h"
@@ -92,19 +92,27 @@ static void copy_slot(struct k_stream *s, const struct pool_view *v, uint32_t fr
     copy(s, slot_counts(v, to), slot_counts(v, from), v->shape.vocab_size * sizeof(uint16_t));
 }
 
-static void snapshot_slot(struct k_stream *s, const struct pool_view *v, uint32_t slot, uint32_t unit) {
-    const struct pool_layout *l = &v->layout;
-    const struct unit_args a = {*v, slot, v->slot_units + unit * l->slot_unit_bytes};
+static void snapshot_slot(struct k_stream *s, const struct k_pool *p, uint32_t slot, uint32_t unit) {
+    const struct pool_layout *l = &p->view.layout;
+    const struct unit_args a = {p->view, slot, units_write(p->units, s, unit)};
+    if (!a.d_unit)
+        return;
     CUDA_QUEUED(s, queue_snapshot(s->stream, &a));
-    k_download(s, a.unit + l->unit_hidden_at, slot_hidden(v, slot), v->shape.hidden_size * sizeof(float));
-    k_download(s, a.unit + l->unit_gdn_at, slot_gdn(v, slot), l->gdn_slot_floats * sizeof(float));
+    copy(s, a.d_unit + l->unit_hidden_at, slot_hidden(&p->view, slot),
+            p->view.shape.hidden_size * sizeof(float));
+    copy(s, a.d_unit + l->unit_gdn_at, slot_gdn(&p->view, slot), l->gdn_slot_floats * sizeof(float));
+    units_end(p->units, s);
 }
-static void restore_slot(struct k_stream *s, const struct pool_view *v, uint32_t unit, uint32_t slot) {
-    const struct pool_layout *l = &v->layout;
-    const struct unit_args a = {*v, slot, v->slot_units + unit * l->slot_unit_bytes};
+static void restore_slot(struct k_stream *s, const struct k_pool *p, uint32_t unit, uint32_t slot) {
+    const struct pool_layout *l = &p->view.layout;
+    const struct unit_args a = {p->view, slot, units_read(p->units, s, unit)};
+    if (!a.d_unit)
+        return;
     CUDA_QUEUED(s, queue_restore(s->stream, &a));
-    k_upload(s, slot_hidden(v, slot), a.unit + l->unit_hidden_at, v->shape.hidden_size * sizeof(float));
-    k_upload(s, slot_gdn(v, slot), a.unit + l->unit_gdn_at, l->gdn_slot_floats * sizeof(float));
+    copy(s, slot_hidden(&p->view, slot), a.d_unit + l->unit_hidden_at,
+            p->view.shape.hidden_size * sizeof(float));
+    copy(s, slot_gdn(&p->view, slot), a.d_unit + l->unit_gdn_at, l->gdn_slot_floats * sizeof(float));
+    units_end(p->units, s);
 }
 
 static void move_page(struct k_stream *s, const struct pool_view *v, const struct k_memory_op *op) {
@@ -139,10 +147,10 @@ void k_memory(struct k_stream *s, struct k_pool *p, const struct k_memory_op *op
             copy_slot(s, &p->view, op->a, op->b);
             break;
         case K_MEM_SNAPSHOT_SLOT:
-            snapshot_slot(s, &p->view, op->a, op->b);
+            snapshot_slot(s, p, op->a, op->b);
             break;
         case K_MEM_RESTORE_SLOT:
-            restore_slot(s, &p->view, op->a, op->b);
+            restore_slot(s, p, op->a, op->b);
             break;
         case K_MEM_COPY_PAGE:
         case K_MEM_PAGE_OUT:

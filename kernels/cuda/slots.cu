@@ -1,7 +1,7 @@
 /* slots.cu - kernels between steps: what a snapshot says of a slot, pages and page units.
  *
- * Host units are pinned memory that a kernel reads and writes over the bus, 16 bytes a thread where there is much, so
- * that an operation is one node and not a copy for every layer.
+ * Page units are pinned memory that a kernel reads and writes over the bus, 16 bytes a thread, so that an operation is
+ * one node and not a copy for every layer.
  *
  *   snapshot  a thread 32 ids: reads 64 bytes of counts, writes one word of the unit
  *   restore   the same, the other way around
@@ -31,9 +31,9 @@ __global__ void snapshot_kernel(const struct unit_args a, uint32_t n_words) {
         const bool pending = d_slot->pending && id == d_slot->last_id;
         bits |= (uint32_t)count_seen(d_counts[id], pending) << i;
     }
-    ((uint32_t *)(a.unit + a.p.layout.unit_seen_at))[word] = bits;
+    ((uint32_t *)(a.d_unit + a.p.layout.unit_seen_at))[word] = bits;
     if (word == 0)
-        *(struct pool_unit_header *)a.unit = {d_slot->length, d_slot->folded, {}};
+        *(struct pool_unit_header *)a.d_unit = {d_slot->length, d_slot->folded, {}};
 }
 cudaError_t queue_snapshot(cudaStream_t s, const struct unit_args *a) {
     const uint32_t n = seen_words(&a->p);
@@ -46,12 +46,12 @@ __global__ void restore_kernel(const struct unit_args a, uint32_t n_words) {
     uint16_t *d_counts = a.p.d_counts + (uint64_t)a.slot * v;
     if (word >= n_words)
         return;
-    const uint32_t bits = ((const uint32_t *)(a.unit + a.p.layout.unit_seen_at))[word];
+    const uint32_t bits = ((const uint32_t *)(a.d_unit + a.p.layout.unit_seen_at))[word];
     for (uint32_t i = 0; bits && i < 32 && word * 32 + i < v; i++)
         if (bits >> i & 1)
             d_counts[word * 32 + i] = count_once_more(d_counts[word * 32 + i], /* generated= */ false);
     if (word == 0) {
-        const struct pool_unit_header *header = (const struct pool_unit_header *)a.unit;
+        const struct pool_unit_header *header = (const struct pool_unit_header *)a.d_unit;
         a.p.d_slots[a.slot].length = header->length;
         a.p.d_slots[a.slot].folded = header->folded;
         a.p.d_slots[a.slot].pending = a.p.d_slots[a.slot].n_drafts = 0;

@@ -10,11 +10,11 @@
 extern "C" {
 #endif
 
-/* Header and ids seen of a slot unit, from the slot and back; the unit is pinned memory of the host. */
+/* Header and ids seen of a slot unit, from the slot and back; the unit lies in a stage on the device (units.h). */
 struct unit_args {
     struct pool_view p;
     uint32_t slot;
-    uint8_t *unit;
+    uint8_t *d_unit;
 };
 cudaError_t queue_snapshot(cudaStream_t s, const struct unit_args *a);
 cudaError_t queue_restore(cudaStream_t s, const struct unit_args *a);

@@ -53,6 +53,5 @@ struct pool_view {
     float *d_inv_freq;    /* [rotary_dim / 2] */
     /* [slot][Hk] value heads of a key head that have read what they share; 0 between kernels */
     uint32_t *d_arrivals;
-    /* Host units, in pinned memory of the host that kernels reach too: see pool_layout.h. */
-    uint8_t *slot_units, *page_units;
+    uint8_t *page_units; /* in pinned memory of the host that kernels reach too: see pool_layout.h */
 };

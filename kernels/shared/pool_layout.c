@@ -50,6 +50,7 @@ void pool_cost_of(const struct k_shape *h, const struct k_pool_options *o, uint6
     ret->fixed_bytes = ret->slot_bytes + ret->page_bytes + h->rotary_dim / 2 * sizeof(float);
     ret->slot_unit_bytes = l.slot_unit_bytes;
     ret->page_unit_bytes = l.page_unit_bytes;
+    ret->unit_stages_bytes = 0;
     if (units_count)
         ret->fixed_bytes += o->slot_units * l.slot_unit_bytes + o->page_units * l.page_unit_bytes;
 }

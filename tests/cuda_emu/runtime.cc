@@ -32,6 +32,7 @@ struct emu_stream {
     std::deque<work> queue;
     uint64_t queued, ran; /* works since it was made */
     emu_graph *capture;
+    bool eager;
 };
 struct emu_event {
     emu_stream *stream; /* where it was recorded last; NULL = nowhere */
@@ -58,13 +59,14 @@ static struct {
     std::recursive_mutex lock;
     std::map<uint8_t *, allocation> memory; /* by the pointer that was given out */
     std::map<uint8_t *, size_t> host;
-    std::set<void *> registered;              /* memory of the host that is pinned where it lies */
+    std::map<void *, size_t> registered;      /* memory of the host that is pinned where it lies */
     std::map<const void *, int> shared_limit; /* of kernels */
     uint8_t *arena;
     size_t arena_used, device_used;
     bool open;
     uint32_t running; /* works of all threads of the host */
     uint64_t works;
+    uint32_t eager;   /* a bit for each of the streams to come */
     uint64_t hang_at; /* so many works; 0: no file of CUDA_EMU_HANG was there when somebody looked */
     cudaError_t fault;
     std::string fault_text;
@@ -77,6 +79,11 @@ typedef std::lock_guard<std::recursive_mutex> guard;
 extern "C" uint64_t emu_works(void) {
     guard g(emu.lock);
     return emu.works;
+}
+
+extern "C" void emu_eager(uint32_t streams) {
+    guard g(emu.lock);
+    emu.eager = streams;
 }
 
 /* --- errors --- */
@@ -345,9 +352,17 @@ extern "C" cudaError_t cudaFreeHost(void *p) {
 
 extern "C" cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned) {
     guard g(emu.lock);
+    size_t all = bytes;
     if (!p || bytes == 0)
         return fails(cudaErrorInvalidValue);
-    return emu.registered.insert(p).second ? cudaSuccess : fails(cudaErrorHostMemoryAlreadyRegistered);
+    for (const auto &r : emu.registered)
+        all += r.second;
+    for (const auto &h : emu.host)
+        all += h.second;
+    if (all > emu_setting("CUDA_EMU_PINNED", UINT64_MAX))
+        return fails(cudaErrorMemoryAllocation);
+    return emu.registered.insert({p, bytes}).second ? cudaSuccess
+                                                    : fails(cudaErrorHostMemoryAlreadyRegistered);
 }
 extern "C" cudaError_t cudaHostUnregister(void *p) {
     guard g(emu.lock);
@@ -416,11 +431,14 @@ static cudaError_t queue(emu_stream *s, work w) {
     }
     s->queue.push_back(std::move(w));
     s->queued++;
-    return cudaSuccess;
+    return s->eager ? run_until(s, s->queued) : cudaSuccess;
 }
 
 extern "C" cudaError_t cudaStreamCreateWithFlags(cudaStream_t *ret, unsigned) {
+    guard g(emu.lock);
     *ret = new emu_stream();
+    (*ret)->eager = emu.eager & 1;
+    emu.eager >>= 1;
     return emu.fault;
 }
 extern "C" cudaError_t cudaStreamDestroy(cudaStream_t s) {

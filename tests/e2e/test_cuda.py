@@ -297,12 +297,12 @@ def test_ranks_of_one_process_and_of_one_gpu(installed, machine_with_gpu, little
 @pytest.mark.slow
 def test_prefixes_on_an_emulated_gpu(little, installed, machine_with_gpu):
     """A prompt, its next turn, and another that leaves it half way: the same bits as without a prefix cache. Less can
-    be pinned than the cache would take, which costs some of its states and nothing else."""
+    be pinned than the cache takes, which costs pages and time, and nothing else."""
     found, few = [], settings({"PINNED": 20 << 20})
     for flags in (["--prefix-cache-memory", "64MiB"], ["--prefix-cache", "off"]):
         with Server(little, *FLAGS, "--libexec-dir", installed["with"], "--step-timeout", "60s", *flags,
                     env={**machine_with_gpu, **few}) as server, server.client() as client:
-            assert ("at most could be had" in server.log_text()) == ("off" not in flags), server.log_text()
+            assert ("to move states of prefixes" in server.log_text()) == ("off" not in flags), server.log_text()
             prompt, said, cached = [(7 * i) % 500 for i in range(83)], [], []
             for suffix in ([], [5, 6, 7], [9]):
                 request = make_request(ids=prompt + suffix, max_tokens=3)

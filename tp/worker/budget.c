@@ -64,17 +64,19 @@ static int refuse_pool(
 static void describe(const struct budget_request *q, uint64_t left, struct budget *b) {
     uint64_t slots = b->slot_bytes * (b->pool.slots + 1ull), pages = b->page_bytes * (b->pool.pages + 1ull);
     uint64_t used = q->weight_bytes + q->scratch_bytes + q->reserve_bytes + b->pool_bytes;
-    char table[64] = "", graphs[64] = "";
+    char table[64] = "", graphs[64] = "", stages[64] = "";
+    if (q->unit_stages_bytes)
+        snprintf(stages, sizeof(stages), " (to move states of prefixes %s)", SIZE_TEXT(q->unit_stages_bytes));
     if (q->embedding_bytes)
         snprintf(table, sizeof(table), " (embedding %s%s)", SIZE_TEXT(q->embedding_bytes),
                 q->kept ? ", kept for a restart" : "");
     if (q->reserve_bytes)
         snprintf(graphs, sizeof(graphs), ", for graphs %s", SIZE_TEXT(q->reserve_bytes));
     int n = snprintf(b->text, sizeof(b->text),
-            "%s usable: weights %s%s, KV %u pages %s, state %u slots%s %s, scratch of %u rows %s%s; %s left",
+            "%s usable: weights %s%s, KV %u pages %s, state %u slots%s %s, scratch of %u rows %s%s%s; %s left",
             SIZE_TEXT(q->memory_bytes), SIZE_TEXT(q->weight_bytes), table, b->pool.pages, SIZE_TEXT(pages),
             b->pool.slots, q->state_dtype == K_F16 ? " of fp16" : "", SIZE_TEXT(slots), q->rows,
-            SIZE_TEXT(q->scratch_bytes), graphs,
+            SIZE_TEXT(q->scratch_bytes), stages, graphs,
             SIZE_TEXT(q->memory_bytes > used ? q->memory_bytes - used : 0));
     if (b->pool.slots < q->max_num_seqs && n > 0 && (size_t)n < sizeof(b->text))
         n += snprintf(b->text + n, sizeof(b->text) - (size_t)n, "; max-num-seqs %u clamped to %u",

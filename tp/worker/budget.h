@@ -8,18 +8,19 @@
 #include "kernels/kernels.h"
 
 struct budget_request {
-    uint64_t memory_bytes;    /* what this rank may use in all */
-    uint64_t weight_bytes;    /* packed weights */
-    uint64_t embedding_bytes; /* of these, the embedding table's copy */
-    bool kept;                /* they outlive the rank */
-    uint64_t scratch_bytes;   /* workspace, activations, communicator */
-    uint32_t rows;            /* of a step, which it is for */
-    uint64_t reserve_bytes;   /* a device's: graphs, and what its driver takes */
-    uint64_t pool_bytes;      /* --kv-cache-memory as bytes; 0 = use pool_fraction */
-    bool fraction_asked;      /* pool_fraction is --kv-cache-memory, not a default */
-    double pool_fraction;     /* of what weights and scratch leave; (0, 1] */
-    uint32_t max_num_seqs;    /* wanted slots, 1..SEQS_MAX */
-    uint32_t max_model_len;   /* wanted tokens of one sequence, already within the model's own limit */
+    uint64_t memory_bytes;      /* what this rank may use in all */
+    uint64_t weight_bytes;      /* packed weights */
+    uint64_t embedding_bytes;   /* of these, the embedding table's copy */
+    bool kept;                  /* they outlive the rank */
+    uint64_t scratch_bytes;     /* workspace, activations, communicator */
+    uint64_t unit_stages_bytes; /* of it, what states of prefixes are moved through */
+    uint32_t rows;              /* of a step, which it is for */
+    uint64_t reserve_bytes;     /* a device's: graphs, and what its driver takes */
+    uint64_t pool_bytes;        /* --kv-cache-memory as bytes; 0 = use pool_fraction */
+    bool fraction_asked;        /* pool_fraction is --kv-cache-memory, not a default */
+    double pool_fraction;       /* of what weights and scratch leave; (0, 1] */
+    uint32_t max_num_seqs;      /* wanted slots, 1..SEQS_MAX */
+    uint32_t max_model_len;     /* wanted tokens of one sequence, already within the model's own limit */
     uint32_t pages;           /* exactly so many, with all slots, as far as they fit; 0 = as memory allows */
     uint32_t extra_positions; /* KV positions of a sequence beyond its tokens: 1 with the MTP layer */
     uint32_t slot_units, page_units;

@@ -10,7 +10,7 @@
 
 #define PART_DEFAULT 8u /* of what is left: who reads files on this machine wants the rest */
 #define MOST_DEFAULT (4ull << 30)
-#define MOST_PINNED  (2ull << 30) /* for a device it is pinned, which is a part of every start */
+#define MOST_PINNED  (2ull << 30) /* for a device it is pinned, and pages at every start */
 #define PER_SEQUENCE 4u           /* by default; more serve only those who come back much later */
 #define KEPT_FREE    4u           /* a part of the room that is left to others, whatever is asked for */
 #define UNITS_MAX    4096u        /* more are not looked through every time that one is to be given up */

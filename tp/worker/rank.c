@@ -245,6 +245,20 @@ static void request_device(const struct rank *r, struct budget_request *q) {
         q->pool_fraction = RANK_DEVICE_POOL_FRACTION_DEFAULT;
 }
 
+/* What a device's pool takes to move states of sequences through, if it has units for them. */
+static uint64_t unit_stages_bytes(const struct rank *r) {
+    const struct rank_options *o = &r->options;
+    const struct k_pool_options pool = {.slots = 1,
+            .pages = 1,
+            .pages_per_slot = 1,
+            .kv_dtype = K_BF16,
+            .state_dtype = o->state_dtype,
+            .drafts_max = r->drafts_max};
+    struct k_pool_cost cost;
+    k_pool_cost(&r->shard.shape, &pool, &cost);
+    return o->prefix_cache || o->slot_units > 0 ? cost.unit_stages_bytes : 0;
+}
+
 static int request_budget(struct rank *r, const struct weights_options *wo, uint64_t memory_bytes,
         struct budget_request *ret, struct error *e) {
     const struct rank_options *o = &r->options;
@@ -274,6 +288,8 @@ static int request_budget(struct rank *r, const struct weights_options *wo, uint
     for (int i = 0; i < RANK_BUFFERS; i++)
         q.scratch_bytes += b[i].bytes;
     q.scratch_bytes += k_comm_region_bytes(s, r->rows_max) / o->tp;
+    q.unit_stages_bytes = unit_stages_bytes(r);
+    q.scratch_bytes += q.unit_stages_bytes;
     if (o->max_model_len && o->max_model_len < q.max_model_len)
         q.max_model_len = o->max_model_len;
     if (q.max_model_len > CONTEXT_MAX)
@@ -292,7 +308,7 @@ static bool too_many_rows(const struct rank *r, const struct budget_request *q) 
     const struct rank_options *o = &r->options;
     const uint64_t taken = q->weight_bytes + q->reserve_bytes,
                    left = q->memory_bytes > taken ? q->memory_bytes - taken : 0;
-    return !o->max_num_batched_tokens && q->scratch_bytes > left / RANK_SCRATCH_PART &&
+    return !o->max_num_batched_tokens && q->scratch_bytes - q->unit_stages_bytes > left / RANK_SCRATCH_PART &&
            r->rows_max / 2 >= RANK_ROWS_LEAST && r->rows_max / 2 >= slots_of(o);
 }
 

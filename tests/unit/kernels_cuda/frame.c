@@ -45,6 +45,9 @@ struct half { /* one library's */
     float *norm;
 };
 static struct half cpu, cuda;
+/* Over the emulation: what the stream does (a bit for it), what leaves (1) and what comes (2) beside it runs as early
+ * as it can, not as late. */
+static uint32_t eager_stream, eager_units;
 
 static void half_open(struct half *h, struct library k) {
     const struct k_context_options o = {.threads = 1};
@@ -52,8 +55,14 @@ static void half_open(struct half *h, struct library k) {
     float *table = random_floats(9, v * n, 1), *norm = random_floats(10, n, 1);
     *h = (struct half){.k = k};
     OK(k.k_context_create(&o, &h->c, e));
+    if (k.emu_eager)
+        k.emu_eager(eager_stream);
     OK(k.k_stream_create(h->c, &h->s, e));
+    if (k.emu_eager)
+        k.emu_eager(eager_units);
     OK(k.k_pool_create(h->c, &shape, &options, &h->p, e));
+    if (k.emu_eager)
+        k.emu_eager(0);
     OK(k.k_batch_create(h->c, ENTRIES, ROWS, &h->b, e));
     OK(k.k_batch_create(h->c, ENTRIES, ENTRIES, &h->drafts, e));
     OK(k.k_table_load(h->c, table, K_F32, shape.vocab_size, shape.hidden_size, true, &h->table, e));
@@ -132,7 +141,6 @@ static void assert_same_pools(void) {
     assert_same(v->d_bias, cpu.p->bias, slots * LOGIT_BIAS_MAX * 4, "biases");
     assert_same(v->d_suppress, cpu.p->suppress, slots * SUPPRESS_MAX * 4, "suppressed ids");
     assert_same(v->d_inv_freq, cpu.p->inv_freq, shape.rotary_dim / 2 * 4, "frequencies");
-    assert_memory_equal(v->slot_units, cpu.p->slot_units, UNITS * l->slot_unit_bytes);
     assert_memory_equal(v->page_units, cpu.p->page_units, UNITS * l->page_unit_bytes);
 }
 static void assert_same_batch(const struct k_batch *d_b, const struct k_batch *b, uint32_t rows) {
@@ -232,6 +240,20 @@ static void memory(struct rng *r) {
     }
     BOTH(k_memory, ops, n);
     memset(ops, 0xff, sizeof ops);
+}
+
+/* What is in the host's units, also after the host has written there, shows in slots. */
+static void look_at_units(void) {
+    const size_t n = pool_of_cuda()->layout.slot_unit_bytes;
+    OK(cuda.k.k_stream_wait(cuda.s, 0, e));
+    for (uint32_t unit = 0; unit < UNITS; unit++)
+        assert_memory_equal(cuda.k.k_pool_slot_unit(cuda.p, unit), cpu.k.k_pool_slot_unit(cpu.p, unit), n);
+    memcpy(cuda.k.k_pool_slot_unit(cuda.p, 0), cuda.k.k_pool_slot_unit(cuda.p, 1), n);
+    memcpy(cpu.k.k_pool_slot_unit(cpu.p, 0), cpu.k.k_pool_slot_unit(cpu.p, 1), n);
+    for (uint32_t unit = 0; unit < UNITS; unit++) {
+        const struct k_memory_op op = {K_MEM_RESTORE_SLOT, unit, unit};
+        BOTH(k_memory, &op, 1);
+    }
 }
 
 struct step {
@@ -361,10 +383,40 @@ static void random_lives(void) {
             memory(&r);
             assert_same_pools();
         }
+        look_at_units();
+        assert_same_pools();
         assert_same_reading();
         half_close(&cpu);
         half_close(&cuda);
     }
+}
+
+/* States leave and come while nobody waits: as early as events let them, or as late. */
+static void test_units_beside_the_stream(void **state) {
+    (void)state;
+    for (uint64_t seed = 0; seed < 8; seed++) {
+        struct rng r = {seed};
+        eager_units = seed % 4;
+        eager_stream = seed / 4;
+        half_open(&cpu, linked_library());
+        half_open(&cuda, opened_library());
+        for (uint32_t round = 0; round < 8; round++) {
+            fill_pools(seed * 8 + round); /* operations only spread what is there */
+            for (uint32_t i = 0; i < 24; i++) {
+                const uint32_t slot = rng_u32(&r) % (SLOTS + 1), unit = rng_u32(&r) % UNITS;
+                const struct k_memory_op ops[] = {{K_MEM_SNAPSHOT_SLOT, slot, unit},
+                        {K_MEM_RESTORE_SLOT, unit, slot}, {K_MEM_COPY_SLOT, slot, (slot + 1) % SLOTS},
+                        {K_MEM_ZERO_SLOT, slot, 0}};
+                const struct k_memory_op op = ops[rng_u32(&r) % 3 ? rng_u32(&r) % 2 : rng_u32(&r) % 4];
+                BOTH(k_memory, &op, 1);
+            }
+            look_at_units();
+            assert_same_pools();
+        }
+        half_close(&cpu);
+        half_close(&cuda);
+    }
+    eager_units = eager_stream = 0;
 }
 
 static void test_random_lives(void **state) {
@@ -422,6 +474,7 @@ static void test_faults_say_the_same(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+            cmocka_unit_test(test_units_beside_the_stream),
             cmocka_unit_test(test_random_lives),
             cmocka_unit_test(test_random_lives_with_drafts),
             cmocka_unit_test(test_faults_say_the_same),

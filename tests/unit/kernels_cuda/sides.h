@@ -22,7 +22,8 @@
     X(k_norm_project) X(k_norm_gate_up) \
     X(k_project_partial) X(k_project) X(k_workspace_bytes) X(k_stream_set_workspace) \
     X(k_vector_load) X(k_taps_load) X(k_keep_begin) X(k_keep_adopt) X(k_keep_end) \
-    X(k_pool_create) X(k_pool_free) X(k_slot_open) X(k_slot_close) X(k_slot_grant) X(k_memory) X(k_begin_step) \
+    X(k_pool_create) X(k_pool_free) X(k_pool_slot_unit) X(k_slot_open) X(k_slot_close) X(k_slot_grant) \
+    X(k_memory) X(k_begin_step) \
     X(k_end_step) X(k_table_load) X(k_table_free) X(k_embed) X(k_final_norm) X(k_mtp_input) X(k_pool_read_gdn) \
     X(k_comm_region_bytes) X(k_comm_create) X(k_comm_meet) X(k_comm_describe) X(k_comm_free) \
     X(k_draft_begin) X(k_draft_take) X(k_head_sample) X(k_reduce_residual) X(k_gdn_step) X(k_attention_step)
@@ -30,7 +31,8 @@
 #define POINTER(f) __typeof__(&f) f;
 struct library {
     KERNELS(POINTER)
-    void (*emu_seed)(uint64_t seed); /* NULL: not the emulation */
+    void (*emu_seed)(uint64_t seed);     /* NULL: not the emulation */
+    void (*emu_eager)(uint32_t streams); /* the same */
 };
 
 #define SIDE_ROWS    1040u
@@ -62,6 +64,7 @@ static inline struct library opened_library(void) {
         fail_msg("%s", dlerror());
     KERNELS(OPENED)
     *(void **)&l.emu_seed = dlsym(so, "emu_seed");
+    *(void **)&l.emu_eager = dlsym(so, "emu_eager");
     return l;
 }
 

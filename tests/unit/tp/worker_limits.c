@@ -181,9 +181,12 @@ static void budget_that_fits(void **state) {
     assert_int_equal(b.pool.pages, 256); /* what four full sequences take, no more */
     assert_int_equal(b.max_model_len, 4096);
     assert_null(strstr(b.text, "clamped"));
+    assert_null(strstr(b.text, "states of prefixes"));
+    q.unit_stages_bytes = q.scratch_bytes / 2;
     q.extra_positions = 1;
     must(budget_make(&shape, &q, &b, &e), &e);
     assert_int_equal(b.pool.pages_per_slot, 65);
+    assert_non_null(strstr(b.text, "100 MB (to move states of prefixes 50.0 MB)"));
 }
 
 /* Slot 0 and page 0 are counted, once: beside them a pool has a few words. */
