@@ -350,7 +350,8 @@ void k_pool_cost(const struct k_shape *shape, const struct k_pool_options *optio
 int k_pool_create(struct k_context *c, const struct k_shape *shape, const struct k_pool_options *options,
         struct k_pool **ret, struct error *e);
 struct k_pool *k_pool_free(struct k_pool *p);
-/* The bytes of a host unit, which threads of the host may read and write while no operation that names it is queued. */
+/* The bytes of a host unit, which threads of the host may read and write while no operation that names it is queued.
+ * Of a slot's NULL where the device has failed and they are not what they should be. */
 void *k_pool_slot_unit(const struct k_pool *p, uint32_t unit);
 void *k_pool_page_unit(const struct k_pool *p, uint32_t unit);
 /* Whether bytes from elsewhere may be the state after `length` rows: a slot that is restored from others may lead

@@ -11,6 +11,7 @@
 #define DISK_NONE    UINT32_MAX
 #define LOOK_AT_ONCE 64u
 #define LEAST_GAIN   PAGE_TOKENS /* rows that reading has to save */
+#define LOAD_MOST_NS 5000000000u /* for which a sequence waits; a disk may take longer, or hang */
 
 static uint32_t least(uint32_t a, uint32_t b) {
     return a < b ? a : b;
@@ -320,6 +321,12 @@ static uint32_t walk(
     }
 }
 
+/* Each page that is read needs a unit, and keeps it until the state is there; some are those that are being written. */
+static uint32_t pages_at_once(const struct engine *g) {
+    uint32_t n = g->prefix.n_page_units;
+    return n > 2 * DISK_SAVED_AT_ONCE ? n - DISK_SAVED_AT_ONCE : n / 2;
+}
+
 bool disk_is_coming(
         struct engine *g, const struct sequence *s, const uint32_t *salt, const struct prefix_hit *hit) {
     struct disk *d = &g->disk;
@@ -327,18 +334,21 @@ bool disk_is_coming(
     if (!d->on || s->suspect)
         return false;
     if (l->active)
-        return l->sequence == s->number;
+        return l->sequence == s->number && g->turn_ns - l->began_ns < LOAD_MOST_NS;
     if (d->looked_for == s->number)
         return false;
     struct found f = {.state = DISK_NONE, .length = hit->length + LEAST_GAIN - 1};
     d->looked_for = s->number; /* once: what fails is computed */
     uint32_t most = least(s->n_prompt, s->n_tokens - 1);
+    most = least(most, pages_at_once(g) * PAGE_TOKENS);
     walk(g, s, salt, most, &f);
     if (f.state == DISK_NONE)
         return false;
     memcpy(l->ids, s->tokens, f.length * sizeof(l->ids[0]));
     l->active = true;
     l->failed = false;
+    l->stuck = false;
+    l->began_ns = g->turn_ns;
     l->sequence = s->number;
     l->state = f.state;
     l->length = f.length;
@@ -418,24 +428,39 @@ static void end_load(struct engine *g, struct disk_load *l) {
 
 static void go_on_reading(struct engine *g) {
     struct disk_load *l = &g->disk.load;
-    uint32_t n_nodes = 1 + l->n_pages + (l->length > l->n_pages * PAGE_TOKENS);
+    uint32_t n_before = l->n_nodes, n_nodes = 1 + l->n_pages + (l->length > l->n_pages * PAGE_TOKENS);
     bool more = l->active;
     while (more && !l->failed && l->n_nodes < n_nodes)
         more = load_node(g, l);
     if (more && !l->failed && !l->state_asked)
         more = load_state(g, l);
-    if (!l->active || l->n_pending > 0)
+    if (!l->active)
         return;
-    /* Nothing is on its way: it is over, or there are no units and nothing that will free any. */
-    if (l->failed || (l->n_nodes == n_nodes && l->state_asked) || (!more && g->n_flights == 0))
+    if (l->n_pending > 0 || l->n_nodes > n_before || on_their_way(&g->disk) > 0) {
+        l->stuck = false;
+    } else if (
+            !l->stuck) { /* there are no units: steps that are in flight may name some that are free then */
+        l->stuck = true;
+        l->stuck_step = g->step_next;
+    }
+    if (l->n_pending == 0 && (l->failed || (l->n_nodes == n_nodes && l->state_asked) ||
+                                     (l->stuck && (g->n_flights == 0 || oldest_step(g) >= l->stuck_step))))
         end_load(g, l);
 }
 
 /* --- writing --- */
 
+/* Whether anything that a snapshot follows is distrusted. */
+static bool is_hidden(const struct prefix *x, const struct prefix_snapshot *s) {
+    uint32_t node = s->node;
+    while (node != 0 && !x->nodes[node].hidden)
+        node = x->nodes[node].parent;
+    return node != 0;
+}
+
 static bool is_alive(const struct engine *g, const struct disk_save *v) {
     const struct prefix_snapshot *s = &g->prefix.snapshots[v->snapshot];
-    return s->number == v->number && !g->prefix.nodes[s->node].hidden;
+    return s->number == v->number && !is_hidden(&g->prefix, s);
 }
 
 /* The snapshot's nodes and their keys, from the root. */
@@ -471,7 +496,7 @@ static void choose(struct engine *g) {
     d->numbers = x->numbers;
     for (uint32_t i = 0; i < LOOK_AT_ONCE && d->n_missed < x->n_units && !d->save.active; i++) {
         struct prefix_snapshot *s = &x->snapshots[d->cursor];
-        bool wanted = s->number > 0 && !s->saved && !s->passing && !x->nodes[s->node].hidden;
+        bool wanted = s->number > 0 && !s->saved && !s->passing && !is_hidden(x, s);
         d->n_missed = wanted ? 0 : d->n_missed + 1;
         if (wanted && s->step < oldest_step(g)) {
             s->saved = true;
@@ -488,9 +513,11 @@ static struct disk_key key_of_node(const struct engine *g, const struct disk_sav
     return key_of(v->keys[i], g->prefix.nodes[v->nodes[i]].ids, n_tail, KEY_OF_TAIL);
 }
 
-/* Has the rows of the next nodes in units, where they are on the device only. */
+/* Has the rows of the next nodes in units, where they are on the device only. The snapshot that is saved is not what
+ * makes room for that. */
 static void copy_out(struct engine *g, struct disk_save *v) {
     struct disk_places *pages = &g->disk.places[STEP_STORED_PAGE];
+    g->prefix.snapshots[v->snapshot].pins++;
     for (v->n_out = 0; v->at + v->n_out < v->n_nodes && v->n_out < DISK_SAVED_AT_ONCE; v->n_out++) {
         uint32_t node = v->nodes[v->at + v->n_out];
         uint32_t place = find_page(pages, key_of_node(g, v, v->at + v->n_out));
@@ -513,6 +540,7 @@ static void copy_out(struct engine *g, struct disk_save *v) {
         v->out[v->n_out] = true;
     }
     v->step = g->step_next;
+    g->prefix.snapshots[v->snapshot].pins--;
 }
 
 /* What was copied out is written. */

@@ -423,8 +423,10 @@ uint32_t prefix_bring(struct prefix *x, struct pools *p, uint32_t node, uint32_t
 
 /* --- evicting --- */
 
-/* Loses what the host has of a node that has nothing below it. */
+/* Loses what the host has of a node that has nothing below it. False: nothing may be lost, or nothing is. */
 static bool lose(struct prefix *x, struct pools *p, uint32_t n, uint64_t oldest_step) {
+    if (x->nodes[n].snapshots == PREFIX_NONE)
+        return false;
     for (uint32_t u = x->nodes[n].snapshots; u != PREFIX_NONE; u = x->snapshots[u].sibling)
         if (!may_be_given_up(&x->snapshots[u], oldest_step))
             return false;

@@ -207,7 +207,7 @@ static bool bring(struct engine *g, const struct prefix_hit *hit) {
 
 bool reuse_is_away(struct engine *g, const struct sequence *s, struct prefix_hit *hit) {
     uint32_t n;
-    if (caches(g) && disk_is_coming(g, s, salt_of(s), hit))
+    if (caches(g) && !computes_all(s) && disk_is_coming(g, s, salt_of(s), hit))
         return true;
     if (prefix_missing(&g->prefix, hit, &n) == 0)
         return false;

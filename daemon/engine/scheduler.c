@@ -437,7 +437,7 @@ static bool plan_quarantine(struct plan *p) {
     else if (s->samples < s->trial_end)
         plan_decode(p, s);
     assert(p->f->n_entries <= 1);
-    bool held_up = s->planned >= s->prefill_end && s->stalled_since_ns > 0; /* by its reader, not by pages */
+    bool held_up = s->stalled_since_ns > 0; /* by its reader, also where its prompt is scored; not by pages */
     if (p->f->n_entries > 0 || s->in_flight > 0 || !held_up)
         return false;
     sequence_cleared(g, s); /* it has done what can be done now, and others wait */

@@ -173,8 +173,10 @@ struct disk { /* disk.h; the prefix cache's third tier */
     uint64_t numbers;
     struct disk_load {
         bool active, failed, state_asked;
-        uint64_t sequence; /* for which */
-        uint32_t *ids;     /* [max_model_len] */
+        bool stuck;                    /* no unit was to be had, and nothing comes */
+        uint64_t stuck_step, began_ns; /* since which step */
+        uint64_t sequence;             /* for which */
+        uint32_t *ids;                 /* [max_model_len] */
         struct disk_key *keys;
         uint32_t *nodes, n_nodes; /* the root, full pages, the tail: those that are there or coming */
         uint32_t state, length, n_pages, n_pending;

@@ -45,7 +45,7 @@ struct units {
     uint64_t turns;
     cudaStream_t down, up;
     cudaEvent_t last_left; /* of a stage: what was queued last; NULL = nothing yet */
-    bool *written;         /* [n] by `down`, which `up` has not waited for since */
+    bool *written;         /* [n] by `down`, which the host has not waited for since */
 
     uint8_t *memory; /* [n][unit_bytes] of the host */
     uint64_t mapped_bytes;
@@ -233,7 +233,6 @@ static bool fetch(struct units *u, struct k_stream *s, struct stage *g) {
             (u->written[g->unit] && !CUDA_QUEUED(s, cudaStreamWaitEvent(u->up, u->last_left, 0))) ||
             !queue_copies(u, s, g, /* down= */ false) || !CUDA_QUEUED(s, cudaEventRecord(g->came, u->up)))
         return false;
-    u->written[g->unit] = false;
     return CUDA_QUEUED(s, cudaStreamWaitEvent(s->stream, g->came, 0));
 }
 uint8_t *units_read(struct units *u, struct k_stream *s, uint32_t unit) {
@@ -259,11 +258,12 @@ void units_end(struct units *u, struct k_stream *s) {
     u->written[g->unit] = true;
 }
 
-/* A stage that holds it is forgotten. An event that fails has a fault behind it, which the stream will find too. */
+/* A stage that holds it is forgotten. */
 uint8_t *units_host(struct units *u, uint32_t unit) {
     struct stage *g = stage_with(u, unit);
-    if (u->written[unit] && context_enter(u->context, NULL) == 0)
-        cudaEventSynchronize(g ? g->left : u->last_left);
+    if (u->written[unit] && (context_enter(u->context, NULL) < 0 ||
+                                    cudaEventSynchronize(g ? g->left : u->last_left) != cudaSuccess))
+        return NULL;
     u->written[unit] = false;
     if (g)
         g->unit = UINT32_MAX;

@@ -20,5 +20,6 @@ struct units *units_free(struct units *u); /* NULL ok; returns NULL */
 uint8_t *units_write(struct units *u, struct k_stream *s, uint32_t unit);
 uint8_t *units_read(struct units *u, struct k_stream *s, uint32_t unit);
 void units_end(struct units *u, struct k_stream *s);
-/* The unit's bytes, all of which have arrived; the host may write them, as long as nothing that names it is queued. */
+/* The unit's bytes, all of which have arrived; the host may write them, as long as nothing that names it is queued.
+ * NULL: they cannot have. */
 uint8_t *units_host(struct units *u, uint32_t unit);

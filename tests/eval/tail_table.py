@@ -7,7 +7,7 @@ usage: tail_table.py [--tokens 32768] [--threads N] [--model DIR]
 The text is the held-out prompts of tests/eval and their replies, one after another. models/shardd-tiny says that it
 sees 4,096 tokens; what is measured is a folder with its files and a config.json that allows as many as there are: its
 weights are what they are, and its position embeddings have no length. The binary, bench-tp-tails, is SHARDD_BIN's.
-docs/quality.md holds the output; tests/e2e/test_eval.py runs it over a few tokens.
+docs/quality.md holds the output.
 """
 import argparse
 import json

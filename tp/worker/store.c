@@ -196,6 +196,8 @@ static int open_folder(const char *dir, struct error *e) {
                 e, -errno, "cannot make the folder %s of the prefix cache: %s", dir, strerror(errno));
     if (stat(dir, &st) < 0 || !S_ISDIR(st.st_mode))
         return error_set(e, -ENOTDIR, "the prefix cache's %s is no folder", dir);
+    if (st.st_uid != geteuid())
+        return error_set(e, -EPERM, "the folder %s of the prefix cache is another user's: chown it", dir);
     if ((st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
         return error_set(e, -EPERM,
                 "others may write to the folder %s of the prefix cache, and with it into answers: chmod go-w it",
@@ -215,6 +217,11 @@ static int open_file(struct store *s, const char *dir, struct error *e) {
     s->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (s->fd < 0)
         return error_set(e, -errno, "cannot open %s: %s", path, strerror(errno));
+    struct stat st;
+    if (fstat(s->fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
+            (st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
+        return error_set(
+                e, -EPERM, "%s of the prefix cache is no file that only this user may write to", path);
     if (flock(s->fd, LOCK_EX | LOCK_NB) < 0)
         return error_set(e, errno == EWOULDBLOCK ? -EBUSY : -errno, "%s is used by another process", path);
     return read_file(s, path, e);
@@ -274,7 +281,9 @@ static int read_record(struct store *s, const struct step_record *r, void *unit)
 
 static void run(struct store *s, const struct store_work *w) {
     bool out = w->op.kind == STEP_STORE_WRITE;
-    int r = out ? write_record(s, &w->op.record, w->unit) : read_record(s, &w->op.record, w->unit);
+    int r = -EIO; /* the device has failed, and its unit is not what it should be */
+    if (w->unit)
+        r = out ? write_record(s, &w->op.record, w->unit) : read_record(s, &w->op.record, w->unit);
     if (r < 0 && !s->complained)
         note(s, "a prefix cannot be %s its file: %s: it is computed again; more such is not told",
                 out ? "written to" : "read from",

@@ -5,6 +5,7 @@
 #include "tests/cuda_emu/emu_control.h"
 #include "tests/cuda_emu/self_test.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>

@@ -399,6 +399,24 @@ static void test_trial_without_a_reader(void **state) {
     expect_end(&a, ENGINE_FINISH_LENGTH);
 }
 
+/* The same where it is the prompt's logprobs that nobody reads, which are more than its reader has room for. */
+static void test_trial_of_a_scored_prompt(void **state) {
+    (void)state;
+    start(1);
+    struct reading a;
+    struct engine_request q = harness_request(prompt, 500, 10, 500);
+    q.prompt_logprobs = true;
+    harness_submit(engine, &q, &a);
+    begin(0);
+    assert_int_equal(lose(0, CRASH).suspects, 1);
+    struct reading b = submit(60, 20);
+    group_up();
+    serve_until_end(&b); /* nobody reads a */
+    assert_int_equal(b.finish, ENGINE_FINISH_LENGTH);
+    harness_unref(&b, 1);
+    expect_end(&a, ENGINE_FINISH_LENGTH);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test_teardown(test_plan_that_nobody_began, teardown),
@@ -414,6 +432,7 @@ int main(void) {
             cmocka_unit_test_teardown(test_killed_from_outside, teardown),
             cmocka_unit_test_teardown(test_fault_answers, teardown),
             cmocka_unit_test_teardown(test_trial_without_a_reader, teardown),
+            cmocka_unit_test_teardown(test_trial_of_a_scored_prompt, teardown),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

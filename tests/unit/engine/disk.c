@@ -159,6 +159,33 @@ static void test_random(void **state) {
     free_stores();
 }
 
+/* Fewer units than a prompt has pages: what is written makes room for itself, and what was written cannot come back at
+ * once. */
+static void test_few_units(void **state) {
+    (void)state;
+    static struct reading a, b;
+    for (uint32_t units = 2; units <= 8; units += 3) {
+        make_stores(PLACES, 20);
+        for (uint32_t turn = 0; turn < 4; turn++) {
+            struct world w, plain;
+            open_world(&w, units, 64);
+            open_world(&plain, 0, 256);
+            for (uint32_t i = 0; i < 12; i++) {
+                fill(0, 1000, i % 3);
+                struct engine_request q = harness_request(ids, 300 + 130 * (i % 5), ANSWER, i);
+                ask(&w, &q, &a);
+                ask(&plain, &q, &b);
+                assert_memory_equal(a.ids, b.ids, ANSWER * sizeof(a.ids[0]));
+                if (i % 4 == 3)
+                    nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL); /* some is written, or not */
+            }
+            close_world(&plain);
+            close_world(&w);
+        }
+    }
+    free_stores();
+}
+
 /* Bytes of another model, or torn ones: the place fails when it is read, and is not tried again. */
 static void test_damaged(void **state) {
     (void)state;
@@ -187,6 +214,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_restart),
             cmocka_unit_test(test_random),
+            cmocka_unit_test(test_few_units),
             cmocka_unit_test(test_damaged),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
