@@ -14,6 +14,9 @@
 
 typedef Shardd__V1__SamplingParams Sampling;
 
+#define NORMAL_FORM_GROWTH                                                                                   \
+    3u /* of UTF-8 in normal form C, at most (UAX 15); no byte makes more than one token */
+
 int restrict_check(const Sampling *p, const struct request_context *x, struct rpc_status *s) {
     if (p->n_allowed_token_ids > x->vocab_size)
         return refuse(s, REFUSAL_INVALID_FIELD,
@@ -84,7 +87,7 @@ static int add_text(const struct request_context *x, struct plan *plan, const ch
     uint32_t *ids = NULL;
     size_t n = 0;
     if (tokenizer_encode(x->model->tokenizer, text, bytes, /* parse_special= */ false,
-                /* max_ids= */ BAD_WORD_BYTES_MAX + 1, &ids, &n, &e) < 0)
+                NORMAL_FORM_GROWTH * (BAD_WORD_BYTES_MAX + 1), &ids, &n, &e) < 0)
         return refuse(
                 s, REFUSAL_INTERNAL, "the tokenizer failed on a string of sampling.bad_words: %s", e.text);
     int r = 0;

@@ -54,7 +54,8 @@ static void pass(struct argv *a, const struct options *o, enum option_id id) {
 
 static int ask(const struct checkup *c, const struct plan_question *q, json_t **ret, struct error *e) {
     static const enum option_id told[] = {OPT_LOAD_FORMAT, OPT_MAX_MODEL_LEN, OPT_MAX_NUM_SEQS,
-            OPT_MAX_NUM_BATCHED_TOKENS, OPT_KV_CACHE_DTYPE, OPT_RECURRENT_STATE_DTYPE, OPT_KV_CACHE_MEMORY};
+            OPT_MAX_NUM_BATCHED_TOKENS, OPT_KV_CACHE_DTYPE, OPT_RECURRENT_STATE_DTYPE, OPT_KV_CACHE_MEMORY,
+            OPT_DRAFT_VOCAB};
     struct argv a = {0};
     argv_add(&a, "%s", q->worker);
     argv_add_flag(&a, "--model", "%s", q->model);

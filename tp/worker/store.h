@@ -32,9 +32,8 @@ struct store_options {
 int store_open(const struct store_options *o, struct store **ret, struct error *e);
 struct store *store_free(struct store *s); /* after what is queued; NULL ok */
 uint32_t store_places(const struct store *s, enum step_stored what);
-/* unit: the bytes of the unit, nobody else's until the operation is done; NULL: the device
- * has failed, and so does the operation.
- * At most STEP_STORE_MAX may be on their way. */
+/* unit: the bytes of the unit, nobody else's until the operation is done; NULL: the device has failed, and so does the
+ * operation. At most STEP_STORE_MAX may be on their way. */
 void store_queue(struct store *s, const struct step_store *op, void *unit);
 /* As struct step_completion has it. */
 void store_progress(struct store *s, uint64_t *ret_done, uint64_t *ret_failed);

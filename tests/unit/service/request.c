@@ -346,7 +346,7 @@ static void test_bad_words(void **state) {
     struct draft *d = malloc(sizeof(*d));
     struct plan *p = malloc(sizeof(*p));
     struct rpc_status s = {0};
-    char over[BAD_WORD_BYTES_MAX + 2];
+    char over[BAD_WORD_BYTES_MAX + 2], longer[BAD_WORD_BYTES_MAX]; /* three times as long in normal form C */
     ProtobufCBinaryData bad[BAD_WORDS_MAX + 1];
     draft_init(d);
     memset(over, 'x', sizeof(over));
@@ -363,6 +363,11 @@ static void test_bad_words(void **state) {
         n_banned += p->engine.bias[i] <= ENGINE_BIAS_BANNED;
     assert_in_range(n_words, 2, 3);
     assert_int_equal(n_words + n_banned, 4);
+    plan_done(p);
+    for (size_t i = 0; i < sizeof(longer); i++)
+        longer[i] = "\xf0\x9d\x85\xa0"[i % 4];
+    bad[1] = (ProtobufCBinaryData){sizeof(longer), (uint8_t *)longer};
+    assert_int_equal(check(d, p, &s), 0);
     plan_done(p);
     for (size_t i = 0; i <= BAD_WORDS_MAX; i++)
         bad[i] = message_string("word");
