@@ -627,6 +627,33 @@ bool disk_plan(struct engine *g) {
     return d->n_planned > 0;
 }
 
+void disk_distrust(struct engine *g, uint32_t node) {
+    struct disk *d = &g->disk;
+    const struct prefix *x = &g->prefix;
+    uint32_t n = 0;
+    for (uint32_t i = node; i != 0; i = x->nodes[i].parent)
+        n++;
+    uint32_t *nodes = d->on && n > 0 ? malloc(n * sizeof(nodes[0])) : NULL;
+    if (nodes == NULL)
+        return;
+    for (uint32_t i = n; i > 0; i--, node = x->nodes[node].parent)
+        nodes[i - 1] = node;
+    struct disk_key key = key_of((struct disk_key){{0, 0}}, x->nodes[nodes[0]].ids, PAGE_TOKENS, KEY_OF_ROOT);
+    for (uint32_t i = 1; i < n; i++) {
+        struct disk_places *pages = &d->places[STEP_STORED_PAGE], *states = &d->places[STEP_STORED_STATE];
+        key = key_of(key, x->nodes[nodes[i]].ids, PAGE_TOKENS, STEP_STORED_PAGE);
+        uint32_t at = find_page(pages, key), next;
+        if (at != DISK_NONE && pages->all[at].n_busy == 0)
+            leave(pages, STEP_STORED_PAGE, at);
+        for (at = states->n > 0 ? *bucket_of(states, key) : DISK_NONE; at != DISK_NONE; at = next) {
+            next = states->all[at].next;
+            if (same(states->all[at].base, key) && states->all[at].n_busy == 0)
+                leave(states, STEP_STORED_STATE, at);
+        }
+    }
+    free(nodes);
+}
+
 bool disk_has_work(const struct engine *g) {
     const struct disk *d = &g->disk;
     bool writes = g->turn_ns >= d->off_until_ns &&

@@ -358,6 +358,8 @@ void reuse_forget(struct sequence *s) {
 }
 
 void reuse_distrust(struct engine *g, const struct sequence *s) {
-    if (s->path.node != 0)
-        prefix_hide(&g->prefix, &s->path);
+    if (s->path.node == 0)
+        return;
+    prefix_hide(&g->prefix, &s->path);
+    disk_distrust(g, s->path.node);
 }

@@ -34,6 +34,8 @@ struct world {
     struct harness_group group;
 };
 
+#define DAMAGED_ID 999u /* which no prompt has otherwise */
+
 static void open_world(struct world *w, uint32_t page_units, uint32_t pages) {
     struct engine_options o = harness_engine_options();
     struct null_rank_options r = harness_rank_options();
@@ -43,6 +45,7 @@ static void open_world(struct world *w, uint32_t page_units, uint32_t pages) {
     r.pages = pages;
     r.slot_units = page_units > 0 ? 8 : 0;
     r.page_units = page_units;
+    r.damaged_id = DAMAGED_ID;
     r.stores = page_units > 0 ? stores : NULL;
     w->engine = harness_engine(&o);
     harness_group_start(&w->group, w->engine, &r, 1);
@@ -73,7 +76,7 @@ static void wait_saved(struct world *w, uint32_t states) {
 
 static void fill(uint32_t first, uint32_t end, uint32_t salt) {
     for (uint32_t i = first; i < end; i++)
-        ids[i] = (i * 7919 + salt * 31 + 5) % 1000;
+        ids[i] = (i * 7919 + salt * 31 + 5) % DAMAGED_ID;
 }
 
 static uint32_t ask(struct world *w, const struct engine_request *q, struct reading *ret) {
@@ -131,7 +134,7 @@ static void test_random(void **state) {
             stores[i].failing = seed < 2 ? 0 : 10 * seed;
         for (uint32_t i = 0; i < 3; i++)
             for (uint32_t k = 0; k < 1024; k++)
-                told[i][k] = (k * 7919 + i * 77 + seed) % 1000;
+                told[i][k] = (k * 7919 + i * 77 + seed) % DAMAGED_ID;
         for (uint32_t turn = 0; turn < 9; turn++) {
             struct world w, plain;
             struct engine_stats s;
@@ -186,6 +189,27 @@ static void test_few_units(void **state) {
     free_stores();
 }
 
+/* What a sequence without numbers has read is not read from the disk either. */
+static void test_distrusted(void **state) {
+    (void)state;
+    static struct reading a;
+    struct world w;
+    make_stores(PLACES, 20);
+    open_world(&w, 40, 256);
+    fill(0, 700, 1);
+    struct engine_request q = harness_request(ids, 400, ANSWER, 1);
+    ask(&w, &q, &a);
+    wait_saved(&w, 1);
+    ids[500] = DAMAGED_ID;
+    struct engine_request damaged = harness_request(ids, 640, ANSWER, 2);
+    assert_true(ask(&w, &damaged, &a) >= 384);
+    assert_int_equal(a.finish, ENGINE_FINISH_FAULT);
+    assert_int_equal(ask(&w, &q, &a), 0);
+    assert_int_equal(a.finish, ENGINE_FINISH_LENGTH);
+    close_world(&w);
+    free_stores();
+}
+
 /* Bytes of another model, or torn ones: the place fails when it is read, and is not tried again. */
 static void test_damaged(void **state) {
     (void)state;
@@ -215,6 +239,7 @@ int main(void) {
             cmocka_unit_test(test_restart),
             cmocka_unit_test(test_random),
             cmocka_unit_test(test_few_units),
+            cmocka_unit_test(test_distrusted),
             cmocka_unit_test(test_damaged),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
