@@ -44,7 +44,7 @@ print("==PROF== Connected to process 1")
 print(",".join('"%s"' % c for c in ["ID", "Kernel Name", *metrics]))
 print(",".join('"%s"' % c for c in ["", "", *["unit"] * len(metrics)]))
 n = 0
-for step in range(14):
+for step in range(12 if "--drafts" in sys.argv else 14):
     for name, value in (("begin_kernel(begin_args)", "1,000"), ("void stream_kernel<(unsigned int)4, (cut)1>(a)", "50"),
                         ("void stream_kernel<(unsigned int)4, (cut)1>(a)", "150"), ("end_kernel(end_args)", "0"),
                         ("words_kernel(words_args)", "7")):
@@ -142,7 +142,7 @@ def test_profile_sums_by_kernel(build):
     assert status == 0, said
     rows = re.findall(r"^ +(\d+) +([\d.]+) +([\d.]+) % .* (\S.*kernel\S*.*)$", said, re.M)
     assert rows == [("1", "1.0", "83.3", "begin_kernel"), ("2", "0.2", "16.7", "stream_kernel<4, 1>"),
-                    ("1", "0.0", "0.0", "end_kernel")] * 3, said
+                    ("1", "0.0", "0.0", "end_kernel")] * 5, said
     assert "125 %" in said  # of time-weighted 50 and 150: (50 * 50 + 150 * 150) / 200
 
 

@@ -17,7 +17,7 @@
 #define EVENTS     6000u
 #define UNITS_MOST 23u
 #define HOST_MOST  70u /* page units */
-#define NODES      (PAGES + HOST_MOST + SLOTS + 2 * UNITS_MOST)
+#define NODES      (PAGES + HOST_MOST + SLOTS + 2 * UNITS_MOST + 1)
 
 struct holder { /* a sequence that runs in the slot of its index */
     bool active;
