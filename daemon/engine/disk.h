@@ -27,9 +27,8 @@ bool disk_plan(struct engine *g);
 bool disk_has_work(const struct engine *g);
 bool disk_waits(const struct engine *g);
 /* Whether more of what s begins with than `hit` is being read, or is from now on: it is to be asked about again. */
+bool disk_is_coming(
+        struct engine *g, const struct sequence *s, const uint32_t *salt, const struct prefix_hit *hit);
 /* What the path to this node left on the disk is not found there any more, as long as the group lives: the places are
  * the next to be used. */
 void disk_distrust(struct engine *g, uint32_t node);
-
-bool disk_is_coming(
-        struct engine *g, const struct sequence *s, const uint32_t *salt, const struct prefix_hit *hit);

@@ -8,6 +8,7 @@
  * Exact is a cache and a state of fp32. A position is lost where KL is more than 1 nat, or where another token is the
  * likeliest although the exact model gives its own at least twice the chance of that one. tests/eval/tail_table.py
  * calls this with models/shardd-tiny; docs/quality.md has the table. */
+#include "tests/lib/divergence.h"
 #include "tp/worker/offline.h"
 
 #include <math.h>
@@ -81,30 +82,9 @@ static float *logits_of(struct text *t, const struct way *way) {
     return s.logits;
 }
 
-static uint32_t likeliest(const float *x, uint32_t n) {
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < n; i++)
-        best = x[i] > x[best] ? i : best;
-    return best;
-}
-/* log of the sum of e^x */
-static double log_sum(const float *x, uint32_t n) {
-    const double highest = x[likeliest(x, n)];
-    double sum = 0;
-    for (uint32_t i = 0; i < n; i++)
-        sum += exp(x[i] - highest);
-    return highest + log(sum);
-}
-static double divergence(const float *p, const float *q, uint32_t n) {
-    const double p_all = log_sum(p, n), q_all = log_sum(q, n);
-    double sum = 0;
-    for (uint32_t i = 0; i < n; i++)
-        sum += exp(p[i] - p_all) * ((p[i] - p_all) - (q[i] - q_all));
-    return sum > 0 ? sum : 0;
-}
 static void compare(struct comparison *c, const float *p, const float *q, uint32_t vocab) {
-    const uint32_t best = likeliest(p, vocab), other = likeliest(q, vocab);
-    const double kl = divergence(p, q, vocab);
+    const uint32_t best = logits_likeliest(p, vocab), other = logits_likeliest(q, vocab);
+    const double kl = logits_divergence(p, q, vocab);
     c->kl[c->n++] = kl;
     c->same += best == other;
     c->lost += kl > 1 || (best != other && p[best] - p[other] >= log(2));
@@ -151,7 +131,7 @@ static void tell_exact(const struct text *t, const float *exact) {
         const uint32_t end = depths[d + 1] < t->n - 1 ? depths[d + 1] : t->n - 1;
         double sum = 0;
         for (uint64_t i = depths[d]; i < end; i++)
-            sum += log_sum(exact + i * t->vocab, t->vocab) - exact[i * t->vocab + t->ids[i + 1]];
+            sum += logits_log_sum(exact + i * t->vocab, t->vocab) - exact[i * t->vocab + t->ids[i + 1]];
         fprintf(stderr, "exact, %u-%u: %.3f nats a token\n", depths[d], end, sum / (end - depths[d]));
     }
 }

@@ -374,6 +374,18 @@ static void test_fault_answers(void **state) {
     expect_end(&a, ENGINE_FINISH_FAULT);
 }
 
+/* a's rows are in the step that dies, and nobody reads a while b is served; then a goes on to its end. */
+static void suspected_while_unread(struct reading *a) {
+    begin(0);
+    assert_int_equal(lose(0, CRASH).suspects, 1);
+    struct reading b = submit(60, 20);
+    group_up();
+    serve_until_end(&b);
+    assert_int_equal(b.finish, ENGINE_FINISH_LENGTH);
+    harness_unref(&b, 1);
+    expect_end(a, ENGINE_FINISH_LENGTH);
+}
+
 /* The reader of a suspect takes nothing: its trial ends all the same, and others run. */
 static void test_trial_without_a_reader(void **state) {
     (void)state;
@@ -389,14 +401,7 @@ static void test_trial_without_a_reader(void **state) {
         null_rank_serve(ranks[0], rings[0], 5000000u, NULL);
         engine_stats(engine, &s);
     }
-    begin(0);
-    assert_int_equal(lose(0, CRASH).suspects, 1);
-    struct reading b = submit(60, 20);
-    group_up();
-    serve_until_end(&b); /* nobody reads a */
-    assert_int_equal(b.finish, ENGINE_FINISH_LENGTH);
-    harness_unref(&b, 1);
-    expect_end(&a, ENGINE_FINISH_LENGTH);
+    suspected_while_unread(&a);
 }
 
 /* The same where it is the prompt's logprobs that nobody reads, which are more than its reader has room for. */
@@ -407,14 +412,7 @@ static void test_trial_of_a_scored_prompt(void **state) {
     struct engine_request q = harness_request(prompt, 500, 10, 500);
     q.prompt_logprobs = true;
     harness_submit(engine, &q, &a);
-    begin(0);
-    assert_int_equal(lose(0, CRASH).suspects, 1);
-    struct reading b = submit(60, 20);
-    group_up();
-    serve_until_end(&b); /* nobody reads a */
-    assert_int_equal(b.finish, ENGINE_FINISH_LENGTH);
-    harness_unref(&b, 1);
-    expect_end(&a, ENGINE_FINISH_LENGTH);
+    suspected_while_unread(&a);
 }
 
 int main(void) {

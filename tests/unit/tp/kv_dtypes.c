@@ -3,6 +3,7 @@
  * and replies as they are, and over thousands of tokens of them in a row, where what is lost could add up.
  * docs/quality.md has the table that this prints. */
 #include "eval_prompts.h"
+#include "tests/lib/divergence.h"
 
 #ifdef __SANITIZE_ADDRESS__ /* many times slower */
 #define STRIDE      192u
@@ -41,25 +42,10 @@ static float *logits_of(struct offline *o, const uint32_t *ids, uint32_t n) {
     return logits;
 }
 
-/* log of the sum of e^x */
-static double log_sum(const float *x, uint32_t n) {
-    const double highest = x[argmax(x, n)];
-    double sum = 0;
-    for (uint32_t i = 0; i < n; i++)
-        sum += exp(x[i] - highest);
-    return highest + log(sum);
-}
-static double divergence(const float *p, const float *q, uint32_t n) {
-    const double p_all = log_sum(p, n), q_all = log_sum(q, n);
-    double sum = 0;
-    for (uint32_t i = 0; i < n; i++)
-        sum += exp(p[i] - p_all) * ((p[i] - p_all) - (q[i] - q_all));
-    return sum > 0 ? sum : 0;
-}
 static void compare_rows(struct divergences *d, const float *p, const float *q, uint32_t rows, uint32_t v) {
     assert_true(d->n + rows <= ROWS_ALL);
     for (uint32_t i = 0; i < rows; i++, p += v, q += v) {
-        d->kl[d->n++] = divergence(p, q, v);
+        d->kl[d->n++] = logits_divergence(p, q, v);
         d->same += argmax(p, v) == argmax(q, v);
     }
 }
